@@ -1,0 +1,33 @@
+//! The vocabulary of the IOMMU subsystem and its contract with the hypervisor that embeds it.
+//!
+//! Here live the address, size, permission and identity types, frames with their owners, the
+//! traits an embedder implements ([`platform`]), the atomics shim that loom can take over
+//! ([`sync`]), and the deliberate faults of test builds ([`fault`]). Nothing here knows what an
+//! IOMMU is.
+
+#![cfg_attr(not(any(test, hv_loom)), no_std)]
+
+extern crate alloc;
+
+mod addr;
+mod cell;
+pub mod fault;
+mod frame;
+mod guest;
+mod ids;
+mod owner;
+mod perms;
+pub mod platform;
+mod range;
+mod shared;
+pub mod sync;
+
+pub use addr::{Gpa, Iova, PageCount, PageSize, PhysAddr};
+pub use cell::EntryCell;
+pub use frame::{FrameRun, OutOfBounds, SplitError};
+pub use guest::{GuestMemory, GuestMemoryError};
+pub use ids::{CpuId, PciAddress, PciAddressError, Segment, VmId};
+pub use owner::{FrameOwner, Guest, Hypervisor, KernelPaging, Owner, OwnerId, UserManaged};
+pub use perms::{Access, Perms};
+pub use range::{Address, GpaRange, IovaRange, PageRange, PhysRange, RangeError};
+pub use shared::{OutOfMemory, Shared};

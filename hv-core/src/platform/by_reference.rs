@@ -1,0 +1,82 @@
+//! A shared reference to a platform is a platform: what lives for ever need not be moved in.
+
+use super::{
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
+    Registers, RegistersError,
+};
+use crate::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
+
+impl<T: FrameSource> FrameSource for &T {
+    fn alloc_frames(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        (**self).alloc_frames(pages, align)
+    }
+    fn free_frames(&self, run: FrameRun<Hypervisor>) {
+        (**self).free_frames(run);
+    }
+}
+
+// SAFETY: every call is passed on as it is to an implementation that keeps the contract.
+unsafe impl<T: PhysMemory> PhysMemory for &T {
+    type Cell = T::Cell;
+    unsafe fn cells(&self, frame: PhysAddr) -> &[T::Cell] {
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).cells(frame) }
+    }
+    unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).read(from, out) }
+    }
+    unsafe fn write(&self, to: PhysAddr, bytes: &[u8]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).write(to, bytes) }
+    }
+    unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).read_u32(from) }
+    }
+}
+
+impl<T: Registers> Registers for &T {
+    type Block = T::Block;
+    fn map_registers(&self, range: PhysRange) -> Result<T::Block, RegistersError> {
+        (**self).map_registers(range)
+    }
+}
+
+impl<T: PciConfig> PciConfig for &T {
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
+        (**self).config_read32(function, offset)
+    }
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
+        (**self).config_write32(function, offset, value);
+    }
+}
+
+impl<T: CacheMaintenance> CacheMaintenance for &T {
+    fn write_back(&self, from: PhysAddr, bytes: u64) {
+        (**self).write_back(from, bytes);
+    }
+    fn walker_fence(&self) {
+        (**self).walker_fence();
+    }
+}
+
+impl<T: Clock> Clock for &T {
+    fn now(&self) -> Instant {
+        (**self).now()
+    }
+}
+
+// SAFETY: every call is passed on as it is to an implementation that keeps the contract.
+unsafe impl<T: Cpus> Cpus for &T {
+    fn current_cpu(&self) -> CpuId {
+        (**self).current_cpu()
+    }
+    fn cpu_count(&self) -> usize {
+        (**self).cpu_count()
+    }
+}

@@ -1,0 +1,201 @@
+//! What the embedding hypervisor provides: memory, registers, PCI, caches, time and CPUs.
+//!
+//! An embedder implements these traits once for one type; together they make it a [`Platform`].
+//! Traits that the soundness of this system rests on are `unsafe` to implement and say what
+//! they must keep.
+
+#![expect(
+    unsafe_code,
+    reason = "declares the traits whose contract memory safety rests on"
+)]
+
+mod by_reference;
+
+use core::time::Duration;
+
+use thiserror::Error;
+
+use crate::{
+    CpuId, EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange,
+};
+
+/// Everything the subsystem needs of its hypervisor. Implemented by having all the parts.
+pub trait Platform:
+    FrameSource + PhysMemory + Registers + PciConfig + CacheMaintenance + Clock + Cpus + 'static
+{
+}
+
+impl<
+    P: FrameSource + PhysMemory + Registers + PciConfig + CacheMaintenance + Clock + Cpus + 'static,
+> Platform for P
+{
+}
+
+/// Too few free frames, or none with that alignment. Nothing was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("out of frames: no run of {pages} aligned to {align} is free")]
+pub struct OutOfFrames {
+    /// The length that was asked for.
+    pub pages: PageCount,
+    /// The alignment that was asked for.
+    pub align: PageSize,
+}
+
+/// Gives and takes back physical frames of the hypervisor.
+///
+/// Called on the map path: it must not block for long, and may be called from any CPU.
+pub trait FrameSource: Send + Sync {
+    /// A contiguous run of zeroed frames whose start is a multiple of `align`.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when there is no such run.
+    fn alloc_frames(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<FrameRun<Hypervisor>, OutOfFrames>;
+
+    /// Takes frames back. Runs may come back in other pieces than they were given.
+    fn free_frames(&self, run: FrameRun<Hypervisor>);
+}
+
+/// Reaches physical memory from the CPU.
+///
+/// # Safety
+/// For every frame that a live [`FrameRun`] names, `cells`, `read`, `write` and `read_u32` reach
+/// that frame and no other memory. Frames given by [`FrameSource`] on the same platform are RAM.
+pub unsafe trait PhysMemory: Send + Sync {
+    /// How one 64-bit word of a frame is reached.
+    type Cell: EntryCell;
+
+    /// The 512 words of the frame at `frame` (models may have fewer).
+    ///
+    /// # Safety
+    /// `frame` is the 4 KiB aligned address of a frame that the caller owns, alone or by a protocol
+    /// that keeps it RAM of the hypervisor for as long as the reference is used.
+    unsafe fn cells(&self, frame: PhysAddr) -> &[Self::Cell];
+
+    /// Copies bytes out of memory that a device may write at the same time.
+    ///
+    /// # Safety
+    /// All bytes lie in frames that the caller owns or holds a pin on.
+    unsafe fn read(&self, from: PhysAddr, out: &mut [u8]);
+
+    /// Copies bytes into memory that a device may read at the same time.
+    ///
+    /// # Safety
+    /// As for [`read`](Self::read).
+    unsafe fn write(&self, to: PhysAddr, bytes: &[u8]);
+
+    /// Reads one aligned 32-bit word in one access, later than which no read of the caller is done.
+    ///
+    /// # Safety
+    /// As for [`read`](Self::read), and `from` is a multiple of 4.
+    unsafe fn read_u32(&self, from: PhysAddr) -> u32;
+}
+
+/// One mapped block of device registers. Offsets are bytes from its start; each access is done
+/// once, in full width, uncached and in program order with other register accesses.
+///
+/// An access past the end of the block reads as all ones and writes nothing.
+pub trait Mmio: Send + Sync {
+    /// Reads a 32-bit register.
+    fn read32(&self, offset: u32) -> u32;
+    /// Writes a 32-bit register, after all earlier stores of this CPU to memory.
+    fn write32(&self, offset: u32, value: u32);
+    /// Reads a 64-bit register.
+    fn read64(&self, offset: u32) -> u64;
+    /// Writes a 64-bit register, after all earlier stores of this CPU to memory.
+    fn write64(&self, offset: u32, value: u64);
+}
+
+/// A block of registers cannot be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("registers at {range} cannot be mapped: {reason}")]
+pub struct RegistersError {
+    /// The block that was asked for.
+    pub range: PhysRange,
+    /// Why not.
+    pub reason: &'static str,
+}
+
+/// Maps device registers.
+pub trait Registers: Send + Sync {
+    /// A mapped block.
+    type Block: Mmio;
+
+    /// Maps the registers at `range`, uncached.
+    ///
+    /// # Errors
+    /// [`RegistersError`] when the range is RAM, or cannot be mapped.
+    fn map_registers(&self, range: PhysRange) -> Result<Self::Block, RegistersError>;
+}
+
+/// Reads and writes PCI configuration space. `offset` is in bytes, a multiple of 4, below 4096.
+///
+/// A function that is not there reads as all ones.
+pub trait PciConfig: Send + Sync {
+    /// Reads 32 bits.
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32;
+    /// Writes 32 bits.
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32);
+}
+
+/// Makes stores visible to table walkers that do not snoop the CPU's caches.
+pub trait CacheMaintenance: Send + Sync {
+    /// Writes back every cache line that holds one of the `bytes` bytes at `from`, and returns when
+    /// a walker that does not snoop would read them.
+    fn write_back(&self, from: PhysAddr, bytes: u64);
+
+    /// Orders all earlier stores of this CPU before all later ones, as the walkers see them.
+    ///
+    /// A release store orders for CPUs only; on some architectures device walkers need more.
+    fn walker_fence(&self);
+}
+
+/// A moment of the monotonic clock, in nanoseconds since some start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The moment this many nanoseconds after the start.
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the start.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The moment `wait` later; stays at the end of time instead of wrapping.
+    pub fn after(self, wait: Duration) -> Self {
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanos))
+    }
+
+    /// The time since `earlier`, zero if that is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A monotonic clock that all CPUs agree on.
+pub trait Clock: Send + Sync {
+    /// The present moment. Never earlier than any moment that was returned before it.
+    fn now(&self) -> Instant;
+}
+
+/// Knows which CPU runs.
+///
+/// # Safety
+/// While a caller runs without being moved to another CPU, `current_cpu` gives it a number below
+/// `cpu_count` that no other context running at the same time is given. Code that calls into this
+/// system is not moved to another CPU in the middle of a call; a handler that interrupts such a call and
+/// calls in itself returns before the interrupted call goes on.
+pub unsafe trait Cpus: Send + Sync {
+    /// The CPU that executes this call.
+    fn current_cpu(&self) -> CpuId;
+    /// How many CPUs there can be. Never changes.
+    fn cpu_count(&self) -> usize;
+}
