@@ -1,0 +1,371 @@
+//! Attaching a claimed group to a domain, and detaching it: whole or not at all.
+
+#![expect(unsafe_code, reason = "binds devices to tables")]
+
+use core::fmt;
+
+use hv_core::sync::Ordering;
+use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, Shared, UserManaged};
+use thiserror::Error;
+
+use crate::backend::{Backend, Binding, UnitError, UnitIndex};
+use crate::domain::{Domain, DomainCore, DomainUid};
+use crate::group::{Attached, Claimed, Group, GroupId, Inner, Wedged, clear_bus_mastering};
+use crate::isolation::InterruptsIsolated;
+use crate::system::Bound;
+
+/// Why a group was not attached, or a member not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AttachError {
+    /// Group and domain belong to different guests.
+    #[error("{group} is claimed by {claimed}, {domain} belongs to {owner}")]
+    OtherOwner {
+        /// The group.
+        group: GroupId,
+        /// Who claimed it.
+        claimed: OwnerId,
+        /// The domain.
+        domain: DomainUid,
+        /// Whose it is.
+        owner: OwnerId,
+    },
+    /// Group and domain come from two different set-ups of the subsystem.
+    #[error("{group} and {domain} belong to different IOMMU subsystems")]
+    OtherSystem {
+        /// The group.
+        group: GroupId,
+        /// The domain.
+        domain: DomainUid,
+    },
+    /// The group's unit cannot do what the domain was built for.
+    #[error("{unit} cannot serve the domain: {what} needs {needed}, the unit has {found}")]
+    Incompatible {
+        /// The unit.
+        unit: UnitIndex,
+        /// Which property.
+        what: &'static str,
+        /// What the domain needs.
+        needed: u64,
+        /// What the unit has.
+        found: u64,
+    },
+    /// The domain has ended.
+    #[error("{0} has ended")]
+    Ended(DomainUid),
+    /// The unit refused or failed.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    /// The register of bound devices cannot grow.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The function is not in the group.
+    #[error("{member} is not in {group}")]
+    NotAMember {
+        /// The function.
+        member: PciAddress,
+        /// The group.
+        group: GroupId,
+    },
+    /// The function's command register did not take bus mastering.
+    #[error("{function} did not take bus mastering: its command register reads {command:#06x}")]
+    NoBusMastering {
+        /// The function.
+        function: PciAddress,
+        /// The register.
+        command: u16,
+    },
+}
+
+/// What a failed attach gives back: the group as it was claimed, or wedged when taking back what had
+/// been bound failed too.
+pub enum AttachFailed<O: Owner, B: Backend> {
+    /// Nothing is bound.
+    Refused {
+        /// The group.
+        group: Group<B, Claimed<O>>,
+        /// Why.
+        error: AttachError,
+    },
+    /// The hardware did not forget what had been bound.
+    Wedged {
+        /// The group.
+        group: Group<B, Wedged>,
+    },
+}
+
+impl<O: Owner, B: Backend> fmt::Debug for AttachFailed<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { group, error } => write!(f, "{} was not attached: {error}", group.id()),
+            Self::Wedged { group } => write!(f, "{} is wedged: {}", group.id(), group.error()),
+        }
+    }
+}
+
+impl<B: Backend> Group<B, Claimed<KernelPaging>> {
+    /// Lets the group's devices translate through `domain`. Bus mastering stays off.
+    ///
+    /// # Errors
+    /// [`AttachFailed`], with the group.
+    pub fn attach(
+        self,
+        domain: &Domain<KernelPaging, B>,
+    ) -> Result<Group<B, Attached<KernelPaging, B>>, AttachFailed<KernelPaging, B>> {
+        attach(self, domain)
+    }
+}
+
+impl<B: Backend> Group<B, Claimed<UserManaged>> {
+    /// Lets the group's devices translate through the guest's `domain`. Bus mastering stays off.
+    ///
+    /// # Errors
+    /// [`AttachFailed`], with the group.
+    pub fn attach_for_guest(
+        self,
+        domain: &Domain<UserManaged, B>,
+        isolated: &InterruptsIsolated,
+    ) -> Result<Group<B, Attached<UserManaged, B>>, AttachFailed<UserManaged, B>> {
+        log::warn!(
+            "OVERRIDE: {} goes to {} without interrupt remapping: {}",
+            self.id(),
+            self.owner(),
+            isolated.reason()
+        );
+        attach(self, domain)
+    }
+}
+
+fn attach<O: Owner, B: Backend>(
+    group: Group<B, Claimed<O>>,
+    domain: &Domain<O, B>,
+) -> Result<Group<B, Attached<O, B>>, AttachFailed<O, B>> {
+    let owner = group.owner();
+    let inner = group.inner;
+    if let Err(error) = check(&inner, owner, domain) {
+        let group = Group::again(inner, owner);
+        return Err(AttachFailed::Refused { group, error });
+    }
+    match bind_all(&inner, &domain.core) {
+        Ok(()) => {}
+        Err(BindFailed::TakenBack(error)) => {
+            let group = Group::again(inner, owner);
+            return Err(AttachFailed::Refused { group, error });
+        }
+        Err(BindFailed::Wedged(error)) => {
+            let state = Wedged { error };
+            return Err(AttachFailed::Wedged {
+                group: Group { inner, state },
+            });
+        }
+    }
+    let core = domain.core.clone();
+    let state = Attached { owner, core };
+    Ok(Group { inner, state })
+}
+
+fn check<O: Owner, B: Backend>(
+    inner: &Inner<B>,
+    owner: O::Id,
+    domain: &Domain<O, B>,
+) -> Result<(), AttachError> {
+    let (group, core) = (inner.id, &domain.core);
+    if !Shared::ptr_eq(&inner.system, &core.system) {
+        return Err(AttachError::OtherSystem {
+            group,
+            domain: core.uid,
+        });
+    }
+    if owner != domain.owner {
+        return Err(AttachError::OtherOwner {
+            group,
+            claimed: O::owner_id(owner),
+            domain: core.uid,
+            owner: core.owner,
+        });
+    }
+    let (need, have) = (&core.caps, &inner.caps);
+    let level = need.level.number();
+    let wanted_bits = u64::from(64 - need.last.as_u64().leading_zeros());
+    let rows = [
+        (
+            "table depth",
+            u64::from(level),
+            if have.levels.has(need.level) {
+                u64::from(level)
+            } else {
+                0
+            },
+        ),
+        (
+            "largest page",
+            need.largest_page.bytes(),
+            have.largest_page.bytes(),
+        ),
+        (
+            "coherent walks",
+            u64::from(need.coherent),
+            u64::from(have.coherent),
+        ),
+        (
+            "write-only mappings",
+            u64::from(need.write_only),
+            u64::from(have.write_only),
+        ),
+        (
+            "physical address bits",
+            need.phys_bits.into(),
+            have.phys_bits.into(),
+        ),
+        ("address bits", wanted_bits, have.iova_bits.into()),
+        (
+            "domain ids",
+            u64::from(core.id.get()) + 1,
+            have.domain_ids.into(),
+        ),
+    ];
+    let unit = inner.unit;
+    match rows.into_iter().find(|(_, needed, found)| needed > found) {
+        Some((what, needed, found)) => Err(AttachError::Incompatible {
+            unit,
+            what,
+            needed,
+            found,
+        }),
+        None => Ok(()),
+    }
+}
+
+enum BindFailed {
+    /// As before.
+    TakenBack(AttachError),
+    /// Some entry may still be cached.
+    Wedged(UnitError),
+}
+
+/// Binds every requester of the group, or none.
+fn bind_all<B: Backend>(inner: &Inner<B>, core: &Shared<DomainCore<B>>) -> Result<(), BindFailed> {
+    let system = &inner.system;
+    let refused = |error: AttachError| BindFailed::TakenBack(error);
+    let root = core
+        .table
+        .root()
+        .ok_or(refused(AttachError::Ended(core.uid)))?;
+    {
+        let mut registry = system.registry.lock();
+        let count = inner.requesters.len();
+        registry.bound.try_reserve(count).map_err(|_| {
+            let bytes = count * size_of::<Bound>();
+            refused(OutOfMemory { bytes }.into())
+        })?;
+        // Registered first, so that a unit that wedges now cuts these devices off too.
+        registry
+            .bound
+            .extend(inner.requesters.iter().map(|requester| Bound {
+                unit: inner.unit,
+                requester: *requester,
+                group: inner.id,
+                domain: core.uid,
+                owner: core.owner,
+            }));
+    }
+    // ORDERING: Relaxed, `&Domain` is borrowed meanwhile, so `destroy` happens after this.
+    core.attachments.fetch_add(1, Ordering::Relaxed);
+    let binding = Binding {
+        root,
+        domain: core.id,
+    };
+    for (index, requester) in inner.requesters.iter().enumerate() {
+        core.reach.enter(inner.unit, inner.caps.sync_on_map);
+        // SAFETY: the root is that of a live table in this backend's format. It ends only by
+        // `destroy`, which is refused while `attachments` counts this group, and that is taken
+        // back only after `unbind` has completed. It maps what its owner's runs of frames name.
+        let bound = unsafe { system.backend.bind(inner.unit, *requester, binding) };
+        let waited = match bound {
+            Ok(Some(ticket)) => system.wait(inner.unit, ticket, "the binding of a device"),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let Err(error) = waited else { continue };
+        // An entry that is present but whose ticket failed has to go as well.
+        let present = bound.is_ok();
+        if !present {
+            core.reach.leave(inner.unit);
+        }
+        let done = index + usize::from(present);
+        let bound = inner.requesters.get(..done).unwrap_or(&[]);
+        return Err(match unbind_all(inner, core, bound) {
+            Ok(()) => {
+                unregister(inner, core);
+                refused(error.into())
+            }
+            Err(error) => BindFailed::Wedged(error),
+        });
+    }
+    Ok(())
+}
+
+/// Unbinds these requesters and waits until the unit has forgotten each.
+fn unbind_all<B: Backend>(
+    inner: &Inner<B>,
+    core: &DomainCore<B>,
+    requesters: &[PciAddress],
+) -> Result<(), UnitError> {
+    let system = &inner.system;
+    let mut failed = None;
+    for requester in requesters {
+        let unbound = match system.backend.unbind(inner.unit, *requester, core.id) {
+            Ok(ticket) => system.wait(inner.unit, ticket, "the unbinding of a device"),
+            Err(error) => {
+                system.cut_off(inner.unit);
+                Err(error)
+            }
+        };
+        match unbound {
+            Ok(()) => core.reach.leave(inner.unit),
+            // The others are still taken down: fewer live entries are better.
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Takes the group from the register and from the domain's count.
+fn unregister<B: Backend>(inner: &Inner<B>, core: &DomainCore<B>) {
+    let mut registry = inner.system.registry.lock();
+    registry.bound.retain(|bound| bound.group != inner.id);
+    drop(registry);
+    // ORDERING: Release: the unit forgot the group's entries before `destroy` reads the count.
+    core.attachments.fetch_sub(1, Ordering::Release);
+}
+
+impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
+    /// The domain that the group is attached to.
+    pub fn domain(&self) -> DomainUid {
+        self.state.core.uid
+    }
+
+    /// Takes bus mastering from all members, then the group from its domain, and waits until the
+    /// hardware has forgotten both entries and translations. The group reaches no memory then.
+    ///
+    /// # Errors
+    /// The group, wedged, when the unit did not complete that. The domain stays in use.
+    pub fn detach(self) -> Result<Group<B, Claimed<O>>, Group<B, Wedged>> {
+        let Self {
+            inner,
+            state: Attached { owner, core },
+        } = self;
+        for member in &inner.members {
+            clear_bus_mastering(inner.system.backend.platform(), *member);
+        }
+        match unbind_all(&inner, &core, &inner.requesters) {
+            Ok(()) => {
+                unregister(&inner, &core);
+                Ok(Group::again(inner, owner))
+            }
+            Err(error) => Err(Group {
+                inner,
+                state: Wedged { error },
+            }),
+        }
+    }
+}

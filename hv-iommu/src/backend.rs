@@ -1,0 +1,371 @@
+//! What a hardware backend provides: its units, how a device is bound, flushes, faults.
+
+#![expect(
+    unsafe_code,
+    reason = "declares the call that lets a device reach memory"
+)]
+
+use core::fmt;
+use core::time::Duration;
+
+use hv_core::platform::{OutOfFrames, Platform};
+use hv_core::{Access, Iova, IovaRange, PageSize, PciAddress};
+use thiserror::Error;
+
+use crate::format::{Format, Level, RootPointer};
+
+/// One IOMMU of the machine, numbered from 0 in the order of discovery; at most 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnitIndex(u8);
+
+impl UnitIndex {
+    /// How many units a machine may have.
+    pub const LIMIT: usize = 64;
+
+    /// The unit with this number, or `None` from 64 on.
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < Self::LIMIT {
+            Some(Self(index as u8))
+        } else {
+            None
+        }
+    }
+
+    /// Its number.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for UnitIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unit {}", self.0)
+    }
+}
+
+/// The number under which units cache a domain's translations. Zero is never given to a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HwDomainId(u16);
+
+impl HwDomainId {
+    /// The id with this number.
+    pub const fn new(number: u16) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for HwDomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "domain id {}", self.0)
+    }
+}
+
+/// A set of table depths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LevelSet(u8);
+
+impl LevelSet {
+    /// No depth.
+    pub const EMPTY: Self = Self(0);
+
+    /// This set with tables of `root` level added.
+    #[must_use]
+    pub const fn with(self, root: Level) -> Self {
+        Self(self.0 | 1 << root.number())
+    }
+
+    /// Whether tables whose root is at `root` are in the set.
+    pub const fn has(self, root: Level) -> bool {
+        self.0 & (1 << root.number()) != 0
+    }
+
+    /// Depths that are in both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The root levels in the set, lowest first.
+    pub fn iter(self) -> impl Iterator<Item = Level> {
+        (1..=Level::MAX.number())
+            .filter_map(Level::new)
+            .filter(move |level| self.has(*level))
+    }
+}
+
+/// What a unit can do, as far as domains care. Fixed after discovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitCaps {
+    /// Depths of second-stage tables that the unit walks.
+    pub levels: LevelSet,
+    /// The largest page that a leaf may map.
+    pub largest_page: PageSize,
+    /// Whether table walks snoop the CPU's caches.
+    pub coherent: bool,
+    /// How many domain ids there are, id 0 included.
+    pub domain_ids: u32,
+    /// Significant bits of an address that a device may send.
+    pub iova_bits: u8,
+    /// Significant bits of a physical address.
+    pub phys_bits: u8,
+    /// Whether a new mapping must be flushed before a device uses it (it caches what is not
+    /// present, or has a write buffer).
+    pub sync_on_map: bool,
+    /// Whether a write-only mapping works fully; otherwise it is widened to read and write.
+    pub write_only: bool,
+}
+
+/// What a device is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The domain's tables.
+    pub root: RootPointer,
+    /// The domain's id on the unit.
+    pub domain: HwDomainId,
+}
+
+/// Which cached translations of a domain a flush removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushSpan {
+    /// All of the domain.
+    Domain,
+    /// Those of these pages, possibly more.
+    Pages(IovaRange),
+}
+
+/// How deep a flush reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FlushDepth {
+    /// Cached leaves. Enough where only leaves went from present to not present.
+    Leaves,
+    /// Cached links to tables as well.
+    WalkCaches,
+}
+
+/// A flush to do on one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushRequest {
+    /// Whose translations.
+    pub domain: HwDomainId,
+    /// Which of them.
+    pub span: FlushSpan,
+    /// How deep.
+    pub depth: FlushDepth,
+}
+
+/// Stands for a submitted wait: completed once everything submitted to the unit before it is done.
+///
+/// Sequences of a unit only grow and are never reused, so a late completion of an older request
+/// cannot complete a newer one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlushTicket {
+    /// The position in the unit's order of requests.
+    pub sequence: u64,
+}
+
+/// Why a unit did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum UnitError {
+    /// An earlier request timed out or failed; the unit takes no requests until it is reset.
+    #[error("{unit} is wedged: an earlier invalidation never completed; reset it first")]
+    Wedged {
+        /// The unit.
+        unit: UnitIndex,
+    },
+    /// The unit did not answer in time.
+    #[error("{unit} did not complete {what} within {waited:?}")]
+    Timeout {
+        /// The unit.
+        unit: UnitIndex,
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        waited: Duration,
+    },
+    /// The unit reported an error of its own.
+    #[error("{unit} reported {what}: expected {expected:#x}, found {found:#x}")]
+    Hardware {
+        /// The unit.
+        unit: UnitIndex,
+        /// What went wrong.
+        what: &'static str,
+        /// The value that says all is well.
+        expected: u64,
+        /// The value that was read.
+        found: u64,
+    },
+    /// A table of the unit needs a frame.
+    #[error(transparent)]
+    OutOfFrames(#[from] OutOfFrames),
+    /// The requester is bound already; it must be unbound first.
+    #[error("{requester} is bound to {domain} already")]
+    AlreadyBound {
+        /// The requester.
+        requester: PciAddress,
+        /// What it is bound to.
+        domain: HwDomainId,
+    },
+    /// The requester is not bound to that domain.
+    #[error("{requester} is not bound to {domain}")]
+    NotBound {
+        /// The requester.
+        requester: PciAddress,
+        /// What it was expected to be bound to.
+        domain: HwDomainId,
+    },
+    /// There is no such unit.
+    #[error("there is no {unit}")]
+    NoSuchUnit {
+        /// The number that was given.
+        unit: UnitIndex,
+    },
+}
+
+/// What kind of mistake a fault shows, across vendors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultClass {
+    /// The address is not mapped, or not for this direction.
+    NotPermitted,
+    /// The device is bound to no domain.
+    NotBound,
+    /// The address is wider than the domain's tables.
+    AddressTooWide,
+    /// The request was of a kind that the binding blocks.
+    RequestBlocked,
+    /// A structure that software wrote is malformed.
+    BadStructure,
+    /// The unit could not read a structure.
+    StructureAccess,
+    /// An interrupt request was refused.
+    Interrupt,
+    /// A code that is not known.
+    Other,
+}
+
+impl fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotPermitted => "not mapped or not permitted",
+            Self::NotBound => "device bound to no domain",
+            Self::AddressTooWide => "address wider than the tables",
+            Self::RequestBlocked => "kind of request blocked",
+            Self::BadStructure => "malformed table entry",
+            Self::StructureAccess => "table not readable",
+            Self::Interrupt => "interrupt request refused",
+            Self::Other => "unknown reason",
+        })
+    }
+}
+
+/// One recorded fault, as the unit tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawFault {
+    /// Who sent the request.
+    pub requester: PciAddress,
+    /// The page that was asked for.
+    pub address: Iova,
+    /// In which direction.
+    pub access: Access,
+    /// What kind of mistake it is.
+    pub class: FaultClass,
+    /// The vendor's reason code.
+    pub code: u16,
+}
+
+/// What a look at a unit's fault log gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultEvent {
+    /// One fault; its record is free again.
+    Fault(RawFault),
+    /// Faults were lost because the log was full; the condition was cleared.
+    Overflow,
+}
+
+/// A family of IOMMUs with all its units, brought up.
+///
+/// # Contract
+/// * A requester that is not bound reaches no memory.
+/// * After [`bind`](Self::bind), and after its ticket where it gave one, the requester translates
+///   by the binding. Its entry became live in one store.
+/// * [`unbind`](Self::unbind) takes the entry down in one store, then asks for the entry and all
+///   translations of the domain to be forgotten. When its ticket completes, the unit holds
+///   nothing of the binding for this requester.
+/// * When the ticket of [`submit`](Self::submit) completes, the unit holds no translation that the
+///   request names and that was read before the submission; requests in flight that used one have
+///   reached memory.
+/// * A flush submitted after a store to a table sees that store: `submit` orders it.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// The hypervisor's platform.
+    type Platform: Platform;
+    /// The format of second-stage tables.
+    type Format: Format;
+
+    /// The platform.
+    fn platform(&self) -> &Self::Platform;
+
+    /// How many units there are; they are numbered from 0.
+    fn unit_count(&self) -> usize;
+
+    /// What a unit can do.
+    fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps>;
+
+    /// The unit that translates for `requester`, or `None` when no unit covers it.
+    fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex>;
+
+    /// Ranges that devices use for something else than memory, such as interrupt messages: no
+    /// domain maps them.
+    fn reserved(&self) -> &[IovaRange];
+
+    /// The format of the second-stage tables of a unit with such capabilities.
+    fn format(&self, caps: &UnitCaps) -> Self::Format;
+
+    /// Binds `requester` to a domain.
+    ///
+    /// # Errors
+    /// [`UnitError`]; the requester stays unbound then.
+    ///
+    /// # Safety
+    /// The root is that of a table in this backend's format, which lives, and maps only memory that
+    /// the device may reach, until the ticket of a later [`unbind`](Self::unbind) has completed.
+    unsafe fn bind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError>;
+
+    /// Takes the binding of `requester` to `domain` down.
+    ///
+    /// # Errors
+    /// [`UnitError`]. With [`UnitError::NotBound`] nothing was changed; with any other error the
+    /// entry is down but may still be cached.
+    fn unbind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError>;
+
+    /// Asks a unit for a flush and a wait behind it. Does not wait for its completion.
+    ///
+    /// # Errors
+    /// [`UnitError`]; what was asked for may or may not have happened then.
+    fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError>;
+
+    /// Whether the request behind `ticket` has completed.
+    ///
+    /// # Errors
+    /// [`UnitError`] when it never will.
+    fn poll(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError>;
+
+    /// Marks a unit as wedged: from now on it refuses every request.
+    fn wedge(&self, unit: UnitIndex);
+
+    /// Takes one event from the unit's fault log, if there is one.
+    fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent>;
+}

@@ -1,0 +1,211 @@
+//! The DMA API of the hypervisor's own drivers: memory that CPU and device both see.
+
+#![expect(
+    unsafe_code,
+    reason = "gives the CPU a view of frames that a mapping holds"
+)]
+
+use core::fmt;
+
+use hv_core::platform::{FrameSource, OutOfFrames, PhysMemory};
+use hv_core::{Iova, KernelPaging, OutOfBounds, PageCount, PageSize, Perms, PhysAddr};
+use thiserror::Error;
+
+use crate::backend::Backend;
+use crate::domain::Domain;
+use crate::iova::SpaceError;
+use crate::range::{Free, MapError, MapRefusal, Mapped, Range, RedeemRefusal};
+
+/// Why there is no buffer. Everything taken for it was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum DmaError {
+    /// The frame source has no such run.
+    #[error(transparent)]
+    OutOfFrames(#[from] OutOfFrames),
+    /// The domain has no such range.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// The mapping was refused.
+    #[error(transparent)]
+    Map(#[from] MapRefusal),
+    /// A unit did not take the mapping and is wedged. The buffer's frames stay with the domain.
+    #[error(transparent)]
+    NotVisible(#[from] crate::flush::FlushError),
+}
+
+/// What a driver wants of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferRequest {
+    /// Its length.
+    pub pages: PageCount,
+    /// The alignment of its first byte, for device and memory alike, and the largest page it is
+    /// mapped with.
+    pub align: PageSize,
+    /// What the device may do.
+    pub perms: Perms,
+}
+
+impl<B: Backend> Domain<KernelPaging, B> {
+    /// Takes the lowest free range of that length and alignment.
+    ///
+    /// # Errors
+    /// [`SpaceError`].
+    pub fn allocate(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<Range<KernelPaging, B, Free>, SpaceError> {
+        let span = self.core.space.lock().allocate(pages, align)?;
+        Ok(Range::new(self.core.clone(), (), span, Free(())))
+    }
+
+    /// A zeroed buffer that the CPU and the domain's devices see at once.
+    ///
+    /// # Errors
+    /// [`DmaError`]; nothing is taken then.
+    pub fn alloc_coherent(&self, request: BufferRequest) -> Result<CoherentBuffer<B>, DmaError> {
+        let platform = self.core.system.backend.platform();
+        let frames = platform.alloc_frames(request.pages, request.align)?;
+        let range = match self.allocate(request.pages, request.align) {
+            Ok(range) => range,
+            Err(error) => {
+                platform.free_frames(frames);
+                return Err(error.into());
+            }
+        };
+        let at = frames.range().start();
+        match range.map_with(frames, request.perms, request.align) {
+            Ok(range) => Ok(CoherentBuffer { range, at }),
+            Err(MapError::Refused {
+                range,
+                frames,
+                reason,
+            }) => {
+                platform.free_frames(frames);
+                if let Err((range, error)) = range.release() {
+                    log::warn!("{range:?} is lost: {error}");
+                }
+                Err(reason.into())
+            }
+            Err(MapError::NotVisible { reason, .. }) => Err(reason.into()),
+        }
+    }
+}
+
+/// Memory of the hypervisor that is mapped for a device and that the CPU reads and writes meanwhile.
+///
+/// Dropping it leaves it mapped until the domain ends; [`free`](Self::free) gives it back.
+///
+/// # Invariants
+/// `range` is mapped to the contiguous run of frames that starts at `at`, taken from the platform.
+#[must_use = "a dropped buffer stays mapped until its domain ends"]
+pub struct CoherentBuffer<B: Backend> {
+    range: Range<KernelPaging, B, Mapped>,
+    at: PhysAddr,
+}
+
+/// A buffer that could not be freed: it is unmapped, and its frames stay with the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the buffer's frames stay with the domain until it ends: {0}")]
+pub struct FreeError(pub RedeemRefusal);
+
+impl<B: Backend> CoherentBuffer<B> {
+    /// Where the device sees it.
+    pub fn iova(&self) -> Iova {
+        self.range.span().start()
+    }
+
+    /// Where it is in memory. A device cannot use this address.
+    pub fn phys(&self) -> PhysAddr {
+        self.at
+    }
+
+    /// Its length.
+    pub fn pages(&self) -> PageCount {
+        self.range.span().pages()
+    }
+
+    /// What devices may do with it.
+    pub fn granted(&self) -> Perms {
+        self.range.granted()
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`]; nothing is copied then.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), OutOfBounds> {
+        let from = self.place(offset, out.len())?;
+        // SAFETY: the bytes lie in the run that the mapping holds for this buffer.
+        unsafe { self.platform().read(from, out) };
+        Ok(())
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`]; nothing is copied then.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), OutOfBounds> {
+        let to = self.place(offset, bytes.len())?;
+        // SAFETY: the bytes lie in the run that the mapping holds for this buffer.
+        unsafe { self.platform().write(to, bytes) };
+        Ok(())
+    }
+
+    /// Reads one 32-bit word in one access; nothing that the caller reads later is read before it.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`], also when `offset` is not a multiple of 4.
+    pub fn read_u32(&self, offset: u64) -> Result<u32, OutOfBounds> {
+        let bytes = size_of::<u32>();
+        let from = self.place(offset, bytes)?;
+        if !offset.is_multiple_of(bytes as u64) {
+            return Err(OutOfBounds {
+                offset,
+                bytes: bytes as u64,
+                end: self.pages().bytes(),
+            });
+        }
+        // SAFETY: the word lies in the run that the mapping holds for this buffer, which starts
+        // page-aligned; the offset is a multiple of 4.
+        Ok(unsafe { self.platform().read_u32(from) })
+    }
+
+    /// Unmaps the buffer, waits until no device reaches it, and gives frames and range back.
+    ///
+    /// # Errors
+    /// [`FreeError`] when the flush failed.
+    pub fn free(self) -> Result<(), FreeError> {
+        let redeemed = self.range.unmap().flush();
+        let (range, frames) = redeemed.map_err(|error| FreeError(error.reason))?;
+        range.core().system.backend.platform().free_frames(frames);
+        if let Err((range, error)) = range.release() {
+            log::warn!("{range:?} is lost: {error}");
+        }
+        Ok(())
+    }
+
+    /// The mapping without the CPU's view.
+    pub fn into_range(self) -> Range<KernelPaging, B, Mapped> {
+        self.range
+    }
+
+    fn place(&self, offset: u64, bytes: usize) -> Result<PhysAddr, OutOfBounds> {
+        let end = self.pages().bytes();
+        OutOfBounds::check(offset, bytes, end)?;
+        let bytes = bytes as u64;
+        self.at
+            .checked_add(offset)
+            .ok_or(OutOfBounds { offset, bytes, end })
+    }
+
+    fn platform(&self) -> &B::Platform {
+        self.range.core().system.backend.platform()
+    }
+}
+
+impl<B: Backend> fmt::Debug for CoherentBuffer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "buffer at {} of {}", self.iova(), self.range.domain())
+    }
+}

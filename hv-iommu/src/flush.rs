@@ -1,0 +1,190 @@
+//! Flushes and receipts: the one place where proof is made that hardware forgot something.
+
+use core::fmt;
+use core::time::Duration;
+
+use hv_core::IovaRange;
+use hv_core::platform::Clock;
+use hv_core::sync::{Ordering, fence, spin_hint};
+use thiserror::Error;
+
+use crate::backend::{
+    Backend, FlushDepth, FlushRequest, FlushSpan, FlushTicket, UnitError, UnitIndex,
+};
+use crate::domain::{DomainCore, DomainUid};
+use crate::range::RedeemRefusal;
+use crate::system::System;
+
+/// Proof that every unit a domain reaches has forgotten translations of it.
+///
+/// Only a completed flush makes one. It opens pending values whose unmap came before the flush was
+/// asked for, and which it covers in span and depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a receipt opens what waits for this flush"]
+pub struct Receipt {
+    pub(crate) domain: DomainUid,
+    /// The domain's flush counter when this flush began.
+    pub(crate) sequence: u64,
+    pub(crate) span: FlushSpan,
+}
+
+impl Receipt {
+    /// Whether it opens what `domain` unmapped in `range` when its flush counter was `needed`.
+    ///
+    /// Any depth serves: what waits today are leaves.
+    pub(crate) fn opens(
+        &self,
+        domain: DomainUid,
+        needed: u64,
+        range: &IovaRange,
+    ) -> Result<(), RedeemRefusal> {
+        if self.domain != domain {
+            return Err(RedeemRefusal::OtherDomain {
+                expected: domain,
+                found: self.domain,
+            });
+        }
+        if self.sequence < needed {
+            return Err(RedeemRefusal::TooOld {
+                needed,
+                found: self.sequence,
+            });
+        }
+        match &self.span {
+            FlushSpan::Pages(flushed) if !flushed.covers(range) => {
+                Err(RedeemRefusal::NotCovered { range: *range })
+            }
+            FlushSpan::Pages(_) | FlushSpan::Domain => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "flush {} of {}", self.sequence, self.domain)
+    }
+}
+
+/// Why there is no receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FlushError {
+    /// A unit did not complete the flush. It is wedged from now on and its devices were cut off.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+}
+
+impl<B: Backend> System<B> {
+    /// Waits until what `ticket` stands for is done. On failure the unit is wedged and every device
+    /// behind it loses bus mastering.
+    pub(crate) fn wait(
+        &self,
+        unit: UnitIndex,
+        ticket: FlushTicket,
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let clock = self.backend.platform();
+        let start = clock.now();
+        let deadline = start.after(self.wait);
+        loop {
+            let expired = clock.now() > deadline;
+            match self.backend.poll(unit, ticket) {
+                Ok(true) => return Ok(()),
+                Ok(false) if expired => {
+                    let waited: Duration = clock.now().since(start);
+                    self.cut_off(unit);
+                    return Err(UnitError::Timeout { unit, what, waited });
+                }
+                Ok(false) => spin_hint(),
+                Err(error) => {
+                    self.cut_off(unit);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Wedges a unit and takes bus mastering from every device that is bound behind it.
+    pub(crate) fn cut_off(&self, unit: UnitIndex) {
+        self.backend.wedge(unit);
+        let registry = self.registry.lock();
+        for bound in registry.bound.iter().filter(|bound| bound.unit == unit) {
+            crate::group::clear_bus_mastering(self.backend.platform(), bound.requester);
+        }
+        log::error!("{unit} is wedged; its devices were cut off from memory");
+    }
+}
+
+impl<B: Backend> DomainCore<B> {
+    /// Flushes on every unit that the domain reaches and waits for all of them.
+    pub(crate) fn flush(&self, span: FlushSpan, depth: FlushDepth) -> Result<Receipt, FlushError> {
+        // ORDERING: AcqRel puts flushes and the unmaps that note this counter in one order.
+        let sequence = self.flushes.fetch_add(1, Ordering::AcqRel);
+        // ORDERING: SeqCst pairs with two fences. That of `note_unmap`: an unmap that noted this
+        // counter or an older one has its pending words visible to what is flushed below. And that of
+        // `Reach::enter`: either the unit is seen in the reach here, or its walks, which begin
+        // after that fence, see the pending words.
+        fence(Ordering::SeqCst);
+        self.flush_units(span, depth)?;
+        Ok(Receipt {
+            domain: self.uid,
+            sequence,
+            span,
+        })
+    }
+
+    /// The flush counter to note after pending words were stored.
+    pub(crate) fn note_unmap(&self) -> u64 {
+        // ORDERING: SeqCst: the pending words are visible before the counter is read; pairs with
+        // the fence in `flush`. A flush with this number or a later one began after the words.
+        fence(Ordering::SeqCst);
+        // ORDERING: Relaxed, ordered by the fence.
+        self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// What a map owes: units that cache absent entries, or have a write buffer, forget the range.
+    pub(crate) fn sync_map(&self, range: IovaRange, tables_linked: bool) -> Result<(), FlushError> {
+        if !self.reach.syncs_on_map() {
+            return Ok(());
+        }
+        let depth = if tables_linked {
+            FlushDepth::WalkCaches
+        } else {
+            FlushDepth::Leaves
+        };
+        // ORDERING: SeqCst, as in `flush`.
+        fence(Ordering::SeqCst);
+        self.flush_units(FlushSpan::Pages(range), depth)
+    }
+
+    fn flush_units(&self, span: FlushSpan, depth: FlushDepth) -> Result<(), FlushError> {
+        let request = FlushRequest {
+            domain: self.id,
+            span,
+            depth,
+        };
+        let mut tickets = [None; UnitIndex::LIMIT];
+        let mut failed = None;
+        for unit in self.reach.units() {
+            match self.system.backend.submit(unit, request) {
+                Ok(ticket) => {
+                    if let Some(slot) = tickets.get_mut(unit.index()) {
+                        *slot = Some((unit, ticket));
+                    }
+                }
+                Err(error) => {
+                    self.system.cut_off(unit);
+                    failed = Some(error);
+                }
+            }
+        }
+        for (unit, ticket) in tickets.into_iter().flatten() {
+            if let Err(error) = self.system.wait(unit, ticket, "an invalidation") {
+                failed = Some(error);
+            }
+        }
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+}

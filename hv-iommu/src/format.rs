@@ -1,0 +1,114 @@
+//! What the table engine asks of a page-table format: entries as meanings, bits as the format's.
+
+use core::fmt;
+
+use hv_core::{PageSize, Perms, PhysAddr};
+
+/// A level of a page table, counted from the leaves: tables of level 1 hold 4 KiB pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level(u8);
+
+impl Level {
+    /// The level whose leaves are 4 KiB pages.
+    pub const LEAF: Self = Self(1);
+    /// The highest level of any supported format.
+    pub const MAX: Self = Self(5);
+
+    /// The level with this number, 1 to 5.
+    pub const fn new(number: u8) -> Option<Self> {
+        if number >= 1 && number <= Self::MAX.0 {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The level below, or `None` below the leaves.
+    pub const fn below(self) -> Option<Self> {
+        Self::new(self.0 - 1)
+    }
+
+    /// The level at which a format with 512 entries per table maps pages of this size.
+    pub const fn of(size: PageSize) -> Self {
+        match size {
+            PageSize::Size4K => Self(1),
+            PageSize::Size2M => Self(2),
+            PageSize::Size1G => Self(3),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "level {}", self.0)
+    }
+}
+
+/// What a table word means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing: the word is zero.
+    Empty,
+    /// Maps a page of the level's size.
+    Leaf {
+        /// Where the page is.
+        to: PhysAddr,
+        /// What the device may do.
+        perms: Perms,
+    },
+    /// Links a table of the level below.
+    Table {
+        /// The table's frame.
+        page: PhysAddr,
+        /// Whether this very word is known to have reached the memory that a walker reads, which
+        /// matters only for walkers that do not snoop.
+        written_back: bool,
+    },
+    /// Was a leaf, was unmapped, and waits for a flush receipt; not present for the hardware.
+    Pending {
+        /// The page that is not yet reusable.
+        to: PhysAddr,
+    },
+    /// None of the above: no software of ours wrote this word.
+    Unknown(u64),
+}
+
+/// A page-table format: pure functions between the meaning of an entry and its bits.
+///
+/// # Contract
+/// * `decode(encode(x)) == x` for each encoder below, and `decode(0)` is [`Entry::Empty`].
+/// * A word is present for hardware exactly if it decodes to a leaf or a table.
+/// * No two encoders give the same word.
+pub trait Format: Copy + Send + Sync + 'static {
+    /// Address bits that one level consumes: 9 for tables of 512 entries.
+    const INDEX_BITS: u32;
+
+    /// The meaning of `word`, read from a table of `level`.
+    fn decode(&self, word: u64, level: Level) -> Entry;
+
+    /// A leaf of `level` that maps `to`, which is aligned to the level's page size.
+    fn leaf(&self, level: Level, to: PhysAddr, perms: Perms) -> u64;
+
+    /// A link to the table at `page`, not yet known to be written back.
+    fn table(&self, page: PhysAddr) -> u64;
+
+    /// The bit, ignored by hardware, that a link gets once it was written back.
+    fn written_back(&self) -> u64;
+
+    /// The word that an unmapped leaf leaves behind: not present, keeps the address.
+    fn pending(&self, level: Level, to: PhysAddr) -> u64;
+}
+
+/// Where a table starts and how many levels it has: one value, so that the two cannot disagree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootPointer {
+    /// The root table's frame.
+    pub page: PhysAddr,
+    /// The level of the root table.
+    pub level: Level,
+}

@@ -1,0 +1,353 @@
+//! Groups: devices that cannot be told apart or kept apart, claimed and moved as one value.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use hv_core::platform::PciConfig;
+use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Segment, Shared, UserManaged, VmId};
+
+use crate::attach::AttachError;
+use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
+use crate::domain::DomainCore;
+use crate::system::System;
+use crate::topology::{FunctionKind, PciFunction};
+
+/// A group's number, in order of discovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(u32);
+
+impl GroupId {
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group {}", self.0)
+    }
+}
+
+/// State of a group that reaches no memory and belongs to nobody. Every group starts here and comes
+/// back here between owners.
+#[derive(Debug)]
+pub struct Blocked(());
+
+/// State of a group that was claimed. It still reaches no memory.
+#[derive(Debug)]
+pub struct Claimed<O: Owner> {
+    owner: O::Id,
+}
+
+/// State of a group whose devices translate through a domain.
+pub struct Attached<O: Owner, B: Backend> {
+    pub(crate) owner: O::Id,
+    pub(crate) core: Shared<DomainCore<B>>,
+}
+
+/// State of a group whose detach was not completed by the hardware. It belongs to nobody and can
+/// be neither claimed nor attached; its domain cannot be destroyed.
+#[derive(Debug)]
+pub struct Wedged {
+    pub(crate) error: UnitError,
+}
+
+/// What a group is, whatever its state.
+pub(crate) struct Inner<B: Backend> {
+    pub(crate) id: GroupId,
+    pub(crate) unit: UnitIndex,
+    pub(crate) caps: UnitCaps,
+    /// The functions.
+    pub(crate) members: Vec<PciAddress>,
+    /// Every requester id that the members' requests may carry.
+    pub(crate) requesters: Vec<PciAddress>,
+    /// The ports and bridges on the way to the members.
+    pub(crate) upstream: Vec<PciAddress>,
+    pub(crate) system: Shared<System<B>>,
+}
+
+/// A group of devices in one of its states: [`Blocked`], [`Claimed`], [`Attached`] or [`Wedged`].
+///
+/// The value is the right to move the group on. There is one per group, and each step consumes it.
+///
+/// # Invariants
+/// In every state but [`Attached`] and [`Wedged`] no entry of the unit is present for a requester of
+/// the group, and its members have no bus mastering.
+#[must_use = "a dropped group can never be claimed again"]
+pub struct Group<B: Backend, S> {
+    pub(crate) inner: Inner<B>,
+    pub(crate) state: S,
+}
+
+impl<B: Backend, S> Group<B, S> {
+    /// The group's number.
+    pub fn id(&self) -> GroupId {
+        self.inner.id
+    }
+
+    /// The unit that translates for the group.
+    pub fn unit(&self) -> UnitIndex {
+        self.inner.unit
+    }
+
+    /// The functions in the group.
+    pub fn members(&self) -> &[PciAddress] {
+        &self.inner.members
+    }
+
+    pub(crate) fn system(&self) -> &Shared<System<B>> {
+        &self.inner.system
+    }
+
+    pub(crate) fn unit_caps(&self) -> UnitCaps {
+        self.inner.caps
+    }
+
+    pub(crate) fn into_state<T>(self, state: T) -> Group<B, T> {
+        Group {
+            inner: self.inner,
+            state,
+        }
+    }
+}
+
+impl<B: Backend> Group<B, Blocked> {
+    /// Claims the group for the hypervisor's own driver.
+    pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>> {
+        self.into_state(Claimed { owner: () })
+    }
+
+    /// Claims the group for one guest.
+    pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>> {
+        self.into_state(Claimed { owner: vm })
+    }
+}
+
+impl<B: Backend, O: Owner> Group<B, Claimed<O>> {
+    /// Who of its kind claimed the group.
+    pub fn owner(&self) -> O::Id {
+        self.state.owner
+    }
+
+    /// Gives the claim up.
+    pub fn release(self) -> Group<B, Blocked> {
+        self.into_state(Blocked(()))
+    }
+
+    pub(crate) fn again(inner: Inner<B>, owner: O::Id) -> Self {
+        Self {
+            inner,
+            state: Claimed { owner },
+        }
+    }
+}
+
+impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
+    /// Who of its kind claimed the group.
+    pub fn owner(&self) -> O::Id {
+        self.state.owner
+    }
+
+    /// Lets `member` send requests. Ports and bridges on its way forward them from now on.
+    ///
+    /// # Errors
+    /// [`AttachError::NotAMember`], or [`AttachError::NoBusMastering`] when the function did not take
+    /// the setting.
+    pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError> {
+        if !self.inner.members.contains(&member) {
+            return Err(AttachError::NotAMember {
+                member,
+                group: self.inner.id,
+            });
+        }
+        let platform = self.inner.system.backend.platform();
+        for function in self.inner.upstream.iter().chain([&member]) {
+            let command = set_command(platform, *function, COMMAND_BUS_MASTER, true);
+            if command & COMMAND_BUS_MASTER == 0 {
+                return Err(AttachError::NoBusMastering {
+                    function: *function,
+                    command,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops `member` from sending requests.
+    ///
+    /// # Errors
+    /// [`AttachError::NotAMember`].
+    pub fn disable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError> {
+        if !self.inner.members.contains(&member) {
+            return Err(AttachError::NotAMember {
+                member,
+                group: self.inner.id,
+            });
+        }
+        clear_bus_mastering(self.inner.system.backend.platform(), member);
+        Ok(())
+    }
+}
+
+impl<B: Backend> Group<B, Wedged> {
+    /// What the hardware did not do.
+    pub fn error(&self) -> UnitError {
+        self.state.error
+    }
+}
+
+/// Command and status register of a function (PCI Local Bus 3.0, 6.2.2).
+const COMMAND: u16 = 0x04;
+/// Bus master enable.
+const COMMAND_BUS_MASTER: u16 = 1 << 2;
+
+/// Changes bits of the command register and gives it back as it reads afterwards.
+fn set_command(platform: &impl PciConfig, function: PciAddress, bits: u16, on: bool) -> u16 {
+    // The upper half is the status register, whose bits are cleared by writing 1: write 0 there.
+    let command = platform.config_read32(function, COMMAND) as u16;
+    let wanted = if on { command | bits } else { command & !bits };
+    platform.config_write32(function, COMMAND, wanted.into());
+    platform.config_read32(function, COMMAND) as u16
+}
+
+/// Stops a function from sending requests.
+pub(crate) fn clear_bus_mastering(platform: &impl PciConfig, function: PciAddress) {
+    set_command(platform, function, COMMAND_BUS_MASTER, false);
+}
+
+impl<B: Backend, S> fmt::Debug for Group<B, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {:?} behind {}",
+            self.inner.id, self.inner.members, self.inner.unit
+        )
+    }
+}
+
+/// Which endpoints belong together: those behind one conventional bridge, else the functions of
+/// one device, which may reach each other without passing the IOMMU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Bridge(PciAddress),
+    Device(Segment, u8, u8),
+}
+
+/// Sorts the endpoints into groups. A group of which some requester is covered by no unit, or by
+/// another unit than the rest, is left out: it can never be claimed.
+pub(crate) fn discover<B: Backend>(
+    system: &Shared<System<B>>,
+    functions: &[PciFunction],
+) -> Result<Vec<Group<B, Blocked>>, OutOfMemory> {
+    let mut keys: Vec<Key> = Vec::new();
+    let mut groups = Vec::new();
+    let endpoints = functions
+        .iter()
+        .filter(|function| function.kind == FunctionKind::Endpoint);
+    for endpoint in endpoints.clone() {
+        let key = key_of(endpoint.address, functions);
+        if !keys.contains(&key) {
+            push(&mut keys, key)?;
+        }
+    }
+    for (number, key) in (0..).zip(keys) {
+        let mut members = Vec::new();
+        for endpoint in endpoints
+            .clone()
+            .filter(|endpoint| key_of(endpoint.address, functions) == key)
+        {
+            push(&mut members, endpoint.address)?;
+        }
+        if let Some(group) = group(system, GroupId(number), key, members, functions)? {
+            push(&mut groups, group)?;
+        }
+    }
+    Ok(groups)
+}
+
+fn group<B: Backend>(
+    system: &Shared<System<B>>,
+    id: GroupId,
+    key: Key,
+    members: Vec<PciAddress>,
+    functions: &[PciFunction],
+) -> Result<Option<Group<B, Blocked>>, OutOfMemory> {
+    let mut requesters = Vec::new();
+    for member in &members {
+        push(&mut requesters, *member)?;
+    }
+    if let Key::Bridge(bridge) = key {
+        // A conventional bridge may put its own id, or that of function 0 of the bus behind it, on
+        // what it forwards.
+        push(&mut requesters, bridge)?;
+        let buses = functions.iter().find(|function| function.address == bridge);
+        if let Some(buses) = buses.and_then(|function| function.kind.buses()) {
+            let alias =
+                PciAddress::from_requester(bridge.segment(), u16::from(buses.secondary) << 8);
+            if !requesters.contains(&alias) {
+                push(&mut requesters, alias)?;
+            }
+        }
+    }
+    let mut upstream = Vec::new();
+    for port in functions {
+        let above = |member: &PciAddress| is_above(port, *member);
+        if members.iter().any(above) {
+            push(&mut upstream, port.address)?;
+        }
+    }
+    let unit = members
+        .first()
+        .and_then(|member| system.backend.unit_of(*member));
+    let same = requesters
+        .iter()
+        .all(|requester| system.backend.unit_of(*requester) == unit);
+    let caps = unit.and_then(|unit| system.backend.unit_caps(unit));
+    let (Some(unit), Some(caps), true) = (unit, caps, same) else {
+        log::warn!("{id} {members:?} is not covered by one unit: it can never be claimed");
+        return Ok(None);
+    };
+    let inner = Inner {
+        id,
+        unit,
+        caps,
+        members,
+        requesters,
+        upstream,
+        system: system.clone(),
+    };
+    Ok(Some(Group {
+        inner,
+        state: Blocked(()),
+    }))
+}
+
+/// Whether `port` is a bridge on the way to `member`.
+fn is_above(port: &PciFunction, member: PciAddress) -> bool {
+    let behind = port
+        .kind
+        .buses()
+        .is_some_and(|buses| buses.contains(member.bus()));
+    behind && port.address.segment() == member.segment()
+}
+
+fn key_of(endpoint: PciAddress, functions: &[PciFunction]) -> Key {
+    // The bridge nearest to the root decides: all behind it looks like it.
+    let bridge = functions
+        .iter()
+        .filter(|function| matches!(function.kind, FunctionKind::ConventionalBridge(_)))
+        .filter(|function| is_above(function, endpoint))
+        .min_by_key(|function| function.address.bus());
+    match bridge {
+        Some(bridge) => Key::Bridge(bridge.address),
+        None => Key::Device(endpoint.segment(), endpoint.bus(), endpoint.device()),
+    }
+}
+
+fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
+    let bytes = size_of::<T>();
+    list.try_reserve(1).map_err(|_| OutOfMemory { bytes })?;
+    list.push(item);
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Domain ids of the hardware: given out once, given back only with proof that nothing is cached.
+
+use alloc::vec::Vec;
+
+use hv_core::OutOfMemory;
+use hv_core::sync::{AtomicU64, Ordering};
+
+use crate::backend::HwDomainId;
+
+/// Which ids are taken: one bit each.
+///
+/// # Invariants
+/// Id 0 is always taken: units that cache what is not present file it under 0.
+pub(crate) struct DomainIds {
+    words: Vec<AtomicU64>,
+}
+
+/// An id in use. Not cloneable; dropping it keeps the id taken for good.
+#[must_use = "a dropped lease keeps its id taken for good"]
+pub(crate) struct IdLease(HwDomainId);
+
+impl IdLease {
+    pub(crate) fn id(&self) -> HwDomainId {
+        self.0
+    }
+}
+
+impl DomainIds {
+    /// Ids 1 to `count` - 1, all free; at most 65536.
+    pub(crate) fn new(count: u32) -> Result<Self, OutOfMemory> {
+        let count = count.min(1 << 16);
+        let len = count.div_ceil(u64::BITS) as usize;
+        let mut words = Vec::new();
+        words.try_reserve_exact(len).map_err(|_| OutOfMemory {
+            bytes: len * size_of::<AtomicU64>(),
+        })?;
+        words.extend((0..len as u32).map(|index| {
+            let valid = count - index * u64::BITS;
+            let beyond = if valid >= u64::BITS {
+                0
+            } else {
+                u64::MAX << valid
+            };
+            // INVARIANT: id 0 is taken from the start.
+            AtomicU64::new(beyond | u64::from(index == 0))
+        }));
+        Ok(Self { words })
+    }
+
+    /// Takes the lowest free id.
+    pub(crate) fn take(&self) -> Option<IdLease> {
+        for (index, word) in self.words.iter().enumerate() {
+            // ORDERING: Relaxed, the CAS checks it again.
+            let mut taken = word.load(Ordering::Relaxed);
+            while taken != u64::MAX {
+                let bit = taken.trailing_ones();
+                // ORDERING: AcqRel: the new owner sees all that the former one did with the id,
+                // the flush that freed it included.
+                match word.compare_exchange(
+                    taken,
+                    taken | 1 << bit,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => {
+                        let number = index as u32 * u64::BITS + bit;
+                        return u16::try_from(number)
+                            .ok()
+                            .map(|number| IdLease(HwDomainId::new(number)));
+                    }
+                    Err(found) => taken = found,
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives an id back. The caller has seen the flush of everything cached under it.
+    pub(crate) fn give_back(&self, lease: IdLease) {
+        let number = usize::from(lease.0.get());
+        if let Some(word) = self.words.get(number / 64) {
+            // ORDERING: Release publishes the flush to the next owner's Acquire.
+            word.fetch_and(!(1 << (number % 64)), Ordering::Release);
+        }
+    }
+
+    /// How many ids are taken, id 0 not counted.
+    pub(crate) fn in_use(&self, count: u32) -> u32 {
+        let free: u32 = self
+            .words
+            .iter()
+            // ORDERING: Relaxed, a snapshot for people and tests.
+            .map(|word| word.load(Ordering::Relaxed).count_zeros())
+            .sum();
+        count.min(1 << 16).saturating_sub(1).saturating_sub(free)
+    }
+}
+
+#[cfg(all(test, not(hv_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_and_what_is_beyond_are_never_given() {
+        let ids = DomainIds::new(70).unwrap();
+        let mut leases: Vec<_> = core::iter::from_fn(|| ids.take()).collect();
+        assert_eq!(leases.len(), 69);
+        assert!(
+            leases
+                .iter()
+                .all(|lease| (1..70).contains(&lease.id().get()))
+        );
+        assert_eq!(ids.in_use(70), 69);
+        ids.give_back(leases.remove(4));
+        assert_eq!(ids.take().unwrap().id().get(), 5);
+    }
+}

@@ -1,0 +1,47 @@
+//! What every IOMMU shares: domains, groups, ownership, ranges, tables, flush receipts, faults.
+//!
+//! Knows no vendor. A backend crate implements [`Backend`] and [`Format`]; an embedder implements
+//! the platform traits of `hv-core`.
+
+#![cfg_attr(not(any(test, hv_loom)), no_std)]
+
+extern crate alloc;
+
+mod attach;
+mod backend;
+mod dma;
+mod domain;
+mod flush;
+mod format;
+mod group;
+mod ids;
+mod iova;
+mod isolation;
+pub mod quiesce;
+mod range;
+mod reach;
+mod shared_range;
+mod system;
+pub mod table;
+mod topology;
+
+pub use attach::{AttachError, AttachFailed};
+pub use backend::{
+    Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
+    HwDomainId, LevelSet, RawFault, UnitCaps, UnitError, UnitIndex,
+};
+pub use dma::{BufferRequest, CoherentBuffer, DmaError, FreeError};
+pub use domain::{
+    DestroyError, DestroyRefusal, Domain, DomainConfig, DomainError, DomainUid, Teardown,
+};
+pub use flush::{FlushError, Receipt};
+pub use format::{Entry, Format, Level, RootPointer};
+pub use group::{Attached, Blocked, Claimed, Group, GroupId, Wedged};
+pub use iova::SpaceError;
+pub use isolation::InterruptsIsolated;
+pub use range::{
+    Free, MapError, MapRefusal, Mapped, PendingUnmap, Range, RedeemError, RedeemRefusal, Redeemed,
+};
+pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
+pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
+pub use topology::{BusRange, FunctionKind, PciFunction};

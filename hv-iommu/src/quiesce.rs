@@ -1,0 +1,256 @@
+//! Grace periods: when has every CPU left the tables it was walking?
+//!
+//! Whoever walks a table holds a [`Guard`]. Whoever took something out of reach asks for a moment
+//! ([`Quiescence::retire_epoch`]) and may free it once [`Quiescence::has_passed`] says that every
+//! guard of before has ended. This covers CPUs only; what hardware may still read needs a flush
+//! receipt besides.
+//!
+//! | site | ordering | what it publishes, to whom |
+//! |---|---|---|
+//! | pin: load epoch | Acquire | what the CPU that advanced it saw |
+//! | pin: store slot, fence | Release, SeqCst | "I walk" before the first load of the walk, to `advance` |
+//! | unpin: store slot | Release | all loads and stores of the walk, to `advance` |
+//! | advance: fence, load slots | SeqCst, Acquire | what retired things were unlinked before, and ended walks |
+//! | advance: CAS epoch | AcqRel | the above, to pins and to `has_passed` |
+//! | retire: fence, load epoch | SeqCst, Acquire | the unlinking, before the epoch is read |
+
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use hv_core::platform::Cpus;
+use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, fence};
+use hv_core::{CpuId, OutOfMemory};
+
+/// What one CPU announces: 0 when it walks nothing, else the epoch it saw when it began and, in the
+/// low [`HELD_BITS`], how many guards it holds. On a cache line of its own (two, since lines are
+/// fetched in pairs).
+#[repr(align(128))]
+struct Slot(AtomicU64);
+
+/// Guards that one CPU can hold at a time; further ones count as strays.
+const HELD_BITS: u32 = 16;
+const HELD_MASK: u64 = (1 << HELD_BITS) - 1;
+
+/// Knows which CPUs walk tables, and since which epoch.
+pub struct Quiescence {
+    epoch: AtomicU64,
+    slots: Vec<Slot>,
+    /// Guards of CPUs without a slot, or with too many guards. A platform that keeps its contract
+    /// never has one; if it does, nothing is freed meanwhile.
+    strays: AtomicUsize,
+}
+
+/// An epoch after which something retired may be freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RetireEpoch(u64);
+
+/// Proof that this CPU walks tables. Tables it can reach are not freed while it lives.
+///
+/// Bound to the CPU that made it.
+pub struct Guard<'q> {
+    quiescence: &'q Quiescence,
+    cpu: CpuId,
+    kind: GuardKind,
+    not_send: PhantomData<*const ()>,
+}
+
+enum GuardKind {
+    /// Counted in its CPU's slot. Guards of one CPU may end in any order; the last one empties it.
+    Counted,
+    Stray,
+}
+
+impl Quiescence {
+    /// For CPUs 0 to `cpus` - 1, all of them walking nothing.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(cpus: usize) -> Result<Self, OutOfMemory> {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(cpus).map_err(|_| OutOfMemory {
+            bytes: cpus.saturating_mul(size_of::<Slot>()),
+        })?;
+        slots.extend((0..cpus).map(|_| Slot(AtomicU64::new(0))));
+        Ok(Self {
+            epoch: AtomicU64::new(1),
+            slots,
+            strays: AtomicUsize::new(0),
+        })
+    }
+
+    /// Begins a walk on the CPU that runs.
+    #[inline]
+    pub fn pin(&self, cpus: &impl Cpus) -> Guard<'_> {
+        let cpu = cpus.current_cpu();
+        let slot = self.slots.get(cpu.index()).map(|Slot(slot)| {
+            // ORDERING: Relaxed, only this CPU writes its slot.
+            (slot, slot.load(Ordering::Relaxed))
+        });
+        let kind = match slot {
+            Some((slot, 0)) => {
+                // ORDERING: Acquire pairs with the CAS of `advance`.
+                let epoch = self.epoch.load(Ordering::Acquire);
+                // ORDERING: Release: a CPU that sees this announcement also sees that the guard
+                // before it has ended.
+                slot.store(epoch << HELD_BITS | 1, Ordering::Release);
+                // ORDERING: SeqCst separates the announcement from the first load of the walk:
+                // either `advance` sees the announcement, or the walk sees what was unlinked.
+                fence(Ordering::SeqCst);
+                GuardKind::Counted
+            }
+            Some((slot, held)) if held & HELD_MASK != HELD_MASK => {
+                // ORDERING: Release as above. The epoch stays that of the first guard, whose fence
+                // serves this walk too.
+                slot.store(held + 1, Ordering::Release);
+                GuardKind::Counted
+            }
+            _ => {
+                // ORDERING: Release as for a slot, then the same fence.
+                self.strays.fetch_add(1, Ordering::AcqRel);
+                // ORDERING: SeqCst, as above.
+                fence(Ordering::SeqCst);
+                GuardKind::Stray
+            }
+        };
+        Guard {
+            quiescence: self,
+            cpu,
+            kind,
+            not_send: PhantomData,
+        }
+    }
+
+    /// The epoch to wait for, after something was taken out of reach by stores before this call.
+    pub fn retire_epoch(&self) -> RetireEpoch {
+        // ORDERING: SeqCst: the unlinking comes before the epoch is read; pairs with the fence of
+        // `pin`. A guard that begins later cannot reach what was unlinked.
+        fence(Ordering::SeqCst);
+        // ORDERING: Acquire, ordered behind the fence; the value only has to be no newer than now.
+        RetireEpoch(self.epoch.load(Ordering::Acquire) + 2)
+    }
+
+    /// Whether every guard that was alive at `retired` has ended. Tries to bring that about.
+    pub fn has_passed(&self, retired: RetireEpoch) -> bool {
+        self.advance();
+        // ORDERING: Acquire pairs with the CAS of `advance`: the ended walks happened before.
+        self.epoch.load(Ordering::Acquire) >= retired.0
+    }
+
+    fn advance(&self) {
+        // ORDERING: Relaxed, the CAS below checks the value again.
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        // ORDERING: SeqCst pairs with the fence of `pin`, see there.
+        fence(Ordering::SeqCst);
+        // ORDERING: Acquire pairs with the decrement in `Guard::drop`.
+        if self.strays.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        for Slot(slot) in &self.slots {
+            // ORDERING: Acquire pairs with the Release stores of `pin` and unpin.
+            let seen = slot.load(Ordering::Acquire);
+            if seen != 0 && seen >> HELD_BITS != epoch {
+                return;
+            }
+        }
+        // ORDERING: AcqRel publishes what the slots said to whoever reads the new epoch. Relaxed
+        // on failure: somebody else advanced.
+        let _ = self
+            .epoch
+            .compare_exchange(epoch, epoch + 1, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Guard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        match self.kind {
+            GuardKind::Counted => {
+                if let Some(Slot(slot)) = self.quiescence.slots.get(self.cpu.index()) {
+                    // ORDERING: Relaxed, only this CPU writes its slot.
+                    let held = slot.load(Ordering::Relaxed);
+                    let left = if held & HELD_MASK > 1 { held - 1 } else { 0 };
+                    // ORDERING: Release: the walk is over before `advance` sees it so.
+                    slot.store(left, Ordering::Release);
+                }
+            }
+            GuardKind::Stray => {
+                // ORDERING: Release, as for a slot.
+                self.quiescence.strays.fetch_sub(1, Ordering::Release);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(hv_loom)))]
+#[expect(unsafe_code, reason = "a test platform promises which CPU it is")]
+mod tests {
+    use super::*;
+
+    struct Fixed(u32);
+    // SAFETY: the tests below use each number from one thread at a time.
+    unsafe impl Cpus for Fixed {
+        fn current_cpu(&self) -> CpuId {
+            CpuId::new(self.0)
+        }
+        fn cpu_count(&self) -> usize {
+            2
+        }
+    }
+
+    fn passes(quiescence: &Quiescence, epoch: RetireEpoch) -> bool {
+        (0..4).any(|_| quiescence.has_passed(epoch))
+    }
+
+    #[test]
+    fn a_guard_holds_the_epoch_back() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let guard = quiescence.pin(&Fixed(1));
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch));
+        drop(guard);
+        assert!(passes(&quiescence, epoch));
+    }
+
+    #[test]
+    fn guards_of_one_cpu_may_end_in_any_order() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let first = quiescence.pin(&Fixed(0));
+        let second = quiescence.pin(&Fixed(0));
+        drop(first);
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch));
+        drop(second);
+        assert!(passes(&quiescence, epoch));
+    }
+
+    #[test]
+    fn guards_that_are_never_dropped_hold_everything_back_for_good() {
+        let quiescence = Quiescence::new(1).unwrap();
+        for _ in 0..HELD_MASK + 2 {
+            core::mem::forget(quiescence.pin(&Fixed(0)));
+        }
+        drop(quiescence.pin(&Fixed(0)));
+        assert!(!passes(&quiescence, quiescence.retire_epoch()));
+    }
+
+    #[test]
+    fn a_nested_guard_does_not_end_the_outer_one() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let outer = quiescence.pin(&Fixed(0));
+        drop(quiescence.pin(&Fixed(0)));
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch));
+        drop(outer);
+        assert!(passes(&quiescence, epoch));
+    }
+
+    #[test]
+    fn an_unknown_cpu_holds_everything_back() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let stray = quiescence.pin(&Fixed(7));
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch));
+        drop(stray);
+        assert!(passes(&quiescence, epoch));
+    }
+}

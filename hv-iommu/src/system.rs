@@ -1,0 +1,229 @@
+//! The subsystem as a whole: the backend, the register of domains and bound devices, faults.
+
+use alloc::vec::Vec;
+use core::ops::Deref;
+use core::time::Duration;
+
+use hv_core::platform::Cpus;
+use hv_core::sync::{AtomicU64, Ordering};
+use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
+use spin::Mutex;
+use thiserror::Error;
+
+use crate::backend::{Backend, FaultEvent, RawFault, UnitCaps, UnitIndex};
+use crate::domain::{DomainCore, DomainUid};
+use crate::group::{Blocked, Group, GroupId};
+use crate::ids::DomainIds;
+use crate::quiesce::{Guard, Quiescence};
+use crate::topology::PciFunction;
+
+/// What an embedder chooses for the whole subsystem.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How long a unit may take for one request before it counts as wedged.
+    pub wait: Duration,
+}
+
+impl Default for Config {
+    /// One second: hardware needs microseconds, a loaded emulator milliseconds.
+    fn default() -> Self {
+        Self {
+            wait: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why the subsystem could not be set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SetupError {
+    /// The backend has no unit.
+    #[error("the machine has no IOMMU unit")]
+    NoUnits,
+    /// The control path's heap is exhausted.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// A device that is bound to a domain right now.
+pub(crate) struct Bound {
+    pub(crate) unit: UnitIndex,
+    pub(crate) requester: PciAddress,
+    pub(crate) group: GroupId,
+    pub(crate) domain: DomainUid,
+    pub(crate) owner: OwnerId,
+}
+
+/// What has to be found without its value at hand.
+///
+/// `domains` keeps every core alive until a control-path call sweeps it, so that dropping a range
+/// or a pending value never frees memory.
+pub(crate) struct Registry<B: Backend> {
+    pub(crate) bound: Vec<Bound>,
+    pub(crate) domains: Vec<Shared<DomainCore<B>>>,
+}
+
+/// State that all handles share.
+pub(crate) struct System<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) quiescence: Quiescence,
+    pub(crate) ids: DomainIds,
+    pub(crate) wait: Duration,
+    pub(crate) registry: Mutex<Registry<B>>,
+    domain_ids: u32,
+    next_uid: AtomicU64,
+}
+
+impl<B: Backend> System<B> {
+    /// A number for a domain that no other domain ever has.
+    pub(crate) fn new_uid(&self) -> DomainUid {
+        // ORDERING: Relaxed, only uniqueness counts.
+        DomainUid::new(self.next_uid.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Protects tables from being freed while this CPU walks them.
+    #[inline]
+    pub(crate) fn pin(&self) -> Guard<'_> {
+        self.quiescence.pin(self.backend.platform())
+    }
+
+    /// Lets go of domains that nobody refers to any more. Control path only.
+    pub(crate) fn sweep(&self) {
+        loop {
+            let unused = {
+                let mut registry = self.registry.lock();
+                let index = registry.domains.iter().position(Shared::is_sole_owner);
+                index.map(|index| registry.domains.swap_remove(index))
+            };
+            // Dropped without the lock: freeing a core takes its time.
+            if unused.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// Leads to the platform through the shared state: what a table keeps to reach its memory.
+pub(crate) struct PlatformHandle<B: Backend>(pub(crate) Shared<System<B>>);
+
+impl<B: Backend> Deref for PlatformHandle<B> {
+    type Target = B::Platform;
+    fn deref(&self) -> &B::Platform {
+        self.0.backend.platform()
+    }
+}
+
+/// One fault, with who caused it as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultReport {
+    /// The unit that recorded it.
+    pub unit: UnitIndex,
+    /// What it recorded.
+    pub fault: RawFault,
+    /// The requester's group, domain and owner, if it was bound when the fault was taken.
+    pub bound_to: Option<(GroupId, DomainUid, OwnerId)>,
+}
+
+/// What a look at the fault logs gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultNotice {
+    /// A fault.
+    Fault(FaultReport),
+    /// The unit lost faults because its log was full.
+    Lost(UnitIndex),
+}
+
+/// The IOMMU subsystem of a machine. A cheap handle; clones lead to the same subsystem.
+pub struct Iommu<B: Backend>(pub(crate) Shared<System<B>>);
+
+impl<B: Backend> Clone for Iommu<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B: Backend> Iommu<B> {
+    /// The most fault events that one call of [`take_faults`](Self::take_faults) takes per unit, so
+    /// that a storm costs bounded time.
+    pub const FAULTS_PER_CALL: usize = 256;
+
+    /// Sets the subsystem up over units that are running, and gives every group of devices among
+    /// `functions`, blocked.
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn new(
+        backend: B,
+        functions: &[PciFunction],
+        config: Config,
+    ) -> Result<(Self, Vec<Group<B, Blocked>>), SetupError> {
+        let caps =
+            (0..backend.unit_count()).filter_map(|index| backend.unit_caps(UnitIndex::new(index)?));
+        // One id serves a domain on all units, so the unit with the fewest decides.
+        let domain_ids = caps
+            .map(|caps| caps.domain_ids)
+            .min()
+            .ok_or(SetupError::NoUnits)?;
+        let system = System {
+            quiescence: Quiescence::new(backend.platform().cpu_count())?,
+            ids: DomainIds::new(domain_ids)?,
+            wait: config.wait,
+            registry: Mutex::new(Registry {
+                bound: Vec::new(),
+                domains: Vec::new(),
+            }),
+            domain_ids,
+            next_uid: AtomicU64::new(1),
+            backend,
+        };
+        let system = Shared::try_new(system).map_err(|(_, error)| error)?;
+        let groups = crate::group::discover(&system, functions)?;
+        Ok((Self(system), groups))
+    }
+
+    /// The platform.
+    pub fn platform(&self) -> &B::Platform {
+        self.0.backend.platform()
+    }
+
+    /// What a unit can do.
+    pub fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.0.backend.unit_caps(unit)
+    }
+
+    /// The unit that translates for `requester`, or `None` when no unit covers it.
+    pub fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
+        self.0.backend.unit_of(requester)
+    }
+
+    /// How many domains hold a domain id of the hardware.
+    pub fn domains_in_use(&self) -> u32 {
+        self.0.ids.in_use(self.0.domain_ids)
+    }
+
+    /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
+    /// each, and tells `report` of every event.
+    pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) {
+        for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
+            for _ in 0..Self::FAULTS_PER_CALL {
+                match self.0.backend.take_fault(unit) {
+                    None => break,
+                    Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
+                    Some(FaultEvent::Fault(fault)) => report(FaultNotice::Fault(FaultReport {
+                        unit,
+                        fault,
+                        bound_to: self.bound_to(fault.requester),
+                    })),
+                }
+            }
+        }
+    }
+
+    fn bound_to(&self, requester: PciAddress) -> Option<(GroupId, DomainUid, OwnerId)> {
+        let registry = self.0.registry.lock();
+        let bound = registry
+            .bound
+            .iter()
+            .find(|bound| bound.requester == requester)?;
+        Some((bound.group, bound.domain, bound.owner))
+    }
+}
