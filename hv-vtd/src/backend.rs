@@ -1,0 +1,153 @@
+//! The running units of a machine as one backend.
+
+#![expect(unsafe_code, reason = "binding a device hands it memory")]
+
+use alloc::vec::Vec;
+
+use hv_core::platform::Platform;
+use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
+use hv_iommu::{
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction, UnitCaps,
+    UnitError, UnitIndex,
+};
+
+use crate::SecondStage;
+use crate::coverage::{Coverage, CoveragePolicy};
+use crate::discovery::Discovery;
+use crate::dmar::Dmar;
+use crate::error::BringUpError;
+use crate::spec::second_stage::{INTERRUPT_WINDOW, INTERRUPT_WINDOW_BYTES};
+use crate::unit::{Enabled, Unit, UnitInfo};
+
+/// All VT-d units of a machine, translating.
+///
+/// Dropping it changes nothing: the units go on with the tables that they have, whose memory is
+/// never given back.
+pub struct Vtd<P: Platform> {
+    platform: P,
+    units: Vec<Unit<P, Enabled>>,
+    coverage: Coverage,
+    reserved: [IovaRange; 1],
+}
+
+impl<P: Platform> Vtd<P> {
+    /// Looks at the units that `dmar` lists and at who covers `functions`, the PCI functions of
+    /// the machine. Nothing is written until [`Discovery::bring_up`].
+    ///
+    /// # Errors
+    /// [`BringUpError`]: a function that no unit covers (if the policy is strict), a unit that
+    /// this version does not drive, a reserved region with its device.
+    pub fn discover(
+        platform: P,
+        dmar: &Dmar,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+    ) -> Result<Discovery<P>, BringUpError> {
+        Discovery::new(platform, dmar, functions, policy)
+    }
+
+    pub(crate) fn new(
+        platform: P,
+        units: Vec<Unit<P, Enabled>>,
+        coverage: Coverage,
+    ) -> Result<Self, RangeError> {
+        let start = Iova::new(INTERRUPT_WINDOW);
+        let pages = PageCount::for_bytes(INTERRUPT_WINDOW_BYTES).unwrap_or(PageCount::ONE);
+        Ok(Self {
+            platform,
+            units,
+            coverage,
+            reserved: [IovaRange::new(start, pages)?],
+        })
+    }
+
+    /// What each unit is, in the order of the table.
+    pub fn units(&self) -> impl Iterator<Item = &UnitInfo> {
+        self.units.iter().map(Unit::info)
+    }
+
+    /// Which unit covers whom.
+    pub const fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// Plays a unit that has been at it for long.
+    #[cfg(test)]
+    pub(crate) fn skip_to(&self, unit: UnitIndex, sequence: u64) {
+        if let Ok(unit) = self.unit(unit) {
+            unit.skip_to(sequence);
+        }
+    }
+
+    fn unit(&self, unit: UnitIndex) -> Result<&Unit<P, Enabled>, UnitError> {
+        self.units
+            .get(unit.index())
+            .ok_or(UnitError::NoSuchUnit { unit })
+    }
+}
+
+impl<P: Platform> Backend for Vtd<P> {
+    type Platform = P;
+    type Format = SecondStage;
+
+    fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    fn unit_count(&self) -> usize {
+        self.units.len()
+    }
+
+    fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.unit(unit).ok().map(Unit::caps)
+    }
+
+    fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
+        self.coverage.unit_of(requester)
+    }
+
+    fn reserved(&self) -> &[IovaRange] {
+        &self.reserved
+    }
+
+    fn format(&self, _caps: &UnitCaps) -> SecondStage {
+        SecondStage::new()
+    }
+
+    unsafe fn bind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe { self.unit(unit)?.bind(&self.platform, requester, binding) }
+    }
+
+    fn unbind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        self.unit(unit)?.unbind(&self.platform, requester, domain)
+    }
+
+    fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        self.unit(unit)?.submit(&self.platform, request)
+    }
+
+    fn poll(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError> {
+        self.unit(unit)?.poll(&self.platform, ticket)
+    }
+
+    fn wedge(&self, unit: UnitIndex) {
+        if let Ok(unit) = self.unit(unit) {
+            unit.wedge();
+        }
+    }
+
+    fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
+        self.unit(unit).ok()?.take_fault()
+    }
+}

@@ -1,0 +1,131 @@
+//! From firmware table to running units: look first, then touch.
+
+use alloc::vec::Vec;
+
+use hv_core::platform::{PciConfig, Platform};
+use hv_iommu::{PciFunction, UnitIndex};
+use log::{info, warn};
+
+use crate::backend::Vtd;
+use crate::bus_master;
+use crate::coverage::{self, Coverage, CoverageError, CoveragePolicy};
+use crate::dmar::{Dmar, push};
+use crate::error::BringUpError;
+use crate::unit::{Discovered, Unit, UnitInfo};
+
+/// The units of a machine, looked at but not touched.
+pub struct Discovery<P: Platform> {
+    platform: P,
+    units: Vec<Unit<P, Discovered>>,
+    coverage: Coverage,
+    functions: Vec<PciFunction>,
+}
+
+impl<P: Platform> Discovery<P> {
+    /// Reads every unit of `dmar` and decides which covers each of `functions`.
+    pub(crate) fn new(
+        platform: P,
+        dmar: &Dmar,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+    ) -> Result<Self, BringUpError> {
+        for warning in &dmar.warnings {
+            warn!("VT-d: {warning}");
+        }
+        let coverage = Coverage::new(&platform, dmar, functions)?;
+        coverage.check(policy)?;
+        refuse_regions(&platform, dmar)?;
+        let mut units = Vec::new();
+        for (number, drhd) in dmar.units.iter().enumerate() {
+            let found = dmar.units.len();
+            let index = UnitIndex::new(number).ok_or(CoverageError::TooManyUnits { found })?;
+            let unit = Unit::discover(&platform, index, &dmar.header, drhd)?;
+            info!("VT-d: {}", unit.info());
+            push(&mut units, unit)?;
+        }
+        let mut kept = Vec::new();
+        for &function in functions {
+            push(&mut kept, function)?;
+        }
+        Ok(Self {
+            platform,
+            units,
+            coverage,
+            functions: kept,
+        })
+    }
+
+    /// What each unit is, in the order of the table.
+    pub fn units(&self) -> impl Iterator<Item = &UnitInfo> {
+        self.units.iter().map(Unit::info)
+    }
+
+    /// Which unit covers whom.
+    pub const fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// The platform.
+    pub const fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// Takes every function off the bus, then starts all units, each step on all of them before
+    /// the next. When it returns, a requester that is not bound reaches no memory.
+    ///
+    /// Bus mastering of bridges that are covered is on again then; that of endpoints is off until
+    /// somebody turns it on.
+    ///
+    /// # Errors
+    /// [`BringUpError`] names the unit or function. Bus mastering may be off then.
+    pub fn bring_up(self) -> Result<Vtd<P>, BringUpError> {
+        let Self {
+            platform,
+            units,
+            coverage,
+            functions,
+        } = self;
+        bus_master::turn_off(&platform, &functions)?;
+        let units = on_all(units, |unit| unit.start_queue(&platform))?;
+        let units = on_all(units, |unit| unit.set_root(&platform))?;
+        let units = on_all(units, |unit| unit.flush(&platform))?;
+        let units = on_all(units, |unit| unit.enable(&platform))?;
+        bus_master::turn_on_bridges(&platform, &functions, &coverage);
+        info!("VT-d: {} units translate", units.len());
+        Ok(Vtd::new(platform, units, coverage)?)
+    }
+}
+
+/// Does one step on every unit.
+fn on_all<P: Platform, S, T>(
+    units: Vec<Unit<P, S>>,
+    step: impl Fn(Unit<P, S>) -> Result<Unit<P, T>, BringUpError>,
+) -> Result<Vec<Unit<P, T>>, BringUpError> {
+    let mut done = Vec::new();
+    for unit in units {
+        push(&mut done, step(unit)?)?;
+    }
+    Ok(done)
+}
+
+/// Refuses a reserved region whose device is there; others are logged.
+fn refuse_regions<C: PciConfig>(config: &C, dmar: &Dmar) -> Result<(), BringUpError> {
+    for region in &dmar.regions {
+        for scope in region.scopes.iter().filter(|scope| scope.kind.is_pci()) {
+            match coverage::resolve(config, region.segment, scope) {
+                Ok(target) if coverage::is_present(config, target.function) => {
+                    return Err(BringUpError::ReservedRegion {
+                        region: region.region,
+                        device: target.function,
+                    });
+                }
+                Ok(target) => info!(
+                    "VT-d: region {} is for {}, which is not there",
+                    region.region, target.function
+                ),
+                Err(why) => info!("VT-d: region {} is for nobody: {why}", region.region),
+            }
+        }
+    }
+    Ok(())
+}

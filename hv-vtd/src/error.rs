@@ -1,0 +1,64 @@
+//! Why a machine's VT-d units are not brought up.
+
+use hv_core::platform::RegistersError;
+use hv_core::{OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
+use hv_iommu::{UnitError, UnitIndex};
+use thiserror::Error;
+
+use crate::coverage::CoverageError;
+use crate::unit::UnitRefusal;
+
+/// Why discovery or bring-up stopped. Bus mastering may be off everywhere then, and units may be
+/// partly set up; the frames that they were given are not given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BringUpError {
+    /// Some device would go round every unit.
+    #[error(transparent)]
+    Coverage(#[from] CoverageError),
+    /// A unit's registers cannot be mapped.
+    #[error("{unit}: {why}")]
+    Registers {
+        /// The unit.
+        unit: UnitIndex,
+        /// Why not.
+        why: RegistersError,
+    },
+    /// A unit is not one that this version drives.
+    #[error("{unit} at {base} is refused: {why}")]
+    Refused {
+        /// The unit.
+        unit: UnitIndex,
+        /// Where its registers are.
+        base: PhysAddr,
+        /// Why.
+        why: UnitRefusal,
+    },
+    /// A unit did not do what was asked, or there was no frame for it.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    /// Firmware wants a region mapped for a device that is on this machine.
+    #[error(
+        "firmware reserves {region} for {device} (RMRR), which this version cannot keep mapped: \
+         expected no such device, found one; turn it off in the firmware setup"
+    )]
+    ReservedRegion {
+        /// The region.
+        region: PhysRange,
+        /// The device.
+        device: PciAddress,
+    },
+    /// A function goes on mastering the bus.
+    #[error("{function}: expected bus mastering to go off, found command register {command:#06x}")]
+    BusMaster {
+        /// The function.
+        function: PciAddress,
+        /// Its command register.
+        command: u16,
+    },
+    /// A register range cannot be formed.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// There was no memory for the list of units.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}

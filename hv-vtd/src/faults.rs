@@ -1,0 +1,95 @@
+//! The fault log: records that hardware fills and software frees.
+
+use hv_core::platform::Mmio;
+use hv_core::{Access, Iova, PciAddress, Segment};
+use hv_iommu::{FaultEvent, RawFault};
+use spin::mutex::SpinMutex;
+
+use crate::spec::capability::Cap;
+use crate::spec::fault::{self, RecordHigh};
+use crate::spec::registers::{self, FaultStatus};
+use crate::unit::Regs;
+
+/// Where a unit's fault records are and who sends the requests in them.
+pub(crate) struct FaultLog {
+    cap: Cap,
+    segment: Segment,
+    /// Keeps two CPUs from reporting the same record.
+    reader: SpinMutex<()>,
+}
+
+impl FaultLog {
+    pub(crate) const fn new(cap: Cap, segment: Segment) -> Self {
+        Self {
+            cap,
+            segment,
+            reader: SpinMutex::new(()),
+        }
+    }
+
+    /// Byte offset of record `index`.
+    const fn record(&self, index: u32) -> u32 {
+        self.cap.fault_records() + index * fault::RECORD_BYTES
+    }
+
+    /// Takes one event: the oldest record that is full, else the note that some were lost.
+    ///
+    /// `None` too while another CPU takes one; what is left is found by the next look.
+    pub(crate) fn take<B: Mmio>(&self, regs: &Regs<B>) -> Option<FaultEvent> {
+        let _reader = self.reader.try_lock()?;
+        let word = regs.read32(registers::FSTS);
+        // A unit that is gone reads as all ones; its records would never end.
+        if word == u32::MAX {
+            return None;
+        }
+        let status = FaultStatus::from_bits(word);
+        if status.ppf()
+            && let Some(fault) = self.take_record(regs, status.fri())
+        {
+            return Some(FaultEvent::Fault(fault));
+        }
+        if status.pfo() {
+            regs.write32(registers::FSTS, registers::FSTS_PFO);
+            return Some(FaultEvent::Overflow);
+        }
+        None
+    }
+
+    /// Takes the first full record from `first` on, around the end.
+    fn take_record<B: Mmio>(&self, regs: &Regs<B>, first: u8) -> Option<RawFault> {
+        let count = self.cap.fault_record_count();
+        for step in 0..count {
+            let offset = self.record((u32::from(first) + step) % count);
+            let high = RecordHigh::from_bits(regs.read64(offset + 8));
+            if !high.f() {
+                continue;
+            }
+            // Hardware leaves a full record alone, so both halves belong together.
+            let low = regs.read64(offset);
+            regs.write32(offset + fault::RECORD_F_DWORD, fault::RECORD_F);
+            let reason = high.reason();
+            // T2:T1 are 00 for a write, 01 for a read, 10 for a page request, 11 for an atomic.
+            let access = match (high.t2(), high.t1()) {
+                (false, false) | (true, true) => Access::Write,
+                (false, true) | (true, false) => Access::Read,
+            };
+            return Some(RawFault {
+                requester: PciAddress::from_requester(self.segment, high.sid()),
+                address: Iova::new(low & fault::RECORD_ADDRESS),
+                access,
+                class: fault::class(reason),
+                code: reason.into(),
+            });
+        }
+        None
+    }
+
+    /// Forgets all faults and queue errors that firmware left.
+    pub(crate) fn clear<B: Mmio>(&self, regs: &Regs<B>) {
+        for index in 0..self.cap.fault_record_count() {
+            let dword = self.record(index) + fault::RECORD_F_DWORD;
+            regs.write32(dword, fault::RECORD_F);
+        }
+        regs.write32(registers::FSTS, registers::FSTS_CLEAR);
+    }
+}

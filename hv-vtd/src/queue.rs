@@ -1,0 +1,318 @@
+//! The invalidation queue of one unit: many submitters, waits that cannot be mistaken.
+//!
+//! A batch of descriptors goes in under a short spin lock with a wait behind it. The wait writes a
+//! growing sequence to a status word that lives as long as the unit; nothing ever writes it but
+//! the unit, so a completion of an older wait can only move it to an older sequence.
+
+#![expect(
+    unsafe_code,
+    reason = "reads the status word that the unit writes into a frame of ours"
+)]
+
+use core::time::Duration;
+
+use hv_core::platform::Platform;
+use hv_core::sync::{AtomicBool, AtomicU64, Ordering, fence, spin_hint};
+use hv_core::{EntryCell, FrameRun, Hypervisor};
+use hv_iommu::{FlushTicket, UnitError, UnitIndex};
+use log::error;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+
+use crate::descriptor::Descriptor;
+use crate::ring::RingIndex;
+use crate::spec::invalidation::{DESCRIPTOR_BYTES, DESCRIPTORS_PER_PAGE, QUEUE_OFFSET};
+use crate::spec::registers;
+use crate::unit::Regs;
+
+/// Entries of the queue: one page. Each flush takes two or three, and a submitter that finds the
+/// queue full only waits, so more would buy nothing but latency for the last in line.
+pub(crate) const ENTRIES: usize = DESCRIPTORS_PER_PAGE;
+
+/// How long a submitter waits for room or for the lock. An idle unit empties the queue in
+/// microseconds; a device TLB may hold it up for long, but this version asks none.
+pub(crate) const SUBMIT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Descriptors that one submission may have, the wait not counted.
+pub(crate) const BATCH_MAX: usize = 4;
+
+/// What a queue operation works with.
+pub(crate) struct QueueContext<'a, P: Platform> {
+    pub(crate) platform: &'a P,
+    pub(crate) regs: &'a Regs<P::Block>,
+    pub(crate) unit: UnitIndex,
+}
+
+/// The producer's side of the ring.
+struct Producer {
+    /// The next entry to fill.
+    tail: RingIndex<ENTRIES>,
+    /// The next entry that the unit reads, as last seen: it can only be further on.
+    head: RingIndex<ENTRIES>,
+}
+
+/// An invalidation queue.
+///
+/// # Invariants
+/// `ring` and `status` are one page each, used for nothing else, and never given back: the unit
+/// may read and write them for as long as it runs. Sequence `submitted` and all before it have been
+/// given to the unit or are about to be by the holder of the lock; none after it has.
+pub(crate) struct Queue {
+    ring: FrameRun<Hypervisor>,
+    status: FrameRun<Hypervisor>,
+    producer: SpinMutex<Producer>,
+    submitted: AtomicU64,
+    wedged: AtomicBool,
+}
+
+impl Queue {
+    /// A queue in two zeroed frames, whose unit has head and tail at zero.
+    pub(crate) fn new(ring: FrameRun<Hypervisor>, status: FrameRun<Hypervisor>) -> Self {
+        Self {
+            ring,
+            status,
+            producer: SpinMutex::new(Producer {
+                tail: RingIndex::START,
+                head: RingIndex::START,
+            }),
+            submitted: AtomicU64::new(0),
+            wedged: AtomicBool::new(false),
+        }
+    }
+
+    /// Where the ring is, for the unit's register.
+    pub(crate) fn ring_address(&self) -> u64 {
+        self.ring.range().start().as_u64()
+    }
+
+    /// From now on every request is refused.
+    pub(crate) fn wedge(&self) {
+        // ORDERING: Release, what led to the wedging happened before anybody sees it.
+        self.wedged.store(true, Ordering::Release);
+    }
+
+    /// Refuses if the unit is wedged.
+    pub(crate) fn check_alive(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        // ORDERING: Acquire, pairs with the Release in `wedge`.
+        if self.wedged.load(Ordering::Acquire) {
+            return Err(UnitError::Wedged { unit });
+        }
+        Ok(())
+    }
+
+    /// Hands up to [`BATCH_MAX`] descriptors and a wait to the unit, in this order and with nothing
+    /// between them.
+    ///
+    /// Every store to tables that happened before is visible to the unit when it reads them.
+    pub(crate) fn submit<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Descriptor],
+    ) -> Result<FlushTicket, UnitError> {
+        let start = context.platform.now();
+        let deadline = start.after(SUBMIT_DEADLINE);
+        let needed = batch.len().saturating_add(1);
+        let mut full = false;
+        loop {
+            self.check_alive(context.unit)?;
+            // The lock is held for a few stores and two register accesses, never for a wait.
+            if let Some(mut producer) = self.producer.try_lock() {
+                if producer.tail.free(producer.head) < needed {
+                    producer.head = self.read_head(context)?;
+                }
+                if producer.tail.free(producer.head) >= needed {
+                    return self.put(context, &mut producer, batch);
+                }
+                drop(producer);
+                full = true;
+                self.check_errors(context)?;
+            }
+            let now = context.platform.now();
+            if now > deadline {
+                let what = if full {
+                    // The unit has stopped reading.
+                    self.wedge();
+                    "reading its invalidation queue, which stayed full"
+                } else {
+                    "the submission of another context, which kept its queue locked"
+                };
+                return Err(UnitError::Timeout {
+                    unit: context.unit,
+                    what,
+                    waited: now.since(start),
+                });
+            }
+            spin_hint();
+        }
+    }
+
+    /// Fills entries for the batch and its wait and moves the tail. There is room.
+    fn put<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        producer: &mut SpinMutexGuard<'_, Producer>,
+        batch: &[Descriptor],
+    ) -> Result<FlushTicket, UnitError> {
+        // ORDERING: Relaxed, the lock orders submitters; only they write it.
+        let sequence = self.submitted.load(Ordering::Relaxed).wrapping_add(1);
+        let wait = Descriptor::wait(self.status.range().start(), sequence as u32);
+        let mut tail = producer.tail;
+        for descriptor in batch.iter().chain([&wait]) {
+            self.fill(context, tail, *descriptor)?;
+            tail = tail.next();
+        }
+        // ORDERING: Release, before the doorbell: whoever sees the unit complete this sequence
+        // finds that it was submitted.
+        self.submitted.store(sequence, Ordering::Release);
+        // ORDERING: SeqCst, the descriptors, and all table stores that happened before, are
+        // visible to the unit before the doorbell makes it look.
+        fence(Ordering::SeqCst);
+        producer.tail = tail;
+        let offset = tail.get() as u64 * DESCRIPTOR_BYTES;
+        context.regs.write64(registers::IQT, offset);
+        Ok(FlushTicket { sequence })
+    }
+
+    /// Writes one entry. Queue reads snoop (Linux and Xen rely on it), so no write-back.
+    fn fill<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        at: RingIndex<ENTRIES>,
+        descriptor: Descriptor,
+    ) -> Result<(), UnitError> {
+        let word = at.get() * 2;
+        let cells = self.ring.cells(context.platform, 0).unwrap_or_default();
+        let Some([low, high]) = cells.get(word..word.saturating_add(2)) else {
+            return Err(UnitError::Hardware {
+                unit: context.unit,
+                what: "a queue page that is too short, in words",
+                expected: (ENTRIES * 2) as u64,
+                found: cells.len() as u64,
+            });
+        };
+        // ORDERING: Relaxed, published by the fence before the doorbell; the unit does not look
+        // here until then.
+        low.store(descriptor.low, Ordering::Relaxed);
+        // ORDERING: Relaxed, as above.
+        high.store(descriptor.high, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The unit's place in the ring.
+    fn read_head<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+    ) -> Result<RingIndex<ENTRIES>, UnitError> {
+        let found = context.regs.read64(registers::IQH);
+        let place = (found & QUEUE_OFFSET) / DESCRIPTOR_BYTES;
+        let head = usize::try_from(place).ok().and_then(RingIndex::new);
+        match head {
+            Some(head) if found & !QUEUE_OFFSET == 0 => Ok(head),
+            _ => {
+                self.wedge();
+                Err(UnitError::Hardware {
+                    unit: context.unit,
+                    what: "a queue head (IQH) outside its queue",
+                    expected: (ENTRIES as u64 - 1) * DESCRIPTOR_BYTES,
+                    found,
+                })
+            }
+        }
+    }
+
+    /// Whether the wait with `ticket` has completed.
+    pub(crate) fn poll<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        ticket: FlushTicket,
+    ) -> Result<bool, UnitError> {
+        self.check_alive(context.unit)?;
+        if self.completed(context)? >= ticket.sequence {
+            return Ok(true);
+        }
+        self.check_errors(context)?;
+        Ok(false)
+    }
+
+    /// The last sequence whose wait has completed.
+    fn completed<P: Platform>(&self, context: &QueueContext<'_, P>) -> Result<u64, UnitError> {
+        // ORDERING: Acquire, pairs with the Release in `put`; near the status word in sequence,
+        // which is all that telling its upper half takes.
+        let near = self.submitted.load(Ordering::Acquire);
+        // SAFETY: the word lies in the frame `status`, which this queue owns and never gives back;
+        // a frame's address is a multiple of 4.
+        let word = unsafe { context.platform.read_u32(self.status.range().start()) };
+        // At most `ENTRIES` waits are in flight, so the low halves of the two are close: signed.
+        let distance = word.wrapping_sub(near as u32).cast_signed();
+        let completed = near.wrapping_add_signed(distance.into());
+        if completed > near {
+            // ORDERING: Acquire, pairs with the Release in `put`: the unit can complete only what
+            // was submitted before, so this load finds at least that.
+            let submitted = self.submitted.load(Ordering::Acquire);
+            if completed > submitted {
+                self.wedge();
+                return Err(UnitError::Hardware {
+                    unit: context.unit,
+                    what: "a completion of a wait that was never submitted",
+                    expected: submitted,
+                    found: word.into(),
+                });
+            }
+        }
+        Ok(completed)
+    }
+
+    /// Looks for errors of the queue. A refused descriptor is a mistake of this crate and a lost
+    /// answer leaves caches unflushed, so the unit is wedged rather than coaxed on.
+    fn check_errors<P: Platform>(&self, context: &QueueContext<'_, P>) -> Result<(), UnitError> {
+        let found = context.regs.read32(registers::FSTS);
+        // All ones also when the unit is gone.
+        if found & registers::FSTS_QUEUE_ERRORS == 0 {
+            return Ok(());
+        }
+        self.wedge();
+        let head = context.regs.read64(registers::IQH);
+        let record = context.regs.read64(registers::IQERCD);
+        error!(
+            "VT-d {}: invalidation queue stopped: FSTS {found:#x}, IQH {head:#x}, IQERCD {record:#x}",
+            context.unit
+        );
+        Err(UnitError::Hardware {
+            unit: context.unit,
+            what: "an invalidation queue error (FSTS)",
+            expected: (found & !registers::FSTS_QUEUE_ERRORS).into(),
+            found: found.into(),
+        })
+    }
+
+    /// Plays a queue that has been at it for long.
+    #[cfg(test)]
+    pub(crate) fn skip_to(&self, sequence: u64) {
+        // ORDERING: Relaxed, a test on one thread.
+        self.submitted.store(sequence, Ordering::Relaxed);
+    }
+
+    /// Submits and waits for completion: for bring-up, when nothing else can be done meanwhile.
+    pub(crate) fn submit_and_wait<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Descriptor],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let ticket = self.submit(context, batch)?;
+        let start = context.platform.now();
+        let deadline = start.after(SUBMIT_DEADLINE);
+        while !self.poll(context, ticket)? {
+            let now = context.platform.now();
+            if now > deadline {
+                self.wedge();
+                return Err(UnitError::Timeout {
+                    unit: context.unit,
+                    what,
+                    waited: now.since(start),
+                });
+            }
+            spin_hint();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,154 @@
+//! A unit's registers, and commands: one field changes per write, and each is waited for.
+//!
+//! Only bring-up gives commands, and it owns the unit, so they need no lock.
+
+use core::time::Duration;
+
+use hv_core::platform::{Clock, Mmio};
+use hv_core::sync::spin_hint;
+use hv_iommu::{UnitError, UnitIndex};
+
+use crate::spec::registers::{self, GlobalStatus};
+
+/// How long the unit may take to report a command as done. Hardware takes microseconds; Linux and
+/// ACRN give up after seconds at most.
+pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The mapped registers of a unit.
+pub(crate) struct Regs<B> {
+    block: B,
+}
+
+/// A change of one field of the command register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Turn the invalidation queue on.
+    EnableQueue,
+    /// Take the root table address.
+    SetRootTable,
+    /// Flush the write buffer.
+    FlushWriteBuffer,
+    /// Turn translation on.
+    EnableTranslation,
+}
+
+impl Command {
+    const fn bit(self) -> u32 {
+        match self {
+            Self::EnableQueue => registers::GCMD_QIE,
+            Self::SetRootTable => registers::GCMD_SRTP,
+            Self::FlushWriteBuffer => registers::GCMD_WBF,
+            Self::EnableTranslation => registers::GCMD_TE,
+        }
+    }
+
+    /// The word to write when the status is `status`: all levels as they are, and this field.
+    const fn word(self, status: GlobalStatus) -> u32 {
+        status.into_bits() & registers::GCMD_LEVELS | self.bit()
+    }
+
+    const fn is_done(self, status: GlobalStatus) -> bool {
+        match self {
+            Self::EnableQueue => status.qies(),
+            Self::SetRootTable => status.rtps(),
+            Self::FlushWriteBuffer => !status.wbfs(),
+            Self::EnableTranslation => status.tes(),
+        }
+    }
+
+    const fn what(self) -> &'static str {
+        match self {
+            Self::EnableQueue => "turning its invalidation queue on (GCMD.QIE)",
+            Self::SetRootTable => "taking the root table (GCMD.SRTP)",
+            Self::FlushWriteBuffer => "flushing its write buffer (GCMD.WBF)",
+            Self::EnableTranslation => "turning translation on (GCMD.TE)",
+        }
+    }
+}
+
+impl<B: Mmio> Regs<B> {
+    pub(crate) const fn new(block: B) -> Self {
+        Self { block }
+    }
+
+    pub(crate) fn read32(&self, offset: u32) -> u32 {
+        self.block.read32(offset)
+    }
+
+    pub(crate) fn read64(&self, offset: u32) -> u64 {
+        self.block.read64(offset)
+    }
+
+    pub(crate) fn write32(&self, offset: u32, value: u32) {
+        self.block.write32(offset, value);
+    }
+
+    pub(crate) fn write64(&self, offset: u32, value: u64) {
+        self.block.write64(offset, value);
+    }
+
+    pub(crate) fn status(&self) -> GlobalStatus {
+        GlobalStatus::from_bits(self.read32(registers::GSTS))
+    }
+
+    /// Gives a command and waits until the unit reports it as done.
+    pub(crate) fn command<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        command: Command,
+    ) -> Result<(), UnitError> {
+        self.write32(registers::GCMD, command.word(self.status()));
+        self.wait_for(clock, unit, command.what(), || {
+            let status = self.status();
+            // A unit that is gone would report every command as done.
+            status.into_bits() != u32::MAX && command.is_done(status)
+        })
+    }
+
+    /// Waits until `done`, not longer than [`COMMAND_DEADLINE`].
+    pub(crate) fn wait_for<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        what: &'static str,
+        done: impl Fn() -> bool,
+    ) -> Result<(), UnitError> {
+        let start = clock.now();
+        let deadline = start.after(COMMAND_DEADLINE);
+        while !done() {
+            let now = clock.now();
+            if now > deadline {
+                // It may have come in while this CPU was held up.
+                if done() {
+                    break;
+                }
+                let waited = now.since(start);
+                return Err(UnitError::Timeout { unit, what, waited });
+            }
+            spin_hint();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_keeps_levels_and_drops_one_shots() {
+        let all_set = GlobalStatus::from_bits(u32::MAX);
+        let commands = [
+            (Command::EnableQueue, 1 << 26),
+            (Command::SetRootTable, 1 << 30),
+            (Command::FlushWriteBuffer, 1 << 27),
+            (Command::EnableTranslation, 1 << 31),
+        ];
+        for (command, bit) in commands {
+            assert_eq!(command.word(GlobalStatus::new()), bit);
+            let one_shots = 1 << 30 | 1 << 29 | 1 << 27 | 1 << 24;
+            assert_eq!(command.word(all_set), !one_shots | bit);
+        }
+    }
+}

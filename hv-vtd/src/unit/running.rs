@@ -1,0 +1,144 @@
+//! What a running unit does: bind, unbind, flush, report faults.
+
+#![expect(unsafe_code, reason = "binding a device hands it memory")]
+
+use hv_core::PciAddress;
+use hv_core::fault::Fault;
+use hv_core::platform::Platform;
+use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
+
+use arrayvec::ArrayVec;
+
+use super::{Enabled, Unit};
+use crate::caps;
+use crate::descriptor::{Descriptor, IotlbFlusher, NO_DOMAIN};
+use crate::queue::BATCH_MAX;
+
+/// Descriptors of one submission.
+type Batch = ArrayVec<Descriptor, BATCH_MAX>;
+
+impl<P: Platform> Unit<P, Enabled> {
+    fn iotlb(&self) -> IotlbFlusher {
+        IotlbFlusher::new(self.info.cap)
+    }
+
+    /// Makes `requester` translate by `binding`. See [`hv_iommu::Backend::bind`].
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn bind(
+        &self,
+        platform: &P,
+        requester: PciAddress,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let unit = self.index;
+        self.state.queue.check_alive(unit)?;
+        let aw = self.check(binding)?;
+        let (tables, context) = (&self.state.tables, self.tables_with(platform));
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe { tables.bind(&context, requester, binding, aw) }?;
+        let (cm, rwbf) = (self.info.cap.cm(), self.info.cap.rwbf());
+        if !cm && !rwbf {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        if cm {
+            // That the requester was not bound may be cached, under domain id 0.
+            batch.push(Descriptor::context_device(NO_DOMAIN, requester.requester()));
+            // Linux flushes the new domain here, Xen domain 0; the sources do not settle it.
+            batch.push(self.iotlb().domain(NO_DOMAIN));
+        }
+        // Any invalidation flushes the write buffer too.
+        batch.push(self.iotlb().domain(binding.domain));
+        match self.state.queue.submit(&self.queue_with(platform), &batch) {
+            Ok(ticket) => Ok(Some(ticket)),
+            Err(error) => {
+                // The caller is told that nothing was bound.
+                tables.unbind(&context, requester, binding.domain)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The AW field for a binding that this unit can do.
+    fn check(&self, binding: Binding) -> Result<u8, UnitError> {
+        let unit = self.index;
+        let level = binding.root.level;
+        let domain = binding.domain.get();
+        if domain == NO_DOMAIN.get() || u32::from(domain) >= self.caps.domain_ids {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a domain id that the unit does not have or that is reserved; the highest",
+                expected: u64::from(self.caps.domain_ids).saturating_sub(1),
+                found: domain.into(),
+            });
+        }
+        match caps::address_width(level) {
+            Some(aw) if self.caps.levels.has(level) => Ok(aw),
+            _ => Err(UnitError::Hardware {
+                unit,
+                what: "a depth of tables that the unit does not walk (CAP.SAGAW)",
+                expected: self.info.cap.sagaw().into(),
+                found: level.number().into(),
+            }),
+        }
+    }
+
+    /// Takes the binding down. See [`hv_iommu::Backend::unbind`].
+    ///
+    /// The entry comes down even where the unit is wedged: it can only help.
+    pub(crate) fn unbind(
+        &self,
+        platform: &P,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        self.state
+            .tables
+            .unbind(&self.tables_with(platform), requester, domain)?;
+        let mut batch = Batch::new();
+        if !Fault::SkipContextFlush.is_on() {
+            batch.push(Descriptor::context_device(domain, requester.requester()));
+        }
+        if !Fault::SkipIotlbFlush.is_on() {
+            // After the context entry: the device may have translations under the old id.
+            batch.push(self.iotlb().domain(domain));
+        }
+        self.state.queue.submit(&self.queue_with(platform), &batch)
+    }
+
+    /// Asks for a flush. See [`hv_iommu::Backend::submit`].
+    pub(crate) fn submit(
+        &self,
+        platform: &P,
+        request: FlushRequest,
+    ) -> Result<FlushTicket, UnitError> {
+        let mut batch = Batch::new();
+        if !Fault::SkipIotlbFlush.is_on() {
+            batch.push(self.iotlb().request(request));
+        }
+        self.state.queue.submit(&self.queue_with(platform), &batch)
+    }
+
+    /// Whether a request has completed. See [`hv_iommu::Backend::poll`].
+    pub(crate) fn poll(&self, platform: &P, ticket: FlushTicket) -> Result<bool, UnitError> {
+        self.state.queue.poll(&self.queue_with(platform), ticket)
+    }
+
+    /// Plays a unit that has been at it for long.
+    #[cfg(test)]
+    pub(crate) fn skip_to(&self, sequence: u64) {
+        self.state.queue.skip_to(sequence);
+    }
+
+    /// Refuses every request from now on.
+    pub(crate) fn wedge(&self) {
+        self.state.queue.wedge();
+    }
+
+    /// Takes one event from the fault log.
+    pub(crate) fn take_fault(&self) -> Option<FaultEvent> {
+        self.faults.take(&self.regs)
+    }
+}
