@@ -1,0 +1,16 @@
+//! PCI: configuration space, enumeration, and what a function says about itself.
+
+mod bar;
+mod ecam;
+mod function;
+mod kind;
+mod scan;
+mod spec;
+
+#[cfg(test)]
+mod fake;
+
+pub use bar::{Bar, BarError, memory_bar};
+pub use ecam::Ecam;
+pub use function::{Class, Function, Header, Identity, PortType};
+pub use scan::{clear_bus_mastering, scan};

@@ -1,0 +1,209 @@
+//! The bare machine as the platform that the IOMMU crates ask for.
+#![expect(
+    unsafe_code,
+    reason = "implements the platform traits whose contract memory safety rests on"
+)]
+
+use arrayvec::ArrayVec;
+use hv_core::platform::{
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
+    Registers, RegistersError,
+};
+use hv_core::sync::AtomicU64;
+use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
+
+use crate::memory::frames::{FrameAllocator, FrameCounts};
+use crate::memory::physical;
+use crate::memory::usable::Span;
+use crate::mmio::MmioBlock;
+use crate::pci::Ecam;
+use crate::x86::{cache, clock, cpu};
+
+/// 64-bit words of a frame.
+const WORDS: usize = PageSize::Size4K.bytes() as usize / size_of::<AtomicU64>();
+
+/// Maps registers: everything under the identity map that is not RAM.
+#[derive(Clone, Debug)]
+pub struct DeviceSpace {
+    ram: ArrayVec<Span, 128>,
+    limit: PhysAddr,
+}
+
+impl DeviceSpace {
+    /// Device space below `limit`, beside `ram`.
+    pub const fn new(ram: ArrayVec<Span, 128>, limit: PhysAddr) -> Self {
+        Self { ram, limit }
+    }
+}
+
+impl Registers for DeviceSpace {
+    type Block = MmioBlock;
+
+    fn map_registers(&self, range: PhysRange) -> Result<MmioBlock, RegistersError> {
+        if range.last() >= self.limit {
+            let reason = "it lies above the identity map";
+            return Err(RegistersError { range, reason });
+        }
+        if self.ram.iter().any(|span| span.overlaps(range)) {
+            let reason = "the memory map says that it is RAM";
+            return Err(RegistersError { range, reason });
+        }
+        // SAFETY: the range is mapped and not RAM. What its registers do to memory is up to the
+        // device's driver: bus mastering is off for every device until it was given to a
+        // domain.
+        Ok(unsafe { MmioBlock::new(range) })
+    }
+}
+
+/// The machine that the image runs on.
+pub struct BareMetal {
+    frames: FrameAllocator,
+    devices: DeviceSpace,
+    config: Ecam<MmioBlock>,
+    cpus: usize,
+}
+
+impl BareMetal {
+    /// The machine made of these parts; `cpus` of its CPUs run.
+    ///
+    /// # Safety
+    /// `frames` hands out RAM under the identity map that nothing else uses, and the CPUs numbered
+    /// below `cpus` by [`cpu::current`] are all that run.
+    pub unsafe fn new(
+        frames: FrameAllocator,
+        devices: DeviceSpace,
+        config: Ecam<MmioBlock>,
+        cpus: usize,
+    ) -> Self {
+        Self {
+            frames,
+            devices,
+            config,
+            cpus,
+        }
+    }
+
+    /// How many frames there are and how many are out.
+    pub fn frame_counts(&self) -> FrameCounts {
+        self.frames.counts()
+    }
+
+    /// PCI configuration space.
+    pub fn config(&self) -> &Ecam<MmioBlock> {
+        &self.config
+    }
+}
+
+impl FrameSource for BareMetal {
+    fn alloc_frames(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        let range = self.frames.take(pages, align)?;
+        // SAFETY: the frames are RAM under the identity map, and were just taken for this caller
+        // alone.
+        unsafe { physical::zero(range) };
+        // SAFETY: as above.
+        Ok(unsafe { FrameRun::from_raw(range, ()) })
+    }
+
+    fn free_frames(&self, run: FrameRun<Hypervisor>) {
+        // A run is the one owner of its frames, so this fails only after memory was corrupted: no
+        // reason to go on.
+        if let Err(error) = self.frames.give_back(run.range()) {
+            panic!("{error}");
+        }
+    }
+}
+
+// SAFETY: the identity map shows every frame at its own address, and each method reaches just the
+// bytes it is asked for.
+unsafe impl PhysMemory for BareMetal {
+    type Cell = AtomicU64;
+
+    unsafe fn cells(&self, frame: PhysAddr) -> &[AtomicU64] {
+        let cells = physical::pointer(frame).cast::<AtomicU64>().cast_const();
+        // SAFETY: the caller owns the frame, which is mapped and 4 KiB aligned; any bits are valid,
+        // and all access to table memory goes through atomics.
+        unsafe { core::slice::from_raw_parts(cells, WORDS) }
+    }
+
+    unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {
+        // SAFETY: the caller owns the bytes, and `out` is memory of its own.
+        unsafe { physical::copy(out.as_mut_ptr(), physical::pointer(from), out.len()) };
+    }
+
+    unsafe fn write(&self, to: PhysAddr, bytes: &[u8]) {
+        // SAFETY: the caller owns the bytes, and `bytes` is memory of its own.
+        unsafe { physical::copy(physical::pointer(to), bytes.as_ptr(), bytes.len()) };
+    }
+
+    unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
+        // SAFETY: the caller owns the four aligned bytes.
+        unsafe { physical::read_u32(from) }
+    }
+}
+
+impl Registers for BareMetal {
+    type Block = MmioBlock;
+
+    fn map_registers(&self, range: PhysRange) -> Result<MmioBlock, RegistersError> {
+        self.devices.map_registers(range)
+    }
+}
+
+impl PciConfig for BareMetal {
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
+        self.config.config_read32(function, offset)
+    }
+
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
+        self.config.config_write32(function, offset, value);
+    }
+}
+
+impl CacheMaintenance for BareMetal {
+    fn write_back(&self, from: PhysAddr, bytes: u64) {
+        cache::write_back(from, bytes);
+    }
+
+    fn walker_fence(&self) {
+        cache::store_fence();
+    }
+}
+
+impl Clock for BareMetal {
+    fn now(&self) -> Instant {
+        clock::now()
+    }
+}
+
+// SAFETY: every CPU has a number of its own behind its GS base, below the number of CPUs that run.
+// Code is never moved between CPUs: there is no scheduler. Interrupt handlers do not call into the
+// IOMMU crates.
+unsafe impl Cpus for BareMetal {
+    fn current_cpu(&self) -> CpuId {
+        cpu::current()
+    }
+
+    fn cpu_count(&self) -> usize {
+        self.cpus
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_and_what_is_not_mapped_are_no_registers() {
+        let ram = [Span::new(PhysAddr::new(0x10_0000), 0x10_0000)];
+        let devices = DeviceSpace::new(ram.into_iter().collect(), PhysAddr::new(1 << 32));
+        let page = |at| PhysRange::new(PhysAddr::new(at), PageCount::ONE).unwrap();
+        assert!(devices.map_registers(page(0xfed9_0000)).is_ok());
+        assert!(devices.map_registers(page(0x20_0000)).is_ok());
+        assert!(devices.map_registers(page(0x1f_f000)).is_err());
+        assert!(devices.map_registers(page(1 << 32)).is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! `discover`: what the machine has, and which unit guards which function.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use hv_core::PageSize;
+use hv_iommu::UnitIndex;
+
+use super::{Context, Failure, Shown, ensure};
+use crate::pci::{Function, Header};
+use crate::report::{self, Event, FunctionEvent, UnitEvent};
+use crate::subsystem::Subsystem;
+
+/// Reports every unit and function. Passes if every function is behind a unit and every endpoint in
+/// just one group.
+pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
+    for (index, unit) in subsystem.units.iter().enumerate() {
+        let caps = UnitIndex::new(index).and_then(|index| context.iommu.unit_caps(index));
+        let caps =
+            caps.ok_or_else(|| Failure::new(format_args!("unit {index} did not come up")))?;
+        let levels: Vec<u8> = caps.levels.iter().map(|level| level.number()).collect();
+        let sizes = PageSize::ALL
+            .into_iter()
+            .filter(|size| *size <= caps.largest_page);
+        let features: Vec<&str> = unit.features().collect();
+        report::emit(&Event::Unit(UnitEvent {
+            index,
+            base: unit.base(),
+            segment: unit.segment,
+            version: &format!("{}.{}", unit.version.major(), unit.version.minor()),
+            cap: unit.cap.into_bits(),
+            ecap: unit.ecap.into_bits(),
+            domains: caps.domain_ids,
+            levels: &levels,
+            leaf_sizes: &sizes.collect::<Vec<_>>(),
+            coherent: caps.coherent,
+            fault_records: unit.cap.fault_record_count(),
+            features: &features,
+        }));
+    }
+    let functions = &context.machine.functions;
+    let mut endpoints = 0;
+    for function in functions {
+        let address = function.address;
+        let mut groups = context
+            .groups
+            .iter()
+            .filter(|group| group.members().contains(&address));
+        let (first, second) = (groups.next(), groups.next());
+        let unit = context.iommu.unit_of(address);
+        report::emit(&Event::Function(FunctionEvent {
+            address,
+            identity: function.identity,
+            class: function.class,
+            kind: function.kind(),
+            unit: unit.map(UnitIndex::index),
+            group: first.map(|group| group.id().get() as usize),
+        }));
+        ensure!(unit.is_some(), "no unit covers {address}");
+        if is_endpoint(function) {
+            endpoints += 1;
+            ensure!(first.is_some(), "{address} is in no group");
+            ensure!(second.is_none(), "{address} is in two groups");
+        }
+    }
+    ensure!(endpoints > 0, "no PCI endpoint was found");
+    Ok(format!(
+        "{} unit(s) cover {} functions, {endpoints} endpoints in {} groups",
+        subsystem.units.len(),
+        functions.len(),
+        context.groups.len()
+    ))
+}
+
+fn is_endpoint(function: &Function) -> bool {
+    !matches!(function.header, Header::Bridge { .. })
+}

@@ -1,0 +1,67 @@
+//! Looking for the fault that a blocked access must leave behind.
+
+use alloc::format;
+
+use hv_core::{Access, Iova, OwnerId, PageSize, PciAddress};
+use hv_iommu::{FaultClass, FaultNotice};
+
+use super::{Context, Failure};
+use crate::report::{self, Event, FaultEvent};
+
+/// The fault that is waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    pub(super) requester: PciAddress,
+    pub(super) address: Iova,
+    pub(super) access: Access,
+    pub(super) owner: OwnerId,
+}
+
+impl Context<'_> {
+    /// Empties the fault logs without looking.
+    pub(super) fn forget_faults(&self) {
+        self.iommu.take_faults(|_| {});
+    }
+
+    /// Empties the fault logs, reports every fault, and checks that the expected one is among them.
+    pub(super) fn expect_fault(&self, expected: Expected) -> Result<(), Failure> {
+        let page = expected.address.align_down(PageSize::Size4K);
+        let mut found = false;
+        let mut others = 0;
+        self.iommu.take_faults(|notice| {
+            let FaultNotice::Fault(report) = notice else {
+                return;
+            };
+            let fault = report.fault;
+            report::emit(&Event::Fault(FaultEvent {
+                scenario: self.name,
+                requester: fault.requester,
+                address: fault.address,
+                access: fault.access,
+                reason: &format!("{}", fault.class),
+                code: fault.code,
+                domain: report.bound_to.map(|(_, domain, _)| domain.get()),
+                owner: report.bound_to.map(|(_, _, owner)| owner),
+            }));
+            let same = fault.requester == expected.requester
+                && fault.address == page
+                && fault.access == expected.access
+                && fault.class == FaultClass::NotPermitted
+                && report
+                    .bound_to
+                    .is_some_and(|(_, _, owner)| owner == expected.owner);
+            if same {
+                found = true;
+            } else {
+                others += 1;
+            }
+        });
+        if found {
+            return Ok(());
+        }
+        Err(Failure::new(format_args!(
+            "no fault names a {} of {page} by {} of {} ({others} other faults)",
+            expected.access, expected.requester, expected.owner
+        )))
+    }
+}

@@ -1,0 +1,431 @@
+//! A fake backend: units made of software, with caches that forget only what they are told to.
+//!
+//! [`Fake`] is a handle. One clone goes into `Iommu::new`, another stays with the test, which does
+//! DMA as a device would ([`Fake::dma`]) and decides how units answer.
+
+#![expect(unsafe_code, reason = "promises what the backend trait demands")]
+
+mod format;
+mod unit;
+
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
+
+use hv_core::{Access, Iova, IovaRange, PciAddress, PhysAddr};
+use hv_iommu::{
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitCaps, UnitError,
+    UnitIndex,
+};
+
+pub use format::FakeFormat;
+pub use unit::FAULT_LOG;
+
+use crate::host::{Host, lock};
+use unit::{Effect, Unit};
+
+/// When a unit completes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// At the first look after this many.
+    AfterPolls(u32),
+    /// Never; nor anything behind it.
+    Never,
+    /// It reports an error instead.
+    Fails,
+}
+
+/// A kind of call to a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `Backend::bind`.
+    Bind,
+    /// `Backend::unbind`.
+    Unbind,
+    /// `Backend::submit`.
+    Submit,
+}
+
+/// How a unit answers one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// With an error.
+    Refuses,
+    /// With a ticket that completes like this.
+    Completes(Completion),
+}
+
+/// One call that a unit will answer in a special way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    call: Call,
+    /// How many calls of the kind come before it.
+    after: usize,
+    answer: Answer,
+}
+
+/// What a unit was asked, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    /// A requester was bound.
+    Bind(PciAddress, HwDomainId),
+    /// A requester was unbound.
+    Unbind {
+        /// Which.
+        requester: PciAddress,
+        /// Whether it could send requests at that moment; `None` for an id without a function.
+        bus_master: Option<bool>,
+    },
+    /// A flush.
+    Flush(FlushRequest),
+    /// The unit was declared wedged.
+    Wedge,
+}
+
+/// Why a device's request did not reach memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaFault {
+    /// The function's bus master bit is clear: it sends nothing.
+    NotBusMaster,
+    /// No unit translates for the requester.
+    NoUnit,
+    /// The requester is bound to no domain.
+    NotBound,
+    /// The address is wider than the domain's table.
+    TooWide,
+    /// Nothing is mapped there.
+    NotMapped,
+    /// The mapping does not allow the direction.
+    NotPermitted,
+    /// The unit cannot make sense of this table word.
+    Malformed(u64),
+}
+
+/// What a fake is made of.
+#[derive(Clone, Debug, Default)]
+pub struct FakeConfig {
+    /// The units.
+    pub units: Vec<UnitCaps>,
+    /// Buses, first and last, and the number of the unit that covers them.
+    pub coverage: Vec<(u8, u8, usize)>,
+    /// What no domain maps.
+    pub reserved: Vec<IovaRange>,
+}
+
+struct Inner {
+    host: Host,
+    coverage: Vec<(u8, u8, usize)>,
+    reserved: Vec<IovaRange>,
+    units: Vec<Mutex<Unit>>,
+}
+
+/// A family of software IOMMUs. `T` makes several backends of it that the compiler tells apart.
+pub struct Fake<T = ()> {
+    inner: Arc<Inner>,
+    tag: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Fake<T> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            tag: PhantomData,
+        }
+    }
+}
+
+impl<T> Fake<T> {
+    /// Units as configured, on this platform.
+    pub fn new(host: Host, config: FakeConfig) -> Self {
+        let units = config.units.into_iter().map(Unit::new).map(Mutex::new);
+        let inner = Inner {
+            host,
+            coverage: config.coverage,
+            reserved: config.reserved,
+            units: units.collect(),
+        };
+        Self {
+            inner: Arc::new(inner),
+            tag: PhantomData,
+        }
+    }
+
+    /// The platform.
+    pub fn host(&self) -> &Host {
+        &self.inner.host
+    }
+
+    /// A device's request, with the requester id that it puts on it. Gives the address that it
+    /// reached.
+    ///
+    /// # Errors
+    /// [`DmaFault`]; recorded in the unit's log unless the request never got there.
+    pub fn dma(
+        &self,
+        requester: PciAddress,
+        at: Iova,
+        access: Access,
+    ) -> Result<PhysAddr, DmaFault> {
+        self.access(requester, at, access, |_, _| ())
+            .map(|(to, ())| to)
+    }
+
+    /// A device reads the 64-bit word at `at`.
+    ///
+    /// # Errors
+    /// [`DmaFault`].
+    pub fn dma_read(&self, requester: PciAddress, at: Iova) -> Result<u64, DmaFault> {
+        let read = |host: &Host, to| host.device_read(to);
+        self.access(requester, at, Access::Read, read)
+            .map(|(_, word)| word)
+    }
+
+    /// A device writes the 64-bit word at `at`.
+    ///
+    /// # Errors
+    /// [`DmaFault`].
+    pub fn dma_write(&self, requester: PciAddress, at: Iova, word: u64) -> Result<(), DmaFault> {
+        let write = |host: &Host, to| host.device_write(to, word);
+        self.access(requester, at, Access::Write, write).map(drop)
+    }
+
+    /// Translates and touches memory in one step: what a completed flush waits for. A device that
+    /// reaches memory which was given back ends the test.
+    fn access<R>(
+        &self,
+        requester: PciAddress,
+        at: Iova,
+        access: Access,
+        touch: impl FnOnce(&Host, PhysAddr) -> R,
+    ) -> Result<(PhysAddr, R), DmaFault> {
+        if self.host().bus_master(requester) == Some(false) {
+            return Err(DmaFault::NotBusMaster);
+        }
+        let unit = self.index_of(requester).ok_or(DmaFault::NoUnit)?;
+        let mut unit = lock(&self.inner.units[unit]);
+        let to = unit.translate(self.host(), requester, at, access)?;
+        assert!(
+            self.host().is_out(to),
+            "{requester} reached {to}, which was given back"
+        );
+        let result = touch(self.host(), to);
+        Ok((to, result))
+    }
+
+    /// How the unit completes requests from now on.
+    pub fn completes(&self, unit: usize, completion: Completion) {
+        self.lock_unit(unit).completion = completion;
+    }
+
+    /// How the unit answers one call: that which comes after `after` more of its kind.
+    pub fn plan(&self, unit: usize, call: Call, after: usize, answer: Answer) {
+        let plan = Plan {
+            call,
+            after,
+            answer,
+        };
+        self.lock_unit(unit).plans.push(plan);
+    }
+
+    /// What the unit was asked since the last look, in order.
+    pub fn take_log(&self, unit: usize) -> Vec<Logged> {
+        std::mem::take(&mut self.lock_unit(unit).log)
+    }
+
+    /// What the requester is bound to.
+    pub fn bound(&self, requester: PciAddress) -> Option<HwDomainId> {
+        let unit = self.lock_unit(self.index_of(requester)?);
+        unit.bindings
+            .get(&requester)
+            .map(|binding| binding.domain)
+    }
+
+    /// How many translations of a domain the unit has cached.
+    pub fn cached(&self, unit: usize, domain: HwDomainId) -> usize {
+        self.lock_unit(unit).cached_leaves(domain)
+    }
+
+    fn index_of(&self, requester: PciAddress) -> Option<usize> {
+        let covers = |(first, last, _): &&(u8, u8, usize)| {
+            (*first..=*last).contains(&requester.bus()) && requester.segment().0 == 0
+        };
+        let (_, _, unit) = self.inner.coverage.iter().find(covers)?;
+        Some(*unit)
+    }
+
+    fn lock_unit(&self, unit: usize) -> std::sync::MutexGuard<'_, Unit> {
+        lock(&self.inner.units[unit])
+    }
+
+    fn unit(&self, unit: UnitIndex) -> Result<std::sync::MutexGuard<'_, Unit>, UnitError> {
+        let found = self.inner.units.get(unit.index());
+        found.map(lock).ok_or(UnitError::NoSuchUnit { unit })
+    }
+
+    /// The unit, if it takes requests, and how it answers this one.
+    fn called(
+        &self,
+        index: UnitIndex,
+        call: Call,
+    ) -> Result<(std::sync::MutexGuard<'_, Unit>, Answer), UnitError> {
+        let mut unit = self.unit(index)?;
+        let mut answer = Answer::Completes(unit.completion);
+        unit.plans.retain_mut(|plan| {
+            if plan.call != call {
+                return true;
+            }
+            let now = plan.after == 0;
+            if now {
+                answer = plan.answer;
+            }
+            plan.after = plan.after.saturating_sub(1);
+            !now
+        });
+        Ok((unit, answer))
+    }
+}
+
+/// The error of a unit that refuses or fails.
+fn broken(unit: UnitIndex) -> UnitError {
+    UnitError::Hardware {
+        unit,
+        what: "a deliberate failure",
+        expected: 0,
+        found: 1,
+    }
+}
+
+impl<T: 'static> Backend for Fake<T> {
+    type Platform = Host;
+    type Format = FakeFormat;
+
+    fn platform(&self) -> &Host {
+        self.host()
+    }
+
+    fn unit_count(&self) -> usize {
+        self.inner.units.len()
+    }
+
+    fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.unit(unit).ok().map(|unit| unit.caps)
+    }
+
+    fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
+        UnitIndex::new(self.index_of(requester)?)
+    }
+
+    fn reserved(&self) -> &[IovaRange] {
+        &self.inner.reserved
+    }
+
+    fn format(&self, _caps: &UnitCaps) -> FakeFormat {
+        FakeFormat
+    }
+
+    unsafe fn bind(
+        &self,
+        index: UnitIndex,
+        requester: PciAddress,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let (mut unit, answer) = self.called(index, Call::Bind)?;
+        if unit.wedged {
+            return Err(UnitError::Wedged { unit: index });
+        }
+        let Answer::Completes(completion) = answer else {
+            return Err(broken(index));
+        };
+        if let Some(bound) = unit.bindings.get(&requester) {
+            let domain = bound.domain;
+            return Err(UnitError::AlreadyBound { requester, domain });
+        }
+        unit.log.push(Logged::Bind(requester, binding.domain));
+        unit.bindings.insert(requester, binding);
+        if !unit.caps.sync_on_map {
+            return Ok(None);
+        }
+        let sequence = unit.enqueue(Effect::Bound(requester), completion);
+        Ok(Some(FlushTicket { sequence }))
+    }
+
+    fn unbind(
+        &self,
+        index: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let (mut unit, answer) = self.called(index, Call::Unbind)?;
+        let bound = unit.bindings.get(&requester);
+        if bound.is_none_or(|binding| binding.domain != domain) {
+            return Err(UnitError::NotBound { requester, domain });
+        }
+        unit.bindings.remove(&requester);
+        let bus_master = self.host().bus_master(requester);
+        unit.log.push(Logged::Unbind {
+            requester,
+            bus_master,
+        });
+        if unit.wedged {
+            return Err(UnitError::Wedged { unit: index });
+        }
+        let Answer::Completes(completion) = answer else {
+            return Err(broken(index));
+        };
+        let sequence = unit.enqueue(Effect::Forget(requester, domain), completion);
+        Ok(FlushTicket { sequence })
+    }
+
+    fn submit(&self, index: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        let (mut unit, answer) = self.called(index, Call::Submit)?;
+        if unit.wedged {
+            return Err(UnitError::Wedged { unit: index });
+        }
+        unit.log.push(Logged::Flush(request));
+        let Answer::Completes(completion) = answer else {
+            return Err(broken(index));
+        };
+        let sequence = unit.enqueue(Effect::Flush(request), completion);
+        Ok(FlushTicket { sequence })
+    }
+
+    fn poll(&self, index: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError> {
+        let mut unit = self.unit(index)?;
+        while unit.completed < ticket.sequence {
+            if unit.wedged {
+                return Err(UnitError::Wedged { unit: index });
+            }
+            let Some(front) = unit.queue.front_mut() else {
+                return Ok(false);
+            };
+            match &mut front.completion {
+                Completion::AfterPolls(0) => {}
+                Completion::AfterPolls(left) => {
+                    *left -= 1;
+                    return Ok(false);
+                }
+                Completion::Never => return Ok(false),
+                Completion::Fails => return Err(broken(index)),
+            }
+            if let Some(request) = unit.queue.pop_front() {
+                unit.apply(&request);
+                unit.completed = request.ticket;
+            }
+        }
+        Ok(true)
+    }
+
+    fn wedge(&self, index: UnitIndex) {
+        if let Ok(mut unit) = self.unit(index) {
+            unit.wedged = true;
+            unit.log.push(Logged::Wedge);
+        }
+    }
+
+    fn take_fault(&self, index: UnitIndex) -> Option<FaultEvent> {
+        let mut unit = self.unit(index).ok()?;
+        if let Some(fault) = unit.faults.pop_front() {
+            return Some(FaultEvent::Fault(fault));
+        }
+        std::mem::take(&mut unit.lost_faults).then_some(FaultEvent::Overflow)
+    }
+}

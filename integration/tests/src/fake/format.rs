@@ -1,0 +1,61 @@
+//! The fake's table format. Nothing in it is like the format of a real unit.
+
+use hv_core::{Perms, PhysAddr};
+use hv_iommu::{Entry, Format, Level};
+
+/// The device may read through this leaf.
+pub(super) const READ: u64 = 1 << 0;
+/// The device may write through this leaf.
+pub(super) const WRITE: u64 = 1 << 1;
+/// The word links a table.
+pub(super) const LINK: u64 = 1 << 2;
+/// The link reached memory.
+const SAVED: u64 = 1 << 3;
+/// The word was a leaf and waits.
+const WAITS: u64 = 1 << 4;
+/// Where the page or table is.
+pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
+
+/// Second-stage tables of the fake: 512 words per table, one bit per meaning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FakeFormat;
+
+impl Format for FakeFormat {
+    const INDEX_BITS: u32 = 9;
+
+    fn decode(&self, word: u64, _level: Level) -> Entry {
+        let to = PhysAddr::new(word & ADDRESS);
+        let perms = Perms::from_rights(word & READ != 0, word & WRITE != 0);
+        match (perms, word & (LINK | SAVED | WAITS)) {
+            _ if word == 0 => Entry::Empty,
+            (Some(perms), 0) => Entry::Leaf { to, perms },
+            (None, WAITS) => Entry::Pending { to },
+            (None, bits) if bits & LINK != 0 && bits & WAITS == 0 => Entry::Table {
+                page: to,
+                written_back: bits & SAVED != 0,
+            },
+            _ => Entry::Unknown(word),
+        }
+    }
+
+    fn leaf(&self, _level: Level, to: PhysAddr, perms: Perms) -> u64 {
+        let bits = match perms {
+            Perms::Read => READ,
+            Perms::Write => WRITE,
+            Perms::ReadWrite => READ | WRITE,
+        };
+        to.as_u64() & ADDRESS | bits
+    }
+
+    fn table(&self, page: PhysAddr) -> u64 {
+        page.as_u64() & ADDRESS | LINK
+    }
+
+    fn written_back(&self) -> u64 {
+        SAVED
+    }
+
+    fn pending(&self, _level: Level, to: PhysAddr) -> u64 {
+        to.as_u64() & ADDRESS | WAITS
+    }
+}

@@ -1,0 +1,304 @@
+//! One unit of the fake: what it caches, what it was asked to forget, and its walk.
+//!
+//! It is the worst that the contract of `Backend` allows: it caches all that it reads, forgets only
+//! at the moment of a completion, and then only what was asked for and was read before the request.
+
+use std::collections::{HashMap, VecDeque};
+
+use hv_core::fault::Fault;
+use hv_core::{Access, Iova, PageSize, PciAddress, PhysAddr};
+use hv_iommu::{
+    Binding, FaultClass, FlushDepth, FlushRequest, FlushSpan, HwDomainId, RawFault, UnitCaps,
+};
+
+use super::format::{ADDRESS, LINK, READ, WRITE};
+use super::{Completion, DmaFault, Logged, Plan};
+use crate::host::Host;
+
+/// How many faults a unit keeps before it loses some.
+pub const FAULT_LOG: usize = 8;
+
+/// A cached item and when it was read.
+struct Cached<V> {
+    value: V,
+    read_at: u64,
+}
+
+/// Where a cached item belongs: domain id, level, and the address divided by the span.
+type Place = (u16, u8, u64);
+
+#[derive(Clone, Copy)]
+struct Leaf {
+    to: u64,
+    bits: u64,
+}
+
+pub(super) enum Effect {
+    Flush(FlushRequest),
+    /// The binding of a requester, and all that is cached of the domain.
+    Forget(PciAddress, HwDomainId),
+    /// That the requester was not bound.
+    Bound(PciAddress),
+}
+
+pub(super) struct Request {
+    pub(super) ticket: u64,
+    pub(super) effect: Effect,
+    pub(super) completion: Completion,
+    /// Only what was read before this moment is forgotten.
+    before: u64,
+}
+
+pub(super) struct Unit {
+    pub(super) caps: UnitCaps,
+    pub(super) bindings: HashMap<PciAddress, Binding>,
+    pub(super) queue: VecDeque<Request>,
+    pub(super) submitted: u64,
+    pub(super) completed: u64,
+    pub(super) wedged: bool,
+    pub(super) completion: Completion,
+    pub(super) plans: Vec<Plan>,
+    pub(super) log: Vec<Logged>,
+    pub(super) faults: VecDeque<RawFault>,
+    pub(super) lost_faults: bool,
+    contexts: HashMap<PciAddress, Cached<Option<Binding>>>,
+    leaves: HashMap<Place, Cached<Leaf>>,
+    links: HashMap<Place, Cached<PhysAddr>>,
+    /// Pages that were found absent, and whether for want of a table.
+    absent: HashMap<Place, Cached<bool>>,
+    reads: u64,
+}
+
+/// Log2 of the bytes that one word of a table of `level` spans.
+fn shift(level: u8) -> u32 {
+    12 + 9 * (u32::from(level) - 1)
+}
+
+impl Unit {
+    pub(super) fn new(caps: UnitCaps) -> Self {
+        Self {
+            caps,
+            bindings: HashMap::new(),
+            queue: VecDeque::new(),
+            submitted: 0,
+            completed: 0,
+            wedged: false,
+            completion: Completion::AfterPolls(0),
+            plans: Vec::new(),
+            log: Vec::new(),
+            faults: VecDeque::new(),
+            lost_faults: false,
+            contexts: HashMap::new(),
+            leaves: HashMap::new(),
+            links: HashMap::new(),
+            absent: HashMap::new(),
+            reads: 0,
+        }
+    }
+
+    /// Queues a request that completes when the unit likes; gives its ticket.
+    pub(super) fn enqueue(&mut self, effect: Effect, completion: Completion) -> u64 {
+        self.submitted += 1;
+        self.queue.push_back(Request {
+            ticket: self.submitted,
+            effect,
+            completion,
+            before: self.reads,
+        });
+        self.submitted
+    }
+
+    /// Does what a request asked for.
+    pub(super) fn apply(&mut self, request: &Request) {
+        let before = request.before;
+        match &request.effect {
+            Effect::Flush(_) if Fault::SkipIotlbFlush.is_on() => {}
+            Effect::Flush(flush) => self.flush(*flush, before),
+            Effect::Forget(requester, domain) => {
+                if !Fault::SkipContextFlush.is_on() {
+                    self.contexts
+                        .retain(|who, cached| who != requester || cached.read_at >= before);
+                }
+                let whole = FlushRequest {
+                    domain: *domain,
+                    span: FlushSpan::Domain,
+                    depth: FlushDepth::WalkCaches,
+                };
+                self.flush(whole, before);
+            }
+            Effect::Bound(requester) => self
+                .contexts
+                .retain(|who, cached| who != requester || cached.read_at >= before),
+        }
+    }
+
+    fn flush(&mut self, request: FlushRequest, before: u64) {
+        let named = |place: &Place, span: u32, read_at: u64| {
+            let (domain, _, index) = *place;
+            let first = index << span;
+            let last = first | ((1 << span) - 1);
+            let inside = match request.span {
+                FlushSpan::Domain => true,
+                FlushSpan::Pages(pages) => {
+                    pages.start().as_u64() <= last && first <= pages.last().as_u64()
+                }
+            };
+            domain == request.domain.get() && inside && read_at < before
+        };
+        let deep = request.depth == FlushDepth::WalkCaches;
+        self.leaves
+            .retain(|place, cached| !named(place, shift(place.1), cached.read_at));
+        self.absent.retain(|place, cached| {
+            (cached.value && !deep) || !named(place, shift(place.1), cached.read_at)
+        });
+        if deep {
+            // A table of a level spans what one word above it does.
+            self.links
+                .retain(|place, cached| !named(place, shift(place.1 + 1), cached.read_at));
+        }
+    }
+
+    /// How many leaves of a domain are cached.
+    pub(super) fn cached_leaves(&self, domain: HwDomainId) -> usize {
+        let of_domain = |place: &&Place| place.0 == domain.get();
+        self.leaves.keys().filter(of_domain).count()
+    }
+
+    fn stamp<V>(&mut self, value: V) -> Cached<V> {
+        self.reads += 1;
+        Cached {
+            value,
+            read_at: self.reads - 1,
+        }
+    }
+
+    /// Where a request leads, through caches first and tables second. Faults are logged.
+    pub(super) fn translate(
+        &mut self,
+        host: &Host,
+        requester: PciAddress,
+        at: Iova,
+        access: Access,
+    ) -> Result<PhysAddr, DmaFault> {
+        let result = self.look_up(host, requester, at, access);
+        if let Err(fault) = result {
+            let class = match fault {
+                DmaFault::NotBound => FaultClass::NotBound,
+                DmaFault::TooWide => FaultClass::AddressTooWide,
+                DmaFault::Malformed(_) => FaultClass::BadStructure,
+                _ => FaultClass::NotPermitted,
+            };
+            let fault = RawFault {
+                requester,
+                address: at.align_down(PageSize::Size4K),
+                access,
+                class,
+                code: class as u16,
+            };
+            if self.faults.len() < FAULT_LOG {
+                self.faults.push_back(fault);
+            } else {
+                self.lost_faults = true;
+            }
+        }
+        result
+    }
+
+    fn look_up(
+        &mut self,
+        host: &Host,
+        requester: PciAddress,
+        at: Iova,
+        access: Access,
+    ) -> Result<PhysAddr, DmaFault> {
+        let binding = self.context(requester).ok_or(DmaFault::NotBound)?;
+        let (domain, root) = (binding.domain.get(), binding.root);
+        let bits = shift(root.level.number() + 1).min(self.caps.iova_bits.into());
+        if at.as_u64() >> bits != 0 {
+            return Err(DmaFault::TooWide);
+        }
+        let wanted = match access {
+            Access::Read => READ,
+            Access::Write => WRITE,
+        };
+        let place = |level: u8| (domain, level, at.as_u64() >> shift(level));
+        for level in 1..=root.level.number() {
+            if let Some(leaf) = self.leaves.get(&place(level)) {
+                let (leaf, span) = (leaf.value, 1 << shift(level));
+                return if leaf.bits & wanted == 0 {
+                    Err(DmaFault::NotPermitted)
+                } else {
+                    Ok(PhysAddr::new(leaf.to + at.as_u64() % span))
+                };
+            }
+        }
+        if self.absent.contains_key(&place(1)) {
+            return Err(DmaFault::NotMapped);
+        }
+        let (mut level, mut table) = (root.level.number(), root.page);
+        for below in 1..root.level.number() {
+            let place = (domain, below, at.as_u64() >> shift(below + 1));
+            if let Some(link) = self.links.get(&place) {
+                (level, table) = (below, link.value);
+                break;
+            }
+        }
+        loop {
+            assert!(host.is_out(table), "walked the freed table {table}");
+            let index = at.as_u64() >> shift(level) & 0x1ff;
+            let word = host.device_read(PhysAddr::new(table.as_u64() + index * 8));
+            let to = word & ADDRESS;
+            if word & LINK != 0 && level > 1 {
+                level -= 1;
+                table = PhysAddr::new(to);
+                let place = (domain, level, at.as_u64() >> shift(level + 1));
+                let link = self.stamp(table);
+                self.links.insert(place, link);
+            } else if word & (READ | WRITE) != 0 {
+                self.check_leaf(word, level)?;
+                let leaf = Leaf {
+                    to,
+                    bits: word & (READ | WRITE),
+                };
+                let cached = self.stamp(leaf);
+                self.leaves.insert(place(level), cached);
+                return if leaf.bits & wanted == 0 {
+                    Err(DmaFault::NotPermitted)
+                } else {
+                    Ok(PhysAddr::new(to + at.as_u64() % (1 << shift(level))))
+                };
+            } else {
+                if self.caps.sync_on_map {
+                    let cached = self.stamp(level > 1);
+                    self.absent.insert(place(1), cached);
+                }
+                return Err(DmaFault::NotMapped);
+            }
+        }
+    }
+
+    /// Whether the unit can use this leaf at all.
+    fn check_leaf(&self, word: u64, level: u8) -> Result<(), DmaFault> {
+        let to = word & ADDRESS;
+        let size = 1_u64 << shift(level);
+        let too_large = size > self.caps.largest_page.bytes();
+        let write_only = word & READ == 0 && !self.caps.write_only;
+        let too_far = to >> self.caps.phys_bits != 0;
+        if too_large || write_only || too_far || !to.is_multiple_of(size) {
+            return Err(DmaFault::Malformed(word));
+        }
+        Ok(())
+    }
+
+    fn context(&mut self, requester: PciAddress) -> Option<Binding> {
+        if let Some(cached) = self.contexts.get(&requester) {
+            return cached.value;
+        }
+        let found = self.bindings.get(&requester).copied();
+        if found.is_some() || self.caps.sync_on_map {
+            let cached = self.stamp(found);
+            self.contexts.insert(requester, cached);
+        }
+        found
+    }
+}

@@ -1,0 +1,392 @@
+//! A host platform for tests: an arena of memory, recorded PCI config space, a clock, CPUs.
+//!
+//! Everything is counted. Frames that come back twice, or that somebody reaches after they came
+//! back, end the test at once; what is still out at the end is [`Host::frames_out`].
+
+#![expect(unsafe_code, reason = "promises what the platform traits demand")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hv_core::platform::{
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
+    Registers, RegistersError,
+};
+use hv_core::{
+    CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange,
+};
+
+/// Words of one frame.
+const WORDS: u64 = PageSize::Size4K.bytes() / 8;
+/// Distance between the first frames of two hosts, so that no two hosts share an address.
+const HOST_STRIDE: u64 = 4 << 30;
+/// What a free frame holds: as a table word it is damaged, as data it is easy to see.
+const POISON: u64 = 0xdead_dead_dead_dead;
+/// How many CPUs (threads that call in at the same time) there can be.
+const CPUS: usize = 64;
+/// The command register and its bus master bit.
+const COMMAND: u16 = 4;
+const BUS_MASTER: u32 = 1 << 2;
+
+/// How time passes.
+#[derive(Clone, Copy, Debug)]
+pub enum Time {
+    /// As on the wall.
+    Real,
+    /// Each look at the clock takes this long. Waits end after a known number of looks.
+    PerLook(Duration),
+}
+
+/// Called at every allocation, before it is done, with the caller's guards alive.
+pub type AllocHook = Arc<dyn Fn() + Send + Sync>;
+
+struct Allocator {
+    used: Vec<bool>,
+    /// Allocations to let through before one fails.
+    fail_in: Option<u64>,
+    allocations: u64,
+}
+
+struct Pci {
+    /// The command register of each function that is there.
+    commands: HashMap<PciAddress, u32>,
+    /// Functions whose bus master bit cannot be set.
+    stubborn: Vec<PciAddress>,
+}
+
+/// The platform. One arena of frames at addresses that no other host uses.
+pub struct Host {
+    base: u64,
+    words: Vec<AtomicU64>,
+    allocator: Mutex<Allocator>,
+    hook: Mutex<Option<AllocHook>>,
+    pci: Mutex<Pci>,
+    time: Time,
+    looks: AtomicU64,
+    start: std::time::Instant,
+    written_back: AtomicU64,
+}
+
+/// Locks, also after another test thread panicked with the lock held.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// A host with `frames` frames and these functions on its PCI buses.
+    pub fn new(frames: u64, functions: &[PciAddress], time: Time) -> Self {
+        static HOSTS: AtomicU64 = AtomicU64::new(1);
+        // ORDERING: Relaxed, only that numbers differ counts.
+        let number = HOSTS.fetch_add(1, Ordering::Relaxed);
+        assert!(frames * PageSize::Size4K.bytes() <= HOST_STRIDE);
+        Self {
+            base: number * HOST_STRIDE,
+            words: (0..frames * WORDS).map(|_| AtomicU64::new(POISON)).collect(),
+            allocator: Mutex::new(Allocator {
+                used: vec![false; frames as usize],
+                fail_in: None,
+                allocations: 0,
+            }),
+            hook: Mutex::new(None),
+            pci: Mutex::new(Pci {
+                commands: functions.iter().map(|function| (*function, 0)).collect(),
+                stubborn: Vec::new(),
+            }),
+            time,
+            looks: AtomicU64::new(0),
+            start: std::time::Instant::now(),
+            written_back: AtomicU64::new(0),
+        }
+    }
+
+    /// How many frames were given out and have not come back.
+    pub fn frames_out(&self) -> u64 {
+        let allocator = lock(&self.allocator);
+        allocator.used.iter().filter(|used| **used).count() as u64
+    }
+
+    /// Whether this frame was given out and has not come back.
+    pub fn is_out(&self, frame: PhysAddr) -> bool {
+        let index = self.word_index(frame) / WORDS as usize;
+        lock(&self.allocator).used[index]
+    }
+
+    /// How many allocations were asked for so far.
+    pub fn allocations(&self) -> u64 {
+        lock(&self.allocator).allocations
+    }
+
+    /// Makes the one allocation fail that comes after `successes` more; `None` takes that back.
+    pub fn fail_allocation_after(&self, successes: Option<u64>) {
+        lock(&self.allocator).fail_in = successes;
+    }
+
+    /// Calls `hook` at every allocation.
+    pub fn set_alloc_hook(&self, hook: Option<AllocHook>) {
+        *lock(&self.hook) = hook;
+    }
+
+    /// A run of frames, or the end of the test.
+    pub fn frames(&self, pages: u64) -> FrameRun<Hypervisor> {
+        self.frames_aligned(pages, PageSize::Size4K)
+    }
+
+    /// An aligned run of frames, or the end of the test.
+    pub fn frames_aligned(&self, pages: u64, align: PageSize) -> FrameRun<Hypervisor> {
+        let pages = PageCount::new(pages).expect("a page count");
+        self.alloc_frames(pages, align).expect("a large enough arena")
+    }
+
+    /// Whether the function may send requests; `None` when there is no such function.
+    pub fn bus_master(&self, function: PciAddress) -> Option<bool> {
+        let pci = lock(&self.pci);
+        let command = pci.commands.get(&function)?;
+        Some(command & BUS_MASTER != 0)
+    }
+
+    /// Sets bus mastering as firmware would, behind the subsystem's back.
+    pub fn leave_bus_mastering_on(&self, function: PciAddress) {
+        lock(&self.pci).commands.insert(function, BUS_MASTER);
+    }
+
+    /// From now on `function` does not take bus mastering.
+    pub fn refuse_bus_mastering(&self, function: PciAddress) {
+        lock(&self.pci).stubborn.push(function);
+    }
+
+    /// How many bytes were written back for walkers that do not snoop.
+    pub fn bytes_written_back(&self) -> u64 {
+        // ORDERING: Relaxed, a count for tests.
+        self.written_back.load(Ordering::Relaxed)
+    }
+
+    /// The word at `at`, as a device or a walker reads it.
+    pub fn device_read(&self, at: PhysAddr) -> u64 {
+        let word = &self.words[self.word_index(at)];
+        // ORDERING: Acquire pairs with the release stores of the table engine.
+        word.load(Ordering::Acquire)
+    }
+
+    /// Writes the word at `at`, as a device does.
+    pub fn device_write(&self, at: PhysAddr, value: u64) {
+        let word = &self.words[self.word_index(at)];
+        // ORDERING: Release, as DMA writes are seen in order.
+        word.store(value, Ordering::Release);
+    }
+
+    fn word_index(&self, at: PhysAddr) -> usize {
+        let inside = at.as_u64().checked_sub(self.base).map(|offset| offset / 8);
+        match inside {
+            Some(index) if index < self.words.len() as u64 => index as usize,
+            _ => panic!("{at} is not memory of this host"),
+        }
+    }
+
+    fn set_frame(&self, index: usize, value: u64) {
+        for word in &self.words[index * WORDS as usize..(index + 1) * WORDS as usize] {
+            // ORDERING: Relaxed, the frame belongs to the allocator, whose lock publishes it.
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+impl FrameSource for Host {
+    fn alloc_frames(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        let hook = lock(&self.hook).clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+        let out = OutOfFrames { pages, align };
+        let mut allocator = lock(&self.allocator);
+        allocator.allocations += 1;
+        match allocator.fail_in {
+            Some(0) => {
+                allocator.fail_in = None;
+                return Err(out);
+            }
+            Some(left) => allocator.fail_in = Some(left - 1),
+            None => {}
+        }
+        let (count, step) = (pages.get() as usize, align.pages() as usize);
+        let starts = (0..allocator.used.len()).step_by(step);
+        let start = starts
+            .filter(|start| start + count <= allocator.used.len())
+            .find(|start| !allocator.used[*start..start + count].contains(&true))
+            .ok_or(out)?;
+        allocator.used[start..start + count].fill(true);
+        for index in start..start + count {
+            self.set_frame(index, 0);
+        }
+        let first = PhysAddr::new(self.base + start as u64 * PageSize::Size4K.bytes());
+        let range = PhysRange::new(first, pages).expect("a range inside the arena");
+        // SAFETY: the frames are memory of the arena, were free until now and are marked as used, so
+        // no other run names them.
+        Ok(unsafe { FrameRun::from_raw(range, ()) })
+    }
+
+    fn free_frames(&self, run: FrameRun<Hypervisor>) {
+        let range = run.into_range();
+        let mut allocator = lock(&self.allocator);
+        for page in 0..range.pages().get() {
+            let frame = range.page(page).expect("a page of the range");
+            let index = self.word_index(frame) / WORDS as usize;
+            assert!(allocator.used[index], "{frame} was given back twice");
+            allocator.used[index] = false;
+            self.set_frame(index, POISON);
+        }
+    }
+}
+
+// SAFETY: the arena lives as long as the host, and its word with index (address - base) / 8 is the
+// memory at that address; any other address ends the test. `FrameSource` gives frames of the arena.
+unsafe impl PhysMemory for Host {
+    type Cell = AtomicU64;
+
+    unsafe fn cells(&self, frame: PhysAddr) -> &[AtomicU64] {
+        assert!(self.is_out(frame), "{frame} is reached after it was freed");
+        let first = self.word_index(frame);
+        &self.words[first..first + WORDS as usize]
+    }
+
+    unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {
+        for (at, byte) in (from.as_u64()..).zip(out) {
+            let at = PhysAddr::new(at);
+            assert!(self.is_out(at), "{at} is read after it was freed");
+            *byte = self.device_read(at).to_le_bytes()[at.as_u64() as usize % 8];
+        }
+    }
+
+    unsafe fn write(&self, to: PhysAddr, bytes: &[u8]) {
+        for (at, byte) in (to.as_u64()..).zip(bytes) {
+            let at = PhysAddr::new(at);
+            assert!(self.is_out(at), "{at} is written after it was freed");
+            let shift = at.as_u64() % 8 * 8;
+            let word = &self.words[self.word_index(at)];
+            // ORDERING: Relaxed, plain data; two bytes of a word may have two writers.
+            let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+                Some(word & !(0xff << shift) | u64::from(*byte) << shift)
+            });
+        }
+    }
+
+    unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
+        let shift = from.as_u64() % 8 * 8;
+        (self.device_read(from) >> shift) as u32
+    }
+}
+
+/// The block of registers that this host does not have.
+pub enum NoBlock {}
+
+impl Mmio for NoBlock {
+    fn read32(&self, _offset: u32) -> u32 {
+        match *self {}
+    }
+    fn write32(&self, _offset: u32, _value: u32) {
+        match *self {}
+    }
+    fn read64(&self, _offset: u32) -> u64 {
+        match *self {}
+    }
+    fn write64(&self, _offset: u32, _value: u64) {
+        match *self {}
+    }
+}
+
+impl Registers for Host {
+    type Block = NoBlock;
+
+    fn map_registers(&self, range: PhysRange) -> Result<NoBlock, RegistersError> {
+        let reason = "this host has no registers";
+        Err(RegistersError { range, reason })
+    }
+}
+
+impl PciConfig for Host {
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
+        match lock(&self.pci).commands.get(&function) {
+            Some(command) if offset == COMMAND => *command,
+            Some(_) => 0,
+            None => u32::MAX,
+        }
+    }
+
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
+        let mut pci = lock(&self.pci);
+        let stubborn = pci.stubborn.contains(&function);
+        if let Some(command) = pci.commands.get_mut(&function)
+            && offset == COMMAND
+        {
+            // The upper half is the status register, which a write of zero leaves alone.
+            *command = value & 0xffff & if stubborn { !BUS_MASTER } else { u32::MAX };
+        }
+    }
+}
+
+impl CacheMaintenance for Host {
+    fn write_back(&self, _from: PhysAddr, bytes: u64) {
+        // ORDERING: Relaxed, a count for tests.
+        self.written_back.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn walker_fence(&self) {
+        // ORDERING: SeqCst, the strongest that a walker on another thread can need.
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+impl Clock for Host {
+    fn now(&self) -> Instant {
+        match self.time {
+            Time::Real => Instant::from_nanos(self.start.elapsed().as_nanos() as u64),
+            Time::PerLook(step) => {
+                // ORDERING: Relaxed, one counter that only grows.
+                let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+                Instant::from_nanos(looks * step.as_nanos() as u64)
+            }
+        }
+    }
+}
+
+/// The CPU number of a thread; given back when the thread ends.
+struct CpuNumber(usize);
+
+static TAKEN: Mutex<[bool; CPUS]> = Mutex::new([false; CPUS]);
+
+impl Drop for CpuNumber {
+    fn drop(&mut self) {
+        lock(&TAKEN)[self.0] = false;
+    }
+}
+
+thread_local! {
+    static CPU: RefCell<Option<CpuNumber>> = const { RefCell::new(None) };
+}
+
+// SAFETY: a thread keeps the lowest number that no live thread has, from its first call to its end,
+// and calls run on their thread from beginning to end.
+unsafe impl Cpus for Host {
+    fn current_cpu(&self) -> CpuId {
+        CPU.with_borrow_mut(|mine| {
+            let number = mine.get_or_insert_with(|| {
+                let mut taken = lock(&TAKEN);
+                let free = taken.iter().position(|taken| !taken);
+                let free = free.expect("no more than 64 threads at once");
+                taken[free] = true;
+                CpuNumber(free)
+            });
+            CpuId::new(number.0 as u32)
+        })
+    }
+
+    fn cpu_count(&self) -> usize {
+        CPUS
+    }
+}

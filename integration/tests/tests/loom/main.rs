@@ -1,0 +1,26 @@
+//! Loom models of the lock-free second-stage table: the engine itself, not a copy of it.
+//!
+//! Everything here needs loom in place of the machine's atomics and is empty without it:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg hv_loom" LOOM_MAX_PREEMPTIONS=3 \
+//!     cargo test --release -p hv-tests --test loom
+//! RUSTFLAGS="--cfg hv_loom --cfg hv_fault" LOOM_MAX_PREEMPTIONS=3 \
+//!     cargo test --release -p hv-tests --test loom      # deliberate faults; each must be noticed
+//! ```
+//!
+//! Tables have two words here. The models say what each actor does; loom runs every order of their
+//! steps, and every value that the memory model lets a load return, up to the preemption bound.
+//! Each model prints how many executions it explored.
+
+#![cfg(hv_loom)]
+
+mod arena;
+mod explore;
+#[cfg(hv_fault)]
+mod faults;
+mod hardware;
+mod mapping;
+mod quiescence;
+mod unmapping;
+mod world;

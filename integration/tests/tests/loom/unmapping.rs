@@ -1,0 +1,119 @@
+//! Models of what ends: a shared page that two CPUs unmap, a frame that is used again, the table.
+
+
+use hv_core::PageSize;
+use hv_core::sync::{Ordering, fence};
+use hv_iommu::quiesce::RetireEpoch;
+use hv_iommu::table::TableError;
+
+use crate::explore::{Bound, explore, must_fail};
+use crate::hardware::Reads;
+use crate::world::{World, frame, iova, pages};
+
+#[cfg_attr(not(hv_fault), test)]
+fn a_shared_page_is_unmapped_and_redeemed_once() {
+    let unmap = |world: &World| {
+        let (guard, size) = (world.pin(), PageSize::Size4K);
+        match world.table.unmap_shared(&guard, iova(0), size) {
+            Ok(to) => {
+                assert_eq!(to, frame(0));
+                world.table.redeem_shared(&guard, iova(0), to, size).unwrap();
+                true
+            }
+            Err(TableError::NotMapped { .. }) => false,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    explore("a_shared_page_is_unmapped_and_redeemed_once", Bound::Exhaustive, move || {
+        let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+        world.map(0, frame(0)).unwrap();
+        let other = world.on_cpu(1, move |world| unmap(world));
+        let mine = unmap(&world);
+        assert_ne!(mine, other.join().unwrap(), "one of them unmapped it");
+        assert_eq!(world.translate(0), None);
+        world.end(&[]);
+    });
+}
+
+/// One CPU ends the table while another walks and maps under guards.
+fn end_against_walk(waits: impl Fn(&World, RetireEpoch) -> bool) {
+    let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+    world.map(0, frame(0)).unwrap();
+    let other = world.on_cpu(1, |world| {
+        let found = world.translate(0);
+        assert!(found.is_none_or(|to| to == frame(0)));
+        match world.map(2, frame(2)) {
+            Ok(_) => true,
+            Err(TableError::Ended) => false,
+            Err(error) => panic!("{error}"),
+        }
+    });
+    let root = world.table.close().expect("ended twice");
+    let epoch = world.quiescence.retire_epoch();
+    let early = waits(&world, epoch).then(|| world.drain(root));
+    let mapped = other.join().unwrap();
+    let named = early.unwrap_or_else(|| world.drain(root));
+    let expected = [frame(0), frame(2)];
+    world.check_drained(&named, &expected[..if mapped { 2 } else { 1 }]);
+    assert_eq!(world.map(1, frame(1)), Err(TableError::Ended));
+}
+
+#[cfg_attr(not(hv_fault), test)]
+fn the_end_waits_for_walkers() {
+    explore("the_end_waits_for_walkers", Bound::Exhaustive, || {
+        end_against_walk(|world, epoch| (0..3).any(|_| world.quiescence.has_passed(epoch)));
+    });
+    must_fail("the_end_waits_for_walkers, not waiting", || {
+        end_against_walk(|_, _| true);
+    });
+}
+
+/// Unmaps a page and uses its frame for something else, against a device that keeps what it read.
+fn unmap_flush_reuse(reads: Reads, waits: bool) {
+    const ASKED: u64 = 1 << 40;
+    const FORGOTTEN: u64 = 1 << 41;
+    let world = World::new(2, reads, [3, 0, 0]);
+    world.map(0, frame(0)).unwrap();
+    let device = world.on_cpu(2, move |world| {
+        let mut walker = world.walker(reads);
+        let access = |kept| {
+            if let Some(to) = kept {
+                assert_eq!(to, frame(0));
+                world.arena.pause();
+                world.content(to).reach();
+            }
+        };
+        let mut kept = walker.walk(0);
+        access(kept);
+        if world.is_told(ASKED) {
+            walker.invalidate();
+            world.tell(FORGOTTEN);
+            kept = walker.walk(0);
+        }
+        access(kept);
+        world.access(&mut walker, 3, &[frame(0)]);
+    });
+    world.table.unmap(&world.pin(), pages(0, 1));
+    fence(Ordering::SeqCst);
+    world.tell(ASKED);
+    let receipt = (0..2).any(|_| world.is_told(FORGOTTEN));
+    if receipt || !waits {
+        assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
+        // This writes the frame: nothing may reach it by the old mapping any more.
+        world.map(3, frame(0)).unwrap();
+        world.tell(1 << 3);
+    }
+    device.join().unwrap();
+    world.end(&[frame(0)]);
+}
+
+#[cfg_attr(not(hv_fault), test)]
+fn no_translation_survives_its_receipt() {
+    for reads in [Reads::Snooping, Reads::Memory] {
+        let name = format!("no_translation_survives_its_receipt, {reads:?}");
+        explore(&name, Bound::Exhaustive, move || unmap_flush_reuse(reads, true));
+    }
+    must_fail("no_translation_survives_its_receipt, no receipt", || {
+        unmap_flush_reuse(Reads::Snooping, false);
+    });
+}

@@ -1,0 +1,29 @@
+//! Who may use what, and when: groups, domains, ranges, frames, receipts and witnesses at run time.
+//!
+//! The hardware is `hv_tests::fake`: it caches what it reads and forgets only what it is told to,
+//! and a device that reaches memory which was given back ends the test. A test named `bcNN` stands
+//! for the bug class of that number.
+//!
+//! With `--cfg hv_fault` the variable `HV_FAULT` switches one deliberate fault on; the suite must
+//! fail then:
+//!
+//! ```text
+//! HV_FAULT=skip_iotlb_flush RUSTFLAGS="--cfg hv_fault" cargo test -p hv-tests --test ownership
+//! ```
+
+#![cfg(not(hv_loom))]
+
+mod attach;
+mod buffers;
+mod domain_end;
+mod faults;
+mod groups;
+mod guest;
+mod machine;
+mod mapping;
+mod pending;
+mod receipts;
+mod rollback;
+mod shared;
+mod threads;
+mod wedge;
