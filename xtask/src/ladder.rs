@@ -1,0 +1,157 @@
+//! The steps of `cargo xtask test` as a table. A new check is a new row here.
+
+use std::time::Duration;
+
+use crate::tools::target::BARE_METAL;
+
+/// One rung of the ladder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// The name for `--only`.
+    pub(crate) name: &'static str,
+    /// One line on what it checks.
+    pub(crate) what: &'static str,
+    /// How long it may take; for steps that boot QEMU, how long each boot may take.
+    pub(crate) limit: Duration,
+    /// What is done.
+    pub(crate) job: Job,
+}
+
+/// What a step does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Job {
+    /// The house rules in `house/`; no program is run.
+    House,
+    /// A cargo command that is good or not.
+    Check(&'static [&'static str]),
+    /// A cargo command that runs tests.
+    Tests(Tests),
+    /// All scenarios in QEMU.
+    Scenarios,
+    /// For each planted fault, the scenario that has to fail because of it.
+    PlantedFaults(&'static [(&'static str, &'static str)]),
+}
+
+/// A cargo command that runs tests, with what is special about its build.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tests {
+    /// Arguments of cargo.
+    pub(crate) arguments: &'static [&'static str],
+    /// Environment of cargo.
+    pub(crate) environment: &'static [(&'static str, &'static str)],
+    /// Compiler flags, which need a build folder of their own: flags and folder inside the target folder.
+    pub(crate) flags: Option<(&'static str, &'static str)>,
+}
+
+/// Each planted fault with the scenario that has to catch it.
+const PLANTED_FAULTS: &[(&str, &str)] = &[("skip_iotlb_flush", "revoke")];
+
+/// The ladder, from quick to slow.
+pub(crate) const STEPS: &[Step] = &[
+    Step {
+        name: "fmt",
+        what: "sources are formatted",
+        limit: Duration::from_secs(120),
+        job: Job::Check(&["fmt", "--all", "--check"]),
+    },
+    Step {
+        name: "house",
+        what: "house rules hold",
+        limit: Duration::from_secs(60),
+        job: Job::House,
+    },
+    Step {
+        name: "clippy",
+        what: "no lint fires on the host build",
+        limit: Duration::from_secs(1200),
+        job: Job::Check(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    },
+    Step {
+        name: "clippy-bare-metal",
+        what: "no lint fires on the image",
+        limit: Duration::from_secs(900),
+        job: Job::Check(&[
+            "clippy",
+            "--package",
+            "hv-image",
+            "--features",
+            "bare-metal",
+            "--target",
+            BARE_METAL,
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    },
+    Step {
+        name: "unit",
+        what: "unit, integration and documentation tests",
+        limit: Duration::from_secs(1800),
+        job: Job::Tests(Tests {
+            arguments: &["test", "--workspace", "--no-fail-fast"],
+            environment: &[],
+            flags: None,
+        }),
+    },
+    Step {
+        name: "loom",
+        what: "every interleaving of the lock-free parts, three preemptions deep",
+        limit: Duration::from_secs(1800),
+        job: Job::Tests(Tests {
+            arguments: &[
+                "test",
+                "--package",
+                "hv-tests",
+                "--release",
+                "--test",
+                "loom",
+                "--no-fail-fast",
+            ],
+            environment: &[("LOOM_MAX_PREEMPTIONS", "3")],
+            flags: Some(("--cfg hv_loom", "loom")),
+        }),
+    },
+    Step {
+        name: "scenarios",
+        what: "every scenario in QEMU, checked from outside",
+        limit: Duration::from_secs(120),
+        job: Job::Scenarios,
+    },
+    Step {
+        name: "faults",
+        what: "each planted fault makes its scenario fail",
+        limit: Duration::from_secs(120),
+        job: Job::PlantedFaults(PLANTED_FAULTS),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_planted_faults_name_real_scenarios() {
+        for (at, step) in STEPS.iter().enumerate() {
+            assert!(
+                STEPS[at + 1..].iter().all(|other| other.name != step.name),
+                "{} is there twice",
+                step.name
+            );
+        }
+        for (fault, scenario) in PLANTED_FAULTS {
+            assert!(
+                crate::scenarios::ALL
+                    .iter()
+                    .any(|known| known.name == *scenario),
+                "{fault} names the scenario {scenario}, which is not known"
+            );
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Developer tasks of the workspace, run as `cargo xtask <task>`.
+//!
+//! One file a task: `run_qemu.rs` and `test.rs`. CI runs the same tasks as people do.
+
+mod house;
+mod image;
+mod ladder;
+mod process;
+mod progress;
+mod qemu_run;
+mod run_qemu;
+mod scenarios;
+mod test;
+mod test_counts;
+mod tools;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use console::style;
+
+/// Developer tasks of the workspace
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Line {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the hypervisor image, boot it in QEMU and check what it does from outside
+    RunQemu(run_qemu::Options),
+    /// Run the ladder of checks that CI runs
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let line = Line::parse();
+    let result = process::install_interrupt_handler().and_then(|()| match line.task {
+        Task::RunQemu(options) => run_qemu::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Test(options) => test::run(&options),
+    });
+    result.unwrap_or_else(|error| {
+        eprintln!("{} {error:#}", style("error:").for_stderr().red().bold());
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Line::command().debug_assert();
+    }
+}

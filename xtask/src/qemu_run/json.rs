@@ -1,0 +1,107 @@
+//! The machine-readable report of a run.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::qemu_run::Run;
+use crate::qemu_run::serial::{Fault, Function, Outcome, Unit};
+use crate::tools::qemu::Version;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    verdict: Outcome,
+    problems: Vec<String>,
+    qemu: String,
+    smp: u32,
+    seconds: f64,
+    qemu_end: String,
+    scenarios: Vec<Scenario<'a>>,
+    units: &'a [Unit],
+    functions: &'a [Function],
+    faults: &'a [Fault],
+}
+
+#[derive(Serialize)]
+struct Scenario<'a> {
+    name: &'a str,
+    outcome: Outcome,
+    micros: u64,
+    detail: &'a str,
+    notes: Vec<&'a str>,
+}
+
+/// Writes the report of `run` to `file`.
+pub(crate) fn write(file: &Path, run: &Run, qemu: Version, smp: u32) -> Result<()> {
+    let text =
+        serde_json::to_string_pretty(&report(run, qemu, smp)).context("making the JSON report")?;
+    fs::write(file, text + "\n")
+        .with_context(|| format!("writing the JSON report to {}", file.display()))
+}
+
+fn report(run: &Run, qemu: Version, smp: u32) -> Report<'_> {
+    let record = &run.record;
+    let scenarios = record.ends.iter().map(|end| Scenario {
+        name: &end.name,
+        outcome: end.outcome,
+        micros: end.micros,
+        detail: &end.detail,
+        notes: record.notes_of(&end.name).collect(),
+    });
+    Report {
+        verdict: if run.problems.is_empty() {
+            Outcome::Pass
+        } else {
+            Outcome::Fail
+        },
+        problems: run.problems.iter().map(ToString::to_string).collect(),
+        qemu: qemu.to_string(),
+        smp,
+        seconds: run.elapsed.as_secs_f64(),
+        qemu_end: run.end.to_string(),
+        scenarios: scenarios.collect(),
+        units: &record.units,
+        functions: &record.functions,
+        faults: &record.faults,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::process::End;
+    use crate::qemu_run::record::Record;
+
+    #[test]
+    fn the_report_holds_what_the_run_said() {
+        let mut record = Record::default();
+        record.take(r#"@@ {"event":"note","scenario":"revoke","text":"a note"}"#);
+        record.take(r#"@@ {"event":"scenario-end","name":"revoke","outcome":"fail","micros":7,"detail":"stale"}"#);
+        let problems =
+            crate::qemu_run::verdict::judge_planted_fault("revoke", &record, End::TimedOut);
+        let run = Run {
+            record,
+            end: End::TimedOut,
+            elapsed: Duration::from_millis(1500),
+            problems,
+        };
+        let version = Version::parse("QEMU emulator version 10.0.2").unwrap();
+        let value = serde_json::to_value(report(&run, version, 2)).unwrap();
+        assert_eq!(value["verdict"], "fail");
+        assert_eq!(value["qemu"], "10.0.2");
+        assert_eq!(value["smp"], 2);
+        assert_eq!(value["qemu_end"], "killed at its time limit");
+        assert_eq!(value["scenarios"][0]["outcome"], "fail");
+        assert_eq!(value["scenarios"][0]["micros"], 7);
+        assert_eq!(value["scenarios"][0]["notes"][0], "a note");
+        assert!(
+            value["problems"]
+                .as_array()
+                .is_some_and(|problems| !problems.is_empty())
+        );
+    }
+}

@@ -1,0 +1,377 @@
+//! Tests of the verdict: a good run passes, and each missing or wrong piece alone makes it fail.
+
+use super::*;
+
+const SCENARIOS: [&str; 2] = [DISCOVER, KERNEL_DMA];
+const SIZE: usize = 4096;
+const WRITE: (u64, u64) = (3072, 512);
+const NONCE: u64 = 0x1234_5678_9abc_def0;
+
+/// A run that can be spoiled in one place.
+struct Run {
+    lines: Vec<String>,
+    end: End,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    smp: u32,
+}
+
+impl Run {
+    fn good() -> Self {
+        let before: Vec<u8> = (0..SIZE).map(|k| (k * 7 % 251) as u8).collect();
+        let mut after = before.clone();
+        after[3072..3584].copy_from_slice(&pattern(NONCE, 512));
+        let sum = sha256(&before[..2048]);
+        let digest = format!(
+            r#"@@ {{"event":"digest","scenario":"kernel-dma","offset":0,"bytes":2048,"sha256":"{sum}"}}"#
+        );
+        let lines = [
+            "plain words of the boot",
+            r#"@@ {"event":"start","version":"0.1.0","cpus":4,"memory_mib":512}"#,
+            r#"@@ {"event":"scenario-start","name":"discover"}"#,
+            r#"@@ {"event":"unit","index":0,"base":"0xfed90000","segment":0,"version":"1.0","cap":"0x1","ecap":"0x2","domains":65536,"levels":[3,4],"leaf_sizes":["4K"],"coherent":false,"fault_records":1,"features":[]}"#,
+            r#"@@ {"event":"function","address":"0000:00:03.0","vendor":"1b36","device":"0010","class":"010802","kind":"NVMe controller","unit":0,"group":0}"#,
+            r#"@@ {"event":"scenario-end","name":"discover","outcome":"pass","micros":10,"detail":"1 unit"}"#,
+            r#"@@ {"event":"scenario-start","name":"kernel-dma"}"#,
+            &digest,
+            r#"@@ {"event":"wrote","scenario":"kernel-dma","offset":3072,"bytes":512}"#,
+            r#"@@ {"event":"scenario-end","name":"kernel-dma","outcome":"pass","micros":20,"detail":"ok"}"#,
+            r#"@@ {"event":"done","passed":2,"failed":0}"#,
+        ];
+        Self {
+            lines: lines.map(str::to_owned).to_vec(),
+            end: End::Exited(33),
+            before,
+            after,
+            smp: 4,
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut record = Record::default();
+        for line in &self.lines {
+            record.take(line);
+        }
+        let asked = Asked {
+            scenarios: &SCENARIOS,
+            smp: self.smp,
+            read_bytes: 2048,
+            write: WRITE,
+            scratch: (3584, 512),
+        };
+        let disk = DiskContents {
+            before: &self.before,
+            after: &self.after,
+            nonce: NONCE,
+        };
+        judge(&asked, &record, self.end, &disk)
+            .iter()
+            .map(Problem::to_string)
+            .collect()
+    }
+
+    /// Drops the lines that contain `text`, of which there is at least one.
+    fn without(mut self, text: &str) -> Self {
+        let before = self.lines.len();
+        self.lines.retain(|line| !line.contains(text));
+        assert!(self.lines.len() < before, "no line with {text}");
+        self
+    }
+
+    /// Replaces `from` by `to` in the lines that contain it, of which there is at least one.
+    fn with(mut self, from: &str, to: &str) -> Self {
+        assert!(
+            self.lines.iter().any(|line| line.contains(from)),
+            "no line with {from}"
+        );
+        self.lines
+            .iter_mut()
+            .for_each(|line| *line = line.replace(from, to));
+        self
+    }
+
+    fn and_line(mut self, line: &str) -> Self {
+        self.lines.push(line.to_owned());
+        self
+    }
+}
+
+/// The run has a problem that contains `text`.
+#[track_caller]
+fn fails_with(run: Run, text: &str) {
+    let problems = run.problems();
+    assert!(
+        problems.iter().any(|problem| problem.contains(text)),
+        "no {text:?} in {problems:#?}"
+    );
+}
+
+#[test]
+fn a_good_run_passes() {
+    assert_eq!(Run::good().problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_wrong_exit_fails() {
+    fails_with(
+        Run {
+            end: End::Exited(35),
+            ..Run::good()
+        },
+        "expected exit code 33, found exit code 35",
+    );
+    fails_with(
+        Run {
+            end: End::Exited(0),
+            ..Run::good()
+        },
+        "triple fault",
+    );
+    fails_with(
+        Run {
+            end: End::Exited(37),
+            ..Run::good()
+        },
+        "refused platform",
+    );
+    fails_with(
+        Run {
+            end: End::TimedOut,
+            ..Run::good()
+        },
+        "--timeout",
+    );
+    fails_with(
+        Run {
+            end: End::Signalled(11),
+            ..Run::good()
+        },
+        "signal 11",
+    );
+}
+
+#[test]
+fn a_missing_or_failed_scenario_fails() {
+    fails_with(
+        Run::good().without(r#""scenario-end","name":"discover"#),
+        "scenario discover: expected an end, found only its begin",
+    );
+    fails_with(Run::good().without(r#""name":"kernel-dma"#), "never began");
+    fails_with(
+        Run::good().with(
+            r#""outcome":"pass","micros":20"#,
+            r#""outcome":"fail","micros":20"#,
+        ),
+        "scenario kernel-dma: expected pass, found fail: ok",
+    );
+}
+
+#[test]
+fn a_scenario_that_ends_twice_or_unasked_fails() {
+    let again =
+        r#"@@ {"event":"scenario-end","name":"discover","outcome":"pass","micros":1,"detail":""}"#;
+    fails_with(
+        Run::good().and_line(again),
+        "expected one end, found 2 ends",
+    );
+    fails_with(
+        Run::good().and_line(&again.replace("discover", "revoke")),
+        "the end of revoke",
+    );
+}
+
+#[test]
+fn missing_frame_events_fail() {
+    fails_with(Run::good().without(r#""event":"start""#), "did not come up");
+    fails_with(
+        Run::good().without(r#""event":"done""#),
+        "done event: expected one, found none",
+    );
+    fails_with(
+        Run::good().with(r#""passed":2"#, r#""passed":3"#),
+        "expected 2 passed, 0 failed, found 3 passed",
+    );
+    fails_with(
+        Run::good().and_line(r#"@@ {"event":"done","passed":2,"failed":0}"#),
+        "done event: expected one, found 2",
+    );
+    fails_with(
+        Run {
+            smp: 2,
+            ..Run::good()
+        },
+        "processors: expected 2, found 4",
+    );
+}
+
+#[test]
+fn a_discovery_of_nothing_fails() {
+    fails_with(
+        Run::good().without(r#""event":"unit""#),
+        "unit events: expected at least one",
+    );
+    fails_with(
+        Run::good().without(r#""event":"function""#),
+        "function events: expected at least one",
+    );
+}
+
+#[test]
+fn a_panic_or_a_broken_line_fails_in_any_case() {
+    fails_with(
+        Run::good().and_line(r#"@@ {"event":"panic","text":"out of frames"}"#),
+        "out of frames",
+    );
+    fails_with(
+        Run::good().and_line(r#"@@ {"event":"note","scen"#),
+        "event line: expected an event",
+    );
+}
+
+#[test]
+fn the_digest_has_to_be_there_right_and_long_enough() {
+    fails_with(
+        Run::good().without(r#""event":"digest""#),
+        "found no digest event",
+    );
+    let sum = sha256(&Run::good().before[..2048]);
+    fails_with(
+        Run::good().with(&sum, &sum.replace('a', "b")),
+        &format!("digest of kernel-dma: expected {sum}, found "),
+    );
+    let short = sha256(&Run::good().before[..1024]);
+    let run = Run::good()
+        .with(&sum, &short)
+        .with(r#""bytes":2048"#, r#""bytes":1024"#);
+    fails_with(run, "expected at least 2048 bytes, found 1024 bytes");
+    fails_with(
+        Run::good().with(r#""bytes":2048"#, r#""bytes":9000"#),
+        "inside the disk of 4096 bytes",
+    );
+    fails_with(
+        Run::good().with(r#""bytes":2048"#, r#""bytes":18446744073709551615"#),
+        "inside the disk",
+    );
+}
+
+#[test]
+fn the_written_region_has_to_be_announced() {
+    fails_with(
+        Run::good().without(r#""event":"wrote""#),
+        "found no wrote event",
+    );
+    fails_with(
+        Run::good().with(r#""bytes":512"#, r#""bytes":256"#),
+        "expected 512 bytes at offset 3072, found 256",
+    );
+    fails_with(
+        Run::good().with(r#""offset":3072"#, r#""offset":2560"#),
+        "expected 512 bytes at offset 3072",
+    );
+    fails_with(
+        Run::good().with(r#""offset":3072"#, r#""offset":4000"#),
+        "beyond its end",
+    );
+}
+
+#[test]
+fn the_written_region_has_to_hold_the_pattern() {
+    let mut run = Run::good();
+    run.after.copy_from_slice(&run.before);
+    fails_with(run, "found the content of before the run");
+    let mut run = Run::good();
+    run.after[3583] ^= 1;
+    fails_with(
+        run,
+        "expected the pattern in the image file, found other bytes from byte 511 on",
+    );
+}
+
+#[test]
+fn a_pattern_that_was_there_before_proves_nothing() {
+    let mut run = Run::good();
+    run.before[3072..3584].copy_from_slice(&pattern(NONCE, 512));
+    fails_with(run, "the pattern already there");
+}
+
+#[test]
+fn a_write_that_was_not_announced_fails() {
+    let mut run = Run::good();
+    run.after[100] ^= 0x80;
+    fails_with(
+        run,
+        "rest of the disk: expected no change, found a changed byte at offset 100",
+    );
+    let mut run = Run::good();
+    run.after.pop();
+    fails_with(run, "size of the disk");
+}
+
+#[test]
+fn a_blocked_read_brings_nothing_from_memory_to_the_disk() {
+    let mut run = Run::good();
+    run.after[3584..].fill(0);
+    assert_eq!(run.problems(), Vec::<String>::new());
+    run.after[4000] = 0xc5;
+    fails_with(run, "or zeros in the page of blocked commands");
+    let mut run = Run::good();
+    run.after[2560..3072].fill(0);
+    fails_with(run, "found a changed byte at offset 2560");
+}
+
+fn planted(lines: &[&str], end: End) -> Vec<String> {
+    let mut record = Record::default();
+    record.take(r#"@@ {"event":"start","version":"0.1.0","cpus":4,"memory_mib":512}"#);
+    lines.iter().for_each(|line| {
+        record.take(line);
+    });
+    judge_planted_fault("revoke", &record, end)
+        .iter()
+        .map(Problem::to_string)
+        .collect()
+}
+
+#[test]
+fn a_planted_fault_is_caught_by_a_clean_failure_only() {
+    let fail = r#"@@ {"event":"scenario-end","name":"revoke","outcome":"fail","micros":1,"detail":"stale"}"#;
+    let done = r#"@@ {"event":"done","passed":0,"failed":1}"#;
+    assert_eq!(
+        planted(&[fail, done], End::Exited(35)),
+        Vec::<String>::new()
+    );
+
+    let pass = fail.replace(r#""fail""#, r#""pass""#);
+    let all_well = planted(
+        &[&pass, r#"@@ {"event":"done","passed":1,"failed":0}"#],
+        End::Exited(33),
+    );
+    assert!(
+        all_well
+            .iter()
+            .any(|problem| problem.contains("fault not caught")),
+        "{all_well:?}"
+    );
+
+    assert!(
+        !planted(&[fail], End::Exited(35)).is_empty(),
+        "no done event"
+    );
+    assert!(!planted(&[done], End::Exited(35)).is_empty(), "no end");
+    assert!(
+        !planted(&[fail, done], End::Exited(33)).is_empty(),
+        "wrong exit code"
+    );
+    assert!(
+        !planted(&[fail, done], End::TimedOut).is_empty(),
+        "time is over"
+    );
+    let panic = r#"@@ {"event":"panic","text":"trap"}"#;
+    assert!(
+        !planted(&[fail, panic, done], End::Exited(35)).is_empty(),
+        "a panic is no clean failure"
+    );
+    assert!(
+        !planted(&[&fail.replace("revoke", "blocked"), done], End::Exited(35)).is_empty(),
+        "another scenario"
+    );
+}

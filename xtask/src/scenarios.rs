@@ -1,0 +1,98 @@
+//! The scenarios that the image knows, in the order in which it runs them.
+
+use anyhow::{Result, bail};
+
+/// A scenario of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scenario {
+    /// The name on the command line and in the image's events.
+    pub(crate) name: &'static str,
+    /// One line on what it shows.
+    pub(crate) what: &'static str,
+}
+
+/// Lists the hardware; brings the two tables.
+pub(crate) const DISCOVER: &str = "discover";
+/// Reads and writes the disk; brings a digest and a written region to be checked from outside.
+pub(crate) const KERNEL_DMA: &str = "kernel-dma";
+
+/// All scenarios.
+pub(crate) const ALL: [Scenario; 6] = [
+    Scenario {
+        name: DISCOVER,
+        what: "find the IOMMU units, what they can do and every PCI function they cover",
+    },
+    Scenario {
+        name: KERNEL_DMA,
+        what: "read and write the NVMe disk through a translated domain; checked on the host",
+    },
+    Scenario {
+        name: "blocked",
+        what: "DMA to an address that is not mapped leaves memory as it was and is reported",
+    },
+    Scenario {
+        name: "revoke",
+        what: "unmap memory under a running device: DMA must end before the memory is reused",
+    },
+    Scenario {
+        name: "reassign",
+        what: "move a device from one owner to another; nothing of the old mapping stays",
+    },
+    Scenario {
+        name: "concurrent",
+        what: "several CPUs map and unmap in one domain while devices do DMA",
+    },
+];
+
+/// Picks scenarios by name in the image's order; no names at all means every one.
+///
+/// # Errors
+/// When a name is not known; the message lists the known ones.
+pub(crate) fn pick(names: &[String]) -> Result<Vec<&'static str>> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| ALL.iter().all(|scenario| scenario.name != **name))
+    {
+        let known: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+        bail!(
+            "unknown scenario {unknown:?}: expected one of {}",
+            known.join(", ")
+        );
+    }
+    let wanted =
+        |scenario: &Scenario| names.is_empty() || names.iter().any(|name| name == scenario.name);
+    Ok(ALL
+        .iter()
+        .filter(|scenario| wanted(scenario))
+        .map(|scenario| scenario.name)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn no_name_means_all_and_the_order_is_the_images() {
+        assert_eq!(pick(&[]).unwrap().len(), ALL.len());
+        assert_eq!(
+            pick(&names(&["revoke", "discover", "revoke"])).unwrap(),
+            ["discover", "revoke"]
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = pick(&names(&["discover", "rewoke"]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("\"rewoke\"") && error.contains("revoke, reassign, concurrent"),
+            "{error}"
+        );
+    }
+}

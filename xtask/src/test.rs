@@ -1,0 +1,257 @@
+//! `cargo xtask test`: climbs the ladder of checks and sums up.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use console::style;
+
+use crate::image::Flavour;
+use crate::ladder::{Job, STEPS, Step, Tests};
+use crate::progress::{run_job, seconds};
+use crate::qemu_run::command::Machine;
+use crate::qemu_run::{self, Expectation};
+use crate::run_qemu::{self, Ready};
+use crate::test_counts::Counts;
+use crate::tools::target;
+use crate::{house, process, scenarios, workspace};
+
+/// What `test` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Run this step only; may be given several times or as a list with commas
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    only: Vec<String>,
+    /// List the steps and leave
+    #[arg(long)]
+    list: bool,
+    /// Show the output of every program
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Processors of the machine in steps that boot QEMU.
+const SMP: u32 = 4;
+
+/// Runs the task. The last line says how many passed and how many failed; any failure gives a failing exit code.
+///
+/// # Errors
+/// When a step is asked for that does not exist, and when Ctrl-C ended the climb.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.list {
+        for step in STEPS {
+            println!("{:18} {}", step.name, step.what);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let steps = pick(&options.only)?;
+    let mut total = Counts::default();
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["step", "passed", "failed", "time"]);
+    for (at, step) in steps.iter().enumerate() {
+        println!(
+            "{}",
+            style(format!(
+                "[{}/{}] {}: {}",
+                at + 1,
+                steps.len(),
+                step.name,
+                step.what
+            ))
+            .bold()
+        );
+        let start = Instant::now();
+        let counts = climb(step, options.verbose).unwrap_or_else(|error| {
+            println!("{} {error:#}", style("error:").red().bold());
+            Counts::failure(format!("{}: {error:#}", step.name))
+        });
+        if process::interrupted() {
+            bail!("interrupted in step {}", step.name);
+        }
+        let row = [
+            step.name.to_owned(),
+            counts.passed.to_string(),
+            counts.failures.len().to_string(),
+            seconds(start.elapsed()),
+        ];
+        table.add_row(row);
+        println!();
+        total.add(counts);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{}\n", table.trim_fmt());
+    for failure in &total.failures {
+        println!("{} {failure}", style("failed:").red().bold());
+    }
+    println!("{} passed, {} failed", total.passed, total.failures.len());
+    Ok(if total.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn pick(only: &[String]) -> Result<Vec<&'static Step>> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| STEPS.iter().all(|step| step.name != **name))
+    {
+        let known: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
+        bail!(
+            "unknown step {unknown:?}: expected one of {}",
+            known.join(", ")
+        );
+    }
+    Ok(STEPS
+        .iter()
+        .filter(|step| only.is_empty() || only.iter().any(|name| name == step.name))
+        .collect())
+}
+
+fn climb(step: &Step, verbose: bool) -> Result<Counts> {
+    match step.job {
+        Job::House => house_rules(step.name),
+        Job::Check(arguments) => {
+            if arguments.contains(&target::BARE_METAL) {
+                target::ensure(verbose)?;
+            }
+            let mut command = workspace::cargo();
+            command.args(arguments);
+            let name = format!("cargo {}", arguments.join(" "));
+            let finished = run_job(&name, &mut command, step.limit, verbose)?;
+            Ok(Counts::of_check(step.name, finished.end.success()))
+        }
+        Job::Tests(tests) => run_tests(step, &tests, verbose),
+        Job::Scenarios => run_scenarios(step.limit, verbose),
+        Job::PlantedFaults(pairs) => run_planted_faults(pairs, step.limit, verbose),
+    }
+}
+
+fn house_rules(name: &str) -> Result<Counts> {
+    let found = house::check(&workspace::root())?;
+    for violation in &found.violations {
+        println!("    {violation}");
+    }
+    println!(
+        "    {} files looked at, {} violations",
+        found.files,
+        found.violations.len()
+    );
+    let mut counts = Counts::of_check(name, found.violations.is_empty());
+    if !found.violations.is_empty() {
+        counts.failures = vec![format!("{name}: {} violations", found.violations.len())];
+    }
+    Ok(counts)
+}
+
+fn run_tests(step: &Step, tests: &Tests, verbose: bool) -> Result<Counts> {
+    let mut command = workspace::cargo();
+    command
+        .args(tests.arguments)
+        .envs(tests.environment.iter().copied());
+    if let Some((flags, folder)) = tests.flags {
+        command.env("RUSTFLAGS", workspace::rustflags(flags));
+        command
+            .arg("--target-dir")
+            .arg(workspace::target_dir().join(folder));
+    }
+    let name = format!("cargo {}", tests.arguments.join(" "));
+    let finished = run_job(&name, &mut command, step.limit, verbose)?;
+    let lines = finished.lines.iter().map(|(_, line)| line.as_str());
+    let counts = Counts::of_test_run(step.name, lines, finished.end.success());
+    println!(
+        "    {} tests passed, {} failed",
+        counts.passed,
+        counts.failures.len()
+    );
+    Ok(counts)
+}
+
+fn run_scenarios(limit: Duration, verbose: bool) -> Result<Counts> {
+    let ready = run_qemu::make_ready(Flavour::Plain, verbose)?;
+    let names = scenarios::pick(&[])?;
+    let machine = machine(&ready, names.clone(), vec![]);
+    let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
+    let (passed, failed) = run_qemu::summary(&run, &names);
+    let mut failures: Vec<String> = run
+        .problems
+        .iter()
+        .map(|problem| format!("scenarios: {problem}"))
+        .collect();
+    // Each failed scenario is a problem of its own, so this only guards the count.
+    while failures.len() < failed {
+        failures.push("scenarios: a scenario that did not pass".into());
+    }
+    Ok(Counts { passed, failures })
+}
+
+fn run_planted_faults(
+    pairs: &[(&'static str, &'static str)],
+    limit: Duration,
+    verbose: bool,
+) -> Result<Counts> {
+    let ready = run_qemu::make_ready(Flavour::PlantedFaults, verbose)?;
+    let mut counts = Counts::default();
+    for (fault, scenario) in pairs {
+        println!("    planted fault {fault}: {scenario} has to fail");
+        let machine = machine(&ready, vec![scenario], vec![(*fault).to_owned()]);
+        let run = qemu_run::run(
+            &ready.qemu,
+            &machine,
+            limit,
+            Expectation::Caught(scenario),
+            verbose,
+        )?;
+        if run.problems.is_empty() {
+            println!(
+                "{} {fault} was caught by {scenario}",
+                style("    ok").green()
+            );
+            counts.passed += 1;
+        } else {
+            let problems: Vec<String> = run.problems.iter().map(ToString::to_string).collect();
+            let failure = format!("faults: {fault} with {scenario}: {}", problems.join("; "));
+            println!("{} {failure}", style("FAILED").red().bold());
+            counts.failures.push(failure);
+        }
+    }
+    Ok(counts)
+}
+
+fn machine(ready: &Ready, scenarios: Vec<&'static str>, faults: Vec<String>) -> Machine {
+    Machine {
+        smp: SMP,
+        image: ready.image.clone(),
+        scenarios,
+        faults,
+        trace: None,
+        extra: vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_picked_by_name_in_the_ladders_order() {
+        let all = pick(&[]).unwrap();
+        assert_eq!(all.len(), STEPS.len());
+        let some = pick(&["unit".to_owned(), "fmt".to_owned()]).unwrap();
+        assert_eq!(
+            some.iter().map(|step| step.name).collect::<Vec<_>>(),
+            ["fmt", "unit"]
+        );
+        let error = pick(&["looom".to_owned()]).unwrap_err().to_string();
+        assert!(
+            error.contains("looom") && error.contains("loom, scenarios"),
+            "{error}"
+        );
+    }
+}
