@@ -44,7 +44,16 @@ pub(crate) struct Tests {
 }
 
 /// Each planted fault with the scenario that has to catch it.
-const PLANTED_FAULTS: &[(&str, &str)] = &[("skip_iotlb_flush", "revoke")];
+const PLANTED_FAULTS: &[(&str, &str)] = &[
+    ("drop_last_scope", "discover"),
+    ("swap_neighbours", "kernel-dma"),
+    ("leave_translation_off", "blocked"),
+    ("ignore_permissions", "blocked"),
+    ("skip_iotlb_flush", "revoke"),
+    ("skip_iotlb_flush", "reassign"),
+    ("skip_context_flush", "reassign"),
+    ("lose_last_frame", "concurrent"),
+];
 
 /// The ladder, from quick to slow.
 pub(crate) const STEPS: &[Step] = &[

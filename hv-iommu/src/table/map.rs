@@ -194,6 +194,25 @@ impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
         PhysAddr::new(job.target(at))
     }
 
+    /// How many tables one page of `size` at `at` still needs.
+    pub(super) fn count_missing_for_page(
+        &self,
+        guard: &Guard<'_>,
+        at: Iova,
+        to: PhysAddr,
+        size: PageSize,
+    ) -> u64 {
+        let Some(root) = self.root() else { return 0 };
+        let job = Job {
+            from: at.as_u64(),
+            to,
+            perms: Perms::ReadWrite,
+            largest: Level::of(size),
+        };
+        let last = job.from | (self.span(job.largest) - 1);
+        self.count_missing(guard, Some(root.page), root.level, &job, job.from, last)
+    }
+
     /// How many tables are not there yet; `table` is `None` for one of them.
     fn count_missing(
         &self,

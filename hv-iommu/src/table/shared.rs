@@ -42,8 +42,14 @@ impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
                 self.exchange(&page, index, Level::of(size), at, 0, leaf)
             });
         self.give_back_spare(spare);
-        mapped?;
-        Ok(MapOutcome { tables })
+        match mapped {
+            Ok(()) => Ok(MapOutcome { tables }),
+            Err(TableError::OutOfFrames { .. }) => {
+                let missing = self.count_missing_for_page(guard, at, to, size);
+                Err(TableError::OutOfFrames { missing })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn unmap_shared_page(

@@ -3,13 +3,13 @@
 use alloc::vec::Vec;
 
 use hv_core::OutOfMemory;
-use hv_iommu::{Blocked, BusRange, Config, FunctionKind, Group, Iommu, PciFunction, SetupError};
+use hv_iommu::{Blocked, Config, Group, Iommu, PciFunction, SetupError};
 use hv_vtd::dmar::{self, DmarError};
 use hv_vtd::{BringUpError, CoveragePolicy, UnitInfo, Vtd};
 use thiserror::Error;
 
 use crate::machine::Machine;
-use crate::pci::{Function, Header, PortType};
+use crate::pci::Function;
 use crate::platform::BareMetal;
 
 /// The backend of this image.
@@ -59,7 +59,7 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         .map_err(|_| OutOfMemory {
             bytes: machine.functions.len() * size_of::<PciFunction>(),
         })?;
-    functions.extend(machine.functions.iter().map(pci_function));
+    functions.extend(machine.functions.iter().map(Function::topology));
     let discovery = Vtd::discover(machine.platform, &dmar, &functions, CoveragePolicy::Strict)?;
     let units = discovery.units().copied().collect();
     let backend = discovery.bring_up()?;
@@ -69,30 +69,4 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         groups,
         units,
     })
-}
-
-/// A function as far as isolation cares.
-fn pci_function(function: &Function) -> PciFunction {
-    let kind = match function.header {
-        Header::Bridge {
-            secondary,
-            subordinate,
-        } => {
-            let buses = BusRange {
-                secondary,
-                subordinate,
-            };
-            match function.port {
-                Some(PortType::RootPort | PortType::UpstreamPort | PortType::DownstreamPort) => {
-                    FunctionKind::ExpressPort(buses)
-                }
-                _ => FunctionKind::ConventionalBridge(buses),
-            }
-        }
-        Header::Endpoint | Header::Other(_) => FunctionKind::Endpoint,
-    };
-    PciFunction {
-        address: function.address,
-        kind,
-    }
 }
