@@ -286,47 +286,58 @@ fn bind_all<B: Backend>(inner: &Inner<B>, core: &Shared<DomainCore<B>>) -> Resul
             Err(error) => Err(error),
         };
         let Err(error) = waited else { continue };
-        // An entry that is present but whose ticket failed has to go as well.
-        let present = bound.is_ok();
-        if !present {
-            core.reach.leave(inner.unit);
-        }
-        let done = index + usize::from(present);
-        let bound = inner.requesters.get(..done).unwrap_or(&[]);
-        return Err(match unbind_all(inner, core, bound) {
+        // Also after an error of `bind` the entry may be live.
+        let this = match unbind(inner, core, *requester) {
+            Err(UnitError::NotBound { .. }) if bound.is_err() => {
+                core.reach.leave(inner.unit);
+                Ok(())
+            }
+            other => other,
+        };
+        let before = inner.requesters.get(..index).unwrap_or(&[]);
+        let others = unbind_all(inner, core, before);
+        return Err(match this.and(others) {
             Ok(()) => {
                 unregister(inner, core);
                 refused(error.into())
             }
-            Err(error) => BindFailed::Wedged(error),
+            Err(error) => {
+                system.cut_off(inner.unit);
+                BindFailed::Wedged(error)
+            }
         });
     }
     Ok(())
 }
 
-/// Unbinds these requesters and waits until the unit has forgotten each.
+/// Unbinds these requesters and waits until the unit has forgotten each. If one fails, the unit is
+/// cut off and the others are taken down all the same: fewer live entries are better.
 fn unbind_all<B: Backend>(
     inner: &Inner<B>,
     core: &DomainCore<B>,
     requesters: &[PciAddress],
 ) -> Result<(), UnitError> {
-    let system = &inner.system;
     let mut failed = None;
     for requester in requesters {
-        let unbound = match system.backend.unbind(inner.unit, *requester, core.id) {
-            Ok(ticket) => system.wait(inner.unit, ticket, "the unbinding of a device"),
-            Err(error) => {
-                system.cut_off(inner.unit);
-                Err(error)
-            }
-        };
-        match unbound {
-            Ok(()) => core.reach.leave(inner.unit),
-            // The others are still taken down: fewer live entries are better.
-            Err(error) => failed = failed.or(Some(error)),
+        if let Err(error) = unbind(inner, core, *requester) {
+            inner.system.cut_off(inner.unit);
+            failed = failed.or(Some(error));
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// Unbinds one requester and waits until the unit has forgotten it.
+fn unbind<B: Backend>(
+    inner: &Inner<B>,
+    core: &DomainCore<B>,
+    requester: PciAddress,
+) -> Result<(), UnitError> {
+    let system = &inner.system;
+    let ticket = system.backend.unbind(inner.unit, requester, core.id)?;
+    system.wait(inner.unit, ticket, "the unbinding of a device")?;
+    core.reach.leave(inner.unit);
+    Ok(())
 }
 
 /// Takes the group from the register and from the domain's count.

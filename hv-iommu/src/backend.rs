@@ -327,7 +327,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Binds `requester` to a domain.
     ///
     /// # Errors
-    /// [`UnitError`]; the requester stays unbound then.
+    /// [`UnitError`]. The entry may be live then, for instance when the unit did not take the flush
+    /// that has to follow it: [`unbind`](Self::unbind) tells by [`UnitError::NotBound`] that it is not.
     ///
     /// # Safety
     /// The root is that of a table in this backend's format, which lives, and maps only memory that

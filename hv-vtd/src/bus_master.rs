@@ -1,11 +1,10 @@
-//! Bus mastering during bring-up: off everywhere before, back on for bridges after.
+//! Bus mastering during bring-up: off everywhere, bridges too, before anything else.
 
 use hv_core::PciAddress;
 use hv_core::platform::PciConfig;
 use hv_iommu::PciFunction;
 use log::info;
 
-use crate::coverage::Coverage;
 use crate::error::BringUpError;
 use crate::spec::pci::{
     CLASS_HOST_BRIDGE, CLASS_ISA_BRIDGE, COMMAND_BUS_MASTER, COMMAND_HALF, CONFIG_CLASS,
@@ -43,24 +42,6 @@ pub(crate) fn turn_off<C: PciConfig>(
         });
     }
     Ok(())
-}
-
-/// Lets bridges that some unit covers forward again. What is behind them is translated now, and
-/// each endpoint's own bit is still off.
-pub(crate) fn turn_on_bridges<C: PciConfig>(
-    config: &C,
-    functions: &[PciFunction],
-    coverage: &Coverage,
-) {
-    for function in functions {
-        let covered = coverage.unit_of(function.address).is_some();
-        if function.kind.buses().is_some() && covered {
-            let command = config.config_read32(function.address, CONFIG_COMMAND);
-            if command != u32::MAX {
-                write_command(config, function.address, command | COMMAND_BUS_MASTER);
-            }
-        }
-    }
 }
 
 /// Writes the command half. Ones in the status half would clear what is noted there.

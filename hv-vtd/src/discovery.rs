@@ -73,8 +73,8 @@ impl<P: Platform> Discovery<P> {
     /// Takes every function off the bus, then starts all units, each step on all of them before
     /// the next. When it returns, a requester that is not bound reaches no memory.
     ///
-    /// Bus mastering of bridges that are covered is on again then; that of endpoints is off until
-    /// somebody turns it on.
+    /// Bus mastering is off everywhere then, of bridges too, until a group is attached and asks for
+    /// it.
     ///
     /// # Errors
     /// [`BringUpError`] names the unit or function. Bus mastering may be off then.
@@ -90,7 +90,6 @@ impl<P: Platform> Discovery<P> {
         let units = on_all(units, |unit| unit.set_root(&platform))?;
         let units = on_all(units, |unit| unit.flush(&platform))?;
         let units = on_all(units, |unit| unit.enable(&platform))?;
-        bus_master::turn_on_bridges(&platform, &functions, &coverage);
         info!("VT-d: {} units translate", units.len());
         Ok(Vtd::new(platform, units, coverage)?)
     }

@@ -51,14 +51,10 @@ impl<P: Platform> Unit<P, Enabled> {
         }
         // Any invalidation flushes the write buffer too.
         batch.push(self.iotlb().domain(binding.domain));
-        match self.state.queue.submit(&self.queue_with(platform), &batch) {
-            Ok(ticket) => Ok(Some(ticket)),
-            Err(error) => {
-                // The caller is told that nothing was bound.
-                tables.unbind(&context, requester, binding.domain)?;
-                Err(error)
-            }
-        }
+        // If this fails, the entry is live and stays so: the unit may have read it already, so only a
+        // completed unbind can end it.
+        let queue = &self.state.queue;
+        queue.submit(&self.queue_with(platform), &batch).map(Some)
     }
 
     /// The AW field for a binding that this unit can do.

@@ -96,7 +96,7 @@ pub struct Machine {
     pub cpus: Cpus,
     /// Every PCI function, ascending by address.
     pub functions: Vec<Function>,
-    /// The DMAR table, checked for length and checksum; `None` if firmware has none.
+    /// The DMAR table, whole; `None` if firmware has none.
     pub dmar: Option<&'static [u8]>,
     /// What to run.
     pub options: Options,

@@ -155,13 +155,17 @@ impl<'a, M: TableMemory<'a>> Tables<'a, M> {
     /// # Errors
     /// [`AcpiError`] when the table is damaged.
     pub fn table(&self, signature: Signature) -> Result<Option<&'a [u8]>, AcpiError> {
-        let address = self.addresses().find(|address| {
-            header(&self.memory, *address).is_some_and(|header| header.signature == signature.0)
-        });
-        match address {
+        match self.find_table(signature) {
             Some(address) => checked_table(&self.memory, address, signature).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Where the first table with this signature is.
+    fn find_table(&self, signature: Signature) -> Option<PhysAddr> {
+        self.addresses().find(|address| {
+            header(&self.memory, *address).is_some_and(|header| header.signature == signature.0)
+        })
     }
 
     /// The processors and interrupt controllers, or `None` without a MADT.
@@ -180,12 +184,16 @@ impl<'a, M: TableMemory<'a>> Tables<'a, M> {
         self.table(Signature::MCFG)?.map(Mcfg::parse).transpose()
     }
 
-    /// The bytes of the DMAR, header included, length and checksum verified; `None` without one.
+    /// The bytes of the DMAR, header included; `None` without one. Its checksum is left to its parser:
+    /// shipped firmware has wrong ones, and a machine must not lose its IOMMU over that.
     ///
     /// # Errors
-    /// [`AcpiError`] when the table is damaged.
+    /// [`AcpiError`] when the table cannot be read whole.
     pub fn dmar(&self) -> Result<Option<&'a [u8]>, AcpiError> {
-        self.table(Signature::DMAR)
+        match self.find_table(Signature::DMAR) {
+            Some(address) => whole_table(&self.memory, address, Signature::DMAR).map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -215,6 +223,23 @@ fn checked_table<'a>(
     address: PhysAddr,
     expected: Signature,
 ) -> Result<&'a [u8], AcpiError> {
+    let table = whole_table(memory, address, expected)?;
+    match sum(table) {
+        0 => Ok(table),
+        sum => Err(AcpiError::BadChecksum {
+            table: expected,
+            address,
+            sum,
+        }),
+    }
+}
+
+/// All bytes of a table, whose checksum is not looked at.
+fn whole_table<'a>(
+    memory: &impl TableMemory<'a>,
+    address: PhysAddr,
+    expected: Signature,
+) -> Result<&'a [u8], AcpiError> {
     let header = header(memory, address).ok_or(AcpiError::Unreadable {
         what: expected,
         address,
@@ -237,19 +262,11 @@ fn checked_table<'a>(
             minimum: size_of::<Header>(),
         });
     }
-    let table = memory.bytes(address, length).ok_or(AcpiError::Unreadable {
+    memory.bytes(address, length).ok_or(AcpiError::Unreadable {
         what: found,
         address,
         wanted: length,
-    })?;
-    match sum(table) {
-        0 => Ok(table),
-        sum => Err(AcpiError::BadChecksum {
-            table: found,
-            address,
-            sum,
-        }),
-    }
+    })
 }
 
 /// Which root table the root pointer names, and where it is.
