@@ -149,7 +149,15 @@ impl GuestMemory {
         let frames = PhysRange::new(start, range.pages())?;
         // ORDERING: Relaxed, the count guards nothing but `take_back`, which has `&mut self` and
         // so happens after every pin by whatever made the borrow exclusive.
-        slot.pins.fetch_add(range.pages().get(), Ordering::Relaxed);
+        let counted = slot
+            .pins
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pins| {
+                pins.checked_add(range.pages().get())
+            });
+        counted.map_err(|pages| GuestMemoryError::Pinned {
+            range: slot.gpa,
+            pages,
+        })?;
         // SAFETY: the frames lie in a slot, which is RAM given to this guest, and the pins just
         // counted keep them there until `unpin`.
         Ok(unsafe { FrameRun::from_raw(frames, self.vm) })

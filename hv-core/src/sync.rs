@@ -8,7 +8,7 @@ pub use core::sync::atomic::Ordering;
 #[cfg(not(hv_loom))]
 pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 #[cfg(hv_loom)]
-pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+pub use modelled::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 
 /// A memory fence of the given strength.
 #[cfg(not(hv_loom))]
@@ -40,4 +40,61 @@ pub fn spin_hint() {
     core::hint::spin_loop();
     #[cfg(hv_loom)]
     loom::thread::yield_now();
+}
+
+#[cfg(hv_loom)]
+mod modelled {
+    //! Loom's atomics with loads that loom orders against each other.
+    //!
+    //! To decide which orders to explore, loom remembers only the last access to an atomic. A thread that
+    //! loads and then stores hides the loads of others before it, and loom never tries its store in
+    //! front of theirs (loom issues 166 and 392). A store to a word of its own before each load makes
+    //! loads depend on each other, so that the last access stands for all earlier ones.
+
+    use core::ops::Deref;
+
+    use super::Ordering;
+
+    macro_rules! modelled {
+        ($name:ident, $value:ty) => {
+            /// The atomic of this name for loom.
+            #[derive(Debug)]
+            pub struct $name {
+                word: loom::sync::atomic::$name,
+                loaded: loom::sync::atomic::AtomicBool,
+            }
+
+            impl $name {
+                /// An atomic that holds `value`.
+                #[track_caller]
+                pub fn new(value: $value) -> Self {
+                    Self {
+                        word: loom::sync::atomic::$name::new(value),
+                        loaded: loom::sync::atomic::AtomicBool::new(false),
+                    }
+                }
+
+                /// Reads the value.
+                #[track_caller]
+                pub fn load(&self, order: Ordering) -> $value {
+                    // ORDERING: Relaxed, never read; only the step matters.
+                    self.loaded.store(true, Ordering::Relaxed);
+                    // ORDERING: the caller's.
+                    self.word.load(order)
+                }
+            }
+
+            impl Deref for $name {
+                type Target = loom::sync::atomic::$name;
+                fn deref(&self) -> &Self::Target {
+                    &self.word
+                }
+            }
+        };
+    }
+
+    modelled!(AtomicBool, bool);
+    modelled!(AtomicU32, u32);
+    modelled!(AtomicU64, u64);
+    modelled!(AtomicUsize, usize);
 }

@@ -102,15 +102,27 @@ impl<O: Owner, B: Backend> fmt::Debug for AttachFailed<O, B> {
     }
 }
 
-impl<B: Backend> Group<B, Claimed<KernelPaging>> {
+/// Owners whose groups are attached without a witness: [`KernelPaging`] alone. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "a group of `{Self}` is not attached without a witness for its interrupts",
+    label = "this group belongs to a guest",
+    note = "use `attach_for_guest`, with an `InterruptsIsolated`"
+)]
+pub trait NeedsNoWitness: Owner {}
+impl NeedsNoWitness for KernelPaging {}
+
+impl<O: Owner, B: Backend> Group<B, Claimed<O>> {
     /// Lets the group's devices translate through `domain`. Bus mastering stays off.
     ///
     /// # Errors
     /// [`AttachFailed`], with the group.
     pub fn attach(
         self,
-        domain: &Domain<KernelPaging, B>,
-    ) -> Result<Group<B, Attached<KernelPaging, B>>, AttachFailed<KernelPaging, B>> {
+        domain: &Domain<O, B>,
+    ) -> Result<Group<B, Attached<O, B>>, AttachFailed<O, B>>
+    where
+        O: NeedsNoWitness,
+    {
         attach(self, domain)
     }
 }
@@ -286,14 +298,20 @@ fn bind_all<B: Backend>(inner: &Inner<B>, core: &Shared<DomainCore<B>>) -> Resul
             Err(error) => Err(error),
         };
         let Err(error) = waited else { continue };
-        // Also after an error of `bind` the entry may be live.
-        let this = match unbind(inner, core, *requester) {
-            Err(UnitError::NotBound { .. }) if bound.is_err() => {
-                core.reach.leave(inner.unit);
-                Ok(())
-            }
+        // After most errors of `bind` the entry may be live. One that was live before is not ours.
+        let foreign = matches!(bound, Err(UnitError::AlreadyBound { .. }));
+        let undone = if foreign {
+            Ok(())
+        } else {
+            unbind(inner, core, *requester)
+        };
+        let this = match undone {
+            Err(UnitError::NotBound { .. }) if bound.is_err() => Ok(()),
             other => other,
         };
+        if foreign || matches!(undone, Err(UnitError::NotBound { .. })) {
+            core.reach.leave(inner.unit);
+        }
         let before = inner.requesters.get(..index).unwrap_or(&[]);
         let others = unbind_all(inner, core, before);
         return Err(match this.and(others) {

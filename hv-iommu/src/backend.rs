@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "declares the call that lets a device reach memory"
+    reason = "declares the trait on whose word memory is given back"
 )]
 
 use core::fmt;
@@ -171,8 +171,11 @@ pub struct FlushTicket {
 /// Why a unit did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UnitError {
-    /// An earlier request timed out or failed; the unit takes no requests until it is reset.
-    #[error("{unit} is wedged: an earlier invalidation never completed; reset it first")]
+    /// An earlier request timed out or failed; the unit takes no requests any more.
+    #[error(
+        "{unit} is wedged: an earlier request never completed, so its devices stay cut off until \
+         the machine is restarted"
+    )]
     Wedged {
         /// The unit.
         unit: UnitIndex,
@@ -185,6 +188,14 @@ pub enum UnitError {
         /// What was waited for.
         what: &'static str,
         /// How long.
+        waited: Duration,
+    },
+    /// Other contexts kept the unit's queue to themselves. Nothing is wrong with the unit: try again.
+    #[error("{unit} took no request within {waited:?}, because other contexts held its queue")]
+    Busy {
+        /// The unit.
+        unit: UnitIndex,
+        /// How long was tried.
         waited: Duration,
     },
     /// The unit reported an error of its own.
@@ -288,7 +299,8 @@ pub enum FaultEvent {
 
 /// A family of IOMMUs with all its units, brought up.
 ///
-/// # Contract
+/// # Safety
+/// Memory is given back to its owner on the word of an implementation:
 /// * A requester that is not bound reaches no memory.
 /// * After [`bind`](Self::bind), and after its ticket where it gave one, the requester translates
 ///   by the binding. Its entry became live in one store.
@@ -299,13 +311,13 @@ pub enum FaultEvent {
 ///   request names and that was read before the submission; requests in flight that used one have
 ///   reached memory.
 /// * A flush submitted after a store to a table sees that store: `submit` orders it.
-pub trait Backend: Send + Sync + Sized + 'static {
+pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// The hypervisor's platform.
     type Platform: Platform;
     /// The format of second-stage tables.
     type Format: Format;
 
-    /// The platform.
+    /// The platform: the same one at each call.
     fn platform(&self) -> &Self::Platform;
 
     /// How many units there are; they are numbered from 0.
@@ -355,7 +367,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Asks a unit for a flush and a wait behind it. Does not wait for its completion.
     ///
     /// # Errors
-    /// [`UnitError`]; what was asked for may or may not have happened then.
+    /// [`UnitError`]. With [`UnitError::Busy`] nothing was asked for and the unit is well; with any
+    /// other, what was asked for may or may not have happened.
     fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError>;
 
     /// Whether the request behind `ticket` has completed.

@@ -8,11 +8,12 @@
 use core::fmt;
 
 use hv_core::platform::{FrameSource, OutOfFrames, PhysMemory};
-use hv_core::{Iova, KernelPaging, OutOfBounds, PageCount, PageSize, Perms, PhysAddr};
+use hv_core::sync::Ordering;
+use hv_core::{Iova, KernelPaging, OutOfBounds, PageCount, PageSize, Perms, PhysAddr, Shared};
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::domain::Domain;
+use crate::domain::{Domain, DomainCore};
 use crate::iova::SpaceError;
 use crate::range::{Free, MapError, MapRefusal, Mapped, Range, RedeemRefusal};
 
@@ -75,7 +76,10 @@ impl<B: Backend> Domain<KernelPaging, B> {
         };
         let at = frames.range().start();
         match range.map_with(frames, request.perms, request.align) {
-            Ok(range) => Ok(CoherentBuffer { range, at }),
+            Ok(range) => {
+                let view = CpuView::new(&self.core);
+                Ok(CoherentBuffer { range, at, view })
+            }
             Err(MapError::Refused {
                 range,
                 frames,
@@ -92,9 +96,32 @@ impl<B: Backend> Domain<KernelPaging, B> {
     }
 }
 
+/// The right of the CPU to reach memory that a domain's table holds. While one exists, the domain does
+/// not end, so the memory goes to nobody else.
+///
+/// # Invariants
+/// The domain counts it in `buffers`.
+struct CpuView<B: Backend>(Shared<DomainCore<B>>);
+
+impl<B: Backend> CpuView<B> {
+    fn new(core: &Shared<DomainCore<B>>) -> Self {
+        // ORDERING: Relaxed, callers hold `&Domain`, so `destroy` happens after this.
+        core.buffers.fetch_add(1, Ordering::Relaxed);
+        Self(core.clone())
+    }
+}
+
+impl<B: Backend> Drop for CpuView<B> {
+    fn drop(&mut self) {
+        // ORDERING: Release: the CPU's last access happens before `destroy` sees the count.
+        self.0.buffers.fetch_sub(1, Ordering::Release);
+    }
+}
+
 /// Memory of the hypervisor that is mapped for a device and that the CPU reads and writes meanwhile.
 ///
-/// Dropping it leaves it mapped until the domain ends; [`free`](Self::free) gives it back.
+/// Dropping it leaves it mapped until the domain ends; [`free`](Self::free) gives it back. The domain
+/// cannot end while it is alive.
 ///
 /// # Invariants
 /// `range` is mapped to the contiguous run of frames that starts at `at`, taken from the platform.
@@ -102,6 +129,7 @@ impl<B: Backend> Domain<KernelPaging, B> {
 pub struct CoherentBuffer<B: Backend> {
     range: Range<KernelPaging, B, Mapped>,
     at: PhysAddr,
+    view: CpuView<B>,
 }
 
 /// A buffer that could not be freed: it is unmapped, and its frames stay with the domain.
@@ -136,7 +164,8 @@ impl<B: Backend> CoherentBuffer<B> {
     /// [`OutOfBounds`]; nothing is copied then.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), OutOfBounds> {
         let from = self.place(offset, out.len())?;
-        // SAFETY: the bytes lie in the run that the mapping holds for this buffer.
+        // SAFETY: the bytes lie in the run that the mapping holds for this buffer, and `view` keeps the
+        // domain from ending, which is the one way for the run to go elsewhere while `range` is here.
         unsafe { self.platform().read(from, out) };
         Ok(())
     }
@@ -147,7 +176,8 @@ impl<B: Backend> CoherentBuffer<B> {
     /// [`OutOfBounds`]; nothing is copied then.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), OutOfBounds> {
         let to = self.place(offset, bytes.len())?;
-        // SAFETY: the bytes lie in the run that the mapping holds for this buffer.
+        // SAFETY: the bytes lie in the run that the mapping holds for this buffer, and `view` keeps the
+        // domain from ending, which is the one way for the run to go elsewhere while `range` is here.
         unsafe { self.platform().write(to, bytes) };
         Ok(())
     }
@@ -167,7 +197,7 @@ impl<B: Backend> CoherentBuffer<B> {
             });
         }
         // SAFETY: the word lies in the run that the mapping holds for this buffer, which starts
-        // page-aligned; the offset is a multiple of 4.
+        // page-aligned, and the offset is a multiple of 4; `view` keeps the domain from ending.
         Ok(unsafe { self.platform().read_u32(from) })
     }
 
@@ -176,6 +206,8 @@ impl<B: Backend> CoherentBuffer<B> {
     /// # Errors
     /// [`FreeError`] when the flush failed.
     pub fn free(self) -> Result<(), FreeError> {
+        // The CPU's last access through this buffer is over: `self` is consumed.
+        drop(self.view);
         let redeemed = self.range.unmap().flush();
         let (range, frames) = redeemed.map_err(|error| FreeError(error.reason))?;
         range.core().system.backend.platform().free_frames(frames);

@@ -6,6 +6,7 @@
 )]
 
 use core::fmt;
+use core::sync::atomic::AtomicU64 as MachineU64;
 
 use hv_core::platform::Clock;
 use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, spin_hint};
@@ -20,21 +21,28 @@ use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps};
 use crate::flush::{FlushError, Receipt};
 use crate::format::{Level, RootPointer};
 use crate::group::{Claimed, Group};
+use crate::handle::PlatformHandle;
 use crate::ids::IdLease;
 use crate::iova::{IovaSpace, SpaceError};
 use crate::quiesce::Guard;
 use crate::range::{Free, Range};
 use crate::reach::Reach;
-use crate::system::{PlatformHandle, System};
+use crate::system::System;
 use crate::table::{Drain, Geometry, Table, TableError, Translation};
 
-/// A domain's number in this subsystem; never reused.
+/// A domain's number, unique among all subsystems of the program; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DomainUid(u64);
 
+/// The next number. One counter for the whole program, not one per subsystem: else a receipt of one
+/// subsystem would open pending values of another. The machine's own atomic, not a modelled one.
+static NEXT_UID: MachineU64 = MachineU64::new(1);
+
 impl DomainUid {
-    pub(crate) const fn new(number: u64) -> Self {
-        Self(number)
+    /// A number that no other domain ever has.
+    fn fresh() -> Self {
+        // ORDERING: Relaxed, only uniqueness counts.
+        Self(NEXT_UID.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The number.
@@ -115,6 +123,8 @@ pub(crate) struct DomainCore<B: Backend> {
     pub(crate) flushes: AtomicU64,
     /// Groups whose entries may still name this domain.
     pub(crate) attachments: AtomicUsize,
+    /// Buffers through which the CPU reaches memory that the table holds.
+    pub(crate) buffers: AtomicUsize,
     pub(crate) system: Shared<System<B>>,
 }
 
@@ -192,12 +202,6 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         let caps = domain_caps(&unit_caps, config)?;
         let whole = whole_space(caps.last)?;
         let space = IovaSpace::new(whole, system.backend.reserved())?;
-        {
-            let mut registry = system.registry.lock();
-            registry.domains.try_reserve(1).map_err(|_| OutOfMemory {
-                bytes: size_of::<Shared<DomainCore<B>>>(),
-            })?;
-        }
         let lease = system.ids.take().ok_or(DomainError::NoDomainId)?;
         let geometry = Geometry {
             root: caps.level,
@@ -214,7 +218,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         };
         let owner = group.owner();
         let core = DomainCore {
-            uid: system.new_uid(),
+            uid: DomainUid::fresh(),
             owner: O::owner_id(owner),
             id: lease.id(),
             caps,
@@ -223,6 +227,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             reach: Reach::new(),
             flushes: AtomicU64::new(0),
             attachments: AtomicUsize::new(0),
+            buffers: AtomicUsize::new(0),
             system: system.clone(),
         };
         let core = match Shared::try_new(core) {
@@ -233,12 +238,17 @@ impl<O: Owner, B: Backend> Domain<O, B> {
                 return Err(error.into());
             }
         };
-        // Room was made above; another domain may have taken it since, and then this one is only
-        // not kept from being freed by the drop of its last range.
         let mut registry = system.registry.lock();
-        if registry.domains.len() < registry.domains.capacity() {
-            registry.domains.push(core.clone());
+        if registry.domains.try_reserve(1).is_err() {
+            drop(registry);
+            if let Ok(core) = Shared::try_unwrap(core) {
+                core.table.discard();
+            }
+            system.ids.give_back(lease);
+            let bytes = size_of::<Shared<DomainCore<B>>>();
+            return Err(OutOfMemory { bytes }.into());
         }
+        registry.domains.push(core.clone());
         drop(registry);
         Ok(Self {
             core,
@@ -248,7 +258,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         })
     }
 
-    /// The domain's number in this subsystem.
+    /// The domain's number.
     pub fn uid(&self) -> DomainUid {
         self.core.uid
     }
@@ -296,14 +306,25 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// or kept: what they named comes back here.
     ///
     /// # Errors
-    /// The domain, while a group is attached, or while a CPU walks its table for too long. Call
-    /// again then.
+    /// The domain, while a group is attached, while a coherent buffer of it is alive, or while a CPU
+    /// walks its table for too long. Call again then. A buffer that was forgotten, not dropped, keeps
+    /// the domain for good.
     pub fn destroy(mut self) -> Result<Teardown<O, B>, DestroyError<O, B>> {
         // ORDERING: Acquire pairs with the decrement at detach. Attaching needs `&Domain`, so the
         // count cannot grow again.
         let attachments = self.core.attachments.load(Ordering::Acquire);
         if attachments != 0 {
             let reason = DestroyRefusal::Attached { attachments };
+            return Err(DestroyError {
+                domain: self,
+                reason,
+            });
+        }
+        // ORDERING: Acquire pairs with the decrement when a buffer goes: the CPU's last access through
+        // it has happened. Making buffers needs `&Domain`, so the count cannot grow again.
+        let buffers = self.core.buffers.load(Ordering::Acquire);
+        if buffers != 0 {
+            let reason = DestroyRefusal::BuffersInUse { buffers };
             return Err(DestroyError {
                 domain: self,
                 reason,
@@ -392,6 +413,12 @@ pub enum DestroyRefusal {
         /// How many.
         attachments: usize,
     },
+    /// The CPU still reaches memory of the domain through coherent buffers.
+    #[error("{buffers} coherent buffers of the domain are still alive; free or drop them first")]
+    BuffersInUse {
+        /// How many.
+        buffers: usize,
+    },
     /// A CPU did not leave the domain's table in time.
     #[error("a CPU is still walking the domain's table")]
     Busy,
@@ -430,6 +457,13 @@ impl<O: Owner, B: Backend> Teardown<O, B> {
         self.rest
             .as_ref()
             .map_or(self.tables, |(drain, _)| drain.tables_freed())
+    }
+}
+
+impl<O: Owner, B: Backend> fmt::Debug for Teardown<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tables = self.tables_freed();
+        write!(f, "end of {}, {tables} tables freed", self.core.uid)
     }
 }
 

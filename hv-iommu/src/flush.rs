@@ -106,6 +106,7 @@ impl<B: Backend> System<B> {
     /// Wedges a unit and takes bus mastering from every device that is bound behind it.
     pub(crate) fn cut_off(&self, unit: UnitIndex) {
         self.backend.wedge(unit);
+        self.note_wedged(unit);
         let registry = self.registry.lock();
         for bound in registry.bound.iter().filter(|bound| bound.unit == unit) {
             crate::group::clear_bus_mastering(self.backend.platform(), bound.requester);
@@ -142,18 +143,17 @@ impl<B: Backend> DomainCore<B> {
     }
 
     /// What a map owes: units that cache absent entries, or have a write buffer, forget the range.
-    pub(crate) fn sync_map(&self, range: IovaRange, tables_linked: bool) -> Result<(), FlushError> {
+    ///
+    /// Links as well, also when this map linked no table: another CPU may have linked it just now and
+    /// not have flushed yet.
+    pub(crate) fn sync_map(&self, range: IovaRange) -> Result<(), FlushError> {
+        // ORDERING: SeqCst pairs with the fence of `Reach::enter`: either the unit that is entering is
+        // seen here, or its walks, which begin after that fence, see the new leaves.
+        fence(Ordering::SeqCst);
         if !self.reach.syncs_on_map() {
             return Ok(());
         }
-        let depth = if tables_linked {
-            FlushDepth::WalkCaches
-        } else {
-            FlushDepth::Leaves
-        };
-        // ORDERING: SeqCst, as in `flush`.
-        fence(Ordering::SeqCst);
-        self.flush_units(FlushSpan::Pages(range), depth)
+        self.flush_units(FlushSpan::Pages(range), FlushDepth::WalkCaches)
     }
 
     fn flush_units(&self, span: FlushSpan, depth: FlushDepth) -> Result<(), FlushError> {
@@ -172,7 +172,9 @@ impl<B: Backend> DomainCore<B> {
                     }
                 }
                 Err(error) => {
-                    self.system.cut_off(unit);
+                    if !matches!(error, UnitError::Busy { .. }) {
+                        self.system.cut_off(unit);
+                    }
                     failed = Some(error);
                 }
             }

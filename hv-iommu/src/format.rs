@@ -1,5 +1,10 @@
 //! What the table engine asks of a page-table format: entries as meanings, bits as the format's.
 
+#![expect(
+    unsafe_code,
+    reason = "declares the trait whose contract memory safety rests on"
+)]
+
 use core::fmt;
 
 use hv_core::{PageSize, Perms, PhysAddr};
@@ -80,11 +85,13 @@ pub enum Entry {
 
 /// A page-table format: pure functions between the meaning of an entry and its bits.
 ///
-/// # Contract
+/// # Safety
+/// The table engine follows the addresses that `decode` gives, and devices follow the words that the
+/// encoders give:
 /// * `decode(encode(x)) == x` for each encoder below, and `decode(0)` is [`Entry::Empty`].
 /// * A word is present for hardware exactly if it decodes to a leaf or a table.
 /// * No two encoders give the same word.
-pub trait Format: Copy + Send + Sync + 'static {
+pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// Address bits that one level consumes: 9 for tables of 512 entries.
     const INDEX_BITS: u32;
 

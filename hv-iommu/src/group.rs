@@ -148,18 +148,45 @@ impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
     pub fn owner(&self) -> O::Id {
         self.state.owner
     }
+}
 
+/// States of a group whose devices may send requests: [`Attached`] alone. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "devices may send requests while their group is `Attached`, this one is `{Self}`",
+    label = "this group has no domain",
+    note = "`attach` the group to a domain first; what the domain maps is all that they reach then"
+)]
+pub trait MaySend: sealed::Sealed {}
+impl<O: Owner, B: Backend> MaySend for Attached<O, B> {}
+impl<O: Owner, B: Backend> sealed::Sealed for Attached<O, B> {}
+
+mod sealed {
+    //! Keeps states of groups from being added elsewhere.
+    pub trait Sealed {}
+}
+
+impl<B: Backend, S> Group<B, S> {
     /// Lets `member` send requests. Ports and bridges on its way forward them from now on.
     ///
+    /// Reset the function first if somebody else had it: what its last owner armed it with would
+    /// reach this domain's addresses.
+    ///
     /// # Errors
-    /// [`AttachError::NotAMember`], or [`AttachError::NoBusMastering`] when the function did not take
-    /// the setting.
-    pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError> {
+    /// [`AttachError::NotAMember`], [`AttachError::NoBusMastering`] when the function did not take the
+    /// setting, or [`AttachError::Unit`] when the unit is wedged: its devices stay cut off.
+    pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
+    where
+        S: MaySend,
+    {
         if !self.inner.members.contains(&member) {
             return Err(AttachError::NotAMember {
                 member,
                 group: self.inner.id,
             });
+        }
+        let unit = self.inner.unit;
+        if self.inner.system.is_wedged(unit) {
+            return Err(UnitError::Wedged { unit }.into());
         }
         let platform = self.inner.system.backend.platform();
         for function in self.inner.upstream.iter().chain([&member]) {
@@ -171,6 +198,12 @@ impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
                 });
             }
         }
+        // Once more after the setting: a unit that wedged meanwhile is seen here, or cuts the member
+        // off itself.
+        if self.inner.system.is_wedged(unit) {
+            clear_bus_mastering(platform, member);
+            return Err(UnitError::Wedged { unit }.into());
+        }
         Ok(())
     }
 
@@ -178,7 +211,10 @@ impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
     ///
     /// # Errors
     /// [`AttachError::NotAMember`].
-    pub fn disable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError> {
+    pub fn disable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
+    where
+        S: MaySend,
+    {
         if !self.inner.members.contains(&member) {
             return Err(AttachError::NotAMember {
                 member,
@@ -245,6 +281,10 @@ pub(crate) fn discover<B: Backend>(
     let endpoints = functions
         .iter()
         .filter(|function| function.kind == FunctionKind::Endpoint);
+    // Firmware may have left devices sending, also some that no unit covers.
+    for endpoint in endpoints.clone() {
+        clear_bus_mastering(system.backend.platform(), endpoint.address);
+    }
     for endpoint in endpoints.clone() {
         let key = key_of(endpoint.address, functions);
         if !keys.contains(&key) {
@@ -257,7 +297,9 @@ pub(crate) fn discover<B: Backend>(
             .clone()
             .filter(|endpoint| key_of(endpoint.address, functions) == key)
         {
-            push(&mut members, endpoint.address)?;
+            if !members.contains(&endpoint.address) {
+                push(&mut members, endpoint.address)?;
+            }
         }
         if let Some(group) = group(system, GroupId(number), key, members, functions)? {
             push(&mut groups, group)?;

@@ -1,5 +1,9 @@
 //! What every IOMMU shares: domains, groups, ownership, ranges, tables, flush receipts, faults.
 //!
+//! From a handler that may interrupt a call into this subsystem on its own CPU, only
+//! [`Domain::translate`] and the mapping, splitting and unmapping of ranges may be called: the rest
+//! takes short locks that the interrupted call may hold.
+//!
 //! Knows no vendor. A backend crate implements [`Backend`] and [`Format`]; an embedder implements
 //! the platform traits of `hv-core`.
 
@@ -14,6 +18,7 @@ mod domain;
 mod flush;
 mod format;
 mod group;
+mod handle;
 mod ids;
 mod iova;
 mod isolation;
@@ -25,7 +30,7 @@ mod system;
 pub mod table;
 mod topology;
 
-pub use attach::{AttachError, AttachFailed};
+pub use attach::{AttachError, AttachFailed, NeedsNoWitness};
 pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
     HwDomainId, LevelSet, RawFault, UnitCaps, UnitError, UnitIndex,
@@ -36,11 +41,12 @@ pub use domain::{
 };
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
-pub use group::{Attached, Blocked, Claimed, Group, GroupId, Wedged};
+pub use group::{Attached, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
 pub use iova::SpaceError;
 pub use isolation::InterruptsIsolated;
 pub use range::{
-    Free, MapError, MapRefusal, Mapped, PendingUnmap, Range, RedeemError, RedeemRefusal, Redeemed,
+    Free, MapError, MapRefusal, Mappable, Mapped, PendingUnmap, Range, RedeemError, RedeemRefusal,
+    Redeemed,
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};

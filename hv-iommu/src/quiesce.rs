@@ -99,9 +99,11 @@ impl Quiescence {
                 GuardKind::Counted
             }
             Some((slot, held)) if held & HELD_MASK != HELD_MASK => {
-                // ORDERING: Release as above. The epoch stays that of the first guard, whose fence
-                // serves this walk too.
+                // ORDERING: Release as above. The epoch stays that of the first guard.
                 slot.store(held + 1, Ordering::Release);
+                // ORDERING: SeqCst, as above: this may be a handler that interrupted the first
+                // guard between its announcement and its fence.
+                fence(Ordering::SeqCst);
                 GuardKind::Counted
             }
             _ => {

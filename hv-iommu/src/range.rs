@@ -168,7 +168,16 @@ impl<O: Owner, B: Backend> fmt::Debug for MapError<O, B> {
     }
 }
 
-impl<O: Owner, B: Backend> Range<O, B, Free> {
+/// States of a range that can be mapped: [`Free`] alone. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "a range can be mapped while it is `Free`, this one is `{Self}`",
+    label = "this range holds frames already",
+    note = "`unmap` it and `flush` the pending value: the free range comes back, with the frames"
+)]
+pub trait Mappable {}
+impl Mappable for Free {}
+
+impl<O: Owner, B: Backend, S> Range<O, B, S> {
     /// Maps the range to `frames`, with the largest pages that fit.
     ///
     /// # Errors
@@ -177,7 +186,10 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         self,
         frames: FrameRun<O::Memory>,
         perms: Perms,
-    ) -> Result<Range<O, B, Mapped>, MapError<O, B>> {
+    ) -> Result<Range<O, B, Mapped>, MapError<O, B>>
+    where
+        S: Mappable,
+    {
         self.map_with(frames, perms, PageSize::Size1G)
     }
 
@@ -186,6 +198,21 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
     /// # Errors
     /// [`MapError`], with range and frames.
     pub fn map_with(
+        self,
+        frames: FrameRun<O::Memory>,
+        perms: Perms,
+        largest: PageSize,
+    ) -> Result<Range<O, B, Mapped>, MapError<O, B>>
+    where
+        S: Mappable,
+    {
+        // Nobody else can make a range of a state of their own, so `S` is `Free`.
+        self.into_state(Free(())).map_free(frames, perms, largest)
+    }
+}
+
+impl<O: Owner, B: Backend> Range<O, B, Free> {
+    fn map_free(
         self,
         frames: FrameRun<O::Memory>,
         perms: Perms,
@@ -207,22 +234,19 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
             .core
             .table
             .map(&self.core.pin(), self.span, to, granted, largest);
-        let outcome = match mapped {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                let range = self;
-                let reason = error.into();
-                return Err(MapError::Refused {
-                    range,
-                    frames,
-                    reason,
-                });
-            }
-        };
+        if let Err(error) = mapped {
+            let range = self;
+            let reason = error.into();
+            return Err(MapError::Refused {
+                range,
+                frames,
+                reason,
+            });
+        }
         // INVARIANT: the leaves just written are the record of this run from here on.
         frames.into_range();
         let range = self.into_state(Mapped { granted });
-        match range.core.sync_map(range.span, outcome.tables != 0) {
+        match range.core.sync_map(range.span) {
             Ok(()) => Ok(range),
             Err(reason) => Err(MapError::NotVisible { range, reason }),
         }

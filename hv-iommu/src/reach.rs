@@ -13,7 +13,7 @@ use crate::backend::UnitIndex;
 pub(crate) struct Reach {
     units: AtomicU64,
     sync_on_map: AtomicU64,
-    counts: Mutex<[u16; UnitIndex::LIMIT]>,
+    counts: Mutex<[u32; UnitIndex::LIMIT]>,
 }
 
 impl Reach {
@@ -70,8 +70,7 @@ impl Reach {
 
     /// Whether a new mapping has to be flushed on some unit.
     pub(crate) fn syncs_on_map(&self) -> bool {
-        // ORDERING: Acquire, as above. A unit that enters right after this caches nothing yet of
-        // what was mapped before, since its walks begin later.
+        // ORDERING: Acquire, as above; no unit is missed, due to the fences here and in `enter`.
         self.sync_on_map.load(Ordering::Acquire) != 0
     }
 }

@@ -100,14 +100,15 @@ impl<O: Owner, B: Backend> SharedRange<O, B> {
     /// # Errors
     /// The handle, while there are others or while something in the range is mapped or pending.
     pub fn unshare(self) -> Result<Range<O, B, Free>, Self> {
-        let vacant = {
+        // Alone first, vacant second: another handle could map after the range was seen vacant. A sole
+        // handle stays sole, since only it could be cloned and it is consumed.
+        let vacant = Shared::is_sole_owner(&self.range) && {
             let core = self.range.core();
             core.table.is_vacant(&core.pin(), self.range.span())
         };
         if !vacant {
             return Err(self);
         }
-        // Only this handle can map, and it is consumed: what was vacant stays so if it is the last.
         Shared::try_unwrap(self.range).map_err(|range| Self { range })
     }
 
@@ -140,19 +141,13 @@ impl<O: Owner, B: Backend> SharedRange<O, B> {
         let mapped = core
             .table
             .map_shared(&core.pin(), at, to, core.granted(perms), size);
-        let outcome = match mapped {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                return Err(SharedMapError::refused(
-                    frames,
-                    MapRefusal::Table(error).into(),
-                ));
-            }
-        };
+        if let Err(error) = mapped {
+            let reason = MapRefusal::Table(error).into();
+            return Err(SharedMapError::refused(frames, reason));
+        }
         // The leaf just written is the record of this run from here on.
         frames.into_range();
-        let synced = core.sync_map(page, outcome.tables != 0);
-        synced.map_err(|error| SharedMapError {
+        core.sync_map(page).map_err(|error| SharedMapError {
             frames: None,
             reason: error.into(),
         })

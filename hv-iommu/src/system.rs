@@ -1,7 +1,6 @@
 //! The subsystem as a whole: the backend, the register of domains and bound devices, faults.
 
 use alloc::vec::Vec;
-use core::ops::Deref;
 use core::time::Duration;
 
 use hv_core::platform::Cpus;
@@ -69,15 +68,23 @@ pub(crate) struct System<B: Backend> {
     pub(crate) ids: DomainIds,
     pub(crate) wait: Duration,
     pub(crate) registry: Mutex<Registry<B>>,
+    /// Units that were declared wedged: one bit each.
+    wedged: AtomicU64,
     domain_ids: u32,
-    next_uid: AtomicU64,
 }
 
 impl<B: Backend> System<B> {
-    /// A number for a domain that no other domain ever has.
-    pub(crate) fn new_uid(&self) -> DomainUid {
-        // ORDERING: Relaxed, only uniqueness counts.
-        DomainUid::new(self.next_uid.fetch_add(1, Ordering::Relaxed))
+    /// Notes that a unit is wedged, before its devices are cut off.
+    pub(crate) fn note_wedged(&self, unit: UnitIndex) {
+        // ORDERING: SeqCst pairs with `is_wedged`: who lets a device send and then looks here either
+        // sees the bit, or did it before the devices are cut off.
+        self.wedged.fetch_or(1 << unit.index(), Ordering::SeqCst);
+    }
+
+    /// Whether a unit was declared wedged.
+    pub(crate) fn is_wedged(&self, unit: UnitIndex) -> bool {
+        // ORDERING: SeqCst, as in `note_wedged`.
+        self.wedged.load(Ordering::SeqCst) & (1 << unit.index()) != 0
     }
 
     /// Protects tables from being freed while this CPU walks them.
@@ -99,16 +106,6 @@ impl<B: Backend> System<B> {
                 return;
             }
         }
-    }
-}
-
-/// Leads to the platform through the shared state: what a table keeps to reach its memory.
-pub(crate) struct PlatformHandle<B: Backend>(pub(crate) Shared<System<B>>);
-
-impl<B: Backend> Deref for PlatformHandle<B> {
-    type Target = B::Platform;
-    fn deref(&self) -> &B::Platform {
-        self.0.backend.platform()
     }
 }
 
@@ -171,8 +168,8 @@ impl<B: Backend> Iommu<B> {
                 bound: Vec::new(),
                 domains: Vec::new(),
             }),
+            wedged: AtomicU64::new(0),
             domain_ids,
-            next_uid: AtomicU64::new(1),
             backend,
         };
         let system = Shared::try_new(system).map_err(|(_, error)| error)?;
@@ -202,6 +199,9 @@ impl<B: Backend> Iommu<B> {
 
     /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
     /// each, and tells `report` of every event.
+    ///
+    /// Takes a lock that attaching and detaching take too: not for a handler that may interrupt a
+    /// call into this subsystem on its own CPU.
     pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) {
         for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
             for _ in 0..Self::FAULTS_PER_CALL {

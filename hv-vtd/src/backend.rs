@@ -86,7 +86,11 @@ impl<P: Platform> Vtd<P> {
     }
 }
 
-impl<P: Platform> Backend for Vtd<P> {
+// SAFETY: by the typestate of bring-up the units translate by tables that bind nobody at first. An entry
+// goes live and comes down by one store (`context`), what is asked for goes in before its wait in the
+// same batch, and a wait counts as completed only once its own sequence or a later one was written by
+// the unit (`queue`), which drains requests in flight: units that cannot are refused or accepted by name.
+unsafe impl<P: Platform> Backend for Vtd<P> {
     type Platform = P;
     type Format = SecondStage;
 

@@ -138,6 +138,10 @@ impl ContextTables {
             context.platform.free_frames(run);
             return Err(too_wide(context, table));
         }
+        for cell in run.cells(context.platform, 0).unwrap_or_default() {
+            // ORDERING: Relaxed, the page is private; the link below publishes it.
+            cell.store(0, Ordering::Relaxed);
+        }
         // The zeros reach the unit before the link does.
         context.publish(table, PageSize::Size4K.bytes());
         let root = self.root_entry(context, bus)?;

@@ -34,6 +34,9 @@ impl<P: Platform> Discovery<P> {
         }
         let coverage = Coverage::new(&platform, dmar, functions)?;
         coverage.check(policy)?;
+        if policy == CoveragePolicy::Strict {
+            refuse_doubtful(dmar, &coverage, functions)?;
+        }
         refuse_regions(&platform, dmar)?;
         let mut units = Vec::new();
         for (number, drhd) in dmar.units.iter().enumerate() {
@@ -41,6 +44,15 @@ impl<P: Platform> Discovery<P> {
             let index = UnitIndex::new(number).ok_or(CoverageError::TooManyUnits { found })?;
             let unit = Unit::discover(&platform, index, &dmar.header, drhd)?;
             info!("VT-d: {}", unit.info());
+            let cap = unit.info().cap;
+            if !(cap.drd() && cap.dwd()) {
+                let cap = cap.into_bits();
+                let problem = BringUpError::NoDrain { unit: index, cap };
+                match policy {
+                    CoveragePolicy::Strict => return Err(problem),
+                    CoveragePolicy::Lenient => warn!("VT-d: {problem}"),
+                }
+            }
             push(&mut units, unit)?;
         }
         let mut kept = Vec::new();
@@ -107,10 +119,39 @@ fn on_all<P: Platform, S, T>(
     Ok(done)
 }
 
+/// Refuses a table in which a unit may have been lost: a structure may be damaged into one of
+/// another kind, of which only the checksum, or that it makes no sense as that kind, tells.
+fn refuse_doubtful(
+    dmar: &Dmar,
+    coverage: &Coverage,
+    functions: &[PciFunction],
+) -> Result<(), BringUpError> {
+    let garbled = dmar.warnings.iter().find(|finding| finding.is_garbled());
+    if let Some(what) = garbled {
+        return Err(BringUpError::Doubtful { what: *what });
+    }
+    let sum = dmar.warnings.iter().find(|finding| finding.is_checksum());
+    let Some(what) = sum else { return Ok(()) };
+    // Shipped tables have wrong checksums. One is believed if it says something about every function,
+    // not only that some unit takes the rest, among which a lost unit's devices would be.
+    let named = |function: &PciFunction| coverage.is_named(function.address);
+    if dmar.warnings.len() > 1 || !functions.iter().all(named) {
+        return Err(BringUpError::Doubtful { what: *what });
+    }
+    Ok(())
+}
+
 /// Refuses a reserved region whose device is there; others are logged.
 fn refuse_regions<C: PciConfig>(config: &C, dmar: &Dmar) -> Result<(), BringUpError> {
     for region in &dmar.regions {
-        for scope in region.scopes.iter().filter(|scope| scope.kind.is_pci()) {
+        for scope in &region.scopes {
+            if !scope.kind.is_pci() {
+                // An ACPI device: whether it is there cannot be seen, and it uses its region.
+                return Err(BringUpError::ReservedRegionOfOther {
+                    region: region.region,
+                    kind: scope.kind,
+                });
+            }
             match coverage::resolve(config, region.segment, scope) {
                 Ok(target) if coverage::is_present(config, target.function) => {
                     return Err(BringUpError::ReservedRegion {

@@ -6,6 +6,7 @@ use hv_iommu::{UnitError, UnitIndex};
 use thiserror::Error;
 
 use crate::coverage::CoverageError;
+use crate::dmar::{Finding, ScopeKind};
 use crate::unit::UnitRefusal;
 
 /// Why discovery or bring-up stopped. Bus mastering may be off everywhere then, and units may be
@@ -46,6 +47,36 @@ pub enum BringUpError {
         region: PhysRange,
         /// The device.
         device: PciAddress,
+    },
+    /// Firmware wants a region mapped for something that is no PCI function.
+    #[error(
+        "firmware reserves {region} for a scope of kind {kind:?} (RMRR), which this version cannot \
+         keep mapped: expected PCI functions only"
+    )]
+    ReservedRegionOfOther {
+        /// The region.
+        region: PhysRange,
+        /// What it is for.
+        kind: ScopeKind,
+    },
+    /// The firmware's table is damaged in a way that may hide a unit or a region.
+    #[error(
+        "the DMAR table may hide a unit: {what}; a lenient policy would take the table as it reads"
+    )]
+    Doubtful {
+        /// What is wrong with the table.
+        what: Finding,
+    },
+    /// A unit cannot be made to let requests in flight reach memory before a flush completes.
+    #[error(
+        "{unit} drains neither reads nor writes (CAP {cap:#x}): a device could still write memory \
+         after it was given back; a lenient policy would accept that"
+    )]
+    NoDrain {
+        /// The unit.
+        unit: UnitIndex,
+        /// Its capability register.
+        cap: u64,
     },
     /// A function goes on mastering the bus.
     #[error("{function}: expected bus mastering to go off, found command register {command:#06x}")]

@@ -109,36 +109,45 @@ impl Queue {
         batch: &[Descriptor],
     ) -> Result<FlushTicket, UnitError> {
         let start = context.platform.now();
-        let deadline = start.after(SUBMIT_DEADLINE);
+        let mut moved = start;
+        // Where the head was when the queue was seen full; `None` while it was not.
+        let mut full_at = None;
         let needed = batch.len().saturating_add(1);
-        let mut full = false;
         loop {
             self.check_alive(context.unit)?;
-            // The lock is held for a few stores and two register accesses, never for a wait.
-            if let Some(mut producer) = self.producer.try_lock() {
-                if producer.tail.free(producer.head) < needed {
-                    producer.head = self.read_head(context)?;
-                }
-                if producer.tail.free(producer.head) >= needed {
-                    return self.put(context, &mut producer, batch);
-                }
-                drop(producer);
-                full = true;
-                self.check_errors(context)?;
-            }
             let now = context.platform.now();
-            if now > deadline {
-                let what = if full {
-                    // The unit has stopped reading.
-                    self.wedge();
-                    "reading its invalidation queue, which stayed full"
-                } else {
-                    "the submission of another context, which kept its queue locked"
-                };
+            let expired = now > moved.after(SUBMIT_DEADLINE);
+            // The lock is held for a few stores and two register accesses, never for a wait.
+            let Some(mut producer) = self.producer.try_lock() else {
+                if expired {
+                    // Whoever has the lock is to blame, not the unit.
+                    return Err(UnitError::Busy {
+                        unit: context.unit,
+                        waited: now.since(start),
+                    });
+                }
+                spin_hint();
+                continue;
+            };
+            if producer.tail.free(producer.head) < needed {
+                producer.head = self.read_head(context)?;
+            }
+            if producer.tail.free(producer.head) >= needed {
+                return self.put(context, &mut producer, batch);
+            }
+            let head = producer.head;
+            drop(producer);
+            self.check_errors(context)?;
+            if full_at != Some(head) {
+                // The unit goes on reading: others were faster with the room that it made.
+                full_at = Some(head);
+                moved = now;
+            } else if expired {
+                self.wedge();
                 return Err(UnitError::Timeout {
                     unit: context.unit,
-                    what,
-                    waited: now.since(start),
+                    what: "reading its invalidation queue, which stayed full",
+                    waited: now.since(moved),
                 });
             }
             spin_hint();

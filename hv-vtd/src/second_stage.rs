@@ -1,5 +1,10 @@
 //! The second-stage table format: what an entry means, and its bits.
 
+#![expect(
+    unsafe_code,
+    reason = "promises the table engine that its words mean what it is told"
+)]
+
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Entry, Format, Level};
 
@@ -35,7 +40,9 @@ const fn address(word: u64) -> PhysAddr {
     PhysAddr::new(word & ADDRESS)
 }
 
-impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
+// SAFETY: the tests below pin every clause: encoders and `decode` are inverse, and a word is present
+// exactly if it is a leaf or a link.
+unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
     const INDEX_BITS: u32 = INDEX_BITS;
 
     #[inline]

@@ -127,7 +127,8 @@ impl Memory {
     fn add(&self, frame: u64) {
         let cells: Vec<_> = (0..512)
             .map(|word| TracedCell {
-                word: AtomicU64::new(0),
+                // Careless on purpose: hardware must never see what was there before.
+                word: AtomicU64::new(u64::MAX),
                 at: frame + word * 8,
                 log: Arc::clone(&self.log),
             })

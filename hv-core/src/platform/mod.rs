@@ -87,7 +87,8 @@ pub unsafe trait PhysMemory: Send + Sync {
     /// As for [`read`](Self::read).
     unsafe fn write(&self, to: PhysAddr, bytes: &[u8]);
 
-    /// Reads one aligned 32-bit word in one access, later than which no read of the caller is done.
+    /// Reads one aligned 32-bit word in one access, as an acquire load: no read or write that the
+    /// caller does later is done before it.
     ///
     /// # Safety
     /// As for [`read`](Self::read), and `from` is a multiple of 4.

@@ -1,14 +1,12 @@
 //! Mapping a range that the caller owns: tables first, then leaves that cannot fail.
 
-use core::ops::Deref;
-
 use hv_core::fault::Fault;
 use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PageSize, Perms, PhysAddr};
 
 use super::walk::{CellOf, Missing, Page, Part};
-use super::{MapOutcome, Table, TableError, TableMemory};
+use super::{MapOutcome, MemoryHandle, Table, TableError};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
@@ -35,7 +33,7 @@ struct Linked {
     tables: u64,
 }
 
-impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
+impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub(super) fn map_range(
         &self,
         guard: &Guard<'_>,

@@ -50,12 +50,18 @@
 //! | shared leaf, pending, empty CAS | AcqRel, failure Acquire | as the stores; the other's word on failure |
 //! | root: close | AcqRel | nothing new may start; pairs with the guard's fence |
 
+#![expect(
+    unsafe_code,
+    reason = "declares the trait whose contract the tables' memory rests on"
+)]
+
 mod map;
 mod shared;
 mod teardown;
 mod unmap;
 mod walk;
 
+use alloc::sync::Arc;
 use core::ops::Deref;
 
 use hv_core::platform::{CacheMaintenance, FrameSource, PhysMemory};
@@ -72,6 +78,18 @@ pub use teardown::Drain;
 /// visible to walkers that do not snoop.
 pub trait TableMemory: FrameSource + PhysMemory + CacheMaintenance {}
 impl<M: FrameSource + PhysMemory + CacheMaintenance> TableMemory for M {}
+
+/// Leads to the memory of a table.
+///
+/// # Safety
+/// Every `deref` of one handle gives the same memory, in the sense of [`PhysMemory`] and
+/// [`FrameSource`]: frames taken through one are reached, and taken back, through the next.
+pub unsafe trait MemoryHandle: Deref<Target: TableMemory + Sized> {}
+
+// SAFETY: a shared reference leads to one value for as long as it lives.
+unsafe impl<M: TableMemory> MemoryHandle for &M {}
+// SAFETY: a counted pointer leads to one value for as long as it lives.
+unsafe impl<M: TableMemory> MemoryHandle for Arc<M> {}
 
 /// What a table looks like. Fixed for its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +109,13 @@ pub enum TableError {
     #[error("{at} is mapped already, or waits for a flush receipt")]
     Occupied {
         /// The first such address.
+        at: Iova,
+    },
+    /// A table of smaller pages stands where the large page should go. It stays until the domain
+    /// ends, even if it is empty.
+    #[error("{at} has a table of smaller pages, so no page of that size fits")]
+    TableInTheWay {
+        /// The address.
         at: Iova,
     },
     /// Nothing of that size is mapped there.
@@ -161,14 +186,14 @@ pub struct Translation {
 /// # Invariants
 /// Every table word that decodes to a link names a frame that this table took from its memory and
 /// has not given back; no two words name the same one. `root` holds such a frame or 0.
-pub struct Table<F: Format, H: Deref<Target: TableMemory + Sized>> {
+pub struct Table<F: Format, H: MemoryHandle> {
     format: F,
     geometry: Geometry,
     memory: H,
     root: AtomicU64,
 }
 
-impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
+impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// An empty table.
     ///
     /// # Errors

@@ -1,21 +1,19 @@
 //! Single pages in words that several CPUs share: every step is a compare-and-swap.
 
-use core::ops::Deref;
-
 use hv_core::fault::Fault;
 use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, PageSize, Perms, PhysAddr};
 
 use super::walk::{CellOf, Missing, Page};
-use super::{MapOutcome, Table, TableError, TableMemory};
+use super::{MapOutcome, MemoryHandle, Table, TableError};
 use crate::format::{Entry, Format, Level};
 use crate::quiesce::Guard;
 
 /// A word: its table and its index there.
 type Word<'g, H> = (Page<'g, CellOf<H>>, usize);
 
-impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
+impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub(super) fn map_shared_page(
         &self,
         guard: &Guard<'_>,
@@ -104,7 +102,8 @@ impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
         level: Level,
         mut missing: Missing<'_>,
     ) -> Result<Word<'g, H>, TableError> {
-        let mut table = self.root_for(at)?;
+        let last = at.as_u64() | (self.span(level) - 1);
+        let mut table = self.root_for(Iova::new(last))?;
         let index = |level| {
             self.parts(level, at.as_u64(), at.as_u64())
                 .next()
@@ -145,6 +144,7 @@ impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
         {
             return Err(match self.format.decode(found, level) {
                 Entry::Empty => TableError::NotMapped { at },
+                Entry::Table { .. } => TableError::TableInTheWay { at },
                 Entry::Unknown(word) => TableError::Damaged { at, word },
                 _ => TableError::Occupied { at },
             });

@@ -5,15 +5,13 @@
     reason = "frees table pages that nothing reaches any more"
 )]
 
-use core::ops::Deref;
-
 use arrayvec::ArrayVec;
 use hv_core::EntryCell;
 use hv_core::sync::Ordering;
 use hv_core::{PhysAddr, PhysRange};
 
 use super::walk::give_back;
-use super::{Table, TableMemory};
+use super::{MemoryHandle, Table};
 use crate::format::{Entry, Format, Level, RootPointer};
 
 /// Walks a closed table once, handing out what its leaves name and freeing its pages.
@@ -47,10 +45,7 @@ impl Drain {
 
     /// Goes on to the next leaf, pending or not, and gives the frames that it names; `None` when
     /// the table is gone.
-    pub fn step<F: Format, H: Deref<Target: TableMemory + Sized>>(
-        &mut self,
-        table: &Table<F, H>,
-    ) -> Option<PhysRange> {
+    pub fn step<F: Format, H: MemoryHandle>(&mut self, table: &Table<F, H>) -> Option<PhysRange> {
         loop {
             let (page, level, index) = self.stack.last_mut()?;
             let (page, level, here) = (*page, *level, {
@@ -88,7 +83,7 @@ impl Drain {
     }
 }
 
-impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
+impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Frees a table that no device was ever given, with nothing mapped in it.
     pub fn discard(self) {
         if let Some(root) = self.close() {

@@ -1,13 +1,13 @@
 //! Unmapping a range that the caller owns, and emptying it once a receipt allows that.
 
-use core::ops::{ControlFlow, Deref};
+use core::ops::ControlFlow;
 
 use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PhysAddr};
 
 use super::walk::{CellOf, Missing, Page, Part};
-use super::{Table, TableError, TableMemory};
+use super::{MemoryHandle, Table, TableError};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
@@ -22,7 +22,7 @@ pub(super) struct Visit<'v, C> {
 /// Looks at one word; breaking off ends the visit.
 type Visitor<'f, H> = dyn FnMut(Visit<'_, CellOf<H>>) -> ControlFlow<TableError> + 'f;
 
-impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
+impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Shows every word of `first` to `last` that links no table, in order of addresses.
     pub(super) fn visit(
         &self,

@@ -12,7 +12,7 @@ use hv_core::platform::{CacheMaintenance, FrameSource, PhysMemory};
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, Iova, PageCount, PageSize, PhysAddr, PhysRange};
 
-use super::{Table, TableError, TableMemory, Translation};
+use super::{MemoryHandle, Table, TableError, TableMemory, Translation};
 use crate::format::{Entry, Format, Level};
 use crate::quiesce::Guard;
 
@@ -90,7 +90,7 @@ pub(super) enum Missing<'p> {
     },
 }
 
-impl<F: Format, H: Deref<Target: TableMemory + Sized>> Table<F, H> {
+impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The words of the table page at `page`, for as long as the guard protects them.
     pub(super) fn page<'g>(&'g self, _guard: &'g Guard<'_>, page: PhysAddr) -> Page<'g, CellOf<H>> {
         // SAFETY: callers pass the root or a page named by a link of this table, read under the

@@ -153,7 +153,8 @@ impl Coverage {
             if drhd.include_all() {
                 push(&mut map.rest, Rest { segment, unit })?;
             }
-            // Interrupt sources do no DMA, and their requester ids need not be functions.
+            // Interrupt sources and ACPI devices are no PCI functions: no group has them, so
+            // nobody claims them, and an entry for their requester ids is never made.
             for scope in drhd.scopes.iter().filter(|scope| scope.kind.is_pci()) {
                 match resolve(config, segment, scope) {
                     Ok(target) => map.claim(unit, target)?,
@@ -240,6 +241,16 @@ impl Coverage {
             Verdict::Covered(unit) => Some(unit),
             Verdict::Uncovered | Verdict::Conflict(..) => None,
         }
+    }
+
+    /// Whether some unit names `requester` or a bridge above it, instead of taking what is left.
+    pub fn is_named(&self, requester: PciAddress) -> bool {
+        let (segment, bus) = (requester.segment(), requester.bus());
+        let behind = |claim: &BusClaim| claim.segment == segment && claim.buses.contains(bus);
+        self.functions
+            .iter()
+            .any(|claim| claim.function == requester)
+            || self.buses.iter().any(behind)
     }
 
     fn verdict(&self, requester: PciAddress) -> Verdict {

@@ -208,6 +208,21 @@ pub struct Finding {
     pub found: u64,
 }
 
+impl Finding {
+    /// Whether it is about the table's checksum.
+    pub const fn is_checksum(&self) -> bool {
+        matches!(self.what, Defect::Checksum)
+    }
+
+    /// Whether a structure makes no sense as one of its kind: it may be a damaged one of another.
+    pub const fn is_garbled(&self) -> bool {
+        matches!(
+            self.what,
+            Defect::RecordLength | Defect::ScopeLength | Defect::ScopeTiling | Defect::DeviceName
+        )
+    }
+}
+
 /// Why a table cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DmarError {

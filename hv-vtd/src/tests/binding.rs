@@ -60,7 +60,7 @@ fn no_torn_entry_at_bind() {
         let store = |at, word| Some(Event::Store { at, word });
         let fence = Some(Event::Fence);
         let expected: Vec<_> = [
-            // The context table is whole before it is linked.
+            // The context table is whole before it is linked (its 512 zeros, checked below).
             back(table, 4096),
             fence,
             store(root, table | 1),
@@ -77,8 +77,27 @@ fn no_torn_entry_at_bind() {
         .into_iter()
         .flatten()
         .collect();
-        assert_eq!(machine.take_log(), expected);
+        let (zeros, rest) = {
+            let mut log = machine.take_log();
+            let rest = log.split_off(512);
+            (log, rest)
+        };
+        let zero = |word: u64| Event::Store {
+            at: table + 8 * word,
+            word: 0,
+        };
+        assert_eq!(zeros, (0..512).map(zero).collect::<Vec<_>>());
+        assert_eq!(rest, expected);
     }
+}
+
+#[test]
+fn tables_are_empty_though_the_frame_source_is_careless() {
+    let (machine, vtd) = running(CAP, ECAP);
+    bind(&vtd, at(3, 1, 0), binding(0x12_3000, 4, 7)).unwrap();
+    let neighbour = entry(&machine, at(3, 2, 0)).map(|(low, high, _)| (low, high));
+    assert_eq!(neighbour, Some((0, 0)));
+    assert_eq!(entry(&machine, at(4, 2, 0)), None);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Bring-up: nothing before its time, and nothing that is missing goes unnoticed.
 
 use super::*;
-use crate::dmar::Rmrr;
+use crate::dmar::{Defect, Expected, Finding, Rmrr};
 use crate::testing::Behaviour;
 use crate::{CoverageError, CoverageProblem, UnitRefusal};
 use hv_iommu::{Backend, UnitError};
@@ -358,6 +358,53 @@ fn reserved_regions_of_devices_that_are_there_refuse_the_machine() {
         Vtd::discover(machine.clone(), &dmar, &[], strict).err(),
         Some(BringUpError::ReservedRegion { region, device })
     );
+}
+
+#[test]
+fn a_table_that_may_hide_a_unit_refuses_the_machine_unless_the_policy_is_lenient() {
+    let machine = Machine::new(&[(CAP, ECAP)]);
+    let device = at(0, 1, 0);
+    machine.add_endpoint(device);
+    let functions = [endpoint(device)];
+    let finding = |what| Finding {
+        place: Place::record(RecordKind::Atsr, 64),
+        what,
+        expected: Expected::Exactly(1),
+        found: 2,
+    };
+    let named = drhd(0, 0, false, vec![scope(ScopeKind::Endpoint, 0, &[(1, 0)])]);
+    let rest = drhd(0, 0, true, vec![]);
+    // (unit, findings, whether strict bring-up believes the table)
+    let cases = [
+        (&named, vec![], true),
+        (&named, vec![Defect::UnknownRecord], true),
+        (&named, vec![Defect::Checksum], true),
+        (&rest, vec![], true),
+        (&rest, vec![Defect::Checksum], false),
+        (&named, vec![Defect::Checksum, Defect::UnknownRecord], false),
+        (&named, vec![Defect::ScopeLength], false),
+        (&named, vec![Defect::RecordLength], false),
+    ];
+    for (unit, findings, believed) in cases {
+        let mut dmar = table(vec![unit.clone()]);
+        dmar.warnings = findings.iter().map(|what| finding(*what)).collect();
+        let discover = |policy| Vtd::discover(machine.clone(), &dmar, &functions, policy);
+        let strict = discover(CoveragePolicy::Strict).err();
+        let doubtful = matches!(strict, Some(BringUpError::Doubtful { .. }));
+        assert_eq!(doubtful, !believed, "{findings:?}: {strict:?}");
+        assert!(discover(CoveragePolicy::Lenient).is_ok());
+    }
+}
+
+#[test]
+fn a_unit_that_does_not_drain_refuses_the_machine_unless_the_policy_is_lenient() {
+    for missing in [1 << 54, 1 << 55] {
+        let machine = Machine::new(&[(CAP & !missing, ECAP)]);
+        let dmar = own_segments(&machine);
+        let strict = Vtd::discover(machine.clone(), &dmar, &[], CoveragePolicy::Strict);
+        assert!(matches!(strict.err(), Some(BringUpError::NoDrain { .. })));
+        assert!(Vtd::discover(machine.clone(), &dmar, &[], CoveragePolicy::Lenient).is_ok());
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 
 use hv_core::fault::Fault;
 use hv_core::platform::{Mmio, Platform};
-use hv_core::{FrameRun, Hypervisor, PageCount, PageSize, PhysRange};
+use hv_core::sync::Ordering;
+use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PhysRange};
 use hv_iommu::{UnitError, UnitIndex};
 
 use super::regs::Command;
@@ -191,6 +192,12 @@ impl<P: Platform, S> Unit<P, S> {
                 expected: caps::last_address(self.caps.phys_bits),
                 found,
             }));
+        }
+        // A frame source may be careless; a unit that walks what was there before must not be.
+        for cell in run.cells(platform, 0).unwrap_or_default() {
+            // ORDERING: Relaxed, the frame is private; the register write that hands it to the
+            // unit comes after all stores of this CPU.
+            cell.store(0, Ordering::Relaxed);
         }
         Ok(run)
     }

@@ -5,15 +5,18 @@ use core::time::Duration;
 use hv_core::platform::{FrameSource, Registers};
 use hv_core::{
     FrameRun, Gpa, GpaRange, GuestMemory, GuestMemoryError, Hypervisor, Iova, IovaRange,
-    KernelPaging, OutOfBounds, PageCount, PageSize, PciAddress, Perms, UserManaged, VmId,
+    KernelPaging, OutOfBounds, Owner, PageCount, PageSize, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, Group, InterruptsIsolated,
+    Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, Group,
+    InterruptsIsolated,
 };
 
 use super::{Context, Failure, OrFail, ensure};
 use crate::machine::Machine;
-use crate::nvme::{Controller, DmaBuffer, DmaMemory, DomainMemory, Lba, NvmeError, Parts, Status};
+use crate::nvme::{
+    self, Controller, DmaBuffer, DmaMemory, DomainMemory, Lba, NvmeError, Parts, Status,
+};
 use crate::pci::{Class, memory_bar};
 use crate::platform::BareMetal;
 use crate::subsystem::Backend;
@@ -200,9 +203,11 @@ impl Context<'_> {
         Ok((self.groups.swap_remove(index), drive))
     }
 
-    /// Resets the drive and runs `body` with a driver on it that takes its memory from `memory`.
-    fn with_driver<M: DmaMemory, R>(
+    /// Resets the drive, lets it on the bus, and runs `body` with a driver on it that takes its memory
+    /// from `memory`. In this order: what its last owner armed it with must not reach this domain.
+    fn with_driver<O: Owner, M: DmaMemory, R>(
         &self,
+        attached: &Group<Backend, Attached<O, Backend>>,
         drive: PciAddress,
         mut memory: M,
         body: impl FnOnce(&mut Driver<M::Buffer>) -> Result<R, Failure>,
@@ -221,6 +226,10 @@ impl Context<'_> {
         let registers = platform
             .map_registers(pages)
             .or_fail("mapping the drive's registers")?;
+        nvme::disable(&registers, platform).or_fail("resetting the drive")?;
+        attached
+            .enable_bus_mastering(drive)
+            .or_fail("enabling the drive")?;
         let parts =
             Parts::alloc(registers, &mut memory).or_fail("allocating the drive's queues")?;
         let controller =
@@ -263,10 +272,7 @@ impl Context<'_> {
         let domain =
             Domain::paging_domain_alloc(&claimed, config).or_fail("allocating a domain")?;
         let attached = claimed.attach(&domain).or_fail("attaching the drive")?;
-        attached
-            .enable_bus_mastering(drive)
-            .or_fail("enabling the drive")?;
-        let result = self.with_driver(drive, DomainMemory(&domain), |driver| {
+        let result = self.with_driver(&attached, drive, DomainMemory(&domain), |driver| {
             body(self, &domain, driver)
         });
         let detached = attached.detach().or_fail("detaching the drive")?;
@@ -310,15 +316,12 @@ impl Context<'_> {
         let attached = claimed
             .attach_for_guest(&domain, &isolated)
             .or_fail("attaching the drive for the guest")?;
-        attached
-            .enable_bus_mastering(drive)
-            .or_fail("enabling the drive")?;
         let heap = GuestHeap {
             guest,
             platform: self.machine.platform,
             next: start,
         };
-        let result = self.with_driver(drive, heap, |driver| body(self, &domain, driver));
+        let result = self.with_driver(&attached, drive, heap, |driver| body(self, &domain, driver));
         let (range, pinned) = mapped
             .unmap()
             .flush()
