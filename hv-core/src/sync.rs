@@ -82,8 +82,46 @@ mod modelled {
                     // ORDERING: the caller's.
                     self.word.load(order)
                 }
+
+                /// Writes the value.
+                #[track_caller]
+                pub fn store(&self, value: $value, order: Ordering) {
+                    // ORDERING: the caller's.
+                    self.word.store(value, order);
+                }
+
+                /// Replaces the value and gives the one before.
+                #[track_caller]
+                pub fn swap(&self, value: $value, order: Ordering) -> $value {
+                    // ORDERING: the caller's.
+                    self.word.swap(value, order)
+                }
+
+                /// Sets bits and gives the value before.
+                #[track_caller]
+                pub fn fetch_or(&self, bits: $value, order: Ordering) -> $value {
+                    // ORDERING: the caller's.
+                    self.word.fetch_or(bits, order)
+                }
+
+                /// Replaces `current` by `new`, or gives the value that was there instead.
+                ///
+                /// # Errors
+                /// The value found, when it was not `current`.
+                #[track_caller]
+                pub fn compare_exchange(
+                    &self,
+                    current: $value,
+                    new: $value,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$value, $value> {
+                    // ORDERING: the caller's.
+                    self.word.compare_exchange(current, new, success, failure)
+                }
             }
 
+            // What else an atomic can do reads and writes, and is loom's own.
             impl Deref for $name {
                 type Target = loom::sync::atomic::$name;
                 fn deref(&self) -> &Self::Target {

@@ -10,6 +10,7 @@ mod unit;
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, PciAddress, PhysAddr};
 use hv_iommu::{
@@ -48,8 +49,12 @@ pub enum Call {
 /// How a unit answers one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// With an error.
+    /// With an error; a bind or a flush has not happened, an unbound entry may still be cached.
     Refuses,
+    /// With an error, after it did what was asked, but for the wait.
+    RefusesLate,
+    /// That others keep its queue busy; nothing has happened.
+    Busy,
     /// With a ticket that completes like this.
     Completes(Completion),
 }
@@ -211,6 +216,13 @@ impl<T> Fake<T> {
         Ok((to, result))
     }
 
+    /// Puts an entry of another domain in place, as a bug elsewhere would.
+    pub fn occupy(&self, requester: PciAddress, binding: Binding) {
+        if let Some(unit) = self.index_of(requester) {
+            self.lock_unit(unit).bindings.insert(requester, binding);
+        }
+    }
+
     /// How the unit completes requests from now on.
     pub fn completes(&self, unit: usize, completion: Completion) {
         self.lock_unit(unit).completion = completion;
@@ -234,9 +246,7 @@ impl<T> Fake<T> {
     /// What the requester is bound to.
     pub fn bound(&self, requester: PciAddress) -> Option<HwDomainId> {
         let unit = self.lock_unit(self.index_of(requester)?);
-        unit.bindings
-            .get(&requester)
-            .map(|binding| binding.domain)
+        unit.bindings.get(&requester).map(|binding| binding.domain)
     }
 
     /// How many translations of a domain the unit has cached.
@@ -294,7 +304,11 @@ fn broken(unit: UnitIndex) -> UnitError {
     }
 }
 
-impl<T: 'static> Backend for Fake<T> {
+// SAFETY: a requester without an entry is refused; an entry is live with one insertion and dead with
+// one removal. What is cached of a binding or a translation before a request is gone when its ticket
+// completes, and accesses to memory happen under the lock that a completion takes, so none that used
+// it is in flight then. Table words are read when a device asks, so after any earlier store.
+unsafe impl<T: 'static> Backend for Fake<T> {
     type Platform = Host;
     type Format = FakeFormat;
 
@@ -332,15 +346,18 @@ impl<T: 'static> Backend for Fake<T> {
         if unit.wedged {
             return Err(UnitError::Wedged { unit: index });
         }
-        let Answer::Completes(completion) = answer else {
-            return Err(broken(index));
-        };
         if let Some(bound) = unit.bindings.get(&requester) {
             let domain = bound.domain;
             return Err(UnitError::AlreadyBound { requester, domain });
         }
+        if !matches!(answer, Answer::Completes(_) | Answer::RefusesLate) {
+            return Err(broken(index));
+        }
         unit.log.push(Logged::Bind(requester, binding.domain));
         unit.bindings.insert(requester, binding);
+        let Answer::Completes(completion) = answer else {
+            return Err(broken(index));
+        };
         if !unit.caps.sync_on_map {
             return Ok(None);
         }
@@ -354,11 +371,11 @@ impl<T: 'static> Backend for Fake<T> {
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<FlushTicket, UnitError> {
-        let (mut unit, answer) = self.called(index, Call::Unbind)?;
-        let bound = unit.bindings.get(&requester);
+        let bound = self.unit(index)?.bindings.get(&requester).copied();
         if bound.is_none_or(|binding| binding.domain != domain) {
             return Err(UnitError::NotBound { requester, domain });
         }
+        let (mut unit, answer) = self.called(index, Call::Unbind)?;
         unit.bindings.remove(&requester);
         let bus_master = self.host().bus_master(requester);
         unit.log.push(Logged::Unbind {
@@ -379,6 +396,13 @@ impl<T: 'static> Backend for Fake<T> {
         let (mut unit, answer) = self.called(index, Call::Submit)?;
         if unit.wedged {
             return Err(UnitError::Wedged { unit: index });
+        }
+        if answer == Answer::Busy {
+            let waited = Duration::from_millis(1);
+            return Err(UnitError::Busy {
+                unit: index,
+                waited,
+            });
         }
         unit.log.push(Logged::Flush(request));
         let Answer::Completes(completion) = answer else {

@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,9 +15,7 @@ use hv_core::platform::{
     CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
     Registers, RegistersError,
 };
-use hv_core::{
-    CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange,
-};
+use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
 
 /// Words of one frame.
 const WORDS: u64 = PageSize::Size4K.bytes() / 8;
@@ -40,8 +38,19 @@ pub enum Time {
     PerLook(Duration),
 }
 
-/// Called at every allocation, before it is done, with the caller's guards alive.
-pub type AllocHook = Arc<dyn Fn() + Send + Sync>;
+/// A moment in the middle of a call at which an interrupt, or another CPU, can come between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Before an allocation of frames.
+    Allocation,
+    /// Before the words of a table page are looked at.
+    Page,
+    /// At a fence that orders stores for the walkers.
+    WalkerFence,
+}
+
+/// Called at every such moment, with the caller's guards alive.
+pub type Hook = Arc<dyn Fn(Moment) + Send + Sync>;
 
 struct Allocator {
     used: Vec<bool>,
@@ -62,7 +71,8 @@ pub struct Host {
     base: u64,
     words: Vec<AtomicU64>,
     allocator: Mutex<Allocator>,
-    hook: Mutex<Option<AllocHook>>,
+    hook: Mutex<Option<Hook>>,
+    hooked: AtomicBool,
     pci: Mutex<Pci>,
     time: Time,
     looks: AtomicU64,
@@ -84,13 +94,16 @@ impl Host {
         assert!(frames * PageSize::Size4K.bytes() <= HOST_STRIDE);
         Self {
             base: number * HOST_STRIDE,
-            words: (0..frames * WORDS).map(|_| AtomicU64::new(POISON)).collect(),
+            words: (0..frames * WORDS)
+                .map(|_| AtomicU64::new(POISON))
+                .collect(),
             allocator: Mutex::new(Allocator {
                 used: vec![false; frames as usize],
                 fail_in: None,
                 allocations: 0,
             }),
             hook: Mutex::new(None),
+            hooked: AtomicBool::new(false),
             pci: Mutex::new(Pci {
                 commands: functions.iter().map(|function| (*function, 0)).collect(),
                 stubborn: Vec::new(),
@@ -124,9 +137,24 @@ impl Host {
         lock(&self.allocator).fail_in = successes;
     }
 
-    /// Calls `hook` at every allocation.
-    pub fn set_alloc_hook(&self, hook: Option<AllocHook>) {
-        *lock(&self.hook) = hook;
+    /// Calls `hook` at every [`Moment`].
+    pub fn set_hook(&self, hook: Option<Hook>) {
+        let mut place = lock(&self.hook);
+        // ORDERING: Release, for symmetry; whoever sets a hook starts what meets it afterwards.
+        self.hooked.store(hook.is_some(), Ordering::Release);
+        *place = hook;
+    }
+
+    fn reached(&self, moment: Moment) {
+        // ORDERING: Acquire, as at the store. Keeps the lock out of tests without a hook.
+        if !self.hooked.load(Ordering::Acquire) {
+            return;
+        }
+        // Called without the lock: the hook may set another, or call back in.
+        let hook = lock(&self.hook).clone();
+        if let Some(hook) = hook {
+            hook(moment);
+        }
     }
 
     /// A run of frames, or the end of the test.
@@ -137,7 +165,8 @@ impl Host {
     /// An aligned run of frames, or the end of the test.
     pub fn frames_aligned(&self, pages: u64, align: PageSize) -> FrameRun<Hypervisor> {
         let pages = PageCount::new(pages).expect("a page count");
-        self.alloc_frames(pages, align).expect("a large enough arena")
+        self.alloc_frames(pages, align)
+            .expect("a large enough arena")
     }
 
     /// Whether the function may send requests; `None` when there is no such function.
@@ -199,10 +228,7 @@ impl FrameSource for Host {
         pages: PageCount,
         align: PageSize,
     ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
-        let hook = lock(&self.hook).clone();
-        if let Some(hook) = hook {
-            hook();
-        }
+        self.reached(Moment::Allocation);
         let out = OutOfFrames { pages, align };
         let mut allocator = lock(&self.allocator);
         allocator.allocations += 1;
@@ -251,6 +277,7 @@ unsafe impl PhysMemory for Host {
 
     unsafe fn cells(&self, frame: PhysAddr) -> &[AtomicU64] {
         assert!(self.is_out(frame), "{frame} is reached after it was freed");
+        self.reached(Moment::Page);
         let first = self.word_index(frame);
         &self.words[first..first + WORDS as usize]
     }
@@ -339,6 +366,7 @@ impl CacheMaintenance for Host {
     fn walker_fence(&self) {
         // ORDERING: SeqCst, the strongest that a walker on another thread can need.
         std::sync::atomic::fence(Ordering::SeqCst);
+        self.reached(Moment::WalkerFence);
     }
 }
 

@@ -1,8 +1,12 @@
 //! What the cross-crate tests share: a host platform, a fake backend, an independent walker.
 
 #[cfg(not(hv_loom))]
+pub mod arena;
+#[cfg(not(hv_loom))]
 pub mod dmar_build;
 #[cfg(not(hv_loom))]
 pub mod fake;
 #[cfg(not(hv_loom))]
 pub mod host;
+#[cfg(not(hv_loom))]
+pub mod walker;

@@ -1,5 +1,7 @@
 //! The fake's table format. Nothing in it is like the format of a real unit.
 
+#![expect(unsafe_code, reason = "promises what the format trait demands")]
+
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Entry, Format, Level};
 
@@ -20,7 +22,10 @@ pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FakeFormat;
 
-impl Format for FakeFormat {
+// SAFETY: the five kinds of words differ in their flag bits: none, READ or WRITE alone, LINK, LINK and
+// SAVED, WAITS. Each encoder keeps the address bits and sets one kind, which `decode` reads back;
+// the unit takes exactly READ, WRITE and LINK for present.
+unsafe impl Format for FakeFormat {
     const INDEX_BITS: u32 = 9;
 
     fn decode(&self, word: u64, _level: Level) -> Entry {

@@ -64,8 +64,8 @@ pub(super) struct Unit {
     contexts: HashMap<PciAddress, Cached<Option<Binding>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
-    /// Pages that were found absent, and whether for want of a table.
-    absent: HashMap<Place, Cached<bool>>,
+    /// Words that were found empty.
+    absent: HashMap<Place, Cached<()>>,
     reads: u64,
 }
 
@@ -149,7 +149,7 @@ impl Unit {
         self.leaves
             .retain(|place, cached| !named(place, shift(place.1), cached.read_at));
         self.absent.retain(|place, cached| {
-            (cached.value && !deep) || !named(place, shift(place.1), cached.read_at)
+            (place.1 > 1 && !deep) || !named(place, shift(place.1), cached.read_at)
         });
         if deep {
             // A table of a level spans what one word above it does.
@@ -232,7 +232,7 @@ impl Unit {
                 };
             }
         }
-        if self.absent.contains_key(&place(1)) {
+        if (1..=root.level.number()).any(|level| self.absent.contains_key(&place(level))) {
             return Err(DmaFault::NotMapped);
         }
         let (mut level, mut table) = (root.level.number(), root.page);
@@ -269,8 +269,8 @@ impl Unit {
                 };
             } else {
                 if self.caps.sync_on_map {
-                    let cached = self.stamp(level > 1);
-                    self.absent.insert(place(1), cached);
+                    let cached = self.stamp(());
+                    self.absent.insert(place(level), cached);
                 }
                 return Err(DmaFault::NotMapped);
             }

@@ -53,7 +53,9 @@ pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync +
 
 /// Asserts that loom finds an execution of `model` that fails, as it must if the models see anything.
 pub(crate) fn must_fail(name: &str, model: impl Fn() + Send + Sync + 'static) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| explore(name, Bound::Preemptions, model)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        explore(name, Bound::Preemptions, model)
+    }));
     assert!(outcome.is_err(), "no execution of {name} failed");
     let _ = writeln!(std::io::stderr(), "loom {name:<48}     fails, as it must");
 }

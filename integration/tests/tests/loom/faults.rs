@@ -12,7 +12,10 @@ fn a_link_by_store_is_noticed() {
     must_fail("two_mappers_and_a_walker, install_by_store", || {
         two_mappers(2, Reads::Snooping);
     });
-    must_fail("a_link_reaches_memory_after_its_table, install_by_store", || {
-        two_mappers(2, Reads::Memory);
-    });
+    must_fail(
+        "a_link_reaches_memory_after_its_table, install_by_store",
+        || {
+            two_mappers(2, Reads::Memory);
+        },
+    );
 }

@@ -64,7 +64,9 @@ impl<'a> Walker<'a> {
         if page >> root.level.number() != 0 {
             return None;
         }
-        let cached = self.cache.filter(|cached| page >> cached.level == cached.prefix);
+        let cached = self
+            .cache
+            .filter(|cached| page >> cached.level == cached.prefix);
         let (mut level, mut table) = match cached {
             Some(cached) => (cached.level, cached.table),
             None => (root.level.number(), root.page),

@@ -45,25 +45,45 @@ fn one_mapper(reads: Reads) {
 
 #[cfg_attr(not(hv_fault), test)]
 fn two_mappers_and_a_walker() {
-    explore("two_mappers_and_a_walker, 2 levels", Bound::Preemptions, || {
-        two_mappers(2, Reads::Snooping);
-    });
-    explore("two_mappers_and_a_walker, 3 levels", Bound::Preemptions, || {
-        two_mappers(3, Reads::Snooping);
-    });
-    explore("two_mappers_and_a_walker, one mapper", Bound::Exhaustive, || {
-        one_mapper(Reads::Snooping);
-    });
+    explore(
+        "two_mappers_and_a_walker, 2 levels",
+        Bound::Preemptions,
+        || {
+            two_mappers(2, Reads::Snooping);
+        },
+    );
+    explore(
+        "two_mappers_and_a_walker, 3 levels",
+        Bound::Preemptions,
+        || {
+            two_mappers(3, Reads::Snooping);
+        },
+    );
+    explore(
+        "two_mappers_and_a_walker, one mapper",
+        Bound::Exhaustive,
+        || {
+            one_mapper(Reads::Snooping);
+        },
+    );
 }
 
 #[cfg_attr(not(hv_fault), test)]
 fn a_link_reaches_memory_after_its_table() {
-    explore("a_link_reaches_memory_after_its_table", Bound::Preemptions, || {
-        two_mappers(2, Reads::Memory);
-    });
-    explore("a_link_reaches_memory_after_its_table, evictions", Bound::Exhaustive, || {
-        one_mapper(Reads::MemoryAfterEviction);
-    });
+    explore(
+        "a_link_reaches_memory_after_its_table",
+        Bound::Preemptions,
+        || {
+            two_mappers(2, Reads::Memory);
+        },
+    );
+    explore(
+        "a_link_reaches_memory_after_its_table, evictions",
+        Bound::Exhaustive,
+        || {
+            one_mapper(Reads::MemoryAfterEviction);
+        },
+    );
 }
 
 #[cfg_attr(not(hv_fault), test)]
@@ -84,37 +104,44 @@ fn a_lookup_sees_whole_tables() {
 
 #[cfg_attr(not(hv_fault), test)]
 fn mapper_against_unmapper_of_one_table() {
-    explore("mapper_against_unmapper_of_one_table", Bound::Preemptions, || {
-        let world = World::new(2, Reads::Snooping, [2, 1, 0]);
-        world.map(0, frame(0)).unwrap();
-        let device = world.on_cpu(2, |world| {
-            let mut walker = world.walker(Reads::Snooping);
-            world.access(&mut walker, 0, &[frame(0), frame(2)]);
-            world.access(&mut walker, 1, &[frame(1)]);
-            world.access(&mut walker, 0, &[frame(0), frame(2)]);
-        });
-        let mapper = world.on_cpu(1, |world| {
-            assert_eq!(world.map(1, frame(1)), Ok(0), "the table was there");
-            world.tell(1 << 1);
-        });
-        // The walker keeps no leaves and the frame is not used again, so no flush is needed.
-        world.table.unmap(&world.pin(), pages(0, 1));
-        assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
-        world.map(0, frame(2)).unwrap();
-        world.tell(1 << 0);
-        mapper.join().unwrap();
-        device.join().unwrap();
-        assert_eq!(world.translate(0), Some(frame(2)));
-        assert_eq!(world.translate(1), Some(frame(1)));
-        world.end(&[frame(1), frame(2)]);
-    });
+    explore(
+        "mapper_against_unmapper_of_one_table",
+        Bound::Preemptions,
+        || {
+            let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+            world.map(0, frame(0)).unwrap();
+            let device = world.on_cpu(2, |world| {
+                let mut walker = world.walker(Reads::Snooping);
+                world.access(&mut walker, 0, &[frame(0), frame(2)]);
+                world.access(&mut walker, 1, &[frame(1)]);
+                world.access(&mut walker, 0, &[frame(0), frame(2)]);
+            });
+            let mapper = world.on_cpu(1, |world| {
+                assert_eq!(world.map(1, frame(1)), Ok(0), "the table was there");
+                world.tell(1 << 1);
+            });
+            // The walker keeps no leaves and the frame is not used again, so no flush is needed.
+            world.table.unmap(&world.pin(), pages(0, 1));
+            assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
+            world.map(0, frame(2)).unwrap();
+            world.tell(1 << 0);
+            mapper.join().unwrap();
+            device.join().unwrap();
+            assert_eq!(world.translate(0), Some(frame(2)));
+            assert_eq!(world.translate(1), Some(frame(1)));
+            world.end(&[frame(1), frame(2)]);
+        },
+    );
 }
 
 /// Maps page 0 as one of several that share it; whether it did.
 fn map_shared(world: &World, number: u64) -> bool {
-    world.content(frame(number)).have_alone();
     let (guard, perms, size) = (world.pin(), Perms::ReadWrite, PageSize::Size4K);
-    match world.table.map_shared(&guard, iova(0), frame(number), perms, size) {
+    world.content(frame(number)).have_alone();
+    match world
+        .table
+        .map_shared(&guard, iova(0), frame(number), perms, size)
+    {
         Ok(_) => {
             world.tell(1 << 0);
             true
@@ -145,10 +172,18 @@ fn two_sharers(reads: Reads) {
 
 #[cfg_attr(not(hv_fault), test)]
 fn shared_range_gives_a_page_to_one_mapper() {
-    explore("shared_range_gives_a_page_to_one_mapper", Bound::Preemptions, || {
-        two_sharers(Reads::Snooping);
-    });
-    explore("shared_range_gives_a_page_to_one_mapper, memory", Bound::Preemptions, || {
-        two_sharers(Reads::Memory);
-    });
+    explore(
+        "shared_range_gives_a_page_to_one_mapper",
+        Bound::Preemptions,
+        || {
+            two_sharers(Reads::Snooping);
+        },
+    );
+    explore(
+        "shared_range_gives_a_page_to_one_mapper, memory",
+        Bound::Preemptions,
+        || {
+            two_sharers(Reads::Memory);
+        },
+    );
 }

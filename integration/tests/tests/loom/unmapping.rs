@@ -1,6 +1,5 @@
 //! Models of what ends: a shared page that two CPUs unmap, a frame that is used again, the table.
 
-
 use hv_core::PageSize;
 use hv_core::sync::{Ordering, fence};
 use hv_iommu::quiesce::RetireEpoch;
@@ -17,22 +16,29 @@ fn a_shared_page_is_unmapped_and_redeemed_once() {
         match world.table.unmap_shared(&guard, iova(0), size) {
             Ok(to) => {
                 assert_eq!(to, frame(0));
-                world.table.redeem_shared(&guard, iova(0), to, size).unwrap();
+                world
+                    .table
+                    .redeem_shared(&guard, iova(0), to, size)
+                    .unwrap();
                 true
             }
             Err(TableError::NotMapped { .. }) => false,
             Err(error) => panic!("{error}"),
         }
     };
-    explore("a_shared_page_is_unmapped_and_redeemed_once", Bound::Exhaustive, move || {
-        let world = World::new(2, Reads::Snooping, [2, 1, 0]);
-        world.map(0, frame(0)).unwrap();
-        let other = world.on_cpu(1, move |world| unmap(world));
-        let mine = unmap(&world);
-        assert_ne!(mine, other.join().unwrap(), "one of them unmapped it");
-        assert_eq!(world.translate(0), None);
-        world.end(&[]);
-    });
+    explore(
+        "a_shared_page_is_unmapped_and_redeemed_once",
+        Bound::Exhaustive,
+        move || {
+            let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+            world.map(0, frame(0)).unwrap();
+            let other = world.on_cpu(1, move |world| unmap(world));
+            let mine = unmap(&world);
+            assert_ne!(mine, other.join().unwrap(), "one of them unmapped it");
+            assert_eq!(world.translate(0), None);
+            world.end(&[]);
+        },
+    );
 }
 
 /// One CPU ends the table while another walks and maps under guards.
@@ -111,7 +117,9 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
 fn no_translation_survives_its_receipt() {
     for reads in [Reads::Snooping, Reads::Memory] {
         let name = format!("no_translation_survives_its_receipt, {reads:?}");
-        explore(&name, Bound::Exhaustive, move || unmap_flush_reuse(reads, true));
+        explore(&name, Bound::Exhaustive, move || {
+            unmap_flush_reuse(reads, true)
+        });
     }
     must_fail("no_translation_survives_its_receipt, no receipt", || {
         unmap_flush_reuse(Reads::Snooping, false);

@@ -87,10 +87,13 @@ impl World {
 
     /// Writes a frame and maps page `page` to it. Gives the number of tables that were linked.
     pub(crate) fn map(&self, page: u64, to: PhysAddr) -> Result<u64, TableError> {
-        self.content(to).have_alone();
         let size = PageSize::Size4K;
         let guard = self.pin();
-        let outcome = self.table.map(&guard, pages(page, 1), to, Perms::ReadWrite, size);
+        // After the guard's fence, so that only the leaf's store can publish it.
+        self.content(to).have_alone();
+        let outcome = self
+            .table
+            .map(&guard, pages(page, 1), to, Perms::ReadWrite, size);
         outcome.map(|outcome| outcome.tables)
     }
 
@@ -153,7 +156,11 @@ impl World {
     pub(crate) fn check_drained(&self, named: &BTreeMap<u64, u64>, mapped: &[PhysAddr]) {
         let expected: BTreeMap<u64, u64> = mapped.iter().map(|to| (to.as_u64(), 1)).collect();
         assert_eq!(*named, expected, "frames handed out at the end");
-        assert_eq!(self.arena.free_frames(), self.arena.frames(), "tables leaked");
+        assert_eq!(
+            self.arena.free_frames(),
+            self.arena.frames(),
+            "tables leaked"
+        );
     }
 
     /// Ends the table when all actors are gone: it names exactly `mapped`, and every frame comes

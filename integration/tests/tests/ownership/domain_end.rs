@@ -11,7 +11,7 @@ use hv_iommu::{
     MapError, MapRefusal, RedeemRefusal, UnitCaps,
 };
 use hv_tests::fake::{DmaFault, Fake};
-use hv_tests::host::Time;
+use hv_tests::host::{Moment, Time};
 
 use super::machine::{FAR, Machine, NIC, PLAIN, end_domain, full_unit, iovas, pages};
 
@@ -29,7 +29,12 @@ fn bc21_xsa_207_a_domain_with_a_device_is_not_destroyed() {
     // The refusal changed nothing.
     let range = refused.domain.reserve(iovas(0x4000, 1)).unwrap();
     let _range = range.map(machine.host().frames(1), Perms::Read).unwrap();
-    assert!(machine.fake.dma(NIC, Iova::new(0x4000), Access::Read).is_ok());
+    assert!(
+        machine
+            .fake
+            .dma(NIC, Iova::new(0x4000), Access::Read)
+            .is_ok()
+    );
     let _group = driver.group.detach().unwrap();
     assert_eq!(end_domain(refused.domain, machine.host()), 1);
     assert_eq!(machine.host().frames_out(), 0);
@@ -53,11 +58,21 @@ fn a_dropped_domain_stays_whole_under_its_device() {
     drop(driver.domain);
     // Making domains is when the subsystem lets go of dead ones.
     let other = machine.driver(FAR);
-    assert!(machine.fake.dma(NIC, Iova::new(0x4000), Access::Read).is_ok());
+    assert!(
+        machine
+            .fake
+            .dma(NIC, Iova::new(0x4000), Access::Read)
+            .is_ok()
+    );
     drop(driver.group);
     let group = other.group.detach().unwrap();
     let _third = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
-    assert!(machine.fake.dma(NIC, Iova::new(0x4000), Access::Read).is_ok());
+    assert!(
+        machine
+            .fake
+            .dma(NIC, Iova::new(0x4000), Access::Read)
+            .is_ok()
+    );
     assert_eq!(machine.iommu.domains_in_use(), 3);
 }
 
@@ -73,15 +88,18 @@ fn the_end_waits_for_a_cpu_that_walks() {
     let (go, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     // The map asks for a table frame under its guard, and stays there until told to go on.
-    let hook = Arc::new(move || {
+    let hook = Arc::new(move |moment| {
+        if moment != Moment::Allocation {
+            return;
+        }
         let _ = entered.send(());
         let _ = wait.lock().unwrap().recv();
     });
-    machine.host().set_alloc_hook(Some(hook));
+    machine.host().set_hook(Some(hook));
     std::thread::scope(|scope| {
         let mapper = scope.spawn(|| range.map(frames, Perms::Read));
         seen.recv().unwrap();
-        machine.host().set_alloc_hook(None);
+        machine.host().set_hook(None);
         let ender = scope.spawn(|| end_domain(domain, machine.fake.host()));
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!ender.is_finished(), "the tables are freed under a walk");
@@ -104,14 +122,16 @@ fn an_end_that_gives_up_waiting_can_be_asked_for_again() {
     let (inside, outcome) = (Arc::clone(&slot), Arc::new(Mutex::new(None)));
     let found = Arc::clone(&outcome);
     // A hook that ends the domain from inside a walk: the walk cannot end before it returns.
-    let hook = Arc::new(move || {
-        if let Some(domain) = inside.lock().unwrap().take() {
+    let hook = Arc::new(move |moment| {
+        if moment == Moment::Allocation
+            && let Some(domain) = inside.lock().unwrap().take()
+        {
             *found.lock().unwrap() = Some(domain.destroy().map(drop));
         }
     });
-    machine.host().set_alloc_hook(Some(hook));
+    machine.host().set_hook(Some(hook));
     let _mapped = range.map(frames, Perms::Read).unwrap();
-    machine.host().set_alloc_hook(None);
+    machine.host().set_hook(None);
     let outcome = outcome.lock().unwrap().take().unwrap();
     let refused = outcome.expect_err("the walk goes on");
     assert_eq!(refused.reason, DestroyRefusal::Busy);
@@ -139,10 +159,12 @@ fn values_of_an_ended_domain_do_nothing() {
     let (mapped, pending) = (map(0x4000), map(0x5000).unmap());
     let shared = driver.domain.reserve(iovas(0x8000, 4)).unwrap();
     let shared = shared.share().unwrap();
-    shared.map(Iova::new(0x8000), host.frames(1), Perms::Read).unwrap();
+    shared
+        .map(Iova::new(0x8000), host.frames(1), Perms::Read)
+        .unwrap();
     let free = driver.domain.reserve(iovas(0x6000, 1)).unwrap();
     let receipt = driver.domain.flush(FlushSpan::Domain).unwrap();
-    assert_eq!(driver.end(host).1, 3);
+    assert_eq!(driver.end(host), 3);
     assert_eq!(host.frames_out(), 0);
 
     let ended = RedeemRefusal::Table(TableError::Ended);
@@ -151,7 +173,11 @@ fn values_of_an_ended_domain_do_nothing() {
     assert!(shared.unmap(Iova::new(0x8000), PageSize::Size4K).is_err());
     let frames = host.frames(1);
     match free.map(frames, Perms::Read).unwrap_err() {
-        MapError::Refused { range, frames, reason } => {
+        MapError::Refused {
+            range,
+            frames,
+            reason,
+        } => {
             assert_eq!(reason, MapRefusal::Table(TableError::Ended));
             host.free_frames(frames);
             range.release().unwrap();
@@ -196,7 +222,10 @@ fn a_buffer_in_use_keeps_its_memory_from_the_end_of_the_domain() {
 
 #[test]
 fn bc07_xsa_399_an_id_is_reused_only_after_the_end_of_its_domain() {
-    let few = UnitCaps { domain_ids: 3, ..full_unit() };
+    let few = UnitCaps {
+        domain_ids: 3,
+        ..full_unit()
+    };
     let mut machine = Machine::with_units(full_unit(), few);
     let driver = machine.driver(NIC);
     let id = driver.domain.hw_id();
@@ -208,11 +237,18 @@ fn bc07_xsa_399_an_id_is_reused_only_after_the_end_of_its_domain() {
 
     let range = driver.domain.reserve(iovas(0x4000, 1)).unwrap();
     drop(range.map(machine.host().frames(1), Perms::Read).unwrap());
-    machine.fake.dma(NIC, Iova::new(0x4000), Access::Read).unwrap();
+    machine
+        .fake
+        .dma(NIC, Iova::new(0x4000), Access::Read)
+        .unwrap();
     let free_group = driver.group.detach().unwrap();
     let mut teardown = driver.domain.destroy().unwrap();
     machine.host().free_frames(teardown.next().unwrap());
-    assert_eq!(make().unwrap_err(), DomainError::NoDomainId, "the teardown goes on");
+    assert_eq!(
+        make().unwrap_err(),
+        DomainError::NoDomainId,
+        "the teardown goes on"
+    );
     assert!(teardown.next().is_none());
     let third = make().unwrap();
     assert_eq!(third.hw_id(), id);
@@ -231,10 +267,22 @@ fn a_domain_that_cannot_be_made_takes_nothing() {
     let group = machine.take(NIC).claim_for_hypervisor();
     machine.host().fail_allocation_after(Some(0));
     let refused = Domain::paging_domain_alloc(&group, PLAIN).unwrap_err();
-    assert_eq!(refused, DomainError::Table(TableError::OutOfFrames { missing: 1 }));
-    let config = hv_iommu::DomainConfig { address_bits: 49, ..PLAIN };
+    assert_eq!(
+        refused,
+        DomainError::Table(TableError::OutOfFrames { missing: 1 })
+    );
+    let config = hv_iommu::DomainConfig {
+        address_bits: 49,
+        ..PLAIN
+    };
     let refused = Domain::paging_domain_alloc(&group, config).unwrap_err();
-    assert_eq!(refused, DomainError::TooManyBits { needed: 49, found: 48 });
+    assert_eq!(
+        refused,
+        DomainError::TooManyBits {
+            needed: 49,
+            found: 48
+        }
+    );
     assert_eq!(machine.iommu.domains_in_use(), 0);
     assert_eq!(machine.host().frames_out(), 0);
 }

@@ -7,8 +7,8 @@ use hv_core::{
     Segment, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, BusRange, Claimed, Config, Domain, DomainConfig, FunctionKind, Group, Iommu,
-    InterruptsIsolated, Level, LevelSet, PciFunction, UnitCaps,
+    Attached, Blocked, BusRange, Config, Domain, DomainConfig, FunctionKind, Group,
+    InterruptsIsolated, Iommu, Level, LevelSet, PciFunction, UnitCaps,
 };
 use hv_tests::fake::{Fake, FakeConfig};
 use hv_tests::host::{Host, Time};
@@ -95,9 +95,7 @@ fn functions() -> Vec<PciFunction> {
         secondary,
         subordinate,
     };
-    let endpoints = [
-        NIC, TWIN[0], TWIN[1], DISK, OLD[0], OLD[1], FAR, LOST, TORN,
-    ];
+    let endpoints = [NIC, TWIN[0], TWIN[1], DISK, OLD[0], OLD[1], FAR, LOST, TORN];
     let mut functions: Vec<_> = endpoints
         .map(|address| PciFunction {
             address,
@@ -215,11 +213,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Detaches the device, ends the domain and gives back all that comes out of it. Gives the
-    /// group and how many frames came.
-    pub(crate) fn end(self, host: &Host) -> (Group<Fake, Claimed<KernelPaging>>, u64) {
+    /// Detaches the device, ends the domain and gives back all that comes out of it. Gives how many
+    /// frames came.
+    pub(crate) fn end(self, host: &Host) -> u64 {
         let group = self.group.detach().unwrap();
-        (group, end_domain(self.domain, host))
+        let count = end_domain(self.domain, host);
+        drop(group);
+        count
     }
 }
 

@@ -46,7 +46,10 @@ fn dropped_and_forgotten_values_keep_their_frames_and_addresses() {
         frames.extend(addresses(&run));
         let range = driver.domain.reserve(iovas(start, 2)).unwrap();
         let range = range.map(run, Perms::ReadWrite).unwrap();
-        machine.fake.dma_write(NIC, Iova::new(start), start).unwrap();
+        machine
+            .fake
+            .dma_write(NIC, Iova::new(start), start)
+            .unwrap();
         range
     };
     drop(map(0x10_0000));
@@ -64,12 +67,24 @@ fn dropped_and_forgotten_values_keep_their_frames_and_addresses() {
         assert_eq!(refused, SpaceError::NotFree { wanted });
     }
     let all = driver.domain.free_pages();
-    let low = driver.domain.allocate(pages(0x5ff), PageSize::Size4K).unwrap();
-    assert!(low.span().start() > Iova::new(0x60_0000), "{low:?} is over what is taken");
+    let low = driver
+        .domain
+        .allocate(pages(0x5ff), PageSize::Size4K)
+        .unwrap();
+    assert!(
+        low.span().start() > Iova::new(0x60_0000),
+        "{low:?} is over what is taken"
+    );
     assert_eq!(driver.domain.free_pages(), all - 0x5ff);
 
-    assert_eq!(machine.fake.dma_read(NIC, Iova::new(0x10_0000)), Ok(0x10_0000));
-    assert_eq!(machine.fake.dma_read(NIC, Iova::new(0x20_0000)), Ok(0x20_0000));
+    assert_eq!(
+        machine.fake.dma_read(NIC, Iova::new(0x10_0000)),
+        Ok(0x10_0000)
+    );
+    assert_eq!(
+        machine.fake.dma_read(NIC, Iova::new(0x20_0000)),
+        Ok(0x20_0000)
+    );
     let gone = machine.fake.dma_read(NIC, Iova::new(0x30_0000));
     assert_eq!(gone, Err(DmaFault::NotMapped));
     for frame in &frames {
@@ -113,7 +128,10 @@ fn the_end_gives_back_what_is_mapped_at_every_level() {
         let range = driver.domain.reserve(iovas(start, pages)).unwrap();
         drop(range.map(run, Perms::ReadWrite).unwrap());
     }
-    machine.fake.dma(NIC, Iova::new(0x7f_ffff_f000), Access::Read).unwrap();
+    machine
+        .fake
+        .dma(NIC, Iova::new(0x7f_ffff_f000), Access::Read)
+        .unwrap();
     ends_with(driver, &machine, &expected);
 }
 
@@ -133,5 +151,9 @@ fn an_unfinished_end_loses_frames_and_frees_nothing_too_early() {
     drop(teardown);
     host.free_frames(first);
     assert_eq!(host.frames_out(), before - 1);
-    assert_eq!(machine.iommu.domains_in_use(), 1, "the id stays taken with the rest");
+    assert_eq!(
+        machine.iommu.domains_in_use(),
+        1,
+        "the id stays taken with the rest"
+    );
 }

@@ -1,0 +1,9 @@
+//! A run of frames has one owner.
+//! Instead: `split_at` it, or allocate another.
+use hv_core::{FrameRun, Hypervisor};
+
+fn mistake(frames: &FrameRun<Hypervisor>) -> FrameRun<Hypervisor> {
+    frames.clone()
+}
+
+fn main() {}

@@ -1,0 +1,102 @@
+//! What the comments of the compile-fail cases advise, as code: it compiles.
+use hv_core::platform::FrameSource;
+use hv_core::{
+    FrameRun, GpaRange, GuestMemory, Hypervisor, Iova, IovaRange, KernelPaging, PageCount,
+    PageSize, PciAddress, Perms, UserManaged, VmId,
+};
+use hv_iommu::{
+    Attached, Blocked, BufferRequest, Claimed, Domain, DomainConfig, FlushSpan, Free, Group,
+    InterruptsIsolated, Mapped, PendingUnmap, Range, SharedRange,
+};
+use hv_tests::fake::Fake;
+use hv_tests::host::Host;
+
+type Driver = Group<Fake, Attached<KernelPaging, Fake>>;
+
+fn driver(group: Group<Fake, Blocked>, member: PciAddress, config: DomainConfig) -> Option<Driver> {
+    let group = group.claim_for_hypervisor();
+    let domain = Domain::paging_domain_alloc(&group, config).ok()?;
+    let group = group.attach(&domain).ok()?;
+    group.enable_bus_mastering(member).ok()?;
+    Some(group)
+}
+
+fn guest(driver: Driver, vm: VmId, config: DomainConfig) -> Option<Group<Fake, Blocked>> {
+    let group = driver.detach().ok()?.release().claim_for_guest(vm);
+    let domain = Domain::user_domain_alloc(&group, config).ok()?;
+    let isolated = InterruptsIsolated::override_unsafe_interrupts("a compile-pass case");
+    let group = group.attach_for_guest(&domain, &isolated).ok()?;
+    Some(group.detach().ok()?.release())
+}
+
+fn moved(
+    group: Driver,
+    next: &Domain<KernelPaging, Fake>,
+) -> Option<Group<Fake, Attached<KernelPaging, Fake>>> {
+    let group: Group<Fake, Claimed<KernelPaging>> = group.detach().ok()?;
+    group.attach(next).ok()
+}
+
+fn guest_memory(domain: &Domain<UserManaged, Fake>, memory: &GuestMemory, at: GpaRange) {
+    let Ok(pin) = memory.pin(at) else { return };
+    let Ok(span) = IovaRange::new(at.start().into(), at.pages()) else {
+        return;
+    };
+    let Ok(range) = domain.reserve(span) else {
+        return;
+    };
+    let _mapped = range.map(pin, Perms::ReadWrite);
+}
+
+fn one_by_one(range: Range<KernelPaging, Fake, Mapped>, host: &Host) {
+    if let Ok((range, frames)) = range.unmap().flush() {
+        host.free_frames(frames);
+        let _ = range.release();
+    }
+}
+
+fn together(domain: &Domain<KernelPaging, Fake>, pending: Vec<PendingUnmap<KernelPaging, Fake>>) {
+    let Ok(receipt) = domain.flush(FlushSpan::Domain) else {
+        return;
+    };
+    for pending in pending {
+        let _redeemed = pending.redeem(&receipt);
+    }
+}
+
+fn in_parts(range: Range<KernelPaging, Fake, Free>, first: FrameRun<Hypervisor>) {
+    if let Ok((low, _high)) = range.split_at(PageCount::ONE) {
+        let _mapped = low.map(first, Perms::Read);
+    }
+}
+
+fn shared(shared: SharedRange<KernelPaging, Fake>, at: Iova) {
+    if let Ok(page) = shared.unmap(at, PageSize::Size4K) {
+        let _frames = page.flush();
+    }
+    let _range = shared.unshare();
+}
+
+fn ended(domain: Domain<KernelPaging, Fake>, wanted: BufferRequest, host: &Host) {
+    if let Ok(buffer) = domain.alloc_coherent(wanted) {
+        let _ = buffer.free();
+    }
+    if let Ok(teardown) = domain.destroy() {
+        teardown.for_each(|frames| host.free_frames(frames));
+    }
+}
+
+fn main() {
+    // Only that it compiles counts.
+    let _ = (
+        driver,
+        guest,
+        moved,
+        guest_memory,
+        one_by_one,
+        together,
+        in_parts,
+        shared,
+        ended,
+    );
+}

@@ -1,0 +1,14 @@
+//! Property tests of the second-stage table: random operations on the engine with the VT-d format and
+//! 512 entries per table, against a model that is a map of pages.
+//!
+//! After every operation, `translate`, the model and a walker of its own that reads raw words must agree;
+//! for walkers that do not snoop it reads what was written back. Runs are the same each time;
+//! `PROPTEST_RNG_SEED` chooses others.
+
+#![cfg(not(hv_loom))]
+
+#[cfg(hv_fault)]
+mod faults;
+mod frames;
+mod random;
+mod subject;
