@@ -128,6 +128,24 @@ pub(crate) const STEPS: &[Step] = &[
         }),
     },
     Step {
+        name: "loom-faults",
+        what: "loom notices each deliberate fault of the lock-free parts",
+        limit: Duration::from_secs(900),
+        job: Job::Tests(Tests {
+            arguments: &[
+                "test",
+                "--package",
+                "hv-tests",
+                "--release",
+                "--test",
+                "loom",
+                "--no-fail-fast",
+            ],
+            environment: &[("LOOM_MAX_PREEMPTIONS", "3")],
+            flags: Some(("--cfg hv_loom --cfg hv_fault", "loom-faults")),
+        }),
+    },
+    Step {
         name: "scenarios",
         what: "every scenario in QEMU, checked from outside",
         limit: Duration::from_secs(120),

@@ -31,13 +31,16 @@
 //! The hardware walker is a reader that takes no guard and caches what it read; it never sees a word
 //! that is not one of the states above.
 //!
-//! | who × who | step | outcome | loom test (`integration/tests/tests/loom.rs`) |
+//! | who × who | step | outcome | loom test (`integration/tests/tests/loom/`) |
 //! |---|---|---|---|
 //! | map × map | both install in one slot | one page linked, the other reused or freed; both leaves there | `two_mappers_and_a_walker` |
 //! | map × unmap | one table, different words | each word as its owner left it | `mapper_against_unmapper_of_one_table` |
 //! | map × map, shared range | same word | one wins, the other gets its frame back | `shared_range_gives_a_page_to_one_mapper` |
+//! | unmap × unmap, shared range | same word | one gets the frame, the other is told | `a_shared_page_is_unmapped_and_redeemed_once` |
+//! | map × lookup | table linked under the lookup | the mapping or nothing | `a_lookup_sees_whole_tables` |
 //! | map × walker that does not snoop | link seen before the table's words | never: written back and fenced first | `a_link_reaches_memory_after_its_table` |
 //! | walk × end | table freed under the walk | never: the guard holds the end back | `the_end_waits_for_walkers` |
+//! | guard × guard × retire | epochs move under a walk | what was unlinked outlives every guard of before | `an_epoch_waits_for_every_guard` |
 //! | unmap × flush × walker | stale leaf used after the receipt | never: receipts are younger than the store | `no_translation_survives_its_receipt` |
 //!
 //! # Orderings

@@ -15,14 +15,18 @@ pub(crate) enum Bound {
     Exhaustive,
     /// Executions with at most `LOOM_MAX_PREEMPTIONS` preemptions, 3 when that is not set.
     Preemptions,
+    /// One preemption less, for models of three actors: each one takes ten times as long.
+    Fewer,
 }
 
 /// Explores `model` and reports the number of executions on standard error.
 pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
+    let chosen = builder.preemption_bound.unwrap_or(3);
     let limit = match bound {
         Bound::Exhaustive => None,
-        Bound::Preemptions => Some(builder.preemption_bound.unwrap_or(3)),
+        Bound::Preemptions => Some(chosen),
+        Bound::Fewer => Some(chosen.saturating_sub(1)),
     };
     builder.preemption_bound = limit;
     builder.max_branches = 10_000;

@@ -14,6 +14,13 @@
 //! Each model prints how many executions it explored.
 
 #![cfg(hv_loom)]
+#![cfg_attr(
+    hv_fault,
+    expect(
+        dead_code,
+        reason = "a fault stays on, so only the models that must fail run"
+    )
+)]
 
 mod arena;
 mod explore;

@@ -45,20 +45,12 @@ fn one_mapper(reads: Reads) {
 
 #[cfg_attr(not(hv_fault), test)]
 fn two_mappers_and_a_walker() {
-    explore(
-        "two_mappers_and_a_walker, 2 levels",
-        Bound::Preemptions,
-        || {
-            two_mappers(2, Reads::Snooping);
-        },
-    );
-    explore(
-        "two_mappers_and_a_walker, 3 levels",
-        Bound::Preemptions,
-        || {
-            two_mappers(3, Reads::Snooping);
-        },
-    );
+    explore("two_mappers_and_a_walker, 2 levels", Bound::Fewer, || {
+        two_mappers(2, Reads::Snooping);
+    });
+    explore("two_mappers_and_a_walker, 3 levels", Bound::Fewer, || {
+        two_mappers(3, Reads::Snooping);
+    });
     explore(
         "two_mappers_and_a_walker, one mapper",
         Bound::Exhaustive,
@@ -72,14 +64,14 @@ fn two_mappers_and_a_walker() {
 fn a_link_reaches_memory_after_its_table() {
     explore(
         "a_link_reaches_memory_after_its_table",
-        Bound::Preemptions,
+        Bound::Fewer,
         || {
             two_mappers(2, Reads::Memory);
         },
     );
     explore(
         "a_link_reaches_memory_after_its_table, evictions",
-        Bound::Exhaustive,
+        Bound::Preemptions,
         || {
             one_mapper(Reads::MemoryAfterEviction);
         },
@@ -89,7 +81,7 @@ fn a_link_reaches_memory_after_its_table() {
 #[cfg_attr(not(hv_fault), test)]
 fn a_lookup_sees_whole_tables() {
     explore("a_lookup_sees_whole_tables", Bound::Exhaustive, || {
-        let world = World::new(3, Reads::Snooping, [3, 0, 0]);
+        let world = World::new(2, Reads::Snooping, [2, 0, 0]);
         let other = world.on_cpu(1, |world| {
             let first = world.translate(0);
             let again = world.translate(0);
@@ -104,34 +96,30 @@ fn a_lookup_sees_whole_tables() {
 
 #[cfg_attr(not(hv_fault), test)]
 fn mapper_against_unmapper_of_one_table() {
-    explore(
-        "mapper_against_unmapper_of_one_table",
-        Bound::Preemptions,
-        || {
-            let world = World::new(2, Reads::Snooping, [2, 1, 0]);
-            world.map(0, frame(0)).unwrap();
-            let device = world.on_cpu(2, |world| {
-                let mut walker = world.walker(Reads::Snooping);
-                world.access(&mut walker, 0, &[frame(0), frame(2)]);
-                world.access(&mut walker, 1, &[frame(1)]);
-                world.access(&mut walker, 0, &[frame(0), frame(2)]);
-            });
-            let mapper = world.on_cpu(1, |world| {
-                assert_eq!(world.map(1, frame(1)), Ok(0), "the table was there");
-                world.tell(1 << 1);
-            });
-            // The walker keeps no leaves and the frame is not used again, so no flush is needed.
-            world.table.unmap(&world.pin(), pages(0, 1));
-            assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
-            world.map(0, frame(2)).unwrap();
-            world.tell(1 << 0);
-            mapper.join().unwrap();
-            device.join().unwrap();
-            assert_eq!(world.translate(0), Some(frame(2)));
-            assert_eq!(world.translate(1), Some(frame(1)));
-            world.end(&[frame(1), frame(2)]);
-        },
-    );
+    explore("mapper_against_unmapper_of_one_table", Bound::Fewer, || {
+        let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+        world.map(0, frame(0)).unwrap();
+        let device = world.on_cpu(2, |world| {
+            let mut walker = world.walker(Reads::Snooping);
+            world.access(&mut walker, 0, &[frame(0), frame(2)]);
+            world.access(&mut walker, 1, &[frame(1)]);
+            world.access(&mut walker, 0, &[frame(0), frame(2)]);
+        });
+        let mapper = world.on_cpu(1, |world| {
+            assert_eq!(world.map(1, frame(1)), Ok(0), "the table was there");
+            world.tell(1 << 1);
+        });
+        // The walker keeps no leaves and the frame is not used again, so no flush is needed.
+        world.table.unmap(&world.pin(), pages(0, 1));
+        assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
+        world.map(0, frame(2)).unwrap();
+        world.tell(1 << 0);
+        mapper.join().unwrap();
+        device.join().unwrap();
+        assert_eq!(world.translate(0), Some(frame(2)));
+        assert_eq!(world.translate(1), Some(frame(1)));
+        world.end(&[frame(1), frame(2)]);
+    });
 }
 
 /// Maps page 0 as one of several that share it; whether it did.
@@ -174,14 +162,14 @@ fn two_sharers(reads: Reads) {
 fn shared_range_gives_a_page_to_one_mapper() {
     explore(
         "shared_range_gives_a_page_to_one_mapper",
-        Bound::Preemptions,
+        Bound::Fewer,
         || {
             two_sharers(Reads::Snooping);
         },
     );
     explore(
         "shared_range_gives_a_page_to_one_mapper, memory",
-        Bound::Preemptions,
+        Bound::Fewer,
         || {
             two_sharers(Reads::Memory);
         },

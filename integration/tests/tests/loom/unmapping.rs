@@ -66,7 +66,7 @@ fn end_against_walk(waits: impl Fn(&World, RetireEpoch) -> bool) {
 
 #[cfg_attr(not(hv_fault), test)]
 fn the_end_waits_for_walkers() {
-    explore("the_end_waits_for_walkers", Bound::Exhaustive, || {
+    explore("the_end_waits_for_walkers", Bound::Preemptions, || {
         end_against_walk(|world, epoch| (0..3).any(|_| world.quiescence.has_passed(epoch)));
     });
     must_fail("the_end_waits_for_walkers, not waiting", || {
@@ -100,6 +100,7 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
         world.access(&mut walker, 3, &[frame(0)]);
     });
     world.table.unmap(&world.pin(), pages(0, 1));
+    // ORDERING: SeqCst, as the domain's before it notes its flush counter.
     fence(Ordering::SeqCst);
     world.tell(ASKED);
     let receipt = (0..2).any(|_| world.is_told(FORGOTTEN));
@@ -117,7 +118,7 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
 fn no_translation_survives_its_receipt() {
     for reads in [Reads::Snooping, Reads::Memory] {
         let name = format!("no_translation_survives_its_receipt, {reads:?}");
-        explore(&name, Bound::Exhaustive, move || {
+        explore(&name, Bound::Preemptions, move || {
             unmap_flush_reuse(reads, true)
         });
     }

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging, PageSize, Perms};
@@ -93,17 +94,18 @@ fn the_end_waits_for_a_cpu_that_walks() {
             return;
         }
         let _ = entered.send(());
-        let _ = wait.lock().unwrap().recv();
+        let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(10));
     });
     machine.host().set_hook(Some(hook));
     std::thread::scope(|scope| {
         let mapper = scope.spawn(|| range.map(frames, Perms::Read));
-        seen.recv().unwrap();
+        seen.recv_timeout(Duration::from_secs(10)).unwrap();
         machine.host().set_hook(None);
         let ender = scope.spawn(|| end_domain(domain, machine.fake.host()));
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(!ender.is_finished(), "the tables are freed under a walk");
-        go.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let early = ender.is_finished();
+        let _ = go.send(());
+        assert!(!early, "the tables are freed under a walk");
         // The map was under way when the domain ended, so its frames came out of the end.
         assert!(mapper.join().unwrap().is_ok());
         assert_eq!(ender.join().unwrap(), 1);

@@ -7,7 +7,7 @@ use hv_tests::fake::{Fake, FakeConfig};
 use hv_tests::host::{Host, Time};
 
 use super::machine::{
-    BRIDGE, DISK, FAR, LOST, Machine, NIC, OLD, PLAIN, PORT, TORN, TWIN, full_unit,
+    BRIDGE, DISK, FAR, LOST, Machine, NIC, OLD, PLAIN, PORT, SPLIT, TORN, TWIN, full_unit,
 };
 
 #[test]
@@ -49,6 +49,7 @@ fn bc13_acrn_what_no_unit_covers_wholly_is_never_a_group() {
     assert!(machine.has(NIC) && machine.has(OLD[0]));
     assert!(!machine.has(LOST));
     assert!(!machine.has(TORN), "its bridge is covered, it is not");
+    assert!(!machine.has(SPLIT), "its bridge is covered by another unit");
     assert!(
         !machine.has(PORT) && !machine.has(BRIDGE),
         "bridges are no devices"

@@ -37,6 +37,9 @@ pub(crate) const LOST: PciAddress = pci(0x80, 0, 0);
 /// A bridge that unit 0 covers, and a device behind it that no unit covers.
 pub(crate) const TORN_BRIDGE: PciAddress = pci(0, 0x1f, 0);
 pub(crate) const TORN: PciAddress = pci(0x90, 1, 0);
+/// A bridge that unit 0 covers, and a device behind it that unit 1 covers.
+pub(crate) const SPLIT_BRIDGE: PciAddress = pci(0, 0x1d, 0);
+pub(crate) const SPLIT: PciAddress = pci(0x50, 1, 0);
 
 /// Two guests.
 pub(crate) fn vm(number: u16) -> VmId {
@@ -95,7 +98,9 @@ fn functions() -> Vec<PciFunction> {
         secondary,
         subordinate,
     };
-    let endpoints = [NIC, TWIN[0], TWIN[1], DISK, OLD[0], OLD[1], FAR, LOST, TORN];
+    let endpoints = [
+        NIC, TWIN[0], TWIN[1], DISK, OLD[0], OLD[1], FAR, LOST, TORN, SPLIT,
+    ];
     let mut functions: Vec<_> = endpoints
         .map(|address| PciFunction {
             address,
@@ -114,6 +119,10 @@ fn functions() -> Vec<PciFunction> {
         PciFunction {
             address: TORN_BRIDGE,
             kind: FunctionKind::ConventionalBridge(buses(0x90, 0x90)),
+        },
+        PciFunction {
+            address: SPLIT_BRIDGE,
+            kind: FunctionKind::ConventionalBridge(buses(0x50, 0x50)),
         },
     ]);
     functions
@@ -135,7 +144,10 @@ impl Machine {
     pub(crate) fn build(units: [UnitCaps; 2], time: Time, prepare: impl FnOnce(&Host)) -> Self {
         #[cfg(hv_fault)]
         if let Ok(name) = std::env::var("HV_FAULT") {
-            hv_core::fault::Fault::from_name(&name).unwrap().switch_on();
+            match hv_core::fault::Fault::from_name(&name) {
+                Some(fault) => fault.switch_on(),
+                None => panic!("HV_FAULT={name}: there is no such fault"),
+            }
         }
         let functions = functions();
         let present: Vec<_> = functions.iter().map(|function| function.address).collect();

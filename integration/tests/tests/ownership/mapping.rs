@@ -1,8 +1,11 @@
 //! Map, use, unmap, receipt, reuse; sizes and permissions.
 
+use std::sync::{Arc, Mutex};
+
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, PageSize, Perms};
 use hv_tests::fake::DmaFault;
+use hv_tests::host::Moment;
 
 use super::machine::{Machine, NIC, full_unit, iovas, level, pages};
 
@@ -138,4 +141,36 @@ fn large_pages_are_used_and_cut_only_at_their_ends() {
     drop(high);
     assert_eq!(driver.end(host), 512);
     assert_eq!(host.frames_out(), 0);
+}
+
+/// Another CPU links the tables that a map is about to link.
+#[test]
+fn tables_that_another_cpu_links_first_are_used_and_the_spare_page_comes_back() {
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let slow = driver.domain.reserve(iovas(0x4000, 1)).unwrap();
+    let fast = driver.domain.reserve(iovas(0x5000, 1)).unwrap();
+    let fast = Mutex::new(Some((fast, machine.host().frames(1))));
+    let mapped = Arc::new(Mutex::new(None));
+    let result = Arc::clone(&mapped);
+    // The fence stands between the page that was taken and the exchange that links it.
+    let hook = Arc::new(move |moment| {
+        let next = fast
+            .lock()
+            .unwrap()
+            .take_if(|_| moment == Moment::WalkerFence);
+        if let Some((range, frames)) = next {
+            *result.lock().unwrap() = Some(range.map(frames, Perms::Read).unwrap());
+        }
+    });
+    machine.host().set_hook(Some(hook));
+    let _slow = slow.map(machine.host().frames(1), Perms::Read).unwrap();
+    machine.host().set_hook(None);
+    assert!(mapped.lock().unwrap().take().is_some());
+    for at in [0x4000, 0x5000] {
+        machine.fake.dma(NIC, Iova::new(at), Access::Read).unwrap();
+    }
+    assert_eq!(machine.host().frames_out(), 5, "three tables and two pages");
+    assert_eq!(driver.end(machine.host()), 2);
+    assert_eq!(machine.host().frames_out(), 0);
 }

@@ -9,7 +9,7 @@ use hv_iommu::{FlushDepth, FlushRequest, FlushSpan};
 use hv_tests::fake::{DmaFault, Logged};
 use hv_tests::host::Moment;
 
-use super::machine::{Machine, NIC, full_unit, iovas};
+use super::machine::{DISK, Machine, NIC, full_unit, iovas};
 
 #[test]
 fn units_that_cache_what_is_absent_see_new_mappings_at_once() {
@@ -75,6 +75,22 @@ fn bc03_xsa_78_a_flush_goes_to_each_unit_that_the_domain_reaches_and_covers_what
     let _receipt = driver.domain.flush(FlushSpan::Domain).unwrap();
     assert_eq!(machine.fake.take_log(1), []);
     drop(far);
+}
+
+#[test]
+fn a_unit_hears_of_flushes_until_the_last_device_behind_it_is_gone() {
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let disk = machine.take(DISK).claim_for_hypervisor();
+    let disk = disk.attach(&driver.domain).unwrap();
+    let range = driver.domain.reserve(iovas(0x4000, 1)).unwrap();
+    let range = range.map(machine.host().frames(1), Perms::Read).unwrap();
+    let _disk = disk.detach().unwrap();
+    machine.fake.dma_read(NIC, Iova::new(0x4000)).unwrap();
+    let (_, frames) = range.unmap().flush().unwrap();
+    machine.host().free_frames(frames);
+    let gone = machine.fake.dma_read(NIC, Iova::new(0x4000));
+    assert_eq!(gone, Err(DmaFault::NotMapped));
 }
 
 /// One map links a table; before it tells the units, another map uses that table and returns.

@@ -35,7 +35,7 @@ fn faults_of_the_map_path_are_noticed() {
     Fault::IgnorePermissions.switch_on();
     assert!(!passes(1, Perms::Read), "wrong permissions");
     assert!(passes(2, Perms::ReadWrite));
-    Fault::RepeatFirstPage.switch_on();
+    Fault::SwapNeighbours.switch_on();
     assert!(passes(1, Perms::ReadWrite));
     assert!(!passes(2, Perms::ReadWrite), "wrong frames");
 }

@@ -3,9 +3,17 @@
 //!
 //! After every operation, `translate`, the model and a walker of its own that reads raw words must agree;
 //! for walkers that do not snoop it reads what was written back. Runs are the same each time;
-//! `PROPTEST_RNG_SEED` chooses others.
+//! `PROPTEST_RNG_SEED` chooses others. `RUSTFLAGS="--cfg hv_fault"` runs the
+//! deliberate faults instead, each of which must be noticed.
 
 #![cfg(not(hv_loom))]
+#![cfg_attr(
+    hv_fault,
+    expect(
+        dead_code,
+        reason = "a fault stays on, so only the test of the faults runs"
+    )
+)]
 
 #[cfg(hv_fault)]
 mod faults;

@@ -204,7 +204,7 @@ fn run(shape: Shape, ops: &[Op], probes: &[(Index, u64)]) {
 proptest! {
     #![proptest_config(config(768))]
 
-    #[test]
+    #[cfg_attr(not(hv_fault), test)]
     fn the_table_does_what_a_map_of_pages_does(
         shape in shape(),
         ops in prop::collection::vec(op(), 1..40),
