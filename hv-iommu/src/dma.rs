@@ -29,7 +29,8 @@ pub enum DmaError {
     /// The mapping was refused.
     #[error(transparent)]
     Map(#[from] MapRefusal),
-    /// A unit did not take the mapping and is wedged. The buffer's frames stay with the domain.
+    /// A unit did not take the mapping: it is wedged, or was busy. The buffer's frames stay with the
+    /// domain.
     #[error(transparent)]
     NotVisible(#[from] crate::flush::FlushError),
 }

@@ -68,7 +68,8 @@ impl fmt::Display for Receipt {
 /// Why there is no receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FlushError {
-    /// A unit did not complete the flush. It is wedged from now on and its devices were cut off.
+    /// A unit did not complete the flush. Unless it was only busy, it is wedged from now on and its
+    /// devices were cut off.
     #[error(transparent)]
     Unit(#[from] UnitError),
 }
@@ -106,12 +107,14 @@ impl<B: Backend> System<B> {
     /// Wedges a unit and takes bus mastering from every device that is bound behind it.
     pub(crate) fn cut_off(&self, unit: UnitIndex) {
         self.backend.wedge(unit);
-        self.note_wedged(unit);
+        let new = self.note_wedged(unit);
         let registry = self.registry.lock();
         for bound in registry.bound.iter().filter(|bound| bound.unit == unit) {
             crate::group::clear_bus_mastering(self.backend.platform(), bound.requester);
         }
-        log::error!("{unit} is wedged; its devices were cut off from memory");
+        if new {
+            log::error!("{unit} is wedged; its devices were cut off from memory");
+        }
     }
 }
 

@@ -139,8 +139,8 @@ pub enum MapError<O: Owner, B: Backend> {
         /// Why.
         reason: MapRefusal,
     },
-    /// The mapping is in the table, but a unit that must be told of new mappings did not answer and
-    /// is wedged. Devices behind it may fault on the range.
+    /// The mapping is in the table, but a unit that must be told of new mappings did not take that: it
+    /// is wedged, or was busy. Devices behind it may fault on the range.
     NotVisible {
         /// The range, mapped.
         range: Range<O, B, Mapped>,

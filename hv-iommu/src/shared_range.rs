@@ -51,7 +51,7 @@ pub enum SharedError {
     /// Frames or table refuse.
     #[error(transparent)]
     Refused(#[from] MapRefusal),
-    /// The page is mapped, but a unit that must be told did not answer and is wedged.
+    /// The page is mapped, but a unit that must be told did not take that: it is wedged, or was busy.
     #[error(transparent)]
     NotVisible(#[from] FlushError),
 }

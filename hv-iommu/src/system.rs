@@ -74,11 +74,12 @@ pub(crate) struct System<B: Backend> {
 }
 
 impl<B: Backend> System<B> {
-    /// Notes that a unit is wedged, before its devices are cut off.
-    pub(crate) fn note_wedged(&self, unit: UnitIndex) {
+    /// Notes that a unit is wedged, before its devices are cut off. Says whether that is new.
+    pub(crate) fn note_wedged(&self, unit: UnitIndex) -> bool {
         // ORDERING: SeqCst pairs with `is_wedged`: who lets a device send and then looks here either
         // sees the bit, or did it before the devices are cut off.
-        self.wedged.fetch_or(1 << unit.index(), Ordering::SeqCst);
+        let bit = 1 << unit.index();
+        self.wedged.fetch_or(bit, Ordering::SeqCst) & bit == 0
     }
 
     /// Whether a unit was declared wedged.

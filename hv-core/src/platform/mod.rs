@@ -63,7 +63,9 @@ pub trait FrameSource: Send + Sync {
 ///
 /// # Safety
 /// For every frame that a live [`FrameRun`] names, `cells`, `read`, `write` and `read_u32` reach
-/// that frame and no other memory. Frames given by [`FrameSource`] on the same platform are RAM.
+/// that frame and no other memory, and the methods of `Cell` are the atomic operations of the same
+/// names on its words. Frames given by [`FrameSource`] on the same platform are RAM that nothing else
+/// uses.
 pub unsafe trait PhysMemory: Send + Sync {
     /// How one 64-bit word of a frame is reached.
     type Cell: EntryCell;
