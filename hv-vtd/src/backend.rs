@@ -79,6 +79,12 @@ impl<P: Platform> Vtd<P> {
         }
     }
 
+    /// Plays another context that keeps a unit's queue locked while `job` runs.
+    #[cfg(test)]
+    pub(crate) fn while_held<R>(&self, unit: UnitIndex, job: impl FnOnce() -> R) -> R {
+        self.unit(unit).unwrap().while_held(job)
+    }
+
     fn unit(&self, unit: UnitIndex) -> Result<&Unit<P, Enabled>, UnitError> {
         self.units
             .get(unit.index())

@@ -300,6 +300,13 @@ impl Queue {
         self.submitted.store(sequence, Ordering::Relaxed);
     }
 
+    /// Plays another context that keeps the queue locked while `job` runs.
+    #[cfg(test)]
+    pub(crate) fn while_held<R>(&self, job: impl FnOnce() -> R) -> R {
+        let _held = self.producer.lock();
+        job()
+    }
+
     /// Submits and waits for completion: for bring-up, when nothing else can be done meanwhile.
     pub(crate) fn submit_and_wait<P: Platform>(
         &self,

@@ -44,6 +44,17 @@ fn a_flush_is_its_descriptor_and_a_wait() {
 }
 
 #[test]
+fn a_queue_that_others_hold_is_busy_and_its_unit_well() {
+    let (_machine, vtd) = running(CAP, ECAP);
+    let error = vtd
+        .while_held(FIRST, || vtd.submit(FIRST, whole(1)))
+        .unwrap_err();
+    assert!(matches!(error, UnitError::Busy { .. }), "{error}");
+    let ticket = vtd.submit(FIRST, whole(1)).unwrap();
+    assert_eq!(vtd.poll(FIRST, ticket), Ok(true));
+}
+
+#[test]
 fn late_completion_never_satisfies_a_newer_ticket() {
     let (machine, vtd) = held();
     let first = vtd.submit(FIRST, whole(1)).unwrap();

@@ -128,6 +128,12 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.queue.skip_to(sequence);
     }
 
+    /// Plays another context that keeps the queue locked while `job` runs.
+    #[cfg(test)]
+    pub(crate) fn while_held<R>(&self, job: impl FnOnce() -> R) -> R {
+        self.state.queue.while_held(job)
+    }
+
     /// Refuses every request from now on.
     pub(crate) fn wedge(&self) {
         self.state.queue.wedge();
