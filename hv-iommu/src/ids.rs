@@ -54,19 +54,15 @@ impl DomainIds {
             let mut taken = word.load(Ordering::Relaxed);
             while taken != u64::MAX {
                 let bit = taken.trailing_ones();
-                // ORDERING: AcqRel: the new owner sees all that the former one did with the id,
-                // the flush that freed it included.
-                match word.compare_exchange(
-                    taken,
-                    taken | 1 << bit,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                ) {
+                let with = taken | 1 << bit;
+                // ORDERING: AcqRel: the new owner sees all that the former one did with the id, the
+                // flush that freed it included. Relaxed on failure: the value is only tried again.
+                let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+                match word.compare_exchange(taken, with, success, failure) {
                     Ok(_) => {
                         let number = index as u32 * u64::BITS + bit;
-                        return u16::try_from(number)
-                            .ok()
-                            .map(|number| IdLease(HwDomainId::new(number)));
+                        let number = u16::try_from(number).ok()?;
+                        return Some(IdLease(HwDomainId::new(number)));
                     }
                     Err(found) => taken = found,
                 }

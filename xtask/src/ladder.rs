@@ -55,6 +55,17 @@ const PLANTED_FAULTS: &[(&str, &str)] = &[
     ("lose_last_frame", "concurrent"),
 ];
 
+/// The loom models.
+const LOOM: &[&str] = &[
+    "test",
+    "--package",
+    "hv-tests",
+    "--release",
+    "--test",
+    "loom",
+    "--no-fail-fast",
+];
+
 /// The ladder, from quick to slow.
 pub(crate) const STEPS: &[Step] = &[
     Step {
@@ -111,18 +122,10 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "loom",
-        what: "every interleaving of the lock-free parts, three preemptions deep",
+        what: "interleavings of the lock-free parts, to the printed bounds",
         limit: Duration::from_secs(1800),
         job: Job::Tests(Tests {
-            arguments: &[
-                "test",
-                "--package",
-                "hv-tests",
-                "--release",
-                "--test",
-                "loom",
-                "--no-fail-fast",
-            ],
+            arguments: LOOM,
             environment: &[("LOOM_MAX_PREEMPTIONS", "3")],
             flags: Some(("--cfg hv_loom", "loom")),
         }),
@@ -132,15 +135,7 @@ pub(crate) const STEPS: &[Step] = &[
         what: "loom notices each deliberate fault of the lock-free parts",
         limit: Duration::from_secs(900),
         job: Job::Tests(Tests {
-            arguments: &[
-                "test",
-                "--package",
-                "hv-tests",
-                "--release",
-                "--test",
-                "loom",
-                "--no-fail-fast",
-            ],
+            arguments: LOOM,
             environment: &[("LOOM_MAX_PREEMPTIONS", "3")],
             flags: Some(("--cfg hv_loom --cfg hv_fault", "loom-faults")),
         }),

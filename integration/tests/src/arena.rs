@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -196,12 +197,14 @@ impl Arena {
     ///
     /// * between the last write to a table and the link to it there is a fence, and for walkers that
     ///   do not snoop the table was written back before;
+    /// * a link changes in bits that walkers ignore only when it is in memory and a fence came after;
     /// * after the last page or absence that a walker can tell from what was there before, there is a
     ///   fence; a link to an empty table means what an empty word means;
     /// * for walkers that do not snoop, memory means what the words mean.
     pub fn check_order(&self, coherent: bool) {
         let mut unfenced = BTreeSet::new();
         let mut dirty = BTreeMap::new();
+        let mut on_its_way = Vec::new();
         for step in STEPS.take() {
             match step {
                 Step::Write { at, old, new } => {
@@ -217,6 +220,15 @@ impl Arena {
                             "{new:#x} at {at:#x} links a table that is not in memory"
                         );
                     }
+                    if self.is_table(old) && self.is_table(new) {
+                        let travels = on_its_way
+                            .iter()
+                            .any(|words: &Range<u64>| words.contains(&at));
+                        assert!(
+                            !travels && !dirty.contains_key(&at),
+                            "{new:#x} at {at:#x} is marked before it is in memory"
+                        );
+                    }
                     dirty.insert(at, new);
                     // A walker sees no bit of a word that is not present, nor the software's bits.
                     if visible(old) != visible(new) || new == 0 {
@@ -224,9 +236,13 @@ impl Arena {
                     }
                 }
                 Step::WriteBack { from, bytes } => {
-                    dirty.retain(|at, _| !(from..from + bytes).contains(at))
+                    dirty.retain(|at, _| !(from..from + bytes).contains(at));
+                    on_its_way.push(from..from + bytes);
                 }
-                Step::Fence => unfenced.clear(),
+                Step::Fence => {
+                    unfenced.clear();
+                    on_its_way.clear();
+                }
             }
         }
         let (_, unfenced): (Vec<_>, Vec<u64>) = unfenced
