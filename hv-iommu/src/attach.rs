@@ -93,7 +93,7 @@ pub enum AttachFailed<O: Owner, B: Backend> {
     },
 }
 
-impl<O: Owner, B: Backend> fmt::Debug for AttachFailed<O, B> {
+impl<O: Owner, B: Backend> fmt::Display for AttachFailed<O, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { group, error } => write!(f, "{} was not attached: {error}", group.id()),
@@ -101,6 +101,14 @@ impl<O: Owner, B: Backend> fmt::Debug for AttachFailed<O, B> {
         }
     }
 }
+
+impl<O: Owner, B: Backend> fmt::Debug for AttachFailed<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<O: Owner, B: Backend> core::error::Error for AttachFailed<O, B> {}
 
 /// Owners whose groups are attached without a witness: [`KernelPaging`] alone. Exists for its message.
 #[diagnostic::on_unimplemented(

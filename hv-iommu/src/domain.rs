@@ -435,11 +435,19 @@ pub struct DestroyError<O: Owner, B: Backend> {
     pub reason: DestroyRefusal,
 }
 
-impl<O: Owner, B: Backend> fmt::Debug for DestroyError<O, B> {
+impl<O: Owner, B: Backend> fmt::Display for DestroyError<O, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.domain.core.uid, self.reason)
     }
 }
+
+impl<O: Owner, B: Backend> fmt::Debug for DestroyError<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<O: Owner, B: Backend> core::error::Error for DestroyError<O, B> {}
 
 /// An ended domain. Each step frees tables and hands out one run of frames that was mapped or
 /// pending. Leaving off early loses the rest; nothing is freed twice or too early.

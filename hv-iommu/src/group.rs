@@ -9,6 +9,7 @@ use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Segment, Shared, Use
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
 use crate::domain::DomainCore;
+use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
 use crate::system::System;
 use crate::topology::{FunctionKind, PciFunction};
 
@@ -232,11 +233,6 @@ impl<B: Backend> Group<B, Wedged> {
         self.state.error
     }
 }
-
-/// Command and status register of a function (PCI Local Bus 3.0, 6.2.2).
-const COMMAND: u16 = 0x04;
-/// Bus master enable.
-const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
 /// Changes bits of the command register and gives it back as it reads afterwards.
 fn set_command(platform: &impl PciConfig, function: PciAddress, bits: u16, on: bool) -> u16 {

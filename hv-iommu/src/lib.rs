@@ -26,6 +26,7 @@ pub mod quiesce;
 mod range;
 mod reach;
 mod shared_range;
+mod spec;
 mod system;
 pub mod table;
 mod topology;

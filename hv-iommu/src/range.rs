@@ -168,6 +168,8 @@ impl<O: Owner, B: Backend> fmt::Debug for MapError<O, B> {
     }
 }
 
+impl<O: Owner, B: Backend> core::error::Error for MapError<O, B> {}
+
 /// States of a range that can be mapped: [`Free`] alone. Exists for its message.
 #[diagnostic::on_unimplemented(
     message = "a range can be mapped while it is `Free`, this one is `{Self}`",
@@ -401,7 +403,7 @@ pub struct RedeemError<O: Owner, B: Backend> {
     pub reason: RedeemRefusal,
 }
 
-impl<O: Owner, B: Backend> fmt::Debug for RedeemError<O, B> {
+impl<O: Owner, B: Backend> fmt::Display for RedeemError<O, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -410,6 +412,14 @@ impl<O: Owner, B: Backend> fmt::Debug for RedeemError<O, B> {
         )
     }
 }
+
+impl<O: Owner, B: Backend> fmt::Debug for RedeemError<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<O: Owner, B: Backend> core::error::Error for RedeemError<O, B> {}
 
 impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// The addresses.

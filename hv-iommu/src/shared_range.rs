@@ -71,11 +71,19 @@ impl<O: Owner> SharedMapError<O> {
     }
 }
 
-impl<O: Owner> fmt::Debug for SharedMapError<O> {
+impl<O: Owner> fmt::Display for SharedMapError<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.reason, f)
     }
 }
+
+impl<O: Owner> fmt::Debug for SharedMapError<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<O: Owner> core::error::Error for SharedMapError<O> {}
 
 impl<O: Owner, B: Backend> Range<O, B, Free> {
     /// Turns the range into one that several users map pages in.

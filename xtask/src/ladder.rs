@@ -44,7 +44,7 @@ pub(crate) struct Tests {
 }
 
 /// Each planted fault with the scenario that has to catch it.
-const PLANTED_FAULTS: &[(&str, &str)] = &[
+pub(crate) const PLANTED_FAULTS: &[(&str, &str)] = &[
     ("drop_last_scope", "discover"),
     ("swap_neighbours", "kernel-dma"),
     ("leave_translation_off", "blocked"),

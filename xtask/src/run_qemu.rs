@@ -8,6 +8,7 @@ use clap::Args;
 use console::style;
 
 use crate::image::{self, Flavour};
+use crate::ladder::PLANTED_FAULTS;
 use crate::progress::seconds;
 use crate::qemu_run::command::Machine;
 use crate::qemu_run::serial::Outcome;
@@ -78,7 +79,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         for scenario in scenarios::ALL {
             println!("{:12} {}", scenario.name, scenario.what);
         }
+        println!("\nfaults for --fault, with the scenario that has to catch each:");
+        for (fault, scenario) in PLANTED_FAULTS {
+            println!("{scenario:12} {fault}");
+        }
         return Ok(());
+    }
+    for fault in &options.fault {
+        let known = PLANTED_FAULTS.iter().any(|(name, _)| name == fault);
+        if !known {
+            bail!("unknown fault {fault:?}: `cargo xtask run-qemu --list` shows the known ones");
+        }
     }
     let scenarios = scenarios::pick(&options.scenario)?;
     let flavour = if options.fault.is_empty() {
