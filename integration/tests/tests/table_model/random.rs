@@ -117,7 +117,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Any shape of table.
 pub(crate) fn shape() -> impl Strategy<Value = Shape> {
-    (3..5_u32, prop_oneof![1..4_u32, Just(3)], any::<bool>()).prop_map(
+    (3..6_u32, prop_oneof![1..4_u32, Just(3)], any::<bool>()).prop_map(
         |(levels, largest, coherent)| Shape {
             levels,
             largest,
