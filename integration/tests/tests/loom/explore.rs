@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use hv_core::sync::fence;
@@ -53,6 +53,30 @@ pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync +
         executions.load(Ordering::Relaxed),
         start.elapsed().as_secs_f64(),
     );
+}
+
+/// Something that must happen in at least one execution, or a model shows nothing.
+pub(crate) struct Seen(AtomicBool);
+
+impl Seen {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// It happened in this execution.
+    pub(crate) fn note(&self) {
+        // ORDERING: Relaxed, read after the last execution.
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Asserts that it happened.
+    pub(crate) fn check(&self, what: &str) {
+        // ORDERING: Relaxed, as above.
+        assert!(
+            self.0.load(Ordering::Relaxed),
+            "no execution in which {what}"
+        );
+    }
 }
 
 /// Asserts that loom finds an execution of `model` that fails, as it must if the models see anything.

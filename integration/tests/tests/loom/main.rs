@@ -11,7 +11,8 @@
 //!
 //! Tables have two words here. The models say what each actor does; loom runs every order of their
 //! steps, and every value that the memory model lets a load return, up to the preemption bound.
-//! Each model prints how many executions it explored.
+//! Each model prints how many executions it explored. "Exhaustive" means all that loom tells apart; for
+//! models of three actors the bound is one less than the variable says.
 
 #![cfg(hv_loom)]
 #![cfg_attr(

@@ -5,7 +5,7 @@ use hv_core::sync::{Ordering, fence};
 use hv_iommu::quiesce::RetireEpoch;
 use hv_iommu::table::TableError;
 
-use crate::explore::{Bound, explore, must_fail};
+use crate::explore::{Bound, Seen, explore, must_fail};
 use crate::hardware::Reads;
 use crate::world::{World, frame, iova, pages};
 
@@ -66,13 +66,24 @@ fn end_against_walk(waits: impl Fn(&World, RetireEpoch) -> bool) {
 
 #[cfg_attr(not(hv_fault), test)]
 fn the_end_waits_for_walkers() {
+    static EARLY: Seen = Seen::new();
     explore("the_end_waits_for_walkers", Bound::Preemptions, || {
-        end_against_walk(|world, epoch| (0..3).any(|_| world.quiescence.has_passed(epoch)));
+        end_against_walk(|world, epoch| {
+            let passed = (0..3).any(|_| world.quiescence.has_passed(epoch));
+            if passed {
+                EARLY.note();
+            }
+            passed
+        });
     });
+    EARLY.check("the table ends while the other CPU runs");
     must_fail("the_end_waits_for_walkers, not waiting", || {
         end_against_walk(|_, _| true);
     });
 }
+
+/// That the device forgot in time for the frame to be used again.
+static RECEIPT: Seen = Seen::new();
 
 /// Unmaps a page and uses its frame for something else, against a device that keeps what it read.
 fn unmap_flush_reuse(reads: Reads, waits: bool) {
@@ -104,6 +115,9 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
     fence(Ordering::SeqCst);
     world.tell(ASKED);
     let receipt = (0..2).any(|_| world.is_told(FORGOTTEN));
+    if receipt {
+        RECEIPT.note();
+    }
     if receipt || !waits {
         assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
         // This writes the frame: nothing may reach it by the old mapping any more.
@@ -122,6 +136,7 @@ fn no_translation_survives_its_receipt() {
             unmap_flush_reuse(reads, true)
         });
     }
+    RECEIPT.check("there is a receipt");
     must_fail("no_translation_survives_its_receipt, no receipt", || {
         unmap_flush_reuse(Reads::Snooping, false);
     });
