@@ -9,7 +9,7 @@ use core::fmt;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
 use hv_core::platform::Clock;
-use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, spin_hint};
+use hv_core::sync::{AtomicUsize, Ordering, spin_hint};
 use hv_core::{
     FrameRun, Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize,
     Perms, PhysRange, Shared, UserManaged,
@@ -24,6 +24,7 @@ use crate::group::{Claimed, Group};
 use crate::handle::PlatformHandle;
 use crate::ids::IdLease;
 use crate::iova::{IovaSpace, SpaceError};
+use crate::order::FlushOrder;
 use crate::quiesce::Guard;
 use crate::range::{Free, Range};
 use crate::reach::Reach;
@@ -120,7 +121,7 @@ pub(crate) struct DomainCore<B: Backend> {
     pub(crate) space: Mutex<IovaSpace>,
     pub(crate) reach: Reach,
     /// Flushes begun so far.
-    pub(crate) flushes: AtomicU64,
+    pub(crate) flushes: FlushOrder,
     /// Groups whose entries may still name this domain.
     pub(crate) attachments: AtomicUsize,
     /// Buffers through which the CPU reaches memory that the table holds.
@@ -225,7 +226,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             table,
             space: Mutex::new(space),
             reach: Reach::new(),
-            flushes: AtomicU64::new(0),
+            flushes: FlushOrder::new(),
             attachments: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
             system: system.clone(),

@@ -121,13 +121,7 @@ impl<B: Backend> System<B> {
 impl<B: Backend> DomainCore<B> {
     /// Flushes on every unit that the domain reaches and waits for all of them.
     pub(crate) fn flush(&self, span: FlushSpan, depth: FlushDepth) -> Result<Receipt, FlushError> {
-        // ORDERING: AcqRel puts flushes and the unmaps that note this counter in one order.
-        let sequence = self.flushes.fetch_add(1, Ordering::AcqRel);
-        // ORDERING: SeqCst pairs with two fences. That of `note_unmap`: an unmap that noted this
-        // counter or an older one has its pending words visible to what is flushed below. And that of
-        // `Reach::enter`: either the unit is seen in the reach here, or its walks, which begin
-        // after that fence, see the pending words.
-        fence(Ordering::SeqCst);
+        let sequence = self.flushes.begin();
         self.flush_units(span, depth)?;
         Ok(Receipt {
             domain: self.uid,
@@ -138,11 +132,7 @@ impl<B: Backend> DomainCore<B> {
 
     /// The flush counter to note after pending words were stored.
     pub(crate) fn note_unmap(&self) -> u64 {
-        // ORDERING: SeqCst: the pending words are visible before the counter is read; pairs with
-        // the fence in `flush`. A flush with this number or a later one began after the words.
-        fence(Ordering::SeqCst);
-        // ORDERING: Relaxed, ordered by the fence.
-        self.flushes.load(Ordering::Relaxed)
+        self.flushes.note()
     }
 
     /// What a map owes: units that cache absent entries, or have a write buffer, forget the range.

@@ -22,6 +22,7 @@ mod handle;
 mod ids;
 mod iova;
 mod isolation;
+pub mod order;
 pub mod quiesce;
 mod range;
 mod reach;

@@ -39,7 +39,7 @@ impl Reach {
         // ORDERING: Release, ordered for readers by the fence below.
         self.units.fetch_or(bit, Ordering::Release);
         // ORDERING: SeqCst: the bit is set before the entry that the caller writes next can be
-        // walked. Pairs with the fence in `DomainCore::flush`, see there.
+        // walked. Pairs with the fence of `FlushOrder::begin`, see there.
         fence(Ordering::SeqCst);
     }
 

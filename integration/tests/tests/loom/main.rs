@@ -27,6 +27,7 @@ mod arena;
 mod explore;
 #[cfg(hv_fault)]
 mod faults;
+mod flushing;
 mod hardware;
 mod mapping;
 mod quiescence;
