@@ -233,3 +233,13 @@ impl<F: FrameOwner> fmt::Debug for FrameRun<F> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Guest;
+
+    // A second run for the same frames would be a second owner, or a pin that nobody counted.
+    static_assertions::assert_not_impl_any!(FrameRun<Hypervisor>: Clone, Copy);
+    static_assertions::assert_not_impl_any!(FrameRun<Guest>: Clone, Copy);
+}

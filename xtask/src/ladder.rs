@@ -132,7 +132,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "loom-faults",
-        what: "loom notices each deliberate fault of the lock-free parts",
+        what: "loom notices a table that is linked by a store instead of a compare-and-swap",
         limit: Duration::from_secs(900),
         job: Job::Tests(Tests {
             arguments: LOOM,
