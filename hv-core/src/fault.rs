@@ -5,55 +5,153 @@
 
 use core::fmt;
 
-/// A protection that a test build can take out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Fault {
-    /// The last device scope of each unit is dropped when firmware tables are read.
-    DropLastScope,
-    /// Pairs of 4 KiB pages of a mapping get each other's address.
-    SwapNeighbours,
-    /// Every mapping gets read and write permission.
-    IgnorePermissions,
-    /// Bring-up ends without turning translation on.
-    LeaveTranslationOff,
-    /// Translations are not invalidated, but the wait for them is done.
-    SkipIotlbFlush,
-    /// The entry that binds a device to its domain is not invalidated at detach.
-    SkipContextFlush,
-    /// A table is linked by a plain store where a compare-and-swap belongs.
-    InstallByStore,
-    /// Redeeming an unmapped range loses its last frame.
-    LoseLastFrame,
+macro_rules! faults {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A protection that a test build can take out.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Fault {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Fault {
+            /// All faults.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+
+            /// The name by which a fault is chosen.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
 }
 
+faults! {
+    // Bring-up of a unit.
+    /// The last device scope of each unit is dropped when firmware tables are read.
+    DropLastScope = "drop_last_scope",
+    /// Bus mastering of the last function stays on during bring-up.
+    KeepBusMastering = "keep_bus_mastering",
+    /// A command is written without the levels that are on already.
+    DropCommandLevels = "drop_command_levels",
+    /// Nobody waits until the unit reports a command as done.
+    CommandNotAwaited = "command_not_awaited",
+    /// The write buffer is not flushed before the unit takes its root table.
+    SkipWriteBufferFlush = "skip_write_buffer_flush",
+    /// What a unit cached before it took its root table is not invalidated.
+    SkipFirstFlush = "skip_first_flush",
+    /// Bring-up ends without turning translation on.
+    LeaveTranslationOff = "leave_translation_off",
+    /// Protected memory stays on after translation is.
+    KeepProtectedMemory = "keep_protected_memory",
+
+    // Entries that bind devices.
+    /// The word that makes an entry live is written before the other word.
+    ContextLowFirst = "context_low_first",
+    /// The other word of an entry is cleared while the entry is live.
+    ContextHighWhilePresent = "context_high_while_present",
+    /// An entry goes live without its other word.
+    HalfEntry = "half_entry",
+    /// An entry tells another depth than that of its tables.
+    RootLevelApart = "root_level_apart",
+    /// Entries that bind, and the tables that they are in, are not written back; the fence stays.
+    SkipContextWriteBack = "skip_context_write_back",
+    /// A new binding is not flushed where the unit may have cached that there was none.
+    SkipBindFlush = "skip_bind_flush",
+    /// That a device was not bound is invalidated under the new domain's id, not under id 0.
+    BindFlushNewId = "bind_flush_new_id",
+    /// The entry that binds a device to its domain is not invalidated at detach.
+    SkipContextFlush = "skip_context_flush",
+    /// The entry is invalidated at detach under id 0.
+    UnbindContextOtherId = "unbind_context_other_id",
+    /// Translations are invalidated at detach under id 0.
+    UnbindIotlbOtherId = "unbind_iotlb_other_id",
+    /// Detaching a group takes down the entry of its first requester only.
+    UnbindSkipsAlias = "unbind_skips_alias",
+    /// A detached group keeps bus mastering.
+    ClaimKeepsBusMastering = "claim_keeps_bus_mastering",
+
+    // Domain ids.
+    /// Id 0 is given to a domain, and the unit accepts it.
+    DomainIdZero = "domain_id_zero",
+    /// A domain's id is free again as soon as the domain has it.
+    FreeIdEarly = "free_id_early",
+
+    // Second-stage tables.
+    /// Pairs of 4 KiB pages of a mapping get each other's address.
+    SwapNeighbours = "swap_neighbours",
+    /// Every mapping gets read and write permission.
+    IgnorePermissions = "ignore_permissions",
+    /// A table is linked by a plain store where a compare-and-swap belongs.
+    InstallByStore = "install_by_store",
+    /// A new table keeps the words that its frame held before.
+    TableNotZeroed = "table_not_zeroed",
+    /// A new table is not written back.
+    SkipTableWriteBack = "skip_table_write_back",
+    /// No fence orders a new table's write-back before the link to it.
+    SkipPublishFence = "skip_publish_fence",
+    /// A link to a table is not written back.
+    SkipLinkWriteBack = "skip_link_write_back",
+    /// The leaves of a mapping are not written back.
+    SkipLeafWriteBack = "skip_leaf_write_back",
+    /// No fence follows the last leaf of a mapping.
+    SkipMapFence = "skip_map_fence",
+    /// Unmapped leaves are not written back.
+    SkipUnmapWriteBack = "skip_unmap_write_back",
+
+    // Flushes.
+    /// Translations are not invalidated, but the wait for them is done.
+    SkipIotlbFlush = "skip_iotlb_flush",
+    /// A new mapping is not flushed where the unit may have cached that there was none.
+    SkipSyncMap = "skip_sync_map",
+    /// The flush of a new mapping leaves links to tables cached.
+    LeafHintOnMap = "leaf_hint_on_map",
+    /// Every flush of pages leaves links to tables cached.
+    LeafHintAlways = "leaf_hint_always",
+    /// A flush of pages leaves out the last; that of one page goes to its neighbour.
+    FlushRangeShort = "flush_range_short",
+    /// A flush names the next domain id.
+    FlushWrongDomain = "flush_wrong_domain",
+    /// Only the first unit that a domain reaches is flushed.
+    OneUnitFlushed = "one_unit_flushed",
+    /// Invalidations do not drain requests in flight.
+    SkipDrain = "skip_drain",
+
+    // The invalidation queue, and waiting for it.
+    /// The tail moves past the last entry of the ring, not to the first.
+    TailPastRing = "tail_past_ring",
+    /// A submitter always finds room in the ring.
+    QueueNeverFull = "queue_never_full",
+    /// All waits write one value, and any completion counts for all of them.
+    ReuseStatusWord = "reuse_status_word",
+    /// What was asked of a unit counts as done at once.
+    WaitNotAwaited = "wait_not_awaited",
+    /// What a unit did not do in time counts as done.
+    TimeoutIsSuccess = "timeout_is_success",
+    /// Devices behind a wedged unit keep bus mastering.
+    SkipCutOff = "skip_cut_off",
+
+    // What goes back to its owner.
+    /// Frames that were unmapped are given back without a flush.
+    FreePageEarly = "free_page_early",
+    /// A domain ends although groups are attached to it.
+    FreeTablesEarly = "free_tables_early",
+    /// Redeeming an unmapped range loses its last frame.
+    LoseLastFrame = "lose_last_frame",
+    /// Redeeming an unmapped range gives the frames one page further on.
+    RedeemWrongRange = "redeem_wrong_range",
+
+    // Fault records.
+    /// A record is given back to the unit before all of it was read.
+    ClearFaultBeforeReading = "clear_fault_before_reading",
+}
+
+/// One bit of the mask each.
+const _: () = assert!(Fault::ALL.len() <= u64::BITS as usize);
+
 impl Fault {
-    /// All faults.
-    pub const ALL: [Self; 8] = [
-        Self::DropLastScope,
-        Self::SwapNeighbours,
-        Self::IgnorePermissions,
-        Self::LeaveTranslationOff,
-        Self::SkipIotlbFlush,
-        Self::SkipContextFlush,
-        Self::InstallByStore,
-        Self::LoseLastFrame,
-    ];
-
-    /// The name by which a fault is chosen.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::DropLastScope => "drop_last_scope",
-            Self::SwapNeighbours => "swap_neighbours",
-            Self::IgnorePermissions => "ignore_permissions",
-            Self::LeaveTranslationOff => "leave_translation_off",
-            Self::SkipIotlbFlush => "skip_iotlb_flush",
-            Self::SkipContextFlush => "skip_context_flush",
-            Self::InstallByStore => "install_by_store",
-            Self::LoseLastFrame => "lose_last_frame",
-        }
-    }
-
     /// The fault with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
@@ -65,7 +163,7 @@ impl Fault {
         #[cfg(hv_fault)]
         {
             // ORDERING: Relaxed, faults are switched on before the code under test starts.
-            chosen::ON.load(core::sync::atomic::Ordering::Relaxed) & (1 << self as u32) != 0
+            chosen::ON.load(core::sync::atomic::Ordering::Relaxed) & self.bit() != 0
         }
         #[cfg(not(hv_fault))]
         {
@@ -77,7 +175,19 @@ impl Fault {
     #[cfg(hv_fault)]
     pub fn switch_on(self) {
         // ORDERING: Relaxed, as in `is_on`.
-        chosen::ON.fetch_or(1 << self as u32, core::sync::atomic::Ordering::Relaxed);
+        chosen::ON.fetch_or(self.bit(), core::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Switches this fault off again. Only builds with `cfg(hv_fault)` have it.
+    #[cfg(hv_fault)]
+    pub fn switch_off(self) {
+        // ORDERING: Relaxed, as in `is_on`: nothing of the code under test runs meanwhile.
+        chosen::ON.fetch_and(!self.bit(), core::sync::atomic::Ordering::Relaxed);
+    }
+
+    #[cfg(hv_fault)]
+    const fn bit(self) -> u64 {
+        1 << self as u32
     }
 }
 
@@ -90,8 +200,8 @@ impl fmt::Display for Fault {
 #[cfg(hv_fault)]
 mod chosen {
     //! Which faults are on: one bit each. The machine's own atomic, not a modelled one.
-    use core::sync::atomic::AtomicU32;
-    pub(super) static ON: AtomicU32 = AtomicU32::new(0);
+    use core::sync::atomic::AtomicU64;
+    pub(super) static ON: AtomicU64 = AtomicU64::new(0);
 }
 
 #[cfg(test)]
@@ -104,5 +214,17 @@ mod tests {
             assert_eq!(Fault::from_name(fault.name()), Some(fault));
         }
         assert_eq!(Fault::from_name("no_such_fault"), None);
+    }
+
+    #[cfg(hv_fault)]
+    #[test]
+    fn each_fault_is_switched_alone() {
+        for fault in Fault::ALL {
+            fault.switch_on();
+            let on = Fault::ALL.into_iter().filter(|other| other.is_on());
+            assert!(on.eq([fault]));
+            fault.switch_off();
+            assert!(!fault.is_on());
+        }
     }
 }
