@@ -4,6 +4,7 @@
 
 use core::fmt;
 
+use hv_core::fault::Fault;
 use hv_core::sync::Ordering;
 use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, Shared, UserManaged};
 use thiserror::Error;
@@ -89,7 +90,7 @@ pub enum AttachFailed<O: Owner, B: Backend> {
     /// The hardware did not forget what had been bound.
     Wedged {
         /// The group.
-        group: Group<B, Wedged>,
+        group: Group<B, Wedged<B>>,
     },
 }
 
@@ -171,11 +172,9 @@ fn attach<O: Owner, B: Backend>(
             let group = Group::again(inner, owner);
             return Err(AttachFailed::Refused { group, error });
         }
-        Err(BindFailed::Wedged(error)) => {
-            let state = Wedged { error };
-            return Err(AttachFailed::Wedged {
-                group: Group { inner, state },
-            });
+        Err(BindFailed::Wedged { stuck, bound }) => {
+            let group = wedged(inner, domain.core.clone(), stuck, bound);
+            return Err(AttachFailed::Wedged { group });
         }
     }
     let core = domain.core.clone();
@@ -259,7 +258,34 @@ enum BindFailed {
     /// As before.
     TakenBack(AttachError),
     /// Some entry may still be cached.
-    Wedged(UnitError),
+    Wedged {
+        stuck: Stuck,
+        /// How many requesters were bound, or tried, from the first on.
+        bound: usize,
+    },
+}
+
+/// Entries that the unit may not have forgotten.
+struct Stuck {
+    error: UnitError,
+    /// How many the domain's reach still counts.
+    entered: usize,
+}
+
+/// A group with entries that its unit did not forget. The unit was cut off.
+fn wedged<B: Backend>(
+    inner: Inner<B>,
+    core: Shared<DomainCore<B>>,
+    stuck: Stuck,
+    bound: usize,
+) -> Group<B, Wedged<B>> {
+    let state = Wedged {
+        error: stuck.error,
+        core,
+        bound,
+        entered: stuck.entered,
+    };
+    Group { inner, state }
 }
 
 /// Binds every requester of the group, or none.
@@ -317,19 +343,27 @@ fn bind_all<B: Backend>(inner: &Inner<B>, core: &Shared<DomainCore<B>>) -> Resul
             Err(UnitError::NotBound { .. }) if bound.is_err() => Ok(()),
             other => other,
         };
-        if foreign || matches!(undone, Err(UnitError::NotBound { .. })) {
+        // `unbind` left after it had completed; what was never bound leaves here.
+        let never = foreign || matches!(undone, Err(UnitError::NotBound { .. }));
+        if never {
             core.reach.leave(inner.unit);
         }
+        let stays = usize::from(!never && undone.is_err());
         let before = inner.requesters.get(..index).unwrap_or(&[]);
         let others = unbind_all(inner, core, before);
-        return Err(match this.and(others) {
+        let entered = stays + others.as_ref().err().map_or(0, |stuck| stuck.entered);
+        return Err(match this.and(others.map_err(|stuck| stuck.error)) {
             Ok(()) => {
                 unregister(inner, core);
                 refused(error.into())
             }
             Err(error) => {
                 system.cut_off(inner.unit);
-                BindFailed::Wedged(error)
+                BindFailed::Wedged {
+                    stuck: Stuck { error, entered },
+                    // An entry of somebody else is not ours to take down.
+                    bound: index + usize::from(!foreign),
+                }
             }
         });
     }
@@ -342,15 +376,18 @@ fn unbind_all<B: Backend>(
     inner: &Inner<B>,
     core: &DomainCore<B>,
     requesters: &[PciAddress],
-) -> Result<(), UnitError> {
+) -> Result<(), Stuck> {
     let mut failed = None;
+    let mut entered = 0;
     for requester in requesters {
         if let Err(error) = unbind(inner, core, *requester) {
+            // After the entry is down, so that a reset which is under way counts as too early for it.
             inner.system.cut_off(inner.unit);
             failed = failed.or(Some(error));
+            entered += 1;
         }
     }
-    failed.map_or(Ok(()), Err)
+    failed.map_or(Ok(()), |error| Err(Stuck { error, entered }))
 }
 
 /// Unbinds one requester and waits until the unit has forgotten it.
@@ -367,7 +404,7 @@ fn unbind<B: Backend>(
 }
 
 /// Takes the group from the register and from the domain's count.
-fn unregister<B: Backend>(inner: &Inner<B>, core: &DomainCore<B>) {
+pub(crate) fn unregister<B: Backend>(inner: &Inner<B>, core: &DomainCore<B>) {
     let mut registry = inner.system.registry.lock();
     registry.bound.retain(|bound| bound.group != inner.id);
     drop(registry);
@@ -386,23 +423,29 @@ impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
     ///
     /// # Errors
     /// The group, wedged, when the unit did not complete that. The domain stays in use.
-    pub fn detach(self) -> Result<Group<B, Claimed<O>>, Group<B, Wedged>> {
+    pub fn detach(self) -> Result<Group<B, Claimed<O>>, Group<B, Wedged<B>>> {
         let Self {
             inner,
             state: Attached { owner, core },
         } = self;
         for member in &inner.members {
-            clear_bus_mastering(inner.system.backend.platform(), *member);
+            if !Fault::ClaimKeepsBusMastering.is_on() {
+                clear_bus_mastering(inner.system.backend.platform(), *member);
+            }
         }
-        match unbind_all(&inner, &core, &inner.requesters) {
+        let mut requesters = inner.requesters.as_slice();
+        if Fault::UnbindSkipsAlias.is_on() {
+            requesters = requesters.get(..1).unwrap_or(&[]);
+        }
+        match unbind_all(&inner, &core, requesters) {
             Ok(()) => {
                 unregister(&inner, &core);
                 Ok(Group::again(inner, owner))
             }
-            Err(error) => Err(Group {
-                inner,
-                state: Wedged { error },
-            }),
+            Err(stuck) => {
+                let bound = inner.requesters.len();
+                Err(wedged(inner, core, stuck, bound))
+            }
         }
     }
 }

@@ -174,9 +174,15 @@ pub enum UnitError {
     /// An earlier request timed out or failed; the unit takes no requests any more.
     #[error(
         "{unit} is wedged: an earlier request never completed, so its devices stay cut off until \
-         the machine is restarted"
+         `Iommu::reset_unit` brings it back"
     )]
     Wedged {
+        /// The unit.
+        unit: UnitIndex,
+    },
+    /// A reset was asked for, but nothing is wrong with the unit.
+    #[error("{unit} is not wedged, so it is not reset")]
+    NotWedged {
         /// The unit.
         unit: UnitIndex,
     },
@@ -190,8 +196,12 @@ pub enum UnitError {
         /// How long.
         waited: Duration,
     },
-    /// Other contexts kept the unit's queue to themselves. Nothing is wrong with the unit: try again.
-    #[error("{unit} took no request within {waited:?}, because other contexts held its queue")]
+    /// Other contexts kept the unit's queue, or its reset, to themselves. Nothing was changed: try
+    /// again.
+    #[error(
+        "{unit} took no request within {waited:?}, because other contexts held its queue or were \
+         resetting it"
+    )]
     Busy {
         /// The unit.
         unit: UnitIndex,
@@ -311,6 +321,10 @@ pub enum FaultEvent {
 ///   request names and that was read before the submission; requests in flight that used one have
 ///   reached memory.
 /// * A flush submitted after a store to a table sees that store: `submit` orders it.
+/// * When [`reset`](Self::reset) gives `Ok`, the unit holds nothing that it cached before the call;
+///   requests in flight that used something of it have reached memory. Tickets of before the call
+///   count as completed then, or fail; until then none of them completes because of the reset.
+///   Translation was on all the time.
 pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// The hypervisor's platform.
     type Platform: Platform;
@@ -377,8 +391,19 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// [`UnitError`] when it never will.
     fn poll(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError>;
 
-    /// Marks a unit as wedged: from now on it refuses every request.
+    /// Marks a unit as wedged: from now on it refuses every request. Called under a lock: it waits
+    /// for nothing.
     fn wedge(&self, unit: UnitIndex);
+
+    /// Tries to bring a wedged unit back, and waits for that. It refuses every request until the end.
+    ///
+    /// Entries present in memory bind as before. The unit has forgotten all that it cached before the
+    /// call, and no ticket of before the call stays pending for ever.
+    ///
+    /// # Errors
+    /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::Busy`] while another context resets the
+    /// unit, else what the unit did not do. It is wedged as before then.
+    fn reset(&self, unit: UnitIndex) -> Result<(), UnitError>;
 
     /// Takes one event from the unit's fault log, if there is one.
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent>;

@@ -8,6 +8,7 @@
 use core::fmt;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::{AtomicUsize, Ordering, spin_hint};
 use hv_core::{
@@ -314,7 +315,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         // ORDERING: Acquire pairs with the decrement at detach. Attaching needs `&Domain`, so the
         // count cannot grow again.
         let attachments = self.core.attachments.load(Ordering::Acquire);
-        if attachments != 0 {
+        if attachments != 0 && !Fault::FreeTablesEarly.is_on() {
             let reason = DestroyRefusal::Attached { attachments };
             return Err(DestroyError {
                 domain: self,

@@ -4,6 +4,7 @@ use core::fmt;
 use core::time::Duration;
 
 use hv_core::IovaRange;
+use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::{Ordering, fence, spin_hint};
 use thiserror::Error;
@@ -83,13 +84,18 @@ impl<B: Backend> System<B> {
         ticket: FlushTicket,
         what: &'static str,
     ) -> Result<(), UnitError> {
+        if Fault::WaitNotAwaited.is_on() {
+            return Ok(());
+        }
         let clock = self.backend.platform();
         let start = clock.now();
         let deadline = start.after(self.wait);
+        let resets = self.wedged.resets();
         loop {
             let expired = clock.now() > deadline;
             match self.backend.poll(unit, ticket) {
                 Ok(true) => return Ok(()),
+                Ok(false) if expired && Fault::TimeoutIsSuccess.is_on() => return Ok(()),
                 Ok(false) if expired => {
                     let waited: Duration = clock.now().since(start);
                     self.cut_off(unit);
@@ -97,23 +103,10 @@ impl<B: Backend> System<B> {
                 }
                 Ok(false) => spin_hint(),
                 Err(error) => {
-                    self.cut_off(unit);
+                    self.request_failed(unit, error, resets);
                     return Err(error);
                 }
             }
-        }
-    }
-
-    /// Wedges a unit and takes bus mastering from every device that is bound behind it.
-    pub(crate) fn cut_off(&self, unit: UnitIndex) {
-        self.backend.wedge(unit);
-        let new = self.note_wedged(unit);
-        let registry = self.registry.lock();
-        for bound in registry.bound.iter().filter(|bound| bound.unit == unit) {
-            crate::group::clear_bus_mastering(self.backend.platform(), bound.requester);
-        }
-        if new {
-            log::error!("{unit} is wedged; its devices were cut off from memory");
         }
     }
 }
@@ -122,7 +115,10 @@ impl<B: Backend> DomainCore<B> {
     /// Flushes on every unit that the domain reaches and waits for all of them.
     pub(crate) fn flush(&self, span: FlushSpan, depth: FlushDepth) -> Result<Receipt, FlushError> {
         let sequence = self.flushes.begin();
-        self.flush_units(span, depth)?;
+        // Flushes of leaves alone are those that give pages back.
+        if !(Fault::FreePageEarly.is_on() && depth == FlushDepth::Leaves) {
+            self.flush_units(span, depth)?;
+        }
         Ok(Receipt {
             domain: self.uid,
             sequence,
@@ -143,10 +139,15 @@ impl<B: Backend> DomainCore<B> {
         // ORDERING: SeqCst pairs with the fence of `Reach::enter`: either the unit that is entering is
         // seen here, or its walks, which begin after that fence, see the new leaves.
         fence(Ordering::SeqCst);
-        if !self.reach.syncs_on_map() {
+        if !self.reach.syncs_on_map() || Fault::SkipSyncMap.is_on() {
             return Ok(());
         }
-        self.flush_units(FlushSpan::Pages(range), FlushDepth::WalkCaches)
+        let depth = if Fault::LeafHintOnMap.is_on() {
+            FlushDepth::Leaves
+        } else {
+            FlushDepth::WalkCaches
+        };
+        self.flush_units(FlushSpan::Pages(range), depth)
     }
 
     fn flush_units(&self, span: FlushSpan, depth: FlushDepth) -> Result<(), FlushError> {
@@ -157,7 +158,11 @@ impl<B: Backend> DomainCore<B> {
         };
         let mut tickets = [None; UnitIndex::LIMIT];
         let mut failed = None;
+        let resets = self.system.wedged.resets();
         for unit in self.reach.units() {
+            if Fault::OneUnitFlushed.is_on() && tickets.iter().any(Option::is_some) {
+                break;
+            }
             match self.system.backend.submit(unit, request) {
                 Ok(ticket) => {
                     if let Some(slot) = tickets.get_mut(unit.index()) {
@@ -165,9 +170,7 @@ impl<B: Backend> DomainCore<B> {
                     }
                 }
                 Err(error) => {
-                    if !matches!(error, UnitError::Busy { .. }) {
-                        self.system.cut_off(unit);
-                    }
+                    self.system.request_failed(unit, error, resets);
                     failed = Some(error);
                 }
             }

@@ -33,7 +33,7 @@ impl fmt::Display for GroupId {
 /// State of a group that reaches no memory and belongs to nobody. Every group starts here and comes
 /// back here between owners.
 #[derive(Debug)]
-pub struct Blocked(());
+pub struct Blocked(pub(crate) ());
 
 /// State of a group that was claimed. It still reaches no memory.
 #[derive(Debug)]
@@ -48,10 +48,16 @@ pub struct Attached<O: Owner, B: Backend> {
 }
 
 /// State of a group whose detach was not completed by the hardware. It belongs to nobody and can
-/// be neither claimed nor attached; its domain cannot be destroyed.
-#[derive(Debug)]
-pub struct Wedged {
+/// be neither claimed nor attached, and its domain cannot be destroyed, until the group recovers
+/// behind a unit that was reset.
+pub struct Wedged<B: Backend> {
     pub(crate) error: UnitError,
+    /// What its entries name, if some are left.
+    pub(crate) core: Shared<DomainCore<B>>,
+    /// How many of the requesters, from the first on, were ever bound to the domain.
+    pub(crate) bound: usize,
+    /// How many of those the domain's reach still counts.
+    pub(crate) entered: usize,
 }
 
 /// What a group is, whatever its state.
@@ -186,7 +192,7 @@ impl<B: Backend, S> Group<B, S> {
             });
         }
         let unit = self.inner.unit;
-        if self.inner.system.is_wedged(unit) {
+        if self.inner.system.wedged.has(unit) {
             return Err(UnitError::Wedged { unit }.into());
         }
         let platform = self.inner.system.backend.platform();
@@ -201,7 +207,7 @@ impl<B: Backend, S> Group<B, S> {
         }
         // Once more after the setting: a unit that wedged meanwhile is seen here, or cuts the member
         // off itself.
-        if self.inner.system.is_wedged(unit) {
+        if self.inner.system.wedged.has(unit) {
             clear_bus_mastering(platform, member);
             return Err(UnitError::Wedged { unit }.into());
         }
@@ -227,7 +233,7 @@ impl<B: Backend, S> Group<B, S> {
     }
 }
 
-impl<B: Backend> Group<B, Wedged> {
+impl<B: Backend> Group<B, Wedged<B>> {
     /// What the hardware did not do.
     pub fn error(&self) -> UnitError {
         self.state.error

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use hv_core::OutOfMemory;
+use hv_core::fault::Fault;
 use hv_core::sync::{AtomicU64, Ordering};
 
 use crate::backend::HwDomainId;
@@ -42,7 +43,7 @@ impl DomainIds {
                 u64::MAX << valid
             };
             // INVARIANT: id 0 is taken from the start.
-            AtomicU64::new(beyond | u64::from(index == 0))
+            AtomicU64::new(beyond | u64::from(index == 0 && !Fault::DomainIdZero.is_on()))
         }));
         Ok(Self { words })
     }
@@ -54,7 +55,11 @@ impl DomainIds {
             let mut taken = word.load(Ordering::Relaxed);
             while taken != u64::MAX {
                 let bit = taken.trailing_ones();
-                let with = taken | 1 << bit;
+                let with = if Fault::FreeIdEarly.is_on() {
+                    taken
+                } else {
+                    taken | 1 << bit
+                };
                 // ORDERING: AcqRel: the new owner sees all that the former one did with the id, the
                 // flush that freed it included. Relaxed on failure: the value is only tried again.
                 let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);

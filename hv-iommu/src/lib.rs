@@ -26,6 +26,7 @@ pub mod order;
 pub mod quiesce;
 mod range;
 mod reach;
+mod recover;
 mod shared_range;
 mod spec;
 mod system;

@@ -4,7 +4,6 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hv_core::platform::Cpus;
-use hv_core::sync::{AtomicU64, Ordering};
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use spin::Mutex;
 use thiserror::Error;
@@ -14,6 +13,7 @@ use crate::domain::{DomainCore, DomainUid};
 use crate::group::{Blocked, Group, GroupId};
 use crate::ids::DomainIds;
 use crate::quiesce::{Guard, Quiescence};
+use crate::recover::{Resets, WedgedUnits};
 use crate::topology::PciFunction;
 
 /// What an embedder chooses for the whole subsystem.
@@ -59,6 +59,7 @@ pub(crate) struct Bound {
 pub(crate) struct Registry<B: Backend> {
     pub(crate) bound: Vec<Bound>,
     pub(crate) domains: Vec<Shared<DomainCore<B>>>,
+    pub(crate) resets: Resets,
 }
 
 /// State that all handles share.
@@ -68,26 +69,11 @@ pub(crate) struct System<B: Backend> {
     pub(crate) ids: DomainIds,
     pub(crate) wait: Duration,
     pub(crate) registry: Mutex<Registry<B>>,
-    /// Units that were declared wedged: one bit each.
-    wedged: AtomicU64,
+    pub(crate) wedged: WedgedUnits,
     domain_ids: u32,
 }
 
 impl<B: Backend> System<B> {
-    /// Notes that a unit is wedged, before its devices are cut off. Says whether that is new.
-    pub(crate) fn note_wedged(&self, unit: UnitIndex) -> bool {
-        // ORDERING: SeqCst pairs with `is_wedged`: who lets a device send and then looks here either
-        // sees the bit, or did it before the devices are cut off.
-        let bit = 1 << unit.index();
-        self.wedged.fetch_or(bit, Ordering::SeqCst) & bit == 0
-    }
-
-    /// Whether a unit was declared wedged.
-    pub(crate) fn is_wedged(&self, unit: UnitIndex) -> bool {
-        // ORDERING: SeqCst, as in `note_wedged`.
-        self.wedged.load(Ordering::SeqCst) & (1 << unit.index()) != 0
-    }
-
     /// Protects tables from being freed while this CPU walks them.
     #[inline]
     pub(crate) fn pin(&self) -> Guard<'_> {
@@ -168,8 +154,9 @@ impl<B: Backend> Iommu<B> {
             registry: Mutex::new(Registry {
                 bound: Vec::new(),
                 domains: Vec::new(),
+                resets: Resets::default(),
             }),
-            wedged: AtomicU64::new(0),
+            wedged: WedgedUnits::new(),
             domain_ids,
             backend,
         };

@@ -96,6 +96,8 @@ impl<P: Platform> Vtd<P> {
 // goes live and comes down by one store (`context`), what is asked for goes in before its wait in the
 // same batch, and a wait counts as completed only once its own sequence or a later one was written by
 // the unit (`queue`), which drains requests in flight: units that cannot are refused or accepted by name.
+// A reset leaves translation on, takes requests again only after it has waited for global flushes of
+// context entries and translations, and until then no ticket counts as completed (`unit::reset`).
 unsafe impl<P: Platform> Backend for Vtd<P> {
     type Platform = P;
     type Format = SecondStage;
@@ -155,6 +157,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         if let Ok(unit) = self.unit(unit) {
             unit.wedge();
         }
+    }
+
+    fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        self.unit(unit)?.reset(&self.platform)
     }
 
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {

@@ -1,6 +1,7 @@
 //! Bus mastering during bring-up: off everywhere, bridges too, before anything else.
 
 use hv_core::PciAddress;
+use hv_core::fault::Fault;
 use hv_core::platform::PciConfig;
 use hv_iommu::PciFunction;
 use log::info;
@@ -19,8 +20,11 @@ pub(crate) fn turn_off<C: PciConfig>(
     config: &C,
     functions: &[PciFunction],
 ) -> Result<(), BringUpError> {
-    for function in functions {
+    for (index, function) in functions.iter().enumerate() {
         let function = function.address;
+        if Fault::KeepBusMastering.is_on() && index + 1 == functions.len() {
+            continue;
+        }
         let command = config.config_read32(function, CONFIG_COMMAND);
         if command == u32::MAX {
             // Gone, or never there: it masters nothing.

@@ -56,6 +56,15 @@ pub(crate) fn address_width(level: Level) -> Option<u8> {
         .map(|&(.., aw)| aw)
 }
 
+/// A deliberate fault: the AW value of another depth, one of `levels` if it has another.
+pub(crate) fn other_address_width(levels: LevelSet, level: Level) -> Option<u8> {
+    let any = DEPTHS
+        .iter()
+        .filter_map(|&(_, number, _)| Level::new(number));
+    let mut others = levels.iter().chain(any).filter(|other| *other != level);
+    others.find_map(address_width)
+}
+
 /// The highest address of `bits` significant bits.
 pub(crate) const fn last_address(bits: u8) -> u64 {
     match 1u64.checked_shl(bits as u32) {

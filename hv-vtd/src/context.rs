@@ -9,6 +9,7 @@
     reason = "binding a device hands it memory; context tables are reached by address"
 )]
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr};
@@ -70,7 +71,7 @@ impl<'a, C> EntryWords<'a, C> {
 impl<P: Platform> TableContext<'_, P> {
     /// Makes stores to `bytes` bytes at `from` visible to the unit, before any later store.
     fn publish(&self, from: PhysAddr, bytes: u64) {
-        if !self.coherent {
+        if !self.coherent && !Fault::SkipContextWriteBack.is_on() {
             self.platform.write_back(from, bytes);
         }
         self.platform.walker_fence();
@@ -209,9 +210,16 @@ impl ContextTables {
             .with_p(true)
             .with_tt(TT_TABLES)
             .with_ssptptr(page.as_u64() >> PAGE_SHIFT);
-        // ORDERING: Relaxed, the entry is not present: the unit does not look at this word until
-        // the store below, which `publish` and its own Release put behind this one.
-        entry.high.store(high.into_bits(), Ordering::Relaxed);
+        if Fault::ContextLowFirst.is_on() {
+            // ORDERING: Release; the deliberate fault is that the other word is not there yet.
+            entry.low.store(low.into_bits(), Ordering::Release);
+            context.publish(entry.at, WORD_BYTES);
+        }
+        if !Fault::HalfEntry.is_on() {
+            // ORDERING: Relaxed, the entry is not present: the unit does not look at this word
+            // until the store below, which `publish` and its own Release put behind this one.
+            entry.high.store(high.into_bits(), Ordering::Relaxed);
+        }
         if let Some(at) = entry.at.checked_add(WORD_BYTES) {
             context.publish(at, WORD_BYTES);
         }
@@ -242,6 +250,11 @@ impl ContextTables {
         let high = ContextHigh::from_bits(entry.high.load(Ordering::Relaxed));
         if !low.p() || high.did() != domain.get() {
             return Err(not_bound);
+        }
+        if Fault::ContextHighWhilePresent.is_on() {
+            // ORDERING: Release; the deliberate fault is that the unit may be reading this word.
+            entry.high.store(0, Ordering::Release);
+            context.publish(entry.at, 2 * WORD_BYTES);
         }
         // ORDERING: Release, nothing that was done while the device was bound moves behind this.
         entry.low.store(0, Ordering::Release);

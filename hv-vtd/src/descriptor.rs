@@ -1,6 +1,7 @@
 //! Invalidation descriptors by meaning: what the rest of the crate submits.
 
 use hv_core::PhysAddr;
+use hv_core::fault::Fault;
 use hv_iommu::{FlushDepth, FlushRequest, FlushSpan, HwDomainId};
 
 use crate::spec::capability::Cap;
@@ -71,18 +72,19 @@ impl IotlbFlusher {
         Self { cap }
     }
 
-    const fn low(&self, granularity: u8, domain: HwDomainId) -> u64 {
+    fn low(&self, granularity: u8, domain: HwDomainId) -> u64 {
+        let drain = !Fault::SkipDrain.is_on();
         IotlbInvalidation::new()
             .with_kind(TYPE_IOTLB)
             .with_g(granularity)
-            .with_dw(self.cap.dwd())
-            .with_dr(self.cap.drd())
+            .with_dw(drain && self.cap.dwd())
+            .with_dr(drain && self.cap.drd())
             .with_did(domain.get())
             .into_bits()
     }
 
     /// Forget all translations.
-    pub(crate) const fn global(&self) -> Descriptor {
+    pub(crate) fn global(&self) -> Descriptor {
         Descriptor {
             low: self.low(GLOBAL, NO_DOMAIN),
             high: 0,
@@ -90,7 +92,7 @@ impl IotlbFlusher {
     }
 
     /// Forget all translations of a domain.
-    pub(crate) const fn domain(&self, domain: HwDomainId) -> Descriptor {
+    pub(crate) fn domain(&self, domain: HwDomainId) -> Descriptor {
         Descriptor {
             low: self.low(DOMAIN, domain),
             high: 0,
@@ -98,20 +100,26 @@ impl IotlbFlusher {
     }
 
     /// Forget what the request names, or more where the unit cannot be that exact.
-    pub(crate) fn request(&self, request: FlushRequest) -> Descriptor {
+    pub(crate) fn request(&self, mut request: FlushRequest) -> Descriptor {
+        if Fault::FlushWrongDomain.is_on() {
+            request.domain = HwDomainId::new(request.domain.get().wrapping_add(1));
+        }
         let FlushSpan::Pages(range) = request.span else {
             return self.domain(request.domain);
         };
         let first = range.start().as_u64() >> PAGE_SHIFT;
         let last = range.last().as_u64() >> PAGE_SHIFT;
-        let span = AlignedSpan::covering(first, last);
+        let mut span = AlignedSpan::covering(first, last);
         if !self.cap.psi() || span.mask > self.cap.mamv() {
             return self.domain(request.domain);
+        }
+        if Fault::FlushRangeShort.is_on() {
+            span = span.without_last();
         }
         // The hint promises that only leaves changed; without it, links are forgotten too.
         let high = IotlbRange::new()
             .with_am(span.mask)
-            .with_ih(request.depth == FlushDepth::Leaves)
+            .with_ih(request.depth == FlushDepth::Leaves || Fault::LeafHintAlways.is_on())
             .with_page(span.page);
         Descriptor {
             low: self.low(SELECTIVE, request.domain),
@@ -139,6 +147,19 @@ impl AlignedSpan {
         Self {
             page: first & !inside,
             mask: mask as u8,
+        }
+    }
+
+    /// A deliberate fault: the lower half of the span, which lacks the last page that it was made
+    /// for. One page becomes its neighbour.
+    const fn without_last(self) -> Self {
+        let Self { page, mask } = self;
+        match mask.checked_sub(1) {
+            Some(mask) => Self { page, mask },
+            None => Self {
+                page: page ^ 1,
+                mask,
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The fault log: records that hardware fills and software frees.
 
+use hv_core::fault::Fault;
 use hv_core::platform::Mmio;
 use hv_core::{Access, Iova, PciAddress, Segment};
 use hv_iommu::{FaultEvent, RawFault};
@@ -64,9 +65,13 @@ impl FaultLog {
             if !high.f() {
                 continue;
             }
+            let free = || regs.write32(offset + fault::RECORD_F_DWORD, fault::RECORD_F);
+            if Fault::ClearFaultBeforeReading.is_on() {
+                free();
+            }
             // Hardware leaves a full record alone, so both halves belong together.
             let low = regs.read64(offset);
-            regs.write32(offset + fault::RECORD_F_DWORD, fault::RECORD_F);
+            free();
             let reason = high.reason();
             // T2:T1 are 00 for a write, 01 for a read, 10 for a page request, 11 for an atomic.
             let access = match (high.t2(), high.t1()) {

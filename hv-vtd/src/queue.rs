@@ -2,7 +2,8 @@
 //!
 //! A batch of descriptors goes in under a short spin lock with a wait behind it. The wait writes a
 //! growing sequence to a status word that lives as long as the unit; nothing ever writes it but
-//! the unit, so a completion of an older wait can only move it to an older sequence.
+//! the unit, so a completion of an older wait can only move it to an older sequence. That holds
+//! across a reset too: sequences go on, and waits that the ring lost are never given again.
 
 #![expect(
     unsafe_code,
@@ -11,6 +12,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::{AtomicBool, AtomicU64, Ordering, fence, spin_hint};
 use hv_core::{EntryCell, FrameRun, Hypervisor};
@@ -40,6 +42,15 @@ pub(crate) struct QueueContext<'a, P: Platform> {
     pub(crate) platform: &'a P,
     pub(crate) regs: &'a Regs<P::Block>,
     pub(crate) unit: UnitIndex,
+}
+
+/// Who uses the queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Refused while the unit is wedged.
+    Anyone,
+    /// The one reset of a wedged unit.
+    Reset,
 }
 
 /// The producer's side of the ring.
@@ -99,6 +110,14 @@ impl Queue {
         Ok(())
     }
 
+    /// Refuses if the unit is wedged and the caller is not who resets it.
+    fn admit(&self, unit: UnitIndex, caller: Caller) -> Result<(), UnitError> {
+        match caller {
+            Caller::Anyone => self.check_alive(unit),
+            Caller::Reset => Ok(()),
+        }
+    }
+
     /// Hands up to [`BATCH_MAX`] descriptors and a wait to the unit, in this order and with nothing
     /// between them.
     ///
@@ -108,13 +127,22 @@ impl Queue {
         context: &QueueContext<'_, P>,
         batch: &[Descriptor],
     ) -> Result<FlushTicket, UnitError> {
+        self.submit_for(Caller::Anyone, context, batch)
+    }
+
+    fn submit_for<P: Platform>(
+        &self,
+        caller: Caller,
+        context: &QueueContext<'_, P>,
+        batch: &[Descriptor],
+    ) -> Result<FlushTicket, UnitError> {
         let start = context.platform.now();
         let mut moved = start;
         // Where the head was when the queue was seen full; `None` while it was not.
         let mut full_at = None;
         let needed = batch.len().saturating_add(1);
         loop {
-            self.check_alive(context.unit)?;
+            self.admit(context.unit, caller)?;
             let now = context.platform.now();
             let expired = now > moved.after(SUBMIT_DEADLINE);
             // The lock is held for a few stores and two register accesses, never for a wait.
@@ -129,10 +157,13 @@ impl Queue {
                 spin_hint();
                 continue;
             };
+            // Once more under the lock: a reset takes it after the unit was wedged, and from then on the
+            // ring is its own.
+            self.admit(context.unit, caller)?;
             if producer.tail.free(producer.head) < needed {
                 producer.head = self.read_head(context)?;
             }
-            if producer.tail.free(producer.head) >= needed {
+            if producer.tail.free(producer.head) >= needed || Fault::QueueNeverFull.is_on() {
                 return self.put(context, &mut producer, batch);
             }
             let head = producer.head;
@@ -163,7 +194,11 @@ impl Queue {
     ) -> Result<FlushTicket, UnitError> {
         // ORDERING: Relaxed, the lock orders submitters; only they write it.
         let sequence = self.submitted.load(Ordering::Relaxed).wrapping_add(1);
-        let wait = Descriptor::wait(self.status.range().start(), sequence as u32);
+        let mut data = sequence as u32;
+        if Fault::ReuseStatusWord.is_on() {
+            data = 1;
+        }
+        let wait = Descriptor::wait(self.status.range().start(), data);
         let mut tail = producer.tail;
         for descriptor in batch.iter().chain([&wait]) {
             self.fill(context, tail, *descriptor)?;
@@ -176,7 +211,10 @@ impl Queue {
         // visible to the unit before the doorbell makes it look.
         fence(Ordering::SeqCst);
         producer.tail = tail;
-        let offset = tail.get() as u64 * DESCRIPTOR_BYTES;
+        let mut offset = tail.get() as u64 * DESCRIPTOR_BYTES;
+        if Fault::TailPastRing.is_on() && tail == RingIndex::START {
+            offset = ENTRIES as u64 * DESCRIPTOR_BYTES;
+        }
         context.regs.write64(registers::IQT, offset);
         Ok(FlushTicket { sequence })
     }
@@ -228,14 +266,31 @@ impl Queue {
         }
     }
 
-    /// Whether the wait with `ticket` has completed.
+    /// Whether the wait with `ticket` has completed, or a reset has done all that it stood for.
     pub(crate) fn poll<P: Platform>(
         &self,
         context: &QueueContext<'_, P>,
         ticket: FlushTicket,
     ) -> Result<bool, UnitError> {
-        self.check_alive(context.unit)?;
-        if self.completed(context)? >= ticket.sequence {
+        self.poll_for(Caller::Anyone, context, ticket)
+    }
+
+    fn poll_for<P: Platform>(
+        &self,
+        caller: Caller,
+        context: &QueueContext<'_, P>,
+        ticket: FlushTicket,
+    ) -> Result<bool, UnitError> {
+        self.admit(context.unit, caller)?;
+        let mut needed = ticket.sequence;
+        if Fault::ReuseStatusWord.is_on() {
+            needed = 1;
+        }
+        if self.completed(context)? >= needed {
+            // Once more after the look at the word, which is an acquire load: a reset drops waits and
+            // moves the word past their sequences with the first of its two flushes. Who is admitted
+            // here read the word before the unit was wedged, or comes after both flushes.
+            self.admit(context.unit, caller)?;
             return Ok(true);
         }
         self.check_errors(context)?;
@@ -307,6 +362,44 @@ impl Queue {
         job()
     }
 
+    /// Takes the ring from everybody else, and starts it anew, for a unit that is wedged and whose
+    /// queue the caller turns off and on again.
+    ///
+    /// Sequences go on. At most [`ENTRIES`] waits are lost with the old ring, and two with each reset
+    /// that fails; none of them is given again, and each is older than any that comes. So one that
+    /// completes late can move the status word only to a sequence below all new ones, and one that is
+    /// near enough for its upper half to be told.
+    pub(crate) fn restart<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+    ) -> Result<(), UnitError> {
+        let start = context.platform.now();
+        let deadline = start.after(SUBMIT_DEADLINE);
+        loop {
+            let now = context.platform.now();
+            if let Some(mut producer) = self.producer.try_lock() {
+                producer.tail = RingIndex::START;
+                producer.head = RingIndex::START;
+                return Ok(());
+            }
+            if now > deadline {
+                return Err(UnitError::Busy {
+                    unit: context.unit,
+                    waited: now.since(start),
+                });
+            }
+            spin_hint();
+        }
+    }
+
+    /// From now on requests are taken again. The unit has forgotten all that any request of before
+    /// asked it to forget, so what those stand for is done.
+    pub(crate) fn revive(&self) {
+        // ORDERING: Release pairs with `check_alive`: whoever is admitted again comes after the
+        // completed flushes of the reset.
+        self.wedged.store(false, Ordering::Release);
+    }
+
     /// Submits and waits for completion: for bring-up, when nothing else can be done meanwhile.
     pub(crate) fn submit_and_wait<P: Platform>(
         &self,
@@ -314,10 +407,30 @@ impl Queue {
         batch: &[Descriptor],
         what: &'static str,
     ) -> Result<(), UnitError> {
-        let ticket = self.submit(context, batch)?;
+        self.submit_and_wait_for(Caller::Anyone, context, batch, what)
+    }
+
+    /// As [`submit_and_wait`](Self::submit_and_wait), for the reset of a wedged unit.
+    pub(crate) fn submit_and_wait_wedged<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Descriptor],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        self.submit_and_wait_for(Caller::Reset, context, batch, what)
+    }
+
+    fn submit_and_wait_for<P: Platform>(
+        &self,
+        caller: Caller,
+        context: &QueueContext<'_, P>,
+        batch: &[Descriptor],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let ticket = self.submit_for(caller, context, batch)?;
         let start = context.platform.now();
         let deadline = start.after(SUBMIT_DEADLINE);
-        while !self.poll(context, ticket)? {
+        while !self.poll_for(caller, context, ticket)? {
             let now = context.platform.now();
             if now > deadline {
                 self.wedge();

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "implements the platform traits")]
 
+use std::boxed::Box;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
@@ -160,6 +161,18 @@ impl Memory {
     }
 }
 
+/// Where in the driver another CPU can be made to come in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// A look at the clock.
+    Clock,
+    /// Just before a look at a status word.
+    StatusWord,
+}
+
+/// What another CPU does, after so many times at that point.
+type Interruption = (Point, u32, Box<dyn FnOnce() + Send>);
+
 /// The machine. Clones are the same machine.
 #[derive(Clone)]
 pub(crate) struct Machine {
@@ -172,6 +185,7 @@ pub(crate) struct Machine {
     next_frame: Arc<Mutex<u64>>,
     clock: Arc<AtomicU64>,
     tick: Arc<AtomicU64>,
+    interruption: Arc<Mutex<Option<Interruption>>>,
 }
 
 /// Where the registers of a unit are.
@@ -207,6 +221,29 @@ impl Machine {
             next_frame: Arc::new(Mutex::new(0x100_0000)),
             clock: Arc::new(AtomicU64::new(0)),
             tick: Arc::new(AtomicU64::new(10_000_000)),
+            interruption: Arc::default(),
+        }
+    }
+
+    /// Another CPU does `job` when the driver comes to `point` after passing it `after` times.
+    pub(crate) fn interrupt(&self, point: Point, after: u32, job: impl FnOnce() + Send + 'static) {
+        *self.interruption.lock().unwrap() = Some((point, after, Box::new(job)));
+    }
+
+    fn pass(&self, point: Point) {
+        let mut planned = self.interruption.lock().unwrap();
+        match planned.as_mut() {
+            Some((at, 0, _)) if *at == point => {}
+            Some((at, after, _)) if *at == point => {
+                *after -= 1;
+                return;
+            }
+            _ => return,
+        }
+        let job = planned.take();
+        drop(planned);
+        if let Some((_, _, job)) = job {
+            job();
         }
     }
 
@@ -306,6 +343,7 @@ unsafe impl PhysMemory for Machine {
         panic!("the backend copies nothing in");
     }
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
+        self.pass(Point::StatusWord);
         self.memory.word(from.as_u64()) as u32
     }
 }
@@ -401,6 +439,7 @@ impl CacheMaintenance for Machine {
 
 impl Clock for Machine {
     fn now(&self) -> Instant {
+        self.pass(Point::Clock);
         // ORDERING: Relaxed, set before the threads that read it start.
         let tick = self.tick.load(Ordering::Relaxed);
         // ORDERING: Relaxed, a counter.

@@ -67,7 +67,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             Err(error) => return Err(error),
         }
         self.fill(guard, root, &job, first, last);
-        self.memory().walker_fence();
+        if !Fault::SkipMapFence.is_on() {
+            self.memory().walker_fence();
+        }
         Ok(MapOutcome {
             tables: linked.tables,
         })
@@ -176,6 +178,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
         if let Some((from, to)) = written
             && !self.geometry().coherent
+            && !Fault::SkipLeafWriteBack.is_on()
         {
             let bytes = (to - from + 1) * size_of::<u64>();
             self.memory().write_back(page.word_at(from), bytes as u64);

@@ -149,7 +149,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 _ => TableError::Occupied { at },
             });
         }
-        if !self.geometry().coherent {
+        let skipped = match current {
+            0 => Fault::SkipLeafWriteBack,
+            _ => Fault::SkipUnmapWriteBack,
+        };
+        if !self.geometry().coherent && !skipped.is_on() {
             self.memory()
                 .write_back(page.word_at(index), size_of::<u64>() as u64);
         }

@@ -2,6 +2,7 @@
 
 use core::ops::ControlFlow;
 
+use hv_core::fault::Fault;
 use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PhysAddr};
@@ -95,7 +96,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 // orders the store before the flush.
                 cell.store(self.format.pending(visit.level, to), Ordering::Release);
             }
-            if !coherent {
+            if !coherent && !Fault::SkipUnmapWriteBack.is_on() {
                 let at = visit.page.word_at(visit.part.index);
                 self.memory().write_back(at, size_of::<u64>() as u64);
             }

@@ -54,10 +54,12 @@ pub(super) fn new_table<M: TableMemory>(memory: &M, coherent: bool) -> Option<Ph
     let frame = memory.alloc_frames(PageCount::ONE, PageSize::Size4K).ok()?;
     let at = frame.range().start();
     for cell in frame.cells(memory, 0).unwrap_or(&[]) {
-        // ORDERING: Relaxed, the page is private; the CAS or store that links it publishes it.
-        cell.store(0, Ordering::Relaxed);
+        if !Fault::TableNotZeroed.is_on() {
+            // ORDERING: Relaxed, the page is private; the CAS or store that links it publishes it.
+            cell.store(0, Ordering::Relaxed);
+        }
     }
-    if !coherent {
+    if !coherent && !Fault::SkipTableWriteBack.is_on() {
         memory.write_back(at, PageSize::Size4K.bytes());
     }
     // Whoever links the address owns the frame from here; `give_back` makes a run of it again.
@@ -186,7 +188,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     .ok_or(TableError::OutOfFrames { missing: 1 })?,
             };
             let link = self.format.table(private);
-            self.memory.walker_fence();
+            if !Fault::SkipPublishFence.is_on() {
+                self.memory.walker_fence();
+            }
             if Fault::InstallByStore.is_on() {
                 // ORDERING: Release; the deliberate fault is that a table may be overwritten.
                 cell.store(link, Ordering::Release);
@@ -213,7 +217,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Brings a link to memory before anything that depends on it, and notes that in the link.
     fn link_written_back(&self, cell: &CellOf<H>, at: PhysAddr) {
-        self.memory.write_back(at, size_of::<u64>() as u64);
+        if !Fault::SkipLinkWriteBack.is_on() {
+            self.memory.write_back(at, size_of::<u64>() as u64);
+        }
         self.memory.walker_fence();
         // ORDERING: Release: who sees the bit may rely on the write-back that came before it.
         cell.fetch_or(self.format.written_back(), Ordering::Release);

@@ -18,13 +18,16 @@ pub(crate) struct Behaviour {
     pub(crate) queue_stands: bool,
     /// Descriptors of this type are refused (FSTS.IQE).
     pub(crate) refuse_type: Option<u64>,
+    /// Errors stay in FSTS when they are cleared.
+    pub(crate) errors_stay: bool,
 }
 
 #[derive(Default)]
 struct State {
     behaviour: Behaviour,
     gsts: u32,
-    pending: Option<(u32, u32)>,
+    /// A command that is not done yet: its field, what the field becomes, looks until then.
+    pending: Option<(u32, bool, u32)>,
     fsts: u32,
     fectl: u32,
     pmen: u32,
@@ -75,8 +78,15 @@ impl FakeUnit {
         }
     }
 
+    /// How the unit behaves from now on, also with a command that it has not done yet.
     pub(crate) fn behave(&self, behaviour: Behaviour) {
-        self.state.lock().unwrap().behaviour = behaviour;
+        let mut state = self.state.lock().unwrap();
+        state.behaviour = behaviour;
+        if let Some((command, _, looks)) = &mut state.pending
+            && *command & behaviour.stuck_command == 0
+        {
+            *looks = behaviour.command_delay;
+        }
     }
 
     pub(crate) fn translates(&self) -> bool {
@@ -171,15 +181,15 @@ impl FakeUnit {
         match offset {
             0x00 => 0x10,
             0x1c => {
-                if let Some((command, looks)) = state.pending {
+                if let Some((command, on, looks)) = state.pending {
                     if looks > 0 {
-                        state.pending = Some((command, looks - 1));
+                        state.pending = Some((command, on, looks - 1));
                     } else {
                         state.pending = None;
-                        if command == WBF {
-                            state.gsts &= !WBF;
-                        } else {
+                        if on {
                             state.gsts |= command;
+                        } else {
+                            state.gsts &= !command;
                         }
                     }
                 }
@@ -205,12 +215,13 @@ impl FakeUnit {
                 assert_eq!(state.pending, None, "a command before the last was done");
                 let changed = (value ^ state.gsts) & !ONE_SHOTS | value & ONE_SHOTS;
                 assert_eq!(changed.count_ones(), 1, "fields changed: {changed:#x}");
-                assert_eq!(value & changed, changed, "nothing is turned off");
+                let on = value & changed != 0;
+                assert!(on || changed == QIE, "only the queue is turned off");
                 match changed {
                     SRTP => state.gsts &= !SRTP,
                     WBF => state.gsts |= WBF,
-                    QIE => state.iqh = 0,
-                    TE => {}
+                    QIE if on => state.iqh = 0,
+                    QIE | TE => {}
                     other => panic!("command {other:#x}"),
                 }
                 let looks = if changed & state.behaviour.stuck_command != 0 {
@@ -218,8 +229,10 @@ impl FakeUnit {
                 } else {
                     state.behaviour.command_delay
                 };
-                state.pending = Some((changed, looks));
+                // A flush of the write buffer is done when its bit is clear.
+                state.pending = Some((changed, on && changed != WBF, looks));
             }
+            0x34 if state.behaviour.errors_stay => {}
             0x34 => state.fsts &= !(value & 0x7d),
             0x38 => state.fectl = value,
             0x64 => state.pmen = value & 1 << 31 | value >> 31,
@@ -247,6 +260,7 @@ impl FakeUnit {
             0x08 => self.cap,
             0x10 => self.ecap,
             0x80 => state.iqh,
+            0x88 => state.iqt,
             0xb0 => 0,
             _ => {
                 let index = (offset.wrapping_sub(self.record_offset()) / 16) as usize;
@@ -276,6 +290,7 @@ impl FakeUnit {
                 }
             }
             0x90 => {
+                assert_eq!(state.gsts & QIE, 0, "the queue is moved while it is on");
                 assert_eq!(value & 0xfff, 0, "one page of 128-bit descriptors");
                 state.iqa = value;
             }

@@ -7,6 +7,7 @@ use hv_core::platform::{Mmio, Platform};
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PhysRange};
 use hv_iommu::{UnitError, UnitIndex};
+use spin::mutex::SpinMutex;
 
 use super::regs::Command;
 use super::{Discovered, Enabled, Flushed, QueueReady, Regs, RootSet, Unit, UnitInfo, UnitRefusal};
@@ -93,20 +94,7 @@ impl<P: Platform> Unit<P, Discovered> {
         let ring = self.frame(platform)?;
         let status = self.frame(platform)?;
         let queue = Queue::new(ring, status);
-        self.regs.write64(registers::IQT, QUEUE_START);
-        // One page of 128-bit descriptors: the size and width fields are zero.
-        self.regs.write64(registers::IQA, queue.ring_address());
-        self.regs
-            .command(platform, self.index, Command::EnableQueue)?;
-        let head = self.regs.read64(registers::IQH);
-        if head != QUEUE_START {
-            return Err(BringUpError::Unit(UnitError::Hardware {
-                unit: self.index,
-                what: "the head of a queue that was just started (IQH)",
-                expected: QUEUE_START,
-                found: head,
-            }));
-        }
+        self.turn_queue_on(platform, queue.ring_address())?;
         Ok(self.into_state(|Discovered| QueueReady { queue }))
     }
 }
@@ -116,7 +104,7 @@ impl<P: Platform> Unit<P, QueueReady> {
     pub(crate) fn set_root(self, platform: &P) -> Result<Unit<P, RootSet>, BringUpError> {
         let root = self.frame(platform)?;
         let tables = ContextTables::new(&self.tables_with(platform), root);
-        if self.info.cap.rwbf() {
+        if self.info.cap.rwbf() && !Fault::SkipWriteBufferFlush.is_on() {
             // No invalidation comes between the table's stores and its use that would imply it.
             self.regs
                 .command(platform, self.index, Command::FlushWriteBuffer)?;
@@ -133,7 +121,7 @@ impl<P: Platform> Unit<P, QueueReady> {
 impl<P: Platform> Unit<P, RootSet> {
     /// Makes the unit forget everything that it cached before, unless taking the root table did.
     pub(crate) fn flush(self, platform: &P) -> Result<Unit<P, Flushed>, BringUpError> {
-        if !self.info.cap.esrtps() {
+        if !self.info.cap.esrtps() && !Fault::SkipFirstFlush.is_on() {
             let context = self.queue_with(platform);
             // Context entries first: a translation cached meanwhile comes from the new tables.
             let steps = [
@@ -163,7 +151,8 @@ impl<P: Platform> Unit<P, Flushed> {
             self.regs
                 .command(platform, self.index, Command::EnableTranslation)?;
         }
-        if self.info.cap.plmr() || self.info.cap.phmr() {
+        let protects = self.info.cap.plmr() || self.info.cap.phmr();
+        if protects && !Fault::KeepProtectedMemory.is_on() {
             let protected = self.regs.read32(registers::PMEN);
             self.regs
                 .write32(registers::PMEN, protected & !registers::PMEN_ENABLE);
@@ -172,7 +161,11 @@ impl<P: Platform> Unit<P, Flushed> {
                 self.regs.read32(registers::PMEN) & registers::PMEN_STATUS == 0
             })?;
         }
-        Ok(self.into_state(|Flushed { queue, tables }| Enabled { queue, tables }))
+        Ok(self.into_state(|Flushed { queue, tables }| Enabled {
+            queue,
+            tables,
+            reset: SpinMutex::new(()),
+        }))
     }
 }
 
@@ -200,6 +193,25 @@ impl<P: Platform, S> Unit<P, S> {
             cell.store(0, Ordering::Relaxed);
         }
         Ok(run)
+    }
+
+    /// Starts the queue, which is off, on an empty ring.
+    pub(super) fn turn_queue_on(&self, platform: &P, ring: u64) -> Result<(), UnitError> {
+        self.regs.write64(registers::IQT, QUEUE_START);
+        // One page of 128-bit descriptors: the size and width fields are zero.
+        self.regs.write64(registers::IQA, ring);
+        self.regs
+            .command(platform, self.index, Command::EnableQueue)?;
+        let head = self.regs.read64(registers::IQH);
+        if head != QUEUE_START {
+            return Err(UnitError::Hardware {
+                unit: self.index,
+                what: "the head of a queue that was just started (IQH)",
+                expected: QUEUE_START,
+                found: head,
+            });
+        }
+        Ok(())
     }
 
     /// What operations on the queue work with.

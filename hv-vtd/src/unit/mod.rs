@@ -7,10 +7,12 @@
 mod bring_up;
 mod info;
 mod regs;
+mod reset;
 mod running;
 
 use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};
+use spin::mutex::SpinMutex;
 
 pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
@@ -53,6 +55,8 @@ pub(crate) struct Flushed {
 pub(crate) struct Enabled {
     queue: Queue,
     tables: ContextTables,
+    /// Held by the one reset that is under way; nothing else waits for it.
+    reset: SpinMutex<()>,
 }
 
 impl<P: Platform, S> Unit<P, S> {

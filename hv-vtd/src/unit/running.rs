@@ -39,13 +39,18 @@ impl<P: Platform> Unit<P, Enabled> {
         // SAFETY: the caller's promise, handed on unchanged.
         unsafe { tables.bind(&context, requester, binding, aw) }?;
         let (cm, rwbf) = (self.info.cap.cm(), self.info.cap.rwbf());
-        if !cm && !rwbf {
+        if !cm && !rwbf || Fault::SkipBindFlush.is_on() {
             return Ok(None);
         }
         let mut batch = Batch::new();
         if cm {
             // That the requester was not bound may be cached, under domain id 0.
-            batch.push(Descriptor::context_device(NO_DOMAIN, requester.requester()));
+            let id = if Fault::BindFlushNewId.is_on() {
+                binding.domain
+            } else {
+                NO_DOMAIN
+            };
+            batch.push(Descriptor::context_device(id, requester.requester()));
             // Linux flushes the new domain here, Xen domain 0; the sources do not settle it.
             batch.push(self.iotlb().domain(NO_DOMAIN));
         }
@@ -62,7 +67,8 @@ impl<P: Platform> Unit<P, Enabled> {
         let unit = self.index;
         let level = binding.root.level;
         let domain = binding.domain.get();
-        if domain == NO_DOMAIN.get() || u32::from(domain) >= self.caps.domain_ids {
+        let zero = domain == NO_DOMAIN.get() && !Fault::DomainIdZero.is_on();
+        if zero || u32::from(domain) >= self.caps.domain_ids {
             return Err(UnitError::Hardware {
                 unit,
                 what: "a domain id that the unit does not have or that is reserved; the highest",
@@ -70,7 +76,11 @@ impl<P: Platform> Unit<P, Enabled> {
                 found: domain.into(),
             });
         }
-        match caps::address_width(level) {
+        let mut aw = caps::address_width(level);
+        if Fault::RootLevelApart.is_on() {
+            aw = caps::other_address_width(self.caps.levels, level);
+        }
+        match aw {
             Some(aw) if self.caps.levels.has(level) => Ok(aw),
             _ => Err(UnitError::Hardware {
                 unit,
@@ -95,11 +105,13 @@ impl<P: Platform> Unit<P, Enabled> {
             .unbind(&self.tables_with(platform), requester, domain)?;
         let mut batch = Batch::new();
         if !Fault::SkipContextFlush.is_on() {
-            batch.push(Descriptor::context_device(domain, requester.requester()));
+            let id = domain_or_zero(domain, Fault::UnbindContextOtherId);
+            batch.push(Descriptor::context_device(id, requester.requester()));
         }
         if !Fault::SkipIotlbFlush.is_on() {
             // After the context entry: the device may have translations under the old id.
-            batch.push(self.iotlb().domain(domain));
+            let id = domain_or_zero(domain, Fault::UnbindIotlbOtherId);
+            batch.push(self.iotlb().domain(id));
         }
         self.state.queue.submit(&self.queue_with(platform), &batch)
     }
@@ -143,4 +155,9 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(crate) fn take_fault(&self) -> Option<FaultEvent> {
         self.faults.take(&self.regs)
     }
+}
+
+/// The domain whose id a flush names; id 0 where that is the deliberate fault.
+fn domain_or_zero(domain: HwDomainId, fault: Fault) -> HwDomainId {
+    if fault.is_on() { NO_DOMAIN } else { domain }
 }

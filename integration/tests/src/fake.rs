@@ -44,6 +44,8 @@ pub enum Call {
     Unbind,
     /// `Backend::submit`.
     Submit,
+    /// `Backend::reset`.
+    Reset,
 }
 
 /// How a unit answers one call.
@@ -84,6 +86,8 @@ pub enum Logged {
     Flush(FlushRequest),
     /// The unit was declared wedged.
     Wedge,
+    /// A reset was tried on the unit while it was wedged.
+    Reset,
 }
 
 /// Why a device's request did not reach memory.
@@ -249,6 +253,18 @@ impl<T> Fake<T> {
         unit.bindings.get(&requester).map(|binding| binding.domain)
     }
 
+    /// What another CPU does in the middle of the unit's next reset, when the unit has forgotten all
+    /// and still refuses requests.
+    pub fn during_reset(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).during_reset = Some(Box::new(job));
+    }
+
+    /// What another CPU does after the unit refused the next flush because it is wedged, before the
+    /// caller hears of it.
+    pub fn after_refusal(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).after_refusal = Some(Box::new(job));
+    }
+
     /// How many translations of a domain the unit has cached.
     pub fn cached(&self, unit: usize, domain: HwDomainId) -> usize {
         self.lock_unit(unit).cached_leaves(domain)
@@ -307,7 +323,8 @@ fn broken(unit: UnitIndex) -> UnitError {
 // SAFETY: a requester without an entry is refused; an entry is live with one insertion and dead with
 // one removal. What is cached of a binding or a translation before a request is gone when its ticket
 // completes, and accesses to memory happen under the lock that a completion takes, so none that used
-// it is in flight then. Table words are read when a device asks, so after any earlier store.
+// it is in flight then. Table words are read when a device asks, so after any earlier store. A reset
+// forgets everything under that lock too, and completes old tickets when it ends.
 unsafe impl<T: 'static> Backend for Fake<T> {
     type Platform = Host;
     type Format = FakeFormat;
@@ -395,6 +412,11 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     fn submit(&self, index: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
         let (mut unit, answer) = self.called(index, Call::Submit)?;
         if unit.wedged {
+            let job = unit.after_refusal.take();
+            drop(unit);
+            if let Some(job) = job {
+                job();
+            }
             return Err(UnitError::Wedged { unit: index });
         }
         if answer == Answer::Busy {
@@ -443,6 +465,37 @@ unsafe impl<T: 'static> Backend for Fake<T> {
             unit.wedged = true;
             unit.log.push(Logged::Wedge);
         }
+    }
+
+    fn reset(&self, index: UnitIndex) -> Result<(), UnitError> {
+        let (mut unit, answer) = self.called(index, Call::Reset)?;
+        if !unit.wedged {
+            return Err(UnitError::NotWedged { unit: index });
+        }
+        if unit.resetting {
+            let waited = Duration::ZERO;
+            return Err(UnitError::Busy {
+                unit: index,
+                waited,
+            });
+        }
+        unit.log.push(Logged::Reset);
+        let Answer::Completes(Completion::AfterPolls(_)) = answer else {
+            return Err(broken(index));
+        };
+        unit.resetting = true;
+        unit.forget_all();
+        let job = unit.during_reset.take();
+        drop(unit);
+        if let Some(job) = job {
+            job();
+        }
+        let mut unit = self.unit(index)?;
+        unit.resetting = false;
+        unit.wedged = false;
+        // What was asked for before is done, and more.
+        unit.completed = unit.submitted;
+        Ok(())
     }
 
     fn take_fault(&self, index: UnitIndex) -> Option<FaultEvent> {

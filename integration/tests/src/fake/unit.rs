@@ -33,6 +33,9 @@ struct Leaf {
     bits: u64,
 }
 
+/// What another CPU does.
+type Job = Box<dyn FnOnce() + Send>;
+
 pub(super) enum Effect {
     Flush(FlushRequest),
     /// The binding of a requester, and all that is cached of the domain.
@@ -56,6 +59,9 @@ pub(super) struct Unit {
     pub(super) submitted: u64,
     pub(super) completed: u64,
     pub(super) wedged: bool,
+    pub(super) resetting: bool,
+    pub(super) during_reset: Option<Job>,
+    pub(super) after_refusal: Option<Job>,
     pub(super) completion: Completion,
     pub(super) plans: Vec<Plan>,
     pub(super) log: Vec<Logged>,
@@ -83,6 +89,9 @@ impl Unit {
             submitted: 0,
             completed: 0,
             wedged: false,
+            resetting: false,
+            during_reset: None,
+            after_refusal: None,
             completion: Completion::AfterPolls(0),
             plans: Vec::new(),
             log: Vec::new(),
@@ -156,6 +165,15 @@ impl Unit {
             self.links
                 .retain(|place, cached| !named(place, shift(place.1 + 1), cached.read_at));
         }
+    }
+
+    /// Forgets all that was cached, and what it was asked for.
+    pub(super) fn forget_all(&mut self) {
+        self.queue.clear();
+        self.contexts.clear();
+        self.leaves.clear();
+        self.links.clear();
+        self.absent.clear();
     }
 
     /// How many leaves of a domain are cached.

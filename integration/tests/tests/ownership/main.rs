@@ -23,6 +23,7 @@ mod machine;
 mod mapping;
 mod pending;
 mod receipts;
+mod recover;
 mod refusals;
 mod rollback;
 mod shared;

@@ -73,7 +73,7 @@ fn bc05_xsa_400_a_bind_that_is_refused_takes_the_ones_before_it_back() {
 }
 
 /// Asserts that the domain is kept from ending by what may still be cached of it.
-fn keeps_its_domain(group: Group<Fake, Wedged>, domain: Domain<KernelPaging, Fake>) {
+fn keeps_its_domain(group: Group<Fake, Wedged<Fake>>, domain: Domain<KernelPaging, Fake>) {
     drop(group);
     let refused = domain.destroy().unwrap_err();
     assert_eq!(refused.reason, DestroyRefusal::Attached { attachments: 1 });

@@ -1,0 +1,227 @@
+//! Wedging a unit, and the way out: the reset of a unit, then the recovery of the groups behind it.
+//!
+//! What a unit cached when it was wedged is gone only after a reset that began later. So a failure
+//! that comes while a reset is under way makes that reset count as failed; both sides decide under
+//! the registry's lock, which no hardware wait happens under.
+
+use core::time::Duration;
+
+use hv_core::fault::Fault;
+use hv_core::sync::{AtomicU64, Ordering};
+
+use crate::attach::unregister;
+use crate::backend::{Backend, UnitError, UnitIndex};
+use crate::group::{Blocked, Group, Inner, Wedged, clear_bus_mastering};
+use crate::system::{Iommu, Registry, System};
+
+/// Which units were declared wedged, read without a lock.
+///
+/// # Invariants
+/// Changed only under the registry's lock.
+pub(crate) struct WedgedUnits {
+    /// One bit for each unit.
+    units: AtomicU64,
+    /// Resets of any unit that succeeded.
+    resets: AtomicU64,
+}
+
+impl WedgedUnits {
+    /// None is wedged.
+    pub(crate) fn new() -> Self {
+        Self {
+            units: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a unit was declared wedged and not reset since.
+    pub(crate) fn has(&self, unit: UnitIndex) -> bool {
+        // ORDERING: SeqCst pairs with `note`: who lets a device send and then looks here either sees
+        // the bit, or did it before the devices are cut off.
+        self.units.load(Ordering::SeqCst) & bit(unit) != 0
+    }
+
+    /// Notes that a unit is wedged, before its devices are cut off. Says whether that is new.
+    fn note(&self, unit: UnitIndex) -> bool {
+        // ORDERING: SeqCst, as in `has`.
+        self.units.fetch_or(bit(unit), Ordering::SeqCst) & bit(unit) == 0
+    }
+
+    /// Notes that a unit was reset.
+    fn forget(&self, unit: UnitIndex) {
+        // ORDERING: Release pairs with `resets`; before the bit, so that who sees neither asked a
+        // unit that was wedged otherwise. The registry's lock orders writers.
+        self.resets.fetch_add(1, Ordering::Release);
+        // ORDERING: SeqCst, as in `has`; also all that the reset did happens before.
+        self.units.fetch_and(!bit(unit), Ordering::SeqCst);
+    }
+
+    /// How many resets have succeeded so far.
+    pub(crate) fn resets(&self) -> u64 {
+        // ORDERING: Acquire pairs with `forget`: who counted a reset finds its unit reset.
+        self.resets.load(Ordering::Acquire)
+    }
+}
+
+/// Resets that are under way: one bit for each unit.
+#[derive(Default)]
+pub(crate) struct Resets {
+    running: u64,
+    /// Units on which something failed since their reset began.
+    spoilt: u64,
+}
+
+const fn bit(unit: UnitIndex) -> u64 {
+    1 << unit.index()
+}
+
+impl<B: Backend> System<B> {
+    /// Wedges a unit and takes bus mastering from every device that is bound behind it. A reset of it
+    /// that is under way comes too early for what failed, and fails too.
+    pub(crate) fn cut_off(&self, unit: UnitIndex) {
+        let mut registry = self.registry.lock();
+        self.backend.wedge(unit);
+        registry.resets.spoilt |= bit(unit);
+        let new = self.wedged.note(unit);
+        self.silence(&registry, unit);
+        drop(registry);
+        if new {
+            log::error!("{unit} is wedged; its devices were cut off from memory");
+        }
+    }
+
+    /// Takes bus mastering from every device that is bound behind a unit.
+    fn silence(&self, registry: &Registry<B>, unit: UnitIndex) {
+        for bound in registry.bound.iter().filter(|bound| bound.unit == unit) {
+            if !Fault::SkipCutOff.is_on() {
+                clear_bus_mastering(self.backend.platform(), bound.requester);
+            }
+        }
+    }
+
+    /// Cuts a unit off because a request failed, unless that says nothing new about it. `resets` were
+    /// counted before the request.
+    ///
+    /// Only for requests whose failure leaves nothing behind that a reset under way might miss: no
+    /// entry that was just taken down.
+    pub(crate) fn request_failed(&self, unit: UnitIndex, error: UnitError, resets: u64) {
+        let known = match error {
+            UnitError::Busy { .. } => true,
+            // Refused because the unit is wedged, or was before a reset that has succeeded meanwhile:
+            // callers that keep trying must neither spoil a reset nor wedge the unit again after it.
+            UnitError::Wedged { .. } => self.wedged.has(unit) || self.wedged.resets() != resets,
+            _ => false,
+        };
+        if !known {
+            self.cut_off(unit);
+        }
+    }
+
+    /// Starts a reset: of a wedged unit, one at a time. Its devices are cut off once more.
+    fn begin_reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        let mut registry = self.registry.lock();
+        if !self.wedged.has(unit) {
+            return Err(UnitError::NotWedged { unit });
+        }
+        if registry.resets.running & bit(unit) != 0 {
+            return Err(UnitError::Busy {
+                unit,
+                waited: Duration::ZERO,
+            });
+        }
+        registry.resets.running |= bit(unit);
+        registry.resets.spoilt &= !bit(unit);
+        self.silence(&registry, unit);
+        Ok(())
+    }
+
+    /// Ends a reset that the backend has done or not.
+    fn end_reset(&self, unit: UnitIndex, done: Result<(), UnitError>) -> Result<(), UnitError> {
+        let mut registry = self.registry.lock();
+        registry.resets.running &= !bit(unit);
+        let spoilt = registry.resets.spoilt & bit(unit) != 0;
+        if done.is_ok() && !spoilt {
+            self.wedged.forget(unit);
+            return Ok(());
+        }
+        // What failed meanwhile may be cached, though the backend is content.
+        self.backend.wedge(unit);
+        done.and(Err(UnitError::Wedged { unit }))
+    }
+}
+
+impl<B: Backend> Iommu<B> {
+    /// Brings a wedged unit back: cuts the devices behind it off once more, then has the backend
+    /// restart the unit, which forgets all that it had cached. Waits for that.
+    ///
+    /// Attached groups stay attached, without bus mastering until their holders turn it on again.
+    /// What was pending stays pending: it opens with a flush of its own, which the unit takes now.
+    /// Wedged groups [`recover`](Group::recover).
+    ///
+    /// # Errors
+    /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::NoSuchUnit`], [`UnitError::Busy`] while
+    /// another call resets the unit; else what the unit did not do, or [`UnitError::Wedged`] when
+    /// another request to it failed meanwhile. It stays wedged then; try again.
+    pub fn reset_unit(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        let system = &self.0;
+        if unit.index() >= system.backend.unit_count() {
+            return Err(UnitError::NoSuchUnit { unit });
+        }
+        system.begin_reset(unit)?;
+        let done = system.backend.reset(unit);
+        let ended = system.end_reset(unit, done);
+        match ended {
+            Ok(()) => log::warn!("{unit} was reset; its devices stay cut off until let out again"),
+            Err(error) => log::error!("{unit} was not reset and stays wedged: {error}"),
+        }
+        ended
+    }
+}
+
+impl<B: Backend> Group<B, Wedged<B>> {
+    /// Gives the group back, blocked, once its unit was [reset](Iommu::reset_unit): no entry of it is
+    /// left in memory or in the unit, and its domain can be destroyed as far as this group goes.
+    /// Whoever wants it claims it anew, and resets its devices before they get bus mastering.
+    ///
+    /// # Errors
+    /// The group, while its unit is wedged, or when the unit did not forget an entry that was still
+    /// present.
+    pub fn recover(self) -> Result<Group<B, Blocked>, Self> {
+        let Self { inner, mut state } = self;
+        // The unit was cut off after the last entry of this group was taken down, so the bit is clear
+        // only after a reset that began later: what is not present now was forgotten by that.
+        if inner.system.wedged.has(inner.unit) {
+            return Err(Self { inner, state });
+        }
+        for member in &inner.members {
+            clear_bus_mastering(inner.system.backend.platform(), *member);
+        }
+        if let Err(error) = take_down(&inner, &state) {
+            inner.system.cut_off(inner.unit);
+            state.error = error;
+            return Err(Self { inner, state });
+        }
+        // Here and not one by one above: a recovery that fails half-way is tried again as a whole.
+        for _ in 0..state.entered {
+            state.core.reach.leave(inner.unit);
+        }
+        unregister(&inner, &state.core);
+        let state = Blocked(());
+        Ok(Group { inner, state })
+    }
+}
+
+/// Takes down what is left of the group's entries, and waits until the unit has forgotten each.
+fn take_down<B: Backend>(inner: &Inner<B>, state: &Wedged<B>) -> Result<(), UnitError> {
+    let (system, unit) = (&inner.system, inner.unit);
+    let mut failed = None;
+    for requester in inner.requesters.iter().take(state.bound) {
+        let unbound = match system.backend.unbind(unit, *requester, state.core.id) {
+            Ok(ticket) => system.wait(unit, ticket, "the unbinding of a device"),
+            Err(UnitError::NotBound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
+        failed = failed.or(unbound.err());
+    }
+    failed.map_or(Ok(()), Err)
+}
