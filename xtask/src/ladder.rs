@@ -141,6 +141,33 @@ pub(crate) const STEPS: &[Step] = &[
         }),
     },
     Step {
+        name: "rig-faults",
+        what: "the rig catches and names each protection that is taken out of the driver",
+        limit: Duration::from_secs(900),
+        job: Job::Tests(Tests {
+            arguments: &["test", "--package", "hv-rig", "--test", "planted", "--no-fail-fast"],
+            environment: &[],
+            flags: Some(("--cfg hv_fault", "rig-faults")),
+        }),
+    },
+    Step {
+        name: "soak",
+        what: "a few seconds of random lives on the rig, from a new seed",
+        limit: Duration::from_secs(600),
+        job: Job::Check(&[
+            "run",
+            "--profile",
+            "soak",
+            "--package",
+            "hv-rig",
+            "--bin",
+            "soak",
+            "--",
+            "--seconds",
+            "5",
+        ]),
+    },
+    Step {
         name: "scenarios",
         what: "every scenario in QEMU, checked from outside",
         limit: Duration::from_secs(120),

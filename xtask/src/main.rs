@@ -1,6 +1,6 @@
 //! Developer tasks of the workspace, run as `cargo xtask <task>`.
 //!
-//! One file a task: `run_qemu.rs` and `test.rs`. CI runs the same tasks as people do.
+//! One file a task: `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people do.
 
 mod house;
 mod image;
@@ -10,6 +10,7 @@ mod progress;
 mod qemu_run;
 mod run_qemu;
 mod scenarios;
+mod soak;
 mod test;
 mod test_counts;
 mod tools;
@@ -32,6 +33,8 @@ struct Line {
 enum Task {
     /// Build the hypervisor image, boot it in QEMU and check what it does from outside
     RunQemu(run_qemu::Options),
+    /// Live random lives on the rig, the software IOMMU at its worst, until one breaks a rule
+    Soak(soak::Options),
     /// Run the ladder of checks that CI runs
     Test(test::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let line = Line::parse();
     let result = process::install_interrupt_handler().and_then(|()| match line.task {
         Task::RunQemu(options) => run_qemu::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),
     });
     result.unwrap_or_else(|error| {

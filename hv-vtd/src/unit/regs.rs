@@ -9,6 +9,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Mmio};
 use hv_core::sync::spin_hint;
 use hv_iommu::{UnitError, UnitIndex};
+use spin::mutex::SpinMutex;
 
 use crate::spec::registers::{self, GlobalStatus};
 
@@ -17,8 +18,12 @@ use crate::spec::registers::{self, GlobalStatus};
 pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The mapped registers of a unit.
+///
+/// # Invariants
+/// `outstanding` is the last command that was given, until the unit was seen to have done it.
 pub(crate) struct Regs<B> {
     block: B,
+    outstanding: SpinMutex<Option<Command>>,
 }
 
 /// A change of one field of the command register.
@@ -81,7 +86,11 @@ impl Command {
 
 impl<B: Mmio> Regs<B> {
     pub(crate) const fn new(block: B) -> Self {
-        Self { block }
+        // INVARIANT: no command was given yet.
+        Self {
+            block,
+            outstanding: SpinMutex::new(None),
+        }
     }
 
     pub(crate) fn read32(&self, offset: u32) -> u32 {
@@ -104,22 +113,48 @@ impl<B: Mmio> Regs<B> {
         GlobalStatus::from_bits(self.read32(registers::GSTS))
     }
 
-    /// Gives a command and waits until the unit reports it as done.
+    /// Gives a command and waits until the unit reports it as done. One that timed out earlier must be
+    /// done first: some units misbehave when a second command comes before the first is reported.
     pub(crate) fn command<C: Clock>(
         &self,
         clock: &C,
         unit: UnitIndex,
         command: Command,
     ) -> Result<(), UnitError> {
+        // Callers exclude each other, so this waits for nobody; taken for a load or a store only.
+        let earlier = *self.outstanding.lock();
+        if let Some(earlier) = earlier {
+            self.await_command(clock, unit, earlier)?;
+            if earlier == command {
+                // Late, but done: only a reset asks again, and for the queue to be off, which it is.
+                return Ok(());
+            }
+        }
+        // INVARIANT: noted before it is given.
+        *self.outstanding.lock() = Some(command);
         self.write32(registers::GCMD, command.word(self.status()));
         if Fault::CommandNotAwaited.is_on() {
+            *self.outstanding.lock() = None;
             return Ok(());
         }
+        self.await_command(clock, unit, command)
+    }
+
+    /// Waits until the unit reports `command`, the last one given, as done.
+    fn await_command<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        command: Command,
+    ) -> Result<(), UnitError> {
         self.wait_for(clock, unit, command.what(), || {
             let status = self.status();
             // A unit that is gone would report every command as done.
             status.into_bits() != u32::MAX && command.is_done(status)
-        })
+        })?;
+        // INVARIANT: the unit reported it.
+        *self.outstanding.lock() = None;
+        Ok(())
     }
 
     /// Waits until `done`, not longer than [`COMMAND_DEADLINE`].

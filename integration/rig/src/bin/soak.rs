@@ -1,0 +1,197 @@
+//! Lives random lives on the rig for a while, or one of them again: what `cargo xtask soak` runs.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use hv_rig::life::{LIMIT, Life, Lived, shrink};
+
+/// What this was asked to do.
+struct Options {
+    seconds: u64,
+    seed: u64,
+    operations: usize,
+    luck: u64,
+    /// Live one life only: these of its operations, or all.
+    only: Option<Option<Vec<usize>>>,
+}
+
+const USAGE: &str = "\
+usage: soak [--seconds N] [--seed S] [--operations N] [--once] [--luck N] [--keep A,B,C-D]
+  --seconds N      how long to go on (10)
+  --seed S         the first seed, decimal or 0x hexadecimal (drawn from the clock)
+  --operations N   operations of each life (300)
+  --once           live the life of the seed once
+  --luck N         other luck of the hardware in the same life, as a failure names it
+  --keep LIST      of the seed's life only these operations, as a failure names them";
+
+/// What was done in all lives.
+#[derive(Default)]
+struct Sum {
+    lives: u64,
+    operations: u64,
+    requests: u64,
+    invalidations: u64,
+}
+
+impl Sum {
+    fn add(&mut self, lived: &Lived) {
+        self.lives += 1;
+        self.operations += lived.operations;
+        self.requests += lived.counts.requests;
+        self.invalidations += lived.counts.invalidations;
+    }
+
+    fn line(&self, took: Duration) -> String {
+        let per_second = |count: u64| (count as f64 / took.as_secs_f64().max(0.001)) as u64;
+        format!(
+            "{:>5.0} s  {:>8} lives  {:>10} operations ({:>7}/s)  {:>12} DMAs ({:>8}/s)  {:>10} invalidations",
+            took.as_secs_f64(),
+            self.lives,
+            self.operations,
+            per_second(self.operations),
+            self.requests,
+            per_second(self.requests),
+            self.invalidations
+        )
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// Numbers and ranges, as in `1,4-6`.
+fn list(text: &str) -> Option<Vec<usize>> {
+    let mut all = Vec::new();
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        all.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(all)
+}
+
+fn options() -> Option<Options> {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let mut options = Options {
+        seconds: 10,
+        seed: clock.map_or(0, |now| now.as_nanos() as u64 & 0xffff_ffff),
+        operations: 300,
+        luck: 0,
+        only: None,
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--seconds" => options.seconds = number(&arguments.next()?)?,
+            "--seed" => options.seed = number(&arguments.next()?)?,
+            "--operations" => options.operations = number(&arguments.next()?)? as usize,
+            "--luck" => options.luck = number(&arguments.next()?)?,
+            "--once" => options.only = Some(None),
+            "--keep" => options.only = Some(Some(list(&arguments.next()?)?)),
+            _ => return None,
+        }
+    }
+    Some(options)
+}
+
+/// Numbers in a row as ranges.
+fn ranges(numbers: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => parts.push((number, number)),
+        }
+    }
+    let parts = parts.iter().map(|(first, last)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    });
+    parts.collect::<Vec<_>>().join(",")
+}
+
+/// Tells of a failure, shortened.
+fn tell(life: &Life, lived: Lived) {
+    println!("seed {:#x} broke a rule; making it shorter (at most {} s) ...", life.seed, LIMIT.as_secs());
+    let (short, lived) = shrink(life, lived, LIMIT);
+    let Some(failure) = lived.failure else { return };
+    let ops = short.ops();
+    println!("\n{failure}");
+    println!("operations that it takes: {} of {}", ops.len(), life.operations);
+    for (index, op) in &ops {
+        println!("  {index:>4} {op}");
+    }
+    println!("hardware: {:?}", short.machine().temper);
+    for (index, unit) in short.machine().units.iter().enumerate() {
+        println!("  unit {index}: {:?} {:?}", unit.cap, unit.ecap);
+    }
+    let numbers: Vec<usize> = ops.iter().map(|(index, _)| *index).collect();
+    println!(
+        "\nto see it again: cargo xtask soak --seed {:#x} --operations {} --luck {} --keep {}",
+        life.seed,
+        life.operations,
+        short.luck,
+        ranges(&numbers)
+    );
+}
+
+fn main() -> ExitCode {
+    let Some(options) = options() else {
+        eprintln!("{USAGE}");
+        return ExitCode::FAILURE;
+    };
+    // A panic of the driver is a failure like others, told with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    if let Some(keep) = options.only {
+        let life = Life {
+            keep,
+            luck: options.luck,
+            ..Life::new(options.seed, options.operations)
+        };
+        let lived = life.live();
+        return match &lived.failure {
+            Some(_) => {
+                tell(&life, lived);
+                ExitCode::FAILURE
+            }
+            None => {
+                println!("seed {:#x}: {} operations, no rule was broken", life.seed, lived.operations);
+                ExitCode::SUCCESS
+            }
+        };
+    }
+    let (start, limit) = (Instant::now(), Duration::from_secs(options.seconds));
+    let terminal = std::io::stdout().is_terminal();
+    let mut shown = Instant::now();
+    let mut sum = Sum::default();
+    println!("random lives of {} operations from seed {:#x} on", options.operations, options.seed);
+    while start.elapsed() < limit {
+        let seed = options.seed.wrapping_add(sum.lives);
+        let life = Life::new(seed, options.operations);
+        let lived = life.live();
+        sum.add(&lived);
+        if lived.failure.is_some() {
+            println!("{}", sum.line(start.elapsed()));
+            tell(&life, lived);
+            println!("FAILED: a rule was broken in life {} of {}", sum.lives, sum.lives);
+            return ExitCode::FAILURE;
+        }
+        let every = Duration::from_secs(if terminal { 1 } else { 10 });
+        if shown.elapsed() > every {
+            shown = Instant::now();
+            if terminal {
+                print!("\r{}", sum.line(start.elapsed()));
+                drop(std::io::stdout().flush());
+            } else {
+                println!("{}", sum.line(start.elapsed()));
+            }
+        }
+    }
+    let line = sum.line(start.elapsed());
+    println!("{}{line}", if terminal { "\r" } else { "" });
+    println!("ok: no rule was broken in {} lives", sum.lives);
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,345 @@
+//! The state of the rig but for its units: memory, functions, the ledger, the watcher, time.
+
+use std::collections::BTreeMap;
+
+use hv_core::Access;
+
+use crate::ledger::{Entitled, Ledger, Tenant};
+use crate::machine::Temper;
+use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, View, frame_of};
+use crate::pci::{BUS_MASTER, Function};
+use crate::request::{Outcome, Progress, Request};
+use crate::rng::Rng;
+use crate::rule::{Rule, Violation};
+use crate::trace::{Event, Trace};
+
+/// What was done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests of devices that ended, whatever became of them.
+    pub requests: u64,
+    /// Those that were translated and reached memory.
+    pub translated: u64,
+    /// Those that were refused.
+    pub faulted: u64,
+    /// Invalidations that units carried out.
+    pub invalidations: u64,
+    /// Entries that walkers fetched.
+    pub fetches: u64,
+}
+
+/// Frames that were given out: runs by first frame.
+#[derive(Default)]
+pub(crate) struct Frames {
+    taken: BTreeMap<u64, u64>,
+    /// Allocations to let through before one fails.
+    pub(crate) fail_in: Option<u64>,
+    pub(crate) allocations: u64,
+    pub(crate) out: u64,
+}
+
+impl Frames {
+    /// Whether this frame is given out.
+    pub(crate) fn is_out(&self, frame: u64) -> bool {
+        let run = self.taken.range(..=frame).next_back();
+        run.is_some_and(|(first, pages)| frame - first < *pages)
+    }
+
+    /// Takes the lowest free run, so that what just came back is used again at once.
+    pub(crate) fn take(&mut self, pages: u64, align: u64) -> Option<u64> {
+        self.allocations += 1;
+        match self.fail_in {
+            Some(0) => {
+                self.fail_in = None;
+                return None;
+            }
+            Some(left) => self.fail_in = Some(left - 1),
+            None => {}
+        }
+        let end = frame_of(BASE) + FRAMES;
+        let mut start = frame_of(BASE).next_multiple_of(align);
+        for (first, taken) in &self.taken {
+            if start + pages <= *first {
+                break;
+            }
+            start = start.max(first + taken).next_multiple_of(align);
+        }
+        if start + pages > end {
+            return None;
+        }
+        self.taken.insert(start, pages);
+        self.out += pages;
+        Some(start)
+    }
+
+    /// Takes frames back, in other pieces than they were given if need be. Says whether all were out.
+    pub(crate) fn give_back(&mut self, first: u64, pages: u64) -> bool {
+        let mut left = first;
+        while left < first + pages {
+            let Some((&start, &count)) = self.taken.range(..=left).next_back() else {
+                return false;
+            };
+            let end = start + count;
+            if end <= left {
+                return false;
+            }
+            let stop = end.min(first + pages);
+            self.taken.remove(&start);
+            if start < left {
+                self.taken.insert(start, left - start);
+            }
+            if stop < end {
+                self.taken.insert(stop, end - stop);
+            }
+            self.out -= stop - left;
+            left = stop;
+        }
+        true
+    }
+}
+
+/// Everything but the units.
+pub(crate) struct Bus {
+    pub(crate) memory: Memory,
+    pub(crate) frames: Frames,
+    pub(crate) functions: Vec<Function>,
+    pub(crate) ledger: Ledger,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) rng: Rng,
+    pub(crate) temper: Temper,
+    pub(crate) trace: Trace,
+    pub(crate) violation: Option<Violation>,
+    /// The clock, in nanoseconds.
+    pub(crate) nanos: u64,
+    /// Counts everything that happens; orders requests against the ledger.
+    pub(crate) tick: u64,
+    pub(crate) counts: Counts,
+    /// Whether who owns what is in the ledger, so that every request can be judged.
+    pub(crate) watching: bool,
+    /// Units that the driver declared wedged: what is mapped there may fault.
+    pub(crate) wedged: u64,
+    /// Whose domain the driver takes frames for by itself, with the next allocation.
+    pub(crate) lending: Option<Tenant>,
+    /// Frames that the driver took and mapped by itself: tenant, first frame, pages.
+    pub(crate) lent: Vec<(Tenant, u64, u64)>,
+    /// Units that stopped answering: what is mapped there faults.
+    pub(crate) lost: u64,
+    pub(crate) next_request: u64,
+}
+
+impl Bus {
+    /// Notes an event.
+    pub(crate) fn note(&mut self, event: Event) {
+        let nanos = self.nanos;
+        self.trace.note(nanos, event);
+    }
+
+    /// A unit did something; `what` is made only while somebody may read it.
+    pub(crate) fn note_unit(&mut self, unit: usize, what: impl FnOnce() -> String) {
+        if self.violation.is_none() {
+            let what = what();
+            self.note(Event::Unit { unit, what });
+        }
+    }
+
+    /// A rule was broken. The first one counts.
+    pub(crate) fn broken(&mut self, rule: Rule, what: String) {
+        if self.violation.is_none() {
+            let nanos = self.nanos;
+            self.note(Event::Step(format!("BROKEN: {rule}: {what}")));
+            self.trace.stop();
+            self.violation = Some(Violation { rule, what, nanos });
+        }
+    }
+
+    /// What a unit's walker reads at `at`.
+    pub(crate) fn fetch(&mut self, view: View, at: u64) -> u64 {
+        self.counts.fetches += 1;
+        self.memory.walk(view, at)
+    }
+
+    /// Whether a function's requests leave it and pass its bridges.
+    pub(crate) fn may_send(&self, device: usize) -> bool {
+        let Some(function) = self.functions.get(device) else {
+            return false;
+        };
+        if !function.present {
+            return false;
+        }
+        let masters = |index: &usize| {
+            let function = self.functions.get(*index);
+            function.is_some_and(|function| function.command & BUS_MASTER != 0)
+        };
+        function.rogue || masters(&device) && function.bridges.iter().all(masters)
+    }
+
+    /// A request of a device: where it goes is its unit's business.
+    pub(crate) fn request(&mut self, device: usize, address: u64, access: Access) -> Option<Request> {
+        let function = self.functions.get(device)?;
+        let unit = function.unit;
+        let requester = match function.requesters.as_slice() {
+            [only] => *only,
+            several => several[self.rng.below(several.len() as u64) as usize],
+        };
+        self.next_request += 1;
+        Some(Request {
+            number: self.next_request,
+            device,
+            requester,
+            unit,
+            address,
+            access,
+            began: self.tick,
+            progress: Progress::New,
+        })
+    }
+
+    fn name(&self, request: &Request) -> String {
+        let function = self.functions.get(request.device);
+        let who = function.map_or_else(String::new, |function| function.address.to_string());
+        format!("{who} {} {:#x}", request.access, request.address)
+    }
+
+    /// A request reached memory: was it entitled to?
+    pub(crate) fn landed(&mut self, request: &Request, to: u64) -> Outcome {
+        self.counts.requests += 1;
+        self.counts.translated += 1;
+        self.judge(request, to);
+        Outcome::Reached { at: to }
+    }
+
+    fn judge(&mut self, request: &Request, to: u64) {
+        let frame = frame_of(to);
+        let page = frame_of(request.address);
+        let inside = (frame_of(BASE)..frame_of(BASE) + FRAMES).contains(&frame);
+        let out = inside && self.frames.is_out(frame);
+        if !self.watching {
+            if inside && !out {
+                let what = format!("{} reached free frame {frame:#x}", self.name(request));
+                self.broken(Rule::FreedMemory, what);
+            }
+            return;
+        }
+        let (device, access) = (request.device, request.access);
+        let entitled = match self.ledger.entitled(device, page, access, request.began) {
+            Entitled::Nothing => None,
+            Entitled::Maybe { frame } | Entitled::Surely { frame } => Some(frame),
+        };
+        if entitled == Some(frame) && out {
+            return;
+        }
+        let mine = self.ledger.holding(device).map(|holding| holding.tenant);
+        let lent = |(tenant, first, pages): &(Tenant, u64, u64)| {
+            Some(*tenant) == mine && (*first..first + pages).contains(&frame)
+        };
+        if out && self.lent.iter().any(lent) {
+            return;
+        }
+        let held = self.ledger.holder(frame, 1);
+        let rule = match held {
+            _ if !out => Rule::FreedMemory,
+            Some((tenant, _)) if Some(tenant) == mine => Rule::StaleTranslation,
+            _ => Rule::ForeignMemory,
+        };
+        let held = match held {
+            Some((tenant, page)) => format!("mapped by {tenant:?} from page {page:#x} on"),
+            None if out => "the driver's or nobody's".to_owned(),
+            None => "free".to_owned(),
+        };
+        let entitled = match entitled {
+            Some(frame) => format!("frame {frame:#x}"),
+            None => "nothing".to_owned(),
+        };
+        let what = format!(
+            "{} of {mine:?} reached frame {frame:#x}, which is {held}; entitled to {entitled}",
+            self.name(request)
+        );
+        self.broken(rule, what);
+    }
+
+    /// A request went to memory without translation.
+    pub(crate) fn landed_untranslated(&mut self, request: &Request) -> Outcome {
+        self.counts.requests += 1;
+        if self.watching {
+            let what = format!("{} went past its unit untranslated", self.name(request));
+            self.broken(Rule::Untranslated, what);
+        }
+        Outcome::Reached {
+            at: request.address,
+        }
+    }
+
+    /// A request was refused, or went nowhere: should it have worked?
+    pub(crate) fn refused(&mut self, request: &Request, why: &str, outcome: Outcome) -> Outcome {
+        self.counts.requests += 1;
+        self.counts.faulted += 1;
+        let page = frame_of(request.address);
+        let (device, access) = (request.device, request.access);
+        let entitled = self.ledger.entitled(device, page, access, request.began);
+        if let Entitled::Surely { frame } = entitled
+            && self.watching
+            && (self.wedged | self.lost) & (1 << request.unit) == 0
+        {
+            let what = format!(
+                "{} was refused ({why}), though frame {frame:#x} is mapped there",
+                self.name(request)
+            );
+            self.broken(Rule::MappedFaulted, what);
+        }
+        outcome
+    }
+
+    /// Judges who may send, after the driver changed a command register or cut a unit off.
+    pub(crate) fn judge_cut_off(&mut self) {
+        if !self.watching {
+            return;
+        }
+        for index in 0..self.functions.len() {
+            let function = &self.functions[index];
+            if !function.is_endpoint() || !function.present || function.command & BUS_MASTER == 0 {
+                continue;
+            }
+            let address = function.address;
+            let what = match self.ledger.holding(index) {
+                None => format!("{address} belongs to nobody and has bus mastering"),
+                Some(_) if self.wedged & (1 << function.unit) != 0 => {
+                    format!("{address} has bus mastering, and its unit {} is wedged", function.unit)
+                }
+                Some(_) => continue,
+            };
+            self.broken(Rule::NotCutOff, what);
+        }
+    }
+
+    /// Somewhere for a device to go by itself: mostly near what it has, or had, or what others have.
+    pub(crate) fn somewhere(&mut self, device: usize) -> u64 {
+        let offset = self.rng.below(FRAME_BYTES / 8) * 8;
+        let choice = self.rng.next();
+        let tenant = self.ledger.holding(device).map(|holding| holding.tenant);
+        let page = match self.rng.below(8) {
+            0..4 => tenant.and_then(|tenant| {
+                let (page, run) = self.ledger.some_run(tenant, choice)?;
+                Some(page + self.rng.below(run.pages))
+            }),
+            4 => tenant.and_then(|tenant| {
+                // Right behind a mapping: what is mapped next is often there.
+                let (page, run) = self.ledger.some_run(tenant, choice)?;
+                Some(page + run.pages + self.rng.below(4))
+            }),
+            5 | 6 => self.ledger.some_ghost(choice),
+            _ => None,
+        };
+        let page = page.unwrap_or_else(|| match choice % 8 {
+            0 => choice >> 16 & 0xf_ffff_ffff,
+            _ => choice >> 16 & 0xff,
+        });
+        page * FRAME_BYTES + offset
+    }
+
+    /// Some device, if there is one that may send.
+    pub(crate) fn some_sender(&mut self) -> Option<usize> {
+        let device = self.rng.below(self.functions.len() as u64) as usize;
+        let endpoint = self.functions.get(device)?.is_endpoint();
+        (endpoint && self.may_send(device)).then_some(device)
+    }
+}

@@ -1,0 +1,59 @@
+//! One word of memory that walkers may read: each access of the driver passes through the rig.
+
+use std::sync::Weak;
+
+use hv_core::EntryCell;
+use hv_core::sync::Ordering;
+
+use crate::core::Core;
+
+/// A word of a frame. The rig orders every access by its lock, and delays what walkers see of it.
+pub struct RigCell {
+    pub(crate) at: u64,
+    pub(crate) core: Weak<Core>,
+}
+
+impl RigCell {
+    /// Does something with the word: gives what was there and what is to be there.
+    fn change(&self, change: impl FnOnce(u64) -> Option<u64>) -> u64 {
+        let Some(core) = self.core.upgrade() else {
+            return 0;
+        };
+        let mut state = core.step();
+        let old = state.bus.memory.load(self.at);
+        if let Some(new) = change(old) {
+            state.acted();
+            state.store(self.at, new);
+        }
+        old
+    }
+}
+
+impl EntryCell for RigCell {
+    fn load(&self, _order: Ordering) -> u64 {
+        self.change(|_| None)
+    }
+
+    fn store(&self, word: u64, _order: Ordering) {
+        self.change(|_| Some(word));
+    }
+
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        _success: Ordering,
+        _failure: Ordering,
+    ) -> Result<u64, u64> {
+        let old = self.change(|old| (old == current).then_some(new));
+        if old == current { Ok(old) } else { Err(old) }
+    }
+
+    fn fetch_or(&self, bits: u64, _order: Ordering) -> u64 {
+        self.change(|old| Some(old | bits))
+    }
+
+    fn swap(&self, word: u64, _order: Ordering) -> u64 {
+        self.change(|_| Some(word))
+    }
+}

@@ -1,0 +1,318 @@
+//! The rig's state behind its lock, and what happens between any two steps of the driver.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hv_core::Access;
+
+use crate::bus::{Bus, Counts, Frames};
+use crate::ledger::Ledger;
+use crate::machine::Machine;
+use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
+use crate::pci::{BUS_MASTER, Function};
+use crate::request::{Outcome, Progress, Request, Step};
+use crate::rng::Rng;
+use crate::rule::Rule;
+use crate::trace::{Event, Trace};
+use crate::vtd::Unit;
+
+/// How much the clock moves at each step of the driver, in nanoseconds.
+const STEP_NANOS: u64 = 20;
+/// How much it moves at the first of several looks at it in a row; it doubles with each.
+const LOOK_NANOS: u64 = 100;
+/// How much it moves at most.
+const LOOK_NANOS_MOST: u64 = 20_000_000;
+/// In how much time a unit gets something done.
+const ROUND_NANOS: u64 = 2_000;
+/// How often it does at once, at most: more than its queue can hold.
+const MOST_ROUNDS: u64 = 256;
+/// Steps after which a walk must have ended.
+const STEPS: usize = 4096;
+/// How many requests of devices are under way at once.
+const REQUESTS: usize = 8;
+
+/// Units and everything else.
+pub(crate) struct State {
+    pub(crate) units: Vec<Unit>,
+    pub(crate) bus: Bus,
+    looks: u32,
+}
+
+/// The lock around the state.
+pub(crate) struct Core {
+    state: Mutex<State>,
+}
+
+impl Core {
+    /// The machine, after reset, with the mess that firmware left.
+    pub(crate) fn new(machine: &Machine) -> Self {
+        let mut rng = Rng::new(machine.seed);
+        let temper = machine.temper;
+        let sides: Vec<_> = machine
+            .units
+            .iter()
+            .map(|unit| (unit.ecap.c, unit.cap.rwbf))
+            .collect();
+        // In memory a fresh frame looks like an entry that leads to the last frame, which nobody has.
+        let poison = BASE + (FRAMES - 1) * FRAME_BYTES | 0b11;
+        let functions = functions(machine, &mut rng);
+        let mut units: Vec<_> = (machine.units.iter().enumerate())
+            .map(|(index, model)| Unit::new(index, model, machine.host_address_bits))
+            .collect();
+        if temper.leftovers {
+            for unit in &mut units {
+                let mine = functions.iter().filter(|function| function.unit == unit.index);
+                let requesters: Vec<u16> =
+                    mine.flat_map(|function| function.requesters.clone()).collect();
+                unit.leave_over(&requesters, &mut rng);
+            }
+        }
+        let bus = Bus {
+            memory: Memory::new(&sides, temper.weak_stores, poison),
+            frames: Frames::default(),
+            functions,
+            ledger: Ledger::default(),
+            requests: Vec::new(),
+            rng,
+            temper,
+            trace: Trace::default(),
+            violation: None,
+            nanos: 0,
+            tick: 0,
+            counts: Counts::default(),
+            watching: false,
+            wedged: 0,
+            lending: None,
+            lent: Vec::new(),
+            lost: 0,
+            next_request: 0,
+        };
+        Self {
+            state: Mutex::new(State {
+                units,
+                bus,
+                looks: 0,
+            }),
+        }
+    }
+
+    /// The state, as it is.
+    pub(crate) fn quiet(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, at a moment between two steps of the driver: something may happen first.
+    pub(crate) fn step(&self) -> MutexGuard<'_, State> {
+        let mut state = self.quiet();
+        state.happen(STEP_NANOS);
+        state
+    }
+
+    /// As [`step`](Self::step), where the driver does more than look: it is not just waiting.
+    pub(crate) fn act(&self) -> MutexGuard<'_, State> {
+        let mut state = self.step();
+        state.acted();
+        state
+    }
+
+    /// A look at the clock. Looks in a row are a driver that waits: time goes faster and faster, so that
+    /// deadlines pass in little of it.
+    pub(crate) fn look(&self) -> u64 {
+        let mut state = self.quiet();
+        let nanos = (LOOK_NANOS << state.looks.min(24)).min(LOOK_NANOS_MOST);
+        state.looks += 1;
+        state.happen(nanos);
+        state.bus.nanos
+    }
+}
+
+/// The functions, with what their requests pass and carry.
+fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
+    let mut functions = Vec::new();
+    for model in &machine.functions {
+        let bridges = machine.bridges_above(model.address);
+        let mut requesters = vec![model.address.requester()];
+        for bridge in bridges.iter().filter_map(|index| machine.functions.get(*index)) {
+            // Behind a conventional bridge a request carries the bridge's id, or that of the first
+            // function of the bus behind it, or the device's own.
+            if let hv_iommu::FunctionKind::ConventionalBridge(buses) = bridge.kind {
+                requesters.push(bridge.address.requester());
+                requesters.push(u16::from(buses.secondary) << 8);
+            }
+        }
+        functions.push(Function {
+            address: model.address,
+            kind: model.kind,
+            command: if model.left_on { BUS_MASTER } else { 0 },
+            present: true,
+            rogue: machine.temper.rogues && rng.one_in(4),
+            unit: machine.unit_of(model.address).unwrap_or(0),
+            requesters,
+            bridges,
+        });
+    }
+    functions
+}
+
+impl State {
+    /// The driver did something.
+    pub(crate) fn acted(&mut self) {
+        self.looks = 0;
+    }
+
+    /// Time passes, and what may happen meanwhile does.
+    fn happen(&mut self, nanos: u64) {
+        self.bus.nanos += nanos;
+        self.bus.tick += 1;
+        // In more time more is done.
+        let rounds = 1 + (nanos / ROUND_NANOS).min(MOST_ROUNDS);
+        for _ in 0..rounds {
+            for unit in &mut self.units {
+                unit.work(&mut self.bus);
+            }
+        }
+        let chance = self.bus.rng.next();
+        let temper = self.bus.temper;
+        if temper.background && chance & 0x3 == 0 {
+            self.advance_one();
+            if chance & 0x3c == 0 {
+                self.start_one();
+            }
+        }
+        if temper.early && chance & 0x1f00 == 0 {
+            self.bus.memory.leak_one(&mut self.bus.rng);
+        }
+        if temper.evictions && chance & 0xff_0000 == 0 {
+            for unit in &mut self.units {
+                unit.evict(&mut self.bus.rng);
+            }
+        }
+    }
+
+    /// Some device begins a request.
+    fn start_one(&mut self) {
+        let bus = &mut self.bus;
+        if bus.requests.len() >= REQUESTS {
+            return;
+        }
+        let Some(device) = bus.some_sender() else {
+            return;
+        };
+        // Before the driver took over, devices of firmware's do as firmware wants.
+        if !bus.watching && !self.units.iter().any(Unit::is_on) {
+            return;
+        }
+        let address = bus.somewhere(device);
+        let access = if bus.rng.one_in(2) { Access::Read } else { Access::Write };
+        if let Some(request) = bus.request(device, address, access) {
+            bus.requests.push(request);
+        }
+    }
+
+    /// Some request gets a step further.
+    fn advance_one(&mut self) {
+        let count = self.bus.requests.len() as u64;
+        if count == 0 {
+            return;
+        }
+        let index = self.bus.rng.below(count) as usize;
+        let mut request = self.bus.requests.swap_remove(index);
+        if self.advance(&mut request).is_none() {
+            self.bus.requests.push(request);
+        }
+    }
+
+    /// Does one step of a request; gives what became of it when it ended.
+    fn advance(&mut self, request: &mut Request) -> Option<Outcome> {
+        if let Progress::Translated { to, .. } = request.progress {
+            return Some(self.bus.landed(request, to));
+        }
+        let Some(unit) = self.units.get_mut(request.unit) else {
+            return Some(Outcome::Lost);
+        };
+        let bus = &mut self.bus;
+        match unit.advance(bus, request) {
+            Step::Again => None,
+            Step::Translated { to, tag } => {
+                request.progress = Progress::Translated { to, tag };
+                None
+            }
+            Step::Untranslated => Some(bus.landed_untranslated(request)),
+            Step::Fault { reason } => {
+                let why = format!("reason {reason:#x}");
+                Some(bus.refused(request, &why, Outcome::Faulted { reason }))
+            }
+            Step::Lost { why } => Some(bus.refused(request, why, Outcome::Lost)),
+        }
+    }
+
+    /// A device's request from beginning to end, now.
+    pub(crate) fn send(&mut self, device: usize, address: u64, access: Access) -> Outcome {
+        self.bus.tick += 1;
+        if !self.bus.may_send(device) {
+            return Outcome::Lost;
+        }
+        let Some(mut request) = self.bus.request(device, address, access) else {
+            return Outcome::Lost;
+        };
+        for _ in 0..STEPS {
+            if let Some(outcome) = self.advance(&mut request) {
+                if self.bus.violation.is_none() {
+                    let number = request.number;
+                    let what = format!("{access} {address:#x}: {outcome:?}");
+                    self.bus.note(Event::Request { number, what });
+                }
+                return outcome;
+            }
+        }
+        Outcome::Lost
+    }
+
+    /// The driver stores a word that walkers may read.
+    pub(crate) fn store(&mut self, at: u64, word: u64) -> u64 {
+        self.judge_memory(at);
+        let bus = &mut self.bus;
+        let old = bus.memory.store(at, word, &mut bus.rng);
+        bus.note(Event::Store {
+            at,
+            old,
+            new: word,
+        });
+        for unit in &mut self.units {
+            unit.stored(&mut self.bus, at, old, word);
+        }
+        old
+    }
+
+    /// The driver may touch only what it was given.
+    pub(crate) fn judge_memory(&mut self, at: u64) {
+        if !self.bus.frames.is_out(frame_of(at)) {
+            let what = format!("the driver reached {at:#x}, which is no frame that it has");
+            self.bus.broken(Rule::DriverMemory, what);
+        }
+    }
+
+    /// Frames come back, to the platform or to their owner: nothing may name them any more.
+    pub(crate) fn judge_return(&mut self, first: u64, pages: u64, what: &str) {
+        self.bus.ledger.left_with(first, pages);
+        let overlaps = |lent: u64, count: u64| lent < first + pages && first < lent + count;
+        self.bus.lent.retain(|(_, lent, count)| !overlaps(*lent, *count));
+        if self.bus.watching
+            && let Some((tenant, page)) = self.bus.ledger.holder(first, pages)
+        {
+            let what = format!(
+                "{pages} frames at {first:#x} were {what}, and {tenant:?} has them mapped from page {page:#x} on"
+            );
+            self.bus.broken(Rule::StillMapped, what);
+        }
+        for unit in &self.units {
+            if let Some(name) = unit.naming(&self.bus, first, pages) {
+                let what = format!(
+                    "{pages} frames at {first:#x} were {what}, and unit {} still holds {name}",
+                    unit.index
+                );
+                self.bus.broken(Rule::StillCached, what);
+                return;
+            }
+        }
+    }
+}

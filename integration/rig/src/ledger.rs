@@ -1,0 +1,271 @@
+//! Who owns what, as the test knows it and not as the driver's tables say.
+//!
+//! The test notes each step before it asks the driver for it and again when the driver has answered. In
+//! between both the old and the new state are right.
+
+use std::collections::BTreeMap;
+
+use hv_core::{Access, Perms};
+
+/// One address space of one owner: a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tenant(pub u64);
+
+/// How far a mapping or an attachment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Being made: may work or not.
+    Coming,
+    /// Made: must work.
+    Live,
+    /// Being taken away: may still work.
+    Going,
+    /// As `Going`, until the frames come back to the platform: the driver gives them back by itself.
+    Leaving,
+}
+
+/// A run of pages that a tenant has mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// Pages of 4 KiB.
+    pub(crate) pages: u64,
+    /// The first frame.
+    pub(crate) frame: u64,
+    pub(crate) perms: Perms,
+    pub(crate) phase: Phase,
+    /// When it came into this phase.
+    pub(crate) since: u64,
+}
+
+/// Where a device stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holding {
+    pub(crate) tenant: Tenant,
+    pub(crate) phase: Phase,
+    pub(crate) since: u64,
+}
+
+/// What a request that reached memory, or faulted, was entitled to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entitled {
+    /// To nothing: it must fault.
+    Nothing,
+    /// To this frame, if it gets through; a fault is right as well.
+    Maybe { frame: u64 },
+    /// To this frame and no fault.
+    Surely { frame: u64 },
+}
+
+/// The ledger.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    mappings: BTreeMap<(Tenant, u64), Run>,
+    devices: BTreeMap<usize, Holding>,
+    /// Pages that were mapped not long ago, for devices that come back to them.
+    ghosts: Vec<(Tenant, u64)>,
+}
+
+/// How many former pages are remembered.
+const GHOSTS: usize = 64;
+
+fn permits(perms: Perms, access: Access) -> bool {
+    match access {
+        Access::Read => perms.readable(),
+        Access::Write => perms.writable(),
+    }
+}
+
+impl Ledger {
+    /// Where this device stands.
+    pub(crate) fn holding(&self, device: usize) -> Option<Holding> {
+        self.devices.get(&device).copied()
+    }
+
+    /// A device comes to a tenant, settles there, or begins to leave.
+    pub(crate) fn hold(&mut self, device: usize, tenant: Tenant, phase: Phase, now: u64) {
+        let holding = Holding {
+            tenant,
+            phase,
+            since: now,
+        };
+        self.devices.insert(device, holding);
+    }
+
+    /// A device belongs to nobody from now on.
+    pub(crate) fn let_go(&mut self, device: usize) {
+        self.devices.remove(&device);
+    }
+
+    /// A mapping begins.
+    pub(crate) fn begin(&mut self, tenant: Tenant, page: u64, run: Run) {
+        self.mappings.insert((tenant, page), run);
+    }
+
+    /// Splits runs so that one starts at `page`.
+    fn cut(&mut self, tenant: Tenant, page: u64) {
+        let before = self.mappings.range_mut(..(tenant, page)).next_back();
+        let Some((&(owner, start), run)) = before else {
+            return;
+        };
+        if owner != tenant || start + run.pages <= page {
+            return;
+        }
+        let mut rest = *run;
+        run.pages = page - start;
+        rest.pages -= run.pages;
+        rest.frame += run.pages;
+        self.mappings.insert((tenant, page), rest);
+    }
+
+    fn starts(&mut self, tenant: Tenant, page: u64, pages: u64) -> Vec<u64> {
+        self.cut(tenant, page);
+        self.cut(tenant, page + pages);
+        let range = (tenant, page)..(tenant, page + pages);
+        self.mappings.range(range).map(|((_, page), _)| *page).collect()
+    }
+
+    /// The pages of a mapping come into another phase, with these permissions if they changed.
+    pub(crate) fn turn(
+        &mut self,
+        tenant: Tenant,
+        page: u64,
+        pages: u64,
+        phase: Phase,
+        perms: Option<Perms>,
+        now: u64,
+    ) {
+        for start in self.starts(tenant, page, pages) {
+            if let Some(run) = self.mappings.get_mut(&(tenant, start)) {
+                run.phase = phase;
+                run.perms = perms.unwrap_or(run.perms);
+                run.since = now;
+            }
+        }
+    }
+
+    /// The pages are mapped no more. Gives the frames that they held.
+    pub(crate) fn end(&mut self, tenant: Tenant, page: u64, pages: u64) -> Vec<(u64, u64)> {
+        let mut frames = Vec::new();
+        for start in self.starts(tenant, page, pages) {
+            if let Some(run) = self.mappings.remove(&(tenant, start)) {
+                frames.push((run.frame, run.pages));
+                if self.ghosts.len() == GHOSTS {
+                    self.ghosts.remove(0);
+                }
+                self.ghosts.push((tenant, start));
+            }
+        }
+        frames
+    }
+
+    /// Everything of a tenant ends. Gives the frames that were held.
+    pub(crate) fn end_all(&mut self, tenant: Tenant) -> Vec<(u64, u64)> {
+        self.end(tenant, 0, u64::MAX)
+    }
+
+    /// What `device` is entitled to at this page, for a request that began at `began`.
+    pub(crate) fn entitled(&self, device: usize, page: u64, access: Access, began: u64) -> Entitled {
+        let Some(holding) = self.devices.get(&device) else {
+            return Entitled::Nothing;
+        };
+        let Some((start, run)) = self.run_at(holding.tenant, page) else {
+            return Entitled::Nothing;
+        };
+        let frame = run.frame + (page - start);
+        if !permits(run.perms, access) {
+            return Entitled::Nothing;
+        }
+        let settled = |phase: Phase, since: u64| phase == Phase::Live && since <= began;
+        if settled(run.phase, run.since) && settled(holding.phase, holding.since) {
+            Entitled::Surely { frame }
+        } else {
+            Entitled::Maybe { frame }
+        }
+    }
+
+    /// The run of a tenant that covers this page.
+    pub(crate) fn run_at(&self, tenant: Tenant, page: u64) -> Option<(u64, &Run)> {
+        let ((owner, start), run) = self.mappings.range(..=(tenant, page)).next_back()?;
+        (*owner == tenant && page - start < run.pages).then_some((*start, run))
+    }
+
+    /// Who has one of these frames mapped.
+    pub(crate) fn holder(&self, first: u64, pages: u64) -> Option<(Tenant, u64)> {
+        let overlaps = |run: &Run| run.frame < first + pages && first < run.frame + run.pages;
+        let found = self.mappings.iter().find(|(_, run)| overlaps(run));
+        found.map(|(key, _)| *key)
+    }
+
+    /// Ends what was to end when these frames come back.
+    pub(crate) fn left_with(&mut self, first: u64, pages: u64) {
+        self.mappings.retain(|_, run| {
+            let overlaps = run.frame < first + pages && first < run.frame + run.pages;
+            !(overlaps && run.phase == Phase::Leaving)
+        });
+    }
+
+    /// Some run of a tenant, the `choice`-th around.
+    pub(crate) fn some_run(&self, tenant: Tenant, choice: u64) -> Option<(u64, Run)> {
+        let runs = self.mappings.range((tenant, 0)..=(tenant, u64::MAX));
+        let count = runs.clone().count() as u64;
+        let nth = choice.checked_rem(count)?;
+        let mut runs = runs;
+        let ((_, page), run) = runs.nth(nth as usize)?;
+        Some((*page, *run))
+    }
+
+    /// Some page that was mapped not long ago, by whomever.
+    pub(crate) fn some_ghost(&self, choice: u64) -> Option<u64> {
+        let index = choice.checked_rem(self.ghosts.len() as u64)?;
+        self.ghosts.get(index as usize).map(|(_, page)| *page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(pages: u64, frame: u64) -> Run {
+        Run {
+            pages,
+            frame,
+            perms: Perms::Read,
+            phase: Phase::Coming,
+            since: 1,
+        }
+    }
+
+    #[test]
+    fn a_request_is_entitled_to_what_is_mapped_for_its_holder() {
+        let (one, two) = (Tenant(1), Tenant(2));
+        let mut ledger = Ledger::default();
+        ledger.begin(one, 10, run(4, 100));
+        ledger.hold(0, one, Phase::Live, 0);
+        ledger.hold(1, two, Phase::Live, 0);
+        let read = |ledger: &Ledger, device, page| ledger.entitled(device, page, Access::Read, 5);
+        assert_eq!(read(&ledger, 0, 11), Entitled::Maybe { frame: 101 });
+        ledger.turn(one, 10, 4, Phase::Live, None, 6);
+        assert_eq!(read(&ledger, 0, 11), Entitled::Maybe { frame: 101 }, "it began before");
+        ledger.turn(one, 10, 4, Phase::Live, None, 4);
+        assert_eq!(read(&ledger, 0, 13), Entitled::Surely { frame: 103 });
+        assert_eq!(read(&ledger, 0, 14), Entitled::Nothing);
+        assert_eq!(read(&ledger, 1, 11), Entitled::Nothing, "another tenant's device");
+        assert_eq!(ledger.entitled(0, 11, Access::Write, 5), Entitled::Nothing);
+    }
+
+    #[test]
+    fn runs_are_cut_where_parts_of_them_end() {
+        let one = Tenant(1);
+        let mut ledger = Ledger::default();
+        ledger.begin(one, 10, run(8, 100));
+        assert_eq!(ledger.end(one, 12, 2), [(102, 2)]);
+        assert!(ledger.run_at(one, 12).is_none());
+        assert_eq!(ledger.run_at(one, 14).unwrap().1.frame, 104);
+        assert_eq!(ledger.holder(103, 1), None);
+        assert_eq!(ledger.holder(101, 2), Some((one, 10)));
+        ledger.turn(one, 10, 2, Phase::Leaving, None, 2);
+        ledger.left_with(101, 1);
+        assert_eq!(ledger.end_all(one), [(104, 4)]);
+        assert!(ledger.mappings.is_empty());
+    }
+}

@@ -1,0 +1,35 @@
+//! The rig: IOMMU hardware at its worst, in software, behind the traits that an embedder implements.
+//!
+//! A [`Rig`] plays a [`Machine`]. Its walkers keep every entry that they ever read and forget only what an
+//! invalidation names; they fetch wide entries in halves and see memory late; its queues work late and in any
+//! order that the manual allows; its devices send whenever they like. All of it follows a seed. A watcher
+//! knows who owns what, and says which [`Rule`] was broken at the moment it is broken.
+
+mod bus;
+mod cell;
+mod core;
+pub mod cpus;
+mod ledger;
+pub mod life;
+mod machine;
+mod memory;
+mod pci;
+pub mod planted;
+mod platform;
+mod request;
+mod rig;
+mod rng;
+mod rule;
+mod trace;
+mod vtd;
+
+pub use bus::Counts;
+pub use cell::RigCell;
+pub use ledger::Tenant;
+pub use machine::{FunctionModel, Impossible, Machine, Temper, UnitModel};
+pub use platform::RigRegisters;
+pub use request::Outcome;
+pub use rig::{Blocked, Failure, Rig};
+pub use rng::Rng;
+pub use rule::{Rule, Violation};
+pub use vtd::{Cap, Ecap};

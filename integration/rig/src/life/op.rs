@@ -1,0 +1,127 @@
+//! Operations of a random life, as data: whatever the state, every operation means something.
+
+use core::fmt;
+
+use crate::rng::Rng;
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Claims a blocked group, for the hypervisor or a guest.
+    Claim,
+    /// Gives a claim up.
+    Release,
+    /// Makes a domain for a claimed group.
+    Allocate,
+    /// Attaches a claimed group to a domain of its owner.
+    Attach,
+    /// Detaches a group.
+    Detach,
+    /// Moves a group from its owner to another one, all the way.
+    Reassign,
+    /// Maps a range.
+    Map,
+    /// Unmaps a range and waits for the receipt.
+    Unmap,
+    /// Unmaps a range and leaves it pending.
+    UnmapLater,
+    /// Flushes a domain and opens everything that is pending.
+    Flush,
+    /// Cuts a mapped range in two.
+    Split,
+    /// Forgets a mapped range, or a pending value.
+    Forget,
+    /// Makes a coherent buffer, which CPU and device both write, and frees it.
+    Buffer,
+    /// Turns a member's bus mastering off and on.
+    BusMaster,
+    /// Ends a domain.
+    Destroy,
+    /// Devices send, to what is mapped and to what is not.
+    Send,
+    /// A device sends what is not mapped, many times.
+    Storm,
+    /// Takes the fault logs.
+    Faults,
+    /// Makes an allocation of frames fail soon.
+    FailAllocation,
+    /// A unit hangs, for longer than any deadline or not quite.
+    Hang,
+    /// Resets what is wedged.
+    Reset,
+    /// A device is pulled out, or plugged in again.
+    Plug,
+    /// A unit stops answering for good.
+    LoseUnit,
+    /// Time passes.
+    Idle,
+}
+
+/// Each kind with how often it comes.
+const WEIGHTS: &[(Kind, u64)] = &[
+    (Kind::Claim, 6),
+    (Kind::Release, 1),
+    (Kind::Allocate, 6),
+    (Kind::Attach, 8),
+    (Kind::Detach, 4),
+    (Kind::Reassign, 2),
+    (Kind::Map, 24),
+    (Kind::Unmap, 12),
+    (Kind::UnmapLater, 8),
+    (Kind::Flush, 4),
+    (Kind::Split, 4),
+    (Kind::Forget, 1),
+    (Kind::Buffer, 4),
+    (Kind::BusMaster, 3),
+    (Kind::Destroy, 3),
+    (Kind::Send, 20),
+    (Kind::Storm, 1),
+    (Kind::Faults, 4),
+    (Kind::FailAllocation, 3),
+    (Kind::Hang, 1),
+    (Kind::Reset, 3),
+    (Kind::Plug, 1),
+    (Kind::Idle, 4),
+];
+
+/// One operation: what, and numbers to choose by, taken modulo what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// What is done.
+    pub kind: Kind,
+    /// What is chosen by.
+    pub choice: [u64; 3],
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.kind)
+    }
+}
+
+/// The operations of this seed.
+pub fn ops(seed: u64, count: usize) -> Vec<Op> {
+    let mut rng = Rng::new(seed ^ 0x6c69_6665);
+    let total = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+    // Few lives lose a unit for good: nothing much happens afterwards.
+    let loses = rng.one_in(40).then(|| rng.below(count as u64) as usize);
+    (0..count)
+        .map(|index| {
+            let mut left = rng.below(total);
+            let chosen = WEIGHTS.iter().find(|(_, weight)| {
+                let here = left < *weight;
+                left = left.wrapping_sub(*weight);
+                here
+            });
+            let kind = match chosen {
+                _ if loses == Some(index) => Kind::LoseUnit,
+                Some((kind, _)) => *kind,
+                None => Kind::Idle,
+            };
+            Op {
+                kind,
+                choice: [rng.next(), rng.next(), rng.next()],
+            }
+        })
+        .collect()
+}

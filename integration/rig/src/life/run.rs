@@ -1,0 +1,142 @@
+//! One random life from power-on to the last frame, and what became of it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use super::acts;
+use super::op::{Op, ops};
+use super::world::World;
+use crate::bus::Counts;
+use crate::machine::{Machine, Temper};
+use crate::rig::{Failure, Rig};
+use crate::rule::Rule;
+
+/// A life to be lived.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// What everything follows from.
+    pub seed: u64,
+    /// How many operations are drawn.
+    pub operations: usize,
+    /// Which of them are done, by number; all if `None`.
+    pub keep: Option<Vec<usize>>,
+    /// The hardware's temper, if it is not the seed's.
+    pub temper: Option<Temper>,
+    /// What the hardware's choices follow from besides: other luck, another course of the same operations.
+    pub luck: u64,
+}
+
+/// What a life came to.
+#[derive(Debug)]
+pub struct Lived {
+    /// How many operations were done.
+    pub operations: u64,
+    /// What the rig did.
+    pub counts: Counts,
+    /// The first rule that was broken.
+    pub failure: Option<Box<Failure>>,
+}
+
+/// No operation takes longer than this on the rig's clock: each of its waits ends within a tenth of a second,
+/// or a second in bring-up and reset, and it waits for each requester on each unit once or twice.
+const LONGEST: Duration = Duration::from_secs(60);
+
+impl Life {
+    /// The life of this seed.
+    pub fn new(seed: u64, operations: usize) -> Self {
+        Self {
+            seed,
+            operations,
+            keep: None,
+            temper: None,
+            luck: 0,
+        }
+    }
+
+    /// The operations that are done, with their numbers.
+    pub fn ops(&self) -> Vec<(usize, Op)> {
+        let all = ops(self.seed, self.operations).into_iter().enumerate();
+        all.filter(|(index, _)| self.keep.as_ref().is_none_or(|keep| keep.contains(index))).collect()
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> Machine {
+        let mut machine = Machine::draw(self.seed);
+        machine.temper = self.temper.unwrap_or(machine.temper);
+        machine
+    }
+
+    /// Lives it. A panic of the driver is a broken rule like any other.
+    pub fn live(&self) -> Lived {
+        let rig = match Rig::new(self.machine()) {
+            Ok(rig) => rig,
+            Err(why) => panic!("seed {:#x} draws an impossible machine: {why}", self.seed),
+        };
+        let mut done = 0;
+        let lived = catch_unwind(AssertUnwindSafe(|| self.live_on(&rig, &mut done)));
+        if let Err(panic) = lived {
+            let what = panic.downcast_ref::<String>().cloned();
+            let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            rig.broken(Rule::Panic, what.unwrap_or_default());
+        }
+        Lived {
+            operations: done,
+            counts: rig.counts(),
+            failure: rig.verdict().err(),
+        }
+    }
+
+    fn live_on(&self, rig: &Rig, done: &mut u64) {
+        let mut world = match World::new(rig.clone()) {
+            Ok(world) => world,
+            Err(why) => {
+                rig.broken(Rule::WrongAnswer, format!("the machine did not come up: {why}"));
+                return;
+            }
+        };
+        for (index, op) in self.ops() {
+            rig.say(format!("operation {index}: {op}"));
+            // Each operation has its own luck, so that leaving others out changes little of it.
+            rig.reseed(self.seed ^ (self.luck << 32 | index as u64).wrapping_mul(0x2545_f491_4f6c_dd1d));
+            let start = rig.nanos();
+            world.perform(op);
+            *done += 1;
+            let took = Duration::from_nanos(rig.nanos() - start);
+            if took > LONGEST {
+                rig.broken(Rule::Deadline, format!("operation {index}, {op}, took {took:?}"));
+            }
+            if rig.is_broken() {
+                return;
+            }
+        }
+        end(world);
+    }
+}
+
+/// Takes everything apart: all groups come back, all domains end, every frame and id is there.
+fn end(mut world: World) {
+    let rig = world.rig().clone();
+    rig.say("the end");
+    rig.fail_allocation_after(None);
+    world.reset(true);
+    for index in 0..world.groups.len() {
+        world.detach(index);
+    }
+    // A unit that still hung may have wedged just now.
+    world.reset(true);
+    if rig.is_broken() || world.unit_lost {
+        return;
+    }
+    let memories = &world.memories;
+    for (_, space) in std::mem::take(&mut world.kernel) {
+        if acts::end(memories, space).is_some() {
+            return;
+        }
+    }
+    for (_, space) in std::mem::take(&mut world.guest) {
+        if acts::end(memories, space).is_some() {
+            return;
+        }
+    }
+    world.judge_leaks();
+}

@@ -1,0 +1,270 @@
+//! A domain of a random life with everything that is mapped in it, and its place in the ledger.
+
+use hv_core::{
+    FrameRun, GpaRange, GuestMemory, Hypervisor, IovaRange, KernelPaging, Owner, PageCount,
+    PageSize, Perms, UserManaged, VmId,
+};
+use hv_core::platform::FrameSource;
+use hv_iommu::{Domain, FlushError, FlushSpan, Iommu, Level, MapError, MapRefusal, Mapped, PendingUnmap, Range, RedeemRefusal, Free};
+use hv_vtd::Vtd;
+
+use super::world::Memories;
+use crate::ledger::Tenant;
+use crate::rig::Rig;
+use crate::rng::Rng;
+use crate::rule::Rule;
+
+/// The backend of a life.
+pub(crate) type Backend = Vtd<Rig>;
+/// The subsystem of a life.
+pub(crate) type Subsystem = Iommu<Backend>;
+
+/// Owners whose memory a life can come by.
+pub(crate) trait Household: Owner {
+    /// A run of frames of this owner.
+    fn frames(
+        memories: &Memories,
+        owner: Self::Id,
+        pages: PageCount,
+        align: PageSize,
+        choice: u64,
+    ) -> Option<FrameRun<Self::Memory>>;
+
+    /// Gives a run back.
+    fn give_back(memories: &Memories, run: FrameRun<Self::Memory>);
+}
+
+impl Household for KernelPaging {
+    fn frames(
+        memories: &Memories,
+        (): (),
+        pages: PageCount,
+        align: PageSize,
+        _choice: u64,
+    ) -> Option<FrameRun<Hypervisor>> {
+        memories.rig.alloc_frames(pages, align).ok()
+    }
+
+    fn give_back(memories: &Memories, run: FrameRun<Hypervisor>) {
+        memories.rig.free_frames(run);
+    }
+}
+
+impl Household for UserManaged {
+    fn frames(
+        memories: &Memories,
+        owner: VmId,
+        pages: PageCount,
+        align: PageSize,
+        choice: u64,
+    ) -> Option<FrameRun<hv_core::Guest>> {
+        let memory = memories.guest(owner)?;
+        let all = super::world::GUEST_PAGES;
+        let room = (all.checked_sub(pages.get())?) / align.pages() + 1;
+        let first = choice % room * align.pages();
+        let gpa = GpaRange::new(hv_core::Gpa::new(first * PageSize::Size4K.bytes()), pages).ok()?;
+        GuestMemory::pin(memory, gpa).ok()
+    }
+
+    fn give_back(memories: &Memories, run: FrameRun<hv_core::Guest>) {
+        let given = memories.guest(run.owner()).map(|memory| memory.unpin(run));
+        if !matches!(given, Some(Ok(()))) {
+            memories.rig.broken(Rule::Leak, "a run of guest memory does not go back to its guest");
+        }
+    }
+}
+
+/// What an operation on a space came to.
+pub(crate) enum Done {
+    /// It was done, or refused for a good reason.
+    Fine,
+    /// A unit failed.
+    Unit(FlushError),
+}
+
+/// One domain.
+pub(crate) struct Space<O: Household> {
+    pub(crate) domain: Domain<O, Backend>,
+    pub(crate) owner: O::Id,
+    pub(crate) tenant: Tenant,
+    pub(crate) mapped: Vec<Range<O, Backend, Mapped>>,
+    pub(crate) pending: Vec<PendingUnmap<O, Backend>>,
+    /// Groups that are attached, or were wedged while attached.
+    pub(crate) attached: usize,
+}
+
+/// Pages of the address space that mappings lie in: small, so that they come close to each other.
+const SPREAD: u64 = 512;
+
+impl<O: Household> Space<O> {
+    /// Maps a range somewhere.
+    pub(crate) fn map(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
+        let mut rng = Rng::new(choice[0]);
+        let (pages, align, largest) = match rng.below(12) {
+            0 => (512, PageSize::Size2M, PageSize::Size1G),
+            1 => (512 + rng.below(600), PageSize::Size2M, PageSize::Size1G),
+            2 => (512, PageSize::Size2M, PageSize::Size4K),
+            // A gigabyte takes 262144 leaves where there are only small ones.
+            3 if rng.one_in(4) && self.domain.geometry().largest_leaf > Level::LEAF => (1 << 18, PageSize::Size1G, PageSize::Size1G),
+            4..7 => (1, PageSize::Size4K, PageSize::Size1G),
+            _ => (1 + rng.below(24), PageSize::Size4K, PageSize::Size1G),
+        };
+        let Some(pages) = PageCount::new(pages) else {
+            return Done::Fine;
+        };
+        let step = align.pages();
+        let region = if rng.one_in(3) { 1 << 18 } else { 0 };
+        let page = region + rng.below(SPREAD.max(step * 4)) / step * step;
+        let perms = match rng.below(4) {
+            0 => Perms::Read,
+            1 => Perms::Write,
+            _ => Perms::ReadWrite,
+        };
+        let start = hv_core::Iova::new(page * PageSize::Size4K.bytes());
+        let Ok(range) = IovaRange::new(start, pages) else {
+            return Done::Fine;
+        };
+        let Ok(free) = self.domain.reserve(range) else {
+            return Done::Fine;
+        };
+        let Some(frames) = O::frames(memories, self.owner, pages, align, choice[1]) else {
+            self.release(memories, free);
+            return Done::Fine;
+        };
+        let rig = &memories.rig;
+        // A unit without write-only mappings widens them, which the answer tells.
+        let most = if perms == Perms::Write { Perms::ReadWrite } else { perms };
+        rig.mapping(self.tenant, range, frames.range(), most);
+        match free.map_with(frames, perms, largest) {
+            Ok(mapped) => {
+                rig.mapped(self.tenant, range, mapped.granted());
+                self.mapped.push(mapped);
+                Done::Fine
+            }
+            Err(MapError::Refused {
+                range: free,
+                frames,
+                reason,
+            }) => {
+                rig.returned(self.tenant, range);
+                if !matches!(reason, MapRefusal::Table(_) | MapRefusal::PhysTooWide { .. }) {
+                    rig.broken(Rule::WrongAnswer, format!("{range} was not mapped: {reason}"));
+                }
+                O::give_back(memories, frames);
+                self.release(memories, free);
+                Done::Fine
+            }
+            Err(MapError::NotVisible { range: mapped, reason }) => {
+                self.mapped.push(mapped);
+                Done::Unit(reason)
+            }
+        }
+    }
+
+    fn release(&self, memories: &Memories, free: Range<O, Backend, Free>) {
+        if let Err((free, error)) = free.release() {
+            memories.rig.broken(Rule::Leak, format!("{free:?} cannot be released: {error}"));
+        }
+    }
+
+    fn take_mapped(&mut self, choice: u64) -> Option<Range<O, Backend, Mapped>> {
+        let index = choice.checked_rem(self.mapped.len() as u64)?;
+        Some(self.mapped.swap_remove(index as usize))
+    }
+
+    /// Unmaps a range; `now` waits for the receipt.
+    pub(crate) fn unmap(&mut self, memories: &Memories, choice: u64, now: bool) -> Done {
+        let Some(mapped) = self.take_mapped(choice) else {
+            return Done::Fine;
+        };
+        memories.rig.unmapping(self.tenant, mapped.span());
+        let pending = mapped.unmap();
+        if !now {
+            self.pending.push(pending);
+            return Done::Fine;
+        }
+        let span = pending.span();
+        match pending.flush() {
+            Ok((free, frames)) => {
+                self.redeemed(memories, span, free, frames);
+                Done::Fine
+            }
+            Err(error) => {
+                self.pending.push(error.pending);
+                match error.reason {
+                    RedeemRefusal::Flush(error) => Done::Unit(error),
+                    other => {
+                        let what = format!("{span} was unmapped and flushed, and stays closed: {other}");
+                        memories.rig.broken(Rule::WrongAnswer, what);
+                        Done::Fine
+                    }
+                }
+            }
+        }
+    }
+
+    fn redeemed(
+        &self,
+        memories: &Memories,
+        span: IovaRange,
+        free: Range<O, Backend, Free>,
+        frames: FrameRun<O::Memory>,
+    ) {
+        let rig = &memories.rig;
+        rig.expect_frames(self.tenant, span, frames.range());
+        rig.returned(self.tenant, span);
+        O::give_back(memories, frames);
+        self.release(memories, free);
+    }
+
+    /// Flushes the domain and opens what is pending.
+    pub(crate) fn flush(&mut self, memories: &Memories) -> Done {
+        let receipt = match self.domain.flush(FlushSpan::Domain) {
+            Ok(receipt) => receipt,
+            Err(error) => return Done::Unit(error),
+        };
+        for pending in core::mem::take(&mut self.pending) {
+            let span = pending.span();
+            match pending.redeem(&receipt) {
+                Ok((free, frames)) => self.redeemed(memories, span, free, frames),
+                Err(error) => {
+                    let what = format!("{span} stays closed to a flush of its domain: {}", error.reason);
+                    memories.rig.broken(Rule::WrongAnswer, what);
+                    self.pending.push(error.pending);
+                }
+            }
+        }
+        Done::Fine
+    }
+
+    /// Cuts a range in two.
+    pub(crate) fn split(&mut self, choice: [u64; 3]) {
+        let Some(mapped) = self.take_mapped(choice[0]) else {
+            return;
+        };
+        let at = PageCount::new(choice[1] % mapped.span().pages().get());
+        match at.map(|at| mapped.split_at(at)) {
+            Some(Ok((left, right))) => self.mapped.extend([left, right]),
+            Some(Err(whole)) => self.mapped.push(whole),
+            // Zero pages is no place to cut: the range goes, and comes back with the domain's end.
+            None => {}
+        }
+    }
+
+    /// Loses a range or a pending value.
+    pub(crate) fn forget(&mut self, choice: [u64; 3]) {
+        if choice[0] & 1 == 0 {
+            drop(self.take_mapped(choice[1]));
+        } else {
+            self.pending.pop();
+        }
+    }
+
+    /// The spot of a mapped page, and the permissions there.
+    pub(crate) fn some_mapped(&self, choice: [u64; 3]) -> Option<(hv_core::Iova, Perms)> {
+        let index = choice[0].checked_rem(self.mapped.len() as u64)?;
+        let mapped = self.mapped.get(index as usize)?;
+        let page = mapped.span().page(choice[1] % mapped.span().pages().get())?;
+        Some((page, mapped.granted()))
+    }
+}

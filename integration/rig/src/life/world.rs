@@ -1,0 +1,235 @@
+//! The machine of a random life: its groups, domains and guests, and what each operation does to them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hv_core::platform::FrameSource;
+use hv_core::{Gpa, GuestMemory, KernelPaging, PageCount, PageSize, UserManaged, VmId};
+use hv_iommu::{
+    Attached, Blocked, Claimed, Config, FlushError, Group, InterruptsIsolated, UnitError, Wedged,
+};
+use hv_vtd::{CoveragePolicy, Vtd, dmar};
+
+use super::op::{Kind, Op};
+use super::space::{Backend, Done, Space, Subsystem};
+use crate::ledger::Tenant;
+use crate::rig::Rig;
+use crate::rule::Rule;
+
+/// How many guests there are.
+pub(crate) const GUESTS: u16 = 3;
+/// Pages of each guest's memory.
+pub(crate) const GUEST_PAGES: u64 = 2048;
+/// How long a unit may take, as the subsystem is told.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Memory that mappings are made of.
+pub(crate) struct Memories {
+    pub(crate) rig: Rig,
+    guests: Vec<GuestMemory>,
+}
+
+impl Memories {
+    pub(crate) fn guest(&self, vm: VmId) -> Option<&GuestMemory> {
+        self.guests.iter().find(|guest| guest.vm() == vm)
+    }
+}
+
+/// A group in whatever state it is.
+pub(crate) enum Held {
+    Blocked(Group<Backend, Blocked>),
+    Kernel(Group<Backend, Claimed<KernelPaging>>),
+    Guest(Group<Backend, Claimed<UserManaged>>),
+    KernelOn(Group<Backend, Attached<KernelPaging, Backend>>, Tenant),
+    GuestOn(Group<Backend, Attached<UserManaged, Backend>>, Tenant),
+    Wedged(Group<Backend, Wedged<Backend>>, Tenant),
+    /// In the middle of an operation.
+    Moving,
+}
+
+/// Everything that lives.
+pub(crate) struct World {
+    pub(crate) memories: Memories,
+    pub(crate) iommu: Subsystem,
+    pub(crate) groups: Vec<Held>,
+    pub(crate) kernel: BTreeMap<u64, Space<KernelPaging>>,
+    pub(crate) guest: BTreeMap<u64, Space<UserManaged>>,
+    pub(crate) witness: InterruptsIsolated,
+    pub(crate) next_tenant: u64,
+    /// Frames that were out when the machine was up.
+    pub(crate) baseline: u64,
+    /// Units that the subsystem declared wedged.
+    pub(crate) wedged: Vec<usize>,
+    /// Whether a unit stopped answering for good: what it holds never comes back.
+    pub(crate) unit_lost: bool,
+}
+
+/// Brings a machine up, whatever firmware left on.
+pub(crate) fn bring_up(rig: &Rig) -> Result<(Subsystem, Vec<Group<Backend, Blocked>>), String> {
+    let bytes = rig.dmar();
+    let table = dmar::parse(&bytes).map_err(|error| error.to_string())?;
+    let functions = rig.functions();
+    let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict);
+    let backend = discovery.and_then(hv_vtd::Discovery::bring_up);
+    let backend = backend.map_err(|error| error.to_string())?;
+    rig.watch();
+    let config = Config { wait: WAIT };
+    Subsystem::new(backend, &functions, config).map_err(|error| error.to_string())
+}
+
+/// Does something with one of the domains, whoever owns it.
+macro_rules! on_space {
+    ($world:ident, $choice:expr, |$memories:ident, $space:ident| $work:expr) => {{
+        let done = {
+            let World {
+                memories: $memories,
+                kernel,
+                guest,
+                ..
+            } = &mut *$world;
+            let count = kernel.len();
+            match $choice.checked_rem((count + guest.len()) as u64) {
+                None => Done::Fine,
+                Some(index) if (index as usize) < count => {
+                    match kernel.values_mut().nth(index as usize) {
+                        Some($space) => $work,
+                        None => Done::Fine,
+                    }
+                }
+                Some(index) => match guest.values_mut().nth(index as usize - count) {
+                    Some($space) => $work,
+                    None => Done::Fine,
+                },
+            }
+        };
+        if let Done::Unit(FlushError::Unit(error)) = done {
+            $world.failed(error);
+        }
+    }};
+}
+
+impl World {
+    /// Brings the machine up.
+    pub(crate) fn new(rig: Rig) -> Result<Self, String> {
+        let (iommu, groups) = bring_up(&rig)?;
+        let mut guests = Vec::new();
+        for vm in (1..=GUESTS).filter_map(VmId::new) {
+            let mut memory = GuestMemory::new(vm);
+            let pages = PageCount::new(GUEST_PAGES).unwrap_or(PageCount::ONE);
+            if let Ok(frames) = rig.alloc_frames(pages, PageSize::Size2M) {
+                drop(memory.give(Gpa::new(0), frames));
+            }
+            guests.push(memory);
+        }
+        let baseline = rig.frames_out();
+        Ok(Self {
+            memories: Memories { rig, guests },
+            iommu,
+            groups: groups.into_iter().map(Held::Blocked).collect(),
+            kernel: BTreeMap::new(),
+            guest: BTreeMap::new(),
+            witness: InterruptsIsolated::override_unsafe_interrupts("a random life"),
+            next_tenant: 1,
+            baseline,
+            wedged: Vec::new(),
+            unit_lost: false,
+        })
+    }
+
+    pub(crate) fn rig(&self) -> &Rig {
+        &self.memories.rig
+    }
+
+    /// Does one operation. Whatever broke is noted in the rig.
+    pub(crate) fn perform(&mut self, op: Op) {
+        let choice = op.choice;
+        match op.kind {
+            Kind::Claim => self.claim(choice),
+            Kind::Release => self.release(choice),
+            Kind::Allocate => self.allocate(choice),
+            Kind::Attach => self.attach(choice),
+            Kind::Detach => self.detach_some(choice[0]),
+            Kind::Reassign => self.reassign(choice),
+            Kind::Map => on_space!(self, choice[2], |memories, space| space.map(memories, choice)),
+            Kind::Unmap => {
+                on_space!(self, choice[2], |memories, space| space.unmap(memories, choice[0], true));
+            }
+            Kind::UnmapLater => {
+                on_space!(self, choice[2], |memories, space| space.unmap(memories, choice[0], false));
+            }
+            Kind::Flush => on_space!(self, choice[2], |memories, space| space.flush(memories)),
+            Kind::Split => on_space!(self, choice[2], |_memories, space| {
+                space.split(choice);
+                Done::Fine
+            }),
+            Kind::Forget => on_space!(self, choice[2], |_memories, space| {
+                space.forget(choice);
+                Done::Fine
+            }),
+            Kind::Buffer => self.buffer(choice),
+            Kind::BusMaster => self.bus_master(choice),
+            Kind::Destroy => self.destroy(choice),
+            Kind::Send => self.send(choice),
+            Kind::Storm => self.storm(choice),
+            Kind::Faults => self.take_faults(),
+            Kind::FailAllocation => self.rig().fail_allocation_after(Some(choice[0] % 4)),
+            Kind::Hang => self.hang(choice),
+            Kind::Reset => self.reset(choice[0] & 1 == 0),
+            Kind::Plug => self.plug(choice),
+            Kind::LoseUnit => {
+                self.unit_lost = true;
+                let units = self.iommu_units() as u64;
+                self.rig().lose_unit((choice[0] % units) as usize);
+            }
+            Kind::Idle => self.rig().idle((choice[0] % 64) as u32),
+        }
+    }
+
+    fn iommu_units(&self) -> usize {
+        self.rig().machine().units.len()
+    }
+
+    /// A unit failed: it is wedged, and the rig looks whether its devices were cut off.
+    pub(crate) fn failed(&mut self, error: UnitError) {
+        let unit = match error {
+            UnitError::Wedged { unit } | UnitError::Timeout { unit, .. } => unit,
+            UnitError::Hardware { unit, .. } => unit,
+            UnitError::Busy { unit, .. } => {
+                let what = format!("{unit} was busy on a machine of one CPU");
+                self.rig().broken(Rule::WrongAnswer, what);
+                return;
+            }
+            other => {
+                self.rig().broken(Rule::WrongAnswer, format!("a healthy request failed: {other}"));
+                return;
+            }
+        };
+        let index = unit.index();
+        if !self.wedged.contains(&index) {
+            self.wedged.push(index);
+        }
+        if !self.unit_lost && !self.rig().was_stuck(index) {
+            let what = format!("{unit} is well and was declared wedged: {error}");
+            self.rig().broken(Rule::WrongAnswer, what);
+        }
+        self.rig().wedged(index, true);
+    }
+
+    /// At the end all that was taken is back.
+    pub(crate) fn judge_leaks(&self) {
+        let rig = self.rig();
+        let (out, expected) = (rig.frames_out(), self.baseline + rig.context_tables());
+        if out != expected {
+            let what = format!("{out} frames are out, expected {expected}: those of bring-up and context tables");
+            rig.broken(Rule::Leak, what);
+        }
+        let ids = self.iommu.domains_in_use();
+        if ids != 0 {
+            rig.broken(Rule::Leak, format!("{ids} domain ids are taken, and there is no domain"));
+        }
+        let pinned: u64 = self.memories.guests.iter().map(GuestMemory::pinned_pages).sum();
+        if pinned != 0 {
+            rig.broken(Rule::Leak, format!("{pinned} pages of guests are pinned, and nothing is mapped"));
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! What machine the rig plays: its units, its functions, and how bad it is.
+
+use hv_core::{PciAddress, Segment};
+use hv_iommu::{BusRange, FunctionKind};
+use thiserror::Error;
+
+use crate::rng::Rng;
+use crate::vtd::{self, Cap, Ecap};
+
+/// How badly the hardware behaves, all of it legal. Each is a choice that a seed makes at each
+/// opportunity; what is off never happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Temper {
+    /// Stores wait in a store buffer and pass each other until a fence for walkers: what the platform
+    /// trait leaves open.
+    pub weak_stores: bool,
+    /// Stores, write-backs and write buffers become visible earlier than asked for.
+    pub early: bool,
+    /// Invalidations drop more than was named.
+    pub widening: bool,
+    /// Caches drop entries by themselves.
+    pub evictions: bool,
+    /// A walk fetches the neighbours of the entry that it needs, and keeps them.
+    pub neighbours: bool,
+    /// Caches start full of what firmware's tables said.
+    pub leftovers: bool,
+    /// Commands and invalidations take their time; else they are done at the next look.
+    pub slow: bool,
+    /// Devices send requests by themselves, at any moment.
+    pub background: bool,
+    /// Some devices send although their bus master bit is clear.
+    pub rogues: bool,
+}
+
+impl Temper {
+    /// Friendly hardware: what is asked for is done soon, and nothing happens by itself.
+    pub const CALM: Self = Self {
+        weak_stores: false,
+        early: false,
+        widening: false,
+        evictions: false,
+        neighbours: false,
+        leftovers: false,
+        slow: false,
+        background: false,
+        rogues: false,
+    };
+
+    /// Everything at once.
+    pub const WORST: Self = Self {
+        weak_stores: true,
+        early: true,
+        widening: true,
+        evictions: true,
+        neighbours: true,
+        leftovers: true,
+        slow: true,
+        background: true,
+        rogues: true,
+    };
+
+    /// Some of it. What hides mistakes (evictions, widening) comes rarely.
+    fn draw(rng: &mut Rng) -> Self {
+        Self {
+            weak_stores: rng.one_in(2),
+            early: rng.one_in(2),
+            widening: rng.one_in(4),
+            evictions: rng.one_in(4),
+            neighbours: rng.one_in(2),
+            leftovers: !rng.one_in(4),
+            slow: !rng.one_in(4),
+            background: true,
+            rogues: rng.one_in(2),
+        }
+    }
+}
+
+/// One remapping unit.
+#[derive(Clone, Debug)]
+pub struct UnitModel {
+    /// The PCI segment of its functions.
+    pub segment: Segment,
+    /// The functions that firmware lists for it; `None` for a unit that takes the rest of its segment.
+    pub scopes: Option<Vec<PciAddress>>,
+    /// The capability register.
+    pub cap: Cap,
+    /// The extended capability register.
+    pub ecap: Ecap,
+}
+
+/// One PCI function.
+#[derive(Clone, Copy, Debug)]
+pub struct FunctionModel {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What it is.
+    pub kind: FunctionKind,
+    /// Whether firmware left bus mastering on.
+    pub left_on: bool,
+}
+
+/// A machine to play.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What every choice follows from.
+    pub seed: u64,
+    /// Significant bits of a physical address.
+    pub host_address_bits: u8,
+    /// The units, in the order of firmware's table.
+    pub units: Vec<UnitModel>,
+    /// The functions.
+    pub functions: Vec<FunctionModel>,
+    /// How bad it is.
+    pub temper: Temper,
+}
+
+/// A machine that no hardware can be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Impossible {
+    /// A unit's registers contradict the manual.
+    #[error("unit {unit}: {why}")]
+    Unit {
+        /// Which unit.
+        unit: usize,
+        /// What is wrong, and the rule.
+        why: String,
+    },
+    /// There is no unit, or more than a driver can be asked to number.
+    #[error("expected 1 to 64 units, found {found}")]
+    UnitCount {
+        /// How many.
+        found: usize,
+    },
+    /// Physical addresses are too narrow for the rig's memory, or wider than an entry can name.
+    #[error(
+        "expected 33 to 52 host address bits, found {found}: the rig's memory ends at 2^33, and an entry names \
+         address bits 51:12 (VT-d manual, second-stage paging entries)"
+    )]
+    HostAddressBits {
+        /// How many.
+        found: u8,
+    },
+    /// Two units take the rest of one segment.
+    #[error(
+        "{segment:?} has two units that take the rest: expected one at most (VT-d manual, DRHD flag \
+         INCLUDE_PCI_ALL)"
+    )]
+    TwoForTheRest {
+        /// The segment.
+        segment: Segment,
+    },
+    /// No unit covers a function.
+    #[error("{function} is covered by no unit: expected a scope or a unit that takes the rest of its segment")]
+    NotCovered {
+        /// The function.
+        function: PciAddress,
+    },
+    /// A function is there twice.
+    #[error("{function} is there twice")]
+    Twice {
+        /// The function.
+        function: PciAddress,
+    },
+    /// A scope names a function that is not there, so its path cannot be walked.
+    #[error("unit {unit} lists {function}, which is not there")]
+    NoSuchFunction {
+        /// The unit.
+        unit: usize,
+        /// The function.
+        function: PciAddress,
+    },
+}
+
+/// The function at this place, for the topologies below.
+const fn at(segment: u16, bus: u8, device: u8, function: u8) -> PciAddress {
+    let requester = (bus as u16) << 8 | (device as u16) << 3 | function as u16;
+    PciAddress::from_requester(Segment(segment), requester)
+}
+
+const fn endpoint(address: PciAddress) -> FunctionModel {
+    FunctionModel {
+        address,
+        kind: FunctionKind::Endpoint,
+        left_on: false,
+    }
+}
+
+impl Machine {
+    /// A friendly machine: one unit that can do everything, two devices at 00:01.0 and 00:02.0.
+    pub fn calm() -> Self {
+        let (cap, ecap) = vtd::plain();
+        Self {
+            seed: 0,
+            host_address_bits: 39,
+            units: vec![UnitModel {
+                segment: Segment(0),
+                scopes: None,
+                cap,
+                ecap,
+            }],
+            functions: vec![endpoint(at(0, 0, 1, 0)), endpoint(at(0, 0, 2, 0))],
+            temper: Temper::CALM,
+        }
+    }
+
+    /// The machine of this seed: one to three units, different ones, and devices of every kind of
+    /// topology.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x6d61_6368_696e_6521);
+        let host_address_bits = 33 + rng.below(20) as u8;
+        let buses = |secondary| BusRange {
+            secondary,
+            subordinate: secondary,
+        };
+        let mut functions = vec![
+            endpoint(at(0, 0, 1, 0)),
+            endpoint(at(0, 0, 2, 0)),
+            endpoint(at(0, 0, 2, 1)),
+            FunctionModel {
+                address: at(0, 0, 0x1c, 0),
+                kind: FunctionKind::ExpressPort(buses(1)),
+                left_on: false,
+            },
+            endpoint(at(0, 1, 0, 0)),
+        ];
+        if rng.one_in(2) {
+            functions.push(FunctionModel {
+                address: at(0, 0, 0x1e, 0),
+                kind: FunctionKind::ConventionalBridge(buses(2)),
+                left_on: false,
+            });
+            functions.extend([endpoint(at(0, 2, 1, 0)), endpoint(at(0, 2, 2, 0))]);
+        }
+        let mut units = Vec::new();
+        let mut unit = |segment, scopes, rng: &mut Rng| {
+            let (cap, ecap) = vtd::draw(&mut |end| rng.below(end), host_address_bits);
+            units.push(UnitModel {
+                segment: Segment(segment),
+                scopes,
+                cap,
+                ecap,
+            });
+        };
+        if rng.one_in(2) {
+            let mut named = vec![at(0, 0, 1, 0)];
+            if rng.one_in(2) {
+                named.push(at(0, 1, 0, 0));
+            }
+            unit(0, Some(named), &mut rng);
+        }
+        unit(0, None, &mut rng);
+        if rng.one_in(3) {
+            unit(7, None, &mut rng);
+            functions.extend([endpoint(at(7, 0, 3, 0)), endpoint(at(7, 0x80, 0, 0))]);
+        }
+        for function in &mut functions {
+            function.left_on = rng.one_in(2);
+        }
+        let temper = Temper::draw(&mut rng);
+        Self {
+            seed,
+            host_address_bits,
+            units,
+            functions,
+            temper,
+        }
+    }
+
+    /// Refuses what no hardware can be.
+    ///
+    /// # Errors
+    /// [`Impossible`], with the rule.
+    pub fn check(&self) -> Result<(), Impossible> {
+        if self.units.is_empty() || self.units.len() > 64 {
+            let found = self.units.len();
+            return Err(Impossible::UnitCount { found });
+        }
+        if !(33..=52).contains(&self.host_address_bits) {
+            let found = self.host_address_bits;
+            return Err(Impossible::HostAddressBits { found });
+        }
+        for (unit, model) in self.units.iter().enumerate() {
+            vtd::check(&model.cap, &model.ecap).map_err(|why| Impossible::Unit {
+                unit,
+                why: why.to_string(),
+            })?;
+            let others = self.units.iter().take(unit);
+            let same = |other: &UnitModel| other.segment == model.segment && other.scopes.is_none();
+            if model.scopes.is_none() && others.into_iter().any(same) {
+                let segment = model.segment;
+                return Err(Impossible::TwoForTheRest { segment });
+            }
+            for &function in model.scopes.iter().flatten() {
+                if !self.functions.iter().any(|other| other.address == function) {
+                    return Err(Impossible::NoSuchFunction { unit, function });
+                }
+            }
+        }
+        for (index, function) in self.functions.iter().enumerate() {
+            let function = function.address;
+            let before = self.functions.iter().take(index);
+            if before.into_iter().any(|other| other.address == function) {
+                return Err(Impossible::Twice { function });
+            }
+            if self.unit_of(function).is_none() {
+                return Err(Impossible::NotCovered { function });
+            }
+        }
+        Ok(())
+    }
+
+    /// The unit that a function's requests pass: one that lists it, else the one that takes the rest.
+    pub(crate) fn unit_of(&self, function: PciAddress) -> Option<usize> {
+        let same = |unit: &UnitModel| unit.segment == function.segment();
+        let lists = |unit: &UnitModel| {
+            let mut scopes = unit.scopes.iter().flatten();
+            scopes.any(|scope| *scope == function)
+        };
+        let listed = self.units.iter().position(|unit| same(unit) && lists(unit));
+        let rest = || self.units.iter().position(|unit| same(unit) && unit.scopes.is_none());
+        listed.or_else(rest)
+    }
+
+    /// The bridges above a function, from the root down.
+    pub(crate) fn bridges_above(&self, function: PciAddress) -> Vec<usize> {
+        let above = |bridge: &FunctionModel| {
+            let buses = bridge.kind.buses();
+            bridge.address.segment() == function.segment()
+                && buses.is_some_and(|buses| buses.contains(function.bus()))
+        };
+        let bridges = self.functions.iter().enumerate();
+        bridges.filter(|(_, bridge)| above(bridge)).map(|(index, _)| index).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Machine)) -> String {
+        let mut machine = Machine::calm();
+        change(&mut machine);
+        machine.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn impossible_machines_are_refused_with_the_rule() {
+        assert!(refused(|machine| machine.units.clear()).contains("1 to 64 units, found 0"));
+        assert!(refused(|machine| machine.host_address_bits = 32).contains("found 32"));
+        assert!(refused(|machine| machine.units[0].cap.nd = 7).contains("unit 0"));
+        let twice = refused(|machine| machine.units.push(machine.units[0].clone()));
+        assert!(twice.contains("INCLUDE_PCI_ALL"), "{twice}");
+        let uncovered = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 0, 1, 0)]));
+        assert!(uncovered.contains("00:02.0 is covered by no unit"), "{uncovered}");
+        let twice = refused(|machine| machine.functions.push(machine.functions[0]));
+        assert!(twice.contains("is there twice"), "{twice}");
+        let lost = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 9, 1, 0)]));
+        assert!(lost.contains("09:01.0, which is not there"), "{lost}");
+    }
+
+    #[test]
+    fn every_drawn_machine_is_possible() {
+        for seed in 0..2000 {
+            let machine = Machine::draw(seed);
+            assert_eq!(machine.check(), Ok(()), "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! PCI functions: configuration space as far as a driver of IOMMUs looks, and who may send.
+
+use hv_core::PciAddress;
+use hv_iommu::FunctionKind;
+
+/// Offset of vendor and device id.
+const ID: u16 = 0x00;
+/// Offset of command and status.
+pub(crate) const COMMAND: u16 = 0x04;
+/// Offset of class and revision.
+const CLASS: u16 = 0x08;
+/// Offset of the header type.
+const HEADER: u16 = 0x0c;
+/// Offset of the bus numbers of a bridge.
+const BUSES: u16 = 0x18;
+/// Command bit 2: the function may send requests.
+pub(crate) const BUS_MASTER: u32 = 1 << 2;
+/// Class of a bridge between PCI buses, in the upper half of the class register.
+const CLASS_BRIDGE: u32 = 0x0604_0000;
+/// Class of an Ethernet controller: any endpoint will do.
+const CLASS_ENDPOINT: u32 = 0x0200_0000;
+/// Vendor and device id of everything on the rig.
+const IDENTITY: u32 = 0x1234_5678;
+
+/// A function on the rig.
+#[derive(Clone, Debug)]
+pub(crate) struct Function {
+    pub(crate) address: PciAddress,
+    pub(crate) kind: FunctionKind,
+    pub(crate) command: u32,
+    /// Whether it is plugged in.
+    pub(crate) present: bool,
+    /// Whether it sends although its bus master bit is clear, as only a broken device does.
+    pub(crate) rogue: bool,
+    /// The unit that its requests pass.
+    pub(crate) unit: usize,
+    /// The requester ids that its requests may carry.
+    pub(crate) requesters: Vec<u16>,
+    /// The bridges that its requests pass.
+    pub(crate) bridges: Vec<usize>,
+}
+
+impl Function {
+    /// Whether it does DMA of its own.
+    pub(crate) fn is_endpoint(&self) -> bool {
+        self.kind == FunctionKind::Endpoint
+    }
+
+    /// Reads configuration space. What is not there reads as all ones.
+    pub(crate) fn read(&self, offset: u16) -> u32 {
+        if !self.present {
+            return u32::MAX;
+        }
+        match (offset, self.kind.buses()) {
+            (ID, _) => IDENTITY,
+            (COMMAND, _) => self.command,
+            (CLASS, None) => CLASS_ENDPOINT,
+            (CLASS, Some(_)) => CLASS_BRIDGE,
+            (HEADER, Some(_)) => 1 << 16,
+            (BUSES, Some(buses)) => {
+                let primary = u32::from(self.address.bus());
+                primary | u32::from(buses.secondary) << 8 | u32::from(buses.subordinate) << 16
+            }
+            _ => 0,
+        }
+    }
+
+    /// Writes configuration space; only the command register takes anything.
+    pub(crate) fn write(&mut self, offset: u16, value: u32) {
+        if self.present && offset == COMMAND {
+            // The upper half is the status register, in which ones clear.
+            self.command = value & 0xffff;
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! A device's request on its way to memory, one fetch at a time.
+
+use hv_core::Access;
+
+use crate::vtd::Walk;
+
+/// A request in flight.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) number: u64,
+    /// Who sends it: an index of the functions.
+    pub(crate) device: usize,
+    /// The requester id that it carries.
+    pub(crate) requester: u16,
+    pub(crate) unit: usize,
+    pub(crate) address: u64,
+    pub(crate) access: Access,
+    /// When it began, in ticks.
+    pub(crate) began: u64,
+    pub(crate) progress: Progress,
+}
+
+/// How far a request is.
+#[derive(Clone, Debug)]
+pub(crate) enum Progress {
+    /// Nothing was fetched for it, or all of it was thrown away.
+    New,
+    /// A VT-d unit is fetching entries for it.
+    Vtd(Walk),
+    /// It was translated and has not reached memory yet. `tag` is what invalidations name: a domain.
+    Translated { to: u64, tag: u16 },
+}
+
+/// What one step of a unit did for a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// One entry was fetched, or looked up.
+    Again,
+    /// The address is known.
+    Translated { to: u64, tag: u16 },
+    /// Translation is off: the address goes to memory as it is.
+    Untranslated,
+    /// The request was refused.
+    Fault { reason: u8 },
+    /// The request went nowhere, silently.
+    Lost { why: &'static str },
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It reached memory at this physical address.
+    Reached {
+        /// The address.
+        at: u64,
+    },
+    /// The unit refused it for this reason, in the vendor's code.
+    Faulted {
+        /// The code.
+        reason: u8,
+    },
+    /// It went nowhere: the device has no bus mastering, is gone, or protected memory was in the way.
+    Lost,
+}

@@ -1,0 +1,470 @@
+//! The rig as a test holds it: a machine to bring up, devices to play, and the verdict.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hv_core::{Access, Iova, IovaRange, PciAddress, Perms, PhysRange};
+use hv_iommu::PciFunction;
+
+use crate::bus::Counts;
+use crate::core::Core;
+use crate::ledger::{Phase, Run, Tenant};
+use crate::machine::{Impossible, Machine};
+use crate::memory::{FRAME_BYTES, frame_of};
+use crate::platform::Cells;
+use crate::request::Outcome;
+use crate::rng::Rng;
+use crate::rule::{Rule, Violation};
+use crate::trace::Event;
+use crate::vtd;
+use crate::vtd::spec::dmar::{self, Drhd, Scope};
+
+/// A software machine with IOMMUs. Cheap to clone; clones are the same machine.
+///
+/// It implements every platform trait, so a backend runs on it unmodified.
+#[derive(Clone)]
+pub struct Rig {
+    pub(crate) core: Arc<Core>,
+    pub(crate) cells: Arc<Cells>,
+    machine: Arc<Machine>,
+}
+
+/// A broken rule, with what it takes to see it again.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The seed of the machine.
+    pub seed: u64,
+    /// The rule, and how it was broken.
+    pub violation: Violation,
+    /// What happened last, oldest first.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.violation)?;
+        writeln!(f, "seed {:#x}", self.seed)?;
+        writeln!(f, "what happened last:")?;
+        for line in &self.trace {
+            writeln!(f, "  {line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// A device's access that did not reach memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.outcome {
+            Outcome::Faulted { reason } => write!(f, "blocked by the unit (reason {reason:#x})"),
+            Outcome::Lost => f.write_str("blocked before it came to the unit's tables"),
+            Outcome::Reached { at } => write!(f, "reached {at:#x}, which is no memory"),
+        }
+    }
+}
+
+impl std::error::Error for Blocked {}
+
+/// The longest that a unit may hang and still count as well.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// How many lines of the trace a failure shows.
+const TRACE_LINES: usize = 60;
+
+impl Rig {
+    /// Plays this machine, after power-on.
+    ///
+    /// # Errors
+    /// [`Impossible`]: no hardware can be like that; the error names the rule.
+    pub fn new(machine: Machine) -> Result<Self, Impossible> {
+        machine.check()?;
+        let core = Arc::new(Core::new(&machine));
+        let cells = Arc::new(Cells::new(&core));
+        Ok(Self {
+            core,
+            cells,
+            machine: Arc::new(machine),
+        })
+    }
+
+    /// The machine that is played.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The functions, as an embedder enumerates them.
+    pub fn functions(&self) -> Vec<PciFunction> {
+        let functions = self.machine.functions.iter();
+        functions
+            .map(|function| PciFunction {
+                address: function.address,
+                kind: function.kind,
+            })
+            .collect()
+    }
+
+    /// Firmware's DMAR table.
+    pub fn dmar(&self) -> Vec<u8> {
+        let units = self.machine.units.iter().enumerate();
+        let drhds: Vec<_> = units
+            .map(|(index, unit)| Drhd {
+                include_all: unit.scopes.is_none(),
+                segment: unit.segment.0,
+                base: vtd::registers_at(index),
+                size_pages_log2: vtd::REGISTER_PAGES_LOG2,
+                scopes: unit
+                    .scopes
+                    .iter()
+                    .flatten()
+                    .map(|function| self.scope(*function))
+                    .collect(),
+            })
+            .collect();
+        dmar::table(self.machine.host_address_bits, 0, &drhds)
+    }
+
+    /// The scope of a function: the bus that its path starts at, and the way from there.
+    fn scope(&self, function: PciAddress) -> Scope {
+        let bridges = self.machine.bridges_above(function);
+        let above = bridges.iter().filter_map(|index| self.machine.functions.get(*index));
+        let path: Vec<PciAddress> =
+            above.map(|bridge| bridge.address).chain([function]).collect();
+        Scope {
+            kind: 1,
+            start_bus: path.first().map_or(0, |first| first.bus()),
+            path: path.iter().map(|step| (step.device(), step.function())).collect(),
+        }
+    }
+
+    /// Whether all rules were kept so far.
+    ///
+    /// # Errors
+    /// The first [`Failure`].
+    pub fn verdict(&self) -> Result<(), Box<Failure>> {
+        let state = self.core.quiet();
+        match &state.bus.violation {
+            None => Ok(()),
+            Some(violation) => Err(Box::new(Failure {
+                seed: self.machine.seed,
+                violation: violation.clone(),
+                trace: state.bus.trace.tail(TRACE_LINES),
+            })),
+        }
+    }
+
+    /// Whether a rule was broken.
+    pub fn is_broken(&self) -> bool {
+        self.core.quiet().bus.violation.is_some()
+    }
+
+    /// Frames that units hold as context tables: a driver may keep those for ever.
+    pub fn context_tables(&self) -> u64 {
+        self.core.quiet().units.iter().map(vtd::Unit::context_tables).sum()
+    }
+
+    /// Every requester id that a request on this machine may carry.
+    pub fn requesters(&self) -> Vec<u16> {
+        let state = self.core.quiet();
+        state.bus.functions.iter().flat_map(|function| function.requesters.clone()).collect()
+    }
+
+    /// The functions that do DMA of their own.
+    pub fn endpoints(&self) -> Vec<PciAddress> {
+        let state = self.core.quiet();
+        let endpoints = state.bus.functions.iter().filter(|function| function.is_endpoint());
+        endpoints.map(|function| function.address).collect()
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        self.core.quiet().bus.counts
+    }
+
+    /// The rig's clock, in nanoseconds, without moving it.
+    pub fn nanos(&self) -> u64 {
+        self.core.quiet().bus.nanos
+    }
+
+    /// Frames that are out.
+    pub fn frames_out(&self) -> u64 {
+        self.core.quiet().bus.frames.out
+    }
+
+    /// How many allocations were asked for.
+    pub fn allocations(&self) -> u64 {
+        self.core.quiet().bus.frames.allocations
+    }
+
+    /// Makes the one allocation fail that comes after `successes` more.
+    pub fn fail_allocation_after(&self, successes: Option<u64>) {
+        self.core.quiet().bus.frames.fail_in = successes;
+    }
+
+    /// What is decided from now on follows from this number, whatever was before.
+    pub fn reseed(&self, seed: u64) {
+        self.core.quiet().bus.rng = Rng::new(seed);
+    }
+
+    /// Notes in the trace what the test does next.
+    pub fn say(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.core.quiet().bus.note(Event::Step(what));
+    }
+
+    /// The test found that a rule was broken that only it can know of.
+    pub fn broken(&self, rule: Rule, what: impl Into<String>) {
+        self.core.quiet().bus.broken(rule, what.into());
+    }
+
+    /// Lets time pass, in which anything may happen that happens by itself.
+    pub fn idle(&self, steps: u32) {
+        for _ in 0..steps {
+            drop(self.core.step());
+        }
+    }
+
+    /// A unit does nothing for this long, and then goes on as if nothing had been.
+    pub fn hang(&self, unit: usize, time: Duration) {
+        let mut state = self.core.quiet();
+        let until = state.bus.nanos + time.as_nanos() as u64;
+        if let Some(unit) = state.units.get_mut(unit) {
+            unit.stuck_until = until;
+            unit.was_stuck |= time > SHORT;
+        }
+    }
+
+    /// Whether a unit was made to hang for long, or lost, at any time.
+    pub fn was_stuck(&self, unit: usize) -> bool {
+        let state = self.core.quiet();
+        let unit = state.units.get(unit);
+        unit.is_some_and(|unit| unit.was_stuck || unit.gone)
+    }
+
+    /// A hanging unit goes on at once.
+    pub fn wake(&self, unit: usize) {
+        self.hang(unit, Duration::ZERO);
+    }
+
+    /// A unit stops answering for good: its registers read as all ones.
+    pub fn lose_unit(&self, unit: usize) {
+        let mut state = self.core.quiet();
+        state.bus.lost |= 1 << unit;
+        if let Some(unit) = state.units.get_mut(unit) {
+            unit.gone = true;
+        }
+    }
+
+    /// A function is pulled out, or plugged in again as it is after a reset.
+    pub fn plug(&self, function: PciAddress, present: bool) {
+        let mut state = self.core.quiet();
+        let mut functions = state.bus.functions.iter_mut();
+        if let Some(known) = functions.find(|known| known.address == function) {
+            known.present = present;
+            known.command = 0;
+        }
+    }
+
+    /// Whether a function's requests would leave it: its bus mastering and that of its bridges is on.
+    pub fn may_send(&self, function: PciAddress) -> bool {
+        let state = self.core.quiet();
+        let index = state.bus.functions.iter().position(|known| known.address == function);
+        index.is_some_and(|index| state.bus.may_send(index))
+    }
+
+    /// A device's access to one 64-bit word or less, from beginning to end.
+    pub fn access(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
+        let mut state = self.core.quiet();
+        let index = state.bus.functions.iter().position(|known| known.address == function);
+        index.map_or(Outcome::Lost, |index| state.send(index, at.as_u64(), access))
+    }
+
+    /// A device writes bytes to memory, in requests that stay in a page each.
+    ///
+    /// # Errors
+    /// [`Blocked`], at the first request that did not get through.
+    pub fn device_write(&self, function: PciAddress, at: Iova, bytes: &[u8]) -> Result<(), Blocked> {
+        self.pieces(function, at, bytes.len(), Access::Write, |core, to, piece| {
+            core.quiet().bus.memory.write_bytes(to, &bytes[piece]);
+        })
+    }
+
+    /// A device reads bytes from memory, in requests that stay in a page each.
+    ///
+    /// # Errors
+    /// [`Blocked`], at the first request that did not get through.
+    pub fn device_read(
+        &self,
+        function: PciAddress,
+        at: Iova,
+        out: &mut [u8],
+    ) -> Result<(), Blocked> {
+        self.pieces(function, at, out.len(), Access::Read, |core, from, piece| {
+            core.quiet().bus.memory.read_bytes(from, &mut out[piece]);
+        })
+    }
+
+    fn pieces(
+        &self,
+        function: PciAddress,
+        at: Iova,
+        bytes: usize,
+        access: Access,
+        mut piece: impl FnMut(&Core, u64, std::ops::Range<usize>),
+    ) -> Result<(), Blocked> {
+        let mut done = 0;
+        while done < bytes {
+            let address = at.as_u64() + done as u64;
+            let rest = (FRAME_BYTES - address % FRAME_BYTES) as usize;
+            let count = rest.min(bytes - done);
+            let outcome = self.access(function, Iova::new(address), access);
+            let Outcome::Reached { at } = outcome else {
+                return Err(Blocked { outcome });
+            };
+            piece(&self.core, at, done..done + count);
+            done += count;
+        }
+        Ok(())
+    }
+}
+
+/// The ledger: what the test tells the watcher about who owns what.
+impl Rig {
+    /// From now on every request is judged by the ledger, and devices that nobody has must be off the bus.
+    pub fn watch(&self) {
+        let mut state = self.core.quiet();
+        state.bus.watching = true;
+        state.bus.judge_cut_off();
+    }
+
+    fn hold(&self, functions: &[PciAddress], tenant: Tenant, phase: Phase) {
+        let mut state = self.core.quiet();
+        let now = state.bus.tick;
+        for index in 0..state.bus.functions.len() {
+            if functions.contains(&state.bus.functions[index].address) {
+                state.bus.ledger.hold(index, tenant, phase, now);
+            }
+        }
+    }
+
+    /// Devices are about to be attached.
+    pub fn attaching(&self, functions: &[PciAddress], tenant: Tenant) {
+        self.hold(functions, tenant, Phase::Coming);
+    }
+
+    /// Devices were attached: what is mapped works for them.
+    pub fn attached(&self, functions: &[PciAddress], tenant: Tenant) {
+        self.hold(functions, tenant, Phase::Live);
+    }
+
+    /// Devices are about to be detached, or their detach failed.
+    pub fn detaching(&self, functions: &[PciAddress], tenant: Tenant) {
+        self.hold(functions, tenant, Phase::Going);
+    }
+
+    /// Devices were detached: they reach nothing and have no bus mastering.
+    pub fn detached(&self, functions: &[PciAddress]) {
+        let mut state = self.core.quiet();
+        for index in 0..state.bus.functions.len() {
+            if functions.contains(&state.bus.functions[index].address) {
+                state.bus.ledger.let_go(index);
+            }
+        }
+        state.bus.judge_cut_off();
+    }
+
+    /// A range is about to be mapped.
+    pub fn mapping(&self, tenant: Tenant, range: IovaRange, to: PhysRange, perms: Perms) {
+        let mut state = self.core.quiet();
+        let run = Run {
+            pages: range.pages().get(),
+            frame: frame_of(to.start().as_u64()),
+            perms,
+            phase: Phase::Coming,
+            since: state.bus.tick,
+        };
+        state.bus.ledger.begin(tenant, frame_of(range.start().as_u64()), run);
+    }
+
+    fn turn(&self, tenant: Tenant, range: IovaRange, phase: Phase, perms: Option<Perms>) {
+        let mut state = self.core.quiet();
+        let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
+        let now = state.bus.tick;
+        state.bus.ledger.turn(tenant, page, pages, phase, perms, now);
+    }
+
+    /// A range was mapped with these permissions: it works from now on.
+    pub fn mapped(&self, tenant: Tenant, range: IovaRange, granted: Perms) {
+        self.turn(tenant, range, Phase::Live, Some(granted));
+    }
+
+    /// A range is about to be unmapped.
+    pub fn unmapping(&self, tenant: Tenant, range: IovaRange) {
+        self.turn(tenant, range, Phase::Going, None);
+    }
+
+    /// A range was unmapped, with a receipt, or was not mapped in the end: its frames are free for
+    /// anything.
+    pub fn returned(&self, tenant: Tenant, range: IovaRange) {
+        let mut state = self.core.quiet();
+        let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
+        for (frame, pages) in state.bus.ledger.end(tenant, page, pages) {
+            if state.bus.ledger.holder(frame, pages).is_none() {
+                state.judge_return(frame, pages, "given back to their owner");
+            }
+        }
+    }
+
+    /// The driver is about to take frames and map them in this tenant's domain by itself: those of its next
+    /// allocation. `None` when it has answered.
+    pub fn lending(&self, tenant: Option<Tenant>) {
+        self.core.quiet().bus.lending = tenant;
+    }
+
+    /// A range is about to be unmapped by a driver that gives its frames to the platform by itself.
+    pub fn leaving(&self, tenant: Tenant, range: IovaRange) {
+        self.turn(tenant, range, Phase::Leaving, None);
+    }
+
+    /// The frames that an unmap gave back are those that were mapped, all of them.
+    pub fn expect_frames(&self, tenant: Tenant, range: IovaRange, frames: PhysRange) {
+        let mut state = self.core.quiet();
+        let page = frame_of(range.start().as_u64());
+        let found = state.bus.ledger.run_at(tenant, page);
+        let expected = found.map(|(start, run)| run.frame + (page - start));
+        let first = frame_of(frames.start().as_u64());
+        if expected != Some(first) || frames.pages() != range.pages() {
+            let what = format!("{range} was mapped to frame {expected:x?}, and {frames} came back");
+            state.bus.broken(Rule::LostFrames, what);
+        }
+    }
+
+    /// A tenant ended: nothing is mapped for it any more.
+    pub fn ended(&self, tenant: Tenant) {
+        let mut state = self.core.quiet();
+        for (frame, pages) in state.bus.ledger.end_all(tenant) {
+            if state.bus.ledger.holder(frame, pages).is_none() {
+                state.judge_return(frame, pages, "given back to their owner");
+            }
+        }
+    }
+
+    /// The driver declared a unit wedged, or brought it back. A wedged one's devices must be off the bus.
+    pub fn wedged(&self, unit: usize, wedged: bool) {
+        let mut state = self.core.quiet();
+        if wedged {
+            state.bus.wedged |= 1 << unit;
+            state.bus.judge_cut_off();
+        } else {
+            state.bus.wedged &= !(1 << unit);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! A VT-d remapping unit, played at its worst: legacy mode, second stage, queued invalidation, faults.
+//!
+//! Its bits stand in [`spec`], written apart from the driver's, so that a mistake there shows here.
+
+mod caches;
+mod commands;
+mod faults;
+mod queue;
+mod registers;
+pub(crate) mod spec;
+mod structures;
+mod walk;
+
+use caches::{Cached, CachedContext, Caches};
+use commands::Command;
+use faults::FaultLog;
+use queue::Queue;
+use spec::descriptor::DescriptorLimits;
+use spec::entries::{Context, ContextKind, Limits};
+use structures::Structures;
+
+pub use spec::capability::{Cap, Ecap};
+pub(crate) use spec::capability::{check, draw};
+pub(crate) use walk::Walk;
+
+use crate::bus::Bus;
+use crate::machine::UnitModel;
+use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
+use crate::request::{Progress, Request, Step};
+use crate::rng::Rng;
+
+/// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
+const REGISTERS: u64 = 0xfed9_0000;
+/// Bytes of a unit's registers: enough for wherever a drawn unit has its fault records.
+pub(crate) const REGISTER_BYTES: u64 = 0x4000;
+/// Pages of a unit's registers, as a power of two (DRHD size field).
+pub(crate) const REGISTER_PAGES_LOG2: u8 = 2;
+
+/// Where the registers of a unit are.
+pub(crate) const fn registers_at(unit: usize) -> u64 {
+    REGISTERS + unit as u64 * REGISTER_BYTES
+}
+
+/// The registers of a unit that can do all that a driver in legacy mode may ask for.
+pub(crate) fn plain() -> (Cap, Ecap) {
+    let mut chosen = draw(&mut |_| 0, 39);
+    let (cap, ecap) = (&mut chosen.0, &mut chosen.1);
+    cap.nd = 2;
+    cap.rwbf = false;
+    cap.cm = false;
+    cap.sagaw = 0b00110;
+    cap.mgaw = 48;
+    cap.zlr = true;
+    cap.sslps = 0b11;
+    cap.psi = true;
+    cap.mamv = 18;
+    cap.nfr = 4;
+    cap.plmr = false;
+    cap.phmr = false;
+    ecap.c = true;
+    chosen
+}
+
+/// One unit.
+pub(crate) struct Unit {
+    pub(crate) index: usize,
+    pub(crate) cap: Cap,
+    ecap: Ecap,
+    limits: Limits,
+    descriptor_limits: DescriptorLimits,
+    view: View,
+    /// GSTS.
+    status: u32,
+    /// The command that was given and is not done.
+    command: Option<Command>,
+    /// RTADDR as it was written.
+    root_written: u64,
+    /// The root table that is in force.
+    root: Option<u64>,
+    /// Whether context cache and IOTLB were flushed wholly since the root table was set.
+    flushed: (bool, bool),
+    queue: Queue,
+    queue_error: u8,
+    /// FSTS but for what follows from the records.
+    status_of_faults: u32,
+    faults: FaultLog,
+    /// Registers without an effect on the rig, by offset: event messages and the like.
+    plain: hashbrown::HashMap<u32, u64>,
+    protection: bool,
+    caches: Caches,
+    structures: Structures,
+    /// Until when the unit does nothing, on the rig's clock.
+    pub(crate) stuck_until: u64,
+    /// Whether it ever hung for longer than a driver need wait.
+    pub(crate) was_stuck: bool,
+    /// Whether the unit stopped answering at all: its registers read as all ones.
+    pub(crate) gone: bool,
+}
+
+impl Unit {
+    /// A unit after reset, with what firmware left in its caches if the temper says so.
+    pub(crate) fn new(index: usize, model: &UnitModel, host_address_bits: u8) -> Self {
+        let (cap, ecap) = (model.cap, model.ecap);
+        let domain_id_bits = 4 + 2 * cap.nd;
+        Self {
+            index,
+            cap,
+            ecap,
+            limits: Limits {
+                haw: host_address_bits,
+                sagaw: cap.sagaw,
+                domain_id_bits,
+                caching_mode: cap.cm,
+                pass_through: ecap.pt,
+                device_tlb: ecap.dt,
+                snoop_control: ecap.sc,
+                superpages: cap.sslps,
+            },
+            descriptor_limits: DescriptorLimits {
+                domain_id_bits,
+                psi: cap.psi,
+                mamv: cap.mamv,
+            },
+            view: View {
+                coherent: ecap.c,
+                buffer: cap.rwbf.then_some(index),
+            },
+            status: 0,
+            command: None,
+            root_written: 0,
+            root: None,
+            flushed: (false, false),
+            queue: Queue::default(),
+            queue_error: 0,
+            status_of_faults: 0,
+            faults: FaultLog::new(cap.nfr.into()),
+            plain: hashbrown::HashMap::new(),
+            protection: cap.plmr || cap.phmr,
+            caches: Caches::default(),
+            structures: Structures::default(),
+            stuck_until: 0,
+            was_stuck: false,
+            gone: false,
+        }
+    }
+
+    /// Fills the caches with what firmware's tables said about these requesters.
+    pub(crate) fn leave_over(&mut self, requesters: &[u16], rng: &mut Rng) {
+        let astray = BASE + (FRAMES - 1) * FRAME_BYTES;
+        for &requester in requesters {
+            let domain = rng.below(4) as u16;
+            let entry = Context {
+                fault_processing_disabled: false,
+                kind: ContextKind::Tables,
+                table: astray,
+                levels: 3,
+                domain,
+            };
+            let entry = (!rng.one_in(3)).then_some(entry);
+            self.caches.keep_context(requester, CachedContext { domain, entry });
+        }
+        for domain in 0..4 {
+            for page in 0..32 {
+                let leaf = Cached {
+                    root: astray,
+                    to: Some(BASE + rng.below(256) * FRAME_BYTES),
+                    read: true,
+                    write: true,
+                };
+                self.caches.keep_leaf(domain, 1, page * FRAME_BYTES, leaf);
+            }
+            let link = Cached {
+                root: astray,
+                to: Some(astray),
+                read: true,
+                write: true,
+            };
+            self.caches.keep_link(domain, 2, 0, link);
+            self.caches.keep_link(domain, 3, 0, link);
+        }
+    }
+
+    /// Does some of what it has to do, at a moment between two steps of the driver.
+    pub(crate) fn work(&mut self, bus: &mut Bus) {
+        if self.gone || bus.nanos < self.stuck_until {
+            return;
+        }
+        if self.command.is_some() {
+            self.work_command(bus);
+        }
+        if self.queue.on && !self.queue.is_idle() {
+            self.work_queue(bus);
+        }
+    }
+
+    /// Drops something from its caches by itself.
+    pub(crate) fn evict(&mut self, rng: &mut Rng) {
+        self.caches.evict_one(rng);
+    }
+
+    /// What of the unit still names one of these frames, in words.
+    pub(crate) fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String> {
+        if self.gone {
+            return None;
+        }
+        let inside = |at: u64| (first..first + pages).contains(&(at / FRAME_BYTES));
+        if self.root.is_some_and(inside) {
+            return Some("its root table".to_owned());
+        }
+        if (first..first + pages).any(|frame| pages < 64 && self.structures.is_table(frame)) {
+            return Some("its root table, which names it as a context table".to_owned());
+        }
+        if let Some(root) = self.structures.roots().find(|root| inside(*root)) {
+            return Some(format!("a live context entry, whose table is at {root:#x}"));
+        }
+        let mine = bus.requests.iter().filter(|request| request.unit == self.index);
+        for request in mine {
+            let named = match &request.progress {
+                Progress::New => None,
+                Progress::Vtd(walk) => Some(walk.frame()),
+                Progress::Translated { to, .. } => Some(to / FRAME_BYTES),
+            };
+            if let Some(frame) = named
+                && (first..first + pages).contains(&frame)
+            {
+                return Some(format!("request #{}, which is under way to it", request.number));
+            }
+        }
+        let queue = || self.queue.naming(first, pages);
+        let contexts = || self.caches.context_naming(first, pages);
+        self.caches.naming(first, pages).or_else(contexts).or_else(queue)
+    }
+
+    /// Refuses a request, and records that unless the context entry says not to.
+    fn fault(&mut self, bus: &mut Bus, request: &Request, reason: u8) -> Step {
+        let read = request.access == hv_core::Access::Read;
+        let (low, high) = spec::fault::record(request.requester, request.address, read, reason);
+        if !self.faults.record(low, high) {
+            self.status_of_faults |= spec::registers::FSTS_PFO;
+        }
+        bus.note_unit(self.index, || {
+            format!(
+                "faults {} of {:#06x} at {:#x}: reason {reason:#x}",
+                request.access, request.requester, request.address
+            )
+        });
+        Step::Fault { reason }
+    }
+
+    /// Whether it translates.
+    pub(crate) fn is_on(&self) -> bool {
+        self.translates()
+    }
+
+    /// How many context tables the driver linked.
+    pub(crate) fn context_tables(&self) -> u64 {
+        self.structures.count()
+    }
+
+    fn translates(&self) -> bool {
+        self.status & spec::registers::TE != 0
+    }
+
+    /// Whether protected memory is in the way of an address: firmware protected all of it.
+    fn protects(&self, _address: u64) -> bool {
+        self.protection
+    }
+}

@@ -1,0 +1,230 @@
+//! A machine on the rig that is up, and shorthands for what the catalogue's tests do with it.
+
+use std::time::Duration;
+
+use hv_core::platform::FrameSource;
+use hv_core::{
+    Access, FrameRun, Hypervisor, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms,
+    Segment,
+};
+use hv_iommu::{
+    Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped, PendingUnmap, Range,
+};
+use hv_rig::{Machine, Outcome, Rig, Temper, Tenant};
+use hv_vtd::{CoveragePolicy, Vtd, dmar};
+
+/// The backend.
+pub(crate) type Backend = Vtd<Rig>;
+
+/// How long a unit may take.
+pub(crate) const WAIT: Duration = Duration::from_millis(100);
+
+/// The function at this place of segment 0: bus, device, function.
+pub(crate) const fn pci(bus: u8, device: u8, function: u8) -> PciAddress {
+    let requester = (bus as u16) << 8 | (device as u16) << 3 | function as u16;
+    PciAddress::from_requester(Segment(0), requester)
+}
+
+/// This many pages from this byte on.
+pub(crate) fn iovas(start: u64, pages: u64) -> IovaRange {
+    IovaRange::new(Iova::new(start), count(pages)).unwrap()
+}
+
+/// A count of pages.
+pub(crate) fn count(pages: u64) -> PageCount {
+    PageCount::new(pages).unwrap()
+}
+
+/// A machine that is up.
+pub(crate) struct Stand {
+    pub(crate) rig: Rig,
+    pub(crate) iommu: Iommu<Backend>,
+    pub(crate) groups: Vec<Group<Backend, Blocked>>,
+    tenants: std::cell::Cell<u64>,
+}
+
+impl Stand {
+    /// Brings this machine up, by the strict policy.
+    pub(crate) fn new(machine: Machine) -> Self {
+        let seed = machine.seed;
+        let rig = Rig::new(machine).unwrap();
+        let table = dmar::parse(&rig.dmar()).unwrap();
+        let functions = rig.functions();
+        let backend = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)
+            .and_then(hv_vtd::Discovery::bring_up)
+            .unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
+        rig.watch();
+        let (iommu, groups) = Iommu::new(backend, &functions, Config { wait: WAIT }).unwrap();
+        Self {
+            rig,
+            iommu,
+            groups,
+            tenants: std::cell::Cell::new(1),
+        }
+    }
+
+    /// A name for a new domain in the rig's ledger.
+    pub(crate) fn tenant(&self) -> Tenant {
+        self.tenants.set(self.tenants.get() + 1);
+        Tenant(self.tenants.get())
+    }
+
+    /// The group of a function.
+    pub(crate) fn take(&mut self, function: PciAddress) -> Group<Backend, Blocked> {
+        let has = |group: &Group<Backend, Blocked>| group.members().contains(&function);
+        let index = self.groups.iter().position(has).unwrap();
+        self.groups.swap_remove(index)
+    }
+
+    /// All rules were kept.
+    pub(crate) fn check(&self) {
+        if let Err(failure) = self.rig.verdict() {
+            panic!("{failure}");
+        }
+    }
+
+    /// A domain of the hypervisor for a group, attached and sending.
+    pub(crate) fn kernel(&self, group: Group<Backend, Blocked>) -> Kernel {
+        let claimed = group.claim_for_hypervisor();
+        let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+        let tenant = self.tenant();
+        let group = self.attach(claimed, &domain, tenant);
+        Kernel {
+            rig: self.rig.clone(),
+            domain,
+            tenant,
+            group: Some(group),
+        }
+    }
+
+    /// Attaches a group of the hypervisor and lets it send.
+    pub(crate) fn attach(
+        &self,
+        claimed: Group<Backend, Claimed<KernelPaging>>,
+        domain: &Domain<KernelPaging, Backend>,
+        tenant: Tenant,
+    ) -> Group<Backend, Attached<KernelPaging, Backend>> {
+        let members = claimed.members().to_vec();
+        self.rig.attaching(&members, tenant);
+        let group = claimed.attach(domain).unwrap();
+        self.rig.attached(&members, tenant);
+        for member in &members {
+            group.enable_bus_mastering(*member).unwrap();
+        }
+        group
+    }
+}
+
+/// A domain that every unit can have.
+pub(crate) fn small() -> DomainConfig {
+    DomainConfig {
+        address_bits: 31,
+        ..DomainConfig::default()
+    }
+}
+
+/// A domain of the hypervisor with one group.
+pub(crate) struct Kernel {
+    pub(crate) rig: Rig,
+    pub(crate) domain: Domain<KernelPaging, Backend>,
+    pub(crate) tenant: Tenant,
+    pub(crate) group: Option<Group<Backend, Attached<KernelPaging, Backend>>>,
+}
+
+impl Kernel {
+    /// The first device.
+    pub(crate) fn device(&self) -> PciAddress {
+        self.group.as_ref().unwrap().members()[0]
+    }
+
+    /// Maps frames, with pages of at most `largest`.
+    pub(crate) fn map_to(
+        &self,
+        range: IovaRange,
+        frames: FrameRun<Hypervisor>,
+        largest: PageSize,
+    ) -> Range<KernelPaging, Backend, Mapped> {
+        let free = self.domain.reserve(range).unwrap();
+        self.rig.mapping(self.tenant, range, frames.range(), Perms::ReadWrite);
+        let mapped = free.map_with(frames, Perms::ReadWrite, largest).unwrap();
+        self.rig.mapped(self.tenant, range, mapped.granted());
+        mapped
+    }
+
+    /// Maps fresh frames.
+    pub(crate) fn map(&self, range: IovaRange) -> Range<KernelPaging, Backend, Mapped> {
+        let frames = self.rig.alloc_frames(range.pages(), PageSize::Size4K).unwrap();
+        self.map_to(range, frames, PageSize::Size1G)
+    }
+
+    /// Unmaps, and leaves it pending.
+    pub(crate) fn unmap(
+        &self,
+        mapped: Range<KernelPaging, Backend, Mapped>,
+    ) -> PendingUnmap<KernelPaging, Backend> {
+        self.rig.unmapping(self.tenant, mapped.span());
+        mapped.unmap()
+    }
+
+    /// Unmaps, waits for the receipt, and gives the frames to the platform.
+    pub(crate) fn unmap_and_free(&self, mapped: Range<KernelPaging, Backend, Mapped>) {
+        let span = mapped.span();
+        let (free, frames) = self.unmap(mapped).flush().unwrap();
+        self.returned(span, &frames);
+        self.rig.free_frames(frames);
+        free.release().unwrap();
+    }
+
+    /// Notes that the frames of a range came back.
+    pub(crate) fn returned(&self, span: IovaRange, frames: &FrameRun<Hypervisor>) {
+        self.rig.expect_frames(self.tenant, span, frames.range());
+        self.rig.returned(self.tenant, span);
+    }
+
+    /// Whether the device's write to an address arrives.
+    pub(crate) fn writes(&self, at: u64) -> bool {
+        let outcome = self.rig.access(self.device(), Iova::new(at), Access::Write);
+        matches!(outcome, Outcome::Reached { .. })
+    }
+
+    /// Detaches the group.
+    pub(crate) fn detach(&mut self) -> Group<Backend, Blocked> {
+        let group = self.group.take().unwrap();
+        let members = group.members().to_vec();
+        self.rig.detaching(&members, self.tenant);
+        let claimed = group.detach().unwrap();
+        self.rig.detached(&members);
+        claimed.release()
+    }
+
+    /// Ends the domain, with all that it maps.
+    pub(crate) fn end(mut self) -> Group<Backend, Blocked> {
+        let group = self.detach();
+        let teardown = self.domain.destroy().unwrap();
+        self.rig.ended(self.tenant);
+        for frames in teardown {
+            self.rig.free_frames(frames);
+        }
+        group
+    }
+}
+
+/// Bad, but never so that a mistake is hidden by chance.
+pub(crate) const BAD: Temper = Temper {
+    widening: false,
+    evictions: false,
+    rogues: false,
+    ..Temper::WORST
+};
+
+/// Runs a test on machines drawn from seeds, at their worst. Each machine must have kept all rules.
+pub(crate) fn on_machines(seeds: u64, change: impl Fn(&mut Machine), test: impl Fn(&mut Stand)) {
+    for seed in 0..seeds {
+        let mut machine = Machine::draw(seed);
+        machine.temper = BAD;
+        change(&mut machine);
+        let mut stand = Stand::new(machine);
+        test(&mut stand);
+        stand.check();
+    }
+}

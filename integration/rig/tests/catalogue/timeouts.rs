@@ -1,0 +1,186 @@
+//! Class 1: time-outs are not success. Class 15: devices that are gone do not stall. Wedged units.
+
+use std::time::Duration;
+
+use hv_core::{Access, Iova};
+use hv_core::platform::FrameSource;
+use hv_iommu::{FlushError, FlushSpan, RedeemRefusal, UnitError, UnitIndex};
+use hv_rig::{FunctionModel, Machine, Outcome, UnitModel};
+
+use crate::stand::{BAD, Stand, WAIT, iovas, on_machines, pci, small};
+
+/// Longer than any wait.
+const LONG: Duration = Duration::from_secs(30);
+
+/// Two units: one for 00:01.0, one for the rest.
+fn two_units(seed: u64) -> Machine {
+    let mut machine = Machine::draw(seed);
+    machine.temper = BAD;
+    machine.temper.background = true;
+    let first = machine.units[0].clone();
+    machine.units = vec![
+        UnitModel {
+            scopes: Some(vec![pci(0, 1, 0)]),
+            ..first.clone()
+        },
+        UnitModel {
+            scopes: None,
+            ..first
+        },
+    ];
+    machine.functions.retain(|function: &FunctionModel| function.address.segment().0 == 0);
+    machine
+}
+
+#[test]
+fn bc01_xsa_373_timeout_is_not_success() {
+    for seed in 0..40 {
+        let mut stand = Stand::new(two_units(seed));
+        let (one, two) = (stand.take(pci(0, 1, 0)), stand.take(pci(0, 2, 0)));
+        let (one, two) = (stand.kernel(one), stand.kernel(two));
+        let mapped = one.map(iovas(0x10_0000, 4));
+        let other = two.map(iovas(0x10_0000, 4));
+        assert!(one.writes(0x10_0000) && two.writes(0x10_0000), "seed {seed}");
+
+        stand.rig.hang(0, LONG);
+        let before = stand.rig.nanos();
+        let pending = one.unmap(mapped).flush().unwrap_err();
+        let took = Duration::from_nanos(stand.rig.nanos() - before);
+        let timeout = RedeemRefusal::Flush(FlushError::Unit(UnitError::Timeout {
+            unit: UnitIndex::new(0).unwrap(),
+            what: "an invalidation",
+            waited: Duration::ZERO,
+        }));
+        assert_eq!(
+            std::mem::discriminant(&pending.reason),
+            std::mem::discriminant(&timeout),
+            "{}",
+            pending.reason
+        );
+        assert!(took >= WAIT && took < WAIT * 4, "seed {seed}: {took:?}");
+        stand.rig.wedged(0, true);
+        // The devices were cut off, and nothing of the domain is reused or receipted.
+        assert!(!stand.rig.may_send(one.device()), "seed {seed}");
+        assert!(one.group.as_ref().unwrap().enable_bus_mastering(one.device()).is_err());
+        let refused = one.domain.flush(FlushSpan::Domain).unwrap_err();
+        assert!(matches!(refused, FlushError::Unit(UnitError::Wedged { .. })), "{refused}");
+
+        // A completion that comes late makes nothing good.
+        stand.rig.wake(0);
+        stand.rig.idle(500);
+        let pending = pending.pending.flush().unwrap_err();
+        assert!(matches!(
+            pending.reason,
+            RedeemRefusal::Flush(FlushError::Unit(UnitError::Wedged { .. }))
+        ));
+
+        // The other unit is none the worse.
+        two.unmap_and_free(other);
+        assert!(!two.writes(0x10_0000));
+
+        // An explicit reset, and then a flush of its own, opens what was pending.
+        stand.iommu.reset_unit(UnitIndex::new(0).unwrap()).unwrap();
+        stand.rig.wedged(0, false);
+        let span = pending.pending.span();
+        let (free, frames) = pending.pending.flush().unwrap();
+        one.returned(span, &frames);
+        stand.rig.free_frames(frames);
+        free.release().unwrap();
+        stand.check();
+    }
+}
+
+#[test]
+fn bc01_acrn_4680_late_completions_satisfy_no_later_wait() {
+    // The unit takes so long for some flushes that their completions come when nobody waits any more.
+    for seed in 0..30 {
+        let mut stand = Stand::new(two_units(seed));
+        let group = stand.take(pci(0, 1, 0));
+        let one = stand.kernel(group);
+        let unit = UnitIndex::new(0).unwrap();
+        for round in 0..4 {
+            let mapped = one.map(iovas(0x20_0000, 2));
+            assert!(one.writes(0x20_0000), "seed {seed} round {round}");
+            stand.rig.hang(0, WAIT * 3);
+            let pending = one.unmap(mapped).flush().unwrap_err().pending;
+            stand.rig.wedged(0, true);
+            // Some of the old completions are still on their way when the reset begins.
+            stand.rig.wake(0);
+            stand.rig.idle(round * 7);
+            stand.iommu.reset_unit(unit).unwrap();
+            stand.rig.wedged(0, false);
+            one.group.as_ref().unwrap().enable_bus_mastering(one.device()).unwrap();
+            let span = pending.span();
+            let (free, frames) = pending.flush().unwrap();
+            one.returned(span, &frames);
+            stand.rig.free_frames(frames);
+            free.release().unwrap();
+            assert!(!one.writes(0x20_0000), "seed {seed} round {round}");
+        }
+        stand.check();
+    }
+}
+
+#[test]
+fn wedged_a_reset_of_a_unit_that_still_hangs_fails_and_a_group_recovers_after_one_that_works() {
+    for seed in 0..30 {
+        let mut stand = Stand::new(two_units(seed));
+        let unit = UnitIndex::new(0).unwrap();
+        let group = stand.take(pci(0, 1, 0));
+        let mut one = stand.kernel(group);
+        drop(one.map(iovas(0x10_0000, 4)));
+        stand.rig.hang(0, LONG);
+        let group = one.group.take().unwrap();
+        let members = group.members().to_vec();
+        stand.rig.detaching(&members, one.tenant);
+        let wedged = group.detach().unwrap_err();
+        stand.rig.wedged(0, true);
+        let wedged = wedged.recover().unwrap_err();
+        assert!(stand.iommu.reset_unit(unit).is_err());
+        let refused = one.domain.destroy().unwrap_err();
+        // Nothing of the domain came back, whatever the device does.
+        stand.rig.idle(300);
+        stand.check();
+
+        stand.rig.wake(0);
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(0, false);
+        let blocked = wedged.recover().unwrap();
+        stand.rig.detached(&members);
+        let teardown = refused.domain.destroy().unwrap();
+        stand.rig.ended(one.tenant);
+        let frames: Vec<_> = teardown.collect();
+        assert_eq!(frames.iter().map(|run| run.pages().get()).sum::<u64>(), 4);
+        for run in frames {
+            stand.rig.free_frames(run);
+        }
+        // The next owner starts from nothing.
+        let again = stand.kernel(blocked);
+        assert!(!again.writes(0x10_0000), "seed {seed}");
+        again.end();
+        stand.check();
+    }
+}
+
+#[test]
+fn bc15_cve_2026_43130_a_removed_device_stalls_nobody() {
+    on_machines(30, |_| {}, |stand| {
+        let group = stand.take(pci(0, 1, 0));
+        let one = stand.kernel(group);
+        let mapped = one.map(iovas(0x10_0000, 8));
+        assert!(one.writes(0x10_1000));
+        let device = one.device();
+        stand.rig.plug(device, false);
+        let lost = stand.rig.access(device, Iova::new(0x10_0000), Access::Read);
+        assert_eq!(lost, Outcome::Lost);
+        let before = stand.rig.nanos();
+        one.unmap_and_free(mapped);
+        let blocked = one.end();
+        assert!(Duration::from_nanos(stand.rig.nanos() - before) < WAIT);
+        // Plugged in again it is a stranger: it reaches nothing until it is attached anew.
+        stand.rig.plug(device, true);
+        let again = blocked.claim_for_hypervisor();
+        assert!(hv_iommu::Domain::paging_domain_alloc(&again, small()).is_ok());
+        assert!(!stand.rig.may_send(device));
+    });
+}

@@ -1,0 +1,40 @@
+//! Random lives: a few seconds of them on every run of the tests, from fixed seeds.
+
+#![cfg(not(hv_fault))]
+
+use hv_rig::life::{LIMIT, Life, shrink};
+
+/// Lives on these seeds; a failure is shown shortened, with its seed.
+fn live(seeds: std::ops::Range<u64>, operations: usize) {
+    let mut requests = 0;
+    for seed in seeds {
+        let life = Life::new(seed, operations);
+        let lived = life.live();
+        requests += lived.counts.translated;
+        if lived.failure.is_some() {
+            let (short, lived) = shrink(&life, lived, LIMIT);
+            let ops: Vec<_> = short.ops().iter().map(|(index, op)| format!("{index} {op}")).collect();
+            panic!("{}\noperations: {ops:?}\n{:?}", lived.failure.unwrap(), short.machine().temper);
+        }
+    }
+    assert!(requests > 1000, "devices did something: {requests}");
+}
+
+#[test]
+fn short_lives_break_no_rule() {
+    live(0..400, 60);
+}
+
+#[test]
+fn long_lives_break_no_rule() {
+    live(10_000..10_040, 600);
+}
+
+#[test]
+fn a_life_is_the_same_each_time() {
+    for seed in [3, 77] {
+        let (one, two) = (Life::new(seed, 150).live(), Life::new(seed, 150).live());
+        assert_eq!(one.counts, two.counts, "seed {seed}");
+        assert_eq!(one.operations, two.operations);
+    }
+}

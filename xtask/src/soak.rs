@@ -1,0 +1,59 @@
+//! `cargo xtask soak`: random lives on the rig for a while, or one of them again.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::workspace;
+
+/// What `soak` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// How long to go on
+    #[arg(long, value_name = "N", default_value_t = 1.0, conflicts_with_all = ["once", "keep"])]
+    minutes: f64,
+    /// The first seed, decimal or 0x hexadecimal; drawn from the clock if left out
+    #[arg(long, value_name = "SEED")]
+    seed: Option<String>,
+    /// Operations of each life
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    operations: usize,
+    /// Live only the life of the seed
+    #[arg(long, requires = "seed")]
+    once: bool,
+    /// Other luck of the hardware in the same life, as a failure names it
+    #[arg(long, value_name = "N", requires = "seed", default_value_t = 0)]
+    luck: u64,
+    /// Live only these operations of the seed's life, as a failure names them: 1,4-6
+    #[arg(long, value_name = "LIST", requires = "seed")]
+    keep: Option<String>,
+}
+
+/// Builds the rig for speed and lets it live. A broken rule gives a failing exit code.
+///
+/// # Errors
+/// When cargo cannot be started.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut command = workspace::cargo();
+    command.args(["run", "--quiet", "--profile", "soak", "--package", "hv-rig", "--bin", "soak", "--"]);
+    let seconds = (options.minutes * 60.0).ceil().max(1.0) as u64;
+    command.args(["--seconds", &seconds.to_string()]);
+    command.args(["--operations", &options.operations.to_string()]);
+    command.args(["--luck", &options.luck.to_string()]);
+    if let Some(seed) = &options.seed {
+        command.args(["--seed", seed]);
+    }
+    if options.once {
+        command.arg("--once");
+    }
+    if let Some(keep) = &options.keep {
+        command.args(["--keep", keep]);
+    }
+    let status = command.status().context("cargo cannot be started")?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
