@@ -86,8 +86,6 @@ faults! {
     IgnorePermissions = "ignore_permissions",
     /// A table is linked by a plain store where a compare-and-swap belongs.
     InstallByStore = "install_by_store",
-    /// A new table keeps the words that its frame held before.
-    TableNotZeroed = "table_not_zeroed",
     /// A new table is not written back.
     SkipTableWriteBack = "skip_table_write_back",
     /// No fence orders a new table's write-back before the link to it.
@@ -120,6 +118,8 @@ faults! {
     SkipDrain = "skip_drain",
 
     // The invalidation queue, and waiting for it.
+    /// Invalidations that belong together may overtake each other.
+    SkipFence = "skip_fence",
     /// The tail moves past the last entry of the ring, not to the first.
     TailPastRing = "tail_past_ring",
     /// A submitter always finds room in the ring.

@@ -1,6 +1,6 @@
 //! The invalidation queue of one unit: many submitters, waits that cannot be mistaken.
 //!
-//! A batch of descriptors goes in under a short spin lock with a wait behind it. The wait writes a
+//! A batch of descriptors goes in under a short spin lock, each with a wait behind it. A wait writes a
 //! growing sequence to a status word that lives as long as the unit; nothing ever writes it but
 //! the unit, so a completion of an older wait can only move it to an older sequence. That holds
 //! across a reset too: sequences go on, and waits that the ring lost are never given again.
@@ -26,7 +26,7 @@ use crate::spec::invalidation::{DESCRIPTOR_BYTES, DESCRIPTORS_PER_PAGE, QUEUE_OF
 use crate::spec::registers;
 use crate::unit::Regs;
 
-/// Entries of the queue: one page. Each flush takes two or three, and a submitter that finds the
+/// Entries of the queue: one page. Each flush takes two, a binding up to six, and a submitter that finds the
 /// queue full only waits, so more would buy nothing but latency for the last in line.
 pub(crate) const ENTRIES: usize = DESCRIPTORS_PER_PAGE;
 
@@ -118,8 +118,12 @@ impl Queue {
         }
     }
 
-    /// Hands up to [`BATCH_MAX`] descriptors and a wait to the unit, in this order and with nothing
-    /// between them.
+    /// Hands up to [`BATCH_MAX`] descriptors to the unit, to be done in this order, each with a wait behind
+    /// it.
+    ///
+    /// Units may do descriptors in any order but for those behind a fencing wait. An IOTLB flush that
+    /// overtook the flush of a context entry would leave what a device cached through that entry between
+    /// the two. The ticket is that of the last wait.
     ///
     /// Every store to tables that happened before is visible to the unit when it reads them.
     pub(crate) fn submit<P: Platform>(
@@ -140,7 +144,7 @@ impl Queue {
         let mut moved = start;
         // Where the head was when the queue was seen full; `None` while it was not.
         let mut full_at = None;
-        let needed = batch.len().saturating_add(1);
+        let needed = batch.len().max(1).saturating_mul(2);
         loop {
             self.admit(context.unit, caller)?;
             let now = context.platform.now();
@@ -185,7 +189,7 @@ impl Queue {
         }
     }
 
-    /// Fills entries for the batch and its wait and moves the tail. There is room.
+    /// Fills entries for the batch and its waits and moves the tail. There is room.
     fn put<P: Platform>(
         &self,
         context: &QueueContext<'_, P>,
@@ -193,15 +197,20 @@ impl Queue {
         batch: &[Descriptor],
     ) -> Result<FlushTicket, UnitError> {
         // ORDERING: Relaxed, the lock orders submitters; only they write it.
-        let sequence = self.submitted.load(Ordering::Relaxed).wrapping_add(1);
-        let mut data = sequence as u32;
-        if Fault::ReuseStatusWord.is_on() {
-            data = 1;
-        }
-        let wait = Descriptor::wait(self.status.range().start(), data);
+        let mut sequence = self.submitted.load(Ordering::Relaxed);
         let mut tail = producer.tail;
-        for descriptor in batch.iter().chain([&wait]) {
-            self.fill(context, tail, *descriptor)?;
+        // An empty batch is a wait alone.
+        let last = batch.len().saturating_sub(1);
+        for index in 0..=last {
+            if let Some(descriptor) = batch.get(index) {
+                self.fill(context, tail, *descriptor)?;
+                tail = tail.next();
+            }
+            if Fault::SkipFence.is_on() && index < last {
+                continue;
+            }
+            sequence = sequence.wrapping_add(1);
+            self.fill(context, tail, self.wait_for(sequence))?;
             tail = tail.next();
         }
         // ORDERING: Release, before the doorbell: whoever sees the unit complete this sequence
@@ -217,6 +226,15 @@ impl Queue {
         }
         context.regs.write64(registers::IQT, offset);
         Ok(FlushTicket { sequence })
+    }
+
+    /// The wait that completes with this sequence.
+    fn wait_for(&self, sequence: u64) -> Descriptor {
+        let mut data = sequence as u32;
+        if Fault::ReuseStatusWord.is_on() {
+            data = 1;
+        }
+        Descriptor::wait(self.status.range().start(), data)
     }
 
     /// Writes one entry. Queue reads snoop (Linux and Xen rely on it), so no write-back.

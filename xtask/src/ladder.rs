@@ -145,7 +145,14 @@ pub(crate) const STEPS: &[Step] = &[
         what: "the rig catches and names each protection that is taken out of the driver",
         limit: Duration::from_secs(900),
         job: Job::Tests(Tests {
-            arguments: &["test", "--package", "hv-rig", "--test", "planted", "--no-fail-fast"],
+            arguments: &[
+                "test",
+                "--package",
+                "hv-rig",
+                "--test",
+                "planted",
+                "--no-fail-fast",
+            ],
             environment: &[],
             flags: Some(("--cfg hv_fault", "rig-faults")),
         }),

@@ -36,7 +36,17 @@ pub(crate) struct Options {
 /// When cargo cannot be started.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--profile", "soak", "--package", "hv-rig", "--bin", "soak", "--"]);
+    command.args([
+        "run",
+        "--quiet",
+        "--profile",
+        "soak",
+        "--package",
+        "hv-rig",
+        "--bin",
+        "soak",
+        "--",
+    ]);
     let seconds = (options.minutes * 60.0).ceil().max(1.0) as u64;
     command.args(["--seconds", &seconds.to_string()]);
     command.args(["--operations", &options.operations.to_string()]);

@@ -54,10 +54,8 @@ pub(super) fn new_table<M: TableMemory>(memory: &M, coherent: bool) -> Option<Ph
     let frame = memory.alloc_frames(PageCount::ONE, PageSize::Size4K).ok()?;
     let at = frame.range().start();
     for cell in frame.cells(memory, 0).unwrap_or(&[]) {
-        if !Fault::TableNotZeroed.is_on() {
-            // ORDERING: Relaxed, the page is private; the CAS or store that links it publishes it.
-            cell.store(0, Ordering::Relaxed);
-        }
+        // ORDERING: Relaxed, the page is private; the CAS or store that links it publishes it.
+        cell.store(0, Ordering::Relaxed);
     }
     if !coherent && !Fault::SkipTableWriteBack.is_on() {
         memory.write_back(at, PageSize::Size4K.bytes());

@@ -4,7 +4,9 @@ use std::error::Error;
 
 use hv_core::platform::FrameSource;
 use hv_core::{Gpa, GuestMemory, Iova, IovaRange, PageCount, PageSize, Perms, VmId};
-use hv_iommu::{BufferRequest, Config, Domain, DomainConfig, FaultNotice, InterruptsIsolated, Iommu};
+use hv_iommu::{
+    BufferRequest, Config, Domain, DomainConfig, FaultNotice, InterruptsIsolated, Iommu,
+};
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
@@ -34,14 +36,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     platform.device_write(device, buffer.iova(), b"from the device")?;
     let mut seen = [0; 15];
     buffer.read(0, &mut seen)?;
-    println!("KernelPaging: the CPU reads {:?}", std::str::from_utf8(&seen)?);
+    println!(
+        "KernelPaging: the CPU reads {:?}",
+        std::str::from_utf8(&seen)?
+    );
 
     // A guest has the second device: its memory, at its addresses, pinned while it is mapped.
     let vm = VmId::new(1).ok_or("guests are numbered from 1")?;
     let mut memory = GuestMemory::new(vm);
     let pages = PageCount::new(16).ok_or("some pages")?;
     let frames = platform.alloc_frames(pages, PageSize::Size4K)?;
-    let slot = memory.give(Gpa::new(0), frames).map_err(|(_, error)| error)?;
+    let slot = memory
+        .give(Gpa::new(0), frames)
+        .map_err(|(_, error)| error)?;
     let passed = disk.members()[0];
     let disk = disk.claim_for_guest(vm);
     let user = Domain::user_domain_alloc(&disk, DomainConfig::default())?;
@@ -53,11 +60,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     platform.device_write(passed, Iova::new(0x2000), b"for the guest")?;
     let mut seen = [0; 13];
     memory.read(&platform, Gpa::new(0x2000), &mut seen)?;
-    println!("UserManaged: the guest reads {:?}", std::str::from_utf8(&seen)?);
+    println!(
+        "UserManaged: the guest reads {:?}",
+        std::str::from_utf8(&seen)?
+    );
 
     // What is not mapped is not reached, and the fault says who tried.
     let blocked = platform.device_write(passed, Iova::new(0x10_0000), b"nothing there");
-    println!("unmapped: {}", blocked.err().ok_or("the write went through")?);
+    println!(
+        "unmapped: {}",
+        blocked.err().ok_or("the write went through")?
+    );
     iommu.take_faults(|notice| {
         if let FaultNotice::Fault(report) = notice {
             println!("fault: {:?}", report.fault);
@@ -69,11 +82,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     memory.unpin(frames).map_err(|(_, error)| error)?;
     range.release().map_err(|(_, error)| error)?;
     buffer.free()?;
-    let released = (nic.detach().map(|group| group.release()), disk.detach().map(|group| group.release()));
+    let released = (
+        nic.detach().map(|group| group.release()),
+        disk.detach().map(|group| group.release()),
+    );
     if released.0.is_err() || released.1.is_err() {
         return Err("a unit did not answer".into());
     }
-    drop((kernel.destroy()?.count(), user.destroy()?.count()));
+    let ends = [kernel.destroy()?.count(), user.destroy()?.count()];
+    println!("mapped at the end: {ends:?}");
     platform.free_frames(memory.take_back(Gpa::new(0))?);
     Ok(platform.verdict()?)
 }

@@ -118,6 +118,8 @@ pub(crate) struct Bus {
     pub(crate) watching: bool,
     /// Units that the driver declared wedged: what is mapped there may fault.
     pub(crate) wedged: u64,
+    /// Whether something just changed that devices may notice.
+    pub(crate) provoked: bool,
     /// Whose domain the driver takes frames for by itself, with the next allocation.
     pub(crate) lending: Option<Tenant>,
     /// Frames that the driver took and mapped by itself: tenant, first frame, pages.
@@ -174,7 +176,12 @@ impl Bus {
     }
 
     /// A request of a device: where it goes is its unit's business.
-    pub(crate) fn request(&mut self, device: usize, address: u64, access: Access) -> Option<Request> {
+    pub(crate) fn request(
+        &mut self,
+        device: usize,
+        address: u64,
+        access: Access,
+    ) -> Option<Request> {
         let function = self.functions.get(device)?;
         let unit = function.unit;
         let requester = match function.requesters.as_slice() {
@@ -303,7 +310,10 @@ impl Bus {
             let what = match self.ledger.holding(index) {
                 None => format!("{address} belongs to nobody and has bus mastering"),
                 Some(_) if self.wedged & (1 << function.unit) != 0 => {
-                    format!("{address} has bus mastering, and its unit {} is wedged", function.unit)
+                    format!(
+                        "{address} has bus mastering, and its unit {} is wedged",
+                        function.unit
+                    )
                 }
                 Some(_) => continue,
             };

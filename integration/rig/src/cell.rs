@@ -5,7 +5,7 @@ use std::sync::Weak;
 use hv_core::EntryCell;
 use hv_core::sync::Ordering;
 
-use crate::core::Core;
+use crate::core::{Core, STEP_NANOS};
 
 /// A word of a frame. The rig orders every access by its lock, and delays what walkers see of it.
 pub struct RigCell {
@@ -19,9 +19,15 @@ impl RigCell {
         let Some(core) = self.core.upgrade() else {
             return 0;
         };
-        let mut state = core.step();
+        let mut state = core.quiet();
         let old = state.bus.memory.load(self.at);
-        if let Some(new) = change(old) {
+        let new = change(old);
+        if new == Some(old) {
+            // Zeros over zeros, mostly: nobody can tell, so nothing comes in between.
+            return old;
+        }
+        state.happen(STEP_NANOS);
+        if let Some(new) = new {
             state.acted();
             state.store(self.at, new);
         }

@@ -16,7 +16,7 @@ use crate::trace::{Event, Trace};
 use crate::vtd::Unit;
 
 /// How much the clock moves at each step of the driver, in nanoseconds.
-const STEP_NANOS: u64 = 20;
+pub(crate) const STEP_NANOS: u64 = 20;
 /// How much it moves at the first of several looks at it in a row; it doubles with each.
 const LOOK_NANOS: u64 = 100;
 /// How much it moves at most.
@@ -60,9 +60,12 @@ impl Core {
             .collect();
         if temper.leftovers {
             for unit in &mut units {
-                let mine = functions.iter().filter(|function| function.unit == unit.index);
-                let requesters: Vec<u16> =
-                    mine.flat_map(|function| function.requesters.clone()).collect();
+                let mine = functions
+                    .iter()
+                    .filter(|function| function.unit == unit.index);
+                let requesters: Vec<u16> = mine
+                    .flat_map(|function| function.requesters.clone())
+                    .collect();
                 unit.leave_over(&requesters, &mut rng);
             }
         }
@@ -81,6 +84,7 @@ impl Core {
             counts: Counts::default(),
             watching: false,
             wedged: 0,
+            provoked: false,
             lending: None,
             lent: Vec::new(),
             lost: 0,
@@ -119,7 +123,9 @@ impl Core {
     pub(crate) fn look(&self) -> u64 {
         let mut state = self.quiet();
         let nanos = (LOOK_NANOS << state.looks.min(24)).min(LOOK_NANOS_MOST);
-        state.looks += 1;
+        if !state.bus.temper.steady_clock {
+            state.looks += 1;
+        }
         state.happen(nanos);
         state.bus.nanos
     }
@@ -131,7 +137,10 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
     for model in &machine.functions {
         let bridges = machine.bridges_above(model.address);
         let mut requesters = vec![model.address.requester()];
-        for bridge in bridges.iter().filter_map(|index| machine.functions.get(*index)) {
+        for bridge in bridges
+            .iter()
+            .filter_map(|index| machine.functions.get(*index))
+        {
             // Behind a conventional bridge a request carries the bridge's id, or that of the first
             // function of the bus behind it, or the device's own.
             if let hv_iommu::FunctionKind::ConventionalBridge(buses) = bridge.kind {
@@ -160,7 +169,7 @@ impl State {
     }
 
     /// Time passes, and what may happen meanwhile does.
-    fn happen(&mut self, nanos: u64) {
+    pub(crate) fn happen(&mut self, nanos: u64) {
         self.bus.nanos += nanos;
         self.bus.tick += 1;
         // In more time more is done.
@@ -169,6 +178,10 @@ impl State {
             for unit in &mut self.units {
                 unit.work(&mut self.bus);
             }
+        }
+        if self.bus.provoked && self.bus.temper.background {
+            self.bus.provoked = false;
+            self.provoke();
         }
         let chance = self.bus.rng.next();
         let temper = self.bus.temper;
@@ -188,6 +201,32 @@ impl State {
         }
     }
 
+    /// Something just changed that devices may notice: some send now, from beginning to end.
+    fn provoke(&mut self) {
+        for _ in 0..3 {
+            let Some(device) = self.bus.some_sender() else {
+                continue;
+            };
+            if !self.bus.watching {
+                return;
+            }
+            let address = self.bus.somewhere(device);
+            let access = if self.bus.rng.one_in(2) {
+                Access::Read
+            } else {
+                Access::Write
+            };
+            let Some(mut request) = self.bus.request(device, address, access) else {
+                continue;
+            };
+            for _ in 0..STEPS {
+                if self.advance(&mut request).is_some() {
+                    break;
+                }
+            }
+        }
+    }
+
     /// Some device begins a request.
     fn start_one(&mut self) {
         let bus = &mut self.bus;
@@ -202,7 +241,11 @@ impl State {
             return;
         }
         let address = bus.somewhere(device);
-        let access = if bus.rng.one_in(2) { Access::Read } else { Access::Write };
+        let access = if bus.rng.one_in(2) {
+            Access::Read
+        } else {
+            Access::Write
+        };
         if let Some(request) = bus.request(device, address, access) {
             bus.requests.push(request);
         }
@@ -215,6 +258,13 @@ impl State {
             return;
         }
         let index = self.bus.rng.below(count) as usize;
+        let under_way = self.bus.requests.get(index);
+        let translated =
+            |request: &Request| matches!(request.progress, Progress::Translated { .. });
+        if under_way.is_some_and(translated) && !self.bus.rng.one_in(16) {
+            // On its way through the fabric, where nothing but a drain hurries it.
+            return;
+        }
         let mut request = self.bus.requests.swap_remove(index);
         if self.advance(&mut request).is_none() {
             self.bus.requests.push(request);
@@ -272,11 +322,7 @@ impl State {
         self.judge_memory(at);
         let bus = &mut self.bus;
         let old = bus.memory.store(at, word, &mut bus.rng);
-        bus.note(Event::Store {
-            at,
-            old,
-            new: word,
-        });
+        bus.note(Event::Store { at, old, new: word });
         for unit in &mut self.units {
             unit.stored(&mut self.bus, at, old, word);
         }
@@ -295,7 +341,9 @@ impl State {
     pub(crate) fn judge_return(&mut self, first: u64, pages: u64, what: &str) {
         self.bus.ledger.left_with(first, pages);
         let overlaps = |lent: u64, count: u64| lent < first + pages && first < lent + count;
-        self.bus.lent.retain(|(_, lent, count)| !overlaps(*lent, *count));
+        self.bus
+            .lent
+            .retain(|(_, lent, count)| !overlaps(*lent, *count));
         if self.bus.watching
             && let Some((tenant, page)) = self.bus.ledger.holder(first, pages)
         {

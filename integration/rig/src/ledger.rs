@@ -121,7 +121,10 @@ impl Ledger {
         self.cut(tenant, page);
         self.cut(tenant, page + pages);
         let range = (tenant, page)..(tenant, page + pages);
-        self.mappings.range(range).map(|((_, page), _)| *page).collect()
+        self.mappings
+            .range(range)
+            .map(|((_, page), _)| *page)
+            .collect()
     }
 
     /// The pages of a mapping come into another phase, with these permissions if they changed.
@@ -164,7 +167,13 @@ impl Ledger {
     }
 
     /// What `device` is entitled to at this page, for a request that began at `began`.
-    pub(crate) fn entitled(&self, device: usize, page: u64, access: Access, began: u64) -> Entitled {
+    pub(crate) fn entitled(
+        &self,
+        device: usize,
+        page: u64,
+        access: Access,
+        began: u64,
+    ) -> Entitled {
         let Some(holding) = self.devices.get(&device) else {
             return Entitled::Nothing;
         };
@@ -245,11 +254,19 @@ mod tests {
         let read = |ledger: &Ledger, device, page| ledger.entitled(device, page, Access::Read, 5);
         assert_eq!(read(&ledger, 0, 11), Entitled::Maybe { frame: 101 });
         ledger.turn(one, 10, 4, Phase::Live, None, 6);
-        assert_eq!(read(&ledger, 0, 11), Entitled::Maybe { frame: 101 }, "it began before");
+        assert_eq!(
+            read(&ledger, 0, 11),
+            Entitled::Maybe { frame: 101 },
+            "it began before"
+        );
         ledger.turn(one, 10, 4, Phase::Live, None, 4);
         assert_eq!(read(&ledger, 0, 13), Entitled::Surely { frame: 103 });
         assert_eq!(read(&ledger, 0, 14), Entitled::Nothing);
-        assert_eq!(read(&ledger, 1, 11), Entitled::Nothing, "another tenant's device");
+        assert_eq!(
+            read(&ledger, 1, 11),
+            Entitled::Nothing,
+            "another tenant's device"
+        );
         assert_eq!(ledger.entitled(0, 11, Access::Write, 5), Entitled::Nothing);
     }
 

@@ -30,6 +30,9 @@ pub struct Temper {
     pub background: bool,
     /// Some devices send although their bus master bit is clear.
     pub rogues: bool,
+    /// The clock goes on steadily also for who waits: for drivers on several threads, one of which waits for
+    /// another. Else time goes faster for one who does nothing but wait.
+    pub steady_clock: bool,
 }
 
 impl Temper {
@@ -44,6 +47,7 @@ impl Temper {
         slow: false,
         background: false,
         rogues: false,
+        steady_clock: false,
     };
 
     /// Everything at once.
@@ -57,6 +61,7 @@ impl Temper {
         slow: true,
         background: true,
         rogues: true,
+        steady_clock: false,
     };
 
     /// Some of it. What hides mistakes (evictions, widening) comes rarely.
@@ -71,6 +76,7 @@ impl Temper {
             slow: !rng.one_in(4),
             background: true,
             rogues: rng.one_in(2),
+            steady_clock: false,
         }
     }
 }
@@ -150,7 +156,9 @@ pub enum Impossible {
         segment: Segment,
     },
     /// No unit covers a function.
-    #[error("{function} is covered by no unit: expected a scope or a unit that takes the rest of its segment")]
+    #[error(
+        "{function} is covered by no unit: expected a scope or a unit that takes the rest of its segment"
+    )]
     NotCovered {
         /// The function.
         function: PciAddress,
@@ -317,7 +325,11 @@ impl Machine {
             scopes.any(|scope| *scope == function)
         };
         let listed = self.units.iter().position(|unit| same(unit) && lists(unit));
-        let rest = || self.units.iter().position(|unit| same(unit) && unit.scopes.is_none());
+        let rest = || {
+            self.units
+                .iter()
+                .position(|unit| same(unit) && unit.scopes.is_none())
+        };
         listed.or_else(rest)
     }
 
@@ -329,7 +341,10 @@ impl Machine {
                 && buses.is_some_and(|buses| buses.contains(function.bus()))
         };
         let bridges = self.functions.iter().enumerate();
-        bridges.filter(|(_, bridge)| above(bridge)).map(|(index, _)| index).collect()
+        bridges
+            .filter(|(_, bridge)| above(bridge))
+            .map(|(index, _)| index)
+            .collect()
     }
 }
 
@@ -351,7 +366,10 @@ mod tests {
         let twice = refused(|machine| machine.units.push(machine.units[0].clone()));
         assert!(twice.contains("INCLUDE_PCI_ALL"), "{twice}");
         let uncovered = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 0, 1, 0)]));
-        assert!(uncovered.contains("00:02.0 is covered by no unit"), "{uncovered}");
+        assert!(
+            uncovered.contains("00:02.0 is covered by no unit"),
+            "{uncovered}"
+        );
         let twice = refused(|machine| machine.functions.push(machine.functions[0]));
         assert!(twice.contains("is there twice"), "{twice}");
         let lost = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 9, 1, 0)]));

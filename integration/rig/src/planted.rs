@@ -1,8 +1,14 @@
 //! The test of the rig: deliberate faults of the driver, each with what the rig has to say about it.
 
+use std::time::Duration;
+
 use hv_core::fault::Fault;
+use hv_iommu::{Backend, FlushDepth, FlushRequest, FlushSpan, HwDomainId, UnitIndex};
+use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 use crate::life::Life;
+use crate::machine::Machine;
+use crate::rig::Rig;
 use crate::rule::{Rule, Violation};
 
 /// A fault that the rig has to catch.
@@ -20,29 +26,253 @@ const fn planted(fault: Fault, rules: &'static [Rule]) -> Planted {
 
 /// Every fault that the rig has to catch, with the rules that it breaks.
 pub const PLANTED: &[Planted] = &[
+    planted(Fault::DropLastScope, &[Rule::MappedFaulted]),
+    planted(Fault::KeepBusMastering, &[Rule::NotCutOff]),
+    planted(Fault::DropCommandLevels, &[Rule::Command]),
+    planted(
+        Fault::CommandNotAwaited,
+        &[
+            Rule::Command,
+            Rule::Register,
+            Rule::EnabledEarly,
+            Rule::Queue,
+        ],
+    ),
+    planted(
+        Fault::SkipWriteBufferFlush,
+        &[Rule::ReservedBits, Rule::FreedMemory],
+    ),
+    planted(Fault::SkipFirstFlush, &[Rule::EnabledEarly]),
+    planted(
+        Fault::LeaveTranslationOff,
+        &[Rule::Untranslated, Rule::WrongAnswer],
+    ),
+    planted(Fault::KeepProtectedMemory, &[Rule::MappedFaulted]),
+    planted(Fault::ContextLowFirst, &[Rule::BadContext, Rule::TornEntry]),
+    planted(Fault::ContextHighWhilePresent, &[Rule::TornEntry]),
+    planted(Fault::HalfEntry, &[Rule::BadContext, Rule::TornEntry]),
+    planted(
+        Fault::RootLevelApart,
+        &[
+            Rule::BadContext,
+            Rule::MappedFaulted,
+            Rule::FreedMemory,
+            Rule::ReservedBits,
+        ],
+    ),
+    planted(
+        Fault::SkipContextWriteBack,
+        &[Rule::ReservedBits, Rule::TornEntry],
+    ),
+    planted(Fault::SkipBindFlush, &[Rule::MappedFaulted]),
+    planted(Fault::BindFlushNewId, &[Rule::MappedFaulted]),
+    planted(
+        Fault::SkipContextFlush,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::MappedFaulted,
+            Rule::FreedMemory,
+        ],
+    ),
+    planted(
+        Fault::UnbindContextOtherId,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::MappedFaulted,
+            Rule::FreedMemory,
+        ],
+    ),
+    planted(
+        Fault::UnbindIotlbOtherId,
+        &[Rule::StillCached, Rule::ForeignMemory],
+    ),
+    planted(
+        Fault::UnbindSkipsAlias,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::FreedMemory,
+            Rule::WrongAnswer,
+        ],
+    ),
+    planted(Fault::ClaimKeepsBusMastering, &[Rule::NotCutOff]),
+    planted(Fault::DomainIdZero, &[Rule::BadContext]),
+    planted(Fault::FreeIdEarly, &[Rule::DomainId]),
+    planted(
+        Fault::SwapNeighbours,
+        &[
+            Rule::StaleTranslation,
+            Rule::WrongAnswer,
+            Rule::ForeignMemory,
+        ],
+    ),
+    planted(
+        Fault::IgnorePermissions,
+        &[Rule::StaleTranslation, Rule::ForeignMemory],
+    ),
+    planted(Fault::SkipTableWriteBack, &[Rule::FreedMemory]),
+    planted(Fault::SkipPublishFence, &[Rule::FreedMemory]),
+    planted(
+        Fault::SkipLinkWriteBack,
+        &[Rule::MappedFaulted, Rule::FreedMemory],
+    ),
+    planted(Fault::SkipLeafWriteBack, &[Rule::MappedFaulted]),
+    planted(Fault::SkipMapFence, &[Rule::MappedFaulted]),
+    planted(
+        Fault::SkipUnmapWriteBack,
+        &[
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::StillCached,
+        ],
+    ),
+    planted(
+        Fault::SkipIotlbFlush,
+        &[
+            Rule::StillCached,
+            Rule::StaleTranslation,
+            Rule::ForeignMemory,
+            Rule::FreedMemory,
+            Rule::MappedFaulted,
+        ],
+    ),
+    planted(Fault::SkipSyncMap, &[Rule::MappedFaulted]),
+    planted(Fault::LeafHintOnMap, &[Rule::MappedFaulted]),
+    planted(Fault::LeafHintAlways, &[Rule::MappedFaulted]),
+    planted(
+        Fault::FlushRangeShort,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::MappedFaulted,
+        ],
+    ),
+    planted(
+        Fault::FlushWrongDomain,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::MappedFaulted,
+        ],
+    ),
+    planted(
+        Fault::OneUnitFlushed,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::MappedFaulted,
+        ],
+    ),
+    planted(
+        Fault::SkipDrain,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::FreedMemory,
+        ],
+    ),
+    planted(Fault::SkipFence, &[Rule::StillCached, Rule::ForeignMemory]),
+    planted(Fault::TailPastRing, &[Rule::Queue]),
+    planted(Fault::QueueNeverFull, &[Rule::Queue]),
+    planted(
+        Fault::ReuseStatusWord,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::MappedFaulted,
+            Rule::EnabledEarly,
+        ],
+    ),
+    planted(
+        Fault::WaitNotAwaited,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::MappedFaulted,
+        ],
+    ),
+    planted(
+        Fault::TimeoutIsSuccess,
+        &[Rule::StillCached, Rule::ForeignMemory, Rule::MappedFaulted],
+    ),
+    planted(Fault::SkipCutOff, &[Rule::NotCutOff]),
+    planted(
+        Fault::FreePageEarly,
+        &[
+            Rule::StillCached,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+        ],
+    ),
+    planted(
+        Fault::FreeTablesEarly,
+        &[Rule::WrongAnswer, Rule::StillCached],
+    ),
+    planted(Fault::LoseLastFrame, &[Rule::LostFrames]),
+    planted(Fault::RedeemWrongRange, &[Rule::LostFrames]),
+    planted(Fault::ClearFaultBeforeReading, &[Rule::FaultReport]),
 ];
 
 /// Faults that are not for the rig, and who catches them.
-pub const ELSEWHERE: &[(Fault, &str)] = &[
-    (
-        Fault::DropLastScope,
-        "the scenario `discover` in QEMU: the rig's devices are not lost, they fall to another unit",
-    ),
-    (
-        Fault::InstallByStore,
-        "the loom models: it takes two CPUs in the middle of one map each",
-    ),
-];
+pub const ELSEWHERE: &[(Fault, &str)] = &[(
+    Fault::InstallByStore,
+    "the loom models: it takes two CPUs in the middle of one map each",
+)];
 
 /// How many lives are lived before a fault counts as not caught.
-pub const LIVES: u64 = 400;
+pub const LIVES: u64 = 3000;
 /// Operations of each.
 const OPERATIONS: usize = 120;
+/// How many requests the queue's drill hands in without waiting for any: more than a queue holds.
+const REQUESTS: u16 = 200;
 
-/// Lives until a rule is broken. Gives the number of lives it took, too.
-pub fn hunt() -> Option<(u64, Violation)> {
-    (0..LIVES).find_map(|seed| {
-        let failure = Life::new(seed, OPERATIONS).live().failure?;
-        Some((seed + 1, failure.violation))
+/// Lives, and drills in between, until a rule is broken. Gives the number of lives it took, too.
+pub fn hunt(lives: u64) -> Option<(u64, Violation)> {
+    (0..lives).find_map(|seed| {
+        let drilled = if seed < 8 { queue_drill(seed) } else { None };
+        let found = drilled.or_else(|| Some(Life::new(seed, OPERATIONS).live().failure?.violation));
+        found.map(|violation| (seed + 1, violation))
     })
+}
+
+/// Many submitters at once, as only a machine of many CPUs has: requests without a wait for each, on a unit
+/// that stands still for a while, so that the queue fills up and goes round.
+fn queue_drill(seed: u64) -> Option<Violation> {
+    let rig = Rig::new(Machine::draw(seed)).ok()?;
+    let table = dmar::parse(&rig.dmar()).ok()?;
+    let discovery = Vtd::discover(
+        rig.clone(),
+        &table,
+        &rig.functions(),
+        CoveragePolicy::Strict,
+    )
+    .ok()?;
+    let unit = UnitIndex::new(0)?;
+    if let Ok(backend) = discovery.bring_up() {
+        rig.hang(0, Duration::from_millis(20));
+        for number in 0..REQUESTS {
+            let request = FlushRequest {
+                domain: HwDomainId::new(1 + number % 8),
+                span: FlushSpan::Domain,
+                depth: FlushDepth::WalkCaches,
+            };
+            if let Err(error) = backend.submit(unit, request) {
+                rig.broken(
+                    Rule::WrongAnswer,
+                    format!("request {number} was not taken: {error}"),
+                );
+                break;
+            }
+        }
+        rig.idle(20_000);
+    }
+    rig.verdict().err().map(|failure| failure.violation)
 }

@@ -255,6 +255,7 @@ impl CacheMaintenance for Rig {
         let mut state = self.core.act();
         state.bus.note(Event::Fence);
         let bus = &mut state.bus;
+        bus.provoked = true;
         bus.memory.fence(&mut bus.rng);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, PciAddress, Perms, PhysRange};
-use hv_iommu::PciFunction;
+use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::Core;
@@ -135,13 +135,20 @@ impl Rig {
     /// The scope of a function: the bus that its path starts at, and the way from there.
     fn scope(&self, function: PciAddress) -> Scope {
         let bridges = self.machine.bridges_above(function);
-        let above = bridges.iter().filter_map(|index| self.machine.functions.get(*index));
-        let path: Vec<PciAddress> =
-            above.map(|bridge| bridge.address).chain([function]).collect();
+        let above = bridges
+            .iter()
+            .filter_map(|index| self.machine.functions.get(*index));
+        let path: Vec<PciAddress> = above
+            .map(|bridge| bridge.address)
+            .chain([function])
+            .collect();
         Scope {
             kind: 1,
             start_bus: path.first().map_or(0, |first| first.bus()),
-            path: path.iter().map(|step| (step.device(), step.function())).collect(),
+            path: path
+                .iter()
+                .map(|step| (step.device(), step.function()))
+                .collect(),
         }
     }
 
@@ -168,19 +175,33 @@ impl Rig {
 
     /// Frames that units hold as context tables: a driver may keep those for ever.
     pub fn context_tables(&self) -> u64 {
-        self.core.quiet().units.iter().map(vtd::Unit::context_tables).sum()
+        self.core
+            .quiet()
+            .units
+            .iter()
+            .map(vtd::Unit::context_tables)
+            .sum()
     }
 
-    /// Every requester id that a request on this machine may carry.
-    pub fn requesters(&self) -> Vec<u16> {
+    /// Whether a unit recorded this fault lately: page and reason code in the vendor's numbers.
+    pub fn recorded_fault(&self, unit: usize, fault: &RawFault) -> bool {
         let state = self.core.quiet();
-        state.bus.functions.iter().flat_map(|function| function.requesters.clone()).collect()
+        let (requester, read) = (fault.requester.requester(), fault.access == Access::Read);
+        let Ok(reason) = u8::try_from(fault.code) else {
+            return false;
+        };
+        let unit = state.units.get(unit);
+        unit.is_some_and(|unit| unit.recorded(requester, fault.address.as_u64(), read, reason))
     }
 
     /// The functions that do DMA of their own.
     pub fn endpoints(&self) -> Vec<PciAddress> {
         let state = self.core.quiet();
-        let endpoints = state.bus.functions.iter().filter(|function| function.is_endpoint());
+        let endpoints = state
+            .bus
+            .functions
+            .iter()
+            .filter(|function| function.is_endpoint());
         endpoints.map(|function| function.address).collect()
     }
 
@@ -276,25 +297,46 @@ impl Rig {
     /// Whether a function's requests would leave it: its bus mastering and that of its bridges is on.
     pub fn may_send(&self, function: PciAddress) -> bool {
         let state = self.core.quiet();
-        let index = state.bus.functions.iter().position(|known| known.address == function);
+        let index = state
+            .bus
+            .functions
+            .iter()
+            .position(|known| known.address == function);
         index.is_some_and(|index| state.bus.may_send(index))
     }
 
     /// A device's access to one 64-bit word or less, from beginning to end.
     pub fn access(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
         let mut state = self.core.quiet();
-        let index = state.bus.functions.iter().position(|known| known.address == function);
-        index.map_or(Outcome::Lost, |index| state.send(index, at.as_u64(), access))
+        let index = state
+            .bus
+            .functions
+            .iter()
+            .position(|known| known.address == function);
+        index.map_or(Outcome::Lost, |index| {
+            state.send(index, at.as_u64(), access)
+        })
     }
 
     /// A device writes bytes to memory, in requests that stay in a page each.
     ///
     /// # Errors
     /// [`Blocked`], at the first request that did not get through.
-    pub fn device_write(&self, function: PciAddress, at: Iova, bytes: &[u8]) -> Result<(), Blocked> {
-        self.pieces(function, at, bytes.len(), Access::Write, |core, to, piece| {
-            core.quiet().bus.memory.write_bytes(to, &bytes[piece]);
-        })
+    pub fn device_write(
+        &self,
+        function: PciAddress,
+        at: Iova,
+        bytes: &[u8],
+    ) -> Result<(), Blocked> {
+        self.pieces(
+            function,
+            at,
+            bytes.len(),
+            Access::Write,
+            |core, to, piece| {
+                core.quiet().bus.memory.write_bytes(to, &bytes[piece]);
+            },
+        )
     }
 
     /// A device reads bytes from memory, in requests that stay in a page each.
@@ -307,9 +349,15 @@ impl Rig {
         at: Iova,
         out: &mut [u8],
     ) -> Result<(), Blocked> {
-        self.pieces(function, at, out.len(), Access::Read, |core, from, piece| {
-            core.quiet().bus.memory.read_bytes(from, &mut out[piece]);
-        })
+        self.pieces(
+            function,
+            at,
+            out.len(),
+            Access::Read,
+            |core, from, piece| {
+                core.quiet().bus.memory.read_bytes(from, &mut out[piece]);
+            },
+        )
     }
 
     fn pieces(
@@ -391,14 +439,20 @@ impl Rig {
             phase: Phase::Coming,
             since: state.bus.tick,
         };
-        state.bus.ledger.begin(tenant, frame_of(range.start().as_u64()), run);
+        state
+            .bus
+            .ledger
+            .begin(tenant, frame_of(range.start().as_u64()), run);
     }
 
     fn turn(&self, tenant: Tenant, range: IovaRange, phase: Phase, perms: Option<Perms>) {
         let mut state = self.core.quiet();
         let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
         let now = state.bus.tick;
-        state.bus.ledger.turn(tenant, page, pages, phase, perms, now);
+        state
+            .bus
+            .ledger
+            .turn(tenant, page, pages, phase, perms, now);
     }
 
     /// A range was mapped with these permissions: it works from now on.

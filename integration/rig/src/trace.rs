@@ -18,7 +18,11 @@ pub(crate) enum Event {
     /// A fence for walkers.
     Fence,
     /// A register write.
-    Register { unit: usize, offset: u32, value: u64 },
+    Register {
+        unit: usize,
+        offset: u32,
+        value: u64,
+    },
     /// A unit did something.
     Unit { unit: usize, what: String },
     /// A device's request: what became of it.
@@ -34,9 +38,15 @@ impl fmt::Display for Event {
         match self {
             Self::Step(what) => write!(f, "-- {what}"),
             Self::Store { at, old, new } => write!(f, "cpu    store {at:#x}: {old:#x} -> {new:#x}"),
-            Self::WriteBack { from, bytes } => write!(f, "cpu    write back {bytes} bytes at {from:#x}"),
+            Self::WriteBack { from, bytes } => {
+                write!(f, "cpu    write back {bytes} bytes at {from:#x}")
+            }
             Self::Fence => f.write_str("cpu    walker fence"),
-            Self::Register { unit, offset, value } => {
+            Self::Register {
+                unit,
+                offset,
+                value,
+            } => {
                 write!(f, "cpu    unit {unit} register {offset:#x} <- {value:#x}")
             }
             Self::Unit { unit, what } => write!(f, "unit {unit} {what}"),

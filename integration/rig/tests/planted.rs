@@ -7,8 +7,14 @@ use hv_rig::planted::{ELSEWHERE, PLANTED};
 fn every_fault_of_the_driver_is_caught_by_the_rig_or_said_to_be_by_others() {
     assert!(PLANTED.len() >= 25, "{} are planted", PLANTED.len());
     for fault in Fault::ALL {
-        let here = PLANTED.iter().filter(|planted| planted.fault == fault).count();
-        let elsewhere = ELSEWHERE.iter().filter(|(other, _)| *other == fault).count();
+        let here = PLANTED
+            .iter()
+            .filter(|planted| planted.fault == fault)
+            .count();
+        let elsewhere = ELSEWHERE
+            .iter()
+            .filter(|(other, _)| *other == fault)
+            .count();
         assert_eq!(here + elsewhere, 1, "{fault}");
     }
 }
@@ -28,13 +34,87 @@ mod caught {
     #[test]
     fn nothing_is_caught_where_no_fault_is() {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(hunt(), None);
+        assert_eq!(hunt(150), None);
+    }
+
+    /// A test for each fault, and the list of all that have one.
+    macro_rules! each {
+        ($($test:ident: $fault:ident,)*) => {
+            $(
+                #[test]
+                fn $test() {
+                    caught(Fault::$fault);
+                }
+            )*
+
+            const TESTED: &[Fault] = &[$(Fault::$fault),*];
+        };
+    }
+
+    each! {
+        drop_last_scope: DropLastScope,
+        keep_bus_mastering: KeepBusMastering,
+        drop_command_levels: DropCommandLevels,
+        command_not_awaited: CommandNotAwaited,
+        skip_write_buffer_flush: SkipWriteBufferFlush,
+        skip_first_flush: SkipFirstFlush,
+        leave_translation_off: LeaveTranslationOff,
+        keep_protected_memory: KeepProtectedMemory,
+        context_low_first: ContextLowFirst,
+        context_high_while_present: ContextHighWhilePresent,
+        half_entry: HalfEntry,
+        root_level_apart: RootLevelApart,
+        skip_context_write_back: SkipContextWriteBack,
+        skip_bind_flush: SkipBindFlush,
+        bind_flush_new_id: BindFlushNewId,
+        skip_context_flush: SkipContextFlush,
+        unbind_context_other_id: UnbindContextOtherId,
+        unbind_iotlb_other_id: UnbindIotlbOtherId,
+        unbind_skips_alias: UnbindSkipsAlias,
+        claim_keeps_bus_mastering: ClaimKeepsBusMastering,
+        domain_id_zero: DomainIdZero,
+        free_id_early: FreeIdEarly,
+        swap_neighbours: SwapNeighbours,
+        ignore_permissions: IgnorePermissions,
+        skip_table_write_back: SkipTableWriteBack,
+        skip_publish_fence: SkipPublishFence,
+        skip_link_write_back: SkipLinkWriteBack,
+        skip_leaf_write_back: SkipLeafWriteBack,
+        skip_map_fence: SkipMapFence,
+        skip_unmap_write_back: SkipUnmapWriteBack,
+        skip_iotlb_flush: SkipIotlbFlush,
+        skip_sync_map: SkipSyncMap,
+        leaf_hint_on_map: LeafHintOnMap,
+        leaf_hint_always: LeafHintAlways,
+        flush_range_short: FlushRangeShort,
+        flush_wrong_domain: FlushWrongDomain,
+        one_unit_flushed: OneUnitFlushed,
+        skip_drain: SkipDrain,
+        skip_fence: SkipFence,
+        tail_past_ring: TailPastRing,
+        queue_never_full: QueueNeverFull,
+        reuse_status_word: ReuseStatusWord,
+        wait_not_awaited: WaitNotAwaited,
+        timeout_is_success: TimeoutIsSuccess,
+        skip_cut_off: SkipCutOff,
+        free_page_early: FreePageEarly,
+        free_tables_early: FreeTablesEarly,
+        lose_last_frame: LoseLastFrame,
+        redeem_wrong_range: RedeemWrongRange,
+        clear_fault_before_reading: ClearFaultBeforeReading,
+    }
+
+    #[test]
+    fn every_planted_fault_has_a_test() {
+        for planted in PLANTED {
+            assert!(TESTED.contains(&planted.fault), "{}", planted.fault);
+        }
     }
 
     fn caught(fault: Fault) {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         fault.switch_on();
-        let found = hunt();
+        let found = hunt(LIVES);
         fault.switch_off();
         let Some((lives, violation)) = found else {
             panic!("{fault} was not caught in {LIVES} lives");

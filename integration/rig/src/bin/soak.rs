@@ -31,6 +31,7 @@ struct Sum {
     lives: u64,
     operations: u64,
     requests: u64,
+    translated: u64,
     invalidations: u64,
 }
 
@@ -39,19 +40,22 @@ impl Sum {
         self.lives += 1;
         self.operations += lived.operations;
         self.requests += lived.counts.requests;
+        self.translated += lived.counts.translated;
         self.invalidations += lived.counts.invalidations;
     }
 
     fn line(&self, took: Duration) -> String {
         let per_second = |count: u64| (count as f64 / took.as_secs_f64().max(0.001)) as u64;
         format!(
-            "{:>5.0} s  {:>8} lives  {:>10} operations ({:>7}/s)  {:>12} DMAs ({:>8}/s)  {:>10} invalidations",
+            "{:>5.0} s  {:>7} lives  {:>9} operations ({:>6}/s)  {:>10} DMAs ({:>7}/s, {:>2} % translated)  {:>8} \
+             invalidations",
             took.as_secs_f64(),
             self.lives,
             self.operations,
             per_second(self.operations),
             self.requests,
             per_second(self.requests),
+            self.translated * 100 / self.requests.max(1),
             self.invalidations
         )
     }
@@ -108,19 +112,31 @@ fn ranges(numbers: &[usize]) -> String {
         }
     }
     let parts = parts.iter().map(|(first, last)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        }
     });
     parts.collect::<Vec<_>>().join(",")
 }
 
 /// Tells of a failure, shortened.
 fn tell(life: &Life, lived: Lived) {
-    println!("seed {:#x} broke a rule; making it shorter (at most {} s) ...", life.seed, LIMIT.as_secs());
+    println!(
+        "seed {:#x} broke a rule; making it shorter (at most {} s) ...",
+        life.seed,
+        LIMIT.as_secs()
+    );
     let (short, lived) = shrink(life, lived, LIMIT);
     let Some(failure) = lived.failure else { return };
     let ops = short.ops();
     println!("\n{failure}");
-    println!("operations that it takes: {} of {}", ops.len(), life.operations);
+    println!(
+        "operations that it takes: {} of {}",
+        ops.len(),
+        life.operations
+    );
     for (index, op) in &ops {
         println!("  {index:>4} {op}");
     }
@@ -158,7 +174,10 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
             None => {
-                println!("seed {:#x}: {} operations, no rule was broken", life.seed, lived.operations);
+                println!(
+                    "seed {:#x}: {} operations, no rule was broken",
+                    life.seed, lived.operations
+                );
                 ExitCode::SUCCESS
             }
         };
@@ -167,7 +186,10 @@ fn main() -> ExitCode {
     let terminal = std::io::stdout().is_terminal();
     let mut shown = Instant::now();
     let mut sum = Sum::default();
-    println!("random lives of {} operations from seed {:#x} on", options.operations, options.seed);
+    println!(
+        "random lives of {} operations from seed {:#x} on",
+        options.operations, options.seed
+    );
     while start.elapsed() < limit {
         let seed = options.seed.wrapping_add(sum.lives);
         let life = Life::new(seed, options.operations);
@@ -176,7 +198,10 @@ fn main() -> ExitCode {
         if lived.failure.is_some() {
             println!("{}", sum.line(start.elapsed()));
             tell(&life, lived);
-            println!("FAILED: a rule was broken in life {} of {}", sum.lives, sum.lives);
+            println!(
+                "FAILED: a rule was broken in life {} of {}",
+                sum.lives, sum.lives
+            );
             return ExitCode::FAILURE;
         }
         let every = Duration::from_secs(if terminal { 1 } else { 10 });

@@ -65,9 +65,18 @@ impl World {
             let read = rig.device_read(*device, at, &mut seen).is_ok();
             let unit = self.memories.rig.machine().unit_of(*device);
             if written && read && seen != word {
-                rig.broken(Rule::WrongAnswer, "a device read something else than the CPU wrote");
-            } else if !read && !unit.is_some_and(|unit| self.wedged.contains(&unit)) && !self.unit_lost {
-                rig.broken(Rule::MappedFaulted, "a device cannot read a coherent buffer");
+                rig.broken(
+                    Rule::WrongAnswer,
+                    "a device read something else than the CPU wrote",
+                );
+            } else if !read
+                && !unit.is_some_and(|unit| self.wedged.contains(&unit))
+                && !self.unit_lost
+            {
+                rig.broken(
+                    Rule::MappedFaulted,
+                    "a device cannot read a coherent buffer",
+                );
             }
         }
         rig.leaving(tenant, range);
@@ -119,7 +128,11 @@ impl World {
             };
             let (page, _) = spot.unwrap_or((Iova::new(choice[2] % 4096 * 4096), Perms::Read));
             let at = Iova::new(page.as_u64() + choice[2] % 512 * 8);
-            let access = if choice[1] & 1 == 0 { Access::Read } else { Access::Write };
+            let access = if choice[1] & 1 == 0 {
+                Access::Read
+            } else {
+                Access::Write
+            };
             for member in members {
                 self.rig().access(member, at, access);
             }
@@ -144,20 +157,25 @@ impl World {
     /// Takes the fault logs, and looks whether what they say can be.
     pub(crate) fn take_faults(&mut self) {
         let rig = self.rig().clone();
-        let known: Vec<u16> = rig.requesters();
         let mut count = 0;
         self.iommu.take_faults(|notice| {
             count += 1;
             if let FaultNotice::Fault(report) = notice
-                && !known.contains(&report.fault.requester.requester())
+                && !rig.recorded_fault(report.unit.index(), &report.fault)
             {
-                let what = format!("a fault of {}, which is no requester", report.fault.requester);
+                let what = format!(
+                    "{} reports {:?}, which it never recorded",
+                    report.unit, report.fault
+                );
                 rig.broken(Rule::FaultReport, what);
             }
         });
         let units = rig.machine().units.len();
         if count > units * 600 {
-            rig.broken(Rule::Deadline, format!("{count} faults were taken in one call"));
+            rig.broken(
+                Rule::Deadline,
+                format!("{count} faults were taken in one call"),
+            );
         }
     }
 
@@ -175,7 +193,8 @@ impl World {
     pub(crate) fn plug(&mut self, choice: [u64; 3]) {
         let endpoints: Vec<PciAddress> = self.rig().endpoints();
         if let Some(index) = choice[0].checked_rem(endpoints.len() as u64) {
-            self.rig().plug(endpoints[index as usize], choice[1] & 1 == 0);
+            self.rig()
+                .plug(endpoints[index as usize], choice[1] & 1 == 0);
         }
     }
 }
@@ -197,7 +216,10 @@ pub(crate) fn end<O: Household>(memories: &Memories, space: Space<O>) -> Option<
         }
         Err(error) => {
             if !(matches!(error.reason, DestroyRefusal::Attached { .. }) && space.attached != 0) {
-                rig.broken(Rule::WrongAnswer, format!("a domain does not end: {}", error.reason));
+                rig.broken(
+                    Rule::WrongAnswer,
+                    format!("a domain does not end: {}", error.reason),
+                );
             }
             Some(Space {
                 domain: error.domain,

@@ -46,13 +46,15 @@ impl World {
     }
 
     pub(crate) fn allocate(&mut self, choice: [u64; 3]) {
-        if self.kernel.len() + self.guest.len() > 6 {
+        if self.kernel.len() + self.guest.len() > 3 {
             return;
         }
         let mut rng = Rng::new(choice[1]);
         let config = DomainConfig {
             address_bits: 31 + rng.below(8) as u8,
-            largest_page: *rng.pick(&hv_core::PageSize::ALL).unwrap_or(&hv_core::PageSize::Size4K),
+            largest_page: *rng
+                .pick(&hv_core::PageSize::ALL)
+                .unwrap_or(&hv_core::PageSize::Size4K),
         };
         let index = self.pick(choice[0]);
         let made = match &self.groups[index] {
@@ -77,10 +79,14 @@ impl World {
         };
         match made {
             // Frames fail on purpose; ids run out where a unit has few.
-            Ok(()) | Err(DomainError::Table(TableError::OutOfFrames { .. }) | DomainError::NoDomainId) => {}
+            Ok(())
+            | Err(DomainError::Table(TableError::OutOfFrames { .. }) | DomainError::NoDomainId) => {
+            }
             // A unit may have fewer bits.
             Err(DomainError::TooManyBits { .. }) => {}
-            Err(error) => self.rig().broken(Rule::WrongAnswer, format!("no domain: {error}")),
+            Err(error) => self
+                .rig()
+                .broken(Rule::WrongAnswer, format!("no domain: {error}")),
         }
     }
 
@@ -109,7 +115,8 @@ impl World {
             Held::Kernel(group) => {
                 let count = self.kernel.len() as u64;
                 let nth = choice[1].checked_rem(count);
-                let Some(space) = nth.and_then(|nth| self.kernel.values_mut().nth(nth as usize)) else {
+                let Some(space) = nth.and_then(|nth| self.kernel.values_mut().nth(nth as usize))
+                else {
                     return Held::Kernel(group);
                 };
                 let (tenant, members) = (space.tenant, group.members().to_vec());
@@ -134,8 +141,11 @@ impl World {
             }
             Held::Guest(group) => {
                 let vm = group.owner();
-                let mut mine: Vec<_> =
-                    self.guest.values_mut().filter(|space| space.owner == vm).collect();
+                let mut mine: Vec<_> = self
+                    .guest
+                    .values_mut()
+                    .filter(|space| space.owner == vm)
+                    .collect();
                 let nth = choice[1].checked_rem(mine.len() as u64);
                 let Some(space) = nth.and_then(|nth| mine.get_mut(nth as usize)) else {
                     return Held::Guest(group);
@@ -165,7 +175,9 @@ impl World {
         match failed {
             None => self.let_send(&attached),
             // What another unit can do differs; frames for a bus's table may be out.
-            Some(AttachError::Incompatible { .. } | AttachError::Unit(UnitError::OutOfFrames(_))) => {}
+            Some(
+                AttachError::Incompatible { .. } | AttachError::Unit(UnitError::OutOfFrames(_)),
+            ) => {}
             Some(AttachError::Unit(error)) => self.failed(error),
             Some(error) => rig.broken(Rule::WrongAnswer, format!("not attached: {error}")),
         }
@@ -175,8 +187,12 @@ impl World {
     /// Lets the members of an attached group send.
     fn let_send(&mut self, held: &Held) {
         let failed: Vec<AttachError> = match held {
-            Held::KernelOn(group, _) => each_member(group.members(), |member| group.enable_bus_mastering(member)),
-            Held::GuestOn(group, _) => each_member(group.members(), |member| group.enable_bus_mastering(member)),
+            Held::KernelOn(group, _) => {
+                each_member(group.members(), |member| group.enable_bus_mastering(member))
+            }
+            Held::GuestOn(group, _) => {
+                each_member(group.members(), |member| group.enable_bus_mastering(member))
+            }
             _ => Vec::new(),
         };
         for error in failed {
@@ -185,7 +201,9 @@ impl World {
                 AttachError::NoBusMastering { .. } => {}
                 AttachError::Unit(UnitError::Wedged { unit })
                     if self.wedged.contains(&unit.index()) => {}
-                other => self.rig().broken(Rule::WrongAnswer, format!("bus mastering: {other}")),
+                other => self
+                    .rig()
+                    .broken(Rule::WrongAnswer, format!("bus mastering: {other}")),
             }
         }
     }
@@ -194,12 +212,17 @@ impl World {
         let index = self.pick(choice[0]);
         let held = self.take(index);
         let off = match &held {
-            Held::KernelOn(group, _) => each_member(group.members(), |member| group.disable_bus_mastering(member)),
-            Held::GuestOn(group, _) => each_member(group.members(), |member| group.disable_bus_mastering(member)),
+            Held::KernelOn(group, _) => each_member(group.members(), |member| {
+                group.disable_bus_mastering(member)
+            }),
+            Held::GuestOn(group, _) => each_member(group.members(), |member| {
+                group.disable_bus_mastering(member)
+            }),
             _ => Vec::new(),
         };
         if let Some(error) = off.first() {
-            self.rig().broken(Rule::WrongAnswer, format!("bus mastering off: {error}"));
+            self.rig()
+                .broken(Rule::WrongAnswer, format!("bus mastering off: {error}"));
         }
         if choice[1] % 4 != 0 {
             self.let_send(&held);
@@ -327,5 +350,8 @@ fn each_member(
     members: &[PciAddress],
     change: impl Fn(PciAddress) -> Result<(), AttachError>,
 ) -> Vec<AttachError> {
-    members.iter().filter_map(|member| change(*member).err()).collect()
+    members
+        .iter()
+        .filter_map(|member| change(*member).err())
+        .collect()
 }

@@ -84,6 +84,17 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Idle, 4),
 ];
 
+/// What a life begins with, over and over.
+const SETTLING: [Kind; 5] = [
+    Kind::Claim,
+    Kind::Allocate,
+    Kind::Attach,
+    Kind::Map,
+    Kind::Map,
+];
+/// For how many operations.
+const OPENING: usize = 30;
+
 /// One operation: what, and numbers to choose by, taken modulo what there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Op {
@@ -115,6 +126,8 @@ pub fn ops(seed: u64, count: usize) -> Vec<Op> {
             });
             let kind = match chosen {
                 _ if loses == Some(index) => Kind::LoseUnit,
+                // Something has to be there before much can happen.
+                _ if index < OPENING => SETTLING[index % SETTLING.len()],
                 Some((kind, _)) => *kind,
                 None => Kind::Idle,
             };

@@ -56,7 +56,8 @@ impl Life {
     /// The operations that are done, with their numbers.
     pub fn ops(&self) -> Vec<(usize, Op)> {
         let all = ops(self.seed, self.operations).into_iter().enumerate();
-        all.filter(|(index, _)| self.keep.as_ref().is_none_or(|keep| keep.contains(index))).collect()
+        all.filter(|(index, _)| self.keep.as_ref().is_none_or(|keep| keep.contains(index)))
+            .collect()
     }
 
     /// The machine.
@@ -90,20 +91,28 @@ impl Life {
         let mut world = match World::new(rig.clone()) {
             Ok(world) => world,
             Err(why) => {
-                rig.broken(Rule::WrongAnswer, format!("the machine did not come up: {why}"));
+                rig.broken(
+                    Rule::WrongAnswer,
+                    format!("the machine did not come up: {why}"),
+                );
                 return;
             }
         };
         for (index, op) in self.ops() {
             rig.say(format!("operation {index}: {op}"));
             // Each operation has its own luck, so that leaving others out changes little of it.
-            rig.reseed(self.seed ^ (self.luck << 32 | index as u64).wrapping_mul(0x2545_f491_4f6c_dd1d));
+            rig.reseed(
+                self.seed ^ (self.luck << 32 | index as u64).wrapping_mul(0x2545_f491_4f6c_dd1d),
+            );
             let start = rig.nanos();
             world.perform(op);
             *done += 1;
             let took = Duration::from_nanos(rig.nanos() - start);
             if took > LONGEST {
-                rig.broken(Rule::Deadline, format!("operation {index}, {op}, took {took:?}"));
+                rig.broken(
+                    Rule::Deadline,
+                    format!("operation {index}, {op}, took {took:?}"),
+                );
             }
             if rig.is_broken() {
                 return;

@@ -25,7 +25,10 @@ pub fn shrink(life: &Life, lived: Lived, limit: Duration) -> (Life, Lived) {
                 ..candidate.clone()
             };
             let lived = candidate.live();
-            let same = lived.failure.as_ref().is_some_and(|failure| failure.violation.rule == rule);
+            let same = lived
+                .failure
+                .as_ref()
+                .is_some_and(|failure| failure.violation.rule == rule);
             if same {
                 *best = (candidate, lived);
             }

@@ -1,11 +1,14 @@
 //! A domain of a random life with everything that is mapped in it, and its place in the ledger.
 
+use hv_core::platform::FrameSource;
 use hv_core::{
     FrameRun, GpaRange, GuestMemory, Hypervisor, IovaRange, KernelPaging, Owner, PageCount,
     PageSize, Perms, UserManaged, VmId,
 };
-use hv_core::platform::FrameSource;
-use hv_iommu::{Domain, FlushError, FlushSpan, Iommu, Level, MapError, MapRefusal, Mapped, PendingUnmap, Range, RedeemRefusal, Free};
+use hv_iommu::{
+    Domain, FlushError, FlushSpan, Free, Iommu, Level, MapError, MapRefusal, Mapped, PendingUnmap,
+    Range, RedeemRefusal,
+};
 use hv_vtd::Vtd;
 
 use super::world::Memories;
@@ -69,7 +72,10 @@ impl Household for UserManaged {
     fn give_back(memories: &Memories, run: FrameRun<hv_core::Guest>) {
         let given = memories.guest(run.owner()).map(|memory| memory.unpin(run));
         if !matches!(given, Some(Ok(()))) {
-            memories.rig.broken(Rule::Leak, "a run of guest memory does not go back to its guest");
+            memories.rig.broken(
+                Rule::Leak,
+                "a run of guest memory does not go back to its guest",
+            );
         }
     }
 }
@@ -105,7 +111,9 @@ impl<O: Household> Space<O> {
             1 => (512 + rng.below(600), PageSize::Size2M, PageSize::Size1G),
             2 => (512, PageSize::Size2M, PageSize::Size4K),
             // A gigabyte takes 262144 leaves where there are only small ones.
-            3 if rng.one_in(4) && self.domain.geometry().largest_leaf > Level::LEAF => (1 << 18, PageSize::Size1G, PageSize::Size1G),
+            3 if rng.one_in(4) && self.domain.geometry().largest_leaf > Level::LEAF => {
+                (1 << 18, PageSize::Size1G, PageSize::Size1G)
+            }
             4..7 => (1, PageSize::Size4K, PageSize::Size1G),
             _ => (1 + rng.below(24), PageSize::Size4K, PageSize::Size1G),
         };
@@ -133,7 +141,11 @@ impl<O: Household> Space<O> {
         };
         let rig = &memories.rig;
         // A unit without write-only mappings widens them, which the answer tells.
-        let most = if perms == Perms::Write { Perms::ReadWrite } else { perms };
+        let most = if perms == Perms::Write {
+            Perms::ReadWrite
+        } else {
+            perms
+        };
         rig.mapping(self.tenant, range, frames.range(), most);
         match free.map_with(frames, perms, largest) {
             Ok(mapped) => {
@@ -147,14 +159,23 @@ impl<O: Household> Space<O> {
                 reason,
             }) => {
                 rig.returned(self.tenant, range);
-                if !matches!(reason, MapRefusal::Table(_) | MapRefusal::PhysTooWide { .. }) {
-                    rig.broken(Rule::WrongAnswer, format!("{range} was not mapped: {reason}"));
+                if !matches!(
+                    reason,
+                    MapRefusal::Table(_) | MapRefusal::PhysTooWide { .. }
+                ) {
+                    rig.broken(
+                        Rule::WrongAnswer,
+                        format!("{range} was not mapped: {reason}"),
+                    );
                 }
                 O::give_back(memories, frames);
                 self.release(memories, free);
                 Done::Fine
             }
-            Err(MapError::NotVisible { range: mapped, reason }) => {
+            Err(MapError::NotVisible {
+                range: mapped,
+                reason,
+            }) => {
                 self.mapped.push(mapped);
                 Done::Unit(reason)
             }
@@ -163,7 +184,9 @@ impl<O: Household> Space<O> {
 
     fn release(&self, memories: &Memories, free: Range<O, Backend, Free>) {
         if let Err((free, error)) = free.release() {
-            memories.rig.broken(Rule::Leak, format!("{free:?} cannot be released: {error}"));
+            memories
+                .rig
+                .broken(Rule::Leak, format!("{free:?} cannot be released: {error}"));
         }
     }
 
@@ -194,7 +217,8 @@ impl<O: Household> Space<O> {
                 match error.reason {
                     RedeemRefusal::Flush(error) => Done::Unit(error),
                     other => {
-                        let what = format!("{span} was unmapped and flushed, and stays closed: {other}");
+                        let what =
+                            format!("{span} was unmapped and flushed, and stays closed: {other}");
                         memories.rig.broken(Rule::WrongAnswer, what);
                         Done::Fine
                     }
@@ -228,7 +252,10 @@ impl<O: Household> Space<O> {
             match pending.redeem(&receipt) {
                 Ok((free, frames)) => self.redeemed(memories, span, free, frames),
                 Err(error) => {
-                    let what = format!("{span} stays closed to a flush of its domain: {}", error.reason);
+                    let what = format!(
+                        "{span} stays closed to a flush of its domain: {}",
+                        error.reason
+                    );
                     memories.rig.broken(Rule::WrongAnswer, what);
                     self.pending.push(error.pending);
                 }
@@ -264,7 +291,9 @@ impl<O: Household> Space<O> {
     pub(crate) fn some_mapped(&self, choice: [u64; 3]) -> Option<(hv_core::Iova, Perms)> {
         let index = choice[0].checked_rem(self.mapped.len() as u64)?;
         let mapped = self.mapped.get(index as usize)?;
-        let page = mapped.span().page(choice[1] % mapped.span().pages().get())?;
+        let page = mapped
+            .span()
+            .page(choice[1] % mapped.span().pages().get())?;
         Some((page, mapped.granted()))
     }
 }

@@ -150,12 +150,15 @@ impl World {
             Kind::Attach => self.attach(choice),
             Kind::Detach => self.detach_some(choice[0]),
             Kind::Reassign => self.reassign(choice),
-            Kind::Map => on_space!(self, choice[2], |memories, space| space.map(memories, choice)),
+            Kind::Map => on_space!(self, choice[2], |memories, space| space
+                .map(memories, choice)),
             Kind::Unmap => {
-                on_space!(self, choice[2], |memories, space| space.unmap(memories, choice[0], true));
+                on_space!(self, choice[2], |memories, space| space
+                    .unmap(memories, choice[0], true));
             }
             Kind::UnmapLater => {
-                on_space!(self, choice[2], |memories, space| space.unmap(memories, choice[0], false));
+                on_space!(self, choice[2], |memories, space| space
+                    .unmap(memories, choice[0], false));
             }
             Kind::Flush => on_space!(self, choice[2], |memories, space| space.flush(memories)),
             Kind::Split => on_space!(self, choice[2], |_memories, space| {
@@ -200,7 +203,10 @@ impl World {
                 return;
             }
             other => {
-                self.rig().broken(Rule::WrongAnswer, format!("a healthy request failed: {other}"));
+                self.rig().broken(
+                    Rule::WrongAnswer,
+                    format!("a healthy request failed: {other}"),
+                );
                 return;
             }
         };
@@ -220,16 +226,29 @@ impl World {
         let rig = self.rig();
         let (out, expected) = (rig.frames_out(), self.baseline + rig.context_tables());
         if out != expected {
-            let what = format!("{out} frames are out, expected {expected}: those of bring-up and context tables");
+            let what = format!(
+                "{out} frames are out, expected {expected}: those of bring-up and context tables"
+            );
             rig.broken(Rule::Leak, what);
         }
         let ids = self.iommu.domains_in_use();
         if ids != 0 {
-            rig.broken(Rule::Leak, format!("{ids} domain ids are taken, and there is no domain"));
+            rig.broken(
+                Rule::Leak,
+                format!("{ids} domain ids are taken, and there is no domain"),
+            );
         }
-        let pinned: u64 = self.memories.guests.iter().map(GuestMemory::pinned_pages).sum();
+        let pinned: u64 = self
+            .memories
+            .guests
+            .iter()
+            .map(GuestMemory::pinned_pages)
+            .sum();
         if pinned != 0 {
-            rig.broken(Rule::Leak, format!("{pinned} pages of guests are pinned, and nothing is mapped"));
+            rig.broken(
+                Rule::Leak,
+                format!("{pinned} pages of guests are pinned, and nothing is mapped"),
+            );
         }
     }
 }

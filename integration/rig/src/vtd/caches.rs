@@ -186,7 +186,11 @@ impl Caches {
     }
 
     fn drop_from(&mut self, leaf: bool, key: Key) {
-        let map = if leaf { &mut self.leaves } else { &mut self.links };
+        let map = if leaf {
+            &mut self.leaves
+        } else {
+            &mut self.links
+        };
         for entry in map.remove(&key).unwrap_or_default() {
             self.kept -= 1;
             self.count(key.1, leaf, &entry, -1);
@@ -261,7 +265,9 @@ impl Caches {
         while self.kept > MOST {
             let from = (rng.next() as u16, 0, 0);
             let next = self.leaves.range(from..).next();
-            let next = next.or_else(|| self.leaves.iter().next()).map(|(key, _)| *key);
+            let next = next
+                .or_else(|| self.leaves.iter().next())
+                .map(|(key, _)| *key);
             match next {
                 Some(key) => self.drop_from(true, key),
                 None => self.links.clear(),
@@ -275,7 +281,10 @@ impl Caches {
         if let Some((frame, _)) = self.named.range(first..end).next() {
             let to = frame << span_bits(1);
             let is = |kept: &[Cached]| kept.iter().any(|entry| entry.to == Some(to));
-            let leaf = self.leaves.iter().find(|((_, level, _), kept)| *level == 1 && is(kept));
+            let leaf = self
+                .leaves
+                .iter()
+                .find(|((_, level, _), kept)| *level == 1 && is(kept));
             let link = || self.links.iter().find(|(_, kept)| is(kept));
             let found = leaf.or_else(link).map(|(key, _)| *key);
             return Some(describe(*frame, found));
@@ -305,7 +314,10 @@ impl Caches {
     /// A root other than `root` from which something of this domain is kept.
     pub(crate) fn other_root(&self, domain: u16, root: u64) -> Option<u64> {
         let (from, to) = ((domain, 0, 0), (domain, u8::MAX, u64::MAX));
-        let kept = self.leaves.range(from..=to).chain(self.links.range(from..=to));
+        let kept = self
+            .leaves
+            .range(from..=to)
+            .chain(self.links.range(from..=to));
         let roots = kept.flat_map(|(_, kept)| kept.iter().map(|entry| entry.root));
         let contexts = self.contexts.values().flatten();
         let contexts = contexts.filter(|context| context.domain == domain);
@@ -351,7 +363,10 @@ mod tests {
         caches.forget_pages(1, 2, 1, true);
         let mut has = |domain, page: u64| caches.leaf(domain, page << 12, &mut rng).is_some();
         assert!(has(1, 1) && !has(1, 2) && !has(1, 3) && has(1, 4) && has(2, 2));
-        assert!(caches.link(1, 3, 0, &mut rng).is_some(), "only leaves were asked for");
+        assert!(
+            caches.link(1, 3, 0, &mut rng).is_some(),
+            "only leaves were asked for"
+        );
         caches.forget_pages(1, 7, 0, false);
         assert!(caches.link(1, 3, 0, &mut rng).is_none());
         caches.forget_domain(2);
@@ -367,7 +382,10 @@ mod tests {
         caches.keep_leaf(1, 2, 0x20_0000, to(512));
         caches.forget_pages(1, 0x200, 8, false);
         assert!(caches.leaf(1, 0x20_5000, &mut rng).is_some());
-        assert!(caches.naming(600, 1).is_some(), "a frame in the middle of it");
+        assert!(
+            caches.naming(600, 1).is_some(),
+            "a frame in the middle of it"
+        );
         caches.forget_pages(1, 0x200, 9, false);
         assert!(caches.leaf(1, 0x20_5000, &mut rng).is_none());
         assert_eq!(caches.naming(600, 1), None);
@@ -396,7 +414,10 @@ mod tests {
         };
         caches.keep_context(0x10, absent(0));
         caches.forget_context(5, 0x10, 0);
-        assert!(caches.context(0x10, &mut rng).is_some(), "filed under domain 0");
+        assert!(
+            caches.context(0x10, &mut rng).is_some(),
+            "filed under domain 0"
+        );
         caches.forget_context(0, 0x11, 0);
         assert!(caches.context(0x10, &mut rng).is_some());
         caches.forget_context(0, 0x11, 7);

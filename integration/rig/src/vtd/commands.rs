@@ -20,7 +20,8 @@ impl Unit {
     pub(crate) fn commanded(&mut self, bus: &mut Bus, value: u32) {
         let index = self.index;
         if self.command.is_some() {
-            let what = format!("unit {index}: command {value:#x} was given before the last was done");
+            let what =
+                format!("unit {index}: command {value:#x} was given before the last was done");
             bus.broken(Rule::Command, what);
         }
         let levels = self.status & LEVELS;
@@ -46,7 +47,8 @@ impl Unit {
             self.judge_enable(bus);
         }
         if turns_on(registers::QIE) && self.queue.entries == 0 {
-            let what = format!("unit {index}: the queue was turned on before it was given an address");
+            let what =
+                format!("unit {index}: the queue was turned on before it was given an address");
             bus.broken(Rule::Register, what);
         }
         if one_shot & registers::SRTP != 0 {
@@ -118,7 +120,10 @@ impl Unit {
             bus.memory.flush_write_buffer(self.index);
         }
         bus.note_unit(self.index, || {
-            format!("command done: levels {:#x}, once {:#x}", command.levels, command.one_shot)
+            format!(
+                "command done: levels {:#x}, once {:#x}",
+                command.levels, command.one_shot
+            )
         });
     }
 }

@@ -1,5 +1,7 @@
 //! The fault records of a VT-d unit: a ring that hardware fills and software empties.
 
+use std::collections::VecDeque;
+
 use super::spec::fault::RECORD_F;
 
 /// The records.
@@ -7,7 +9,12 @@ pub(crate) struct FaultLog {
     records: Vec<(u64, u64)>,
     /// The record that is filled next.
     next: usize,
+    /// What was recorded lately, as the records said it.
+    recorded: VecDeque<(u64, u64)>,
 }
+
+/// How many former records are remembered, to compare with what the driver reports.
+const REMEMBERED: usize = 1024;
 
 impl FaultLog {
     /// This many empty records.
@@ -15,6 +22,7 @@ impl FaultLog {
         Self {
             records: vec![(0, 0); count],
             next: 0,
+            recorded: VecDeque::new(),
         }
     }
 
@@ -27,8 +35,17 @@ impl FaultLog {
             return false;
         }
         *record = (low, high | RECORD_F);
+        if self.recorded.len() == REMEMBERED {
+            self.recorded.pop_front();
+        }
+        self.recorded.push_back((low, high | RECORD_F));
         self.next = (self.next + 1) % self.records.len();
         true
+    }
+
+    /// Whether a record said this lately.
+    pub(crate) fn recorded(&self, low: u64, high: u64) -> bool {
+        self.recorded.contains(&(low, high))
     }
 
     /// One half of a record.
@@ -47,10 +64,12 @@ impl FaultLog {
     /// The oldest full record.
     pub(crate) fn first(&self) -> Option<usize> {
         let count = self.records.len();
-        (0..count).map(|step| (self.next + step) % count).find(|index| {
-            let record = self.records.get(*index);
-            record.is_some_and(|(_, high)| high & RECORD_F != 0)
-        })
+        (0..count)
+            .map(|step| (self.next + step) % count)
+            .find(|index| {
+                let record = self.records.get(*index);
+                record.is_some_and(|(_, high)| high & RECORD_F != 0)
+            })
     }
 }
 

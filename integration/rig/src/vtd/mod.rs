@@ -157,7 +157,8 @@ impl Unit {
                 domain,
             };
             let entry = (!rng.one_in(3)).then_some(entry);
-            self.caches.keep_context(requester, CachedContext { domain, entry });
+            self.caches
+                .keep_context(requester, CachedContext { domain, entry });
         }
         for domain in 0..4 {
             for page in 0..32 {
@@ -213,7 +214,10 @@ impl Unit {
         if let Some(root) = self.structures.roots().find(|root| inside(*root)) {
             return Some(format!("a live context entry, whose table is at {root:#x}"));
         }
-        let mine = bus.requests.iter().filter(|request| request.unit == self.index);
+        let mine = bus
+            .requests
+            .iter()
+            .filter(|request| request.unit == self.index);
         for request in mine {
             let named = match &request.progress {
                 Progress::New => None,
@@ -223,12 +227,18 @@ impl Unit {
             if let Some(frame) = named
                 && (first..first + pages).contains(&frame)
             {
-                return Some(format!("request #{}, which is under way to it", request.number));
+                return Some(format!(
+                    "request #{}, which is under way to it",
+                    request.number
+                ));
             }
         }
         let queue = || self.queue.naming(first, pages);
         let contexts = || self.caches.context_naming(first, pages);
-        self.caches.naming(first, pages).or_else(contexts).or_else(queue)
+        self.caches
+            .naming(first, pages)
+            .or_else(contexts)
+            .or_else(queue)
     }
 
     /// Refuses a request, and records that unless the context entry says not to.
@@ -255,6 +265,12 @@ impl Unit {
     /// How many context tables the driver linked.
     pub(crate) fn context_tables(&self) -> u64 {
         self.structures.count()
+    }
+
+    /// Whether the unit recorded such a fault lately.
+    pub(crate) fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {
+        let (low, high) = spec::fault::record(requester, address, read, reason);
+        self.faults.recorded(low, high)
     }
 
     fn translates(&self) -> bool {

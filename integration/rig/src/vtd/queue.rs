@@ -83,7 +83,10 @@ impl Unit {
         let offset = match registers::queue_tail(value) {
             Ok(offset) => offset,
             Err(why) => {
-                bus.broken(Rule::Queue, format!("unit {}: tail {value:#x}: {why}", self.index));
+                bus.broken(
+                    Rule::Queue,
+                    format!("unit {}: tail {value:#x}: {why}", self.index),
+                );
                 return;
             }
         };
@@ -145,11 +148,15 @@ impl Unit {
             return false;
         };
         if !bus.frames.is_out(frame_of(status.at)) {
-            let what = format!("unit {} wrote a status to {:#x}, which is free", self.index, status.at);
+            let what = format!(
+                "unit {} wrote a status to {:#x}, which is free",
+                self.index, status.at
+            );
             bus.broken(Rule::FreedMemory, what);
             return true;
         }
-        bus.memory.write_bytes(status.at, &status.data.to_le_bytes());
+        bus.memory
+            .write_bytes(status.at, &status.data.to_le_bytes());
         bus.note_unit(self.index, || {
             format!("wait complete: {:#x} to {:#x}", status.data, status.at)
         });
@@ -216,7 +223,10 @@ impl Unit {
             return false;
         };
         let overdue = ready.iter().copied().find(|index| {
-            self.queue.pending.get(*index).is_some_and(|pending| pending.due <= bus.nanos)
+            self.queue
+                .pending
+                .get(*index)
+                .is_some_and(|pending| pending.due <= bus.nanos)
         });
         let chosen = if slow && bus.rng.one_in(4) {
             chosen
@@ -249,6 +259,7 @@ impl Unit {
             return;
         }
         bus.counts.invalidations += 1;
+        bus.provoked = true;
         bus.note_unit(self.index, || format!("does {descriptor:?}"));
         // Any invalidation empties the write buffer too.
         bus.memory.flush_write_buffer(self.index);

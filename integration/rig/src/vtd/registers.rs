@@ -58,7 +58,10 @@ impl Unit {
                 }
             }
             spec::GCMD => {
-                let what = format!("unit {}: the command register, which cannot be read, was read", self.index);
+                let what = format!(
+                    "unit {}: the command register, which cannot be read, was read",
+                    self.index
+                );
                 bus.broken(Rule::Register, what);
                 // Undefined: the worst is what looks like an answer.
                 u64::from(u32::MAX)
@@ -104,7 +107,13 @@ impl Unit {
                     self.protection = value as u32 & spec::PMEN_EPM != 0;
                 }
             }
-            spec::CCMD | spec::IQH | spec::VER | spec::CAP | spec::ECAP | spec::GSTS | spec::IQERCD => {
+            spec::CCMD
+            | spec::IQH
+            | spec::VER
+            | spec::CAP
+            | spec::ECAP
+            | spec::GSTS
+            | spec::IQERCD => {
                 let what = format!(
                     "unit {index}: register {offset:#x} was written, which is read-only, or only for use without the \
                      queue"
@@ -132,7 +141,10 @@ impl Unit {
         }
         self.status_of_faults &= !cleared;
         if value & !spec::FSTS_CLEARABLE != 0 {
-            let what = format!("unit {}: FSTS was written with {value:#x}, reserved bits set", self.index);
+            let what = format!(
+                "unit {}: FSTS was written with {value:#x}, reserved bits set",
+                self.index
+            );
             bus.broken(Rule::Register, what);
         }
     }
@@ -151,7 +163,10 @@ impl Unit {
                 self.queue.entries = queue.entries;
                 self.queue.head = 0;
                 if queue.wide {
-                    let what = format!("unit {}: 256-bit descriptors without scalable mode", self.index);
+                    let what = format!(
+                        "unit {}: 256-bit descriptors without scalable mode",
+                        self.index
+                    );
                     bus.broken(Rule::Register, what);
                 }
             }

@@ -64,6 +64,7 @@ impl Unit {
         if self.root.is_some_and(|root| frame_of(root) == frame) {
             self.root_stored(bus, at, old, new);
         } else if self.structures.is_table(frame) {
+            bus.provoked = true;
             self.context_stored(bus, at, old, new);
         }
     }
@@ -73,7 +74,8 @@ impl Unit {
             return;
         }
         if old & 1 != 0 && new & 1 != 0 {
-            let what = format!("root entry at {at:#x} changed from {old:#x} to {new:#x} while present");
+            let what =
+                format!("root entry at {at:#x} changed from {old:#x} to {new:#x} while present");
             bus.broken(Rule::TornEntry, what);
         }
         let high = bus.memory.load(at + 8);
@@ -82,7 +84,9 @@ impl Unit {
             Ok(None) => {}
             Ok(Some(table)) => {
                 let requester_bus = (at % FRAME_BYTES / ENTRY_BYTES) as u8;
-                self.structures.tables.insert(frame_of(table), requester_bus);
+                self.structures
+                    .tables
+                    .insert(frame_of(table), requester_bus);
                 // What was written before the table was linked is live now.
                 for index in 0..ENTRIES {
                     let entry = table + index * ENTRY_BYTES;
@@ -119,7 +123,10 @@ impl Unit {
             Ok(None) => return,
             Ok(Some(context)) => context,
             Err(why) => {
-                bus.broken(Rule::BadContext, format!("context entry at {entry:#x}: {why}"));
+                bus.broken(
+                    Rule::BadContext,
+                    format!("context entry at {entry:#x}: {why}"),
+                );
                 return;
             }
         };

@@ -61,7 +61,9 @@ impl Unit {
     /// Does one step of a request.
     pub(crate) fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         if self.gone {
-            return Step::Lost { why: "the unit is gone" };
+            return Step::Lost {
+                why: "the unit is gone",
+            };
         }
         let walk = match &request.progress {
             Progress::New => return self.begin(bus, request),
@@ -84,13 +86,17 @@ impl Unit {
     fn begin(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         if !self.translates() {
             return if self.protects(request.address) {
-                Step::Lost { why: "protected memory" }
+                Step::Lost {
+                    why: "protected memory",
+                }
             } else {
                 Step::Untranslated
             };
         }
         if INTERRUPT_WINDOW.contains(&request.address) {
-            return Step::Lost { why: "an interrupt request" };
+            return Step::Lost {
+                why: "an interrupt request",
+            };
         }
         if self.caches.is_unbound(request.requester) {
             return self.fault(bus, request, fault::CONTEXT_NOT_PRESENT);
@@ -111,7 +117,10 @@ impl Unit {
         let (low, high) = (bus.fetch(self.view, at), bus.fetch(self.view, at + 8));
         match entries::root(low, high, &self.limits) {
             Err(reserved) => {
-                bus.broken(Rule::ReservedBits, format!("root entry at {at:#x}: {reserved}"));
+                bus.broken(
+                    Rule::ReservedBits,
+                    format!("root entry at {at:#x}: {reserved}"),
+                );
                 self.fault(bus, request, fault::ROOT_RESERVED)
             }
             Ok(None) => {
@@ -160,7 +169,10 @@ impl Unit {
         }
         match entries::context(low, high, &self.limits) {
             Err(why) => {
-                bus.broken(Rule::BadContext, format!("context entry at {entry:#x}: {why}"));
+                bus.broken(
+                    Rule::BadContext,
+                    format!("context entry at {entry:#x}: {why}"),
+                );
                 self.fault(bus, request, fault::CONTEXT_INVALID)
             }
             Ok(None) => {
@@ -232,7 +244,10 @@ impl Unit {
         }
         match self.decode_and_keep(&context, level, address, word, (read, write)) {
             Err(what) => {
-                bus.broken(Rule::ReservedBits, format!("level {level} entry at {at:#x}: {what}"));
+                bus.broken(
+                    Rule::ReservedBits,
+                    format!("level {level} entry at {at:#x}: {what}"),
+                );
                 self.fault(bus, request, fault::ENTRY_RESERVED)
             }
             Ok(SecondStage::Absent) => self.refuse(bus, request),
@@ -362,7 +377,9 @@ impl Unit {
         let offset = request.address & ((1 << span_bits(level)) - 1);
         let to = to + offset;
         if self.protects(to) {
-            return Step::Lost { why: "protected memory" };
+            return Step::Lost {
+                why: "protected memory",
+            };
         }
         Step::Translated { to, tag: domain }
     }

@@ -6,18 +6,22 @@ use crate::stand::{iovas, on_machines, pci};
 
 #[test]
 fn bc04_cve_2026_45944_context_entries_are_never_torn() {
-    on_machines(80, |_| {}, |stand| {
-        for _ in 0..6 {
-            let group = stand.take(pci(0, 2, 0));
-            let one = stand.kernel(group);
-            let mapped = one.map(iovas(0x10_0000, 2));
-            assert!(one.writes(0x10_1000));
-            stand.rig.idle(20);
-            one.unmap_and_free(mapped);
-            // The next domain has another id and table; its entry is where the old one was.
-            stand.groups.push(one.end());
-        }
-    });
+    on_machines(
+        80,
+        |_| {},
+        |stand| {
+            for _ in 0..6 {
+                let group = stand.take(pci(0, 2, 0));
+                let one = stand.kernel(group);
+                let mapped = one.map(iovas(0x10_0000, 2));
+                assert!(one.writes(0x10_1000));
+                stand.rig.idle(20);
+                one.unmap_and_free(mapped);
+                // The next domain has another id and table; its entry is where the old one was.
+                stand.groups.push(one.end());
+            }
+        },
+    );
 }
 
 #[test]
@@ -37,7 +41,7 @@ fn bc04_xsa_347_tables_reach_memory_before_their_links() {
             one.unmap_and_free(mapped);
             assert!(!one.writes(page << 12));
         }
-        one.end();
+        drop(one.end());
     });
 }
 

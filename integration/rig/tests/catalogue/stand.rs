@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use hv_core::platform::FrameSource;
 use hv_core::{
-    Access, FrameRun, Hypervisor, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms,
-    Segment,
+    Access, FrameRun, Hypervisor, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress,
+    Perms, Segment,
 };
 use hv_iommu::{
-    Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped, PendingUnmap, Range,
+    Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped, PendingUnmap,
+    Range,
 };
 use hv_rig::{Machine, Outcome, Rig, Temper, Tenant};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -145,7 +146,8 @@ impl Kernel {
         largest: PageSize,
     ) -> Range<KernelPaging, Backend, Mapped> {
         let free = self.domain.reserve(range).unwrap();
-        self.rig.mapping(self.tenant, range, frames.range(), Perms::ReadWrite);
+        self.rig
+            .mapping(self.tenant, range, frames.range(), Perms::ReadWrite);
         let mapped = free.map_with(frames, Perms::ReadWrite, largest).unwrap();
         self.rig.mapped(self.tenant, range, mapped.granted());
         mapped
@@ -153,7 +155,10 @@ impl Kernel {
 
     /// Maps fresh frames.
     pub(crate) fn map(&self, range: IovaRange) -> Range<KernelPaging, Backend, Mapped> {
-        let frames = self.rig.alloc_frames(range.pages(), PageSize::Size4K).unwrap();
+        let frames = self
+            .rig
+            .alloc_frames(range.pages(), PageSize::Size4K)
+            .unwrap();
         self.map_to(range, frames, PageSize::Size1G)
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use hv_core::{Access, Iova};
 use hv_core::platform::FrameSource;
+use hv_core::{Access, Iova};
 use hv_iommu::{FlushError, FlushSpan, RedeemRefusal, UnitError, UnitIndex};
 use hv_rig::{FunctionModel, Machine, Outcome, UnitModel};
 
@@ -28,7 +28,9 @@ fn two_units(seed: u64) -> Machine {
             ..first
         },
     ];
-    machine.functions.retain(|function: &FunctionModel| function.address.segment().0 == 0);
+    machine
+        .functions
+        .retain(|function: &FunctionModel| function.address.segment().0 == 0);
     machine
 }
 
@@ -40,7 +42,10 @@ fn bc01_xsa_373_timeout_is_not_success() {
         let (one, two) = (stand.kernel(one), stand.kernel(two));
         let mapped = one.map(iovas(0x10_0000, 4));
         let other = two.map(iovas(0x10_0000, 4));
-        assert!(one.writes(0x10_0000) && two.writes(0x10_0000), "seed {seed}");
+        assert!(
+            one.writes(0x10_0000) && two.writes(0x10_0000),
+            "seed {seed}"
+        );
 
         stand.rig.hang(0, LONG);
         let before = stand.rig.nanos();
@@ -61,9 +66,18 @@ fn bc01_xsa_373_timeout_is_not_success() {
         stand.rig.wedged(0, true);
         // The devices were cut off, and nothing of the domain is reused or receipted.
         assert!(!stand.rig.may_send(one.device()), "seed {seed}");
-        assert!(one.group.as_ref().unwrap().enable_bus_mastering(one.device()).is_err());
+        assert!(
+            one.group
+                .as_ref()
+                .unwrap()
+                .enable_bus_mastering(one.device())
+                .is_err()
+        );
         let refused = one.domain.flush(FlushSpan::Domain).unwrap_err();
-        assert!(matches!(refused, FlushError::Unit(UnitError::Wedged { .. })), "{refused}");
+        assert!(
+            matches!(refused, FlushError::Unit(UnitError::Wedged { .. })),
+            "{refused}"
+        );
 
         // A completion that comes late makes nothing good.
         stand.rig.wake(0);
@@ -109,7 +123,11 @@ fn bc01_acrn_4680_late_completions_satisfy_no_later_wait() {
             stand.rig.idle(round * 7);
             stand.iommu.reset_unit(unit).unwrap();
             stand.rig.wedged(0, false);
-            one.group.as_ref().unwrap().enable_bus_mastering(one.device()).unwrap();
+            one.group
+                .as_ref()
+                .unwrap()
+                .enable_bus_mastering(one.device())
+                .unwrap();
             let span = pending.span();
             let (free, frames) = pending.flush().unwrap();
             one.returned(span, &frames);
@@ -157,30 +175,34 @@ fn wedged_a_reset_of_a_unit_that_still_hangs_fails_and_a_group_recovers_after_on
         // The next owner starts from nothing.
         let again = stand.kernel(blocked);
         assert!(!again.writes(0x10_0000), "seed {seed}");
-        again.end();
+        drop(again.end());
         stand.check();
     }
 }
 
 #[test]
 fn bc15_cve_2026_43130_a_removed_device_stalls_nobody() {
-    on_machines(30, |_| {}, |stand| {
-        let group = stand.take(pci(0, 1, 0));
-        let one = stand.kernel(group);
-        let mapped = one.map(iovas(0x10_0000, 8));
-        assert!(one.writes(0x10_1000));
-        let device = one.device();
-        stand.rig.plug(device, false);
-        let lost = stand.rig.access(device, Iova::new(0x10_0000), Access::Read);
-        assert_eq!(lost, Outcome::Lost);
-        let before = stand.rig.nanos();
-        one.unmap_and_free(mapped);
-        let blocked = one.end();
-        assert!(Duration::from_nanos(stand.rig.nanos() - before) < WAIT);
-        // Plugged in again it is a stranger: it reaches nothing until it is attached anew.
-        stand.rig.plug(device, true);
-        let again = blocked.claim_for_hypervisor();
-        assert!(hv_iommu::Domain::paging_domain_alloc(&again, small()).is_ok());
-        assert!(!stand.rig.may_send(device));
-    });
+    on_machines(
+        30,
+        |_| {},
+        |stand| {
+            let group = stand.take(pci(0, 1, 0));
+            let one = stand.kernel(group);
+            let mapped = one.map(iovas(0x10_0000, 8));
+            assert!(one.writes(0x10_1000));
+            let device = one.device();
+            stand.rig.plug(device, false);
+            let lost = stand.rig.access(device, Iova::new(0x10_0000), Access::Read);
+            assert_eq!(lost, Outcome::Lost);
+            let before = stand.rig.nanos();
+            one.unmap_and_free(mapped);
+            let blocked = one.end();
+            assert!(Duration::from_nanos(stand.rig.nanos() - before) < WAIT);
+            // Plugged in again it is a stranger: it reaches nothing until it is attached anew.
+            stand.rig.plug(device, true);
+            let again = blocked.claim_for_hypervisor();
+            assert!(hv_iommu::Domain::paging_domain_alloc(&again, small()).is_ok());
+            assert!(!stand.rig.may_send(device));
+        },
+    );
 }

@@ -16,8 +16,13 @@ fn bc12_asterinas_3920_every_legal_unit_comes_up_clean() {
         stand.rig.idle(200);
         for function in stand.rig.endpoints() {
             for page in 0..40 {
-                let outcome = stand.rig.access(function, Iova::new(page << 12), Access::Write);
-                assert!(!matches!(outcome, Outcome::Reached { .. }), "seed {seed}: {function} {page}");
+                let outcome = stand
+                    .rig
+                    .access(function, Iova::new(page << 12), Access::Write);
+                assert!(
+                    !matches!(outcome, Outcome::Reached { .. }),
+                    "seed {seed}: {function} {page}"
+                );
             }
         }
         stand.check();
@@ -32,10 +37,20 @@ fn bc12_a_unit_that_hangs_in_bring_up_is_an_error_within_the_deadline() {
         let rig = Rig::new(machine).unwrap();
         let table = dmar::parse(&rig.dmar()).unwrap();
         let units = rig.machine().units.len();
-        let discovery = Vtd::discover(rig.clone(), &table, &rig.functions(), CoveragePolicy::Strict).unwrap();
+        let discovery = Vtd::discover(
+            rig.clone(),
+            &table,
+            &rig.functions(),
+            CoveragePolicy::Strict,
+        )
+        .unwrap();
         rig.hang(units - 1, std::time::Duration::from_secs(100));
         let before = rig.nanos();
-        let error = discovery.bring_up().err().map(|error| error.to_string()).unwrap();
+        let error = discovery
+            .bring_up()
+            .err()
+            .map(|error| error.to_string())
+            .unwrap();
         assert!(error.contains("did not complete"), "{error}");
         assert!(rig.nanos() - before < 3_000_000_000);
         rig.verdict().unwrap();
@@ -62,9 +77,15 @@ fn bc13_no_unit_and_no_requester_is_left_out() {
             let members = one.group.as_ref().unwrap().members().to_vec();
             for endpoint in &endpoints {
                 for _ in 0..4 {
-                    let outcome = stand.rig.access(*endpoint, Iova::new(0x10_0008), Access::Read);
+                    let outcome = stand
+                        .rig
+                        .access(*endpoint, Iova::new(0x10_0008), Access::Read);
                     let reached = matches!(outcome, Outcome::Reached { .. });
-                    assert_eq!(reached, members.contains(endpoint), "{endpoint} with {members:?} attached");
+                    assert_eq!(
+                        reached,
+                        members.contains(endpoint),
+                        "{endpoint} with {members:?} attached"
+                    );
                 }
             }
             one.unmap_and_free(mapped);

@@ -12,47 +12,47 @@ use super::at;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {
     /// Domain ids have 4 + 2·`nd` bits; 0 to 6.
-    pub(crate) nd: u8,
+    pub nd: u8,
     /// Advanced fault log.
-    pub(crate) afl: bool,
+    pub afl: bool,
     /// A write buffer must be flushed.
-    pub(crate) rwbf: bool,
+    pub rwbf: bool,
     /// Protected low memory.
-    pub(crate) plmr: bool,
+    pub plmr: bool,
     /// Protected high memory.
-    pub(crate) phmr: bool,
+    pub phmr: bool,
     /// Caching mode: what is not present may be cached.
-    pub(crate) cm: bool,
+    pub cm: bool,
     /// Table depths: bit 1 for 3 levels, bit 2 for 4, bit 3 for 5.
-    pub(crate) sagaw: u8,
+    pub sagaw: u8,
     /// Bits of the widest address that is translated; the register has one less.
-    pub(crate) mgaw: u8,
+    pub mgaw: u8,
     /// Zero-length reads of pages that may only be written are allowed.
-    pub(crate) zlr: bool,
+    pub zlr: bool,
     /// Byte offset of the fault records; the register has a sixteenth.
-    pub(crate) fro: u16,
+    pub fro: u16,
     /// Large second-stage pages: bit 0 for 2 MiB, bit 1 for 1 GiB.
-    pub(crate) sslps: u8,
+    pub sslps: u8,
     /// Invalidation by page.
-    pub(crate) psi: bool,
+    pub psi: bool,
     /// Fault records, 1 to 256; the register has one less.
-    pub(crate) nfr: u16,
+    pub nfr: u16,
     /// The largest address mask of an invalidation by page.
-    pub(crate) mamv: u8,
+    pub mamv: u8,
     /// Writes can be drained.
-    pub(crate) dwd: bool,
+    pub dwd: bool,
     /// Reads can be drained.
-    pub(crate) drd: bool,
+    pub drd: bool,
     /// First-stage pages of 1 GiB.
-    pub(crate) fs1gp: bool,
+    pub fs1gp: bool,
     /// Posted interrupts.
-    pub(crate) pi: bool,
+    pub pi: bool,
     /// First-stage tables of 5 levels.
-    pub(crate) fs5lp: bool,
+    pub fs5lp: bool,
     /// Setting the interrupt table flushes the interrupt cache.
-    pub(crate) esirtps: bool,
+    pub esirtps: bool,
     /// Setting the root table flushes all caches of translations.
-    pub(crate) esrtps: bool,
+    pub esrtps: bool,
 }
 
 impl Cap {
@@ -88,23 +88,23 @@ impl Cap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ecap {
     /// Walks snoop the processors' caches.
-    pub(crate) c: bool,
+    pub c: bool,
     /// The invalidation queue.
-    pub(crate) qi: bool,
+    pub qi: bool,
     /// Device-TLBs.
-    pub(crate) dt: bool,
+    pub dt: bool,
     /// Interrupt remapping.
-    pub(crate) ir: bool,
+    pub ir: bool,
     /// Extended interrupt mode.
-    pub(crate) eim: bool,
+    pub eim: bool,
     /// Pass-through.
-    pub(crate) pt: bool,
+    pub pt: bool,
     /// Snoop control: leaves may have SNP.
-    pub(crate) sc: bool,
+    pub sc: bool,
     /// Byte offset of IVA and IOTLB; the register has a sixteenth.
-    pub(crate) iro: u16,
+    pub iro: u16,
     /// The largest index mask of an interrupt invalidation.
-    pub(crate) mhmv: u8,
+    pub mhmv: u8,
 }
 
 impl Ecap {
