@@ -8,8 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
-use hashbrown::HashMap;
-
 use crate::rng::Rng;
 
 /// Words of a frame.
@@ -42,7 +40,12 @@ struct Frame {
 
 /// All frames that were touched, and what is still on its way.
 pub(crate) struct Memory {
-    frames: HashMap<u64, Frame>,
+    /// Per frame its place in `frames`, plus one; zero for one that was not touched. Zeroed memory that
+    /// nobody touches costs nothing.
+    places: Vec<u32>,
+    frames: Vec<Frame>,
+    /// Places in `frames` that are free.
+    spare: Vec<u32>,
     /// Whether some walker does not snoop: only then is `Frame::memory` kept.
     split: bool,
     /// Whether stores may wait in a store buffer until a fence.
@@ -112,7 +115,10 @@ impl Memory {
     /// Memory for units that snoop or not, and have a write buffer or not.
     pub(crate) fn new(units: &[(bool, bool)], weak: bool, poison: u64) -> Self {
         Self {
-            frames: HashMap::new(),
+            // One more than there are: whatever is reached outside is reached there.
+            places: vec![0; FRAMES as usize + 1],
+            frames: Vec::new(),
+            spare: Vec::new(),
             split: units.iter().any(|(coherent, _)| !coherent),
             weak,
             buffered: BTreeMap::new(),
@@ -127,12 +133,42 @@ impl Memory {
         }
     }
 
+    fn index(frame: u64) -> usize {
+        frame.wrapping_sub(frame_of(BASE)).min(FRAMES) as usize
+    }
+
     fn frame(&mut self, frame: u64) -> &mut Frame {
-        let (split, poison) = (self.split, self.poison);
-        self.frames.entry(frame).or_insert_with(|| Frame {
-            cpu: Box::new([0; WORDS]),
-            memory: split.then(|| Box::new([poison; WORDS])),
-        })
+        let index = Self::index(frame);
+        let mut place = self.places[index];
+        if place == 0 {
+            place = self.touch(index);
+        }
+        &mut self.frames[place as usize - 1]
+    }
+
+    /// Makes a frame: the CPU sees zeros, memory holds what it likes.
+    #[cold]
+    fn touch(&mut self, index: usize) -> u32 {
+        let poison = self.poison;
+        let place = match self.spare.pop() {
+            Some(place) => {
+                let frame = &mut self.frames[place as usize - 1];
+                frame.cpu.fill(0);
+                if let Some(memory) = &mut frame.memory {
+                    memory.fill(poison);
+                }
+                place
+            }
+            None => {
+                self.frames.push(Frame {
+                    cpu: Box::new([0; WORDS]),
+                    memory: self.split.then(|| Box::new([poison; WORDS])),
+                });
+                self.frames.len() as u32
+            }
+        };
+        self.places[index] = place;
+        place
     }
 
     /// A frame was given out: the CPU sees zeros, memory holds what it likes.
@@ -142,9 +178,11 @@ impl Memory {
 
     /// A frame came back: nothing of it is on its way any more.
     pub(crate) fn forget(&mut self, frame: u64) {
-        if self.frames.remove(&frame).is_none() {
+        let place = std::mem::take(&mut self.places[Self::index(frame)]);
+        if place == 0 {
             return;
         }
+        self.spare.push(place);
         let bytes = frame * FRAME_BYTES..(frame + 1) * FRAME_BYTES;
         let waiting: Vec<u64> = self
             .buffered

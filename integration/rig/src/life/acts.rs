@@ -116,8 +116,8 @@ impl World {
 
     /// Devices send: to what their domain maps, and beside it.
     pub(crate) fn send(&mut self, choice: [u64; 3]) {
-        for round in 0..8 {
-            let choice = choice.map(|choice| choice.rotate_left(round * 8));
+        for round in 0..32 {
+            let choice = choice.map(|choice| choice.rotate_left(round * 7));
             let Some((members, tenant)) = self.attached(choice[0]) else {
                 continue;
             };

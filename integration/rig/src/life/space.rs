@@ -106,7 +106,7 @@ impl<O: Household> Space<O> {
     /// Maps a range somewhere.
     pub(crate) fn map(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let mut rng = Rng::new(choice[0]);
-        let (pages, align, largest) = match rng.below(12) {
+        let (pages, align, largest) = match rng.below(20) {
             0 => (512, PageSize::Size2M, PageSize::Size1G),
             1 => (512 + rng.below(600), PageSize::Size2M, PageSize::Size1G),
             2 => (512, PageSize::Size2M, PageSize::Size4K),
@@ -114,7 +114,7 @@ impl<O: Household> Space<O> {
             3 if rng.one_in(4) && self.domain.geometry().largest_leaf > Level::LEAF => {
                 (1 << 18, PageSize::Size1G, PageSize::Size1G)
             }
-            4..7 => (1, PageSize::Size4K, PageSize::Size1G),
+            4..10 => (1, PageSize::Size4K, PageSize::Size1G),
             _ => (1 + rng.below(24), PageSize::Size4K, PageSize::Size1G),
         };
         let Some(pages) = PageCount::new(pages) else {
