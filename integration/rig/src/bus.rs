@@ -339,7 +339,7 @@ impl Bus {
             5 | 6 => self.ledger.some_ghost(choice),
             _ => None,
         };
-        let page = page.unwrap_or_else(|| match choice % 8 {
+        let page = page.unwrap_or(match choice % 8 {
             0 => choice >> 16 & 0xf_ffff_ffff,
             _ => choice >> 16 & 0xff,
         });

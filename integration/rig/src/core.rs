@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hv_core::Access;
 
 use crate::bus::{Bus, Counts, Frames};
+use crate::frontend::FrontEnd;
 use crate::ledger::Ledger;
 use crate::machine::Machine;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
@@ -32,7 +33,7 @@ const REQUESTS: usize = 8;
 
 /// Units and everything else.
 pub(crate) struct State {
-    pub(crate) units: Vec<Unit>,
+    pub(crate) units: Vec<Box<dyn FrontEnd>>,
     pub(crate) bus: Bus,
     looks: u32,
 }
@@ -53,16 +54,18 @@ impl Core {
             .map(|unit| (unit.ecap.c, unit.cap.rwbf))
             .collect();
         // In memory a fresh frame looks like an entry that leads to the last frame, which nobody has.
-        let poison = BASE + (FRAMES - 1) * FRAME_BYTES | 0b11;
+        let poison = (BASE + (FRAMES - 1) * FRAME_BYTES) | 0b11;
         let functions = functions(machine, &mut rng);
-        let mut units: Vec<_> = (machine.units.iter().enumerate())
-            .map(|(index, model)| Unit::new(index, model, machine.host_address_bits))
+        let mut units: Vec<Box<dyn FrontEnd>> = (machine.units.iter().enumerate())
+            .map(|(index, model)| -> Box<dyn FrontEnd> {
+                Box::new(Unit::new(index, model, machine.host_address_bits))
+            })
             .collect();
         if temper.leftovers {
             for unit in &mut units {
                 let mine = functions
                     .iter()
-                    .filter(|function| function.unit == unit.index);
+                    .filter(|function| function.unit == unit.index());
                 let requesters: Vec<u16> = mine
                     .flat_map(|function| function.requesters.clone())
                     .collect();
@@ -237,7 +240,7 @@ impl State {
             return;
         };
         // Before the driver took over, devices of firmware's do as firmware wants.
-        if !bus.watching && !self.units.iter().any(Unit::is_on) {
+        if !bus.watching && !self.units.iter().any(|unit| unit.is_on()) {
             return;
         }
         let address = bus.somewhere(device);
@@ -356,7 +359,7 @@ impl State {
             if let Some(name) = unit.naming(&self.bus, first, pages) {
                 let what = format!(
                     "{pages} frames at {first:#x} were {what}, and unit {} still holds {name}",
-                    unit.index
+                    unit.index()
                 );
                 self.bus.broken(Rule::StillCached, what);
                 return;

@@ -9,6 +9,7 @@ mod bus;
 mod cell;
 mod core;
 pub mod cpus;
+mod frontend;
 mod ledger;
 pub mod life;
 mod machine;

@@ -173,13 +173,13 @@ impl Rig {
         self.core.quiet().bus.violation.is_some()
     }
 
-    /// Frames that units hold as context tables: a driver may keep those for ever.
-    pub fn context_tables(&self) -> u64 {
+    /// Frames that units hold as tables that bind devices: a driver may keep those for ever.
+    pub fn binding_tables(&self) -> u64 {
         self.core
             .quiet()
             .units
             .iter()
-            .map(vtd::Unit::context_tables)
+            .map(|unit| unit.binding_tables())
             .sum()
     }
 
@@ -258,8 +258,9 @@ impl Rig {
         let mut state = self.core.quiet();
         let until = state.bus.nanos + time.as_nanos() as u64;
         if let Some(unit) = state.units.get_mut(unit) {
-            unit.stuck_until = until;
-            unit.was_stuck |= time > SHORT;
+            let health = unit.health_mut();
+            health.stuck_until = until;
+            health.was_stuck |= time > SHORT;
         }
     }
 
@@ -267,7 +268,7 @@ impl Rig {
     pub fn was_stuck(&self, unit: usize) -> bool {
         let state = self.core.quiet();
         let unit = state.units.get(unit);
-        unit.is_some_and(|unit| unit.was_stuck || unit.gone)
+        unit.is_some_and(|unit| unit.health().was_stuck || unit.health().gone)
     }
 
     /// A hanging unit goes on at once.
@@ -280,7 +281,7 @@ impl Rig {
         let mut state = self.core.quiet();
         state.bus.lost |= 1 << unit;
         if let Some(unit) = state.units.get_mut(unit) {
-            unit.gone = true;
+            unit.health_mut().gone = true;
         }
     }
 

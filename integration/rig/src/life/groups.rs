@@ -224,7 +224,7 @@ impl World {
             self.rig()
                 .broken(Rule::WrongAnswer, format!("bus mastering off: {error}"));
         }
-        if choice[1] % 4 != 0 {
+        if !choice[1].is_multiple_of(4) {
             self.let_send(&held);
         }
         self.groups[index] = held;

@@ -224,7 +224,7 @@ impl World {
     /// At the end all that was taken is back.
     pub(crate) fn judge_leaks(&self) {
         let rig = self.rig();
-        let (out, expected) = (rig.frames_out(), self.baseline + rig.context_tables());
+        let (out, expected) = (rig.frames_out(), self.baseline + rig.binding_tables());
         if out != expected {
             let what = format!(
                 "{out} frames are out, expected {expected}: those of bring-up and context tables"

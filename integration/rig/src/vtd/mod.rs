@@ -24,6 +24,7 @@ pub(crate) use spec::capability::{check, draw};
 pub(crate) use walk::Walk;
 
 use crate::bus::Bus;
+use crate::frontend::{FrontEnd, Health};
 use crate::machine::UnitModel;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
 use crate::request::{Progress, Request, Step};
@@ -63,8 +64,8 @@ pub(crate) fn plain() -> (Cap, Ecap) {
 
 /// One unit.
 pub(crate) struct Unit {
-    pub(crate) index: usize,
-    pub(crate) cap: Cap,
+    index: usize,
+    cap: Cap,
     ecap: Ecap,
     limits: Limits,
     descriptor_limits: DescriptorLimits,
@@ -89,12 +90,7 @@ pub(crate) struct Unit {
     protection: bool,
     caches: Caches,
     structures: Structures,
-    /// Until when the unit does nothing, on the rig's clock.
-    pub(crate) stuck_until: u64,
-    /// Whether it ever hung for longer than a driver need wait.
-    pub(crate) was_stuck: bool,
-    /// Whether the unit stopped answering at all: its registers read as all ones.
-    pub(crate) gone: bool,
+    health: Health,
 }
 
 impl Unit {
@@ -138,14 +134,66 @@ impl Unit {
             protection: cap.plmr || cap.phmr,
             caches: Caches::default(),
             structures: Structures::default(),
-            stuck_until: 0,
-            was_stuck: false,
-            gone: false,
+            health: Health::default(),
         }
     }
 
-    /// Fills the caches with what firmware's tables said about these requesters.
-    pub(crate) fn leave_over(&mut self, requesters: &[u16], rng: &mut Rng) {
+    /// Refuses a request, and records that where there is room.
+    fn fault(&mut self, bus: &mut Bus, request: &Request, reason: u8) -> Step {
+        let read = request.access == hv_core::Access::Read;
+        let (low, high) = spec::fault::record(request.requester, request.address, read, reason);
+        if !self.faults.record(low, high) {
+            self.status_of_faults |= spec::registers::FSTS_PFO;
+        }
+        bus.note_unit(self.index, || {
+            format!(
+                "faults {} of {:#06x} at {:#x}: reason {reason:#x}",
+                request.access, request.requester, request.address
+            )
+        });
+        Step::Fault { reason }
+    }
+
+    fn translates(&self) -> bool {
+        self.status & spec::registers::TE != 0
+    }
+
+    /// Whether protected memory is in the way: firmware protected all of it.
+    fn protects(&self) -> bool {
+        self.protection
+    }
+}
+
+impl FrontEnd for Unit {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn health(&self) -> Health {
+        self.health
+    }
+
+    fn health_mut(&mut self) -> &mut Health {
+        &mut self.health
+    }
+
+    fn read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64 {
+        self.register_read(bus, offset, bits)
+    }
+
+    fn write(&mut self, bus: &mut Bus, offset: u32, bits: u32, value: u64) {
+        self.register_written(bus, offset, bits, value);
+    }
+
+    fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
+        self.structure_stored(bus, at, old, new);
+    }
+
+    fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
+        self.walk(bus, request)
+    }
+
+    fn leave_over(&mut self, requesters: &[u16], rng: &mut Rng) {
         let astray = BASE + (FRAMES - 1) * FRAME_BYTES;
         for &requester in requesters {
             let domain = rng.below(4) as u16;
@@ -181,9 +229,8 @@ impl Unit {
         }
     }
 
-    /// Does some of what it has to do, at a moment between two steps of the driver.
-    pub(crate) fn work(&mut self, bus: &mut Bus) {
-        if self.gone || bus.nanos < self.stuck_until {
+    fn work(&mut self, bus: &mut Bus) {
+        if self.health.gone || bus.nanos < self.health.stuck_until {
             return;
         }
         if self.command.is_some() {
@@ -194,14 +241,12 @@ impl Unit {
         }
     }
 
-    /// Drops something from its caches by itself.
-    pub(crate) fn evict(&mut self, rng: &mut Rng) {
+    fn evict(&mut self, rng: &mut Rng) {
         self.caches.evict_one(rng);
     }
 
-    /// What of the unit still names one of these frames, in words.
-    pub(crate) fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String> {
-        if self.gone {
+    fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String> {
+        if self.health.gone {
             return None;
         }
         let inside = |at: u64| (first..first + pages).contains(&(at / FRAME_BYTES));
@@ -241,44 +286,16 @@ impl Unit {
             .or_else(queue)
     }
 
-    /// Refuses a request, and records that unless the context entry says not to.
-    fn fault(&mut self, bus: &mut Bus, request: &Request, reason: u8) -> Step {
-        let read = request.access == hv_core::Access::Read;
-        let (low, high) = spec::fault::record(request.requester, request.address, read, reason);
-        if !self.faults.record(low, high) {
-            self.status_of_faults |= spec::registers::FSTS_PFO;
-        }
-        bus.note_unit(self.index, || {
-            format!(
-                "faults {} of {:#06x} at {:#x}: reason {reason:#x}",
-                request.access, request.requester, request.address
-            )
-        });
-        Step::Fault { reason }
-    }
-
-    /// Whether it translates.
-    pub(crate) fn is_on(&self) -> bool {
+    fn is_on(&self) -> bool {
         self.translates()
     }
 
-    /// How many context tables the driver linked.
-    pub(crate) fn context_tables(&self) -> u64 {
+    fn binding_tables(&self) -> u64 {
         self.structures.count()
     }
 
-    /// Whether the unit recorded such a fault lately.
-    pub(crate) fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {
+    fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {
         let (low, high) = spec::fault::record(requester, address, read, reason);
         self.faults.recorded(low, high)
-    }
-
-    fn translates(&self) -> bool {
-        self.status & spec::registers::TE != 0
-    }
-
-    /// Whether protected memory is in the way of an address: firmware protected all of it.
-    fn protects(&self, _address: u64) -> bool {
-        self.protection
     }
 }

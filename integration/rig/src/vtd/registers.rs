@@ -9,6 +9,9 @@ use crate::rule::Rule;
 /// The version that the rig's units have: 1.0, major in bits 7:4.
 const VERSION: u64 = 0x10;
 
+/// FECTL and IECTL after reset: bit 31, interrupt masked (VT-d manual, Fault Event Control Register).
+const EVENT_MASKED: u64 = 1 << 31;
+
 impl Unit {
     /// The offset of the fault records.
     fn records(&self) -> u32 {
@@ -31,8 +34,8 @@ impl Unit {
     }
 
     /// The driver reads.
-    pub(crate) fn read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64 {
-        if self.gone {
+    pub(super) fn register_read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64 {
+        if self.health.gone {
             return u64::MAX >> (64 - bits);
         }
         if let Some((index, inside)) = self.record_at(offset) {
@@ -66,7 +69,12 @@ impl Unit {
                 // Undefined: the worst is what looks like an answer.
                 u64::from(u32::MAX)
             }
-            _ => self.plain.get(&offset).copied().unwrap_or(0),
+            _ => {
+                // Both event interrupts are masked after reset.
+                let masked = matches!(offset, spec::FECTL | spec::IECTL);
+                let reset = if masked { EVENT_MASKED } else { 0 };
+                self.plain.get(&offset).copied().unwrap_or(reset)
+            }
         }
     }
 
@@ -83,8 +91,8 @@ impl Unit {
     }
 
     /// The driver writes.
-    pub(crate) fn write(&mut self, bus: &mut Bus, offset: u32, bits: u32, value: u64) {
-        if self.gone {
+    pub(super) fn register_written(&mut self, bus: &mut Bus, offset: u32, bits: u32, value: u64) {
+        if self.health.gone {
             return;
         }
         let index = self.index;

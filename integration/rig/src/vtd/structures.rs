@@ -59,7 +59,7 @@ impl Structures {
 
 impl Unit {
     /// The driver stored `new` over `old` at `at`, which lies in memory that the unit may walk.
-    pub(crate) fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
+    pub(super) fn structure_stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
         let frame = frame_of(at);
         if self.root.is_some_and(|root| frame_of(root) == frame) {
             self.root_stored(bus, at, old, new);

@@ -5,7 +5,8 @@ use hv_core::Access;
 use super::Unit;
 use super::caches::{Cached, CachedContext};
 use super::spec::entries::{
-    self, Context, INTERRUPT_WINDOW, SecondStage, context_index, root_index, span_bits, table_index,
+    self, BadContext, Context, INTERRUPT_WINDOW, SecondStage, context_index, root_index, span_bits,
+    table_index,
 };
 use super::spec::fault;
 use super::structures::ENTRY_BYTES;
@@ -59,8 +60,8 @@ const fn word_at(table: u64, index: u64) -> u64 {
 
 impl Unit {
     /// Does one step of a request.
-    pub(crate) fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
-        if self.gone {
+    pub(super) fn walk(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
+        if self.health.gone {
             return Step::Lost {
                 why: "the unit is gone",
             };
@@ -85,7 +86,7 @@ impl Unit {
 
     fn begin(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         if !self.translates() {
-            return if self.protects(request.address) {
+            return if self.protects() {
                 Step::Lost {
                     why: "protected memory",
                 }
@@ -169,11 +170,13 @@ impl Unit {
         }
         match entries::context(low, high, &self.limits) {
             Err(why) => {
-                bus.broken(
-                    Rule::BadContext,
-                    format!("context entry at {entry:#x}: {why}"),
-                );
-                self.fault(bus, request, fault::CONTEXT_INVALID)
+                let reason = match why {
+                    BadContext::Reserved(_) => fault::CONTEXT_RESERVED,
+                    _ => fault::CONTEXT_INVALID,
+                };
+                let what = format!("context entry at {entry:#x}: {why}");
+                bus.broken(Rule::BadContext, what);
+                self.fault(bus, request, reason)
             }
             Ok(None) => {
                 self.keep_absent_context(request.requester);
@@ -376,7 +379,10 @@ impl Unit {
         }
         let offset = request.address & ((1 << span_bits(level)) - 1);
         let to = to + offset;
-        if self.protects(to) {
+        if INTERRUPT_WINDOW.contains(&to) {
+            return self.fault(bus, request, fault::OUTPUT_IN_INTERRUPT_WINDOW);
+        }
+        if self.protects() {
             return Step::Lost {
                 why: "protected memory",
             };

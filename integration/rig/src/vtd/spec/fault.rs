@@ -25,13 +25,13 @@ const CONTEXT_ACCESS: u8 = 0x9;
 /// The root entry has reserved bits.
 pub(crate) const ROOT_RESERVED: u8 = 0xa;
 /// The context entry has reserved bits.
-const CONTEXT_RESERVED: u8 = 0xb;
+pub(crate) const CONTEXT_RESERVED: u8 = 0xb;
 /// A second-stage entry has reserved bits.
 pub(crate) const ENTRY_RESERVED: u8 = 0xc;
 /// The context entry's type blocks translation requests, and what devices translated.
 const BLOCKED_BY_TYPE: u8 = 0xd;
 /// The tables lead to the interrupt window.
-const OUTPUT_IN_INTERRUPT_WINDOW: u8 = 0xe;
+pub(crate) const OUTPUT_IN_INTERRUPT_WINDOW: u8 = 0xe;
 
 /// Bytes of a record (VT-d manual, Fault Recording Registers: 128 bits).
 pub(crate) const RECORD_BYTES: u32 = 16;

@@ -1,0 +1,64 @@
+//! What the rig's core asks of a front end: one kind of IOMMU unit, whoever built it.
+//!
+//! The core has memory, devices, the ledger and time, and knows no vendor's bits. A front end has registers,
+//! queues, caches and walkers, and touches the rest through the [`Bus`] that it is handed.
+
+use crate::bus::Bus;
+use crate::request::{Request, Step};
+use crate::rng::Rng;
+
+/// How a unit is: what a test does to it from outside.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Health {
+    /// Until when the unit does nothing, on the rig's clock.
+    pub(crate) stuck_until: u64,
+    /// Whether it ever hung for longer than a driver need wait.
+    pub(crate) was_stuck: bool,
+    /// Whether the unit stopped answering at all: its registers read as all ones.
+    pub(crate) gone: bool,
+}
+
+/// One unit.
+pub(crate) trait FrontEnd: Send {
+    /// Its number.
+    fn index(&self) -> usize;
+
+    /// How it is.
+    fn health(&self) -> Health;
+
+    /// The same, to change it.
+    fn health_mut(&mut self) -> &mut Health;
+
+    /// Whether it translates.
+    fn is_on(&self) -> bool;
+
+    /// The driver reads a register.
+    fn read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64;
+
+    /// The driver writes a register.
+    fn write(&mut self, bus: &mut Bus, offset: u32, bits: u32, value: u64);
+
+    /// The driver stored `new` over `old` in memory that the unit may walk.
+    fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64);
+
+    /// Does some of what it has to do, at a moment between two steps of the driver.
+    fn work(&mut self, bus: &mut Bus);
+
+    /// Does one step of a request.
+    fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step;
+
+    /// Drops something from its caches by itself.
+    fn evict(&mut self, rng: &mut Rng);
+
+    /// Fills its caches with what firmware's tables said about these requesters.
+    fn leave_over(&mut self, requesters: &[u16], rng: &mut Rng);
+
+    /// What of the unit still names one of these frames, in words.
+    fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String>;
+
+    /// How many tables that bind devices the driver linked.
+    fn binding_tables(&self) -> u64;
+
+    /// Whether the unit recorded such a fault lately.
+    fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool;
+}
