@@ -4,6 +4,12 @@
 //! invalidation names; they fetch wide entries in halves and see memory late; its queues work late and in any
 //! order that the manual allows; its devices send whenever they like. All of it follows a seed. A watcher
 //! knows who owns what, and says which [`Rule`] was broken at the moment it is broken.
+//!
+//! # The whole subsystem with no hardware at all
+//!
+#![doc = "```"]
+#![doc = include_str!("../examples/embed.rs")]
+#![doc = "```"]
 
 mod bus;
 mod cell;
