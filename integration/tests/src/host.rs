@@ -5,7 +5,6 @@
 
 #![expect(unsafe_code, reason = "promises what the platform traits demand")]
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +15,7 @@ use hv_core::platform::{
     Registers, RegistersError,
 };
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
+use hv_rig::cpus;
 
 /// Words of one frame.
 const WORDS: u64 = PageSize::Size4K.bytes() / 8;
@@ -23,8 +23,6 @@ const WORDS: u64 = PageSize::Size4K.bytes() / 8;
 const HOST_STRIDE: u64 = 4 << 30;
 /// What a free frame holds: as a table word it is damaged, as data it is easy to see.
 const POISON: u64 = 0xdead_dead_dead_dead;
-/// How many CPUs (threads that call in at the same time) there can be.
-const CPUS: usize = 64;
 /// The command register and its bus master bit.
 const COMMAND: u16 = 4;
 const BUS_MASTER: u32 = 1 << 2;
@@ -383,38 +381,14 @@ impl Clock for Host {
     }
 }
 
-/// The CPU number of a thread; given back when the thread ends.
-struct CpuNumber(usize);
-
-static TAKEN: Mutex<[bool; CPUS]> = Mutex::new([false; CPUS]);
-
-impl Drop for CpuNumber {
-    fn drop(&mut self) {
-        lock(&TAKEN)[self.0] = false;
-    }
-}
-
-thread_local! {
-    static CPU: RefCell<Option<CpuNumber>> = const { RefCell::new(None) };
-}
-
 // SAFETY: a thread keeps the lowest number that no live thread has, from its first call to its end,
 // and calls run on their thread from beginning to end.
 unsafe impl Cpus for Host {
     fn current_cpu(&self) -> CpuId {
-        CPU.with_borrow_mut(|mine| {
-            let number = mine.get_or_insert_with(|| {
-                let mut taken = lock(&TAKEN);
-                let free = taken.iter().position(|taken| !taken);
-                let free = free.expect("no more than 64 threads at once");
-                taken[free] = true;
-                CpuNumber(free)
-            });
-            CpuId::new(number.0 as u32)
-        })
+        cpus::current()
     }
 
     fn cpu_count(&self) -> usize {
-        CPUS
+        cpus::CPUS
     }
 }
