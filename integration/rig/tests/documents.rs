@@ -14,14 +14,25 @@ fn text(name: &str) -> String {
 
 /// The table of planted faults as the code has it.
 fn planted() -> String {
-    let mut table = String::from("| fault | what the driver does wrong | broken rules |\n|---|---|---|\n");
+    let mut table =
+        String::from("| fault | what the driver does wrong | broken rules |\n|---|---|---|\n");
     for planted in PLANTED {
-        let rules: Vec<String> = planted.rules.iter().map(|rule| format!("{rule:?}")).collect();
+        let rules: Vec<String> = planted
+            .rules
+            .iter()
+            .map(|rule| format!("{rule:?}"))
+            .collect();
         let (name, what) = (planted.fault.name(), planted.fault.what());
         writeln!(table, "| `{name}` | {what} | {} |", rules.join(", ")).unwrap();
     }
     for (fault, who) in ELSEWHERE {
-        writeln!(table, "| `{}` | {} | not for the rig: {who} |", fault.name(), fault.what()).unwrap();
+        writeln!(
+            table,
+            "| `{}` | {} | not for the rig: {who} |",
+            fault.name(),
+            fault.what()
+        )
+        .unwrap();
     }
     table
 }
@@ -39,7 +50,8 @@ fn the_catalogue_lists_every_planted_fault_with_what_catches_it() {
 fn the_catalogue_names_every_test_of_a_class_and_no_other() {
     let catalogue = text("CATALOGUE.md");
     let mut tests = Vec::new();
-    for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/catalogue")).unwrap() {
+    for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/catalogue")).unwrap()
+    {
         let source = fs::read_to_string(file.unwrap().path()).unwrap();
         for line in source.lines().filter_map(|line| line.strip_prefix("fn ")) {
             let name = line.split('(').next().unwrap_or_default();
@@ -50,10 +62,19 @@ fn the_catalogue_names_every_test_of_a_class_and_no_other() {
     }
     assert!(tests.len() >= 15, "{tests:?}");
     for test in &tests {
-        assert!(catalogue.contains(&format!("`{test}`")), "CATALOGUE.md does not name {test}");
+        assert!(
+            catalogue.contains(&format!("`{test}`")),
+            "CATALOGUE.md does not name {test}"
+        );
     }
-    for word in catalogue.split('`').filter(|word| word.starts_with("bc") || word.starts_with("wedged_")) {
-        assert!(tests.iter().any(|test| test == word), "CATALOGUE.md names {word}, which is no test");
+    for word in catalogue
+        .split('`')
+        .filter(|word| word.starts_with("bc") || word.starts_with("wedged_"))
+    {
+        assert!(
+            tests.iter().any(|test| test == word),
+            "CATALOGUE.md names {word}, which is no test"
+        );
     }
 }
 
@@ -61,8 +82,15 @@ fn the_catalogue_names_every_test_of_a_class_and_no_other() {
 fn the_readme_shows_the_example_as_it_is_compiled() {
     let readme = text("../../README.md");
     let example = text("examples/embed.rs");
-    assert!(example.lines().count() < 100, "the example has {} lines", example.lines().count());
+    assert!(
+        example.lines().count() < 100,
+        "the example has {} lines",
+        example.lines().count()
+    );
     // The first line says what the file is; the README says that in its own words.
     let shown = example.split_once("\n\n").map_or("", |(_, rest)| rest);
-    assert!(readme.contains(shown), "README.md shows another example than examples/embed.rs");
+    assert!(
+        readme.contains(shown),
+        "README.md shows another example than examples/embed.rs"
+    );
 }

@@ -8,6 +8,7 @@ use hv_iommu::{BufferRequest, DestroyRefusal, DmaError, FaultNotice, FlushError,
 use super::space::{Household, Space};
 use super::world::{Held, Memories, World};
 use crate::ledger::Tenant;
+use crate::request::Outcome;
 use crate::rule::Rule;
 
 impl World {
@@ -133,8 +134,21 @@ impl World {
             } else {
                 Access::Write
             };
+            let believed = match (self.kernel.get(&tenant.0), self.guest.get(&tenant.0)) {
+                (Some(space), _) => space.domain.translate(at),
+                (_, Some(space)) => space.domain.translate(at),
+                _ => None,
+            };
             for member in members {
-                self.rig().access(member, at, access);
+                // A device that gets through gets to where the domain says, unless that says nothing any more.
+                if let Outcome::Reached { at: reached } = self.rig().access(member, at, access)
+                    && believed.is_some_and(|there| there.to.as_u64() != reached)
+                {
+                    let what = format!(
+                        "{at} leads a device to {reached:#x}, and the domain says {believed:?}"
+                    );
+                    self.rig().broken(Rule::WrongAnswer, what);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ mod acts;
 mod groups;
 mod op;
 mod run;
+mod shared;
 mod shrink;
 mod space;
 mod world;

@@ -29,6 +29,8 @@ pub enum Kind {
     Flush,
     /// Cuts a mapped range in two.
     Split,
+    /// Maps single pages of a shared range, and takes them out again.
+    Share,
     /// Forgets a mapped range, or a pending value.
     Forget,
     /// Makes a coherent buffer, which CPU and device both write, and frees it.
@@ -70,6 +72,7 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::UnmapLater, 8),
     (Kind::Flush, 4),
     (Kind::Split, 4),
+    (Kind::Share, 3),
     (Kind::Forget, 1),
     (Kind::Buffer, 4),
     (Kind::BusMaster, 3),

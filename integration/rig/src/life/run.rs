@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::acts;
-use super::op::{Op, ops};
+use super::op::{Kind, Op, ops};
 use super::world::World;
 use crate::bus::Counts;
 use crate::machine::{Machine, Temper};
@@ -37,9 +37,15 @@ pub struct Lived {
     pub failure: Option<Box<Failure>>,
 }
 
-/// No operation takes longer than this on the rig's clock: each of its waits ends within a tenth of a second,
-/// or a second in bring-up and reset, and it waits for each requester on each unit once or twice.
-const LONGEST: Duration = Duration::from_secs(60);
+/// What an operation may take at most on the rig's clock. Each wait of the subsystem ends within a tenth of a
+/// second here; an operation waits for a few requesters, each on a few units. A reset waits several times for
+/// up to a second, on each unit.
+const fn longest(kind: Kind) -> Duration {
+    match kind {
+        Kind::Reset => Duration::from_secs(30),
+        _ => Duration::from_secs(4),
+    }
+}
 
 impl Life {
     /// The life of this seed.
@@ -108,7 +114,7 @@ impl Life {
             world.perform(op);
             *done += 1;
             let took = Duration::from_nanos(rig.nanos() - start);
-            if took > LONGEST {
+            if took > longest(op.kind) {
                 rig.broken(
                     Rule::Deadline,
                     format!("operation {index}, {op}, took {took:?}"),

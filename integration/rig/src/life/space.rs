@@ -182,7 +182,7 @@ impl<O: Household> Space<O> {
         }
     }
 
-    fn release(&self, memories: &Memories, free: Range<O, Backend, Free>) {
+    pub(crate) fn release(&self, memories: &Memories, free: Range<O, Backend, Free>) {
         if let Err((free, error)) = free.release() {
             memories
                 .rig

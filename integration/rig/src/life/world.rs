@@ -165,6 +165,10 @@ impl World {
                 space.split(choice);
                 Done::Fine
             }),
+            Kind::Share => {
+                on_space!(self, choice[2], |memories, space| space
+                    .share(memories, choice));
+            }
             Kind::Forget => on_space!(self, choice[2], |_memories, space| {
                 space.forget(choice);
                 Done::Fine
