@@ -121,15 +121,7 @@ impl<B: Mmio> Regs<B> {
         unit: UnitIndex,
         command: Command,
     ) -> Result<(), UnitError> {
-        // Callers exclude each other, so this waits for nobody; taken for a load or a store only.
-        let earlier = *self.outstanding.lock();
-        if let Some(earlier) = earlier {
-            self.await_command(clock, unit, earlier)?;
-            if earlier == command {
-                // Late, but done: only a reset asks again, and for the queue to be off, which it is.
-                return Ok(());
-            }
-        }
+        self.settle(clock, unit)?;
         // INVARIANT: noted before it is given.
         *self.outstanding.lock() = Some(command);
         self.write32(registers::GCMD, command.word(self.status()));
@@ -138,6 +130,17 @@ impl<B: Mmio> Regs<B> {
             return Ok(());
         }
         self.await_command(clock, unit, command)
+    }
+
+    /// Waits until a command that was given earlier, and timed out, is done after all. What the status
+    /// says, and which registers may be written, is known only then.
+    pub(crate) fn settle<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
+        // Callers exclude each other, so this waits for nobody; taken for a load or a store only.
+        let earlier = *self.outstanding.lock();
+        match earlier {
+            Some(earlier) => self.await_command(clock, unit, earlier),
+            None => Ok(()),
+        }
     }
 
     /// Waits until the unit reports `command`, the last one given, as done.

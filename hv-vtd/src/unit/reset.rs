@@ -33,6 +33,8 @@ impl<P: Platform> Unit<P, Enabled> {
         if queue.check_alive(unit).is_ok() {
             return Err(UnitError::NotWedged { unit });
         }
+        // An earlier reset may have timed out in the middle of a command.
+        self.regs.settle(platform, unit)?;
         self.check_translating()?;
         let context = self.queue_with(platform);
         queue.restart(&context)?;

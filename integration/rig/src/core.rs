@@ -175,6 +175,17 @@ impl State {
     pub(crate) fn happen(&mut self, nanos: u64) {
         self.bus.nanos += nanos;
         self.bus.tick += 1;
+        for unit in &mut self.units {
+            let health = unit.health_mut();
+            health.hangs_in = match health.hangs_in.take() {
+                Some((0, time)) => {
+                    health.hang(self.bus.nanos, time);
+                    None
+                }
+                Some((steps, time)) => Some((steps - 1, time)),
+                None => None,
+            };
+        }
         // In more time more is done.
         let rounds = 1 + (nanos / ROUND_NANOS).min(MOST_ROUNDS);
         for _ in 0..rounds {

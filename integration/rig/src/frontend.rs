@@ -12,10 +12,29 @@ use crate::rng::Rng;
 pub(crate) struct Health {
     /// Until when the unit does nothing, on the rig's clock.
     pub(crate) stuck_until: u64,
-    /// Whether it ever hung for longer than a driver need wait.
-    pub(crate) was_stuck: bool,
-    /// Whether the unit stopped answering at all: its registers read as all ones.
+    /// Whether it hung for longer than a driver need wait, or failed, since it was last known to be well.
+    pub(crate) was_ill: bool,
+    /// After how many steps of the driver it is to hang, and for how long in nanoseconds.
+    pub(crate) hangs_in: Option<(u32, u64)>,
+    /// Whether the unit stopped answering at all: its registers read as all ones. Its walkers go on.
     pub(crate) gone: bool,
+}
+
+/// The longest that a unit may hang and still count as well, in nanoseconds.
+const SHORT: u64 = 50_000_000;
+
+impl Health {
+    /// The unit does nothing for this many nanoseconds from now on.
+    pub(crate) fn hang(&mut self, now: u64, nanos: u64) {
+        self.stuck_until = now.saturating_add(nanos);
+        self.was_ill |= nanos > SHORT;
+    }
+
+    /// The driver brought the unit back: from now on it counts as well, unless it hangs or is gone.
+    pub(crate) fn recovered(&mut self, now: u64) {
+        self.was_ill =
+            self.stuck_until > now + SHORT || self.hangs_in.is_some_and(|(_, time)| time > SHORT);
+    }
 }
 
 /// One unit.
@@ -46,6 +65,9 @@ pub(crate) trait FrontEnd: Send {
 
     /// Does one step of a request.
     fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step;
+
+    /// Its queue stops at an error of its own.
+    fn fail(&mut self, bus: &mut Bus);
 
     /// Drops something from its caches by itself.
     fn evict(&mut self, rng: &mut Rng);

@@ -122,6 +122,7 @@ unsafe impl PhysMemory for Rig {
     type Cell = RigCell;
 
     unsafe fn cells(&self, frame: PhysAddr) -> &[RigCell] {
+        self.core.quiet().judge_memory(frame.as_u64());
         self.cells.of(frame_of(frame.as_u64()), &self.core)
     }
 

@@ -74,9 +74,6 @@ impl fmt::Display for Blocked {
 
 impl std::error::Error for Blocked {}
 
-/// The longest that a unit may hang and still count as well.
-const SHORT: Duration = Duration::from_millis(50);
-
 /// How many lines of the trace a failure shows.
 const TRACE_LINES: usize = 60;
 
@@ -256,24 +253,48 @@ impl Rig {
     /// A unit does nothing for this long, and then goes on as if nothing had been.
     pub fn hang(&self, unit: usize, time: Duration) {
         let mut state = self.core.quiet();
-        let until = state.bus.nanos + time.as_nanos() as u64;
+        let now = state.bus.nanos;
         if let Some(unit) = state.units.get_mut(unit) {
-            let health = unit.health_mut();
-            health.stuck_until = until;
-            health.was_stuck |= time > SHORT;
+            unit.health_mut().hang(now, time.as_nanos() as u64);
         }
     }
 
-    /// Whether a unit was made to hang for long, or lost, at any time.
-    pub fn was_stuck(&self, unit: usize) -> bool {
-        let state = self.core.quiet();
-        let unit = state.units.get(unit);
-        unit.is_some_and(|unit| unit.health().was_stuck || unit.health().gone)
+    /// A unit hangs like that after this many more steps of the driver: in the middle of something.
+    pub fn hang_after(&self, unit: usize, steps: u32, time: Duration) {
+        if let Some(unit) = self.core.quiet().units.get_mut(unit) {
+            unit.health_mut().hangs_in = Some((steps, time.as_nanos() as u64));
+        }
     }
 
-    /// A hanging unit goes on at once.
+    /// A unit's invalidation queue stops at an error of the unit's own.
+    pub fn fail_queue(&self, unit: usize) {
+        let mut state = self.core.quiet();
+        let state = &mut *state;
+        if let Some(unit) = state.units.get_mut(unit) {
+            unit.health_mut().was_ill = true;
+            unit.fail(&mut state.bus);
+        }
+    }
+
+    /// Whether a unit was made to hang for long, to fail, or was lost, since the driver last brought it back.
+    pub fn was_ill(&self, unit: usize) -> bool {
+        let state = self.core.quiet();
+        let unit = state.units.get(unit);
+        unit.is_some_and(|unit| unit.health().was_ill || unit.health().gone)
+    }
+
+    /// Whether a unit was lost.
+    pub fn is_lost(&self, unit: usize) -> bool {
+        let state = self.core.quiet();
+        state.units.get(unit).is_some_and(|unit| unit.health().gone)
+    }
+
+    /// A hanging unit goes on at once, and does not hang later.
     pub fn wake(&self, unit: usize) {
-        self.hang(unit, Duration::ZERO);
+        if let Some(unit) = self.core.quiet().units.get_mut(unit) {
+            let health = unit.health_mut();
+            (health.stuck_until, health.hangs_in) = (0, None);
+        }
     }
 
     /// A unit stops answering for good: its registers read as all ones.
@@ -440,6 +461,12 @@ impl Rig {
             phase: Phase::Coming,
             since: state.bus.tick,
         };
+        // From here on the ledger knows what was lent.
+        let lent = (run.frame, run.pages);
+        state
+            .bus
+            .lent
+            .retain(|(_, first, pages)| (*first, *pages) != lent);
         state
             .bus
             .ledger
@@ -520,6 +547,10 @@ impl Rig {
             state.bus.judge_cut_off();
         } else {
             state.bus.wedged &= !(1 << unit);
+            let now = state.bus.nanos;
+            if let Some(unit) = state.units.get_mut(unit) {
+                unit.health_mut().recovered(now);
+            }
         }
     }
 }

@@ -71,8 +71,7 @@ impl World {
                     "a device read something else than the CPU wrote",
                 );
             } else if !read
-                && !unit.is_some_and(|unit| self.wedged.contains(&unit))
-                && !self.unit_lost
+                && !unit.is_some_and(|unit| self.wedged.contains(&unit) || self.lost == Some(unit))
             {
                 rig.broken(
                     Rule::MappedFaulted,
@@ -193,14 +192,23 @@ impl World {
         }
     }
 
-    /// A unit hangs: sometimes for longer than any deadline.
+    /// A unit hangs, now or in the middle of what comes, sometimes for longer than any deadline; or its queue
+    /// stops at an error.
     pub(crate) fn hang(&mut self, choice: [u64; 3]) {
         let units = self.rig().machine().units.len() as u64;
-        let time = match choice[1] % 3 {
+        let unit = (choice[0] % units) as usize;
+        let time = match choice[1] % 4 {
             0 => Duration::from_millis(30),
             _ => Duration::from_secs(5),
         };
-        self.rig().hang((choice[0] % units) as usize, time);
+        match choice[2] % 8 {
+            0 => self.rig().fail_queue(unit),
+            1 | 2 => self.rig().hang(unit, time),
+            // An operation takes between some dozens and some thousands of steps.
+            _ => self
+                .rig()
+                .hang_after(unit, 1 << ((choice[2] >> 8) % 12), time),
+        }
     }
 
     /// A device is pulled out, or comes back.

@@ -50,8 +50,9 @@ impl World {
             return;
         }
         let mut rng = Rng::new(choice[1]);
+        let more = if rng.one_in(3) { 20 } else { 8 };
         let config = DomainConfig {
-            address_bits: 31 + rng.below(8) as u8,
+            address_bits: 31 + rng.below(more) as u8,
             largest_page: *rng
                 .pick(&hv_core::PageSize::ALL)
                 .unwrap_or(&hv_core::PageSize::Size4K),
@@ -93,14 +94,7 @@ impl World {
     fn space<O: Household>(&mut self, domain: Domain<O, Backend>, owner: O::Id) -> Space<O> {
         let tenant = Tenant(self.next_tenant);
         self.next_tenant += 1;
-        Space {
-            domain,
-            owner,
-            tenant,
-            mapped: Vec::new(),
-            pending: Vec::new(),
-            attached: 0,
-        }
+        Space::new(domain, owner, tenant)
     }
 
     pub(crate) fn attach(&mut self, choice: [u64; 3]) {
@@ -311,7 +305,7 @@ impl World {
                     self.wedged.retain(|other| *other != unit);
                     self.rig().wedged(unit, false);
                 }
-                Err(error) if first_wake && !self.unit_lost => {
+                Err(error) if first_wake && self.lost != Some(unit) => {
                     let what = format!("{index} was well again and was not reset: {error}");
                     self.rig().broken(Rule::WrongAnswer, what);
                 }

@@ -27,6 +27,8 @@ pub enum Kind {
     UnmapLater,
     /// Flushes a domain and opens everything that is pending.
     Flush,
+    /// Flushes a few pages of a domain, and opens what is pending there.
+    FlushPages,
     /// Cuts a mapped range in two.
     Split,
     /// Maps single pages of a shared range, and takes them out again.
@@ -71,6 +73,7 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Unmap, 12),
     (Kind::UnmapLater, 8),
     (Kind::Flush, 4),
+    (Kind::FlushPages, 2),
     (Kind::Split, 4),
     (Kind::Share, 3),
     (Kind::Forget, 1),
@@ -81,7 +84,7 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Storm, 1),
     (Kind::Faults, 4),
     (Kind::FailAllocation, 3),
-    (Kind::Hang, 1),
+    (Kind::Hang, 2),
     (Kind::Reset, 3),
     (Kind::Plug, 1),
     (Kind::Idle, 4),

@@ -7,7 +7,7 @@ use hv_core::{
 };
 use hv_iommu::{
     Domain, FlushError, FlushSpan, Free, Iommu, Level, MapError, MapRefusal, Mapped, PendingUnmap,
-    Range, RedeemRefusal,
+    Range, Receipt, RedeemRefusal,
 };
 use hv_vtd::Vtd;
 
@@ -95,8 +95,28 @@ pub(crate) struct Space<O: Household> {
     pub(crate) tenant: Tenant,
     pub(crate) mapped: Vec<Range<O, Backend, Mapped>>,
     pub(crate) pending: Vec<PendingUnmap<O, Backend>>,
+    /// Ranges that a unit was not told of when they were mapped.
+    pub(crate) unseen: Vec<(IovaRange, Perms)>,
+    /// A receipt of long ago, which opens nothing that was unmapped since.
+    pub(crate) old: Option<Receipt>,
     /// Groups that are attached, or were wedged while attached.
     pub(crate) attached: usize,
+}
+
+impl<O: Household> Space<O> {
+    /// A domain with nothing mapped and nothing attached.
+    pub(crate) fn new(domain: Domain<O, Backend>, owner: O::Id, tenant: Tenant) -> Self {
+        Self {
+            domain,
+            owner,
+            tenant,
+            mapped: Vec::new(),
+            pending: Vec::new(),
+            unseen: Vec::new(),
+            old: None,
+            attached: 0,
+        }
+    }
 }
 
 /// Pages of the address space that mappings lie in: small, so that they come close to each other.
@@ -121,7 +141,14 @@ impl<O: Household> Space<O> {
             return Done::Fine;
         };
         let step = align.pages();
-        let region = if rng.one_in(3) { 1 << 18 } else { 0 };
+        // Mostly low; sometimes a gigabyte up, at the far end of what a device can say, or at the window for
+        // interrupt messages, which no domain has.
+        let region = match rng.below(16) {
+            0..5 => 1 << 18,
+            5 => 1 << (15 + rng.below(21)),
+            6 => 0xf_ee00,
+            _ => 0,
+        };
         let page = region + rng.below(SPREAD.max(step * 4)) / step * step;
         let perms = match rng.below(4) {
             0 => Perms::Read,
@@ -176,6 +203,7 @@ impl<O: Household> Space<O> {
                 range: mapped,
                 reason,
             }) => {
+                self.unseen.push((range, mapped.granted()));
                 self.mapped.push(mapped);
                 Done::Unit(reason)
             }
@@ -201,7 +229,23 @@ impl<O: Household> Space<O> {
             return Done::Fine;
         };
         memories.rig.unmapping(self.tenant, mapped.span());
-        let pending = mapped.unmap();
+        self.unseen
+            .retain(|(range, _)| !range.overlaps(&mapped.span()));
+        let mut pending = mapped.unmap();
+        // A flush that was over before the unmap says nothing of it.
+        if let Some(old) = &self.old {
+            pending = match pending.redeem(old) {
+                Err(error) => error.pending,
+                Ok((free, _)) => {
+                    let what = format!(
+                        "{} was opened by a receipt of before its unmap",
+                        free.span()
+                    );
+                    memories.rig.broken(Rule::WrongAnswer, what);
+                    return Done::Fine;
+                }
+            };
+        }
         if !now {
             self.pending.push(pending);
             return Done::Fine;
@@ -241,12 +285,52 @@ impl<O: Household> Space<O> {
         self.release(memories, free);
     }
 
+    /// Flushes a few pages, which opens what is pending there and nothing else.
+    pub(crate) fn flush_pages(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
+        let start = hv_core::Iova::new(choice[0] % SPREAD * PageSize::Size4K.bytes());
+        let pages = PageCount::new(1 + choice[1] % 64).unwrap_or(PageCount::ONE);
+        let Ok(span) = IovaRange::new(start, pages) else {
+            return Done::Fine;
+        };
+        let receipt = match self.domain.flush(FlushSpan::Pages(span)) {
+            Ok(receipt) => receipt,
+            Err(error) => return Done::Unit(error),
+        };
+        for pending in core::mem::take(&mut self.pending) {
+            let (range, covered) = (pending.span(), span.covers(&pending.span()));
+            match pending.redeem(&receipt) {
+                Ok((free, frames)) => {
+                    if !covered {
+                        let what = format!("{range} was opened by a flush of {span}");
+                        memories.rig.broken(Rule::WrongAnswer, what);
+                    }
+                    self.redeemed(memories, range, free, frames);
+                }
+                Err(error) => {
+                    if covered {
+                        let what = format!(
+                            "{range} stays closed to a flush of {span}: {}",
+                            error.reason
+                        );
+                        memories.rig.broken(Rule::WrongAnswer, what);
+                    }
+                    self.pending.push(error.pending);
+                }
+            }
+        }
+        Done::Fine
+    }
+
     /// Flushes the domain and opens what is pending.
     pub(crate) fn flush(&mut self, memories: &Memories) -> Done {
         let receipt = match self.domain.flush(FlushSpan::Domain) {
             Ok(receipt) => receipt,
             Err(error) => return Done::Unit(error),
         };
+        for (range, granted) in core::mem::take(&mut self.unseen) {
+            memories.rig.mapped(self.tenant, range, granted);
+        }
+        self.old = Some(receipt);
         for pending in core::mem::take(&mut self.pending) {
             let span = pending.span();
             match pending.redeem(&receipt) {

@@ -60,8 +60,8 @@ pub(crate) struct World {
     pub(crate) baseline: u64,
     /// Units that the subsystem declared wedged.
     pub(crate) wedged: Vec<usize>,
-    /// Whether a unit stopped answering for good: what it holds never comes back.
-    pub(crate) unit_lost: bool,
+    /// A unit that stopped answering for good: what it holds never comes back.
+    pub(crate) lost: Option<usize>,
 }
 
 /// Brings a machine up, whatever firmware left on.
@@ -132,7 +132,7 @@ impl World {
             next_tenant: 1,
             baseline,
             wedged: Vec::new(),
-            unit_lost: false,
+            lost: None,
         })
     }
 
@@ -161,6 +161,10 @@ impl World {
                     .unmap(memories, choice[0], false));
             }
             Kind::Flush => on_space!(self, choice[2], |memories, space| space.flush(memories)),
+            Kind::FlushPages => {
+                on_space!(self, choice[2], |memories, space| space
+                    .flush_pages(memories, choice));
+            }
             Kind::Split => on_space!(self, choice[2], |_memories, space| {
                 space.split(choice);
                 Done::Fine
@@ -184,9 +188,10 @@ impl World {
             Kind::Reset => self.reset(choice[0] & 1 == 0),
             Kind::Plug => self.plug(choice),
             Kind::LoseUnit => {
-                self.unit_lost = true;
                 let units = self.iommu_units() as u64;
-                self.rig().lose_unit((choice[0] % units) as usize);
+                let unit = (choice[0] % units) as usize;
+                self.lost = Some(unit);
+                self.rig().lose_unit(unit);
             }
             Kind::Idle => self.rig().idle((choice[0] % 64) as u32),
         }
@@ -218,7 +223,7 @@ impl World {
         if !self.wedged.contains(&index) {
             self.wedged.push(index);
         }
-        if !self.unit_lost && !self.rig().was_stuck(index) {
+        if !self.rig().was_ill(index) {
             let what = format!("{unit} is well and was declared wedged: {error}");
             self.rig().broken(Rule::WrongAnswer, what);
         }

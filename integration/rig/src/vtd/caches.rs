@@ -12,7 +12,7 @@ use crate::rng::Rng;
 const MOST: usize = 2048;
 
 /// A context entry, or that there was none.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CachedContext {
     /// The domain that it is filed under: 0 for one that was absent.
     pub(crate) domain: u16,
@@ -56,7 +56,7 @@ impl Caches {
     /// Keeps a context entry.
     pub(crate) fn keep_context(&mut self, requester: u16, context: CachedContext) {
         let kept = self.contexts.entry(requester).or_default();
-        if kept.len() < 4 {
+        if kept.len() < 4 && !kept.contains(&context) {
             kept.push(context);
         }
     }

@@ -34,13 +34,13 @@ impl Unit {
             );
             bus.broken(Rule::Command, what);
         }
-        if fields == 0 {
-            // What is in force is asked for once more.
-            return;
-        }
         if value & !(LEVELS | ONE_SHOTS) != 0 {
             let what = format!("unit {index}: command {value:#x} has reserved bits");
             bus.broken(Rule::Register, what);
+        }
+        if fields == 0 {
+            // What is in force is asked for once more.
+            return;
         }
         let turns_on = |bit: u32| changed & bit != 0 && value & bit != 0;
         if turns_on(registers::TE) {
@@ -92,8 +92,8 @@ impl Unit {
             return;
         };
         let turns_off = self.status & !command.levels;
-        if turns_off & registers::QIE != 0 && !self.queue.is_idle() && !self.queue.stopped {
-            // What is in the queue is done first.
+        if turns_off & registers::QIE != 0 && !self.queue.may_go_off() {
+            // What was fetched is done first; after an error only what was done is completed.
             return;
         }
         self.command = None;
@@ -110,6 +110,7 @@ impl Unit {
         if command.one_shot & registers::SRTP != 0 {
             self.root = registers::root_table(self.root_written, self.limits.haw).ok();
             self.status |= registers::SRTP;
+            self.root_taken(bus);
             self.flushed = (self.cap.esrtps, self.cap.esrtps);
             if self.cap.esrtps {
                 self.caches.forget_all();

@@ -88,6 +88,8 @@ pub(crate) struct Unit {
     /// Registers without an effect on the rig, by offset: event messages and the like.
     plain: hashbrown::HashMap<u32, u64>,
     protection: bool,
+    /// When protected memory goes off, if that was asked for.
+    protection_ends: Option<u64>,
     caches: Caches,
     structures: Structures,
     health: Health,
@@ -132,6 +134,7 @@ impl Unit {
             faults: FaultLog::new(cap.nfr.into()),
             plain: hashbrown::HashMap::new(),
             protection: cap.plmr || cap.phmr,
+            protection_ends: None,
             caches: Caches::default(),
             structures: Structures::default(),
             health: Health::default(),
@@ -236,9 +239,16 @@ impl FrontEnd for Unit {
         if self.command.is_some() {
             self.work_command(bus);
         }
+        if self.protection_ends.is_some_and(|end| end <= bus.nanos) {
+            (self.protection, self.protection_ends) = (false, None);
+        }
         if self.queue.on && !self.queue.is_idle() {
             self.work_queue(bus);
         }
+    }
+
+    fn fail(&mut self, bus: &mut Bus) {
+        self.queue_fails(bus);
     }
 
     fn evict(&mut self, rng: &mut Rng) {
@@ -246,14 +256,11 @@ impl FrontEnd for Unit {
     }
 
     fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String> {
-        if self.health.gone {
-            return None;
-        }
         let inside = |at: u64| (first..first + pages).contains(&(at / FRAME_BYTES));
         if self.root.is_some_and(inside) {
             return Some("its root table".to_owned());
         }
-        if (first..first + pages).any(|frame| pages < 64 && self.structures.is_table(frame)) {
+        if self.structures.has_table(first, pages) {
             return Some("its root table, which names it as a context table".to_owned());
         }
         if let Some(root) = self.structures.roots().find(|root| inside(*root)) {

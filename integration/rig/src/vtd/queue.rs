@@ -59,6 +59,11 @@ impl Queue {
         self.head == self.tail && self.pending.is_empty() && self.statuses.is_empty()
     }
 
+    /// Whether it can be turned off now.
+    pub(crate) fn may_go_off(&self) -> bool {
+        self.is_idle() || self.stopped && self.statuses.is_empty()
+    }
+
     /// Whether the queue's own page, or a status to be written, lies in these frames.
     pub(crate) fn naming(&self, first: u64, pages: u64) -> Option<String> {
         let inside = |at: u64| (first..first + pages).contains(&frame_of(at));
@@ -115,6 +120,14 @@ impl Unit {
         self.queue.tail = place;
     }
 
+    /// An error of the unit's own, at the descriptor that it would read next.
+    pub(crate) fn queue_fails(&mut self, bus: &mut Bus) {
+        if self.queue.on {
+            self.queue_error = registers::IQEI_FETCH;
+            self.stop(bus);
+        }
+    }
+
     fn stop(&mut self, bus: &mut Bus) {
         self.queue.stopped = true;
         self.status_of_faults |= registers::FSTS_IQE;
@@ -166,6 +179,7 @@ impl Unit {
     fn fetch(&mut self, bus: &mut Bus, slow: bool) -> bool {
         let queue = &self.queue;
         let room = queue.pending.len() < WINDOW;
+        // What was fetched before an error goes on; nothing more is fetched.
         if queue.stopped || queue.head == queue.tail || !room || slow && bus.rng.one_in(3) {
             return false;
         }

@@ -112,7 +112,16 @@ impl Unit {
             spec::IQA => self.queue_given(bus, value),
             spec::PMEN => {
                 if self.cap.plmr || self.cap.phmr {
-                    self.protection = value as u32 & spec::PMEN_EPM != 0;
+                    if value as u32 & spec::PMEN_EPM == 0 {
+                        let slow = if bus.temper.slow {
+                            bus.rng.below(100_000)
+                        } else {
+                            0
+                        };
+                        self.protection_ends = Some(bus.nanos + slow);
+                    } else {
+                        (self.protection, self.protection_ends) = (true, None);
+                    }
                 }
             }
             spec::CCMD

@@ -51,6 +51,11 @@ impl Structures {
         self.tables.len() as u64
     }
 
+    /// Whether one of these frames is a context table.
+    pub(crate) fn has_table(&self, first: u64, pages: u64) -> bool {
+        self.tables.range(first..first + pages).next().is_some()
+    }
+
     /// Whether a frame is a context table.
     pub(crate) fn is_table(&self, frame: u64) -> bool {
         self.tables.contains_key(&frame)
@@ -66,6 +71,17 @@ impl Unit {
         } else if self.structures.is_table(frame) {
             bus.provoked = true;
             self.context_stored(bus, at, old, new);
+        }
+    }
+
+    /// A root table came into force: what it names is live, and what the last one named is not.
+    pub(crate) fn root_taken(&mut self, bus: &mut Bus) {
+        self.structures = Structures::default();
+        let Some(root) = self.root else { return };
+        for index in 0..ENTRIES {
+            let at = root + index * ENTRY_BYTES;
+            let low = bus.memory.load(at);
+            self.root_stored(bus, at, 0, low);
         }
     }
 

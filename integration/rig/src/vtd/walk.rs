@@ -5,8 +5,8 @@ use hv_core::Access;
 use super::Unit;
 use super::caches::{Cached, CachedContext};
 use super::spec::entries::{
-    self, BadContext, Context, INTERRUPT_WINDOW, SecondStage, context_index, root_index, span_bits,
-    table_index,
+    self, BadContext, Context, ContextKind, INTERRUPT_WINDOW, SecondStage, context_index,
+    root_index, span_bits, table_index,
 };
 use super::spec::fault;
 use super::structures::ENTRY_BYTES;
@@ -61,11 +61,6 @@ const fn word_at(table: u64, index: u64) -> u64 {
 impl Unit {
     /// Does one step of a request.
     pub(super) fn walk(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
-        if self.health.gone {
-            return Step::Lost {
-                why: "the unit is gone",
-            };
-        }
         let walk = match &request.progress {
             Progress::New => return self.begin(bus, request),
             Progress::Translated { to, tag } => return Step::Translated { to: *to, tag: *tag },
@@ -195,6 +190,10 @@ impl Unit {
     }
 
     fn look_up(&mut self, bus: &mut Bus, request: &mut Request, context: Context) -> Step {
+        if context.kind == ContextKind::PassThrough {
+            let (to, tag) = (request.address, context.domain);
+            return Step::Translated { to, tag };
+        }
         let width = span_bits(context.levels + 1).min(self.cap.mgaw.into());
         if request.address >> width != 0 {
             return self.fault(bus, request, fault::ADDRESS_BEYOND_WIDTH);
@@ -275,6 +274,13 @@ impl Unit {
                 read: may_read,
                 write: may_write,
             }) => {
+                if may_write && !may_read && !self.cap.zlr {
+                    let what = format!(
+                        "level {level} entry at {at:#x} is write-only, and the unit has no zero-length reads of \
+                         such pages (VT-d manual, CAP.ZLR)"
+                    );
+                    bus.broken(Rule::ReservedBits, what);
+                }
                 self.caches.make_room(&mut bus.rng);
                 let rights = (read && may_read, write && may_write);
                 self.reach(bus, request, domain, level, to, rights)

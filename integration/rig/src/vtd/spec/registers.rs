@@ -137,6 +137,8 @@ pub(crate) const PMEN_PRS: u32 = 1 << 0;
 
 /// The type is none, or none that this unit has.
 pub(crate) const IQEI_TYPE: u8 = 3;
+/// IQERCD error code: a descriptor could not be fetched (VirtualBox).
+pub(crate) const IQEI_FETCH: u8 = 2;
 /// A reserved field was not zero.
 pub(crate) const IQEI_RESERVED: u8 = 4;
 
