@@ -51,6 +51,18 @@ faults! {
     SkipFirstFlush = "skip_first_flush",
     /// Bring-up ends without turning translation on.
     LeaveTranslationOff = "leave_translation_off",
+    /// Nobody waits until protected memory is off.
+    ProtectionNotAwaited = "protection_not_awaited",
+    /// A command is given while one that timed out is not done.
+    OverlapCommands = "overlap_commands",
+    /// A reset does not clear the error for which the queue stopped.
+    LeaveQueueErrors = "leave_queue_errors",
+    /// The window of interrupt messages is mapped like other addresses.
+    WindowNotReserved = "window_not_reserved",
+    /// Devices are believed to send wider addresses than the unit takes.
+    IgnoreGuestWidth = "ignore_guest_width",
+    /// Write-only mappings are made also where zero-length reads of them fault.
+    IgnoreZeroLengthReads = "ignore_zero_length_reads",
     /// Protected memory stays on after translation is.
     KeepProtectedMemory = "keep_protected_memory",
 
@@ -59,6 +71,8 @@ faults! {
     ContextLowFirst = "context_low_first",
     /// The other word of an entry is cleared while the entry is live.
     ContextHighWhilePresent = "context_high_while_present",
+    /// An entry lets its device through untranslated, where the unit can.
+    BindPassThrough = "bind_pass_through",
     /// An entry goes live without its other word.
     HalfEntry = "half_entry",
     /// An entry tells another depth than that of its tables.
@@ -149,6 +163,11 @@ faults! {
     LoseLastFrame = "lose_last_frame",
     /// Redeeming an unmapped range gives the frames one page further on.
     RedeemWrongRange = "redeem_wrong_range",
+
+    /// A receipt opens what was unmapped after its flush began.
+    OldReceiptOpens = "old_receipt_opens",
+    /// A receipt opens what its flush did not cover.
+    AnySpanOpens = "any_span_opens",
 
     // Fault records.
     /// A record is given back to the unit before all of it was read.

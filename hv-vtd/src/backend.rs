@@ -4,6 +4,7 @@
 
 use alloc::vec::Vec;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
@@ -119,6 +120,9 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn reserved(&self) -> &[IovaRange] {
+        if Fault::WindowNotReserved.is_on() {
+            return &[];
+        }
         &self.reserved
     }
 

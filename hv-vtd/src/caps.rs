@@ -1,5 +1,6 @@
 //! From capability bits to what domains ask about.
 
+use hv_core::fault::Fault;
 use hv_core::{PageSize, PhysAddr};
 use hv_iommu::{Level, LevelSet, UnitCaps};
 
@@ -32,10 +33,14 @@ pub(crate) fn unit_caps(cap: Cap, ecap: Ecap, host_address_bits: u8) -> Option<U
         largest_page,
         coherent: ecap.c(),
         domain_ids: cap.domain_ids()?,
-        iova_bits: cap.guest_address_bits(),
+        iova_bits: if Fault::IgnoreGuestWidth.is_on() {
+            64
+        } else {
+            cap.guest_address_bits()
+        },
         phys_bits: host_address_bits.min(ENTRY_ADDRESS_BITS),
         sync_on_map: cap.cm() || cap.rwbf(),
-        write_only: cap.zlr(),
+        write_only: cap.zlr() || Fault::IgnoreZeroLengthReads.is_on(),
     })
 }
 

@@ -18,7 +18,7 @@ use spin::mutex::SpinMutex;
 
 use crate::caps;
 use crate::spec::root_context::{
-    ContextHigh, ContextLow, POINTER, RootLow, TT_TABLES, WORDS_PER_ENTRY,
+    ContextHigh, ContextLow, POINTER, RootLow, TT_PASS_THROUGH, TT_TABLES, WORDS_PER_ENTRY,
 };
 
 const PAGE_SHIFT: u32 = 12;
@@ -30,6 +30,8 @@ pub(crate) struct TableContext<'a, P: Platform> {
     pub(crate) unit: UnitIndex,
     /// Whether the unit's reads of these tables snoop (ECAP.C).
     pub(crate) coherent: bool,
+    /// Whether the unit can let requests through untranslated (ECAP.PT), which only a deliberate fault uses.
+    pub(crate) pass_through: bool,
     /// Addresses of tables are below 2 to this.
     pub(crate) phys_bits: u8,
 }
@@ -206,9 +208,14 @@ impl ContextTables {
         let high = ContextHigh::new()
             .with_aw(aw)
             .with_did(binding.domain.get());
+        let tt = if Fault::BindPassThrough.is_on() && context.pass_through {
+            TT_PASS_THROUGH
+        } else {
+            TT_TABLES
+        };
         let low = ContextLow::new()
             .with_p(true)
-            .with_tt(TT_TABLES)
+            .with_tt(tt)
             .with_ssptptr(page.as_u64() >> PAGE_SHIFT);
         if Fault::ContextLowFirst.is_on() {
             // ORDERING: Release; the deliberate fault is that the other word is not there yet.

@@ -250,7 +250,7 @@ mod tests {
         );
         let error = pick(&["looom".to_owned()]).unwrap_err().to_string();
         assert!(
-            error.contains("looom") && error.contains("loom, loom-faults, scenarios"),
+            error.contains("looom") && error.contains("loom, loom-faults, rig-faults"),
             "{error}"
         );
     }

@@ -67,6 +67,9 @@ pub struct ContextHigh {
 
 /// TT: untranslated requests go through the second-stage tables, others are blocked.
 pub const TT_TABLES: u8 = 0;
+/// Context entry TT: addresses go through as they are. Needs ECAP.PT, and the widest address width. Only a
+/// deliberate fault uses it.
+pub const TT_PASS_THROUGH: u8 = 2;
 /// AW: 3 levels, 39 bits.
 pub const AW_3_LEVELS: u8 = 1;
 /// AW: 4 levels, 48 bits.

@@ -158,7 +158,8 @@ impl<P: Platform> Unit<P, Flushed> {
                 .write32(registers::PMEN, protected & !registers::PMEN_ENABLE);
             let what = "turning protected memory off (PMEN)";
             self.regs.wait_for(platform, self.index, what, || {
-                self.regs.read32(registers::PMEN) & registers::PMEN_STATUS == 0
+                let status = self.regs.read32(registers::PMEN) & registers::PMEN_STATUS;
+                status == 0 || Fault::ProtectionNotAwaited.is_on()
             })?;
         }
         Ok(self.into_state(|Flushed { queue, tables }| Enabled {
@@ -229,6 +230,7 @@ impl<P: Platform, S> Unit<P, S> {
             platform,
             unit: self.index,
             coherent: self.info.ecap.c(),
+            pass_through: self.info.ecap.pt(),
             phys_bits: self.caps.phys_bits,
         }
     }

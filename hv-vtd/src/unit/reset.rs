@@ -5,6 +5,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 use log::warn;
@@ -100,6 +101,9 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// Clears the errors for which a queue stops. Lost faults stay noted for who reads the log.
     fn clear_queue_errors(&self) -> Result<(), UnitError> {
+        if Fault::LeaveQueueErrors.is_on() {
+            return Ok(());
+        }
         self.regs
             .write32(registers::FSTS, registers::FSTS_QUEUE_ERRORS);
         let found = self.regs.read32(registers::FSTS);

@@ -24,8 +24,38 @@ const fn planted(fault: Fault, rules: &'static [Rule]) -> Planted {
     Planted { fault, rules }
 }
 
+/// Hardware reaches, or could reach, what it should have forgotten. Which of these is seen first depends on
+/// what the memory became meanwhile: still cached when it is given back, free, another owner's, or the same
+/// owner's for something else.
+const STALE: &[Rule] = &[
+    Rule::StillCached,
+    Rule::FreedMemory,
+    Rule::ForeignMemory,
+    Rule::StaleTranslation,
+];
+/// The same, or that nothing was mapped is what should have been forgotten.
+const FORGOTTEN: &[Rule] = &[
+    Rule::StillCached,
+    Rule::FreedMemory,
+    Rule::ForeignMemory,
+    Rule::StaleTranslation,
+    Rule::MappedFaulted,
+];
+
 /// Every fault that the rig has to catch, with the rules that it breaks.
 pub const PLANTED: &[Planted] = &[
+    planted(Fault::ProtectionNotAwaited, &[Rule::MappedFaulted]),
+    planted(Fault::OverlapCommands, &[Rule::Command, Rule::Register]),
+    planted(Fault::LeaveQueueErrors, &[Rule::WrongAnswer]),
+    planted(Fault::WindowNotReserved, &[Rule::MappedFaulted]),
+    planted(Fault::IgnoreGuestWidth, &[Rule::MappedFaulted]),
+    planted(Fault::IgnoreZeroLengthReads, &[Rule::ReservedBits]),
+    planted(
+        Fault::BindPassThrough,
+        &[Rule::ForeignMemory, Rule::FreedMemory, Rule::BadContext],
+    ),
+    planted(Fault::OldReceiptOpens, &[Rule::WrongAnswer]),
+    planted(Fault::AnySpanOpens, &[Rule::WrongAnswer]),
     planted(Fault::DropLastScope, &[Rule::MappedFaulted]),
     planted(Fault::KeepBusMastering, &[Rule::NotCutOff]),
     planted(Fault::DropCommandLevels, &[Rule::Command]),
@@ -66,28 +96,9 @@ pub const PLANTED: &[Planted] = &[
     ),
     planted(Fault::SkipBindFlush, &[Rule::MappedFaulted]),
     planted(Fault::BindFlushNewId, &[Rule::MappedFaulted]),
-    planted(
-        Fault::SkipContextFlush,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::MappedFaulted,
-            Rule::FreedMemory,
-        ],
-    ),
-    planted(
-        Fault::UnbindContextOtherId,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::MappedFaulted,
-            Rule::FreedMemory,
-        ],
-    ),
-    planted(
-        Fault::UnbindIotlbOtherId,
-        &[Rule::StillCached, Rule::ForeignMemory],
-    ),
+    planted(Fault::SkipContextFlush, FORGOTTEN),
+    planted(Fault::UnbindContextOtherId, FORGOTTEN),
+    planted(Fault::UnbindIotlbOtherId, STALE),
     planted(
         Fault::UnbindSkipsAlias,
         &[
@@ -120,64 +131,16 @@ pub const PLANTED: &[Planted] = &[
     ),
     planted(Fault::SkipLeafWriteBack, &[Rule::MappedFaulted]),
     planted(Fault::SkipMapFence, &[Rule::MappedFaulted]),
-    planted(
-        Fault::SkipUnmapWriteBack,
-        &[
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-            Rule::StillCached,
-        ],
-    ),
-    planted(
-        Fault::SkipIotlbFlush,
-        &[
-            Rule::StillCached,
-            Rule::StaleTranslation,
-            Rule::ForeignMemory,
-            Rule::FreedMemory,
-            Rule::MappedFaulted,
-        ],
-    ),
+    planted(Fault::SkipUnmapWriteBack, STALE),
+    planted(Fault::SkipIotlbFlush, FORGOTTEN),
     planted(Fault::SkipSyncMap, &[Rule::MappedFaulted]),
     planted(Fault::LeafHintOnMap, &[Rule::MappedFaulted]),
     planted(Fault::LeafHintAlways, &[Rule::MappedFaulted]),
-    planted(
-        Fault::FlushRangeShort,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-            Rule::MappedFaulted,
-        ],
-    ),
-    planted(
-        Fault::FlushWrongDomain,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-            Rule::MappedFaulted,
-        ],
-    ),
-    planted(
-        Fault::OneUnitFlushed,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-            Rule::MappedFaulted,
-        ],
-    ),
-    planted(
-        Fault::SkipDrain,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-            Rule::FreedMemory,
-        ],
-    ),
-    planted(Fault::SkipFence, &[Rule::StillCached, Rule::ForeignMemory]),
+    planted(Fault::FlushRangeShort, FORGOTTEN),
+    planted(Fault::FlushWrongDomain, FORGOTTEN),
+    planted(Fault::OneUnitFlushed, FORGOTTEN),
+    planted(Fault::SkipDrain, STALE),
+    planted(Fault::SkipFence, STALE),
     planted(Fault::TailPastRing, &[Rule::Queue]),
     planted(Fault::QueueNeverFull, &[Rule::Queue]),
     planted(
@@ -190,28 +153,10 @@ pub const PLANTED: &[Planted] = &[
             Rule::EnabledEarly,
         ],
     ),
-    planted(
-        Fault::WaitNotAwaited,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-            Rule::MappedFaulted,
-        ],
-    ),
-    planted(
-        Fault::TimeoutIsSuccess,
-        &[Rule::StillCached, Rule::ForeignMemory, Rule::MappedFaulted],
-    ),
+    planted(Fault::WaitNotAwaited, FORGOTTEN),
+    planted(Fault::TimeoutIsSuccess, FORGOTTEN),
     planted(Fault::SkipCutOff, &[Rule::NotCutOff]),
-    planted(
-        Fault::FreePageEarly,
-        &[
-            Rule::StillCached,
-            Rule::ForeignMemory,
-            Rule::StaleTranslation,
-        ],
-    ),
+    planted(Fault::FreePageEarly, STALE),
     planted(
         Fault::FreeTablesEarly,
         &[Rule::WrongAnswer, Rule::StillCached],

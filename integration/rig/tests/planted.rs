@@ -34,7 +34,7 @@ mod caught {
     #[test]
     fn nothing_is_caught_where_no_fault_is() {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(hunt(150), None);
+        assert_eq!(hunt(LIVES), None);
     }
 
     /// A test for each fault, and the list of all that have one.
@@ -52,6 +52,15 @@ mod caught {
     }
 
     each! {
+        protection_not_awaited: ProtectionNotAwaited,
+        overlap_commands: OverlapCommands,
+        leave_queue_errors: LeaveQueueErrors,
+        window_not_reserved: WindowNotReserved,
+        ignore_guest_width: IgnoreGuestWidth,
+        ignore_zero_length_reads: IgnoreZeroLengthReads,
+        bind_pass_through: BindPassThrough,
+        old_receipt_opens: OldReceiptOpens,
+        any_span_opens: AnySpanOpens,
         drop_last_scope: DropLastScope,
         keep_bus_mastering: KeepBusMastering,
         drop_command_levels: DropCommandLevels,

@@ -3,9 +3,10 @@
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Gpa, GuestMemory, GuestMemoryError, Iova, PageSize, Perms, VmId};
 use hv_iommu::{AttachFailed, Domain, InterruptsIsolated, MapError};
-use hv_rig::{Machine, Outcome, Temper};
+use hv_rig::{Outcome, Temper};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::stand::{BAD, Stand, count, iovas, on_machines, pci, small};
+use crate::stand::{BAD, Stand, WAIT, count, iovas, on_machines, pci, small, two_units};
 
 #[test]
 fn bc05_xsa_306_no_request_of_the_last_owner_reaches_the_next() {
@@ -75,7 +76,7 @@ fn bc05_xsa_400_every_alias_moves_or_none() {
 #[test]
 fn bc16_xsa_467_threads_that_map_do_not_wait_for_one_that_detaches() {
     for seed in 0..6 {
-        let mut machine = Machine::draw(seed);
+        let mut machine = two_units(seed);
         machine.temper = Temper {
             slow: false,
             steady_clock: true,
@@ -83,33 +84,34 @@ fn bc16_xsa_467_threads_that_map_do_not_wait_for_one_that_detaches() {
         };
         let mut stand = Stand::new(machine);
         let (one, two) = (stand.take(pci(0, 1, 0)), stand.take(pci(0, 2, 0)));
-        let one = stand.kernel(one);
-        let stand = std::sync::Mutex::new(stand);
+        let (one, mut two) = (stand.kernel(one), stand.kernel(two));
+        let mapping = AtomicUsize::new(3);
+        // The unit of the second group takes its time over the detach: more than half of what it may.
+        stand.rig.hang(1, WAIT * 6 / 10);
         std::thread::scope(|scope| {
             for thread in 0..3 {
-                let one = &one;
+                let (one, mapping) = (&one, &mapping);
                 scope.spawn(move || {
-                    for round in 0..25 {
+                    for round in 0..20 {
                         // The ranges share tables with those of the other threads.
                         let mapped = one.map(iovas(0x10_0000 + thread * 0x8000, 1 + round % 5));
                         assert!(one.writes(0x10_0000 + thread * 0x8000));
                         one.unmap_and_free(mapped);
                     }
+                    // ORDERING: SeqCst, a test.
+                    mapping.fetch_sub(1, Ordering::SeqCst);
                 });
             }
-            scope.spawn(|| {
-                let mut group = two;
-                for _ in 0..10 {
-                    let mut stand = stand.lock().unwrap();
-                    let two = stand.kernel(group);
-                    drop(two.map(iovas(0x10_0000, 3)));
-                    stand.groups.push(two.end());
-                    group = stand.take(pci(0, 2, 0));
-                }
+            let mapping = &mapping;
+            scope.spawn(move || {
+                drop(two.detach());
+                // ORDERING: SeqCst, as above.
+                let still = mapping.load(Ordering::SeqCst);
+                assert_eq!(still, 0, "seed {seed}: threads were held up by the detach");
             });
         });
         drop(one.end());
-        stand.into_inner().unwrap().check();
+        stand.check();
     }
 }
 
@@ -185,56 +187,37 @@ fn bc18_xsa_207_a_failure_anywhere_leaks_nothing() {
         |_| {},
         |stand| {
             let group = stand.take(pci(0, 2, 0));
-            let one = stand.kernel(group);
-            let spare = stand.take(pci(0, 1, 0)).claim_for_hypervisor();
-            let out = stand.rig.frames_out();
-            let ids = stand.iommu.domains_in_use();
+            let claimed = group.claim_for_hypervisor();
+            let before = (stand.rig.frames_out(), stand.iommu.domains_in_use());
+            // A range over a boundary of 1 GiB needs up to five tables; the domain needs its root.
+            let range = iovas((1 << 30) - 0x2000, 4);
+            let mut failures = 0;
             for successes in 0..12 {
-                let frames = stand.rig.alloc_frames(count(1), PageSize::Size4K).unwrap();
                 stand.rig.fail_allocation_after(Some(successes));
-                // A range over a boundary, so that tables of several levels are missing.
-                let start = (successes + 1) << 30;
-                if start >> 31 == 0 {
-                    let range = iovas(start, 1);
-                    stand
-                        .rig
-                        .mapping(one.tenant, range, frames.range(), Perms::ReadWrite);
-                    match one
-                        .domain
-                        .reserve(range)
-                        .unwrap()
-                        .map(frames, Perms::ReadWrite)
-                    {
-                        Ok(mapped) => {
-                            stand.rig.mapped(one.tenant, range, mapped.granted());
-                            one.unmap_and_free(mapped);
-                        }
-                        Err(MapError::Refused {
-                            range: free,
-                            frames,
-                            ..
-                        }) => {
-                            stand.rig.returned(one.tenant, range);
-                            free.release().unwrap();
-                            stand.rig.free_frames(frames);
-                        }
-                        Err(error) => panic!("{error}"),
+                let Ok(domain) = Domain::paging_domain_alloc(&claimed, small()) else {
+                    failures += 1;
+                    assert_eq!(stand.rig.frames_out(), before.0, "after {successes}");
+                    continue;
+                };
+                let frames = stand.rig.alloc_frames(count(4), PageSize::Size4K);
+                let frames = frames.or_else(|_| stand.rig.alloc_frames(count(4), PageSize::Size4K));
+                let free = domain.reserve(range).unwrap();
+                let frames = match free.map(frames.unwrap(), Perms::ReadWrite) {
+                    Ok(mapped) => mapped.unmap().flush().unwrap().1,
+                    Err(MapError::Refused { frames, .. }) => {
+                        failures += 1;
+                        frames
                     }
-                } else {
-                    stand.rig.free_frames(frames);
-                }
-                if let Ok(domain) = Domain::paging_domain_alloc(&spare, small()) {
-                    assert_eq!(domain.destroy().unwrap().count(), 0);
-                }
-                stand.rig.fail_allocation_after(None);
-                assert_eq!(stand.iommu.domains_in_use(), ids);
+                    Err(error) => panic!("{error}"),
+                };
+                stand.rig.free_frames(frames);
+                assert_eq!(domain.destroy().unwrap().count(), 0);
+                // Tables that were linked before the failure went with the domain; so did its id.
+                let after = (stand.rig.frames_out(), stand.iommu.domains_in_use());
+                assert_eq!(after, before, "after {successes} allocations");
             }
-            drop(one.end());
-            let context_tables = 1;
-            assert!(
-                stand.rig.frames_out() < out + context_tables,
-                "tables of the domain came back"
-            );
+            stand.rig.fail_allocation_after(None);
+            assert!(failures >= 4, "{failures} failures");
         },
     );
 }

@@ -11,7 +11,7 @@ use hv_iommu::{
     Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped, PendingUnmap,
     Range,
 };
-use hv_rig::{Machine, Outcome, Rig, Temper, Tenant};
+use hv_rig::{FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 /// The backend.
@@ -232,4 +232,26 @@ pub(crate) fn on_machines(seeds: u64, change: impl Fn(&mut Machine), test: impl 
         test(&mut stand);
         stand.check();
     }
+}
+
+/// Two units: one for 00:01.0, one for the rest.
+pub(crate) fn two_units(seed: u64) -> Machine {
+    let mut machine = Machine::draw(seed);
+    machine.temper = BAD;
+    machine.temper.background = true;
+    let first = machine.units[0].clone();
+    machine.units = vec![
+        UnitModel {
+            scopes: Some(vec![pci(0, 1, 0)]),
+            ..first.clone()
+        },
+        UnitModel {
+            scopes: None,
+            ..first
+        },
+    ];
+    machine
+        .functions
+        .retain(|function: &FunctionModel| function.address.segment().0 == 0);
+    machine
 }

@@ -5,34 +5,12 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova};
 use hv_iommu::{FlushError, FlushSpan, RedeemRefusal, UnitError, UnitIndex};
-use hv_rig::{FunctionModel, Machine, Outcome, UnitModel};
+use hv_rig::Outcome;
 
-use crate::stand::{BAD, Stand, WAIT, iovas, on_machines, pci, small};
+use crate::stand::{Stand, WAIT, iovas, on_machines, pci, small, two_units};
 
 /// Longer than any wait.
 const LONG: Duration = Duration::from_secs(30);
-
-/// Two units: one for 00:01.0, one for the rest.
-fn two_units(seed: u64) -> Machine {
-    let mut machine = Machine::draw(seed);
-    machine.temper = BAD;
-    machine.temper.background = true;
-    let first = machine.units[0].clone();
-    machine.units = vec![
-        UnitModel {
-            scopes: Some(vec![pci(0, 1, 0)]),
-            ..first.clone()
-        },
-        UnitModel {
-            scopes: None,
-            ..first
-        },
-    ];
-    machine
-        .functions
-        .retain(|function: &FunctionModel| function.address.segment().0 == 0);
-    machine
-}
 
 #[test]
 fn bc01_xsa_373_timeout_is_not_success() {
@@ -51,14 +29,11 @@ fn bc01_xsa_373_timeout_is_not_success() {
         let before = stand.rig.nanos();
         let pending = one.unmap(mapped).flush().unwrap_err();
         let took = Duration::from_nanos(stand.rig.nanos() - before);
-        let timeout = RedeemRefusal::Flush(FlushError::Unit(UnitError::Timeout {
-            unit: UnitIndex::new(0).unwrap(),
-            what: "an invalidation",
-            waited: Duration::ZERO,
-        }));
-        assert_eq!(
-            std::mem::discriminant(&pending.reason),
-            std::mem::discriminant(&timeout),
+        assert!(
+            matches!(
+                pending.reason,
+                RedeemRefusal::Flush(FlushError::Unit(UnitError::Timeout { .. }))
+            ),
             "{}",
             pending.reason
         );
