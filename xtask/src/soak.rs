@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// Other luck of the hardware in the same life, as a failure names it
     #[arg(long, value_name = "N", requires = "seed", default_value_t = 0)]
     luck: u64,
+    /// Another temper of the hardware, as a failure names it
+    #[arg(long, value_name = "BITS", requires = "seed")]
+    temper: Option<String>,
     /// Live only these operations of the seed's life, as a failure names them: 1,4-6
     #[arg(long, value_name = "LIST", requires = "seed")]
     keep: Option<String>,
@@ -53,6 +56,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     command.args(["--luck", &options.luck.to_string()]);
     if let Some(seed) = &options.seed {
         command.args(["--seed", seed]);
+    }
+    if let Some(temper) = &options.temper {
+        command.args(["--temper", temper]);
     }
     if options.once {
         command.arg("--once");

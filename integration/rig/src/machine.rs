@@ -64,6 +64,44 @@ impl Temper {
         steady_clock: false,
     };
 
+    /// The same as a number, one bit each in the order of the fields, lowest first.
+    pub const fn bits(self) -> u16 {
+        let all = [
+            self.weak_stores,
+            self.early,
+            self.widening,
+            self.evictions,
+            self.neighbours,
+            self.leftovers,
+            self.slow,
+            self.background,
+            self.rogues,
+            self.steady_clock,
+        ];
+        let (mut bits, mut index) = (0, 0);
+        while index < all.len() {
+            bits |= (all[index] as u16) << index;
+            index += 1;
+        }
+        bits
+    }
+
+    /// The temper with this number.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self {
+            weak_stores: bits & 1 != 0,
+            early: bits >> 1 & 1 != 0,
+            widening: bits >> 2 & 1 != 0,
+            evictions: bits >> 3 & 1 != 0,
+            neighbours: bits >> 4 & 1 != 0,
+            leftovers: bits >> 5 & 1 != 0,
+            slow: bits >> 6 & 1 != 0,
+            background: bits >> 7 & 1 != 0,
+            rogues: bits >> 8 & 1 != 0,
+            steady_clock: bits >> 9 & 1 != 0,
+        }
+    }
+
     /// Some of it. What hides mistakes (evictions, widening) comes rarely.
     fn draw(rng: &mut Rng) -> Self {
         Self {
@@ -374,6 +412,14 @@ mod tests {
         assert!(twice.contains("is there twice"), "{twice}");
         let lost = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 9, 1, 0)]));
         assert!(lost.contains("09:01.0, which is not there"), "{lost}");
+    }
+
+    #[test]
+    fn tempers_are_numbers_and_back() {
+        for bits in 0..1 << 10 {
+            assert_eq!(Temper::from_bits(bits).bits(), bits);
+        }
+        assert_eq!(Temper::CALM.bits(), 0);
     }
 
     #[test]

@@ -24,8 +24,10 @@ mod caught {
     //! One test per fault. Faults are switched on for the whole process, so they take turns.
 
     use std::sync::{Mutex, PoisonError};
+    use std::time::{Duration, Instant};
 
     use hv_core::fault::Fault;
+    use hv_rig::life::{LIMIT, Life, shrink};
     use hv_rig::planted::{LIVES, PLANTED, hunt};
 
     static TURN: Mutex<()> = Mutex::new(());
@@ -111,6 +113,38 @@ mod caught {
         lose_last_frame: LoseLastFrame,
         redeem_wrong_range: RedeemWrongRange,
         clear_fault_before_reading: ClearFaultBeforeReading,
+    }
+
+    /// What a failure prints is short, and leads to the same failure.
+    #[test]
+    fn a_failure_is_made_short_and_can_be_seen_again() {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in [
+            Fault::SkipIotlbFlush,
+            Fault::SkipLinkWriteBack,
+            Fault::SkipDrain,
+        ] {
+            fault.switch_on();
+            let (life, lived) = (0..LIVES)
+                .map(|seed| Life::new(seed, 300))
+                .map(|life| (life.clone(), life.live()))
+                .find(|(_, lived)| lived.failure.is_some())
+                .unwrap();
+            let rule = lived.failure.as_ref().unwrap().violation.rule;
+            let start = Instant::now();
+            let (short, _) = shrink(&life, lived, LIMIT);
+            assert!(start.elapsed() < Duration::from_secs(60));
+            let again = short.live().failure.unwrap();
+            fault.switch_off();
+            assert_eq!(again.violation.rule, rule, "{fault}: {}", short.command());
+            assert!(!again.trace.is_empty());
+            let operations = short.ops().len();
+            println!("{fault}: {operations} operations: {}", short.command());
+            assert!(
+                operations <= 20,
+                "{fault}: {operations} operations are left of 300"
+            );
+        }
     }
 
     #[test]

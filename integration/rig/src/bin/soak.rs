@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use hv_rig::Temper;
 use hv_rig::life::{LIMIT, Life, Lived, shrink};
 
 /// What this was asked to do.
@@ -12,17 +13,19 @@ struct Options {
     seed: u64,
     operations: usize,
     luck: u64,
+    temper: Option<Temper>,
     /// Live one life only: these of its operations, or all.
     only: Option<Option<Vec<usize>>>,
 }
 
 const USAGE: &str = "\
-usage: soak [--seconds N] [--seed S] [--operations N] [--once] [--luck N] [--keep A,B,C-D]
+usage: soak [--seconds N] [--seed S] [--operations N] [--once] [--luck N] [--temper BITS] [--keep A,B,C-D]
   --seconds N      how long to go on (10)
   --seed S         the first seed, decimal or 0x hexadecimal (drawn from the clock)
   --operations N   operations of each life (300)
   --once           live the life of the seed once
   --luck N         other luck of the hardware in the same life, as a failure names it
+  --temper BITS    another temper of the hardware, as a failure names it
   --keep LIST      of the seed's life only these operations, as a failure names them";
 
 /// What was done in all lives.
@@ -85,6 +88,7 @@ fn options() -> Option<Options> {
         seed: clock.map_or(0, |now| now.as_nanos() as u64 & 0xffff_ffff),
         operations: 300,
         luck: 0,
+        temper: None,
         only: None,
     };
     let mut arguments = std::env::args().skip(1);
@@ -94,31 +98,16 @@ fn options() -> Option<Options> {
             "--seed" => options.seed = number(&arguments.next()?)?,
             "--operations" => options.operations = number(&arguments.next()?)? as usize,
             "--luck" => options.luck = number(&arguments.next()?)?,
+            "--temper" => {
+                let bits = u16::try_from(number(&arguments.next()?)?).ok()?;
+                options.temper = Some(Temper::from_bits(bits));
+            }
             "--once" => options.only = Some(None),
             "--keep" => options.only = Some(Some(list(&arguments.next()?)?)),
             _ => return None,
         }
     }
     Some(options)
-}
-
-/// Numbers in a row as ranges.
-fn ranges(numbers: &[usize]) -> String {
-    let mut parts: Vec<(usize, usize)> = Vec::new();
-    for &number in numbers {
-        match parts.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
-            _ => parts.push((number, number)),
-        }
-    }
-    let parts = parts.iter().map(|(first, last)| {
-        if first == last {
-            first.to_string()
-        } else {
-            format!("{first}-{last}")
-        }
-    });
-    parts.collect::<Vec<_>>().join(",")
 }
 
 /// Tells of a failure, shortened.
@@ -144,14 +133,7 @@ fn tell(life: &Life, lived: Lived) {
     for (index, unit) in short.machine().units.iter().enumerate() {
         println!("  unit {index}: {:?} {:?}", unit.cap, unit.ecap);
     }
-    let numbers: Vec<usize> = ops.iter().map(|(index, _)| *index).collect();
-    println!(
-        "\nto see it again: cargo xtask soak --seed {:#x} --operations {} --luck {} --keep {}",
-        life.seed,
-        life.operations,
-        short.luck,
-        ranges(&numbers)
-    );
+    println!("\nto see it again: {}", short.command());
 }
 
 fn main() -> ExitCode {
@@ -165,6 +147,7 @@ fn main() -> ExitCode {
         let life = Life {
             keep,
             luck: options.luck,
+            temper: options.temper,
             ..Life::new(options.seed, options.operations)
         };
         let lived = life.live();
@@ -198,10 +181,7 @@ fn main() -> ExitCode {
         if lived.failure.is_some() {
             println!("{}", sum.line(start.elapsed()));
             tell(&life, lived);
-            println!(
-                "FAILED: a rule was broken in life {} of {}",
-                sum.lives, sum.lives
-            );
+            println!("FAILED: a rule was broken in life {}", sum.lives);
             return ExitCode::FAILURE;
         }
         let every = Duration::from_secs(if terminal { 1 } else { 10 });

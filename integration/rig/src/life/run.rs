@@ -61,6 +61,19 @@ impl Life {
         }
     }
 
+    /// What `cargo xtask soak` has to be told to live this life again.
+    pub fn command(&self) -> String {
+        let numbers: Vec<usize> = self.ops().iter().map(|(index, _)| *index).collect();
+        format!(
+            "cargo xtask soak --seed {:#x} --operations {} --luck {} --temper {:#x} --keep {}",
+            self.seed,
+            self.operations,
+            self.luck,
+            self.machine().temper.bits(),
+            ranges(&numbers)
+        )
+    }
+
     /// The operations that are done, with their numbers.
     pub fn ops(&self) -> Vec<(usize, Op)> {
         let all = ops(self.seed, self.operations).into_iter().enumerate();
@@ -129,6 +142,25 @@ impl Life {
         }
         end(world);
     }
+}
+
+/// Numbers in a row as ranges.
+fn ranges(numbers: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => parts.push((number, number)),
+        }
+    }
+    let parts = parts.iter().map(|(first, last)| {
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        }
+    });
+    parts.collect::<Vec<_>>().join(",")
 }
 
 /// Takes everything apart: all groups come back, all domains end, every frame and id is there.
