@@ -166,6 +166,23 @@ fn what_bind_flushes_depends_on_the_unit() {
 }
 
 #[test]
+fn the_flushes_of_an_unbind_do_not_overtake_each_other() {
+    let (machine, vtd) = running(CAP, ECAP);
+    let requester = at(2, 3, 1);
+    bind(&vtd, requester, binding(0x12_3000, 4, 7)).unwrap();
+    machine.take_log();
+    vtd.unbind(FIRST, requester, domain(7)).unwrap();
+    // Type, and of a wait also SW and FN: only a fencing wait keeps what comes behind it back.
+    let log = machine.take_log();
+    let kinds = log.iter().filter_map(|event| match *event {
+        Event::Executed { low, .. } if low & 0xf == 5 => Some(low & 0x7f),
+        Event::Executed { low, .. } => Some(low & 0xf),
+        _ => None,
+    });
+    assert_eq!(kinds.collect::<Vec<_>>(), [1, 0x65, 2, 0x65]);
+}
+
+#[test]
 fn a_bound_requester_is_not_bound_again_and_a_stranger_not_unbound() {
     let (_, vtd) = running(CAP, ECAP);
     let requester = at(2, 3, 1);

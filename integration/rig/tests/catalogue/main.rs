@@ -6,6 +6,7 @@
 #![cfg(not(hv_fault))]
 
 mod entries;
+mod faults;
 mod flushes;
 mod ownership;
 mod stand;
