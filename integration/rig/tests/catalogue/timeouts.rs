@@ -1,5 +1,6 @@
 //! Class 1: time-outs are not success. Class 15: devices that are gone do not stall. Wedged units.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hv_core::platform::FrameSource;
@@ -151,6 +152,66 @@ fn wedged_a_reset_of_a_unit_that_still_hangs_fails_and_a_group_recovers_after_on
         let again = stand.kernel(blocked);
         assert!(!again.writes(0x10_0000), "seed {seed}");
         drop(again.end());
+        stand.check();
+    }
+}
+
+#[test]
+fn wedged_threads_that_reset_the_same_unit_get_no_receipt_early() {
+    for seed in 0..3 {
+        let mut machine = two_units(seed);
+        // One unit for all; nothing is to be told of new mappings, which would fail with it.
+        machine.units.remove(0);
+        (machine.units[0].cap.cm, machine.units[0].cap.rwbf) = (false, false);
+        machine.temper.slow = false;
+        machine.temper.steady_clock = true;
+        let mut stand = Stand::new(machine);
+        let unit = UnitIndex::new(0).unwrap();
+        let groups =
+            [pci(0, 1, 0), pci(0, 2, 0), pci(1, 0, 0)].map(|function| stand.take(function));
+        let domains = groups.map(|group| stand.kernel(group));
+        let (rig, iommu) = (&stand.rig, &stand.iommu);
+        // The unit hangs in the middle of the first flushes, for longer than anybody waits.
+        rig.hang_after(0, 500 + 300 * seed as u32, WAIT * 3 / 2);
+        let resets = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for one in &domains {
+                let resets = &resets;
+                scope.spawn(move || {
+                    for round in 0..8 {
+                        let mapped = one.map(iovas(0x10_0000 + round * 0x3000, 3));
+                        one.writes(0x10_1000 + round * 0x3000);
+                        let span = mapped.span();
+                        let mut pending = one.unmap(mapped);
+                        let (free, frames) = loop {
+                            match pending.flush() {
+                                Ok(back) => break back,
+                                Err(error) => pending = error.pending,
+                            }
+                            // Others may be faster, or still be at it.
+                            if iommu.reset_unit(unit).is_ok() {
+                                // ORDERING: SeqCst, a test.
+                                resets.fetch_add(1, Ordering::SeqCst);
+                            }
+                        };
+                        one.returned(span, &frames);
+                        one.rig.free_frames(frames);
+                        free.release().unwrap();
+                        // A reset cut the device off, unless another wedged the unit again meanwhile.
+                        let group = one.group.as_ref().unwrap();
+                        let _ = group.enable_bus_mastering(one.device());
+                    }
+                });
+            }
+        });
+        // ORDERING: SeqCst, as above.
+        assert!(
+            resets.load(Ordering::SeqCst) > 0,
+            "seed {seed}: nothing was reset"
+        );
+        for one in domains {
+            drop(one.end());
+        }
         stand.check();
     }
 }
