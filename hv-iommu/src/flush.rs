@@ -70,7 +70,7 @@ impl fmt::Display for Receipt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FlushError {
     /// A unit did not complete the flush. Unless it was only busy, it is wedged from now on and its
-    /// devices were cut off.
+    /// devices were cut off. Others may be too: [`Iommu::wedged_units`](crate::Iommu::wedged_units) tells.
     #[error(transparent)]
     Unit(#[from] UnitError),
 }

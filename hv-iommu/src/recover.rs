@@ -151,6 +151,13 @@ impl<B: Backend> System<B> {
 }
 
 impl<B: Backend> Iommu<B> {
+    /// The units that are wedged now. A call that fails names one unit, and may have wedged more: a flush
+    /// goes to every unit that its domain reaches.
+    pub fn wedged_units(&self) -> impl Iterator<Item = UnitIndex> + use<'_, B> {
+        let units = (0..self.0.backend.unit_count()).filter_map(UnitIndex::new);
+        units.filter(|unit| self.0.wedged.has(*unit))
+    }
+
     /// Brings a wedged unit back: cuts the devices behind it off once more, then has the backend
     /// restart the unit, which forgets all that it had cached. Waits for that.
     ///

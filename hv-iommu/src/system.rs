@@ -180,6 +180,13 @@ impl<B: Backend> Iommu<B> {
         self.0.backend.unit_of(requester)
     }
 
+    /// Lets go of what ended domains still take up on the heap. The next domain that is made does so by itself;
+    /// a program that drops the whole subsystem calls this first, since the register of domains keeps the
+    /// subsystem alive that it is part of.
+    pub fn sweep(&self) {
+        self.0.sweep();
+    }
+
     /// How many domains hold a domain id of the hardware.
     pub fn domains_in_use(&self) -> u32 {
         self.0.ids.in_use(self.0.domain_ids)

@@ -11,12 +11,12 @@ use crate::bus::Counts;
 use crate::core::Core;
 use crate::ledger::{Phase, Run, Tenant};
 use crate::machine::{Impossible, Machine};
-use crate::memory::{FRAME_BYTES, frame_of};
+use crate::memory::{FRAME_BYTES, Memory, frame_of};
 use crate::platform::Cells;
 use crate::request::Outcome;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
-use crate::trace::Event;
+use crate::trace::{Event, Trace};
 use crate::vtd;
 use crate::vtd::spec::dmar::{self, Drhd, Scope};
 
@@ -243,6 +243,15 @@ impl Rig {
         self.core.quiet().bus.broken(rule, what.into());
     }
 
+    /// Lets go of the machine's memory and of the trace, for who is done with the machine and cannot drop every
+    /// clone.
+    pub fn retire(&self) {
+        let mut state = self.core.quiet();
+        state.bus.trace = Trace::default();
+        state.bus.memory = Memory::new(&[], false, 0);
+        state.units.clear();
+    }
+
     /// Lets time pass, in which anything may happen that happens by itself.
     pub fn idle(&self, steps: u32) {
         for _ in 0..steps {
@@ -303,6 +312,16 @@ impl Rig {
         state.bus.lost |= 1 << unit;
         if let Some(unit) = state.units.get_mut(unit) {
             unit.health_mut().gone = true;
+        }
+    }
+
+    /// A unit that was lost answers again, in the state that it was in.
+    pub fn find_unit(&self, unit: usize) {
+        let mut state = self.core.quiet();
+        state.bus.lost &= !(1 << unit);
+        if let Some(unit) = state.units.get_mut(unit) {
+            let health = unit.health_mut();
+            (health.gone, health.was_ill) = (false, true);
         }
     }
 

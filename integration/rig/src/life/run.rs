@@ -101,12 +101,15 @@ impl Life {
             let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             rig.broken(Rule::Panic, what.unwrap_or_default());
         }
-        Lived {
+        let lived = Lived {
             operations: done,
             counts: rig.counts(),
             nanos: rig.nanos(),
             failure: rig.verdict().err(),
-        }
+        };
+        // Domains that did not end keep the subsystem alive, and it the rig; not its memory as well.
+        rig.retire();
+        lived
     }
 
     fn live_on(&self, rig: &Rig, done: &mut u64) {
@@ -168,6 +171,12 @@ fn end(mut world: World) {
     let rig = world.rig().clone();
     rig.say("the end");
     rig.fail_allocation_after(None);
+    // While a unit is lost, nothing of it comes back; here it is found again.
+    if let Some(unit) = world.lost {
+        world.reset(true);
+        rig.find_unit(unit);
+        world.lost = None;
+    }
     world.reset(true);
     for index in 0..world.groups.len() {
         world.detach(index);
@@ -178,7 +187,6 @@ fn end(mut world: World) {
         return;
     }
     let memories = &world.memories;
-    // What a lost unit may still reach stays where it is; everything else ends.
     let mut kept = 0;
     for (_, space) in std::mem::take(&mut world.kernel) {
         kept += usize::from(acts::end(memories, space).is_some());
@@ -186,9 +194,9 @@ fn end(mut world: World) {
     for (_, space) in std::mem::take(&mut world.guest) {
         kept += usize::from(acts::end(memories, space).is_some());
     }
-    if kept == 0 {
-        world.judge_leaks();
-    } else if world.lost.is_none() {
+    world.iommu.sweep();
+    if kept != 0 {
         rig.broken(Rule::Leak, format!("{kept} domains do not end"));
     }
+    world.judge_leaks();
 }

@@ -219,15 +219,22 @@ impl World {
                 return;
             }
         };
-        let index = unit.index();
-        if !self.wedged.contains(&index) {
-            self.wedged.push(index);
-        }
-        if !self.rig().was_ill(index) {
-            let what = format!("{unit} is well and was declared wedged: {error}");
+        let units: Vec<usize> = self.iommu.wedged_units().map(|unit| unit.index()).collect();
+        if !units.contains(&unit.index()) {
+            let what = format!("{error}, and the subsystem does not have it as wedged");
             self.rig().broken(Rule::WrongAnswer, what);
         }
-        self.rig().wedged(index, true);
+        // One call may have wedged several.
+        for index in units {
+            if !self.wedged.contains(&index) {
+                self.wedged.push(index);
+            }
+            if !self.rig().was_ill(index) {
+                let what = format!("unit {index} is well and was declared wedged: {error}");
+                self.rig().broken(Rule::WrongAnswer, what);
+            }
+            self.rig().wedged(index, true);
+        }
     }
 
     /// At the end all that was taken is back.

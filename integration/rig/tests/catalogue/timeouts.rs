@@ -40,6 +40,8 @@ fn bc01_xsa_373_timeout_is_not_success() {
         );
         assert!(took >= WAIT && took < WAIT * 4, "seed {seed}: {took:?}");
         stand.rig.wedged(0, true);
+        let wedged: Vec<_> = stand.iommu.wedged_units().collect();
+        assert_eq!(wedged, [UnitIndex::new(0).unwrap()]);
         // The devices were cut off, and nothing of the domain is reused or receipted.
         assert!(!stand.rig.may_send(one.device()), "seed {seed}");
         assert!(
@@ -71,6 +73,7 @@ fn bc01_xsa_373_timeout_is_not_success() {
         // An explicit reset, and then a flush of its own, opens what was pending.
         stand.iommu.reset_unit(UnitIndex::new(0).unwrap()).unwrap();
         stand.rig.wedged(0, false);
+        assert_eq!(stand.iommu.wedged_units().count(), 0);
         let span = pending.pending.span();
         let (free, frames) = pending.pending.flush().unwrap();
         one.returned(span, &frames);
