@@ -6,7 +6,7 @@ use hv_core::Access;
 
 use crate::bus::{Bus, Counts, Frames};
 use crate::frontend::FrontEnd;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Tenant};
 use crate::machine::Machine;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
 use crate::pci::{BUS_MASTER, Function};
@@ -348,6 +348,34 @@ impl State {
         if !self.bus.frames.is_out(frame_of(at)) {
             let what = format!("the driver reached {at:#x}, which is no frame that it has");
             self.bus.broken(Rule::DriverMemory, what);
+        }
+    }
+
+    /// Pages of a tenant came back with a receipt: no unit that the tenant's devices are bound on holds a
+    /// translation of them. That the frames are mapped elsewhere as well is no excuse.
+    pub(crate) fn judge_pages(&mut self, tenant: Tenant, page: u64, pages: u64) {
+        let bus = &mut self.bus;
+        for unit in &self.units {
+            let held = bus
+                .functions
+                .iter()
+                .enumerate()
+                .filter(|(index, function)| {
+                    let holding = bus.ledger.holding(*index);
+                    function.unit == unit.index()
+                        && holding.is_some_and(|holding| holding.tenant == tenant)
+                });
+            let requesters: Vec<u16> = held
+                .flat_map(|(_, function)| function.requesters.clone())
+                .collect();
+            if let Some(name) = unit.holding(&requesters, page, pages) {
+                let what = format!(
+                    "{pages} pages from page {page:#x} of {tenant:?} came back, and unit {} still holds {name}",
+                    unit.index()
+                );
+                bus.broken(Rule::StillCached, what);
+                return;
+            }
         }
     }
 

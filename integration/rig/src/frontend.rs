@@ -78,6 +78,10 @@ pub(crate) trait FrontEnd: Send {
     /// What of the unit still names one of these frames, in words.
     fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String>;
 
+    /// What translation of one of these pages the unit still holds for a domain that one of these requesters is
+    /// bound to, in words.
+    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String>;
+
     /// How many tables that bind devices the driver linked.
     fn binding_tables(&self) -> u64;
 

@@ -517,6 +517,7 @@ impl Rig {
     pub fn returned(&self, tenant: Tenant, range: IovaRange) {
         let mut state = self.core.quiet();
         let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
+        state.judge_pages(tenant, page, pages);
         for (frame, pages) in state.bus.ledger.end(tenant, page, pages) {
             if state.bus.ledger.holder(frame, pages).is_none() {
                 state.judge_return(frame, pages, "given back to their owner");

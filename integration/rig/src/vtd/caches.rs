@@ -296,6 +296,22 @@ impl Caches {
         large.map(|(frame, level)| format!("a cached leaf of level {level} to frame {frame:#x}"))
     }
 
+    /// A translation of one of these pages that is kept for a domain, in words.
+    pub(crate) fn holding(&self, domain: u16, page: u64, pages: u64) -> Option<String> {
+        (1..=3).find_map(|level| {
+            let shift = span_bits(level) - span_bits(1);
+            let (from, to) = (page >> shift, (page + pages - 1) >> shift);
+            let kept = self
+                .leaves
+                .range((domain, level, from)..=(domain, level, to));
+            let mut present = kept.filter_map(|(key, kept)| {
+                let leaf = kept.iter().find_map(|entry| entry.to)?;
+                Some(describe(leaf >> span_bits(1), Some(*key)))
+            });
+            present.next()
+        })
+    }
+
     /// A context entry that names this table as its root, in words.
     pub(crate) fn context_naming(&self, first: u64, pages: u64) -> Option<String> {
         for (requester, kept) in &self.contexts {

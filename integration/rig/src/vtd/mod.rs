@@ -293,6 +293,11 @@ impl FrontEnd for Unit {
             .or_else(queue)
     }
 
+    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
+        let mut domains = self.structures.domains_of(requesters);
+        domains.find_map(|domain| self.caches.holding(domain, page, pages))
+    }
+
     fn is_on(&self) -> bool {
         self.translates()
     }

@@ -46,6 +46,16 @@ impl Structures {
         self.live.values().map(|live| live.table)
     }
 
+    /// The domains that these requesters are bound to now.
+    pub(crate) fn domains_of(&self, requesters: &[u16]) -> impl Iterator<Item = u16> {
+        self.live.iter().filter_map(move |(entry, live)| {
+            let bus = self.tables.get(&frame_of(*entry))?;
+            let devfn = *entry % FRAME_BYTES / ENTRY_BYTES;
+            let requester = u16::from(*bus) << 8 | devfn as u16;
+            requesters.contains(&requester).then_some(live.domain)
+        })
+    }
+
     /// How many context tables there are.
     pub(crate) fn count(&self) -> u64 {
         self.tables.len() as u64
