@@ -20,6 +20,7 @@ mod ledger;
 pub mod life;
 mod machine;
 mod memory;
+mod notes;
 mod pci;
 pub mod planted;
 mod platform;

@@ -4,14 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, Iova, IovaRange, PciAddress, Perms, PhysRange};
+use hv_core::{Access, Iova, PciAddress};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::Core;
-use crate::ledger::{Phase, Run, Tenant};
 use crate::machine::{Impossible, Machine};
-use crate::memory::{FRAME_BYTES, Memory, frame_of};
+use crate::memory::{FRAME_BYTES, Memory};
 use crate::platform::Cells;
 use crate::request::Outcome;
 use crate::rng::Rng;
@@ -422,155 +421,5 @@ impl Rig {
             done += count;
         }
         Ok(())
-    }
-}
-
-/// The ledger: what the test tells the watcher about who owns what.
-impl Rig {
-    /// From now on every request is judged by the ledger, and devices that nobody has must be off the bus.
-    pub fn watch(&self) {
-        let mut state = self.core.quiet();
-        state.bus.watching = true;
-        state.bus.judge_cut_off();
-    }
-
-    fn hold(&self, functions: &[PciAddress], tenant: Tenant, phase: Phase) {
-        let mut state = self.core.quiet();
-        let now = state.bus.tick;
-        for index in 0..state.bus.functions.len() {
-            if functions.contains(&state.bus.functions[index].address) {
-                state.bus.ledger.hold(index, tenant, phase, now);
-            }
-        }
-    }
-
-    /// Devices are about to be attached.
-    pub fn attaching(&self, functions: &[PciAddress], tenant: Tenant) {
-        self.hold(functions, tenant, Phase::Coming);
-    }
-
-    /// Devices were attached: what is mapped works for them.
-    pub fn attached(&self, functions: &[PciAddress], tenant: Tenant) {
-        self.hold(functions, tenant, Phase::Live);
-    }
-
-    /// Devices are about to be detached, or their detach failed.
-    pub fn detaching(&self, functions: &[PciAddress], tenant: Tenant) {
-        self.hold(functions, tenant, Phase::Going);
-    }
-
-    /// Devices were detached: they reach nothing and have no bus mastering.
-    pub fn detached(&self, functions: &[PciAddress]) {
-        let mut state = self.core.quiet();
-        for index in 0..state.bus.functions.len() {
-            if functions.contains(&state.bus.functions[index].address) {
-                state.bus.ledger.let_go(index);
-            }
-        }
-        state.bus.judge_cut_off();
-    }
-
-    /// A range is about to be mapped.
-    pub fn mapping(&self, tenant: Tenant, range: IovaRange, to: PhysRange, perms: Perms) {
-        let mut state = self.core.quiet();
-        let run = Run {
-            pages: range.pages().get(),
-            frame: frame_of(to.start().as_u64()),
-            perms,
-            phase: Phase::Coming,
-            since: state.bus.tick,
-        };
-        // From here on the ledger knows what was lent.
-        let lent = (run.frame, run.pages);
-        state
-            .bus
-            .lent
-            .retain(|(_, first, pages)| (*first, *pages) != lent);
-        state
-            .bus
-            .ledger
-            .begin(tenant, frame_of(range.start().as_u64()), run);
-    }
-
-    fn turn(&self, tenant: Tenant, range: IovaRange, phase: Phase, perms: Option<Perms>) {
-        let mut state = self.core.quiet();
-        let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
-        let now = state.bus.tick;
-        state
-            .bus
-            .ledger
-            .turn(tenant, page, pages, phase, perms, now);
-    }
-
-    /// A range was mapped with these permissions: it works from now on.
-    pub fn mapped(&self, tenant: Tenant, range: IovaRange, granted: Perms) {
-        self.turn(tenant, range, Phase::Live, Some(granted));
-    }
-
-    /// A range is about to be unmapped.
-    pub fn unmapping(&self, tenant: Tenant, range: IovaRange) {
-        self.turn(tenant, range, Phase::Going, None);
-    }
-
-    /// A range was unmapped, with a receipt, or was not mapped in the end: its frames are free for
-    /// anything.
-    pub fn returned(&self, tenant: Tenant, range: IovaRange) {
-        let mut state = self.core.quiet();
-        let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
-        state.judge_pages(tenant, page, pages);
-        for (frame, pages) in state.bus.ledger.end(tenant, page, pages) {
-            if state.bus.ledger.holder(frame, pages).is_none() {
-                state.judge_return(frame, pages, "given back to their owner");
-            }
-        }
-    }
-
-    /// The driver is about to take frames and map them in this tenant's domain by itself: those of its next
-    /// allocation. `None` when it has answered.
-    pub fn lending(&self, tenant: Option<Tenant>) {
-        self.core.quiet().bus.lending = tenant;
-    }
-
-    /// A range is about to be unmapped by a driver that gives its frames to the platform by itself.
-    pub fn leaving(&self, tenant: Tenant, range: IovaRange) {
-        self.turn(tenant, range, Phase::Leaving, None);
-    }
-
-    /// The frames that an unmap gave back are those that were mapped, all of them.
-    pub fn expect_frames(&self, tenant: Tenant, range: IovaRange, frames: PhysRange) {
-        let mut state = self.core.quiet();
-        let page = frame_of(range.start().as_u64());
-        let found = state.bus.ledger.run_at(tenant, page);
-        let expected = found.map(|(start, run)| run.frame + (page - start));
-        let first = frame_of(frames.start().as_u64());
-        if expected != Some(first) || frames.pages() != range.pages() {
-            let what = format!("{range} was mapped to frame {expected:x?}, and {frames} came back");
-            state.bus.broken(Rule::LostFrames, what);
-        }
-    }
-
-    /// A tenant ended: nothing is mapped for it any more.
-    pub fn ended(&self, tenant: Tenant) {
-        let mut state = self.core.quiet();
-        for (frame, pages) in state.bus.ledger.end_all(tenant) {
-            if state.bus.ledger.holder(frame, pages).is_none() {
-                state.judge_return(frame, pages, "given back to their owner");
-            }
-        }
-    }
-
-    /// The driver declared a unit wedged, or brought it back. A wedged one's devices must be off the bus.
-    pub fn wedged(&self, unit: usize, wedged: bool) {
-        let mut state = self.core.quiet();
-        if wedged {
-            state.bus.wedged |= 1 << unit;
-            state.bus.judge_cut_off();
-        } else {
-            state.bus.wedged &= !(1 << unit);
-            let now = state.bus.nanos;
-            if let Some(unit) = state.units.get_mut(unit) {
-                unit.health_mut().recovered(now);
-            }
-        }
     }
 }
