@@ -5,12 +5,14 @@ use core::ops::ControlFlow;
 use hv_core::fault::Fault;
 use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
-use hv_core::{EntryCell, Iova, IovaRange, PhysAddr};
+use hv_core::{EntryCell, Iova, IovaRange, PageSize, PhysAddr};
 
 use super::walk::{CellOf, Missing, Page, Part};
 use super::{MemoryHandle, Table, TableError};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
+
+const WORD_BYTES: u64 = size_of::<u64>() as u64;
 
 /// A word that is no link, as [`Table::visit`] shows it.
 pub(super) struct Visit<'v, C> {
@@ -83,6 +85,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         };
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
         let coherent = self.geometry().coherent;
+        // Words in a row of one table that are not in memory yet: one write-back for all of them.
+        let mut run: Option<(PhysAddr, u64)> = None;
         // Broken off never: the visitor below always goes on.
         let _ = self.visit(guard, root, first, last, &mut |visit| {
             let Entry::Leaf { to, .. } = visit.entry else {
@@ -96,13 +100,34 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 // orders the store before the flush.
                 cell.store(self.format.pending(visit.level, to), Ordering::Release);
             }
-            if !coherent && !Fault::SkipUnmapWriteBack.is_on() {
+            if !coherent {
                 let at = visit.page.word_at(visit.part.index);
-                self.memory().write_back(at, size_of::<u64>() as u64);
+                run = match run {
+                    Some((from, bytes))
+                        if from.checked_add(bytes) == Some(at)
+                            && !at.is_aligned(PageSize::Size4K) =>
+                    {
+                        Some((from, bytes + WORD_BYTES))
+                    }
+                    before => {
+                        self.write_run_back(before);
+                        Some((at, WORD_BYTES))
+                    }
+                };
             }
             ControlFlow::Continue(())
         });
+        self.write_run_back(run);
         self.memory().walker_fence();
+    }
+
+    /// Writes a run of words back: where it starts, and its bytes.
+    fn write_run_back(&self, run: Option<(PhysAddr, u64)>) {
+        if let Some((from, bytes)) = run
+            && !Fault::SkipUnmapWriteBack.is_on()
+        {
+            self.memory().write_back(from, bytes);
+        }
     }
 
     pub(super) fn redeem_range(
