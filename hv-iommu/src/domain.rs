@@ -70,7 +70,8 @@ pub struct DomainConfig {
 }
 
 impl Default for DomainConfig {
-    /// 39 bits (512 GiB), pages as large as the unit has them.
+    /// 39 bits (512 GiB), pages as large as the unit has them. A unit may have fewer bits:
+    /// [`Iommu::unit_caps`](crate::Iommu::unit_caps) tells.
     fn default() -> Self {
         Self {
             address_bits: 39,

@@ -14,8 +14,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1.0, conflicts_with_all = ["once", "keep"])]
     minutes: f64,
     /// The first seed, decimal or 0x hexadecimal; drawn from the clock if left out
-    #[arg(long, value_name = "SEED")]
-    seed: Option<String>,
+    #[arg(long, value_name = "SEED", value_parser = number)]
+    seed: Option<u64>,
     /// Operations of each life
     #[arg(long, value_name = "N", default_value_t = 300)]
     operations: usize,
@@ -26,11 +26,20 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", requires = "seed", default_value_t = 0)]
     luck: u64,
     /// Another temper of the hardware, as a failure names it
-    #[arg(long, value_name = "BITS", requires = "seed")]
-    temper: Option<String>,
+    #[arg(long, value_name = "BITS", requires = "seed", value_parser = number)]
+    temper: Option<u64>,
     /// Live only these operations of the seed's life, as a failure names them: 1,4-6
     #[arg(long, value_name = "LIST", requires = "seed")]
     keep: Option<String>,
+}
+
+/// A number, decimal or with 0x hexadecimal.
+fn number(text: &str) -> Result<u64, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "expected a decimal number, or a hexadecimal one with 0x".to_owned())
 }
 
 /// Builds the rig for speed and lets it live. A broken rule gives a failing exit code.
@@ -54,11 +63,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     command.args(["--seconds", &seconds.to_string()]);
     command.args(["--operations", &options.operations.to_string()]);
     command.args(["--luck", &options.luck.to_string()]);
-    if let Some(seed) = &options.seed {
-        command.args(["--seed", seed]);
+    if let Some(seed) = options.seed {
+        command.args(["--seed", &seed.to_string()]);
     }
-    if let Some(temper) = &options.temper {
-        command.args(["--temper", temper]);
+    if let Some(temper) = options.temper {
+        command.args(["--temper", &temper.to_string()]);
     }
     if options.once {
         command.arg("--once");

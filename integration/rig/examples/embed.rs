@@ -36,10 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     platform.device_write(device, buffer.iova(), b"from the device")?;
     let mut seen = [0; 15];
     buffer.read(0, &mut seen)?;
-    println!(
-        "KernelPaging: the CPU reads {:?}",
-        std::str::from_utf8(&seen)?
-    );
+    println!("KernelPaging: {:?}", std::str::from_utf8(&seen)?);
 
     // A guest has the second device: its memory, at its addresses, pinned while it is mapped.
     let vm = VmId::new(1).ok_or("guests are numbered from 1")?;
@@ -60,10 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     platform.device_write(passed, Iova::new(0x2000), b"for the guest")?;
     let mut seen = [0; 13];
     memory.read(&platform, Gpa::new(0x2000), &mut seen)?;
-    println!(
-        "UserManaged: the guest reads {:?}",
-        std::str::from_utf8(&seen)?
-    );
+    println!("UserManaged: {:?}", std::str::from_utf8(&seen)?);
 
     // What is not mapped is not reached, and the fault says who tried.
     let blocked = platform.device_write(passed, Iova::new(0x10_0000), b"nothing there");
@@ -73,7 +67,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     iommu.take_faults(|notice| {
         if let FaultNotice::Fault(report) = notice {
-            println!("fault: {:?}", report.fault);
+            let fault = report.fault;
+            println!(
+                "fault: {} {}, {:?}",
+                fault.requester, fault.class, report.bound_to
+            );
         }
     });
 

@@ -302,7 +302,7 @@ impl State {
             }
             Step::Untranslated => Some(bus.landed_untranslated(request)),
             Step::Fault { reason } => {
-                let why = format!("reason {reason:#x}");
+                let why = format!("reason {reason:#x}: {}", crate::vtd::reason(reason));
                 Some(bus.refused(request, &why, Outcome::Faulted { reason }))
             }
             Step::Lost { why } => Some(bus.refused(request, why, Outcome::Lost)),
@@ -381,6 +381,7 @@ impl State {
 
     /// Frames come back, to the platform or to their owner: nothing may name them any more.
     pub(crate) fn judge_return(&mut self, first: u64, pages: u64, what: &str) {
+        let at = first * FRAME_BYTES;
         self.bus.ledger.left_with(first, pages);
         let overlaps = |lent: u64, count: u64| lent < first + pages && first < lent + count;
         self.bus
@@ -390,14 +391,14 @@ impl State {
             && let Some((tenant, page)) = self.bus.ledger.holder(first, pages)
         {
             let what = format!(
-                "{pages} frames at {first:#x} were {what}, and {tenant:?} has them mapped from page {page:#x} on"
+                "{pages} frames at {at:#x} were {what}, and {tenant:?} has them mapped from page {page:#x} on"
             );
             self.bus.broken(Rule::StillMapped, what);
         }
         for unit in &self.units {
             if let Some(name) = unit.naming(&self.bus, first, pages) {
                 let what = format!(
-                    "{pages} frames at {first:#x} were {what}, and unit {} still holds {name}",
+                    "{pages} frames at {at:#x} were {what}, and unit {} still holds {name}",
                     unit.index()
                 );
                 self.bus.broken(Rule::StillCached, what);

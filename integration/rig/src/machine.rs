@@ -1,5 +1,7 @@
 //! What machine the rig plays: its units, its functions, and how bad it is.
 
+use std::fmt;
+
 use hv_core::{PciAddress, Segment};
 use hv_iommu::{BusRange, FunctionKind};
 use thiserror::Error;
@@ -159,7 +161,7 @@ pub struct Machine {
 }
 
 /// A machine that no hardware can be.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 pub enum Impossible {
     /// A unit's registers contradict the manual.
     #[error("unit {unit}: {why}")]
@@ -217,6 +219,12 @@ pub enum Impossible {
     },
 }
 
+impl fmt::Debug for Impossible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// The function at this place, for the topologies below.
 const fn at(segment: u16, bus: u8, device: u8, function: u8) -> PciAddress {
     let requester = (bus as u16) << 8 | (device as u16) << 3 | function as u16;
@@ -250,7 +258,8 @@ impl Machine {
     }
 
     /// The machine of this seed: one to three units, different ones, and devices of every kind of
-    /// topology.
+    /// topology. Units may take as few as 31 address bits, so a domain for one asks for no more than
+    /// [`Iommu::unit_caps`](hv_iommu::Iommu::unit_caps) says.
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x6d61_6368_696e_6521);
         let host_address_bits = 33 + rng.below(20) as u8;

@@ -9,6 +9,10 @@ use crate::rule::Rule;
 
 impl Rig {
     /// From now on every request is judged by the ledger, and devices that nobody has must be off the bus.
+    ///
+    /// So from now on the test notes each step before it asks the driver for it, and again when the driver has
+    /// answered: [`attaching`](Self::attaching) and [`attached`](Self::attached), [`mapping`](Self::mapping) and
+    /// [`mapped`](Self::mapped), and so on. What is not noted looks like a mistake of the driver.
     pub fn watch(&self) {
         let mut state = self.core.quiet();
         state.bus.watching = true;

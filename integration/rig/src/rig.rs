@@ -29,8 +29,9 @@ pub struct Rig {
     machine: Arc<Machine>,
 }
 
-/// A broken rule, with what it takes to see it again.
-#[derive(Clone, Debug)]
+/// A broken rule, with what it takes to see it again. Shown the same for people and by `{:?}`, which a failing
+/// `main` prints.
+#[derive(Clone)]
 pub struct Failure {
     /// The seed of the machine.
     pub seed: u64,
@@ -52,10 +53,16 @@ impl fmt::Display for Failure {
     }
 }
 
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl std::error::Error for Failure {}
 
 /// A device's access that did not reach memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Blocked {
     /// What became of it.
     pub outcome: Outcome,
@@ -68,6 +75,12 @@ impl fmt::Display for Blocked {
             Outcome::Lost => f.write_str("blocked before it came to the unit's tables"),
             Outcome::Reached { at } => write!(f, "reached {at:#x}, which is no memory"),
         }
+    }
+}
+
+impl fmt::Debug for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -148,7 +161,9 @@ impl Rig {
         }
     }
 
-    /// Whether all rules were kept so far.
+    /// Whether all rules were kept so far, as far as the rig can tell: before [`watch`](Self::watch) it knows
+    /// registers, queues, entries and what is free, but not who owns what, so it judges no reach of memory that
+    /// is in use, and no fault.
     ///
     /// # Errors
     /// The first [`Failure`].

@@ -92,9 +92,10 @@ impl Trace {
         self.stopped = true;
     }
 
-    /// The last `lines` lines. A run of stores to words in a row takes one.
+    /// The last `lines` lines, and of what was before them the steps of the test and what units did about it.
+    /// A run of stores to words in a row takes one line.
     pub(crate) fn tail(&self, lines: usize) -> Vec<String> {
-        let mut all: Vec<String> = Vec::new();
+        let mut all: Vec<(bool, String)> = Vec::new();
         let mut events = self.events.iter().peekable();
         while let Some((nanos, event)) = events.next() {
             let mut text = event.to_string();
@@ -109,8 +110,19 @@ impl Trace {
                     events.next();
                 }
             }
-            all.push(format!("{nanos:>12} ns  {text}"));
+            let tells = match event {
+                Event::Step(_) => true,
+                Event::Unit { what, .. } => !what.starts_with("faults"),
+                _ => false,
+            };
+            all.push((tells, format!("{nanos:>12} ns  {text}")));
         }
-        all.split_off(all.len().saturating_sub(lines))
+        let near = all.len().saturating_sub(lines);
+        let far = all.iter().take(near).filter(|(tells, _)| *tells);
+        let skip = far.clone().count().saturating_sub(lines);
+        let far = far.skip(skip);
+        far.chain(all.iter().skip(near))
+            .map(|(_, line)| line.clone())
+            .collect()
     }
 }

@@ -6,6 +6,10 @@ use std::path::Path;
 
 use hv_rig::planted::{ELSEWHERE, PLANTED};
 
+#[expect(dead_code, reason = "as an example it starts at `main`")]
+#[path = "../examples/wedged.rs"]
+mod wedged;
+
 /// A file of the rig's folder, or of the workspace.
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -44,6 +48,15 @@ fn the_catalogue_lists_every_planted_fault_with_what_catches_it() {
         found.contains(&expected),
         "CATALOGUE.md has another table of planted faults; expected\n\n{expected}"
     );
+}
+
+#[test]
+fn the_number_of_planted_faults_is_the_same_everywhere() {
+    for page in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
+        let said = format!("{} deliberate", PLANTED.len());
+        let found = text(&format!("../../{page}"));
+        assert!(found.contains(&said), "{page} does not say {said:?}");
+    }
 }
 
 #[test]
@@ -93,4 +106,12 @@ fn the_readme_shows_the_example_as_it_is_compiled() {
         readme.contains(shown),
         "README.md shows another example than examples/embed.rs"
     );
+}
+
+#[test]
+fn the_second_example_works_on_every_machine() {
+    for seed in 0..40 {
+        let lived = wedged::live_through(seed);
+        assert!(lived.is_ok(), "seed {seed}: {}", lived.unwrap_err());
+    }
 }

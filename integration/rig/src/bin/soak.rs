@@ -150,6 +150,13 @@ fn main() -> ExitCode {
             temper: options.temper,
             ..Life::new(options.seed, options.operations)
         };
+        if life.ops().is_empty() {
+            eprintln!(
+                "none of these operations is in the life, which has numbers 0 to {}",
+                options.operations.saturating_sub(1)
+            );
+            return ExitCode::FAILURE;
+        }
         let lived = life.live();
         return match &lived.failure {
             Some(_) => {

@@ -215,8 +215,14 @@ impl World {
     pub(crate) fn plug(&mut self, choice: [u64; 3]) {
         let endpoints: Vec<PciAddress> = self.rig().endpoints();
         if let Some(index) = choice[0].checked_rem(endpoints.len() as u64) {
-            self.rig()
-                .plug(endpoints[index as usize], choice[1] & 1 == 0);
+            let (function, present) = (endpoints[index as usize], choice[1] & 1 == 0);
+            let what = if present {
+                "is plugged in"
+            } else {
+                "is pulled out"
+            };
+            self.rig().say(format!("{function} {what}"));
+            self.rig().plug(function, present);
         }
     }
 }

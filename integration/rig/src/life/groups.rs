@@ -114,6 +114,7 @@ impl World {
                     return Held::Kernel(group);
                 };
                 let (tenant, members) = (space.tenant, group.members().to_vec());
+                rig.say(format!("{members:?} to {tenant:?}"));
                 rig.attaching(&members, tenant);
                 match group.attach(&space.domain) {
                     Ok(group) => {
@@ -145,6 +146,7 @@ impl World {
                     return Held::Guest(group);
                 };
                 let (tenant, members) = (space.tenant, group.members().to_vec());
+                rig.say(format!("{members:?} to {tenant:?}"));
                 rig.attaching(&members, tenant);
                 match group.attach_for_guest(&space.domain, &self.witness) {
                     Ok(group) => {

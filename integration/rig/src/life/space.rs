@@ -167,6 +167,11 @@ impl<O: Household> Space<O> {
             return Done::Fine;
         };
         let rig = &memories.rig;
+        rig.say(format!(
+            "{:?} maps {range} to {}, {perms}",
+            self.tenant,
+            frames.range()
+        ));
         // A unit without write-only mappings widens them, which the answer tells.
         let most = if perms == Perms::Write {
             Perms::ReadWrite
@@ -228,7 +233,9 @@ impl<O: Household> Space<O> {
         let Some(mapped) = self.take_mapped(choice) else {
             return Done::Fine;
         };
-        memories.rig.unmapping(self.tenant, mapped.span());
+        let (rig, span) = (&memories.rig, mapped.span());
+        rig.say(format!("{:?} unmaps {span}", self.tenant));
+        rig.unmapping(self.tenant, span);
         self.unseen
             .retain(|(range, _)| !range.overlaps(&mapped.span()));
         let mut pending = mapped.unmap();

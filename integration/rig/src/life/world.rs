@@ -191,6 +191,7 @@ impl World {
                 let units = self.iommu_units() as u64;
                 let unit = (choice[0] % units) as usize;
                 self.lost = Some(unit);
+                self.rig().say(format!("unit {unit} stops answering"));
                 self.rig().lose_unit(unit);
             }
             Kind::Idle => self.rig().idle((choice[0] % 64) as u32),

@@ -21,6 +21,7 @@ use structures::Structures;
 
 pub use spec::capability::{Cap, Ecap};
 pub(crate) use spec::capability::{check, draw};
+pub(crate) use spec::fault::name as reason;
 pub(crate) use walk::Walk;
 
 use crate::bus::Bus;

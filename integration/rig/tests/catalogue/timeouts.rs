@@ -160,6 +160,47 @@ fn wedged_a_reset_of_a_unit_that_still_hangs_fails_and_a_group_recovers_after_on
 }
 
 #[test]
+fn wedged_units_are_all_told_of_when_one_flush_wedges_several() {
+    for seed in 0..10 {
+        let mut stand = Stand::new(two_units(seed));
+        let group = stand.take(pci(0, 1, 0));
+        let one = stand.kernel(group);
+        let claimed = stand.take(pci(0, 2, 0)).claim_for_hypervisor();
+        let other = stand.attach(claimed, &one.domain, one.tenant);
+        let mapped = one.map(iovas(0x10_0000, 2));
+        stand.rig.hang(0, LONG);
+        stand.rig.hang(1, LONG);
+        let pending = one.unmap(mapped).flush().unwrap_err().pending;
+        let wedged: Vec<usize> = stand
+            .iommu
+            .wedged_units()
+            .map(|unit| unit.index())
+            .collect();
+        assert_eq!(wedged, [0, 1], "seed {seed}");
+        for unit in wedged {
+            stand.rig.wedged(unit, true);
+        }
+        assert!(!stand.rig.may_send(one.device()) && !stand.rig.may_send(other.members()[0]));
+        for unit in [0, 1] {
+            stand.rig.wake(unit);
+            // One unit that is back is not enough for a receipt of a domain that reaches two.
+            assert!(one.domain.flush(FlushSpan::Domain).is_err());
+            stand
+                .iommu
+                .reset_unit(UnitIndex::new(unit).unwrap())
+                .unwrap();
+            stand.rig.wedged(unit, false);
+        }
+        let span = pending.span();
+        let (free, frames) = pending.flush().unwrap();
+        one.returned(span, &frames);
+        stand.rig.free_frames(frames);
+        free.release().unwrap();
+        stand.check();
+    }
+}
+
+#[test]
 fn wedged_threads_that_reset_the_same_unit_get_no_receipt_early() {
     for seed in 0..3 {
         let mut machine = two_units(seed);

@@ -77,6 +77,23 @@ pub(crate) fn record(source: u16, address: u64, is_read: bool, reason: u8) -> (u
     (address & bits(63, 12), high)
 }
 
+/// A reason in words.
+pub(crate) const fn name(reason: u8) -> &'static str {
+    match reason {
+        ROOT_NOT_PRESENT => "no root entry",
+        CONTEXT_NOT_PRESENT => "no context entry",
+        CONTEXT_INVALID => "an invalid context entry",
+        ADDRESS_BEYOND_WIDTH => "an address beyond the width",
+        NO_WRITE => "no write permission",
+        NO_READ => "no read permission",
+        ROOT_RESERVED => "reserved bits in the root entry",
+        CONTEXT_RESERVED => "reserved bits in the context entry",
+        ENTRY_RESERVED => "reserved bits in a table entry",
+        OUTPUT_IN_INTERRUPT_WINDOW => "a translation into the interrupt window",
+        _ => "another reason",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
