@@ -250,7 +250,7 @@ impl State {
         let Some(device) = bus.some_sender() else {
             return;
         };
-        // Before the driver took over, devices of firmware's do as firmware wants.
+        // What devices do before any unit translates is firmware's business, and nobody judges it.
         if !bus.watching && !self.units.iter().any(|unit| unit.is_on()) {
             return;
         }
@@ -302,7 +302,7 @@ impl State {
             }
             Step::Untranslated => Some(bus.landed_untranslated(request)),
             Step::Fault { reason } => {
-                let why = format!("reason {reason:#x}: {}", crate::vtd::reason(reason));
+                let why = format!("reason {reason:#x}: {}", unit.reason(reason));
                 Some(bus.refused(request, &why, Outcome::Faulted { reason }))
             }
             Step::Lost { why } => Some(bus.refused(request, why, Outcome::Lost)),

@@ -66,6 +66,9 @@ pub(crate) trait FrontEnd: Send {
     /// Does one step of a request.
     fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step;
 
+    /// A reason for a fault in words.
+    fn reason(&self, code: u8) -> &'static str;
+
     /// Its queue stops at an error of its own.
     fn fail(&mut self, bus: &mut Bus);
 

@@ -21,7 +21,6 @@ use structures::Structures;
 
 pub use spec::capability::{Cap, Ecap};
 pub(crate) use spec::capability::{check, draw};
-pub(crate) use spec::fault::name as reason;
 pub(crate) use walk::Walk;
 
 use crate::bus::Bus;
@@ -246,6 +245,10 @@ impl FrontEnd for Unit {
         if self.queue.on && !self.queue.is_idle() {
             self.work_queue(bus);
         }
+    }
+
+    fn reason(&self, code: u8) -> &'static str {
+        spec::fault::name(code)
     }
 
     fn fail(&mut self, bus: &mut Bus) {
