@@ -24,19 +24,24 @@ pub trait EntryCell: Send + Sync {
     ) -> Result<u64, u64>;
     /// Sets `bits` and gives the word before.
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64;
+    /// Clears the bits that are not in `bits` and gives the word before.
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64;
     /// Replaces the word and gives the one before.
     fn swap(&self, word: u64, order: Ordering) -> u64;
 }
 
 impl EntryCell for AtomicU64 {
+    #[inline]
     fn load(&self, order: Ordering) -> u64 {
         // ORDERING: the caller's, who says what it needs.
         self.load(order)
     }
+    #[inline]
     fn store(&self, word: u64, order: Ordering) {
         // ORDERING: the caller's.
         self.store(word, order);
     }
+    #[inline]
     fn compare_exchange(
         &self,
         current: u64,
@@ -47,10 +52,17 @@ impl EntryCell for AtomicU64 {
         // ORDERING: the caller's.
         self.compare_exchange(current, new, success, failure)
     }
+    #[inline]
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
         // ORDERING: the caller's.
         self.fetch_or(bits, order)
     }
+    #[inline]
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        // ORDERING: the caller's.
+        self.fetch_and(bits, order)
+    }
+    #[inline]
     fn swap(&self, word: u64, order: Ordering) -> u64 {
         // ORDERING: the caller's.
         self.swap(word, order)

@@ -119,6 +119,38 @@ faults! {
     SkipMapFence = "skip_map_fence",
     /// Unmapped leaves are not written back.
     SkipUnmapWriteBack = "skip_unmap_write_back",
+    /// A private table is linked without publishing its words.
+    PublishRelaxed = "publish_relaxed",
+    /// A page of a shared range is mapped without publishing what it holds.
+    SharedRelaxed = "shared_relaxed",
+    /// A mapper goes through a link that a reclaimer has marked and leaves the mark.
+    SkipThaw = "skip_thaw",
+    /// A mapper puts a new table where a tombstone stands.
+    SkipRelink = "skip_relink",
+    /// A reclaimer empties the word of an empty table at once, without a tombstone.
+    SkipTombstone = "skip_tombstone",
+    /// A reclaimer looks into the tables that it marked without waiting for who walks in them.
+    SkipFreezeGrace = "skip_freeze_grace",
+    /// A reclaimer gives tables back without waiting for who walks in them.
+    SkipRetireGrace = "skip_retire_grace",
+    /// A reclaimer takes a table with pending pages for empty.
+    PendingIsEmpty = "pending_is_empty",
+    /// A tombstone is not written back.
+    SkipUnlinkWriteBack = "skip_unlink_write_back",
+    /// The receipt of one attempt to reclaim serves for another.
+    OtherAttemptsReceipt = "other_attempts_receipt",
+    /// Tables are reclaimed without a flush.
+    SkipReclaimFlush = "skip_reclaim_flush",
+    /// The flush for reclaimed tables leaves walk caches alone.
+    ReclaimLeafHint = "reclaim_leaf_hint",
+    /// The flush of a detached table leaves walk caches alone.
+    DetachLeafHint = "detach_leaf_hint",
+    /// A split, merge or loss of permission leaves no debt.
+    DropDebt = "drop_debt",
+    /// Unmapping stores over a dirty bit that hardware may set.
+    DirtyByStore = "dirty_by_store",
+    /// A split forgets that hardware wrote through the page.
+    SplitDropsDirty = "split_drops_dirty",
 
     // Flushes.
     /// Translations are not invalidated, but the wait for them is done.
@@ -174,8 +206,8 @@ faults! {
     ClearFaultBeforeReading = "clear_fault_before_reading",
 }
 
-/// One bit of the mask each.
-const _: () = assert!(Fault::ALL.len() <= u64::BITS as usize);
+/// One bit of the masks each.
+const _: () = assert!(Fault::ALL.len() <= 2 * u64::BITS as usize);
 
 impl Fault {
     /// The fault with this name.
@@ -189,7 +221,7 @@ impl Fault {
         #[cfg(hv_fault)]
         {
             // ORDERING: Relaxed, faults are switched on before the code under test starts.
-            chosen::ON.load(core::sync::atomic::Ordering::Relaxed) & self.bit() != 0
+            self.word().load(core::sync::atomic::Ordering::Relaxed) & self.bit() != 0
         }
         #[cfg(not(hv_fault))]
         {
@@ -201,19 +233,27 @@ impl Fault {
     #[cfg(hv_fault)]
     pub fn switch_on(self) {
         // ORDERING: Relaxed, as in `is_on`.
-        chosen::ON.fetch_or(self.bit(), core::sync::atomic::Ordering::Relaxed);
+        self.word()
+            .fetch_or(self.bit(), core::sync::atomic::Ordering::Relaxed);
     }
 
     /// Switches this fault off again. Only builds with `cfg(hv_fault)` have it.
     #[cfg(hv_fault)]
     pub fn switch_off(self) {
         // ORDERING: Relaxed, as in `is_on`: nothing of the code under test runs meanwhile.
-        chosen::ON.fetch_and(!self.bit(), core::sync::atomic::Ordering::Relaxed);
+        self.word()
+            .fetch_and(!self.bit(), core::sync::atomic::Ordering::Relaxed);
     }
 
     #[cfg(hv_fault)]
     const fn bit(self) -> u64 {
-        1 << self as u32
+        1 << (self as u32 % u64::BITS)
+    }
+
+    #[cfg(hv_fault)]
+    fn word(self) -> &'static core::sync::atomic::AtomicU64 {
+        let [low, high] = &chosen::ON;
+        if (self as u32) < u64::BITS { low } else { high }
     }
 }
 
@@ -227,7 +267,7 @@ impl fmt::Display for Fault {
 mod chosen {
     //! Which faults are on: one bit each. The machine's own atomic, not a modelled one.
     use core::sync::atomic::AtomicU64;
-    pub(super) static ON: AtomicU64 = AtomicU64::new(0);
+    pub(super) static ON: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 }
 
 #[cfg(test)]

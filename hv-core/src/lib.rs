@@ -21,6 +21,7 @@ pub mod platform;
 mod range;
 mod shared;
 pub mod sync;
+mod try_lock;
 
 pub use addr::{Gpa, Iova, PageCount, PageSize, PhysAddr};
 pub use cell::EntryCell;
@@ -31,3 +32,4 @@ pub use owner::{FrameOwner, Guest, Hypervisor, KernelPaging, Owner, OwnerId, Use
 pub use perms::{Access, Perms};
 pub use range::{Address, GpaRange, IovaRange, PageRange, PhysRange, RangeError};
 pub use shared::{OutOfMemory, Shared};
+pub use try_lock::TryLock;

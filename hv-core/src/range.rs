@@ -131,6 +131,20 @@ impl<A: Address> PageRange<A> {
         ))
     }
 
+    /// The smallest range that covers both.
+    pub fn hull(&self, other: &Self) -> Self {
+        let start = self.start.min(other.start);
+        let last = self.last().max(other.last());
+        let bytes = last.to_u64() - start.to_u64();
+        // INVARIANT: both ends are those of ranges, so the count is that of whole pages below the end of
+        // the space.
+        let pages = PageCount::new(bytes / PageSize::Size4K.bytes() + 1);
+        Self {
+            start,
+            pages: pages.unwrap_or(PageCount::ONE),
+        }
+    }
+
     /// One range of both, when `next` starts right behind this one.
     pub fn join(&self, next: &Self) -> Option<Self> {
         let end = self.last().to_u64().checked_add(1)?;
@@ -185,6 +199,10 @@ mod tests {
         let (left, right) = whole.split_at(PageCount::new(2).unwrap()).unwrap();
         assert_eq!(right.start(), Iova::new(0x3000));
         assert_eq!(left.join(&right), Some(whole));
+        assert_eq!(left.hull(&right), whole);
+        assert_eq!(right.hull(&range(0x9000, 1)), range(0x3000, 7));
+        let all = range(0, 1 << 52);
+        assert_eq!(range(0, 1).hull(&range(u64::MAX - 0xfff, 1)), all);
         assert_eq!(right.join(&left), None);
         assert!(whole.split_at(PageCount::new(5).unwrap()).is_none());
     }

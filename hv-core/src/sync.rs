@@ -104,6 +104,13 @@ mod modelled {
                     self.word.fetch_or(bits, order)
                 }
 
+                /// Clears the bits that are not given, and gives the value before.
+                #[track_caller]
+                pub fn fetch_and(&self, bits: $value, order: Ordering) -> $value {
+                    // ORDERING: the caller's.
+                    self.word.fetch_and(bits, order)
+                }
+
                 /// Replaces `current` by `new`, or gives the value that was there instead.
                 ///
                 /// # Errors

@@ -118,6 +118,9 @@ pub struct UnitCaps {
     pub sync_on_map: bool,
     /// Whether a write-only mapping works fully; otherwise it is widened to read and write.
     pub write_only: bool,
+    /// Whether a large page may be replaced by a table of smaller ones that means the same, and the other
+    /// way round, while the unit uses it.
+    pub live_resize: bool,
 }
 
 /// What a device is bound to.

@@ -15,7 +15,8 @@ use thiserror::Error;
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainCore};
 use crate::iova::SpaceError;
-use crate::range::{Free, MapError, MapRefusal, Mapped, Range, RedeemRefusal};
+use crate::pending::RedeemRefusal;
+use crate::range::{Free, MapError, MapRefusal, Mapped, Range};
 
 /// Why there is no buffer. Everything taken for it was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

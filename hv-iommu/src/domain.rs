@@ -1,19 +1,13 @@
 //! Domains: an address space with an owner, its tables, and the units that it reaches.
 
-#![expect(
-    unsafe_code,
-    reason = "hands the frames of an ended domain back to their owner"
-)]
-
 use core::fmt;
+use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
-use hv_core::fault::Fault;
-use hv_core::platform::Clock;
-use hv_core::sync::{AtomicUsize, Ordering, spin_hint};
+use hv_core::sync::{AtomicUsize, Ordering};
 use hv_core::{
-    FrameRun, Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize,
-    Perms, PhysRange, Shared, UserManaged,
+    Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize, Perms,
+    PhysRange, Shared, UserManaged,
 };
 use spin::Mutex;
 use thiserror::Error;
@@ -27,10 +21,11 @@ use crate::ids::IdLease;
 use crate::iova::{IovaSpace, SpaceError};
 use crate::order::FlushOrder;
 use crate::quiesce::Guard;
-use crate::range::{Free, Range};
+use crate::range::{Free, Range, TableFrames};
 use crate::reach::Reach;
+use crate::reclaim::RECLAIM_FROM;
 use crate::system::System;
-use crate::table::{Drain, Geometry, Table, TableError, Translation};
+use crate::table::{Geometry, Mapping, Table, TableError, Translation};
 
 /// A domain's number, unique among all subsystems of the program; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,6 +106,7 @@ pub(crate) struct DomainCaps {
     pub(crate) write_only: bool,
     pub(crate) phys_bits: u8,
     pub(crate) last: Iova,
+    pub(crate) live_resize: bool,
 }
 
 /// The part of a domain that its ranges, pending values and attachments share.
@@ -128,6 +124,8 @@ pub(crate) struct DomainCore<B: Backend> {
     pub(crate) attachments: AtomicUsize,
     /// Buffers through which the CPU reaches memory that the table holds.
     pub(crate) buffers: AtomicUsize,
+    /// From how many table pages on unmaps help to reclaim empty ones.
+    pub(crate) reclaim_from: MachineU64,
     pub(crate) system: Shared<System<B>>,
 }
 
@@ -166,9 +164,9 @@ impl<B: Backend> DomainCore<B> {
 pub struct Domain<O: Owner, B: Backend> {
     pub(crate) core: Shared<DomainCore<B>>,
     pub(crate) owner: O::Id,
-    lease: IdLease,
+    pub(crate) lease: IdLease,
     /// The root after `destroy` closed the table and before the grace period was over.
-    closed: Option<RootPointer>,
+    pub(crate) closed: Option<RootPointer>,
 }
 
 impl<B: Backend> Domain<KernelPaging, B> {
@@ -210,6 +208,9 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             root: caps.level,
             largest_leaf: Level::of(caps.largest_page),
             coherent: caps.coherent,
+            live_resize: caps.live_resize,
+            // No unit notes what devices write, in the modes that are used so far.
+            dirty: false,
         };
         let memory = PlatformHandle(system.clone());
         let table = match Table::new(system.backend.format(&unit_caps), geometry, memory) {
@@ -231,6 +232,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             flushes: FlushOrder::new(),
             attachments: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
+            reclaim_from: MachineU64::new(RECLAIM_FROM),
             system: system.clone(),
         };
         let core = match Shared::try_new(core) {
@@ -290,6 +292,25 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         self.core.space.lock().free_pages()
     }
 
+    /// Frames for this domain's tables: none yet. To be filled before maps that must not look for any.
+    pub fn table_frames(&self) -> TableFrames<'_, B> {
+        TableFrames::of(&self.core)
+    }
+
+    /// How many pages the domain's tables take, with those that wait to be freed.
+    pub fn table_pages(&self) -> u64 {
+        self.core.table.table_pages()
+    }
+
+    /// Shows every leaf that has a page in `range`, in order, until the visitor breaks off.
+    pub fn mappings(
+        &self,
+        range: IovaRange,
+        show: impl FnMut(Mapping) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.core.table.mappings(&self.core.pin(), range, show)
+    }
+
     /// Where a device's access to `at` leads.
     pub fn translate(&self, at: Iova) -> Option<Translation> {
         self.core.table.translate(&self.core.pin(), at)
@@ -301,70 +322,6 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// [`FlushError`] when a unit did not complete the flush.
     pub fn flush(&self, span: FlushSpan) -> Result<Receipt, FlushError> {
         self.core.flush(span, FlushDepth::WalkCaches)
-    }
-
-    /// Ends the domain, and gives what hands out all that it mapped.
-    ///
-    /// Ranges and pending values that still exist become useless, whether they were dropped, forgotten
-    /// or kept: what they named comes back here.
-    ///
-    /// # Errors
-    /// The domain, while a group is attached, while a coherent buffer of it is alive, or while a CPU
-    /// walks its table for too long. Call again then. A buffer that was forgotten, not dropped, keeps
-    /// the domain for good.
-    pub fn destroy(mut self) -> Result<Teardown<O, B>, DestroyError<O, B>> {
-        // ORDERING: Acquire pairs with the decrement at detach. Attaching needs `&Domain`, so the
-        // count cannot grow again.
-        let attachments = self.core.attachments.load(Ordering::Acquire);
-        if attachments != 0 && !Fault::FreeTablesEarly.is_on() {
-            let reason = DestroyRefusal::Attached { attachments };
-            return Err(DestroyError {
-                domain: self,
-                reason,
-            });
-        }
-        // ORDERING: Acquire pairs with the decrement when a buffer goes: the CPU's last access through
-        // it has happened. Making buffers needs `&Domain`, so the count cannot grow again.
-        let buffers = self.core.buffers.load(Ordering::Acquire);
-        if buffers != 0 {
-            let reason = DestroyRefusal::BuffersInUse { buffers };
-            return Err(DestroyError {
-                domain: self,
-                reason,
-            });
-        }
-        self.closed = self.closed.or_else(|| self.core.table.close());
-        let Some(root) = self.closed else {
-            let reason = DestroyRefusal::Ended;
-            return Err(DestroyError {
-                domain: self,
-                reason,
-            });
-        };
-        let system = &self.core.system;
-        let epoch = system.quiescence.retire_epoch();
-        let clock = system.backend.platform();
-        let deadline = clock.now().after(system.wait);
-        while !system.quiescence.has_passed(epoch) {
-            if clock.now() > deadline {
-                let reason = DestroyRefusal::Busy;
-                return Err(DestroyError {
-                    domain: self,
-                    reason,
-                });
-            }
-            spin_hint();
-        }
-        // SAFETY: the root came from `close` of this domain's table. The grace period is over. No
-        // group is attached, and detaching waited for the unit to forget the entry, so no walker
-        // reaches the table. `self` is consumed with its root, so there is no second drain.
-        let drain = unsafe { Drain::new(root) };
-        Ok(Teardown {
-            core: self.core,
-            owner: self.owner,
-            rest: Some((drain, self.lease)),
-            tables: 0,
-        })
     }
 }
 
@@ -394,6 +351,7 @@ fn domain_caps(unit: &UnitCaps, config: DomainConfig) -> Result<DomainCaps, Doma
         write_only: unit.write_only,
         phys_bits: unit.phys_bits,
         last: Iova::new(last),
+        live_resize: unit.live_resize,
     })
 }
 
@@ -405,97 +363,6 @@ fn whole_space(last: Iova) -> Result<IovaRange, DomainError> {
     };
     let pages = PageCount::new(last.as_u64() / PageSize::Size4K.bytes() + 1).ok_or(too_few)?;
     IovaRange::new(Iova::new(0), pages).map_err(|_| too_few)
-}
-
-/// Why a domain was not destroyed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum DestroyRefusal {
-    /// Groups are attached, or were wedged while attached.
-    #[error("{attachments} groups are attached to the domain or were never cleanly detached")]
-    Attached {
-        /// How many.
-        attachments: usize,
-    },
-    /// The CPU still reaches memory of the domain through coherent buffers.
-    #[error("{buffers} coherent buffers of the domain are still alive; free or drop them first")]
-    BuffersInUse {
-        /// How many.
-        buffers: usize,
-    },
-    /// A CPU did not leave the domain's table in time.
-    #[error("a CPU is still walking the domain's table")]
-    Busy,
-    /// The domain has ended already.
-    #[error("the domain has ended")]
-    Ended,
-}
-
-/// A domain that could not be destroyed, and why.
-pub struct DestroyError<O: Owner, B: Backend> {
-    /// The domain.
-    pub domain: Domain<O, B>,
-    /// Why it was refused.
-    pub reason: DestroyRefusal,
-}
-
-impl<O: Owner, B: Backend> fmt::Display for DestroyError<O, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.domain.core.uid, self.reason)
-    }
-}
-
-impl<O: Owner, B: Backend> fmt::Debug for DestroyError<O, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl<O: Owner, B: Backend> core::error::Error for DestroyError<O, B> {}
-
-/// An ended domain. Each step frees tables and hands out one run of frames that was mapped or
-/// pending. Leaving off early loses the rest; nothing is freed twice or too early.
-#[must_use = "frames and tables come back only by going through it"]
-pub struct Teardown<O: Owner, B: Backend> {
-    core: Shared<DomainCore<B>>,
-    owner: O::Id,
-    rest: Option<(Drain, IdLease)>,
-    tables: u64,
-}
-
-impl<O: Owner, B: Backend> Teardown<O, B> {
-    /// How many table pages were freed so far.
-    pub fn tables_freed(&self) -> u64 {
-        self.rest
-            .as_ref()
-            .map_or(self.tables, |(drain, _)| drain.tables_freed())
-    }
-}
-
-impl<O: Owner, B: Backend> fmt::Debug for Teardown<O, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tables = self.tables_freed();
-        write!(f, "end of {}, {tables} tables freed", self.core.uid)
-    }
-}
-
-impl<O: Owner, B: Backend> Iterator for Teardown<O, B> {
-    type Item = FrameRun<O::Memory>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (drain, _) = self.rest.as_mut()?;
-        if let Some(range) = drain.step(&self.core.table) {
-            // SAFETY: the table's entry was the record of a run of this owner that moved into it
-            // at map. The drain shows each entry once and the table has ended, so this run is the
-            // only one for these frames (for a guest: the one that carries their pins).
-            return Some(unsafe { FrameRun::from_raw(range, self.owner) });
-        }
-        self.tables = drain.tables_freed();
-        let (_, lease) = self.rest.take()?;
-        // The id is free again with the last table: no group is attached, and each detach waited
-        // for the unit to forget what it cached under the id.
-        self.core.system.ids.give_back(lease);
-        None
-    }
 }
 
 impl<O: Owner, B: Backend> fmt::Debug for Domain<O, B> {

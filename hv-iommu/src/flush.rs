@@ -13,7 +13,7 @@ use crate::backend::{
     Backend, FlushDepth, FlushRequest, FlushSpan, FlushTicket, UnitError, UnitIndex,
 };
 use crate::domain::{DomainCore, DomainUid};
-use crate::range::RedeemRefusal;
+use crate::pending::RedeemRefusal;
 use crate::system::System;
 
 /// Proof that every unit a domain reaches has forgotten translations of it.
@@ -27,33 +27,53 @@ pub struct Receipt {
     /// The domain's flush counter when this flush began.
     pub(crate) sequence: u64,
     pub(crate) span: FlushSpan,
+    pub(crate) depth: FlushDepth,
+}
+
+/// What a flush has to be like for something to be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// The first flush of the domain that is young enough.
+    pub(crate) sequence: u64,
+    /// What it has to cover.
+    pub(crate) span: IovaRange,
+    pub(crate) depth: FlushDepth,
+}
+
+impl Need {
+    /// What meets both needs.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            sequence: self.sequence.max(other.sequence),
+            span: self.span.hull(&other.span),
+            depth: self.depth.max(other.depth),
+        }
+    }
 }
 
 impl Receipt {
-    /// Whether it opens what `domain` unmapped in `range` when its flush counter was `needed`.
-    ///
-    /// Any depth serves: what waits today are leaves.
-    pub(crate) fn opens(
-        &self,
-        domain: DomainUid,
-        needed: u64,
-        range: &IovaRange,
-    ) -> Result<(), RedeemRefusal> {
+    /// Whether it is of `domain` and meets `need`.
+    pub(crate) fn meets(&self, domain: DomainUid, need: &Need) -> Result<(), RedeemRefusal> {
         if self.domain != domain {
             return Err(RedeemRefusal::OtherDomain {
                 expected: domain,
                 found: self.domain,
             });
         }
-        if self.sequence < needed && !Fault::OldReceiptOpens.is_on() {
+        if self.sequence < need.sequence && !Fault::OldReceiptOpens.is_on() {
             return Err(RedeemRefusal::TooOld {
-                needed,
+                needed: need.sequence,
                 found: self.sequence,
             });
         }
+        if self.depth < need.depth && !Fault::AnySpanOpens.is_on() {
+            return Err(RedeemRefusal::TooShallow);
+        }
         match &self.span {
-            FlushSpan::Pages(flushed) if !flushed.covers(range) && !Fault::AnySpanOpens.is_on() => {
-                Err(RedeemRefusal::NotCovered { range: *range })
+            FlushSpan::Pages(flushed)
+                if !flushed.covers(&need.span) && !Fault::AnySpanOpens.is_on() =>
+            {
+                Err(RedeemRefusal::NotCovered { range: need.span })
             }
             FlushSpan::Pages(_) | FlushSpan::Domain => Ok(()),
         }
@@ -115,14 +135,14 @@ impl<B: Backend> DomainCore<B> {
     /// Flushes on every unit that the domain reaches and waits for all of them.
     pub(crate) fn flush(&self, span: FlushSpan, depth: FlushDepth) -> Result<Receipt, FlushError> {
         let sequence = self.flushes.begin();
-        // Flushes of leaves alone are those that give pages back.
-        if !(Fault::FreePageEarly.is_on() && depth == FlushDepth::Leaves) {
+        if !Fault::FreePageEarly.is_on() {
             self.flush_units(span, depth)?;
         }
         Ok(Receipt {
             domain: self.uid,
             sequence,
             span,
+            depth,
         })
     }
 

@@ -73,11 +73,25 @@ pub enum Entry {
         /// Whether this very word is known to have reached the memory that a walker reads, which
         /// matters only for walkers that do not snoop.
         written_back: bool,
+        /// Whether a reclaimer has marked it. Hardware does not look at the mark.
+        frozen: bool,
+    },
+    /// Linked a table that was empty and was taken out; hardware may still have the link cached. Not
+    /// present. Whoever needs a table here links the same one again.
+    Tombstone {
+        /// The table's frame.
+        page: PhysAddr,
     },
     /// Was a leaf, was unmapped, and waits for a flush receipt; not present for the hardware.
     Pending {
         /// The page that is not yet reusable.
         to: PhysAddr,
+    },
+    /// Linked a table that was detached with all that it maps, and waits for a flush receipt; not
+    /// present for the hardware.
+    PendingTable {
+        /// The table's frame.
+        page: PhysAddr,
     },
     /// None of the above: no software of ours wrote this word.
     Unknown(u64),
@@ -85,15 +99,44 @@ pub enum Entry {
 
 /// A page-table format: pure functions between the meaning of an entry and its bits.
 ///
+/// The constants are what the engine tests on its way down, many times in each operation; `decode` is
+/// for everything else.
+///
 /// # Safety
 /// The table engine follows the addresses that `decode` gives, and devices follow the words that the
 /// encoders give:
 /// * `decode(encode(x)) == x` for each encoder below, and `decode(0)` is [`Entry::Empty`].
-/// * A word is present for hardware exactly if it decodes to a leaf or a table.
+/// * A word is present for hardware exactly if it has a bit of [`PRESENT`](Self::PRESENT), and exactly if
+///   it decodes to a leaf or a table.
+/// * `word & LINK_MASK == LINK` at a level above [`Level::LEAF`] exactly if the word decodes to a table
+///   that is not frozen; its page is `word & ADDRESS` then.
+/// * Setting or clearing `FROZEN`, `WRITTEN_BACK`, `ACCESSED` or, in a leaf, `DIRTY` in a present word
+///   changes that property and nothing else. `FROZEN`, `WRITTEN_BACK` are ignored by hardware.
+/// * A table's word without its bits of `PRESENT`, `FROZEN` and `ACCESSED`, and a tombstone's without
+///   `FROZEN`, decodes to [`Entry::PendingTable`] of the same page.
+/// * `leaf(level, to + n * span) == leaf(level, to) + n * span` for the level's span, as long as the
+///   address bits hold both; `pending` likewise.
 /// * No two encoders give the same word.
 pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// Address bits that one level consumes: 9 for tables of 512 entries.
     const INDEX_BITS: u32;
+    /// The address bits of a link and of a pending word.
+    const ADDRESS: u64;
+    /// The bits that tell a link, frozen or not, from everything else.
+    const LINK_MASK: u64;
+    /// What those bits are in a link that is not frozen.
+    const LINK: u64;
+    /// Bits of which a present word has at least one, and others none.
+    const PRESENT: u64;
+    /// A reclaimer's mark in a link, and what makes a tombstone.
+    const FROZEN: u64;
+    /// The bit that a link gets once it was written back.
+    const WRITTEN_BACK: u64;
+    /// The bit that hardware sets in what it walked through; 0 where it has none.
+    const ACCESSED: u64;
+    /// The bit that hardware sets in a leaf that was written through, which a pending word keeps; 0 where
+    /// it has none.
+    const DIRTY: u64;
 
     /// The meaning of `word`, read from a table of `level`.
     fn decode(&self, word: u64, level: Level) -> Entry;
@@ -104,11 +147,11 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// A link to the table at `page`, not yet known to be written back.
     fn table(&self, page: PhysAddr) -> u64;
 
-    /// The bit, ignored by hardware, that a link gets once it was written back.
-    fn written_back(&self) -> u64;
+    /// What unmapping makes of the leaf `word`: not present, keeps the address and `DIRTY`.
+    fn pending(&self, word: u64) -> u64;
 
-    /// The word that an unmapped leaf leaves behind: not present, keeps the address.
-    fn pending(&self, level: Level, to: PhysAddr) -> u64;
+    /// What is left of a link to the empty table at `page` until hardware forgot it: not present.
+    fn tombstone(&self, page: PhysAddr) -> u64;
 }
 
 /// Where a table starts and how many levels it has: one value, so that the two cannot disagree.

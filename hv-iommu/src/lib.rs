@@ -13,6 +13,7 @@ extern crate alloc;
 
 mod attach;
 mod backend;
+mod destroy;
 mod dma;
 mod domain;
 mod flush;
@@ -23,10 +24,13 @@ mod ids;
 mod iova;
 mod isolation;
 pub mod order;
+mod pending;
 pub mod quiesce;
 mod range;
 mod reach;
+mod reclaim;
 mod recover;
+mod resize;
 mod shared_range;
 mod spec;
 mod system;
@@ -38,19 +42,18 @@ pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
     HwDomainId, LevelSet, RawFault, UnitCaps, UnitError, UnitIndex,
 };
+pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dma::{BufferRequest, CoherentBuffer, DmaError, FreeError};
-pub use domain::{
-    DestroyError, DestroyRefusal, Domain, DomainConfig, DomainError, DomainUid, Teardown,
-};
+pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
 pub use group::{Attached, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
 pub use iova::SpaceError;
 pub use isolation::InterruptsIsolated;
-pub use range::{
-    Free, MapError, MapRefusal, Mappable, Mapped, PendingUnmap, Range, RedeemError, RedeemRefusal,
-    Redeemed,
-};
+pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
+pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};
+pub use reclaim::ReclaimError;
+pub use resize::{Cut, CutError, CutRefusal};
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
 pub use topology::{BusRange, FunctionKind, PciFunction};

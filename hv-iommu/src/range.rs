@@ -1,23 +1,20 @@
 //! Range tokens: exclusive ownership of addresses of one domain, mapped or free.
 
-#![expect(
-    unsafe_code,
-    reason = "takes frames back that a table entry was the record of"
-)]
-
 use core::fmt;
 
 use hv_core::fault::Fault;
 use hv_core::{
-    FrameOwner, FrameRun, IovaRange, Owner, OwnerId, PageCount, PageSize, Perms, PhysRange, Shared,
+    FrameOwner, FrameRun, Hypervisor, IovaRange, Owner, OwnerId, PageCount, PageSize, Perms,
+    PhysAddr, PhysRange, Shared,
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::backend::{Backend, FlushDepth};
 use crate::domain::{DomainCore, DomainUid};
-use crate::flush::{FlushError, Receipt};
+use crate::flush::{FlushError, Need};
 use crate::iova::SpaceError;
-use crate::table::TableError;
+use crate::pending::PendingUnmap;
+use crate::table::{Spares, TableError};
 
 /// State of a [`Range`]: nothing is mapped in it.
 #[derive(Debug)]
@@ -26,7 +23,12 @@ pub struct Free(pub(crate) ());
 /// State of a [`Range`]: all of it is mapped, to one contiguous run of frames.
 #[derive(Debug)]
 pub struct Mapped {
-    granted: Perms,
+    pub(crate) granted: Perms,
+    /// The first of the frames.
+    pub(crate) to: PhysAddr,
+    /// What devices may still use of an earlier page size or permission, until a flush: a debt that
+    /// the unmap inherits.
+    pub(crate) debt: Option<Need>,
 }
 
 /// Exclusive ownership of a range of one domain's addresses.
@@ -40,10 +42,10 @@ pub struct Mapped {
 /// are empty; under a mapped one they are leaves that name one run of frames of the owner.
 #[must_use = "a dropped range is lost to its domain"]
 pub struct Range<O: Owner, B: Backend, S> {
-    core: Shared<DomainCore<B>>,
-    owner: O::Id,
-    span: IovaRange,
-    state: S,
+    pub(crate) core: Shared<DomainCore<B>>,
+    pub(crate) owner: O::Id,
+    pub(crate) span: IovaRange,
+    pub(crate) state: S,
 }
 
 impl<O: Owner, B: Backend, S> Range<O, B, S> {
@@ -81,11 +83,11 @@ impl<O: Owner, B: Backend, S> Range<O, B, S> {
         self.owner
     }
 
-    fn into_state<T>(self, state: T) -> Range<O, B, T> {
+    pub(crate) fn into_state<T>(self, state: T) -> Range<O, B, T> {
         Range::new(self.core, self.owner, self.span, state)
     }
 
-    fn cut(self, pages: PageCount, left: S, right: S) -> Result<(Self, Self), Self> {
+    pub(crate) fn cut(self, pages: PageCount, left: S, right: S) -> Result<(Self, Self), Self> {
         match self.span.split_at(pages) {
             Some((first, second)) => Ok((
                 Self::new(self.core.clone(), self.owner, first, left),
@@ -208,8 +210,28 @@ impl<O: Owner, B: Backend, S> Range<O, B, S> {
     where
         S: Mappable,
     {
+        let core = self.core.clone();
+        self.map_from(frames, perms, largest, &mut TableFrames::of(&core))
+    }
+
+    /// Maps the range to `frames`, with pages of at most `largest`; what tables it takes comes from
+    /// `tables` first, and from the platform only for the rest.
+    ///
+    /// # Errors
+    /// [`MapError`], with range and frames.
+    pub fn map_from(
+        self,
+        frames: FrameRun<O::Memory>,
+        perms: Perms,
+        largest: PageSize,
+        tables: &mut TableFrames<'_, B>,
+    ) -> Result<Range<O, B, Mapped>, MapError<O, B>>
+    where
+        S: Mappable,
+    {
         // Nobody else can make a range of a state of their own, so `S` is `Free`.
-        self.into_state(Free(())).map_free(frames, perms, largest)
+        self.into_state(Free(()))
+            .map_free(frames, perms, largest, tables)
     }
 }
 
@@ -219,6 +241,7 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         frames: FrameRun<O::Memory>,
         perms: Perms,
         largest: PageSize,
+        tables: &mut TableFrames<'_, B>,
     ) -> Result<Range<O, B, Mapped>, MapError<O, B>> {
         let granted = self.core.granted(perms);
         if let Err(reason) =
@@ -232,10 +255,12 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
             });
         }
         let to = frames.range().start();
-        let mapped = self
-            .core
-            .table
-            .map(&self.core.pin(), self.span, to, granted, largest);
+        let guard = self.core.pin();
+        let mapped =
+            self.core
+                .table
+                .map_from(&guard, self.span, to, granted, largest, &mut tables.spares);
+        drop(guard);
         if let Err(error) = mapped {
             let range = self;
             let reason = error.into();
@@ -247,7 +272,8 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         }
         // INVARIANT: the leaves just written are the record of this run from here on.
         frames.into_range();
-        let range = self.into_state(Mapped { granted });
+        let debt = None;
+        let range = self.into_state(Mapped { granted, to, debt });
         match range.core.sync_map(range.span) {
             Ok(()) => Ok(range),
             Err(reason) => Err(MapError::NotVisible { range, reason }),
@@ -323,7 +349,8 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     /// The first `pages` pages and the rest, both mapped as before. No entry changes.
     ///
     /// # Errors
-    /// The range, when either part would be empty or the cut would go through a large page.
+    /// The range, when either part would be empty or the cut would go through a large page:
+    /// [`split_large_at`](Self::split_large_at) then.
     pub fn split_at(self, pages: PageCount) -> Result<(Self, Self), Self> {
         let Some(middle) = self.span.page(pages.get()) else {
             return Err(self);
@@ -331,178 +358,116 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
         if !self.core.table.is_leaf_boundary(&self.core.pin(), middle) {
             return Err(self);
         }
-        let granted = self.state.granted;
-        self.cut(pages, Mapped { granted }, Mapped { granted })
+        let (left, right) = self.state.cut(pages);
+        self.cut(pages, left, right)
+    }
+
+    /// One range of both, when `next` starts right behind this one in the same domain and its frames
+    /// right behind this one's, with the same permissions.
+    ///
+    /// # Errors
+    /// Both ranges.
+    pub fn join(self, next: Self) -> Result<Self, (Self, Self)> {
+        let joined = self.span.join(&next.span);
+        let frames_go_on =
+            self.state.to.checked_add(self.span.pages().bytes()) == Some(next.state.to);
+        match joined {
+            Some(span)
+                if Shared::ptr_eq(&self.core, &next.core)
+                    && frames_go_on
+                    && self.state.granted == next.state.granted =>
+            {
+                let state = Mapped {
+                    debt: owed(self.state.debt, next.state.debt),
+                    ..self.state
+                };
+                // INVARIANT: the parts are consumed, and map one run together.
+                Ok(Self::new(self.core, self.owner, span, state))
+            }
+            _ => Err((self, next)),
+        }
     }
 
     /// Makes the range unreachable for walks from now on. What is cached goes with the flush that
     /// the pending value asks for.
     pub fn unmap(self) -> PendingUnmap<O, B> {
-        self.core.table.unmap(&self.core.pin(), self.span);
-        let sequence = self.core.note_unmap();
-        PendingUnmap {
-            range: self.into_state(Unmapped(())),
-            sequence,
-        }
+        let core = &self.core;
+        let unmapped = core.table.unmap(&core.pin(), self.span);
+        let depth = match unmapped.tables && !Fault::DetachLeafHint.is_on() {
+            true => FlushDepth::WalkCaches,
+            // Only leaves went from present to not present, and no table was taken away.
+            false => FlushDepth::Leaves,
+        };
+        let need = Need {
+            sequence: core.note_unmap(),
+            span: self.span,
+            depth,
+        };
+        let need = match self.state.debt {
+            Some(debt) if !Fault::DropDebt.is_on() => need.and(debt),
+            _ => need,
+        };
+        let walkers = unmapped
+            .tables
+            .then(|| core.system.quiescence.retire_epoch());
+        PendingUnmap::new(self, need, walkers)
     }
 }
 
-/// State of the range inside a [`PendingUnmap`].
-struct Unmapped(());
-
-/// A range that was unmapped and that hardware may still have cached. Holds the range and, through
-/// the table's entries, the frames; a receipt opens it.
-///
-/// Dropping or forgetting it is safe: the entries keep naming the frames, the range stays taken,
-/// and the end of the domain gives the frames back.
-#[must_use = "frames and range come back only with a receipt"]
-pub struct PendingUnmap<O: Owner, B: Backend> {
-    range: Range<O, B, Unmapped>,
-    /// A receipt opens this if its flush has this number or a later one.
-    sequence: u64,
-}
-
-/// Why a pending value stays closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum RedeemRefusal {
-    /// The receipt is of another domain.
-    #[error("the receipt is of {found}, the range of {expected}")]
-    OtherDomain {
-        /// The range's domain.
-        expected: DomainUid,
-        /// The receipt's.
-        found: DomainUid,
-    },
-    /// The flush was asked for before the unmap.
-    #[error("the receipt is of flush {found}, the unmap needs flush {needed} or later")]
-    TooOld {
-        /// The first flush that serves.
-        needed: u64,
-        /// The receipt's flush.
-        found: u64,
-    },
-    /// The flush did not cover the range.
-    #[error("the flush did not cover all of {range}")]
-    NotCovered {
-        /// The range.
-        range: IovaRange,
-    },
-    /// The flush failed.
-    #[error(transparent)]
-    Flush(#[from] FlushError),
-    /// The entries are not as the unmap left them.
-    #[error(transparent)]
-    Table(#[from] TableError),
-}
-
-/// A pending value that could not be opened, and why.
-pub struct RedeemError<O: Owner, B: Backend> {
-    /// The pending value, unchanged.
-    pub pending: PendingUnmap<O, B>,
-    /// Why.
-    pub reason: RedeemRefusal,
-}
-
-impl<O: Owner, B: Backend> fmt::Display for RedeemError<O, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} stays pending: {}",
-            self.pending.range.span, self.reason
-        )
+impl Mapped {
+    /// The states of the first `pages` pages and of the rest.
+    pub(crate) fn cut(&self, pages: PageCount) -> (Self, Self) {
+        // The run of frames is as long as the range, so its address space does not end in between.
+        let to = self.to.checked_add(pages.bytes()).unwrap_or(self.to);
+        let part = |to| Self {
+            granted: self.granted,
+            to,
+            debt: self.debt,
+        };
+        (part(self.to), part(to))
     }
 }
 
-impl<O: Owner, B: Backend> fmt::Debug for RedeemError<O, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+/// What two debts are together.
+pub(crate) fn owed(one: Option<Need>, other: Option<Need>) -> Option<Need> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.and(other)),
+        (one, other) => one.or(other),
     }
 }
 
-impl<O: Owner, B: Backend> core::error::Error for RedeemError<O, B> {}
+/// Frames for the tables of a domain, taken or handed in before they are needed, so that a map does not
+/// have to look for any. Dropping gives back what is left.
+pub struct TableFrames<'d, B: Backend> {
+    pub(crate) spares: Spares<'d, B::Platform>,
+}
 
-impl<O: Owner, B: Backend> PendingUnmap<O, B> {
-    /// The addresses.
-    pub fn span(&self) -> IovaRange {
-        self.range.span
+impl<'d, B: Backend> TableFrames<'d, B> {
+    pub(crate) fn of(core: &'d DomainCore<B>) -> Self {
+        let spares = core.table.spares();
+        Self { spares }
     }
 
-    /// Opens the value: the range is free again, and the frames come back.
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.spares.count()
+    }
+
+    /// Hands frames in.
+    pub fn add(&mut self, frames: FrameRun<Hypervisor>) {
+        self.spares.add(frames);
+    }
+
+    /// Takes as many from the platform as are missing to have `count`.
     ///
     /// # Errors
-    /// [`RedeemError`] with this value, when the receipt does not cover it.
-    pub fn redeem(self, receipt: &Receipt) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
-        if let Err(reason) = receipt.opens(self.range.core.uid, self.sequence, &self.range.span) {
-            return Err(RedeemError {
-                pending: self,
-                reason,
-            });
-        }
-        let redeemed = {
-            let core = &self.range.core;
-            core.table.redeem(&core.pin(), self.range.span)
-        };
-        let frames = match redeemed {
-            Ok(start) => {
-                let further = u64::from(Fault::RedeemWrongRange.is_on()) * PageSize::Size4K.bytes();
-                let start = start.checked_add(further).unwrap_or(start);
-                PhysRange::new(start, self.range.span.pages())
-            }
-            Err(error) => {
-                let reason = error.into();
-                return Err(RedeemError {
-                    pending: self,
-                    reason,
-                });
-            }
-        };
-        let Ok(frames) = frames else {
-            // The entries named page-aligned frames when they were written.
-            let reason = TableError::NotMapped {
-                at: self.range.span.start(),
-            }
-            .into();
-            return Err(RedeemError {
-                pending: self,
-                reason,
-            });
-        };
-        // SAFETY: the entries under this range were the record of a run of `owner` that moved into
-        // the mapping; they were emptied just now, by the one owner of the range, so this run is
-        // the only one. The receipt proves that no device reaches the frames any more.
-        let mut frames = unsafe { FrameRun::from_raw(frames, self.range.owner) };
-        if Fault::LoseLastFrame.is_on()
-            && let Some(all_but_one) = PageCount::new(frames.pages().get() - 1)
-        {
-            frames = frames
-                .split_at(all_but_one)
-                .map_or_else(|error| error.run, |(most, _lost)| most);
-        }
-        Ok((self.range.into_state(Free(())), frames))
-    }
-
-    /// Flushes just this range and opens the value.
-    ///
-    /// # Errors
-    /// [`RedeemError`] with this value, when the flush failed.
-    pub fn flush(self) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
-        // Only leaves went from present to not present, and no table was taken away.
-        let flushed = self
-            .range
-            .core
-            .flush(FlushSpan::Pages(self.range.span), FlushDepth::Leaves);
-        match flushed {
-            Ok(receipt) => self.redeem(&receipt),
-            Err(error) => Err(RedeemError {
-                pending: self,
-                reason: error.into(),
-            }),
-        }
+    /// [`TableError::OutOfFrames`]; nothing was taken then.
+    pub fn reserve(&mut self, count: u64) -> Result<(), TableError> {
+        self.spares
+            .reserve(count)
+            .map_err(|missing| TableError::OutOfFrames { missing })
     }
 }
-
-/// What a receipt gives back: the range, free, and the frames.
-pub type Redeemed<O, B> = (Range<O, B, Free>, FrameRun<<O as Owner>::Memory>);
 
 impl<O: Owner, B: Backend, S> fmt::Debug for Range<O, B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -513,11 +478,5 @@ impl<O: Owner, B: Backend, S> fmt::Debug for Range<O, B, S> {
             self.core.uid,
             O::Memory::NAME
         )
-    }
-}
-
-impl<O: Owner, B: Backend> fmt::Debug for PendingUnmap<O, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pending {} of {}", self.range.span, self.range.core.uid)
     }
 }

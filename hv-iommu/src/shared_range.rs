@@ -14,8 +14,9 @@ use hv_core::{
 use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan};
-use crate::flush::{FlushError, Receipt};
-use crate::range::{Free, MapRefusal, Range, RedeemRefusal, check_frames};
+use crate::flush::{FlushError, Need, Receipt};
+use crate::pending::RedeemRefusal;
+use crate::range::{Free, MapRefusal, Range, check_frames};
 use crate::table::TableError;
 
 /// A handle to a range that several users map pages in at once. Clones lead to the same range.
@@ -175,7 +176,11 @@ impl<O: Owner, B: Backend> SharedRange<O, B> {
             page,
             size,
             to,
-            sequence: core.note_unmap(),
+            need: Need {
+                sequence: core.note_unmap(),
+                span: page,
+                depth: FlushDepth::Leaves,
+            },
         })
     }
 
@@ -210,7 +215,7 @@ pub struct PendingPage<'r, O: Owner, B: Backend> {
     page: IovaRange,
     size: PageSize,
     to: PhysAddr,
-    sequence: u64,
+    need: Need,
 }
 
 impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
@@ -220,7 +225,7 @@ impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
     /// This value, when the receipt does not cover it.
     pub fn redeem(self, receipt: &Receipt) -> Result<FrameRun<O::Memory>, (Self, RedeemRefusal)> {
         let core = self.range.core();
-        if let Err(reason) = receipt.opens(core.uid, self.sequence, &self.page) {
+        if let Err(reason) = receipt.meets(core.uid, &self.need) {
             return Err((self, reason));
         }
         let not_mapped = TableError::NotMapped {
@@ -246,14 +251,14 @@ impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
     /// # Errors
     /// This value, when the flush failed.
     pub fn flush(self) -> Result<FrameRun<O::Memory>, (Self, RedeemRefusal)> {
-        match self
-            .range
-            .core()
-            .flush(FlushSpan::Pages(self.page), FlushDepth::Leaves)
-        {
+        let core = self.range.core();
+        let flushed = core.flush(FlushSpan::Pages(self.page), self.need.depth);
+        let redeemed = match flushed {
             Ok(receipt) => self.redeem(&receipt),
             Err(error) => Err((self, error.into())),
-        }
+        };
+        core.assist_reclaim();
+        redeemed
     }
 }
 

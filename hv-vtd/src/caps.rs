@@ -41,6 +41,8 @@ pub(crate) fn unit_caps(cap: Cap, ecap: Ecap, host_address_bits: u8) -> Option<U
         phys_bits: host_address_bits.min(ENTRY_ADDRESS_BITS),
         sync_on_map: cap.cm() || cap.rwbf(),
         write_only: cap.zlr() || Fault::IgnoreZeroLengthReads.is_on(),
+        // Until discovery has seen what machine this is.
+        live_resize: false,
     })
 }
 

@@ -11,6 +11,7 @@ use crate::bus_master;
 use crate::coverage::{self, Coverage, CoverageError, CoveragePolicy};
 use crate::dmar::{Dmar, push};
 use crate::error::BringUpError;
+use crate::quirks;
 use crate::unit::{Discovered, Unit, UnitInfo};
 
 /// The units of a machine, looked at but not touched.
@@ -38,11 +39,16 @@ impl<P: Platform> Discovery<P> {
             refuse_doubtful(dmar, &coverage, functions)?;
         }
         refuse_regions(&platform, dmar)?;
+        let live_resize = quirks::live_resize(&platform, functions);
+        if !live_resize {
+            warn!("VT-d: page sizes of this machine's mappings change with a gap only");
+        }
         let mut units = Vec::new();
         for (number, drhd) in dmar.units.iter().enumerate() {
             let found = dmar.units.len();
             let index = UnitIndex::new(number).ok_or(CoverageError::TooManyUnits { found })?;
             let unit = Unit::discover(&platform, index, &dmar.header, drhd)?;
+            let unit = unit.with_live_resize(live_resize);
             info!("VT-d: {}", unit.info());
             let cap = unit.info().cap;
             if !(cap.drd() && cap.dwd()) {

@@ -19,6 +19,7 @@ pub mod dmar;
 mod error;
 mod faults;
 mod queue;
+mod quirks;
 mod ring;
 mod second_stage;
 pub mod spec;

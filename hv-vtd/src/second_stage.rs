@@ -8,16 +8,16 @@
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Entry, Format, Level};
 
-use crate::spec::second_stage::{ADDRESS, K, PS, R, W, WB};
+use crate::spec::second_stage::{A, ADDRESS, D, F, K, PS, R, W, WB};
 
 /// Second-stage tables of VT-d, with 2^`INDEX_BITS` entries per table.
 ///
 /// Hardware has 512 entries per table, the default. Models run the same code with fewer: a page of
 /// level `n` then has `4 KiB << (INDEX_BITS * (n - 1))` bytes.
 ///
-/// An unmapped leaf keeps its address with [`K`] set and its permission bits clear. Links have both
-/// permissions, so that the leaf alone decides. SNP (bit 11) is never set: it is reserved on units
-/// without snoop control.
+/// An unmapped leaf keeps its address with [`K`] set and its permission bits clear, a detached table its
+/// address alone, an unlinked empty one its address and [`F`]. Links have both permissions, so that the
+/// leaf alone decides. SNP (bit 11) is never set: it is reserved on units without snoop control.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SecondStage<const INDEX_BITS: u32 = 9>(());
 
@@ -40,10 +40,19 @@ const fn address(word: u64) -> PhysAddr {
     PhysAddr::new(word & ADDRESS)
 }
 
-// SAFETY: the tests below pin every clause: encoders and `decode` are inverse, and a word is present
-// exactly if it is a leaf or a link.
+// SAFETY: the tests below pin every clause: encoders and `decode` are inverse, a word is present exactly
+// if it is a leaf or a link, the constants agree with `decode`, and addresses stand plainly in bits
+// 51:12, so that the words of neighbouring pages differ by the span.
 unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
     const INDEX_BITS: u32 = INDEX_BITS;
+    const ADDRESS: u64 = ADDRESS;
+    const LINK_MASK: u64 = R | W | PS | F;
+    const LINK: u64 = R | W;
+    const PRESENT: u64 = R | W;
+    const FROZEN: u64 = F;
+    const WRITTEN_BACK: u64 = WB;
+    const ACCESSED: u64 = A;
+    const DIRTY: u64 = D;
 
     #[inline]
     fn decode(&self, word: u64, level: Level) -> Entry {
@@ -52,12 +61,21 @@ unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
                 to: address(word),
                 perms,
             },
-            Some(_) => Entry::Table {
+            Some(Perms::ReadWrite) => Entry::Table {
                 page: address(word),
                 written_back: word & WB != 0,
+                frozen: word & F != 0,
             },
+            Some(_) => Entry::Unknown(word),
             None if word == 0 => Entry::Empty,
-            None if word & K != 0 => Entry::Pending { to: address(word) },
+            None if word & !(ADDRESS | D) == K => Entry::Pending { to: address(word) },
+            None if level == Level::LEAF => Entry::Unknown(word),
+            None if word & !ADDRESS == F => Entry::Tombstone {
+                page: address(word),
+            },
+            None if word & !(ADDRESS | WB) == 0 => Entry::PendingTable {
+                page: address(word),
+            },
             None => Entry::Unknown(word),
         }
     }
@@ -74,13 +92,13 @@ unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
     }
 
     #[inline]
-    fn written_back(&self) -> u64 {
-        WB
+    fn pending(&self, word: u64) -> u64 {
+        word & (ADDRESS | D) | K
     }
 
     #[inline]
-    fn pending(&self, _level: Level, to: PhysAddr) -> u64 {
-        to.as_u64() & ADDRESS | K
+    fn tombstone(&self, page: PhysAddr) -> u64 {
+        page.as_u64() & ADDRESS | F
     }
 }
 
@@ -89,37 +107,68 @@ mod tests {
     use super::*;
 
     const FORMAT: SecondStage = SecondStage::new();
+    const PERMS: [Perms; 3] = [Perms::Read, Perms::Write, Perms::ReadWrite];
 
     fn levels() -> impl Iterator<Item = Level> {
         (1..=5).filter_map(Level::new)
     }
 
+    fn is_link(word: u64) -> bool {
+        word & SecondStage::<9>::LINK_MASK == SecondStage::<9>::LINK
+    }
+
     #[test]
-    fn what_is_encoded_decodes_to_itself() {
-        let pages = [0, 0x1000, 0x4000_0000, ADDRESS];
+    fn leaves_are_what_was_encoded() {
+        let pages = [0, 0x1000, 0x4000_0000, 0x000a_5a5a_5a5a_5000, ADDRESS];
         for level in levels() {
             let size = 4096u64 << (9 * (level.number() - 1));
             for page in pages {
                 let to = PhysAddr::new(page & !(size - 1));
-                for perms in [Perms::Read, Perms::Write, Perms::ReadWrite] {
-                    let word = FORMAT.leaf(level, to, perms);
-                    assert_eq!(FORMAT.decode(word, level), Entry::Leaf { to, perms });
-                }
-                let word = FORMAT.pending(level, to);
-                assert_eq!(FORMAT.decode(word, level), Entry::Pending { to });
-                if level == Level::LEAF {
-                    continue;
-                }
-                let page = PhysAddr::new(page);
-                for (bit, written_back) in [(0, false), (FORMAT.written_back(), true)] {
-                    let word = FORMAT.table(page) | bit;
-                    assert_eq!(
-                        FORMAT.decode(word, level),
-                        Entry::Table { page, written_back }
+                for perms in PERMS {
+                    for bits in [0, A, D, A | D, WB, F] {
+                        let word = FORMAT.leaf(level, to, perms) | bits;
+                        assert_eq!(FORMAT.decode(word, level), Entry::Leaf { to, perms });
+                        assert!(level == Level::LEAF || !is_link(word));
+                        let pending = FORMAT.pending(word);
+                        assert_eq!(FORMAT.decode(pending, level), Entry::Pending { to });
+                        assert_eq!(pending & D, bits & D, "the dirty bit stays");
+                    }
+                    let next = PhysAddr::new(size);
+                    let (word, second) = (
+                        FORMAT.leaf(level, PhysAddr::new(0), perms),
+                        FORMAT.leaf(level, next, perms),
                     );
+                    assert_eq!(second - word, size);
+                    assert_eq!(FORMAT.pending(second) - FORMAT.pending(word), size);
                 }
             }
             assert_eq!(FORMAT.decode(0, level), Entry::Empty);
+        }
+    }
+
+    #[test]
+    fn links_and_what_becomes_of_them_name_their_table() {
+        for level in levels().filter(|level| *level != Level::LEAF) {
+            for page in [0x1000, 0x4000_0000, ADDRESS].map(PhysAddr::new) {
+                for bits in [0, A, WB, F, F | WB, A | F | WB] {
+                    let word = FORMAT.table(page) | bits;
+                    let (written_back, frozen) = (bits & WB != 0, bits & F != 0);
+                    let expected = Entry::Table {
+                        page,
+                        written_back,
+                        frozen,
+                    };
+                    assert_eq!(FORMAT.decode(word, level), expected);
+                    assert_eq!(is_link(word), !frozen);
+                    assert_eq!(word & ADDRESS, page.as_u64());
+                    let detached = word & !(R | W | F | A);
+                    assert_eq!(FORMAT.decode(detached, level), Entry::PendingTable { page });
+                }
+                let tombstone = FORMAT.tombstone(page);
+                assert_eq!(FORMAT.decode(tombstone, level), Entry::Tombstone { page });
+                let detached = tombstone & !F;
+                assert_eq!(FORMAT.decode(detached, level), Entry::PendingTable { page });
+            }
         }
     }
 
@@ -131,13 +180,14 @@ mod tests {
         assert_eq!(FORMAT.leaf(Level::LEAF, at, Perms::Write), 0x4020_0002);
         assert_eq!(FORMAT.leaf(two, at, Perms::ReadWrite), 0x4020_0083);
         assert_eq!(FORMAT.table(at), 0x4020_0003);
-        assert_eq!(FORMAT.pending(two, at), 0x0100_0000_4020_0000);
+        assert_eq!(FORMAT.pending(0x4020_0083), 0x0100_0000_4020_0000);
+        assert_eq!(FORMAT.tombstone(at), 0x0400_0000_4020_0000);
     }
 
     #[test]
     fn present_for_hardware_is_leaf_or_table_for_us() {
         // Every combination of the bits that decide, at every level.
-        let bits = [R, W, PS, K, WB, 0x1000];
+        let bits = [R, W, PS, K, WB, F, A, D, 0x1000];
         for level in levels() {
             for choice in 0u32..1 << bits.len() {
                 let word: u64 = (0..bits.len())
@@ -147,22 +197,33 @@ mod tests {
                 let present = word & 3 != 0;
                 let decoded = FORMAT.decode(word, level);
                 let ours = matches!(decoded, Entry::Leaf { .. } | Entry::Table { .. });
-                assert_eq!(ours, present, "{word:#x} at {level}: {decoded:?}");
+                // A link that takes rights away is present, and none of ours.
+                let foreign = matches!(decoded, Entry::Unknown(_)) && word & 3 != 3;
+                assert!(
+                    ours == present || foreign,
+                    "{word:#x} at {level}: {decoded:?}"
+                );
+                let table = matches!(decoded, Entry::Table { frozen: false, .. });
+                assert!(level == Level::LEAF || table == is_link(word), "{word:#x}");
             }
         }
     }
 
     #[test]
     fn foreign_words_are_unknown() {
-        assert_eq!(
-            FORMAT.decode(0x1000, Level::LEAF),
-            Entry::Unknown(0x1000),
-            "an address without our mark"
-        );
-        assert_eq!(
-            FORMAT.decode(PS, Level::MAX),
-            Entry::Unknown(PS),
-            "a size without permission"
-        );
+        let two = Level::new(2).unwrap();
+        for (word, level, why) in [
+            (0x1000, Level::LEAF, "an address without our mark"),
+            (
+                F | 0x1000,
+                Level::LEAF,
+                "a tombstone where no table is linked",
+            ),
+            (PS, Level::MAX, "a size without permission"),
+            (K | F | 0x1000, two, "a pending tombstone"),
+            (R | 0x1000, two, "a link that takes rights away"),
+        ] {
+            assert_eq!(FORMAT.decode(word, level), Entry::Unknown(word), "{why}");
+        }
     }
 }

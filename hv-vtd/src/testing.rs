@@ -110,6 +110,12 @@ impl EntryCell for TracedCell {
         self.note(before | bits);
         before
     }
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        // ORDERING: the caller's.
+        let before = self.word.fetch_and(bits, order);
+        self.note(before & bits);
+        before
+    }
     fn swap(&self, word: u64, order: Ordering) -> u64 {
         self.note(word);
         // ORDERING: the caller's.

@@ -14,6 +14,9 @@ impl<T: FrameSource> FrameSource for &T {
     ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
         (**self).alloc_frames(pages, align)
     }
+    fn alloc_table(&self) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        (**self).alloc_table()
+    }
     fn free_frames(&self, run: FrameRun<Hypervisor>) {
         (**self).free_frames(run);
     }

@@ -55,6 +55,15 @@ pub trait FrameSource: Send + Sync {
         align: PageSize,
     ) -> Result<FrameRun<Hypervisor>, OutOfFrames>;
 
+    /// One frame for a table. What it holds does not matter: every word of it is written before anybody
+    /// looks. A source that can leave out zeroing here saves that on every new table.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when there is none.
+    fn alloc_table(&self) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        self.alloc_frames(PageCount::ONE, PageSize::Size4K)
+    }
+
     /// Takes frames back. Runs may come back in other pieces than they were given.
     fn free_frames(&self, run: FrameRun<Hypervisor>);
 }

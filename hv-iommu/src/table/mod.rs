@@ -58,24 +58,33 @@
     reason = "declares the trait whose contract the tables' memory rests on"
 )]
 
+mod change;
+mod iterate;
 mod map;
+mod reclaim;
 mod shared;
+mod spares;
 mod teardown;
 mod unmap;
 mod walk;
 
 use alloc::sync::Arc;
-use core::ops::Deref;
+use core::ops::{ControlFlow, Deref};
+use core::sync::atomic::AtomicU64 as MachineU64;
 
-use hv_core::platform::{CacheMaintenance, FrameSource, PhysMemory};
+use hv_core::platform::{CacheMaintenance, Cpus, FrameSource, PhysMemory};
 use hv_core::sync::{AtomicU64, Ordering};
-use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
+use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr, TryLock};
 use thiserror::Error;
 
 use crate::format::{Format, Level, RootPointer};
-use crate::quiesce::Guard;
+use crate::quiesce::{Guard, Quiescence};
+use map::SparesOf;
+use reclaim::Reclaimer;
 
-pub use teardown::Drain;
+pub use reclaim::{BATCH, ReclaimStep};
+pub use spares::Spares;
+pub use teardown::{Drain, DrainStep};
 
 /// The memory that tables live in: where frames come from, how words are reached, how they become
 /// visible to walkers that do not snoop.
@@ -103,6 +112,11 @@ pub struct Geometry {
     pub largest_leaf: Level,
     /// Whether every walker of the table snoops the CPU's caches.
     pub coherent: bool,
+    /// Whether a leaf may be replaced by a table of the same meaning, and the other way round, while
+    /// walkers use it.
+    pub live_resize: bool,
+    /// Whether walkers write dirty bits. Only walkers that snoop can.
+    pub dirty: bool,
 }
 
 /// Why a table operation did nothing.
@@ -114,8 +128,8 @@ pub enum TableError {
         /// The first such address.
         at: Iova,
     },
-    /// A table of smaller pages stands where the large page should go. It stays until the domain
-    /// ends, even if it is empty.
+    /// A table of smaller pages stands where the large page should go. If it is empty, it stays until it
+    /// was reclaimed.
     #[error("{at} has a table of smaller pages, so no page of that size fits")]
     TableInTheWay {
         /// The address.
@@ -127,10 +141,10 @@ pub enum TableError {
         /// The address.
         at: Iova,
     },
-    /// The frame source ran dry. Tables that were already linked stay for later use.
+    /// The frame source ran dry. Nothing was taken.
     #[error("out of frames: {missing} more table pages are needed")]
     OutOfFrames {
-        /// How many pages were still missing.
+        /// How many pages were missing.
         missing: u64,
     },
     /// A word that no rule of the table produces.
@@ -159,6 +173,18 @@ pub enum TableError {
         /// How many bits the table translates.
         bits: u32,
     },
+    /// Walkers of this table cannot follow a live change of page size.
+    #[error("the page size at {at} cannot change while devices use it: unmap, flush and map again")]
+    Breaks {
+        /// The address.
+        at: Iova,
+    },
+    /// Too many merged tables wait for their flush, or a reclaim step runs right now.
+    #[error("{at} is not merged: let tables that wait be reclaimed first")]
+    ReclaimPending {
+        /// The address.
+        at: Iova,
+    },
     /// The domain has ended.
     #[error("the domain has ended")]
     Ended,
@@ -169,6 +195,33 @@ pub enum TableError {
 pub struct MapOutcome {
     /// How many tables it linked.
     pub tables: u64,
+    /// At how many places a larger page would have fitted, but a table was there and was filled.
+    pub filled: u64,
+}
+
+/// What an unmap left to be flushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "a flush without walk caches is not enough where tables were detached"]
+pub struct Unmapped {
+    /// Whether tables were detached: the flush has to reach walk caches, and what is pending opens only
+    /// after a grace period as well.
+    pub tables: bool,
+}
+
+/// What was taken out when a pending range was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Redeemed {
+    /// How many table pages were given back.
+    pub tables: u64,
+}
+
+/// What a change of permissions did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Whether a device may now do less somewhere. Until a flush it may still do it.
+    pub lost: bool,
+    /// Whether anything is different. Until a flush devices may be refused what they may now do.
+    pub any: bool,
 }
 
 /// Where an address leads.
@@ -182,18 +235,37 @@ pub struct Translation {
     pub level: Level,
 }
 
+/// One leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its first address.
+    pub at: Iova,
+    /// Where that leads.
+    pub to: PhysAddr,
+    /// What the device may do.
+    pub perms: Perms,
+    /// Its level.
+    pub level: Level,
+}
+
 /// One second-stage table, shared by all CPUs.
 ///
 /// `H` leads to the memory that its tables live in; the same memory for its whole life.
 ///
 /// # Invariants
-/// Every table word that decodes to a link names a frame that this table took from its memory and
-/// has not given back; no two words name the same one. `root` holds such a frame or 0.
+/// Every table word that decodes to a link, a tombstone or a detached table names a frame that this table
+/// took from its memory and has not given back; no two words name the same one, and no list of `reclaim`
+/// names it too. `root` holds such a frame or 0.
 pub struct Table<F: Format, H: MemoryHandle> {
     format: F,
     geometry: Geometry,
     memory: H,
     root: AtomicU64,
+    /// Mask and value of a link that a mapper goes through as it is.
+    clear_link: (u64, u64),
+    reclaim: TryLock<Reclaimer>,
+    /// How many table pages there are: a figure, so the machine's own atomic and not a modelled one.
+    tables: MachineU64,
 }
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
@@ -202,16 +274,37 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// # Errors
     /// [`TableError::OutOfFrames`] without a frame for the root.
     pub fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
-        let page = walk::new_table(&*memory, geometry.coherent)
-            .ok_or(TableError::OutOfFrames { missing: 1 })?;
-        let root = page.as_u64() | u64::from(geometry.root.number());
-        // INVARIANT: the root is a fresh frame, all of whose words are empty.
-        Ok(Self {
+        let written_back = if geometry.coherent {
+            0
+        } else {
+            F::WRITTEN_BACK
+        };
+        let table = Self {
             format,
             geometry,
             memory,
-            root: AtomicU64::new(root),
-        })
+            root: AtomicU64::new(0),
+            clear_link: (F::LINK_MASK | written_back, F::LINK | written_back),
+            reclaim: TryLock::new(Reclaimer::new()),
+            tables: MachineU64::new(0),
+        };
+        let page = {
+            let mut spares = Spares::new(&*table.memory);
+            spares
+                .reserve(1)
+                .map_err(|missing| TableError::OutOfFrames { missing })?;
+            table
+                .build_empty(&mut spares)
+                .ok_or(TableError::OutOfFrames { missing: 1 })?
+        };
+        // INVARIANT: the root is a fresh frame, all of whose words are empty.
+        // ORDERING: Release, like a link: whoever finds the root finds its words.
+        table.root.store(
+            page.at().as_u64() | u64::from(geometry.root.number()),
+            Ordering::Release,
+        );
+        table.count_tables(1);
+        Ok(table)
     }
 
     /// What the table looks like.
@@ -219,13 +312,26 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         self.geometry
     }
 
+    /// How many pages the table takes, with those that wait to be freed.
+    pub fn table_pages(&self) -> u64 {
+        // ORDERING: Relaxed, a figure.
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    fn count_tables(&self, change: i64) {
+        // ORDERING: Relaxed, a figure.
+        self.tables.fetch_add(change as u64, Ordering::Relaxed);
+    }
+
     /// The root pointer for the hardware, or `None` once the table has ended.
+    #[inline]
     pub fn root(&self) -> Option<RootPointer> {
-        // ORDERING: Acquire pairs with the CAS or store that made the table reachable.
+        // ORDERING: Acquire pairs with the store that made the table reachable.
         decode_root(self.root.load(Ordering::Acquire))
     }
 
     /// Where `at` leads.
+    #[inline]
     pub fn translate(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
         self.lookup(guard, at)
     }
@@ -233,21 +339,49 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Whether a mapping may be cut before `at`: no leaf spans it.
     pub fn is_leaf_boundary(&self, guard: &Guard<'_>, at: Iova) -> bool {
         match self.lookup(guard, at) {
-            Some(found) => at.as_u64() & (self.span(found.level) - 1) == 0,
+            Some(found) => at.as_u64() & (Self::span(found.level) - 1) == 0,
             None => true,
         }
     }
 
-    /// Whether every word of `range` is empty.
+    /// Whether nothing is mapped or pending in `range`.
     pub fn is_vacant(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
         self.vacant_range(guard, range)
+    }
+
+    /// Shows every leaf that has a page in `range`, in order, until the visitor breaks off.
+    pub fn mappings(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        mut show: impl FnMut(Mapping) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.mappings_in(guard, range, &mut show)
+    }
+
+    /// Frames for tables that no word names yet: to be handed to a map that must not look for any.
+    pub fn spares(&self) -> SparesOf<'_, H> {
+        Spares::new(self.memory())
+    }
+
+    /// How many tables it takes at most to map `range` to the frames that start at `to` in two parts, the
+    /// first of which has `pages` pages.
+    pub fn most_tables(
+        &self,
+        range: IovaRange,
+        to: PhysAddr,
+        pages: PageCount,
+        largest: PageSize,
+    ) -> u64 {
+        self.most_for(range, to, pages, largest)
     }
 
     /// Maps `range` to the frames that start at `to`, with pages up to `largest`, in words that the
     /// caller owns exclusively.
     ///
     /// # Errors
-    /// [`TableError`]; no leaf was written then.
+    /// [`TableError`]; nothing was mapped and no frame taken then.
+    #[inline]
     pub fn map(
         &self,
         guard: &Guard<'_>,
@@ -256,30 +390,64 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         largest: PageSize,
     ) -> Result<MapOutcome, TableError> {
-        self.map_range(guard, range, to, perms, largest)
+        self.map_range(guard, range, to, perms, largest, &mut self.spares())
     }
 
-    /// Turns all leaves of `range`, which the caller owns exclusively, into pending words.
+    /// As [`map`](Self::map), with tables from `spares` first. What it takes from the platform beyond
+    /// these and does not need is left there.
+    ///
+    /// # Errors
+    /// [`TableError`]; nothing was mapped and no frame taken then.
+    #[inline]
+    pub fn map_from(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        to: PhysAddr,
+        perms: Perms,
+        largest: PageSize,
+        spares: &mut SparesOf<'_, H>,
+    ) -> Result<MapOutcome, TableError> {
+        self.map_range(guard, range, to, perms, largest, spares)
+    }
+
+    /// Turns all leaves of `range`, which the caller owns exclusively, into pending words, and detaches
+    /// each table that maps nothing outside of it.
     ///
     /// Words that are not leaves inside the range stay as they are; [`redeem`](Self::redeem)
     /// reports them.
-    pub fn unmap(&self, guard: &Guard<'_>, range: IovaRange) {
-        self.unmap_range(guard, range);
+    #[inline]
+    pub fn unmap(&self, guard: &Guard<'_>, range: IovaRange) -> Unmapped {
+        self.unmap_range(guard, range)
     }
 
-    /// Empties the pending words of `range`, which the caller owns exclusively and for which it has
-    /// a receipt. Gives the first frame of the run that they name, which is as long as the range.
+    /// Empties what [`unmap`](Self::unmap) left of `range`, which the caller owns exclusively and which
+    /// was mapped to the run that begins at `to`. Gives detached tables back. Tells `dirty` of pages that
+    /// were written by a device, where walkers note that.
     ///
     /// # Errors
-    /// [`TableError`] when the words are not one run of pending pages; none was changed then.
-    pub fn redeem(&self, guard: &Guard<'_>, range: IovaRange) -> Result<PhysAddr, TableError> {
-        self.redeem_range(guard, range)
+    /// [`TableError`] when the words are not that run, pending; none was changed then.
+    ///
+    /// # Safety
+    /// A flush of the range has completed on every unit, asked for after the unmap. If tables were
+    /// detached it included walk caches, and every guard of the time of the unmap has ended.
+    #[inline]
+    pub unsafe fn redeem(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        to: PhysAddr,
+        mut dirty: impl FnMut(Iova, Level),
+    ) -> Result<Redeemed, TableError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.redeem_range(guard, range, to, &mut dirty) }
     }
 
     /// Maps one page of `size` in words that several CPUs share.
     ///
     /// # Errors
     /// [`TableError::Occupied`] when another mapping is in the way; nothing was mapped on any error.
+    #[inline]
     pub fn map_shared(
         &self,
         guard: &Guard<'_>,
@@ -288,13 +456,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         size: PageSize,
     ) -> Result<MapOutcome, TableError> {
-        self.map_shared_page(guard, at, to, perms, size)
+        self.map_shared_page(guard, at, to, perms, size, &mut self.spares())
     }
 
     /// Turns the one leaf of `size` at `at` into a pending word, in words that several CPUs share.
     ///
     /// # Errors
     /// [`TableError::NotMapped`] when there is no such leaf, also when another CPU was faster.
+    #[inline]
     pub fn unmap_shared(
         &self,
         guard: &Guard<'_>,
@@ -305,18 +474,103 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// Empties the pending word at `at` that the caller made by [`unmap_shared`](Self::unmap_shared)
-    /// and has a receipt for.
+    /// and has a receipt for. Whether a device has written the page, where walkers note that.
     ///
     /// # Errors
     /// [`TableError::NotMapped`] when the word is not the one that was left there.
+    #[inline]
     pub fn redeem_shared(
         &self,
         guard: &Guard<'_>,
         at: Iova,
         to: PhysAddr,
         size: PageSize,
-    ) -> Result<(), TableError> {
+    ) -> Result<bool, TableError> {
         self.redeem_shared_page(guard, at, to, size)
+    }
+
+    /// Changes what devices may do with `range`, which the caller owns exclusively and which is mapped.
+    ///
+    /// # Errors
+    /// [`TableError::NotMapped`] where the range is not mapped by whole leaves; nothing was changed then.
+    pub fn protect(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        perms: Perms,
+    ) -> Result<Changed, TableError> {
+        self.protect_range(guard, range, perms)
+    }
+
+    /// Replaces the leaf of `size` at `at`, which the caller owns exclusively, by leaves one size smaller,
+    /// without a moment in which an address faults. Until a flush of the whole leaf that reaches walk
+    /// caches, devices may use the old one.
+    ///
+    /// # Errors
+    /// [`TableError::Breaks`] where walkers cannot follow; nothing was changed on any error.
+    pub fn split(&self, guard: &Guard<'_>, at: Iova, size: PageSize) -> Result<(), TableError> {
+        self.split_leaf(guard, at, size, &mut self.spares())
+    }
+
+    /// Replaces the table of smaller pages at `at`, all of which the caller owns exclusively, by one leaf
+    /// of `size`, without a moment in which an address faults. Until a flush of the whole leaf that
+    /// reaches walk caches, devices may use the table; it is given back by [`reclaim`](Self::reclaim).
+    ///
+    /// # Errors
+    /// [`TableError::Breaks`] where walkers cannot follow, [`TableError::NotContiguous`] where the pages
+    /// are not one run with the same permissions, [`TableError::ReclaimPending`]; nothing was changed.
+    pub fn merge(&self, guard: &Guard<'_>, at: Iova, size: PageSize) -> Result<(), TableError> {
+        self.merge_table(guard, at, size)
+    }
+
+    /// Shows every leaf of `range` that a device wrote through since that was last cleared. Nothing where
+    /// walkers do not note it.
+    pub fn dirty(&self, guard: &Guard<'_>, range: IovaRange, mut dirty: impl FnMut(Iova, Level)) {
+        self.dirty_range(guard, range, false, &mut dirty);
+    }
+
+    /// As [`dirty`](Self::dirty), and forgets it. Until a flush of the range, a device may write without
+    /// that being noted again.
+    pub fn dirty_and_clear(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        mut dirty: impl FnMut(Iova, Level),
+    ) {
+        self.dirty_range(guard, range, true, &mut dirty);
+    }
+
+    /// One step towards giving empty tables back. Bounded, and waits for nobody. Not under a guard of
+    /// `quiescence` that this CPU holds for long: it would wait for that one.
+    pub fn reclaim(&self, quiescence: &Quiescence, cpus: &impl Cpus) -> ReclaimStep {
+        self.reclaim_once(quiescence, cpus)
+    }
+
+    /// Has the next step of [`reclaim`](Self::reclaim) begin at the first address, so that
+    /// [`ReclaimStep::Done`] then covers all that became empty before this call.
+    pub fn reclaim_rewind(&self) {
+        self.rewind();
+    }
+
+    /// What was unlinked in `attempt` is out of every unit's reach.
+    ///
+    /// # Safety
+    /// The flush that [`ReclaimStep::Flush`] asked for with this number was begun after that step and has
+    /// completed on every unit.
+    pub unsafe fn reclaim_flushed(
+        &self,
+        quiescence: &Quiescence,
+        cpus: &impl Cpus,
+        attempt: u64,
+    ) -> ReclaimStep {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.clear_unlinked(quiescence, cpus, attempt) }
+    }
+
+    /// The flush for `attempt` failed: links again what was unlinked. Whether that was done; another CPU
+    /// runs a step otherwise.
+    pub fn reclaim_cancel(&self, quiescence: &Quiescence, cpus: &impl Cpus, attempt: u64) -> bool {
+        self.relink_unlinked(quiescence, cpus, attempt)
     }
 
     /// Ends the table: from now on every operation that begins finds nothing. Gives the old root
@@ -326,23 +580,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // `retire_epoch` pairs with the guards of those who still hold the old root.
         decode_root(self.root.swap(0, Ordering::AcqRel))
     }
-
-    /// Log2 of the bytes that one word of a table of `level` spans.
-    fn shift(level: Level) -> u32 {
-        PageSize::Size4K.shift() + F::INDEX_BITS * (u32::from(level.number()) - 1)
-    }
-
-    /// Bytes that one word of a table of `level` spans.
-    fn span(&self, level: Level) -> u64 {
-        1 << Self::shift(level)
-    }
-
-    /// 4 KiB pages that one word of a table of `level` spans.
-    fn pages(&self, level: Level) -> PageCount {
-        PageCount::new(self.span(level) / PageSize::Size4K.bytes()).unwrap_or(PageCount::ONE)
-    }
 }
 
+#[inline]
 fn decode_root(word: u64) -> Option<RootPointer> {
     let page = PhysAddr::new(word).align_down(PageSize::Size4K);
     let level = Level::new(u8::try_from(word - page.as_u64()).ok()?)?;

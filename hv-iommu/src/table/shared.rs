@@ -5,15 +5,14 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, PageSize, Perms, PhysAddr};
 
-use super::walk::{CellOf, Missing, Page};
+use super::map::SparesOf;
+use super::walk::{CellOf, Slot};
 use super::{MapOutcome, MemoryHandle, Table, TableError};
-use crate::format::{Entry, Format, Level};
+use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
-/// A word: its table and its index there.
-type Word<'g, H> = (Page<'g, CellOf<H>>, usize);
-
 impl<F: Format, H: MemoryHandle> Table<F, H> {
+    #[inline]
     pub(super) fn map_shared_page(
         &self,
         guard: &Guard<'_>,
@@ -21,35 +20,25 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
         perms: Perms,
         size: PageSize,
+        spares: &mut SparesOf<'_, H>,
     ) -> Result<MapOutcome, TableError> {
-        let mut spare = None;
-        let mut tables = 0;
-        let missing = Missing::Install {
-            spare: &mut spare,
-            installed: &mut tables,
-        };
         let perms = if Fault::IgnorePermissions.is_on() {
             Perms::ReadWrite
         } else {
             perms
         };
-        let mapped = self
-            .shared_word(guard, at, Level::of(size), missing)
-            .and_then(|(page, index)| {
-                let leaf = self.format.leaf(Level::of(size), to, perms);
-                self.exchange(&page, index, Level::of(size), at, 0, leaf)
-            });
-        self.give_back_spare(spare);
-        match mapped {
-            Ok(()) => Ok(MapOutcome { tables }),
-            Err(TableError::OutOfFrames { .. }) => {
-                let missing = self.count_missing_for_page(guard, at, to, size);
-                Err(TableError::OutOfFrames { missing })
-            }
-            Err(error) => Err(error),
-        }
+        let level = Level::of(size);
+        let root = self.root_for(Iova::new(at.as_u64() | (Self::span(level) - 1)))?;
+        let mut tables = 0;
+        let slot = match self.leaf_slot(guard, root, at, level, self.clear_link()) {
+            Some(slot) => slot,
+            None => self.open_way(guard, root, at, level, spares, &mut tables)?,
+        };
+        self.exchange(slot, 0, self.format.leaf(level, to, perms))?;
+        Ok(MapOutcome { tables, filled: 0 })
     }
 
+    #[inline]
     pub(super) fn unmap_shared_page(
         &self,
         guard: &Guard<'_>,
@@ -57,107 +46,188 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         size: PageSize,
     ) -> Result<PhysAddr, TableError> {
         let level = Level::of(size);
-        let (page, index) = self.shared_word(guard, at, level, Missing::Skip)?;
-        let Some(cell) = page.cell(index) else {
-            return Err(TableError::NotMapped { at });
-        };
-        // ORDERING: Acquire, as every read of a walk.
-        let word = cell.load(Ordering::Acquire);
-        match self.format.decode(word, level) {
-            Entry::Leaf { to, .. } => {
-                let pending = self.format.pending(level, to);
-                match self.exchange(&page, index, level, at, word, pending) {
-                    Ok(()) => Ok(to),
-                    // Another CPU unmapped it first.
-                    Err(TableError::Occupied { .. }) => Err(TableError::NotMapped { at }),
-                    Err(error) => Err(error),
+        let slot = self.present_slot(guard, at, level)?;
+        // ORDERING: Relaxed, the exchange below checks the word again.
+        let mut word = slot.cell.load(Ordering::Relaxed);
+        loop {
+            let to = match self.format.decode(word, level) {
+                Entry::Leaf { to, .. } => to,
+                Entry::Unknown(word) => return Err(slot.damaged(word)),
+                // Also when another CPU unmapped it first.
+                _ => return Err(slot.not_mapped()),
+            };
+            // ORDERING: AcqRel: the flush that comes after sees the word, and what the mapper did is seen
+            // here; Acquire on failure, to look again: hardware may have set a bit.
+            match slot.cell.compare_exchange(
+                word,
+                self.format.pending(word),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => {
+                    if !Fault::SkipUnmapWriteBack.is_on() {
+                        self.write_words_back(slot.word_at, 1);
+                    }
+                    self.memory().walker_fence();
+                    return Ok(to);
                 }
-            }
-            Entry::Unknown(word) => Err(TableError::Damaged { at, word }),
-            Entry::Empty | Entry::Pending { .. } | Entry::Table { .. } => {
-                Err(TableError::NotMapped { at })
+                Err(found) => word = found,
             }
         }
     }
 
+    /// Gives whether the page was written by a device.
+    #[inline]
     pub(super) fn redeem_shared_page(
         &self,
         guard: &Guard<'_>,
         at: Iova,
         to: PhysAddr,
         size: PageSize,
-    ) -> Result<(), TableError> {
+    ) -> Result<bool, TableError> {
         let level = Level::of(size);
-        let (page, index) = self.shared_word(guard, at, level, Missing::Skip)?;
-        let pending = self.format.pending(level, to);
-        self.exchange(&page, index, level, at, pending, 0)
-            .map_err(|_| TableError::NotMapped { at })
+        let slot = self.present_slot(guard, at, level)?;
+        // ORDERING: Acquire: what its pending value is about comes before.
+        let word = slot.cell.load(Ordering::Acquire);
+        if self.format.decode(word, level) != (Entry::Pending { to }) {
+            return Err(slot.not_mapped());
+        }
+        // ORDERING: AcqRel: who maps the page next sees that it was emptied, with all that came before.
+        slot.cell
+            .compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire)
+            .map_err(|_| slot.not_mapped())?;
+        Ok(word & F::DIRTY != 0)
     }
 
-    /// The word of `level` for `at`.
-    fn shared_word<'g>(
+    /// The word of `level` for `at`, if all links on the way are as they should be.
+    #[inline]
+    fn leaf_slot<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        root: RootPointer,
+        at: Iova,
+        level: Level,
+        link: (u64, u64),
+    ) -> Option<Slot<'g, CellOf<H>>> {
+        let first = at.as_u64();
+        let page = match level.number() {
+            1 => self.descend::<1>(guard, root, first, link),
+            2 => self.descend::<2>(guard, root, first, link),
+            _ => self.descend::<3>(guard, root, first, link),
+        };
+        page?.slot(Self::index(level, first), level, first)
+    }
+
+    /// The word of `level` for `at`, for who has a page there.
+    #[inline]
+    fn present_slot<'g>(
         &'g self,
         guard: &'g Guard<'_>,
         at: Iova,
         level: Level,
-        mut missing: Missing<'_>,
-    ) -> Result<Word<'g, H>, TableError> {
-        let last = at.as_u64() | (self.span(level) - 1);
-        let mut table = self.root_for(Iova::new(last))?;
-        let index = |level| {
-            self.parts(level, at.as_u64(), at.as_u64())
-                .next()
-                .map_or(0, |part| part.index)
-        };
-        while table.level > level {
+    ) -> Result<Slot<'g, CellOf<H>>, TableError> {
+        let root = self.root_for(Iova::new(at.as_u64() | (Self::span(level) - 1)))?;
+        self.leaf_slot(guard, root, at, level, Self::any_link())
+            .ok_or(TableError::NotMapped { at })
+    }
+
+    /// The word of `level` for `at`; what is missing on the way is linked.
+    #[cold]
+    fn open_way<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        root: RootPointer,
+        at: Iova,
+        level: Level,
+        spares: &mut SparesOf<'_, H>,
+        tables: &mut u64,
+    ) -> Result<Slot<'g, CellOf<H>>, TableError> {
+        let first = at.as_u64();
+        let mut table = root;
+        let mut reserved = false;
+        loop {
             let page = self.page(guard, table.page);
-            let step = match &mut missing {
-                Missing::Skip => Missing::Skip,
-                Missing::Install { spare, installed } => Missing::Install { spare, installed },
+            let slot = page
+                .slot(Self::index(table.level, first), table.level, first)
+                .ok_or(TableError::Damaged { at, word: 0 })?;
+            if table.level <= level {
+                return Ok(slot);
+            }
+            let below = table.level.below().ok_or(slot.occupied())?;
+            let child = match self.open(slot)? {
+                Some(child) => child,
+                None => {
+                    if !reserved {
+                        // Where one table is missing, so are those below. What was met is met again
+                        // while the guard lives, so this is all that it takes.
+                        let missing = u64::from(table.level.number() - level.number());
+                        spares
+                            .reserve(missing)
+                            .map_err(|missing| TableError::OutOfFrames { missing })?;
+                        reserved = true;
+                    }
+                    let private = self
+                        .build_empty(spares)
+                        .ok_or(TableError::OutOfFrames { missing: 1 })?;
+                    match self.publish(slot, private) {
+                        Ok(child) => {
+                            self.count_tables(1);
+                            *tables += 1;
+                            child
+                        }
+                        Err(private) => {
+                            spares.push(private);
+                            continue;
+                        }
+                    }
+                }
             };
-            let child = self.child(&page, index(table.level), table.level, at, step)?;
-            let (Some(child), Some(below)) = (child, table.level.below()) else {
-                return Err(TableError::NotMapped { at });
+            table = RootPointer {
+                page: child,
+                level: below,
             };
-            table.page = child;
-            table.level = below;
         }
-        Ok((self.page(guard, table.page), index(level)))
     }
 
     /// Replaces a word that several CPUs may want, or says what is in the way.
+    #[inline]
     fn exchange(
         &self,
-        page: &Page<'_, CellOf<H>>,
-        index: usize,
-        level: Level,
-        at: Iova,
+        slot: Slot<'_, CellOf<H>>,
         current: u64,
         new: u64,
     ) -> Result<(), TableError> {
-        let Some(cell) = page.cell(index) else {
-            return Err(TableError::Damaged { at, word: 0 });
+        let order = if Fault::SharedRelaxed.is_on() {
+            // ORDERING: the deliberate fault.
+            Ordering::Relaxed
+        } else {
+            // ORDERING: AcqRel: publishes the page's content as a leaf store does, and takes over what
+            // the previous owner of the word did.
+            Ordering::AcqRel
         };
-        // ORDERING: AcqRel: publishes the page's content as a leaf store does, and takes over what
-        // the previous owner of the word did; Acquire on failure, only to report.
-        if let Err(found) = cell.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
+        // ORDERING: Acquire on failure, only to report.
+        if let Err(found) = slot
+            .cell
+            .compare_exchange(current, new, order, Ordering::Acquire)
         {
-            return Err(match self.format.decode(found, level) {
-                Entry::Empty => TableError::NotMapped { at },
-                Entry::Table { .. } => TableError::TableInTheWay { at },
-                Entry::Unknown(word) => TableError::Damaged { at, word },
-                _ => TableError::Occupied { at },
-            });
+            return Err(self.beaten(slot, found));
         }
-        let skipped = match current {
-            0 => Fault::SkipLeafWriteBack,
-            _ => Fault::SkipUnmapWriteBack,
-        };
-        if !self.geometry().coherent && !skipped.is_on() {
-            self.memory()
-                .write_back(page.word_at(index), size_of::<u64>() as u64);
+        if !Fault::SkipLeafWriteBack.is_on() {
+            self.write_words_back(slot.word_at, 1);
         }
         self.memory().walker_fence();
         Ok(())
+    }
+
+    #[cold]
+    fn beaten(&self, slot: Slot<'_, CellOf<H>>, found: u64) -> TableError {
+        match self.format.decode(found, slot.level) {
+            Entry::Empty => slot.not_mapped(),
+            Entry::Table { .. } | Entry::Tombstone { .. } => {
+                TableError::TableInTheWay { at: slot.at() }
+            }
+            Entry::Unknown(word) => slot.damaged(word),
+            _ => slot.occupied(),
+        }
     }
 }

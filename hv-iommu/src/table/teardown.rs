@@ -8,9 +8,9 @@
 use arrayvec::ArrayVec;
 use hv_core::EntryCell;
 use hv_core::sync::Ordering;
-use hv_core::{PhysAddr, PhysRange};
+use hv_core::{PageCount, PhysAddr, PhysRange};
 
-use super::walk::give_back;
+use super::spares::give_back;
 use super::{MemoryHandle, Table};
 use crate::format::{Entry, Format, Level, RootPointer};
 
@@ -23,6 +23,17 @@ use crate::format::{Entry, Format, Level, RootPointer};
 pub struct Drain {
     stack: ArrayVec<(PhysAddr, Level, usize), { Level::MAX.number() as usize }>,
     tables: u64,
+}
+
+/// What a step of a drain came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainStep {
+    /// A leaf named these frames.
+    Frames(PhysRange),
+    /// As many words as asked for were looked at: call again.
+    More,
+    /// The table is gone.
+    Done,
 }
 
 impl Drain {
@@ -43,43 +54,72 @@ impl Drain {
         self.tables
     }
 
-    /// Goes on to the next leaf, pending or not, and gives the frames that it names; `None` when
-    /// the table is gone.
-    pub fn step<F: Format, H: MemoryHandle>(&mut self, table: &Table<F, H>) -> Option<PhysRange> {
-        loop {
-            let (page, level, index) = self.stack.last_mut()?;
+    /// Goes on to the next leaf, pending or not, and gives the frames that it names. Looks at no more
+    /// than `words` words, so that a CPU is never held for long.
+    pub fn step<F: Format, H: MemoryHandle>(
+        &mut self,
+        table: &Table<F, H>,
+        words: usize,
+    ) -> DrainStep {
+        for _ in 0..words {
+            let Some((page, level, index)) = self.stack.last_mut() else {
+                return self.free_unnamed(table);
+            };
             let (page, level, here) = (*page, *level, {
                 *index += 1;
                 *index - 1
             });
             // SAFETY: by the promise of `new` the table is closed and unreachable, and a page on
             // the stack has not been given back.
-            let words = unsafe { table.page_alone(page) };
-            let Some(cell) = words.cell(here) else {
+            let cells = unsafe { table.page_alone(page) };
+            let Some(cell) = cells.cell(here) else {
                 self.stack.pop();
-                self.tables += 1;
-                // SAFETY: the page is a table page of this table, reached by nobody (see above);
-                // popping it makes this its one time.
-                unsafe { give_back(table.memory(), page) };
+                self.free(table, page);
                 continue;
             };
             // ORDERING: Acquire pairs with the last writer's release, whichever CPU that was.
             let word = cell.load(Ordering::Acquire);
             match table.format.decode(word, level) {
-                Entry::Table { page, .. } => {
+                Entry::Table { page, .. }
+                | Entry::Tombstone { page }
+                | Entry::PendingTable { page } => {
                     if let Some(below) = level.below() {
                         // A path has as many tables as levels, so there is room.
                         let _ = self.stack.try_push((page, below, 0));
                     }
                 }
                 Entry::Leaf { to, .. } | Entry::Pending { to } => {
-                    if let Ok(run) = PhysRange::new(to, table.pages(level)) {
-                        return Some(run);
+                    let pages = PageCount::for_bytes(Table::<F, H>::span(level));
+                    if let Ok(run) = PhysRange::new(to, pages.unwrap_or(PageCount::ONE)) {
+                        return DrainStep::Frames(run);
                     }
                 }
                 Entry::Empty | Entry::Unknown(_) => {}
             }
         }
+        DrainStep::More
+    }
+
+    /// The tables that the reclaimer held when the end came.
+    fn free_unnamed<F: Format, H: MemoryHandle>(&mut self, table: &Table<F, H>) -> DrainStep {
+        let next = table.reclaim.with(|reclaimer| reclaimer.take_unnamed());
+        match next {
+            // A CPU is about to find out that the table has ended; it does nothing then.
+            None => DrainStep::More,
+            Some(None) => DrainStep::Done,
+            Some(Some(page)) => {
+                self.free(table, page);
+                DrainStep::More
+            }
+        }
+    }
+
+    fn free<F: Format, H: MemoryHandle>(&mut self, table: &Table<F, H>, page: PhysAddr) {
+        self.tables += 1;
+        table.count_tables(-1);
+        // SAFETY: the page is a table page of this table, reached by nobody (see `new`); the word that
+        // named it was passed, or the list that did gave it up, so this is its one time.
+        unsafe { give_back(table.memory(), page) };
     }
 }
 
@@ -90,16 +130,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             // SAFETY: the root came from `close` just now. `self` by value: no guard can be walking
             // this table, and its root was never given to a device.
             let mut drain = unsafe { Drain::new(root) };
-            while drain.step(&self).is_some() {}
-        }
-    }
-
-    /// Frees a page that was taken for a link and never linked.
-    pub(super) fn give_back_spare(&self, spare: Option<PhysAddr>) {
-        if let Some(page) = spare {
-            // SAFETY: a spare came from `new_table` on this memory and lost every race it was in, so
-            // no word ever named it; it was taken out of its place just now.
-            unsafe { give_back(self.memory(), page) };
+            while drain.step(&self, usize::MAX) != DrainStep::Done {}
         }
     }
 }

@@ -1,176 +1,405 @@
-//! Unmapping a range that the caller owns, and emptying it once a receipt allows that.
+//! Unmapping a range that the caller owns: leaves become pending words, whole tables are detached; and
+//! emptying both once a receipt allows that.
 
-use core::ops::ControlFlow;
+#![expect(
+    unsafe_code,
+    reason = "frees detached tables that a receipt and a grace period have put out of reach"
+)]
+
+use core::ops::Range;
 
 use hv_core::fault::Fault;
 use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
-use hv_core::{EntryCell, Iova, IovaRange, PageSize, PhysAddr};
+use hv_core::{EntryCell, Iova, IovaRange, PhysAddr};
 
-use super::walk::{CellOf, Missing, Page, Part};
-use super::{MemoryHandle, Table, TableError};
+use super::spares::give_back;
+use super::walk::{CellOf, Page, Slot};
+use super::{MemoryHandle, Redeemed, Table, TableError, Unmapped};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
-const WORD_BYTES: u64 = size_of::<u64>() as u64;
-
-/// A word that is no link, as [`Table::visit`] shows it.
-pub(super) struct Visit<'v, C> {
-    pub(super) page: &'v Page<'v, C>,
-    pub(super) part: Part,
-    pub(super) level: Level,
-    pub(super) entry: Entry,
-}
-
-/// Looks at one word; breaking off ends the visit.
-type Visitor<'f, H> = dyn FnMut(Visit<'_, CellOf<H>>) -> ControlFlow<TableError> + 'f;
+/// Told of each page that was written by a device: its first address and its level.
+pub(super) type Harvest<'h> = dyn FnMut(Iova, Level) + 'h;
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
-    /// Shows every word of `first` to `last` that links no table, in order of addresses.
-    pub(super) fn visit(
+    #[inline]
+    pub(super) fn unmap_range(&self, guard: &Guard<'_>, range: IovaRange) -> Unmapped {
+        let mut unmapped = Unmapped::default();
+        // An address that is too wide would lead to the words of another one.
+        let Ok(root) = self.root_for(range.last()) else {
+            return unmapped;
+        };
+        let (first, last) = (range.start().as_u64(), range.last().as_u64());
+        let pages = range.pages().get();
+        let one_table = (first ^ last) >> (Self::shift(Level::LEAF) + F::INDEX_BITS) == 0;
+        let found = if one_table && pages < 1 << F::INDEX_BITS {
+            self.descend::<1>(guard, root, first, Self::any_link())
+        } else {
+            None
+        };
+        match found {
+            Some(page) => {
+                let index = Self::index(Level::LEAF, first);
+                self.unmap_leaves(page, index..index + pages as usize, Level::LEAF);
+            }
+            None => self.unmap_table(guard, root, first, last, &mut unmapped),
+        }
+        self.memory().walker_fence();
+        unmapped
+    }
+
+    #[inline(never)]
+    fn unmap_table(
         &self,
         guard: &Guard<'_>,
         table: RootPointer,
         first: u64,
         last: u64,
-        show: &mut Visitor<'_, H>,
-    ) -> ControlFlow<TableError> {
+        unmapped: &mut Unmapped,
+    ) {
         let page = self.page(guard, table.page);
-        for part in self.parts(table.level, first, last) {
-            let at = Iova::new(part.first);
-            if let Some(below) = table.level.below()
-                && let Ok(Some(child)) =
-                    self.child(&page, part.index, table.level, at, Missing::Skip)
-            {
-                let child = RootPointer {
-                    page: child,
-                    level: below,
-                };
-                self.visit(guard, child, part.first, part.last, show)?;
-                continue;
+        let cover = Self::cover(table.level, first, last);
+        for part in [cover.head, cover.tail].into_iter().flatten() {
+            let child = page.cell(part.index).and_then(|cell| self.peek(cell));
+            if let (Some(page), Some(below)) = (child, table.level.below()) {
+                let child = RootPointer { page, level: below };
+                self.unmap_table(guard, child, part.first, part.last, unmapped);
             }
-            let Some(cell) = page.cell(part.index) else {
-                continue;
-            };
-            // ORDERING: Acquire, as every read of a walk.
-            let word = cell.load(Ordering::Acquire);
-            show(Visit {
-                page: &page,
-                part,
-                level: table.level,
-                entry: self.format.decode(word, table.level),
-            })?;
         }
-        ControlFlow::Continue(())
-    }
-
-    pub(super) fn vacant_range(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
-        let Ok(root) = self.root_for(range.last()) else {
-            return false;
-        };
-        let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        self.visit(guard, root, first, last, &mut |visit| match visit.entry {
-            Entry::Empty => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(TableError::Occupied {
-                at: Iova::new(visit.part.first),
-            }),
-        })
-        .is_continue()
-    }
-
-    pub(super) fn unmap_range(&self, guard: &Guard<'_>, range: IovaRange) {
-        // An address that is too wide would lead to the words of another one.
-        let Ok(root) = self.root_for(range.last()) else {
-            return;
-        };
-        let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        let coherent = self.geometry().coherent;
-        // Words in a row of one table that are not in memory yet: one write-back for all of them.
-        let mut run: Option<(PhysAddr, u64)> = None;
-        // Broken off never: the visitor below always goes on.
-        let _ = self.visit(guard, root, first, last, &mut |visit| {
-            let Entry::Leaf { to, .. } = visit.entry else {
-                return ControlFlow::Continue(());
-            };
-            if !visit.part.whole {
-                return ControlFlow::Continue(());
+        let mut index = cover.whole.start;
+        while index < cover.whole.end {
+            index += self.unmap_leaves(page, index..cover.whole.end, table.level);
+            if index < cover.whole.end {
+                unmapped.tables |= self.detach(page, index, table.level);
+                index += 1;
             }
-            if let Some(cell) = visit.page.cell(visit.part.index) {
+        }
+    }
+
+    /// Makes leaves in a row pending, up to the first word that is none. How many those were.
+    #[inline]
+    fn unmap_leaves(
+        &self,
+        page: Page<'_, CellOf<H>>,
+        indices: Range<usize>,
+        level: Level,
+    ) -> usize {
+        let cells = page.run(indices.clone());
+        let (mask, want) = Self::any_link();
+        let mut count = 0;
+        for cell in cells {
+            // ORDERING: Relaxed: the words are the caller's own, and are only marked here.
+            let word = cell.load(Ordering::Relaxed);
+            let link = level != Level::LEAF && word & mask == want;
+            if word & F::PRESENT == 0 || link {
+                if level == Level::LEAF {
+                    // Nothing that could be a table: the rest is looked at as well.
+                    count += 1;
+                    continue;
+                }
+                break;
+            }
+            if self.geometry.dirty && !Fault::DirtyByStore.is_on() {
+                self.unmap_leaf_that_may_get_dirty(cell, word);
+            } else {
                 // ORDERING: Release, rule 3; the caller's fence before it notes the flush sequence
                 // orders the store before the flush.
-                cell.store(self.format.pending(visit.level, to), Ordering::Release);
+                cell.store(self.format.pending(word), Ordering::Release);
             }
-            if !coherent {
-                let at = visit.page.word_at(visit.part.index);
-                run = match run {
-                    Some((from, bytes))
-                        if from.checked_add(bytes) == Some(at)
-                            && !at.is_aligned(PageSize::Size4K) =>
-                    {
-                        Some((from, bytes + WORD_BYTES))
-                    }
-                    before => {
-                        self.write_run_back(before);
-                        Some((at, WORD_BYTES))
-                    }
-                };
-            }
-            ControlFlow::Continue(())
-        });
-        self.write_run_back(run);
-        self.memory().walker_fence();
+            count += 1;
+        }
+        if !Fault::SkipUnmapWriteBack.is_on() {
+            self.write_words_back(page.word_at(indices.start), count);
+        }
+        count
     }
 
-    /// Writes a run of words back: where it starts, and its bytes.
-    fn write_run_back(&self, run: Option<(PhysAddr, u64)>) {
-        if let Some((from, bytes)) = run
-            && !Fault::SkipUnmapWriteBack.is_on()
-        {
-            self.memory().write_back(from, bytes);
+    /// Hardware may set the dirty bit at any moment, so only an exchange keeps it.
+    fn unmap_leaf_that_may_get_dirty(&self, cell: &CellOf<H>, mut word: u64) {
+        // ORDERING: AcqRel as the store above, and to see what hardware did; Acquire to look again.
+        while let Err(found) = cell.compare_exchange(
+            word,
+            self.format.pending(word),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
+            if found & F::PRESENT == 0 {
+                return;
+            }
+            word = found;
         }
     }
 
-    pub(super) fn redeem_range(
+    /// Detaches the table at a word whose whole span the caller owns, whatever a reclaimer has done to
+    /// the link meanwhile. Whether there was one.
+    fn detach(&self, page: Page<'_, CellOf<H>>, index: usize, level: Level) -> bool {
+        let Some(cell) = page.cell(index) else {
+            return false;
+        };
+        // ORDERING: Acquire, as every read of a walk.
+        let word = cell.load(Ordering::Acquire);
+        if !matches!(
+            self.format.decode(word, level),
+            Entry::Table { .. } | Entry::Tombstone { .. }
+        ) {
+            return false;
+        }
+        // ORDERING: AcqRel: a reclaimer that finds the word changed has lost; what it did before is seen.
+        let word = cell.fetch_and(!(F::PRESENT | F::FROZEN | F::ACCESSED), Ordering::AcqRel);
+        if !Fault::SkipUnmapWriteBack.is_on() {
+            self.write_words_back(page.word_at(index), 1);
+        }
+        // The reclaimer may have emptied a tombstone in between.
+        word != 0
+    }
+
+    /// # Safety
+    /// As [`Table::redeem`].
+    #[inline]
+    pub(super) unsafe fn redeem_range(
         &self,
         guard: &Guard<'_>,
         range: IovaRange,
-    ) -> Result<PhysAddr, TableError> {
+        to: PhysAddr,
+        dirty: &mut Harvest<'_>,
+    ) -> Result<Redeemed, TableError> {
         let root = self.root_for(range.last())?;
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        let mut run: Option<PhysAddr> = None;
-        let checked = self.visit(guard, root, first, last, &mut |visit| {
-            let at = Iova::new(visit.part.first);
-            let found = match visit.entry {
-                Entry::Pending { to } if visit.part.whole => to,
-                Entry::Unknown(word) => {
-                    return ControlFlow::Break(TableError::Damaged { at, word });
-                }
-                _ => return ControlFlow::Break(TableError::NotMapped { at }),
-            };
-            let start = *run.get_or_insert(found);
-            let expected = PhysAddr::new(start.as_u64().wrapping_add(visit.part.first - first));
-            if found != expected {
-                return ControlFlow::Break(TableError::NotContiguous {
+        let pages = range.pages().get();
+        let one_table = (first ^ last) >> (Self::shift(Level::LEAF) + F::INDEX_BITS) == 0;
+        if one_table
+            && pages < 1 << F::INDEX_BITS
+            && let Some(page) = self.descend::<1>(guard, root, first, Self::any_link())
+        {
+            let index = Self::index(Level::LEAF, first);
+            let indices = index..index + pages as usize;
+            let expected = self.pending_for(Level::LEAF, to);
+            self.check_pending(page, indices.clone(), Level::LEAF, first, expected)?;
+            self.empty_leaves(page, indices, Level::LEAF, first, dirty);
+            return Ok(Redeemed::default());
+        }
+        self.check_table(guard, root, first, last, to)?;
+        let mut redeemed = Redeemed::default();
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.empty_table(guard, root, first, last, &mut redeemed, dirty) };
+        self.count_tables(-(redeemed.tables as i64));
+        Ok(redeemed)
+    }
+
+    fn pending_for(&self, level: Level, to: PhysAddr) -> u64 {
+        // What the device may do is not kept in a pending word.
+        let leaf = self.format.leaf(level, to, hv_core::Perms::ReadWrite);
+        self.format.pending(leaf)
+    }
+
+    /// Checks that words in a row are pending leaves of neighbouring pages.
+    #[inline]
+    fn check_pending(
+        &self,
+        page: Page<'_, CellOf<H>>,
+        indices: Range<usize>,
+        level: Level,
+        first: u64,
+        expected: u64,
+    ) -> Result<(), TableError> {
+        let span = Self::span(level);
+        let mut word = expected;
+        for (offset, cell) in page.run(indices.clone()).iter().enumerate() {
+            // ORDERING: Relaxed: the words are the caller's own since its unmap.
+            let found = cell.load(Ordering::Relaxed);
+            if found & !F::DIRTY != word {
+                let at = first.wrapping_add(span.wrapping_mul(offset as u64));
+                return Err(self.not_pending(level, at, found, word));
+            }
+            word = word.wrapping_add(span);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn not_pending(&self, level: Level, at: u64, found: u64, expected: u64) -> TableError {
+        let at = Iova::new(at);
+        match (
+            self.format.decode(found, level),
+            self.format.decode(expected, level),
+        ) {
+            (Entry::Pending { to: found }, Entry::Pending { to: expected }) => {
+                TableError::NotContiguous {
                     at,
                     expected,
                     found,
-                });
+                }
             }
-            ControlFlow::Continue(())
-        });
-        if let ControlFlow::Break(error) = checked {
-            return Err(error);
+            (Entry::Unknown(word), _) => TableError::Damaged { at, word },
+            _ => TableError::NotMapped { at },
         }
-        let start = run.ok_or(TableError::NotMapped { at: range.start() })?;
-        // The words are the caller's alone, so what was checked above still holds.
-        let _ = self.visit(guard, root, first, last, &mut |visit| {
-            if let Some(cell) = visit.page.cell(visit.part.index) {
-                // ORDERING: Release, rule 3. Not written back: for a walker that does not snoop,
-                // pending and empty are the same, not present.
-                cell.store(0, Ordering::Release);
+    }
+
+    /// Checks that all of `first` to `last` is pending, and what single leaves name.
+    fn check_table(
+        &self,
+        guard: &Guard<'_>,
+        table: RootPointer,
+        first: u64,
+        last: u64,
+        to: PhysAddr,
+    ) -> Result<(), TableError> {
+        let page = self.page(guard, table.page);
+        let cover = Self::cover(table.level, first, last);
+        let target = |at: u64| PhysAddr::new(to.as_u64().wrapping_add(at.wrapping_sub(first)));
+        let check_part = |part: super::walk::Part| {
+            let child = page.cell(part.index).and_then(|cell| self.peek(cell));
+            let (Some(page), Some(below)) = (child, table.level.below()) else {
+                return Err(TableError::NotMapped {
+                    at: Iova::new(part.first),
+                });
+            };
+            let child = RootPointer { page, level: below };
+            self.check_table(guard, child, part.first, part.last, target(part.first))
+        };
+        if let Some(head) = cover.head {
+            check_part(head)?;
+        }
+        let span = Self::span(table.level);
+        let mut at = cover.base;
+        for index in cover.whole.clone() {
+            let Some(slot) = page.slot(index, table.level, at) else {
+                return Err(TableError::NotMapped { at: Iova::new(at) });
+            };
+            // ORDERING: Relaxed, as in `check_pending`.
+            let word = slot.cell.load(Ordering::Relaxed);
+            let expected = self.pending_for(table.level, target(at));
+            let detached = table.level != Level::LEAF
+                && matches!(
+                    self.format.decode(word, table.level),
+                    Entry::PendingTable { .. }
+                );
+            if word & !F::DIRTY != expected && !detached {
+                return Err(self.not_pending(table.level, at, word, expected));
             }
-            ControlFlow::Continue(())
-        });
-        Ok(start)
+            at = at.wrapping_add(span);
+        }
+        cover.tail.map_or(Ok(()), check_part)
+    }
+
+    /// Empties what [`check_table`](Self::check_table) has looked at: the words are the caller's alone,
+    /// so it still holds.
+    ///
+    /// # Safety
+    /// As [`Table::redeem`].
+    unsafe fn empty_table(
+        &self,
+        guard: &Guard<'_>,
+        table: RootPointer,
+        first: u64,
+        last: u64,
+        redeemed: &mut Redeemed,
+        dirty: &mut Harvest<'_>,
+    ) {
+        let page = self.page(guard, table.page);
+        let cover = Self::cover(table.level, first, last);
+        for part in [cover.head, cover.tail].into_iter().flatten() {
+            let child = page.cell(part.index).and_then(|cell| self.peek(cell));
+            if let (Some(page), Some(below)) = (child, table.level.below()) {
+                let child = RootPointer { page, level: below };
+                // SAFETY: the caller's promise is the same.
+                unsafe { self.empty_table(guard, child, part.first, part.last, redeemed, dirty) };
+            }
+        }
+        let mut at = cover.base;
+        for index in cover.whole {
+            let Some(slot) = page.slot(index, table.level, at) else {
+                return;
+            };
+            // ORDERING: Relaxed, as in `check_pending`.
+            let word = slot.cell.load(Ordering::Relaxed);
+            match (self.format.decode(word, table.level), table.level.below()) {
+                (Entry::PendingTable { page }, Some(below)) => {
+                    // SAFETY: the word is the caller's, who detached the table and has a receipt that
+                    // covers walk caches and a grace period, so nobody reaches it or what is below.
+                    redeemed.tables += unsafe { self.free_detached(page, below, at, dirty) };
+                }
+                _ => self.harvest(word, table.level, at, dirty),
+            }
+            self.empty_slot(slot);
+            at = at.wrapping_add(Self::span(table.level));
+        }
+    }
+
+    /// Empties pending leaves in a row.
+    #[inline]
+    fn empty_leaves(
+        &self,
+        page: Page<'_, CellOf<H>>,
+        indices: Range<usize>,
+        level: Level,
+        first: u64,
+        dirty: &mut Harvest<'_>,
+    ) {
+        let mut at = first;
+        for cell in page.run(indices) {
+            if self.geometry.dirty {
+                // ORDERING: Relaxed, as in `check_pending`.
+                self.harvest(cell.load(Ordering::Relaxed), level, at, dirty);
+                at = at.wrapping_add(Self::span(level));
+            }
+            // ORDERING: Release, as in `empty_slot`.
+            cell.store(0, Ordering::Release);
+        }
+    }
+
+    fn empty_slot(&self, slot: Slot<'_, CellOf<H>>) {
+        // ORDERING: Release, rule 3: what was done to the table that stood here comes before. Not
+        // written back: for a walker, pending and empty are the same, not present.
+        slot.cell.store(0, Ordering::Release);
+    }
+
+    fn harvest(&self, word: u64, level: Level, at: u64, dirty: &mut Harvest<'_>) {
+        if self.geometry.dirty && word & F::DIRTY != 0 {
+            dirty(Iova::new(at), level);
+        }
+    }
+
+    /// Frees a detached table and all below it. How many pages that were.
+    ///
+    /// # Safety
+    /// No CPU and no walker reaches the table any more, nobody else frees it, and the word that names it
+    /// is emptied next.
+    unsafe fn free_detached(
+        &self,
+        page: PhysAddr,
+        level: Level,
+        at: u64,
+        dirty: &mut Harvest<'_>,
+    ) -> u64 {
+        // SAFETY: by the caller's promise the page is out of everybody's reach and not yet freed.
+        let words = unsafe { self.page_alone(page) };
+        let mut freed = 1;
+        // The leaves of a last table are the caller's frames, whose run it knows.
+        if level != Level::LEAF || self.geometry.dirty {
+            let mut at = at;
+            for cell in words.cells {
+                // ORDERING: Acquire pairs with the last writer's release, whichever CPU that was.
+                let word = cell.load(Ordering::Acquire);
+                let table = match self.format.decode(word, level) {
+                    Entry::Table { page, .. }
+                    | Entry::Tombstone { page }
+                    | Entry::PendingTable { page } => Some(page),
+                    _ => None,
+                };
+                match (table, level.below()) {
+                    (Some(page), Some(below)) => {
+                        // SAFETY: only the table above named it.
+                        freed += unsafe { self.free_detached(page, below, at, dirty) };
+                    }
+                    _ => self.harvest(word, level, at, dirty),
+                }
+                at = at.wrapping_add(Self::span(level));
+            }
+        }
+        // SAFETY: nothing reaches the page (see above), and this is its one time.
+        unsafe { give_back(self.memory(), page) };
+        freed
     }
 }

@@ -1,255 +1,467 @@
-//! Walking a table: from the root to the words of a range, linking tables on the way.
+//! Walking a table: from the root to the words that an operation is about, and what a writer does to
+//! links on its way.
 
 #![expect(
     unsafe_code,
     reason = "reaches the words of table pages by their physical address"
 )]
 
-use core::ops::Deref;
+use core::ops::{Deref, Range};
 
 use hv_core::fault::Fault;
-use hv_core::platform::{CacheMaintenance, FrameSource, PhysMemory};
+use hv_core::platform::{CacheMaintenance, PhysMemory};
 use hv_core::sync::Ordering;
-use hv_core::{EntryCell, FrameRun, Hypervisor, Iova, PageCount, PageSize, PhysAddr, PhysRange};
+use hv_core::{EntryCell, Iova, PageSize, PhysAddr};
 
-use super::{MemoryHandle, Table, TableError, TableMemory, Translation};
-use crate::format::{Entry, Format, Level};
+use super::{MemoryHandle, Table, TableError, Translation};
+use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
 /// The cell type of the memory that `H` leads to.
 pub(super) type CellOf<H> = <<H as Deref>::Target as PhysMemory>::Cell;
 
+pub(super) const WORD_BYTES: u64 = size_of::<u64>() as u64;
+
 /// The words of one table page, and where they are.
 pub(super) struct Page<'g, C> {
-    cells: &'g [C],
-    at: PhysAddr,
+    pub(super) cells: &'g [C],
+    pub(super) at: PhysAddr,
 }
 
-/// The part of an operation's addresses that one word covers.
+impl<C> Clone for Page<'_, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for Page<'_, C> {}
+
+/// One word of a table page.
+pub(super) struct Slot<'g, C> {
+    pub(super) cell: &'g C,
+    /// The physical address of the word.
+    pub(super) word_at: PhysAddr,
+    /// The level of its table.
+    pub(super) level: Level,
+    /// The first address of the operation under it.
+    pub(super) first: u64,
+}
+
+impl<C> Clone for Slot<'_, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for Slot<'_, C> {}
+
+/// The part of an operation's addresses under one word that it does not cover whole.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
-    /// The word's index in its table.
     pub(super) index: usize,
-    /// The first address of the operation under this word.
     pub(super) first: u64,
-    /// The last one, inclusive.
+    /// Inclusive.
     pub(super) last: u64,
-    /// Whether the operation covers the whole span of the word.
-    pub(super) whole: bool,
+}
+
+/// How a range of addresses lies over the words of one table: a word of which it covers the end, words
+/// that it covers whole, a word of which it covers the beginning. Any of them may be missing.
+pub(super) struct Cover {
+    pub(super) head: Option<Part>,
+    pub(super) whole: Range<usize>,
+    /// The first address under the first whole word.
+    pub(super) base: u64,
+    pub(super) tail: Option<Part>,
 }
 
 impl<'g, C: EntryCell> Page<'g, C> {
+    #[inline]
     pub(super) fn cell(&self, index: usize) -> Option<&'g C> {
         self.cells.get(index)
     }
 
+    /// Words in a row; none when the page has fewer, which no index of ours asks for.
+    #[inline]
+    pub(super) fn run(&self, indices: Range<usize>) -> &'g [C] {
+        self.cells.get(indices).unwrap_or(&[])
+    }
+
     /// The physical address of the word with this index.
+    #[inline]
     pub(super) fn word_at(&self, index: usize) -> PhysAddr {
-        PhysAddr::new(self.at.as_u64() + (index * size_of::<u64>()) as u64)
+        PhysAddr::new(self.at.as_u64() + index as u64 * WORD_BYTES)
+    }
+
+    /// The word with this index, for an operation that begins at `first` under it.
+    pub(super) fn slot(&self, index: usize, level: Level, first: u64) -> Option<Slot<'g, C>> {
+        Some(Slot {
+            cell: self.cell(index)?,
+            word_at: self.word_at(index),
+            level,
+            first,
+        })
     }
 }
 
-/// Takes a frame, all of whose words are empty and in memory.
-pub(super) fn new_table<M: TableMemory>(memory: &M, coherent: bool) -> Option<PhysAddr> {
-    let frame = memory.alloc_frames(PageCount::ONE, PageSize::Size4K).ok()?;
-    let at = frame.range().start();
-    for cell in frame.cells(memory, 0).unwrap_or(&[]) {
-        // ORDERING: Relaxed, the page is private; the CAS or store that links it publishes it.
-        cell.store(0, Ordering::Relaxed);
+impl<C> Slot<'_, C> {
+    pub(super) fn at(&self) -> Iova {
+        Iova::new(self.first)
     }
-    if !coherent && !Fault::SkipTableWriteBack.is_on() {
-        memory.write_back(at, PageSize::Size4K.bytes());
-    }
-    // Whoever links the address owns the frame from here; `give_back` makes a run of it again.
-    Some(frame.into_range().start())
-}
 
-/// Gives a table page back that no word names any more, or never did.
-///
-/// # Safety
-/// `page` came from [`new_table`] on the same memory, is given back once, and neither a CPU nor a
-/// walker reaches it.
-pub(super) unsafe fn give_back<M: FrameSource>(memory: &M, page: PhysAddr) {
-    if let Ok(range) = PhysRange::new(page, PageCount::ONE) {
-        // SAFETY: `new_table` took this frame and gave up its run; by the caller's promise nothing
-        // uses it, so this run is its one owner.
-        memory.free_frames(unsafe { FrameRun::<Hypervisor>::from_raw(range, ()) });
+    pub(super) fn damaged(&self, word: u64) -> TableError {
+        TableError::Damaged {
+            at: self.at(),
+            word,
+        }
     }
-}
 
-/// What [`Table::child`] may do about an empty slot.
-pub(super) enum Missing<'p> {
-    /// Report it.
-    Skip,
-    /// Link a new table; a page that was taken and lost a race is kept here for the next slot.
-    Install {
-        /// A private page left over.
-        spare: &'p mut Option<PhysAddr>,
-        /// How many tables were linked.
-        installed: &'p mut u64,
-    },
+    pub(super) fn occupied(&self) -> TableError {
+        TableError::Occupied { at: self.at() }
+    }
+
+    pub(super) fn not_mapped(&self) -> TableError {
+        TableError::NotMapped { at: self.at() }
+    }
 }
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The words of the table page at `page`, for as long as the guard protects them.
+    #[inline]
     pub(super) fn page<'g>(&'g self, _guard: &'g Guard<'_>, page: PhysAddr) -> Page<'g, CellOf<H>> {
-        // SAFETY: callers pass the root or a page named by a link of this table, read under the
-        // guard. By the invariant of `Table` such a page is a frame that this table owns; it is
-        // freed only after the root was closed and every guard of before has ended, and the
-        // reference cannot outlive the guard.
+        // SAFETY: callers pass the root or a page named by a link or a tombstone of this table, read
+        // under the guard, or a private page. By the invariant of `Table` such a page is a frame that
+        // this table owns; it is freed only after it was unlinked or the root was closed, and every
+        // guard of before has ended, and the reference cannot outlive the guard.
         let cells = unsafe { self.memory.cells(page) };
         Page { cells, at: page }
     }
 
-    /// The words of a table page that nobody else can reach any more.
+    /// The words of a table page that no other CPU can reach.
     ///
     /// # Safety
-    /// The table was closed, all guards of that time have ended, and `page` was not given back.
+    /// The page is a frame of this table that was not given back: one never linked, or one that was
+    /// unlinked, or whose table was closed, before all guards of that time ended.
     pub(super) unsafe fn page_alone(&self, page: PhysAddr) -> Page<'_, CellOf<H>> {
-        // SAFETY: by the invariant of `Table` the page is a frame that this table owns; by the
-        // caller's promise it has not been given back.
+        // SAFETY: by the caller's promise the page is a frame that this table owns.
         let cells = unsafe { self.memory.cells(page) };
         Page { cells, at: page }
     }
 
+    #[inline]
     pub(super) fn memory(&self) -> &H::Target {
         &self.memory
     }
 
-    /// The words of a table of `level` that addresses `first` to `last` go through.
-    pub(super) fn parts(
-        &self,
-        level: Level,
-        first: u64,
-        last: u64,
-    ) -> impl Iterator<Item = Part> + use<F, H> {
-        let shift = Self::shift(level);
-        let mask = (1_u64 << F::INDEX_BITS) - 1;
-        let span_mask = (1_u64 << shift) - 1;
-        let mut next = Some(first);
-        core::iter::from_fn(move || {
-            let from = next?;
-            let end = (from | span_mask).min(last);
-            next = if end == last {
-                None
-            } else {
-                end.checked_add(1)
-            };
-            Some(Part {
-                // The mask leaves `INDEX_BITS` bits, which fit any `usize`.
-                index: ((from >> shift) & mask) as usize,
-                first: from,
-                last: end,
-                whole: from & span_mask == 0 && end & span_mask == span_mask,
-            })
-        })
+    /// Log2 of the bytes that one word of a table of `level` spans.
+    #[inline]
+    pub(super) const fn shift(level: Level) -> u32 {
+        PageSize::Size4K.shift() + F::INDEX_BITS * (level.number() as u32 - 1)
     }
 
-    /// The table linked at word `index` of `page`, or `None` when the slot is empty and `missing`
-    /// says to skip it.
-    pub(super) fn child(
-        &self,
-        page: &Page<'_, CellOf<H>>,
-        index: usize,
-        level: Level,
-        at: Iova,
-        mut missing: Missing<'_>,
-    ) -> Result<Option<PhysAddr>, TableError> {
-        let Some(cell) = page.cell(index) else {
-            return Err(TableError::Damaged { at, word: 0 });
-        };
-        // ORDERING: Acquire pairs with the install below: behind a link its table's words are seen.
-        let mut word = cell.load(Ordering::Acquire);
+    /// Bytes that one word of a table of `level` spans.
+    #[inline]
+    pub(super) const fn span(level: Level) -> u64 {
+        1 << Self::shift(level)
+    }
+
+    /// The index of the word for `at` in a table of `level`.
+    #[inline]
+    pub(super) const fn index(level: Level, at: u64) -> usize {
+        // The mask leaves `INDEX_BITS` bits, which fit any `usize`.
+        ((at >> Self::shift(level)) & ((1 << F::INDEX_BITS) - 1)) as usize
+    }
+
+    /// The root, if the table translates addresses up to `last`.
+    #[inline]
+    pub(super) fn root_for(&self, last: Iova) -> Result<RootPointer, TableError> {
+        let root = self.root().ok_or(TableError::Ended)?;
+        let bits = Self::shift(root.level) + F::INDEX_BITS;
+        if last.as_u64() >> bits != 0 {
+            return Err(TableError::TooWide { last, bits });
+        }
+        Ok(root)
+    }
+
+    /// The table of level `TARGET` that `at` goes through, if every word on the way has `want` under
+    /// `mask`, which must make it a link. The unrolled walk that all fast paths share.
+    #[inline(always)]
+    pub(super) fn descend<'g, const TARGET: u8>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        root: RootPointer,
+        at: u64,
+        (mask, want): (u64, u64),
+    ) -> Option<Page<'g, CellOf<H>>> {
+        let mut page = root.page;
+        macro_rules! step {
+            ($level:literal) => {
+                if $level > TARGET && root.level.number() >= $level {
+                    const LEVEL: Level = match Level::new($level) {
+                        Some(level) => level,
+                        None => Level::LEAF,
+                    };
+                    let cells = self.page(guard, page);
+                    // ORDERING: Acquire: behind a link the words of its table are seen.
+                    let word = cells.cell(Self::index(LEVEL, at))?.load(Ordering::Acquire);
+                    if word & mask != want {
+                        return None;
+                    }
+                    page = PhysAddr::new(word & F::ADDRESS);
+                }
+            };
+        }
+        step!(5);
+        step!(4);
+        step!(3);
+        step!(2);
+        (root.level.number() >= TARGET).then(|| self.page(guard, page))
+    }
+
+    /// What a word has to look like for a mapper to go through it without doing anything to it: a link,
+    /// not frozen, and written back where that matters.
+    #[inline]
+    pub(super) fn clear_link(&self) -> (u64, u64) {
+        self.clear_link
+    }
+
+    /// What a word has to look like for anybody else: a link.
+    #[inline]
+    pub(super) const fn any_link() -> (u64, u64) {
+        (F::LINK_MASK & !F::FROZEN, F::LINK)
+    }
+
+    /// How `first` to `last`, which one word above covers, lie over a table of `level`.
+    pub(super) fn cover(level: Level, first: u64, last: u64) -> Cover {
+        let mask = Self::span(level) - 1;
+        let (from, to) = (Self::index(level, first), Self::index(level, last));
+        let (cut_below, cut_above) = (first & mask != 0, last & mask != mask);
+        let head = (cut_below || (from == to && cut_above)).then_some(Part {
+            index: from,
+            first,
+            last: last.min(first | mask),
+        });
+        let tail = (cut_above && (from != to)).then_some(Part {
+            index: to,
+            first: last & !mask,
+            last,
+        });
+        let start = from + usize::from(head.is_some());
+        let end = (to + 1) - usize::from(tail.is_some());
+        Cover {
+            head,
+            whole: start..end.max(start),
+            base: if head.is_some() {
+                (first | mask).wrapping_add(1)
+            } else {
+                first
+            },
+            tail,
+        }
+    }
+
+    /// The table below a slot for a mapper, or `None` when the slot is empty. Thaws and relinks what a
+    /// reclaimer left there (rule 6), and writes a link back that is not known to be in memory (rule 11).
+    pub(super) fn open(&self, slot: Slot<'_, CellOf<H>>) -> Result<Option<PhysAddr>, TableError> {
+        let (mask, want) = self.clear_link;
+        // ORDERING: Acquire pairs with the install: behind a link its table's words are seen.
+        let mut word = slot.cell.load(Ordering::Acquire);
         loop {
-            match self.format.decode(word, level) {
-                Entry::Table {
-                    page: child,
-                    written_back,
-                } => {
-                    if !self.geometry.coherent && !written_back {
-                        self.link_written_back(cell, page.word_at(index));
-                    }
-                    return Ok(Some(child));
-                }
-                Entry::Leaf { .. } | Entry::Pending { .. } => {
-                    return Err(TableError::Occupied { at });
-                }
-                Entry::Unknown(word) => return Err(TableError::Damaged { at, word }),
-                Entry::Empty => {}
+            if slot.level != Level::LEAF && word & mask == want {
+                return Ok(Some(PhysAddr::new(word & F::ADDRESS)));
             }
-            let Missing::Install { spare, installed } = &mut missing else {
-                return Ok(None);
+            let (child, link) = match self.format.decode(word, slot.level) {
+                Entry::Empty => return Ok(None),
+                Entry::Table { page, frozen, .. } => (
+                    page,
+                    if frozen && !Fault::SkipThaw.is_on() {
+                        word & !F::FROZEN
+                    } else {
+                        word
+                    },
+                ),
+                Entry::Tombstone { .. } if Fault::SkipRelink.is_on() => {
+                    // ORDERING: as below; the deliberate fault is to take the place of the tombstone.
+                    let _ =
+                        slot.cell
+                            .compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire);
+                    return Ok(None);
+                }
+                Entry::Tombstone { page } => (page, self.format.table(page)),
+                Entry::Leaf { .. } | Entry::Pending { .. } | Entry::PendingTable { .. } => {
+                    return Err(slot.occupied());
+                }
+                Entry::Unknown(word) => return Err(slot.damaged(word)),
             };
-            let private = match spare.take() {
-                Some(private) => private,
-                None => new_table(&*self.memory, self.geometry.coherent)
-                    .ok_or(TableError::OutOfFrames { missing: 1 })?,
-            };
-            let link = self.format.table(private);
-            if !Fault::SkipPublishFence.is_on() {
-                self.memory.walker_fence();
-            }
-            if Fault::InstallByStore.is_on() {
-                // ORDERING: Release; the deliberate fault is that a table may be overwritten.
-                cell.store(link, Ordering::Release);
-                **installed += 1;
-                return Ok(Some(private));
-            }
-            // ORDERING: AcqRel publishes the private page's words to whoever walks through the
-            // link; Acquire on failure, to walk through the winner's.
-            match cell.compare_exchange(word, link, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    **installed += 1;
-                    if !self.geometry.coherent {
-                        self.link_written_back(cell, page.word_at(index));
-                    }
-                    return Ok(Some(private));
-                }
-                Err(found) => {
-                    **spare = Some(private);
+            if link != word {
+                // ORDERING: AcqRel: the reclaimer that finds this word changed has lost, whatever it
+                // did before; Acquire on failure, to look again.
+                if let Err(found) =
+                    slot.cell
+                        .compare_exchange(word, link, Ordering::AcqRel, Ordering::Acquire)
+                {
                     word = found;
+                    continue;
                 }
             }
+            if !self.geometry.coherent && link & F::WRITTEN_BACK == 0 {
+                self.write_link_back(slot.cell, slot.word_at);
+            }
+            return Ok(Some(child));
+        }
+    }
+
+    /// The table below a slot for everybody else: `None` unless the slot links one.
+    #[inline]
+    pub(super) fn peek(&self, cell: &CellOf<H>) -> Option<PhysAddr> {
+        // ORDERING: Acquire, as in `open`.
+        let word = cell.load(Ordering::Acquire);
+        let (mask, want) = Self::any_link();
+        (word & mask == want).then(|| PhysAddr::new(word & F::ADDRESS))
+    }
+
+    /// The word of a table of `level` for `at`, by links alone.
+    pub(super) fn find<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        root: RootPointer,
+        at: u64,
+        level: Level,
+    ) -> Option<Slot<'g, CellOf<H>>> {
+        let mut table = root;
+        loop {
+            let page = self.page(guard, table.page);
+            let slot = page.slot(Self::index(table.level, at), table.level, at)?;
+            if table.level <= level {
+                return (table.level == level).then_some(slot);
+            }
+            table = RootPointer {
+                page: self.peek(slot.cell)?,
+                level: table.level.below()?,
+            };
         }
     }
 
     /// Brings a link to memory before anything that depends on it, and notes that in the link.
-    fn link_written_back(&self, cell: &CellOf<H>, at: PhysAddr) {
+    pub(super) fn write_link_back(&self, cell: &CellOf<H>, at: PhysAddr) {
         if !Fault::SkipLinkWriteBack.is_on() {
-            self.memory.write_back(at, size_of::<u64>() as u64);
+            self.memory.write_back(at, WORD_BYTES);
         }
         self.memory.walker_fence();
-        // ORDERING: Release: who sees the bit may rely on the write-back that came before it.
-        cell.fetch_or(self.format.written_back(), Ordering::Release);
+        // ORDERING: Release: who sees the bit may rely on the write-back that came before it. On a word
+        // that is no link any more the bit would be damage, so it is added by exchange.
+        let mut word = cell.load(Ordering::Relaxed);
+        let (mask, want) = Self::any_link();
+        while word & mask == want && word & F::WRITTEN_BACK == 0 {
+            // ORDERING: Release, as above; Relaxed on failure, the word is only looked at again.
+            match cell.compare_exchange(
+                word,
+                word | F::WRITTEN_BACK,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(found) => word = found,
+            }
+        }
+    }
+
+    /// Writes words in a row back, where walkers do not snoop.
+    #[inline]
+    pub(super) fn write_words_back(&self, from: PhysAddr, words: usize) {
+        if !self.geometry.coherent && words != 0 {
+            self.memory.write_back(from, words as u64 * WORD_BYTES);
+        }
     }
 
     /// The leaf that `at` goes through.
+    #[inline]
     pub(super) fn lookup(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
-        let root = self.root()?;
-        let (mut level, mut table) = (root.level, root.page);
-        if at.as_u64() >> (Self::shift(level) + F::INDEX_BITS) != 0 {
-            return None;
+        let root = self.root_for(at).ok()?;
+        let at = at.as_u64();
+        if let Some(page) = self.descend::<1>(guard, root, at, Self::any_link()) {
+            // ORDERING: Acquire pairs with the leaf's store.
+            let word = page
+                .cell(Self::index(Level::LEAF, at))?
+                .load(Ordering::Acquire);
+            return self.translation(word, Level::LEAF, at);
         }
+        self.lookup_large(guard, root, at)
+    }
+
+    #[cold]
+    fn lookup_large(&self, guard: &Guard<'_>, root: RootPointer, at: u64) -> Option<Translation> {
+        let mut table = root;
         loop {
-            let page = self.page(guard, table);
-            let part = self.parts(level, at.as_u64(), at.as_u64()).next()?;
-            // ORDERING: Acquire pairs with the install and leaf stores.
-            let word = page.cell(part.index)?.load(Ordering::Acquire);
-            match self.format.decode(word, level) {
+            let page = self.page(guard, table.page);
+            // ORDERING: Acquire pairs with the installs and the leaf's store.
+            let word = page
+                .cell(Self::index(table.level, at))?
+                .load(Ordering::Acquire);
+            match self.format.decode(word, table.level) {
                 Entry::Table { page, .. } => {
-                    table = page;
-                    level = level.below()?;
+                    table = RootPointer {
+                        page,
+                        level: table.level.below()?,
+                    };
                 }
-                Entry::Leaf { to, perms } => {
-                    let offset = at.as_u64() & (self.span(level) - 1);
-                    return Some(Translation {
-                        to: to.checked_add(offset)?,
-                        perms,
-                        level,
-                    });
-                }
-                Entry::Empty | Entry::Pending { .. } | Entry::Unknown(_) => return None,
+                _ => return self.translation(word, table.level, at),
             }
         }
+    }
+
+    #[inline]
+    fn translation(&self, word: u64, level: Level, at: u64) -> Option<Translation> {
+        match self.format.decode(word, level) {
+            Entry::Leaf { to, perms } => Some(Translation {
+                to: to.checked_add(at & (Self::span(level) - 1))?,
+                perms,
+                level,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// How many words at the front of `cells` are empty.
+#[inline]
+pub(super) fn leading_empty<C: EntryCell>(cells: &[C]) -> usize {
+    let lines = cells.chunks_exact(8);
+    let mut clear = 0;
+    for line in lines {
+        let together = line.iter().fold(0, |bits, cell| {
+            // ORDERING: Acquire: who emptied the word, by a receipt, has done so before.
+            bits | cell.load(Ordering::Acquire)
+        });
+        if together != 0 {
+            break;
+        }
+        clear += line.len();
+    }
+    // ORDERING: Acquire, as above.
+    let rest = cells.get(clear..).unwrap_or(&[]).iter();
+    clear
+        + rest
+            .take_while(|cell| cell.load(Ordering::Acquire) == 0)
+            .count()
+}
+
+/// Writes `first`, `first + step`, ... to words in a row.
+#[inline]
+pub(super) fn store_run<C: EntryCell>(cells: &[C], first: u64, step: u64) {
+    let mut word = first;
+    let mut put = |cell: &C| {
+        // ORDERING: Release: what the page holds comes before the device, or a CPU, can reach it. In a
+        // private table the publishing exchange says it again; the store costs the same.
+        cell.store(word, Ordering::Release);
+        word = word.wrapping_add(step);
+    };
+    let mut lines = cells.chunks_exact(8);
+    for line in &mut lines {
+        for cell in line {
+            put(cell);
+        }
+    }
+    for cell in lines.remainder() {
+        put(cell);
     }
 }

@@ -10,6 +10,7 @@ pub mod dmar;
 pub mod fault;
 pub mod invalidation;
 pub mod pci;
+pub mod quirks;
 pub mod registers;
 pub mod root_context;
 pub mod second_stage;

@@ -11,6 +11,11 @@ pub const R: u64 = 1 << 0;
 pub const W: u64 = 1 << 1;
 /// A leaf above level 1: 2 MiB at level 2, 1 GiB at level 3 (bit 7). Ignored at level 1.
 pub const PS: u64 = 1 << 7;
+/// Hardware walked through it (bit 8), where it keeps such bits at all. Source: Linux `generic_pt`
+/// `vtdss.h`.
+pub const A: u64 = 1 << 8;
+/// Hardware wrote through this leaf (bit 9), likewise.
+pub const D: u64 = 1 << 9;
 /// The address of a page or table (bits 51:12). Bits from the host address width are reserved.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -21,7 +26,8 @@ pub const SOFTWARE: u64 = 0x3ff0_0000_0000_0400;
 pub const K: u64 = 1 << 56;
 /// Ours, in a link: the word reached the memory that a non-coherent walker reads.
 pub const WB: u64 = 1 << 57;
-/// Ours, reserved for freezing a link; not used in this version.
+/// Ours: in a link, that a reclaimer looks whether its table is empty; in an entry that is not present,
+/// that the table at its address was empty and was unlinked.
 pub const F: u64 = 1 << 58;
 
 /// Writes of devices to these addresses are interrupts and never translated; entries that lead
@@ -31,7 +37,7 @@ pub const INTERRUPT_WINDOW: u64 = 0xfee0_0000;
 pub const INTERRUPT_WINDOW_BYTES: u64 = 0x10_0000;
 
 const_assert_eq!((K | WB | F) & !SOFTWARE, 0);
-const_assert_eq!((R | W | PS | ADDRESS) & SOFTWARE, 0);
+const_assert_eq!((R | W | PS | A | D | ADDRESS) & SOFTWARE, 0);
 
 #[cfg(test)]
 mod tests {
@@ -43,6 +49,8 @@ mod tests {
             (R, 0x1),
             (W, 0x2),
             (PS, 0x80),
+            (A, 0x100),
+            (D, 0x200),
             (K, 0x0100_0000_0000_0000),
             (WB, 0x0200_0000_0000_0000),
             (F, 0x0400_0000_0000_0000),

@@ -70,6 +70,12 @@ impl<P: Platform, S> Unit<P, S> {
         self.caps
     }
 
+    /// The same unit, trusted or not to follow a change of page size that happens under it.
+    pub(crate) fn with_live_resize(mut self, live_resize: bool) -> Self {
+        self.caps.live_resize = live_resize;
+        self
+    }
+
     /// The same unit in the next state.
     fn into_state<T>(self, next: impl FnOnce(S) -> T) -> Unit<P, T> {
         Unit {

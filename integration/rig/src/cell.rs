@@ -59,6 +59,10 @@ impl EntryCell for RigCell {
         self.change(|old| Some(old | bits))
     }
 
+    fn fetch_and(&self, bits: u64, _order: Ordering) -> u64 {
+        self.change(|old| Some(old & bits))
+    }
+
     fn swap(&self, word: u64, _order: Ordering) -> u64 {
         self.change(|_| Some(word))
     }

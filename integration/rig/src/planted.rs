@@ -167,10 +167,31 @@ pub const PLANTED: &[Planted] = &[
 ];
 
 /// Faults that are not for the rig, and who catches them.
-pub const ELSEWHERE: &[(Fault, &str)] = &[(
-    Fault::InstallByStore,
-    "the loom models: it takes two CPUs in the middle of one map each",
-)];
+pub const ELSEWHERE: &[(Fault, &str)] = &[
+    (
+        Fault::InstallByStore,
+        "the loom models: it takes two CPUs in the middle of one map each",
+    ),
+    (Fault::PublishRelaxed, LOOM),
+    (Fault::SharedRelaxed, LOOM),
+    (Fault::SkipThaw, LOOM),
+    (Fault::SkipRelink, LOOM),
+    (Fault::SkipTombstone, LOOM),
+    (Fault::SkipFreezeGrace, LOOM),
+    (Fault::SkipRetireGrace, LOOM),
+    (Fault::PendingIsEmpty, LOOM),
+    (Fault::SkipUnlinkWriteBack, LOOM),
+    (Fault::OtherAttemptsReceipt, LOOM),
+    (Fault::SkipReclaimFlush, LOOM),
+    (Fault::ReclaimLeafHint, LOOM),
+    (Fault::DetachLeafHint, LOOM),
+    (Fault::DropDebt, LOOM),
+    (Fault::DirtyByStore, LOOM),
+    (Fault::SplitDropsDirty, LOOM),
+];
+
+/// It takes several CPUs in the middle of something.
+const LOOM: &str = "the loom models";
 
 /// How many lives are lived before a fault counts as not caught.
 pub const LIVES: u64 = 3000;

@@ -89,6 +89,13 @@ impl EntryCell for TracedCell {
         old
     }
 
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        // ORDERING: the caller's.
+        let old = self.word.fetch_and(bits, order);
+        self.written(old, old & bits);
+        old
+    }
+
     fn swap(&self, word: u64, order: Ordering) -> u64 {
         // ORDERING: the caller's.
         let old = self.word.swap(word, order);
@@ -129,6 +136,8 @@ struct Stock {
 pub struct Arena {
     frames: Vec<OnceLock<Frame>>,
     stock: Mutex<Stock>,
+    /// The tables that walkers reached when [`Arena::check_order`] last looked.
+    reached: Mutex<BTreeSet<u64>>,
 }
 
 impl Arena {
@@ -141,6 +150,7 @@ impl Arena {
                 free: (0..frames).rev().collect(),
                 budget: usize::MAX,
             }),
+            reached: Mutex::default(),
         }
     }
 
@@ -205,20 +215,31 @@ impl Arena {
         let mut unfenced = BTreeSet::new();
         let mut dirty = BTreeMap::new();
         let mut on_its_way = Vec::new();
+        let mut private_links = BTreeMap::new();
+        let mut reached = self.reached.lock().unwrap();
         for step in STEPS.take() {
             match step {
                 Step::Write { at, old, new } => {
                     if self.is_table(new) && !self.is_table(old) {
-                        let table = new & 0x000f_ffff_ffff_f000;
-                        let words = table..table + 4096;
-                        assert!(
-                            unfenced.range(words.clone()).next().is_none(),
-                            "{new:#x} at {at:#x} links a table before a fence"
-                        );
-                        assert!(
-                            coherent || dirty.range(words).next().is_none(),
-                            "{new:#x} at {at:#x} links a table that is not in memory"
-                        );
+                        private_links.insert(at, new & 0x000f_ffff_ffff_f000);
+                        // What is below a table that nobody reaches yet comes into reach with it.
+                        let mut linked = match reached.contains(&(at & !0xfff)) {
+                            true => vec![new & 0x000f_ffff_ffff_f000],
+                            false => vec![],
+                        };
+                        while let Some(table) = linked.pop() {
+                            let words = table..table + 4096;
+                            assert!(
+                                unfenced.range(words.clone()).next().is_none(),
+                                "{new:#x} at {at:#x} links a table before a fence"
+                            );
+                            assert!(
+                                coherent || dirty.range(words.clone()).next().is_none(),
+                                "{new:#x} at {at:#x} links a table that is not in memory"
+                            );
+                            reached.insert(table);
+                            linked.extend(private_links.range(words).map(|(_, below)| *below));
+                        }
                     }
                     if self.is_table(old) && self.is_table(new) {
                         let travels = on_its_way
@@ -245,6 +266,12 @@ impl Arena {
                 }
             }
         }
+        // An operation keeps no private tables: what is taken at its end is linked.
+        let stock = self.stock.lock().unwrap();
+        let free: BTreeSet<usize> = stock.free.iter().copied().collect();
+        let taken = (0..self.frames.len()).filter(|index| !free.contains(index));
+        *reached = taken.map(|index| BASE + ((index as u64) << 12)).collect();
+        drop(stock);
         let (_, unfenced): (Vec<_>, Vec<u64>) = unfenced
             .into_iter()
             .partition(|at| self.needs_no_fence(*at));

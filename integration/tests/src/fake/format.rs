@@ -15,6 +15,11 @@ pub(super) const LINK: u64 = 1 << 2;
 const SAVED: u64 = 1 << 3;
 /// The word was a leaf and waits.
 const WAITS: u64 = 1 << 4;
+/// A reclaimer's mark.
+const MARKED: u64 = 1 << 5;
+/// Hardware walked through it, wrote through it: the fake never does that.
+const USED: u64 = 1 << 6;
+const WRITTEN: u64 = 1 << 7;
 /// Where the page or table is.
 pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
 
@@ -22,23 +27,35 @@ pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FakeFormat;
 
-// SAFETY: the five kinds of words differ in their flag bits: none, READ or WRITE alone, LINK, LINK and
-// SAVED, WAITS. Each encoder keeps the address bits and sets one kind, which `decode` reads back;
-// the unit takes exactly READ, WRITE and LINK for present.
+// SAFETY: the kinds of words differ in their flag bits: none, READ or WRITE alone, LINK with SAVED and
+// MARKED, WAITS alone, MARKED alone, none but an address. Each encoder keeps the address bits and sets
+// one kind, which `decode` reads back; the unit takes exactly READ, WRITE and LINK for present.
 unsafe impl Format for FakeFormat {
     const INDEX_BITS: u32 = 9;
+    const ADDRESS: u64 = ADDRESS;
+    const LINK_MASK: u64 = LINK | MARKED | READ | WRITE;
+    const LINK: u64 = LINK;
+    const PRESENT: u64 = READ | WRITE | LINK;
+    const FROZEN: u64 = MARKED;
+    const WRITTEN_BACK: u64 = SAVED;
+    const ACCESSED: u64 = USED;
+    const DIRTY: u64 = WRITTEN;
 
     fn decode(&self, word: u64, _level: Level) -> Entry {
         let to = PhysAddr::new(word & ADDRESS);
         let perms = Perms::from_rights(word & READ != 0, word & WRITE != 0);
-        match (perms, word & (LINK | SAVED | WAITS)) {
+        let flags = word & !ADDRESS & !(READ | WRITE);
+        match (perms, flags & !(USED | WRITTEN)) {
             _ if word == 0 => Entry::Empty,
             (Some(perms), 0) => Entry::Leaf { to, perms },
             (None, WAITS) => Entry::Pending { to },
-            (None, bits) if bits & LINK != 0 && bits & WAITS == 0 => Entry::Table {
+            (None, MARKED) => Entry::Tombstone { page: to },
+            (None, bits) if bits & !(SAVED | MARKED) == LINK => Entry::Table {
                 page: to,
                 written_back: bits & SAVED != 0,
+                frozen: bits & MARKED != 0,
             },
+            (None, bits) if bits & !SAVED == 0 => Entry::PendingTable { page: to },
             _ => Entry::Unknown(word),
         }
     }
@@ -56,11 +73,11 @@ unsafe impl Format for FakeFormat {
         page.as_u64() & ADDRESS | LINK
     }
 
-    fn written_back(&self) -> u64 {
-        SAVED
+    fn pending(&self, word: u64) -> u64 {
+        word & (ADDRESS | WRITTEN) | WAITS
     }
 
-    fn pending(&self, _level: Level, to: PhysAddr) -> u64 {
-        to.as_u64() & ADDRESS | WAITS
+    fn tombstone(&self, page: PhysAddr) -> u64 {
+        page.as_u64() & ADDRESS | MARKED
     }
 }

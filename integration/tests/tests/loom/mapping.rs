@@ -110,8 +110,8 @@ fn mapper_against_unmapper_of_one_table() {
             world.tell(1 << 1);
         });
         // The walker keeps no leaves and the frame is not used again, so no flush is needed.
-        world.table.unmap(&world.pin(), pages(0, 1));
-        assert_eq!(world.table.redeem(&world.pin(), pages(0, 1)), Ok(frame(0)));
+        let _ = world.table.unmap(&world.pin(), pages(0, 1));
+        assert_eq!(world.redeem(pages(0, 1), frame(0)), Ok(0));
         world.map(0, frame(2)).unwrap();
         world.tell(1 << 0);
         mapper.join().unwrap();

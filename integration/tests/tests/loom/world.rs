@@ -1,6 +1,6 @@
 //! What all models of a table share: one table, its memory, its epochs, and checks of the outcome.
 
-#![expect(unsafe_code, reason = "draining a closed table is unsafe")]
+#![expect(unsafe_code, reason = "redeeming and draining are unsafe")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hv_core::sync::{AtomicU64, Ordering};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Drain, Geometry, Table, TableError};
+use hv_iommu::table::{Drain, DrainStep, Geometry, Table, TableError};
 use hv_iommu::{Level, RootPointer};
 use hv_vtd::SecondStage;
 use loom::thread::JoinHandle;
@@ -55,6 +55,8 @@ impl World {
             root: Level::new(levels).unwrap(),
             largest_leaf: Level::new(levels.min(3)).unwrap(),
             coherent: reads == Reads::Snooping,
+            live_resize: true,
+            dirty: false,
         };
         let table = Table::new(SecondStage::new(), geometry, arena.clone()).unwrap();
         let root = table.root().unwrap();
@@ -138,18 +140,30 @@ impl World {
         found.map(|found| found.to)
     }
 
+    /// Empties what was unmapped of a range that was mapped to the run at `to`.
+    pub(crate) fn redeem(&self, range: IovaRange, to: PhysAddr) -> Result<u64, TableError> {
+        // SAFETY: models say themselves when a device has forgotten; some leave that out on purpose.
+        let redeemed = unsafe { self.table.redeem(&self.pin(), range, to, |_, _| ()) };
+        redeemed.map(|redeemed| redeemed.tables)
+    }
+
     /// Drains the closed table. Gives what it named and how often.
     pub(crate) fn drain(&self, root: RootPointer) -> BTreeMap<u64, u64> {
         // SAFETY: callers closed the table and waited until all guards of before had ended, or try
         // whether loom notices that they did not; no walker of theirs reaches it.
         let mut drain = unsafe { Drain::new(root) };
         let mut named = BTreeMap::new();
-        while let Some(run) = drain.step(&self.table) {
-            for index in 0..run.pages().get() {
-                *named.entry(run.page(index).unwrap().as_u64()).or_insert(0) += 1;
+        loop {
+            match drain.step(&self.table, usize::MAX) {
+                DrainStep::Frames(run) => {
+                    for index in 0..run.pages().get() {
+                        *named.entry(run.page(index).unwrap().as_u64()).or_insert(0) += 1;
+                    }
+                }
+                DrainStep::More => {}
+                DrainStep::Done => return named,
             }
         }
-        named
     }
 
     /// What was drained is exactly `mapped`, and every frame came back.

@@ -77,6 +77,7 @@ pub(crate) fn full_unit() -> UnitCaps {
         phys_bits: 46,
         sync_on_map: false,
         write_only: true,
+        live_resize: true,
     }
 }
 

@@ -35,17 +35,19 @@ proptest! {
             subject.arena.set_budget(granted as usize);
             let missing = needed - granted;
             prop_assert_eq!(subject.try_map(&job), Err(TableError::OutOfFrames { missing }));
-            // What was linked stays linked and is all that was taken; nothing is mapped.
-            prop_assert_eq!(subject.arena.taken() as u64, tables + granted);
+            // Nothing was taken, linked or mapped.
+            prop_assert_eq!(subject.arena.taken() as u64, tables);
+            subject.look_for_tables();
             subject.compare_all();
             for (page, level) in &leaves {
                 subject.compare(page << 12);
                 subject.compare(((page + pages_of(*level)) << 12) - 1);
             }
-            subject.arena.set_budget(missing as usize);
-            prop_assert_eq!(subject.try_map(&job), Ok(missing), "with the missing frames");
+            subject.arena.set_budget(needed as usize);
+            let tables = subject.try_map(&job);
+            prop_assert_eq!(tables, Ok(needed), "with the missing frames");
             prop_assert_eq!(subject.arena.budget(), 0);
-            subject.mapped_in_steps(&job, leaves.clone());
+            subject.mapped(&job, needed, leaves.clone());
             subject.compare_all();
             subject.end();
         }
@@ -112,8 +114,8 @@ fn addresses_beyond_the_table_lead_to_nobody() {
         // The same words, if the upper bits were dropped.
         for first in [top, top + 1, 2 * top - 1] {
             subject.map(&page(first, 9));
-            subject.table.unmap(&subject.guard(), range(first, 1));
-            let redeemed = subject.table.redeem(&subject.guard(), range(first, 1));
+            let _ = subject.table.unmap(&subject.guard(), range(first, 1));
+            let redeemed = subject.try_redeem(range(first, 1), PhysAddr::new(0));
             assert!(
                 matches!(redeemed, Err(TableError::TooWide { .. })),
                 "{redeemed:?}"
@@ -129,7 +131,7 @@ fn addresses_beyond_the_table_lead_to_nobody() {
             subject.compare(first << 12);
         }
         // A range that only ends beyond it.
-        subject.table.unmap(&subject.guard(), range(top - 1, 2));
+        let _ = subject.table.unmap(&subject.guard(), range(top - 1, 2));
         subject.compare_all();
         subject.end();
     }
@@ -145,9 +147,12 @@ fn a_range_is_redeemed_only_as_the_one_run_that_it_was_mapped_as() {
         for first in [100, 101, 103] {
             subject.unmap(first);
         }
-        let redeem = |first, pages| subject.table.redeem(&subject.guard(), range(first, pages));
+        let redeem = |first, pages, number: u64| {
+            let to = PhysAddr::new((number + 1) << 32);
+            subject.try_redeem(range(first, pages), to)
+        };
         let at = |page: u64| Iova::new(page << 12);
-        let broken = redeem(100, 2);
+        let broken = redeem(100, 2, 0);
         let found = PhysAddr::new(2 << 32);
         let expected = PhysAddr::new((1 << 32) + 0x1000);
         assert_eq!(
@@ -158,8 +163,14 @@ fn a_range_is_redeemed_only_as_the_one_run_that_it_was_mapped_as() {
                 found
             })
         );
-        assert_eq!(redeem(102, 2), Err(TableError::NotMapped { at: at(102) }));
-        assert_eq!(redeem(103, 2), Err(TableError::NotMapped { at: at(104) }));
+        assert_eq!(
+            redeem(102, 2, 2),
+            Err(TableError::NotMapped { at: at(102) })
+        );
+        assert_eq!(
+            redeem(103, 2, 2),
+            Err(TableError::NotMapped { at: at(104) })
+        );
         // Nothing was changed by the refusals.
         for first in [100, 101, 103] {
             subject.redeem(first);
@@ -178,10 +189,10 @@ fn a_part_of_a_large_page_is_neither_unmapped_nor_redeemed() {
         ..page(512, 0)
     };
     subject.map(&job);
-    subject.table.unmap(&subject.guard(), range(512, 511));
+    let _ = subject.table.unmap(&subject.guard(), range(512, 511));
     subject.compare_all();
     subject.unmap(512);
-    let redeemed = subject.table.redeem(&subject.guard(), range(513, 511));
+    let redeemed = subject.try_redeem(range(513, 511), PhysAddr::new((1 << 32) + 0x1000));
     assert_eq!(
         redeemed,
         Err(TableError::NotMapped {

@@ -1,6 +1,9 @@
 //! The table under test beside the model of it, and what must hold between the two.
 
-#![expect(unsafe_code, reason = "draining a closed table is unsafe")]
+#![expect(
+    unsafe_code,
+    reason = "redeeming without a flush and draining a closed table are unsafe"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use std::sync::Arc;
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Drain, Geometry, Table, TableError, Translation};
+use hv_iommu::table::{Drain, DrainStep, Geometry, Table, TableError, Translation};
 use hv_tests::arena::Arena;
 use hv_tests::walker::{Found, Walker};
 use hv_vtd::SecondStage;
@@ -82,6 +85,8 @@ pub(crate) struct Subject {
     pub(crate) regions: BTreeMap<u64, Region>,
     /// The tables that are linked, with the root: level, and addresses divided by the level's span.
     pub(crate) linked: BTreeSet<(u32, u64)>,
+    /// The tables that were detached with a region, by its first page, and wait with it.
+    pub(crate) detached: BTreeMap<u64, BTreeSet<(u32, u64)>>,
 }
 
 pub(crate) fn range(first: u64, pages: u64) -> IovaRange {
@@ -114,6 +119,8 @@ impl Subject {
             root: level(shape.levels),
             largest_leaf: level(shape.largest),
             coherent: shape.coherent,
+            live_resize: true,
+            dirty: false,
         };
         let table = Table::new(SecondStage::new(), geometry, arena.clone()).unwrap();
         let root = table.root().unwrap().page.as_u64();
@@ -125,6 +132,7 @@ impl Subject {
             root,
             regions: BTreeMap::new(),
             linked: BTreeSet::from([(shape.levels, 0)]),
+            detached: BTreeMap::new(),
         };
         subject.arena.check_order(shape.coherent);
         subject
@@ -263,28 +271,24 @@ impl Subject {
         self.look_for_tables();
     }
 
-    /// Notes a mapping that the engine made after some of its tables had been linked already.
-    pub(crate) fn mapped_in_steps(&mut self, job: &Job, leaves: Vec<Leaf>) {
-        self.linked.extend(self.tables_for(&leaves));
-        self.mapped(job, 0, leaves);
-    }
-
     /// The leaves of a job that the engine can do now.
     pub(crate) fn possible(&self, job: &Job) -> Option<Vec<Leaf>> {
         self.expected(job).ok()
     }
 
     /// Reads all words: each is one that hardware accepts, and the linked tables are those that the
-    /// model knows, or those and more after a map that failed on its way.
-    fn look_for_tables(&mut self) {
+    /// model knows, and all that is taken besides those that wait.
+    pub(crate) fn look_for_tables(&self) {
         let mut found = BTreeSet::new();
         let shown = self.walker().tables(|level, prefix| {
             assert!(found.insert((level, prefix)));
         });
         shown.unwrap();
-        assert!(found.is_superset(&self.linked), "tables went away");
-        assert_eq!(self.arena.taken(), found.len(), "frames that no word names");
-        self.linked = found;
+        assert_eq!(found, self.linked, "tables that are linked");
+        let waiting: usize = self.detached.values().map(BTreeSet::len).sum();
+        let known = found.len() + waiting;
+        assert_eq!(self.arena.taken(), known, "frames that no word names");
+        assert_eq!(self.table.table_pages(), known as u64, "the engine's count");
     }
 
     /// Compares engine, model and walker at one byte.
@@ -351,19 +355,35 @@ impl Subject {
     /// Unmaps a mapped region.
     pub(crate) fn unmap(&mut self, first: u64) {
         let region = self.regions[&first].clone();
-        let guard = self.guard();
         if region.shared {
+            let guard = self.guard();
             let (at, size) = (region.range().start(), size_of_level(region.leaves[0].1));
             let to = self.table.unmap_shared(&guard, at, size);
             assert_eq!(to, Ok(PhysAddr::new(region.to << 12)));
             let again = self.table.unmap_shared(&guard, at, size);
             assert_eq!(again, Err(TableError::NotMapped { at }));
         } else {
-            self.table.unmap(&guard, region.range());
+            let unmapped = self.table.unmap(&self.guard(), region.range());
+            let inside = |(level, prefix): &&(u32, u64)| {
+                let pages = pages_of(level + 1);
+                prefix * pages >= region.first && (prefix + 1) * pages <= region.end()
+            };
+            let gone: BTreeSet<_> = self.linked.iter().filter(inside).copied().collect();
+            assert_eq!(unmapped.tables, !gone.is_empty(), "tables of {region:x?}");
+            self.linked.retain(|table| !gone.contains(table));
+            self.detached.insert(first, gone);
         }
-        drop(guard);
         self.arena.check_order(self.shape.coherent);
         self.regions.get_mut(&first).unwrap().state = State::Pending;
+        self.look_for_tables();
+    }
+
+    /// Redeems a range of the engine. Gives how many table pages came back.
+    pub(crate) fn try_redeem(&self, range: IovaRange, to: PhysAddr) -> Result<u64, TableError> {
+        let dirty = |at, _| panic!("{at} is dirty where nobody notes that");
+        // SAFETY: the walker of this test keeps nothing, and one thread has no other guard.
+        let redeemed = unsafe { self.table.redeem(&self.guard(), range, to, dirty) };
+        redeemed.map(|redeemed| redeemed.tables)
     }
 
     /// Redeems a region, which the engine refuses unless it is pending.
@@ -373,15 +393,19 @@ impl Subject {
         let (at, to) = (region.range().start(), PhysAddr::new(region.to << 12));
         let redeemed = if region.shared {
             let size = size_of_level(region.leaves[0].1);
-            self.table.redeem_shared(&guard, at, to, size).map(|()| to)
+            self.table
+                .redeem_shared(&guard, at, to, size)
+                .map(u64::from)
         } else {
-            self.table.redeem(&guard, region.range())
+            self.try_redeem(region.range(), to)
         };
         drop(guard);
         self.arena.check_order(self.shape.coherent);
         if region.state == State::Pending {
-            assert_eq!(redeemed, Ok(to), "{region:x?}");
+            let tables = self.detached.remove(&first).unwrap_or_default();
+            assert_eq!(redeemed, Ok(tables.len() as u64), "{region:x?}");
             self.regions.remove(&first);
+            self.look_for_tables();
         } else {
             assert_eq!(redeemed, Err(TableError::NotMapped { at }), "{region:x?}");
         }
@@ -415,21 +439,32 @@ impl Subject {
         assert_eq!(self.table.close(), None);
         let everything = range(0, 1 << (9 * self.shape.levels));
         assert!(self.table.translate(&self.guard(), Iova::new(0)).is_none());
-        self.table.unmap(&self.guard(), everything);
-        let redeemed = self.table.redeem(&self.guard(), everything);
+        let unmapped = self.table.unmap(&self.guard(), everything);
+        assert!(!unmapped.tables);
+        let redeemed = self.try_redeem(everything, PhysAddr::new(0));
         assert_eq!(redeemed, Err(TableError::Ended));
         // SAFETY: the table was closed above, no guard is held, and the walker reads when told to.
         let mut drain = unsafe { Drain::new(root) };
+        let mut next = || loop {
+            match drain.step(&self.table, 100) {
+                DrainStep::More => {}
+                step => return step,
+            }
+        };
         for region in self.regions.values() {
             for (page, level) in &region.leaves {
-                let run = drain.step(&self.table).expect("a leaf was lost");
+                let DrainStep::Frames(run) = next() else {
+                    panic!("a leaf of {region:x?} was lost");
+                };
                 let to = (region.to + page - region.first) << 12;
                 let found = (run.start().as_u64(), run.pages().get());
                 assert_eq!(found, (to, pages_of(*level)), "of {region:x?}");
             }
         }
-        assert_eq!(drain.step(&self.table), None);
-        assert_eq!(drain.tables_freed(), self.linked.len() as u64);
+        assert_eq!(next(), DrainStep::Done);
+        let waiting: usize = self.detached.values().map(BTreeSet::len).sum();
+        let tables = self.linked.len() + waiting;
+        assert_eq!(drain.tables_freed(), tables as u64);
         assert_eq!(self.arena.taken(), 0, "tables leaked");
     }
 }

@@ -1,0 +1,246 @@
+//! Pending values: ranges that were unmapped and that hardware may still have cached.
+
+#![expect(
+    unsafe_code,
+    reason = "takes frames back that a table entry was the record of"
+)]
+
+use core::fmt;
+
+use hv_core::fault::Fault;
+use hv_core::platform::Clock;
+use hv_core::sync::spin_hint;
+use hv_core::{FrameRun, IovaRange, Owner, PageCount, PageSize, PhysAddr, PhysRange};
+use thiserror::Error;
+
+use crate::backend::{Backend, FlushSpan};
+use crate::domain::DomainUid;
+use crate::flush::{FlushError, Need, Receipt};
+use crate::quiesce::RetireEpoch;
+use crate::range::{Free, Mapped, Range};
+use crate::table::TableError;
+
+/// How often a redeem tries to bring a grace period to its end by itself.
+const NUDGES: usize = 3;
+
+/// State of the range inside a [`PendingUnmap`].
+struct Unmapped {
+    /// The first of the frames that its entries name.
+    to: PhysAddr,
+}
+
+/// A range that was unmapped and that hardware may still have cached. Holds the range and, through
+/// the table's entries, the frames; a receipt opens it.
+///
+/// Dropping or forgetting it is safe: the entries keep naming the frames, the range stays taken,
+/// and the end of the domain gives the frames back.
+#[must_use = "frames and range come back only with a receipt"]
+pub struct PendingUnmap<O: Owner, B: Backend> {
+    range: Range<O, B, Unmapped>,
+    /// What opens it.
+    need: Need,
+    /// Where tables were detached: when every CPU that might walk in them has left.
+    walkers: Option<RetireEpoch>,
+}
+
+/// Why a pending value stays closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RedeemRefusal {
+    /// The receipt is of another domain.
+    #[error("the receipt is of {found}, the range of {expected}")]
+    OtherDomain {
+        /// The range's domain.
+        expected: DomainUid,
+        /// The receipt's.
+        found: DomainUid,
+    },
+    /// The flush was asked for before the unmap.
+    #[error("the receipt is of flush {found}, the unmap needs flush {needed} or later")]
+    TooOld {
+        /// The first flush that serves.
+        needed: u64,
+        /// The receipt's flush.
+        found: u64,
+    },
+    /// The flush did not cover the range.
+    #[error("the flush did not cover all of {range}")]
+    NotCovered {
+        /// The range.
+        range: IovaRange,
+    },
+    /// The flush left walk caches alone, but tables were taken away or changed.
+    #[error("the flush did not reach walk caches, which may hold tables of the range")]
+    TooShallow,
+    /// A CPU may still walk in tables that were detached. Try again when it has left.
+    #[error("a CPU is still walking the range's tables")]
+    StillWalked,
+    /// The flush failed.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+    /// The entries are not as the unmap left them.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// A pending value that could not be opened, and why.
+pub struct RedeemError<O: Owner, B: Backend> {
+    /// The pending value, unchanged.
+    pub pending: PendingUnmap<O, B>,
+    /// Why.
+    pub reason: RedeemRefusal,
+}
+
+impl<O: Owner, B: Backend> fmt::Display for RedeemError<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} stays pending: {}",
+            self.pending.range.span, self.reason
+        )
+    }
+}
+
+impl<O: Owner, B: Backend> fmt::Debug for RedeemError<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<O: Owner, B: Backend> core::error::Error for RedeemError<O, B> {}
+
+impl<O: Owner, B: Backend> PendingUnmap<O, B> {
+    /// For a range whose entries were just made pending.
+    pub(crate) fn new(
+        range: Range<O, B, Mapped>,
+        need: Need,
+        walkers: Option<RetireEpoch>,
+    ) -> Self {
+        let to = range.state.to;
+        Self {
+            range: range.into_state(Unmapped { to }),
+            need,
+            walkers,
+        }
+    }
+
+    /// The addresses.
+    pub fn span(&self) -> IovaRange {
+        self.range.span
+    }
+
+    /// What has to be flushed for it to open. More than its addresses where page sizes or permissions
+    /// were changed before.
+    pub fn flush_span(&self) -> IovaRange {
+        self.need.span
+    }
+
+    /// Opens the value: the range is free again, and the frames come back.
+    ///
+    /// # Errors
+    /// [`RedeemError`] with this value, when the receipt does not cover it.
+    pub fn redeem(self, receipt: &Receipt) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        let checked = receipt
+            .meets(self.range.core.uid, &self.need)
+            .and_then(|()| match self.is_walked() {
+                false => Ok(()),
+                true => Err(RedeemRefusal::StillWalked),
+            });
+        if let Err(reason) = checked {
+            return Err(RedeemError {
+                pending: self,
+                reason,
+            });
+        }
+        let to = self.range.state.to;
+        let redeemed = {
+            let core = &self.range.core;
+            // SAFETY: the receipt is of this domain's flush, on every unit that it reaches, begun after
+            // the unmap, of the range, and of walk caches where tables were detached; the grace period
+            // since then was just seen to be over.
+            unsafe {
+                core.table
+                    .redeem(&core.pin(), self.range.span, to, |_, _| ())
+            }
+        };
+        if let Err(error) = redeemed {
+            let reason = error.into();
+            return Err(RedeemError {
+                pending: self,
+                reason,
+            });
+        }
+        let further = u64::from(Fault::RedeemWrongRange.is_on()) * PageSize::Size4K.bytes();
+        let start = to.checked_add(further).unwrap_or(to);
+        let frames = PhysRange::new(start, self.range.span.pages());
+        let Ok(frames) = frames else {
+            // The run was mapped from this very address.
+            let reason = TableError::NotMapped {
+                at: self.range.span.start(),
+            }
+            .into();
+            return Err(RedeemError {
+                pending: self,
+                reason,
+            });
+        };
+        // SAFETY: the entries under this range were the record of a run of `owner` that moved into
+        // the mapping; they were emptied just now, by the one owner of the range, so this run is
+        // the only one. The receipt proves that no device reaches the frames any more.
+        let mut frames = unsafe { FrameRun::from_raw(frames, self.range.owner) };
+        if Fault::LoseLastFrame.is_on()
+            && let Some(all_but_one) = PageCount::new(frames.pages().get() - 1)
+        {
+            frames = frames
+                .split_at(all_but_one)
+                .map_or_else(|error| error.run, |(most, _lost)| most);
+        }
+        Ok((self.range.into_state(Free(())), frames))
+    }
+
+    /// Flushes just this range and opens the value. Waits for CPUs that walk in detached tables as long
+    /// as for a unit.
+    ///
+    /// # Errors
+    /// [`RedeemError`] with this value, when the flush failed.
+    pub fn flush(self) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        let core = self.range.core.clone();
+        let flushed = core.flush(FlushSpan::Pages(self.need.span), self.need.depth);
+        let redeemed = match flushed {
+            Ok(receipt) => {
+                self.await_walkers();
+                self.redeem(&receipt)
+            }
+            Err(error) => Err(RedeemError {
+                pending: self,
+                reason: error.into(),
+            }),
+        };
+        core.assist_reclaim();
+        redeemed
+    }
+
+    fn is_walked(&self) -> bool {
+        let quiescence = &self.range.core.system.quiescence;
+        self.walkers
+            .is_some_and(|epoch| !(0..NUDGES).any(|_| quiescence.has_passed(epoch)))
+    }
+
+    /// Waits until nobody walks in detached tables any more, or the time is up.
+    fn await_walkers(&self) {
+        let system = &self.range.core.system;
+        let clock = system.backend.platform();
+        let deadline = clock.now().after(system.wait);
+        while self.is_walked() && clock.now() <= deadline {
+            spin_hint();
+        }
+    }
+}
+
+/// What a receipt gives back: the range, free, and the frames.
+pub type Redeemed<O, B> = (Range<O, B, Free>, FrameRun<<O as Owner>::Memory>);
+
+impl<O: Owner, B: Backend> fmt::Debug for PendingUnmap<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pending {} of {}", self.range.span, self.range.core.uid)
+    }
+}

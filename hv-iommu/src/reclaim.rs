@@ -1,0 +1,121 @@
+//! Giving a domain's empty tables back while it runs.
+
+#![expect(
+    unsafe_code,
+    reason = "tells the table that a flush of its empty tables has completed"
+)]
+
+use core::sync::atomic::Ordering as MachineOrdering;
+
+use hv_core::Owner;
+use hv_core::fault::Fault;
+use hv_core::platform::Clock;
+use hv_core::sync::spin_hint;
+use thiserror::Error;
+
+use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::domain::{Domain, DomainCore};
+use crate::flush::FlushError;
+use crate::table::ReclaimStep;
+
+/// A domain with no more table pages than this is left alone by unmaps.
+pub(crate) const RECLAIM_FROM: u64 = 64;
+/// How many steps one unmap helps with.
+const STEPS_AT_ONCE: usize = 4;
+
+/// Why not all empty tables came back. Those that did not are empty tables as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ReclaimError {
+    /// A unit did not complete the flush.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+    /// A CPU walked in the domain's tables, or ran a step of its own, all the time.
+    #[error("a CPU did not leave the domain's tables in time")]
+    Busy,
+}
+
+impl<O: Owner, B: Backend> Domain<O, B> {
+    /// Gives every table back that maps nothing, and waits for that: for CPUs that walk in them, and for
+    /// a flush for each batch. Gives how many fewer table pages the domain has.
+    ///
+    /// Unmaps help with this by themselves when there are many tables, so that their number stays in
+    /// proportion; this call is for the moment when a domain has little left to do.
+    ///
+    /// # Errors
+    /// [`ReclaimError`].
+    pub fn reclaim(&self) -> Result<u64, ReclaimError> {
+        let core = &self.core;
+        let before = core.table.table_pages();
+        core.table.reclaim_rewind();
+        let clock = core.system.backend.platform();
+        let mut deadline = clock.now().after(core.system.wait);
+        let mut pages = before;
+        while core.reclaim_step()? != ReclaimStep::Done {
+            let now = core.table.table_pages();
+            if now != pages {
+                // Each batch has its own time.
+                pages = now;
+                deadline = clock.now().after(core.system.wait);
+            } else if clock.now() > deadline {
+                return Err(ReclaimError::Busy);
+            }
+            spin_hint();
+        }
+        Ok(before.saturating_sub(core.table.table_pages()))
+    }
+}
+
+impl<B: Backend> DomainCore<B> {
+    /// One step, with the flush that it may ask for.
+    fn reclaim_step(&self) -> Result<ReclaimStep, FlushError> {
+        let quiescence = &self.system.quiescence;
+        let cpus = self.system.backend.platform();
+        let step = self.table.reclaim(quiescence, cpus);
+        match step {
+            ReclaimStep::Flush { attempt, span } => {
+                let depth = match Fault::ReclaimLeafHint.is_on() {
+                    true => FlushDepth::Leaves,
+                    false => FlushDepth::WalkCaches,
+                };
+                // Begun after the step that asked for it, on every unit that the domain reaches.
+                let flushed = match Fault::SkipReclaimFlush.is_on() {
+                    true => Ok(()),
+                    false => self.flush(FlushSpan::Pages(span), depth).map(drop),
+                };
+                match flushed {
+                    // SAFETY: the flush that was asked for was begun after that, and has completed on
+                    // every unit.
+                    Ok(()) => Ok(unsafe { self.table.reclaim_flushed(quiescence, cpus, attempt) }),
+                    Err(error) => {
+                        // Whoever runs a step now finds the same tables and fails by itself.
+                        self.table.reclaim_cancel(quiescence, cpus, attempt);
+                        Err(error)
+                    }
+                }
+            }
+            ReclaimStep::Done => {
+                let kept = self.table.table_pages();
+                // ORDERING: Relaxed, a figure.
+                self.reclaim_from
+                    .store(2 * kept + RECLAIM_FROM, MachineOrdering::Relaxed);
+                Ok(step)
+            }
+            ReclaimStep::Busy | ReclaimStep::Again => Ok(step),
+        }
+    }
+
+    /// Helps with reclaiming when tables have become many. Waits for no CPU; a failed flush is for the
+    /// next caller to find out.
+    pub(crate) fn assist_reclaim(&self) {
+        // ORDERING: Relaxed, a figure.
+        if self.table.table_pages() <= self.reclaim_from.load(MachineOrdering::Relaxed) {
+            return;
+        }
+        for _ in 0..STEPS_AT_ONCE {
+            match self.reclaim_step() {
+                Ok(ReclaimStep::Again | ReclaimStep::Flush { .. }) => {}
+                Ok(ReclaimStep::Busy | ReclaimStep::Done) | Err(_) => return,
+            }
+        }
+    }
+}

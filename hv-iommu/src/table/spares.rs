@@ -1,0 +1,151 @@
+//! Private table pages: taken before an operation that must not fail for want of one, or handed in.
+
+#![expect(
+    unsafe_code,
+    reason = "turns frames into table pages and back, and keeps a list in private ones"
+)]
+
+use hv_core::sync::Ordering;
+use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PhysAddr, PhysRange};
+
+use super::TableMemory;
+
+/// A frame for a table that no word names yet.
+///
+/// # Invariants
+/// The frame is of the table's memory, was never linked since it came from there, and this value is the
+/// only one that names it.
+pub(super) struct Private(PhysAddr);
+
+impl Private {
+    /// Where it is.
+    #[inline]
+    pub(super) fn at(&self) -> PhysAddr {
+        self.0
+    }
+
+    /// # Safety
+    /// The frame is as the invariant says; nothing else names it from here on.
+    pub(super) unsafe fn from_raw(at: PhysAddr) -> Self {
+        // INVARIANT: the caller's promise.
+        Self(at)
+    }
+}
+
+/// Frames for tables that no word names yet.
+///
+/// An operation takes from here first and from the platform's frame source for the rest. Dropping gives
+/// what is left back to the platform.
+///
+/// # Invariants
+/// `first` starts a list of `count` frames of `memory` that nothing else names, each with the next one's
+/// address in its first word. They were never linked, so no walker reads them.
+pub struct Spares<'m, M: TableMemory> {
+    memory: &'m M,
+    first: u64,
+    count: u64,
+}
+
+impl<'m, M: TableMemory> Spares<'m, M> {
+    /// None.
+    #[inline]
+    pub fn new(memory: &'m M) -> Self {
+        // INVARIANT: the empty list.
+        Self {
+            memory,
+            first: 0,
+            count: 0,
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Hands frames in.
+    pub fn add(&mut self, frames: FrameRun<Hypervisor>) {
+        let range = frames.into_range();
+        for page in (0..range.pages().get()).filter_map(|index| range.page(index)) {
+            // INVARIANT: the run owned the frame, alone, and was given up just now.
+            self.push(Private(page));
+        }
+    }
+
+    /// Makes sure that there are at least `count`, from the platform's frame source.
+    ///
+    /// # Errors
+    /// How many were missing; nothing was taken then.
+    pub fn reserve(&mut self, count: u64) -> Result<(), u64> {
+        let before = self.count;
+        while self.count < count {
+            match self.memory.alloc_table() {
+                Ok(frame) => self.add(frame),
+                Err(_) => {
+                    let missing = count - self.count;
+                    self.shrink(before.min(self.count));
+                    return Err(missing);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a private page back.
+    pub(super) fn push(&mut self, Private(page): Private) {
+        // SAFETY: by the invariant of `Private` the frame is the caller's alone.
+        let cells = unsafe { self.memory.cells(page) };
+        if let Some(word) = cells.first() {
+            // ORDERING: Relaxed, the page is private to this value.
+            word.store(self.first, Ordering::Relaxed);
+        }
+        // INVARIANT: the page goes to the front, and names what was there.
+        self.first = page.as_u64();
+        self.count += 1;
+    }
+
+    /// Takes one, whose words hold anything.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<Private> {
+        if self.count == 0 {
+            return None;
+        }
+        let page = PhysAddr::new(self.first);
+        // SAFETY: by the invariant the frame is this value's alone.
+        let cells = unsafe { self.memory.cells(page) };
+        // ORDERING: Relaxed, the page is private to this value.
+        self.first = cells.first()?.load(Ordering::Relaxed);
+        self.count -= 1;
+        // INVARIANT: the list named the page once, and no longer does.
+        Some(Private(page))
+    }
+
+    fn shrink(&mut self, count: u64) {
+        while self.count > count {
+            let Some(Private(page)) = self.take() else {
+                return;
+            };
+            // SAFETY: by the invariant of `Private` nothing else names the frame.
+            unsafe { give_back(self.memory, page) };
+        }
+    }
+}
+
+impl<M: TableMemory> Drop for Spares<'_, M> {
+    fn drop(&mut self) {
+        self.shrink(0);
+    }
+}
+
+/// Gives a table page back that no word names any more, or never did.
+///
+/// # Safety
+/// `page` is a frame that a table took from this memory; it is given back once, and neither a CPU nor a
+/// walker reaches it.
+pub(super) unsafe fn give_back<M: TableMemory>(memory: &M, page: PhysAddr) {
+    if let Ok(range) = PhysRange::new(page, PageCount::ONE) {
+        // SAFETY: the frame came as a run that was given up for its address; by the caller's promise
+        // nothing uses it, so this run is its one owner.
+        memory.free_frames(unsafe { FrameRun::<Hypervisor>::from_raw(range, ()) });
+    }
+}
