@@ -5,10 +5,16 @@
 //! guard of before has ended. This covers CPUs only; what hardware may still read needs a flush
 //! receipt besides.
 //!
+//! A guard for one operation costs a fence. A CPU that does many between two exits holds a [`Stay`] from
+//! the one to the other: guards made meanwhile cost a store. In the guest, or idle, it holds nothing, so it
+//! holds nobody back however long it is away.
+//!
 //! | site | ordering | what it publishes, to whom |
 //! |---|---|---|
 //! | pin: load epoch | Acquire | what the CPU that advanced it saw |
 //! | pin: store slot, fence | Release, SeqCst | "I walk" before the first load of the walk, to `advance` |
+//! | stay: mark slot as fenced | Release | nothing new: for later guards of this CPU |
+//! | pass: load epoch, store slot | Acquire, Release | all walks so far have ended, to `advance`; later ones see what was unlinked up to this epoch |
 //! | unpin: store slot | Release | all loads and stores of the walk, to `advance` |
 //! | advance: fence, load slots | SeqCst, Acquire | what retired things were unlinked before, and ended walks |
 //! | advance: CAS epoch | AcqRel | the above, to pins and to `has_passed` |
@@ -21,15 +27,18 @@ use hv_core::platform::Cpus;
 use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, fence};
 use hv_core::{CpuId, OutOfMemory};
 
-/// What one CPU announces: 0 when it walks nothing, else the epoch it saw when it began and, in the
-/// low [`HELD_BITS`], how many guards it holds. On a cache line of its own (two, since lines are
-/// fetched in pairs).
+/// What one CPU announces: 0 when it walks nothing, else the epoch it saw when it began, whether a fence
+/// has followed since ([`FENCED`]), and how many guards it holds ([`HELD_MASK`]). On a cache line of its own
+/// (two, since lines are fetched in pairs).
 #[repr(align(128))]
 struct Slot(AtomicU64);
 
+/// Where the epoch begins.
+const EPOCH_SHIFT: u32 = 16;
+/// This CPU has fenced since it announced the epoch: a further guard needs no fence of its own.
+const FENCED: u64 = 1 << 15;
 /// Guards that one CPU can hold at a time; further ones count as strays.
-const HELD_BITS: u32 = 16;
-const HELD_MASK: u64 = (1 << HELD_BITS) - 1;
+const HELD_MASK: u64 = FENCED - 1;
 
 /// Knows which CPUs walk tables, and since which epoch.
 pub struct Quiescence {
@@ -92,7 +101,7 @@ impl Quiescence {
                 let epoch = self.epoch.load(Ordering::Acquire);
                 // ORDERING: Release: a CPU that sees this announcement also sees that the guard
                 // before it has ended.
-                slot.store(epoch << HELD_BITS | 1, Ordering::Release);
+                slot.store(epoch << EPOCH_SHIFT | 1, Ordering::Release);
                 // ORDERING: SeqCst separates the announcement from the first load of the walk:
                 // either `advance` sees the announcement, or the walk sees what was unlinked.
                 fence(Ordering::SeqCst);
@@ -101,9 +110,11 @@ impl Quiescence {
             Some((slot, held)) if held & HELD_MASK != HELD_MASK => {
                 // ORDERING: Release as above. The epoch stays that of the first guard.
                 slot.store(held + 1, Ordering::Release);
-                // ORDERING: SeqCst, as above: this may be a handler that interrupted the first
-                // guard between its announcement and its fence.
-                fence(Ordering::SeqCst);
+                if held & FENCED == 0 {
+                    // ORDERING: SeqCst, as above: this may be a handler that interrupted the first
+                    // guard between its announcement and its fence.
+                    fence(Ordering::SeqCst);
+                }
                 GuardKind::Counted
             }
             _ => {
@@ -120,6 +131,20 @@ impl Quiescence {
             kind,
             not_send: PhantomData,
         }
+    }
+
+    /// Begins a stay of the CPU that runs: until it ends, guards cost next to nothing, and what is
+    /// retired waits for it.
+    pub fn enter(&self, cpus: &impl Cpus) -> Stay<'_> {
+        let guard = self.pin(cpus);
+        if let Some(slot) = guard.slot() {
+            // ORDERING: Relaxed, only this CPU writes its slot.
+            let held = slot.load(Ordering::Relaxed);
+            // ORDERING: Release as every store to a slot. The fence of `pin` came before, so what the
+            // mark says is true for as long as this epoch stands in the slot.
+            slot.store(held | FENCED, Ordering::Release);
+        }
+        Stay(guard)
     }
 
     /// The epoch to wait for, after something was taken out of reach by stores before this call.
@@ -150,7 +175,7 @@ impl Quiescence {
         for Slot(slot) in &self.slots {
             // ORDERING: Acquire pairs with the Release stores of `pin` and unpin.
             let seen = slot.load(Ordering::Acquire);
-            if seen != 0 && seen >> HELD_BITS != epoch {
+            if seen != 0 && seen >> EPOCH_SHIFT != epoch {
                 return;
             }
         }
@@ -162,12 +187,52 @@ impl Quiescence {
     }
 }
 
+/// A CPU's time in the hypervisor, from an exit to the next entry. Hold it nowhere else: what waits for a
+/// grace period waits for all stays.
+///
+/// Bound to the CPU that made it.
+pub struct Stay<'q>(Guard<'q>);
+
+impl Stay<'_> {
+    /// Says that this CPU walks nothing right now, so that a long stay holds nobody back. Whether that is
+    /// so: not while a guard is alive, such as that of an interrupted operation.
+    pub fn pass(&mut self) -> bool {
+        let Some(slot) = self.0.slot() else {
+            return false;
+        };
+        // ORDERING: Relaxed, only this CPU writes its slot.
+        if slot.load(Ordering::Relaxed) & HELD_MASK != 1 {
+            return false;
+        }
+        // ORDERING: Acquire: later walks see what was unlinked up to this epoch.
+        let epoch = self.0.quiescence.epoch.load(Ordering::Acquire);
+        // ORDERING: Release: earlier walks are over. No fence is needed: until this store is seen, the
+        // earlier epoch holds everybody back, and the mark stays true.
+        slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
+        true
+    }
+}
+
+impl Guard<'_> {
+    /// Where it is counted.
+    #[inline]
+    fn slot(&self) -> Option<&AtomicU64> {
+        match self.kind {
+            GuardKind::Counted => {
+                let Slot(slot) = self.quiescence.slots.get(self.cpu.index())?;
+                Some(slot)
+            }
+            GuardKind::Stray => None,
+        }
+    }
+}
+
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
         match self.kind {
             GuardKind::Counted => {
-                if let Some(Slot(slot)) = self.quiescence.slots.get(self.cpu.index()) {
+                if let Some(slot) = self.slot() {
                     // ORDERING: Relaxed, only this CPU writes its slot.
                     let held = slot.load(Ordering::Relaxed);
                     let left = if held & HELD_MASK > 1 { held - 1 } else { 0 };
@@ -243,6 +308,39 @@ mod tests {
         let epoch = quiescence.retire_epoch();
         assert!(!passes(&quiescence, epoch));
         drop(outer);
+        assert!(passes(&quiescence, epoch));
+    }
+
+    #[test]
+    fn a_stay_holds_the_epoch_back_until_it_passes() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let mut stay = quiescence.enter(&Fixed(0));
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch));
+        let guard = quiescence.pin(&Fixed(0));
+        assert!(!stay.pass(), "a guard is alive");
+        drop(guard);
+        assert!(!passes(&quiescence, epoch));
+        // Each step of the epoch waits for the stay once.
+        for _ in 0..2 {
+            assert!(stay.pass());
+            quiescence.has_passed(epoch);
+        }
+        assert!(passes(&quiescence, epoch));
+        drop(stay);
+        let later = quiescence.retire_epoch();
+        assert!(passes(&quiescence, later), "it is gone");
+    }
+
+    #[test]
+    fn a_guard_outlives_its_stay() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let stay = quiescence.enter(&Fixed(0));
+        let guard = quiescence.pin(&Fixed(0));
+        drop(stay);
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch));
+        drop(guard);
         assert!(passes(&quiescence, epoch));
     }
 

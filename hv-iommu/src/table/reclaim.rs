@@ -1,7 +1,7 @@
 //! Taking empty tables out while the domain runs: mark, wait, look, unlink, flush, free.
 //!
 //! One attempt at a time goes through its phases in steps that any CPU may run; between steps nothing is
-//! held. Rules 6 to 9 of the protocol in `table/mod.rs` are what it keeps.
+//! held. Rules 6 to 9 of the protocol are what it keeps.
 
 #![expect(
     unsafe_code,
@@ -234,7 +234,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Whether a table has no content at all. Pending words and tombstones are content.
     fn is_bare(&self, page: Page<'_, CellOf<H>>) -> bool {
         page.cells.iter().all(|cell| {
-            // ORDERING: Relaxed (rule 6): before the grace period this is only a guess, and after it the
+            // ORDERING: Relaxed (rule 8): before the grace period this is only a guess, and after it the
             // guards that have ended have made their stores visible.
             let word = cell.load(Ordering::Relaxed);
             word == 0 || (Fault::PendingIsEmpty.is_on() && word & F::PRESENT == 0)
