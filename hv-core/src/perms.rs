@@ -2,15 +2,17 @@
 
 use core::fmt;
 
-/// What a mapping lets a device do. There is no empty permission: not mapped is not a mapping.
+/// What a mapping lets a device do: bit 0 for reads, bit 1 for writes. There is no empty permission: not
+/// mapped is not a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Perms {
     /// The device may read.
-    Read,
+    Read = 1,
     /// The device may write.
-    Write,
+    Write = 2,
     /// The device may read and write.
-    ReadWrite,
+    ReadWrite = 3,
 }
 
 impl Perms {

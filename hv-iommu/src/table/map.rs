@@ -1,7 +1,5 @@
 //! Mapping a range that the caller owns: all tables first, then leaves that cannot fail.
 
-#![expect(unsafe_code, reason = "writes table pages that are still private")]
-
 use core::ops::Range;
 
 use hv_core::fault::Fault;
@@ -9,10 +7,10 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 
-use super::spares::{Private, Spares};
+use super::spares::Spares;
 use super::walk::{CellOf, Page, Slot, leading_empty, store_run};
 use super::{MapOutcome, MemoryHandle, Table, TableError};
-use crate::format::{Entry, Format, Level, RootPointer};
+use crate::format::{Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
 /// Where a table's frames come from.
@@ -23,20 +21,31 @@ pub(super) type SparesOf<'m, H> = Spares<'m, <H as core::ops::Deref>::Target>;
 pub(super) struct Job {
     from: u64,
     to: u64,
-    perms: Perms,
+    pub(super) perms: Perms,
     largest: Level,
 }
 
 impl Job {
     /// The address that `at` is to lead to.
-    fn target(&self, at: u64) -> PhysAddr {
+    pub(super) fn target(&self, at: u64) -> PhysAddr {
         PhysAddr::new(self.to.wrapping_add(at.wrapping_sub(self.from)))
     }
 }
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
-    #[inline]
+    #[inline(never)]
     pub(super) fn map_range(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        to: PhysAddr,
+        perms: Perms,
+        largest: PageSize,
+    ) -> Result<MapOutcome, TableError> {
+        self.map_range_from(guard, range, to, perms, largest, &mut self.spares())
+    }
+
+    pub(super) fn map_range_from(
         &self,
         guard: &Guard<'_>,
         range: IovaRange,
@@ -46,74 +55,20 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         spares: &mut SparesOf<'_, H>,
     ) -> Result<MapOutcome, TableError> {
         let root = self.root_for(range.last())?;
-        let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        let perms = if Fault::IgnorePermissions.is_on() {
-            Perms::ReadWrite
-        } else {
-            perms
-        };
-        // Too short for anything but leaves of the last table, all of them in one: most calls.
-        let pages = range.pages().get();
-        let one_table = (first ^ last) >> (Self::shift(Level::LEAF) + F::INDEX_BITS) == 0;
-        if one_table
-            && pages < 1 << F::INDEX_BITS
-            && let Some(page) = self.descend::<1>(guard, root, first, self.clear_link())
-        {
-            let index = Self::index(Level::LEAF, first);
-            // Not beyond the table's last word: the range lies in one table.
-            let cells = page.run(index..index + pages as usize);
-            let clear = leading_empty(cells);
-            if clear != cells.len() {
-                return Err(self.in_the_way(page, index + clear, first + Self::bytes(clear)));
-            }
-            store_run(
-                cells,
-                self.format.leaf(Level::LEAF, to, perms),
-                Self::span(Level::LEAF),
-            );
-            self.finish_run(page, Level::LEAF, index..index + cells.len());
-            if !Fault::SkipMapFence.is_on() {
-                self.memory().walker_fence();
-            }
-            return Ok(MapOutcome::default());
-        }
+        let last = range.last().as_u64();
         let job = Job {
-            from: first,
+            from: range.start().as_u64(),
             to: to.as_u64(),
-            perms,
+            perms: if Fault::IgnorePermissions.is_on() {
+                Perms::ReadWrite
+            } else {
+                perms
+            },
             largest: Level::of(largest).min(self.geometry().largest_leaf),
         };
-        self.map_with_tables(guard, root, job, last, spares)
-    }
-
-    /// The bytes of this many leaves of the last table.
-    fn bytes(leaves: usize) -> u64 {
-        leaves as u64 * Self::span(Level::LEAF)
-    }
-
-    #[cold]
-    fn in_the_way(&self, page: Page<'_, CellOf<H>>, index: usize, at: u64) -> TableError {
-        let Some(slot) = page.slot(index, Level::LEAF, at) else {
-            return TableError::Damaged {
-                at: Iova::new(at),
-                word: 0,
-            };
-        };
-        match self.open(slot) {
-            Err(error) => error,
-            Ok(_) => slot.occupied(),
+        if let Some(slot) = self.one_empty_slot(guard, root, &job, last)? {
+            return self.map_below(guard, slot, &job, last, spares);
         }
-    }
-
-    #[inline(never)]
-    fn map_with_tables(
-        &self,
-        guard: &Guard<'_>,
-        root: RootPointer,
-        job: Job,
-        last: u64,
-        spares: &mut SparesOf<'_, H>,
-    ) -> Result<MapOutcome, TableError> {
         let missing = self.prepare(guard, root, &job, job.from, last)?;
         spares
             .reserve(missing)
@@ -127,8 +82,80 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         Ok(outcome)
     }
 
+    /// The one empty word that all of `job` is under, if there is one and needs a table.
+    fn one_empty_slot<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        root: RootPointer,
+        job: &Job,
+        last: u64,
+    ) -> Result<Option<Slot<'g, CellOf<H>>>, TableError> {
+        let mut table = root;
+        loop {
+            let index = Self::index(table.level, job.from);
+            let slot = self
+                .page(guard, table.page)
+                .slot(index, table.level, job.from);
+            let (Some(slot), Some(level)) = (slot, table.level.below()) else {
+                return Ok(None);
+            };
+            let one = (job.from ^ last) >> Self::shift(table.level) == 0;
+            let leaf =
+                Self::fits(job, table.level) && job.from | (Self::span(table.level) - 1) == last;
+            if !one || leaf {
+                return Ok(None);
+            }
+            match self.open(slot)? {
+                Some(page) => table = RootPointer { page, level },
+                None => return Ok(Some(slot)),
+            }
+        }
+    }
+
+    /// Maps all of `job` under one empty word: everything is built before the one exchange that shows it,
+    /// so no page has to be reserved.
+    fn map_below(
+        &self,
+        guard: &Guard<'_>,
+        slot: Slot<'_, CellOf<H>>,
+        job: &Job,
+        last: u64,
+        spares: &mut SparesOf<'_, H>,
+    ) -> Result<MapOutcome, TableError> {
+        let Some(below) = slot.level.below() else {
+            return Err(slot.occupied());
+        };
+        let had = spares.count();
+        let part = (job.from, last);
+        let Some((private, tables)) = self.build(below, job, part, spares) else {
+            // What was taken is among the spares now.
+            let needed = Self::tables_for(job, below, job.from, last);
+            let missing = needed.saturating_sub(spares.count());
+            spares.shrink(had);
+            return Err(TableError::OutOfFrames { missing });
+        };
+        let mut outcome = MapOutcome { tables, filled: 0 };
+        if let Err(private) = self.publish(slot, private) {
+            // Another CPU was faster: what was built is more than enough for what is missing now.
+            self.take_apart(private, below, spares);
+            outcome.tables = 0;
+            let child = self.open(slot)?.ok_or(slot.occupied())?;
+            let child = RootPointer {
+                page: child,
+                level: below,
+            };
+            self.prepare(guard, child, job, job.from, last)?;
+            self.fill(guard, child, job, part, spares, &mut outcome);
+        }
+        self.count_tables(outcome.tables as i64);
+        if !Fault::SkipMapFence.is_on() {
+            self.memory().walker_fence();
+        }
+        Ok(outcome)
+    }
+
     /// Whether whole words of this level become leaves.
-    fn fits(job: &Job, level: Level) -> bool {
+    pub(super) fn fits(job: &Job, level: Level) -> bool {
         level <= job.largest && (job.to ^ job.from) & (Self::span(level) - 1) == 0
     }
 
@@ -245,23 +272,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         parts.sum()
     }
 
-    /// How many tables a new table of `level` for these addresses takes, itself included.
-    fn tables_for(job: &Job, level: Level, first: u64, last: u64) -> u64 {
-        let Some(below) = level.below() else { return 1 };
-        let cover = Self::cover(level, first, last);
-        let cut = [cover.head, cover.tail].into_iter().flatten();
-        let cut: u64 = cut
-            .map(|part| Self::tables_for(job, below, part.first, part.last))
-            .sum();
-        let whole = if Self::fits(job, level) {
-            0
-        } else {
-            let each = Self::tables_for(job, below, 0, Self::span(level) - 1);
-            cover.whole.len() as u64 * each
-        };
-        1 + cut + whole
-    }
-
     /// Second pass: writes the leaves and links what is missing.
     fn fill(
         &self,
@@ -367,142 +377,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
     }
 
-    /// A private table of `level` in which `first` to `last` are mapped already, and how many pages it
-    /// is made of.
-    fn build(
-        &self,
-        level: Level,
-        job: &Job,
-        (first, last): (u64, u64),
-        spares: &mut SparesOf<'_, H>,
-    ) -> Option<(Private, u64)> {
-        let private = spares.take()?;
-        let page = self.private_page(&private);
-        let cover = Self::cover(level, first, last);
-        let mut tables = 1;
-        let mut link = |index: usize, part: (u64, u64)| {
-            let Some(below) = level.below() else { return };
-            let (Some(cell), Some((child, more))) =
-                (page.cell(index), self.build(below, job, part, spares))
-            else {
-                return;
-            };
-            tables += more;
-            let link = self.format.table(child.at());
-            // Written back with the whole page, before anybody can walk through it.
-            let link = if self.geometry().coherent {
-                link
-            } else {
-                link | F::WRITTEN_BACK
-            };
-            // ORDERING: Relaxed, the page is private; publishing it publishes this.
-            cell.store(link, Ordering::Relaxed);
-        };
-        let begin = cover.head.map_or(cover.whole.start, |head| head.index);
-        let end = cover.tail.map_or(cover.whole.end, |tail| tail.index + 1);
-        store_run(page.run(0..begin), 0, 0);
-        if let Some(head) = cover.head {
-            link(head.index, (head.first, head.last));
-        }
-        let span = Self::span(level);
-        if Self::fits(job, level) {
-            let leaf = self.format.leaf(level, job.target(cover.base), job.perms);
-            store_run(page.run(cover.whole.clone()), leaf, span);
-            self.swap_neighbours(page, level, cover.whole.clone());
-        } else {
-            let mut at = cover.base;
-            for index in cover.whole.clone() {
-                link(index, (at, at | (span - 1)));
-                at = at.wrapping_add(span);
-            }
-        }
-        if let Some(tail) = cover.tail {
-            link(tail.index, (tail.first, tail.last));
-        }
-        store_run(page.cells.get(end..).unwrap_or(&[]), 0, 0);
-        if !Fault::SkipTableWriteBack.is_on() {
-            self.write_words_back(page.at, page.cells.len());
-        }
-        Some((private, tables))
-    }
-
-    /// An empty private table.
-    pub(super) fn build_empty(&self, spares: &mut SparesOf<'_, H>) -> Option<Private> {
-        let private = spares.take()?;
-        let page = self.private_page(&private);
-        store_run(page.cells, 0, 0);
-        if !Fault::SkipTableWriteBack.is_on() {
-            self.write_words_back(page.at, page.cells.len());
-        }
-        Some(private)
-    }
-
-    /// The words of a private page.
-    pub(super) fn private_page<'p>(&'p self, private: &'p Private) -> Page<'p, CellOf<H>> {
-        // SAFETY: by the invariant of `Private` the page is a frame that nobody else names.
-        unsafe { self.page_alone(private.at()) }
-    }
-
-    /// Links a private table at an empty slot, unless another CPU was faster.
-    ///
-    /// # Errors
-    /// The private table then.
-    pub(super) fn publish(
-        &self,
-        slot: Slot<'_, CellOf<H>>,
-        private: Private,
-    ) -> Result<PhysAddr, Private> {
-        let at = private.at();
-        let link = self.format.table(at);
-        if !Fault::SkipPublishFence.is_on() {
-            self.memory().walker_fence();
-        }
-        if Fault::InstallByStore.is_on() {
-            // ORDERING: Release; the deliberate fault is that a table may be overwritten.
-            slot.cell.store(link, Ordering::Release);
-            return Ok(at);
-        }
-        let order = if Fault::PublishRelaxed.is_on() {
-            // ORDERING: the deliberate fault.
-            Ordering::Relaxed
-        } else {
-            // ORDERING: AcqRel publishes the private page's words to whoever walks through the link.
-            Ordering::AcqRel
-        };
-        // ORDERING: Acquire on failure, to go on through the winner's table.
-        let linked = slot
-            .cell
-            .compare_exchange(0, link, order, Ordering::Acquire);
-        if linked.is_err() {
-            return Err(private);
-        }
-        // The word names the page from here on.
-        if !self.geometry().coherent {
-            self.write_link_back(slot.cell, slot.word_at);
-        }
-        Ok(at)
-    }
-
-    /// Puts the pages of a private table of `level` back.
-    fn take_apart(&self, private: Private, level: Level, spares: &mut SparesOf<'_, H>) {
-        if let Some(below) = level.below() {
-            for cell in self.private_page(&private).cells {
-                // ORDERING: Relaxed, the page is private.
-                let word = cell.load(Ordering::Relaxed);
-                if let Entry::Table { page, .. } = self.format.decode(word, level) {
-                    // SAFETY: the word was the only one to name the page, and is gone with the private
-                    // table, whose words nobody reads any more.
-                    let child = unsafe { Private::from_raw(page) };
-                    self.take_apart(child, below, spares);
-                }
-            }
-        }
-        spares.push(private);
-    }
-
     /// What follows leaves that were written in place.
     #[inline]
-    fn finish_run(&self, page: Page<'_, CellOf<H>>, level: Level, indices: Range<usize>) {
+    pub(super) fn finish_run(
+        &self,
+        page: Page<'_, CellOf<H>>,
+        level: Level,
+        indices: Range<usize>,
+    ) {
         self.swap_neighbours(page, level, indices.clone());
         if !Fault::SkipLeafWriteBack.is_on() {
             self.write_words_back(page.word_at(indices.start), indices.len());
@@ -511,7 +393,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// A deliberate fault: pairs of leaves get each other's address.
     #[inline]
-    fn swap_neighbours(&self, page: Page<'_, CellOf<H>>, level: Level, indices: Range<usize>) {
+    pub(super) fn swap_neighbours(
+        &self,
+        page: Page<'_, CellOf<H>>,
+        level: Level,
+        indices: Range<usize>,
+    ) {
         if !Fault::SwapNeighbours.is_on() || level != Level::LEAF {
             return;
         }

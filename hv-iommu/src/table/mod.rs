@@ -5,7 +5,9 @@
     reason = "declares the trait whose contract the tables' memory rests on"
 )]
 
+mod build;
 mod change;
+mod fast;
 mod iterate;
 mod map;
 mod reclaim;
@@ -210,6 +212,8 @@ pub struct Table<F: Format, H: MemoryHandle> {
     root: AtomicU64,
     /// Mask and value of a link that a mapper goes through as it is.
     clear_link: (u64, u64),
+    /// The address bits that the table does not translate.
+    beyond: u64,
     reclaim: TryLock<Reclaimer>,
     /// How many table pages there are: a figure, so the machine's own atomic and not a modelled one.
     tables: MachineU64,
@@ -232,6 +236,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             memory,
             root: AtomicU64::new(0),
             clear_link: (F::LINK_MASK | written_back, F::LINK | written_back),
+            beyond: u64::MAX
+                .checked_shl(Self::shift(geometry.root) + F::INDEX_BITS)
+                .unwrap_or(0),
             reclaim: TryLock::new(Reclaimer::new()),
             tables: MachineU64::new(0),
         };
@@ -337,7 +344,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         largest: PageSize,
     ) -> Result<MapOutcome, TableError> {
-        self.map_range(guard, range, to, perms, largest, &mut self.spares())
+        if self.map_run(guard, range, to, perms, largest) {
+            return Ok(MapOutcome::default());
+        }
+        self.map_range(guard, range, to, perms, largest)
     }
 
     /// As [`map`](Self::map), with tables from `spares` first. What it takes from the platform beyond
@@ -355,7 +365,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         largest: PageSize,
         spares: &mut SparesOf<'_, H>,
     ) -> Result<MapOutcome, TableError> {
-        self.map_range(guard, range, to, perms, largest, spares)
+        if self.map_run(guard, range, to, perms, largest) {
+            return Ok(MapOutcome::default());
+        }
+        self.map_range_from(guard, range, to, perms, largest, spares)
     }
 
     /// Turns all leaves of `range`, which the caller owns exclusively, into pending words, and detaches
@@ -365,6 +378,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// reports them.
     #[inline]
     pub fn unmap(&self, guard: &Guard<'_>, range: IovaRange) -> Unmapped {
+        if self.unmap_run(guard, range) {
+            return Unmapped::default();
+        }
         self.unmap_range(guard, range)
     }
 
@@ -386,6 +402,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
         mut dirty: impl FnMut(Iova, Level),
     ) -> Result<Redeemed, TableError> {
+        if self.redeem_run(guard, range, to) {
+            return Ok(Redeemed::default());
+        }
         // SAFETY: the caller's promise is the same.
         unsafe { self.redeem_range(guard, range, to, &mut dirty) }
     }
@@ -403,7 +422,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         size: PageSize,
     ) -> Result<MapOutcome, TableError> {
-        self.map_shared_page(guard, at, to, perms, size, &mut self.spares())
+        self.map_shared_page(guard, at, to, perms, size)
     }
 
     /// Turns the one leaf of `size` at `at` into a pending word, in words that several CPUs share.

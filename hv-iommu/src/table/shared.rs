@@ -5,14 +5,13 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, PageSize, Perms, PhysAddr};
 
-use super::map::SparesOf;
 use super::walk::{CellOf, Slot};
 use super::{MapOutcome, MemoryHandle, Table, TableError};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn map_shared_page(
         &self,
         guard: &Guard<'_>,
@@ -20,7 +19,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
         perms: Perms,
         size: PageSize,
-        spares: &mut SparesOf<'_, H>,
     ) -> Result<MapOutcome, TableError> {
         let perms = if Fault::IgnorePermissions.is_on() {
             Perms::ReadWrite
@@ -28,17 +26,16 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             perms
         };
         let level = Level::of(size);
-        let root = self.root_for(Iova::new(at.as_u64() | (Self::span(level) - 1)))?;
         let mut tables = 0;
-        let slot = match self.leaf_slot(guard, root, at, level, self.clear_link()) {
+        let slot = match self.leaf_slot(guard, at, level, self.clear_link) {
             Some(slot) => slot,
-            None => self.open_way(guard, root, at, level, spares, &mut tables)?,
+            None => self.open_way(guard, at, level, &mut tables)?,
         };
         self.exchange(slot, 0, self.format.leaf(level, to, perms))?;
         Ok(MapOutcome { tables, filled: 0 })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn unmap_shared_page(
         &self,
         guard: &Guard<'_>,
@@ -77,7 +74,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// Gives whether the page was written by a device.
-    #[inline]
+    #[inline(always)]
     pub(super) fn redeem_shared_page(
         &self,
         guard: &Guard<'_>,
@@ -100,16 +97,19 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// The word of `level` for `at`, if all links on the way are as they should be.
-    #[inline]
+    #[inline(always)]
     fn leaf_slot<'g>(
         &'g self,
         guard: &'g Guard<'_>,
-        root: RootPointer,
         at: Iova,
         level: Level,
         link: (u64, u64),
     ) -> Option<Slot<'g, CellOf<H>>> {
+        let root = self.root_page()?;
         let first = at.as_u64();
+        if first & self.beyond != 0 {
+            return None;
+        }
         let page = match level.number() {
             1 => self.descend::<1>(guard, root, first, link),
             2 => self.descend::<2>(guard, root, first, link),
@@ -119,16 +119,24 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// The word of `level` for `at`, for who has a page there.
-    #[inline]
+    #[inline(always)]
     fn present_slot<'g>(
         &'g self,
         guard: &'g Guard<'_>,
         at: Iova,
         level: Level,
     ) -> Result<Slot<'g, CellOf<H>>, TableError> {
-        let root = self.root_for(Iova::new(at.as_u64() | (Self::span(level) - 1)))?;
-        self.leaf_slot(guard, root, at, level, Self::any_link())
-            .ok_or(TableError::NotMapped { at })
+        self.leaf_slot(guard, at, level, Self::any_link())
+            .ok_or_else(|| self.no_slot(at, level))
+    }
+
+    #[cold]
+    fn no_slot(&self, at: Iova, level: Level) -> TableError {
+        let last = Iova::new(at.as_u64() | (Self::span(level) - 1));
+        match self.root_for(last) {
+            Ok(_) => TableError::NotMapped { at },
+            Err(error) => error,
+        }
     }
 
     /// The word of `level` for `at`; what is missing on the way is linked.
@@ -136,14 +144,13 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn open_way<'g>(
         &'g self,
         guard: &'g Guard<'_>,
-        root: RootPointer,
         at: Iova,
         level: Level,
-        spares: &mut SparesOf<'_, H>,
         tables: &mut u64,
     ) -> Result<Slot<'g, CellOf<H>>, TableError> {
         let first = at.as_u64();
-        let mut table = root;
+        let mut table = self.root_for(Iova::new(first | (Self::span(level) - 1)))?;
+        let spares = &mut self.spares();
         let mut reserved = false;
         loop {
             let page = self.page(guard, table.page);
@@ -190,7 +197,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// Replaces a word that several CPUs may want, or says what is in the way.
-    #[inline]
+    #[inline(always)]
     fn exchange(
         &self,
         slot: Slot<'_, CellOf<H>>,

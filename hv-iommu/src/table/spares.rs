@@ -120,7 +120,19 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         Some(Private(page))
     }
 
-    fn shrink(&mut self, count: u64) {
+    /// Takes one, from the platform if there is none.
+    #[inline]
+    pub(super) fn take_or_alloc(&mut self) -> Option<Private> {
+        if self.count != 0 {
+            return self.take();
+        }
+        let frame = self.memory.alloc_table().ok()?;
+        // INVARIANT: the run owned the frame, alone, and was given up just now.
+        Some(Private(frame.into_range().start()))
+    }
+
+    /// Gives all but `count` back to the platform.
+    pub(super) fn shrink(&mut self, count: u64) {
         while self.count > count {
             let Some(Private(page)) = self.take() else {
                 return;

@@ -23,33 +23,18 @@ use crate::quiesce::Guard;
 pub(super) type Harvest<'h> = dyn FnMut(Iova, Level) + 'h;
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
-    #[inline]
+    #[inline(never)]
     pub(super) fn unmap_range(&self, guard: &Guard<'_>, range: IovaRange) -> Unmapped {
         let mut unmapped = Unmapped::default();
         // An address that is too wide would lead to the words of another one.
-        let Ok(root) = self.root_for(range.last()) else {
-            return unmapped;
-        };
-        let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        let pages = range.pages().get();
-        let one_table = (first ^ last) >> (Self::shift(Level::LEAF) + F::INDEX_BITS) == 0;
-        let found = if one_table && pages < 1 << F::INDEX_BITS {
-            self.descend::<1>(guard, root, first, Self::any_link())
-        } else {
-            None
-        };
-        match found {
-            Some(page) => {
-                let index = Self::index(Level::LEAF, first);
-                self.unmap_leaves(page, index..index + pages as usize, Level::LEAF);
-            }
-            None => self.unmap_table(guard, root, first, last, &mut unmapped),
+        if let Ok(root) = self.root_for(range.last()) {
+            let (first, last) = (range.start().as_u64(), range.last().as_u64());
+            self.unmap_table(guard, root, first, last, &mut unmapped);
+            self.memory().walker_fence();
         }
-        self.memory().walker_fence();
         unmapped
     }
 
-    #[inline(never)]
     fn unmap_table(
         &self,
         guard: &Guard<'_>,
@@ -79,7 +64,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Makes leaves in a row pending, up to the first word that is none. How many those were.
     #[inline]
-    fn unmap_leaves(
+    pub(super) fn unmap_leaves(
         &self,
         page: Page<'_, CellOf<H>>,
         indices: Range<usize>,
@@ -156,7 +141,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// # Safety
     /// As [`Table::redeem`].
-    #[inline]
+    #[inline(never)]
     pub(super) unsafe fn redeem_range(
         &self,
         guard: &Guard<'_>,
@@ -166,19 +151,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Result<Redeemed, TableError> {
         let root = self.root_for(range.last())?;
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        let pages = range.pages().get();
-        let one_table = (first ^ last) >> (Self::shift(Level::LEAF) + F::INDEX_BITS) == 0;
-        if one_table
-            && pages < 1 << F::INDEX_BITS
-            && let Some(page) = self.descend::<1>(guard, root, first, Self::any_link())
-        {
-            let index = Self::index(Level::LEAF, first);
-            let indices = index..index + pages as usize;
-            let expected = self.pending_for(Level::LEAF, to);
-            self.check_pending(page, indices.clone(), Level::LEAF, first, expected)?;
-            self.empty_leaves(page, indices, Level::LEAF, first, dirty);
-            return Ok(Redeemed::default());
-        }
         self.check_table(guard, root, first, last, to)?;
         let mut redeemed = Redeemed::default();
         // SAFETY: the caller's promise is the same.
@@ -187,34 +159,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         Ok(redeemed)
     }
 
-    fn pending_for(&self, level: Level, to: PhysAddr) -> u64 {
+    #[inline]
+    pub(super) fn pending_for(&self, level: Level, to: PhysAddr) -> u64 {
         // What the device may do is not kept in a pending word.
         let leaf = self.format.leaf(level, to, hv_core::Perms::ReadWrite);
         self.format.pending(leaf)
-    }
-
-    /// Checks that words in a row are pending leaves of neighbouring pages.
-    #[inline]
-    fn check_pending(
-        &self,
-        page: Page<'_, CellOf<H>>,
-        indices: Range<usize>,
-        level: Level,
-        first: u64,
-        expected: u64,
-    ) -> Result<(), TableError> {
-        let span = Self::span(level);
-        let mut word = expected;
-        for (offset, cell) in page.run(indices.clone()).iter().enumerate() {
-            // ORDERING: Relaxed: the words are the caller's own since its unmap.
-            let found = cell.load(Ordering::Relaxed);
-            if found & !F::DIRTY != word {
-                let at = first.wrapping_add(span.wrapping_mul(offset as u64));
-                return Err(self.not_pending(level, at, found, word));
-            }
-            word = word.wrapping_add(span);
-        }
-        Ok(())
     }
 
     #[cold]
@@ -267,7 +216,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             let Some(slot) = page.slot(index, table.level, at) else {
                 return Err(TableError::NotMapped { at: Iova::new(at) });
             };
-            // ORDERING: Relaxed, as in `check_pending`.
+            // ORDERING: Relaxed, the words are the caller's own since its unmap.
             let word = slot.cell.load(Ordering::Relaxed);
             let expected = self.pending_for(table.level, target(at));
             let detached = table.level != Level::LEAF
@@ -312,7 +261,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             let Some(slot) = page.slot(index, table.level, at) else {
                 return;
             };
-            // ORDERING: Relaxed, as in `check_pending`.
+            // ORDERING: Relaxed, the words are the caller's own since its unmap.
             let word = slot.cell.load(Ordering::Relaxed);
             match (self.format.decode(word, table.level), table.level.below()) {
                 (Entry::PendingTable { page }, Some(below)) => {
@@ -324,28 +273,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             }
             self.empty_slot(slot);
             at = at.wrapping_add(Self::span(table.level));
-        }
-    }
-
-    /// Empties pending leaves in a row.
-    #[inline]
-    fn empty_leaves(
-        &self,
-        page: Page<'_, CellOf<H>>,
-        indices: Range<usize>,
-        level: Level,
-        first: u64,
-        dirty: &mut Harvest<'_>,
-    ) {
-        let mut at = first;
-        for cell in page.run(indices) {
-            if self.geometry.dirty {
-                // ORDERING: Relaxed, as in `check_pending`.
-                self.harvest(cell.load(Ordering::Relaxed), level, at, dirty);
-                at = at.wrapping_add(Self::span(level));
-            }
-            // ORDERING: Release, as in `empty_slot`.
-            cell.store(0, Ordering::Release);
         }
     }
 

@@ -171,6 +171,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         ((at >> Self::shift(level)) & ((1 << F::INDEX_BITS) - 1)) as usize
     }
 
+    /// The root table's page, unless the table has ended.
+    #[inline(always)]
+    pub(super) fn root_page(&self) -> Option<PhysAddr> {
+        // ORDERING: Acquire pairs with the store that made the table reachable.
+        let word = self.root.load(Ordering::Acquire);
+        (word != 0).then(|| PhysAddr::new(word).align_down(PageSize::Size4K))
+    }
+
     /// The root, if the table translates addresses up to `last`.
     #[inline]
     pub(super) fn root_for(&self, last: Iova) -> Result<RootPointer, TableError> {
@@ -188,14 +196,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub(super) fn descend<'g, const TARGET: u8>(
         &'g self,
         guard: &'g Guard<'_>,
-        root: RootPointer,
+        root: PhysAddr,
         at: u64,
         (mask, want): (u64, u64),
     ) -> Option<Page<'g, CellOf<H>>> {
-        let mut page = root.page;
+        let mut page = root;
         macro_rules! step {
             ($level:literal) => {
-                if $level > TARGET && root.level.number() >= $level {
+                if $level > TARGET {
                     const LEVEL: Level = match Level::new($level) {
                         Some(level) => level,
                         None => Level::LEAF,
@@ -210,21 +218,27 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
             };
         }
-        step!(5);
-        step!(4);
-        step!(3);
-        step!(2);
-        (root.level.number() >= TARGET).then(|| self.page(guard, page))
+        // Written out for each depth: a chain of comparisons for all of them costs as much as a step.
+        let levels = self.geometry.root.number();
+        if levels == 4 {
+            step!(4);
+            step!(3);
+            step!(2);
+        } else if levels == 3 {
+            step!(3);
+            step!(2);
+        } else if levels == 5 {
+            step!(5);
+            step!(4);
+            step!(3);
+            step!(2);
+        } else if levels == 2 {
+            step!(2);
+        }
+        (levels >= TARGET).then(|| self.page(guard, page))
     }
 
-    /// What a word has to look like for a mapper to go through it without doing anything to it: a link,
-    /// not frozen, and written back where that matters.
-    #[inline]
-    pub(super) fn clear_link(&self) -> (u64, u64) {
-        self.clear_link
-    }
-
-    /// What a word has to look like for anybody else: a link.
+    /// What a word has to look like for those to go through it who are no mappers: a link.
     #[inline]
     pub(super) const fn any_link() -> (u64, u64) {
         (F::LINK_MASK & !F::FROZEN, F::LINK)
@@ -376,8 +390,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The leaf that `at` goes through.
     #[inline]
     pub(super) fn lookup(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
-        let root = self.root_for(at).ok()?;
+        let root = self.root_page()?;
         let at = at.as_u64();
+        if at & self.beyond != 0 {
+            return None;
+        }
         if let Some(page) = self.descend::<1>(guard, root, at, Self::any_link()) {
             // ORDERING: Acquire pairs with the leaf's store.
             let word = page
@@ -388,9 +405,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         self.lookup_large(guard, root, at)
     }
 
-    #[cold]
-    fn lookup_large(&self, guard: &Guard<'_>, root: RootPointer, at: u64) -> Option<Translation> {
-        let mut table = root;
+    #[inline(never)]
+    fn lookup_large(&self, guard: &Guard<'_>, root: PhysAddr, at: u64) -> Option<Translation> {
+        let mut table = RootPointer {
+            page: root,
+            level: self.geometry.root,
+        };
         loop {
             let page = self.page(guard, table.page);
             // ORDERING: Acquire pairs with the installs and the leaf's store.

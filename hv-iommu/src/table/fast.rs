@@ -1,0 +1,267 @@
+//! The short way: runs of leaves in one table that is there already, which most calls are about. Each
+//! answers whether it did everything; otherwise it did nothing, and the long way finds out why.
+
+use core::ops::Range;
+
+use hv_core::fault::Fault;
+use hv_core::platform::CacheMaintenance;
+use hv_core::sync::Ordering;
+use hv_core::{EntryCell, IovaRange, PageSize, Perms, PhysAddr};
+
+use super::walk::{CellOf, Page, leading_empty, store_run};
+use super::{MemoryHandle, Table};
+use crate::format::{Format, Level};
+use crate::quiesce::Guard;
+
+/// Words in a row of one table, none of them beyond its end.
+type Words<'g, H> = (Page<'g, CellOf<H>>, Range<usize>);
+
+/// The one word, where it is one: single pages are the most frequent of all.
+#[inline(always)]
+fn one<'g, C: EntryCell>(page: Page<'g, C>, indices: &Range<usize>) -> Option<&'g C> {
+    if indices.end - indices.start == 1 {
+        page.cell(indices.start)
+    } else {
+        None
+    }
+}
+
+impl<F: Format, H: MemoryHandle> Table<F, H> {
+    /// Words per table.
+    const WORDS: u64 = 1 << F::INDEX_BITS;
+
+    /// The words of level `LEVEL` for `count` leaves from `first` on, if they are in one table and all
+    /// words on the way to it are links as `link` says.
+    #[inline(always)]
+    fn words<'g, const LEVEL: u8>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        first: u64,
+        count: u64,
+        link: (u64, u64),
+    ) -> Option<Words<'g, H>> {
+        let root = self.root_page()?;
+        if first & self.beyond != 0 {
+            return None;
+        }
+        let page = self.descend::<LEVEL>(guard, root, first, link)?;
+        let index = Self::index(Self::level::<LEVEL>(), first);
+        let end = index as u64 + count;
+        (end <= Self::WORDS).then_some((page, index..end as usize))
+    }
+
+    /// The level with this number, 1 to 5.
+    const fn level<const LEVEL: u8>() -> Level {
+        match Level::new(LEVEL) {
+            Some(level) => level,
+            None => Level::LEAF,
+        }
+    }
+
+    /// How many leaves of `LEVEL` a range is made of, if it is of whole ones; `addresses` are the bits of
+    /// all addresses that have to be aligned.
+    #[inline(always)]
+    fn whole<const LEVEL: u8>(addresses: u64, range: IovaRange) -> Option<u64> {
+        let level = Self::level::<LEVEL>();
+        let bytes = range.pages().bytes();
+        ((addresses | bytes) & (Self::span(level) - 1) == 0).then_some(bytes >> Self::shift(level))
+    }
+
+    #[inline(always)]
+    pub(super) fn map_run(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        to: PhysAddr,
+        perms: Perms,
+        largest: PageSize,
+    ) -> bool {
+        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        // Too short for anything but the smallest leaves.
+        if pages < Self::WORDS {
+            return self.map_leaves::<1>(guard, first, pages, to, perms);
+        }
+        let largest = Level::of(largest).min(self.geometry.largest_leaf).number();
+        let addresses = first | to.as_u64();
+        if largest >= 3
+            && let Some(count) = Self::whole::<3>(addresses, range)
+        {
+            return self.map_leaves::<3>(guard, first, count, to, perms);
+        }
+        match Self::whole::<2>(addresses, range) {
+            Some(count) if largest >= 2 && count < Self::WORDS => {
+                self.map_leaves::<2>(guard, first, count, to, perms)
+            }
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn map_leaves<const LEVEL: u8>(
+        &self,
+        guard: &Guard<'_>,
+        first: u64,
+        count: u64,
+        to: PhysAddr,
+        perms: Perms,
+    ) -> bool {
+        let level = Self::level::<LEVEL>();
+        let Some((page, indices)) = self.words::<LEVEL>(guard, first, count, self.clear_link)
+        else {
+            return false;
+        };
+        let perms = if Fault::IgnorePermissions.is_on() {
+            Perms::ReadWrite
+        } else {
+            perms
+        };
+        let leaf = self.format.leaf(level, to, perms);
+        match one(page, &indices) {
+            Some(cell) => {
+                // ORDERING: Acquire: who emptied the word, by a receipt, has done so before.
+                if cell.load(Ordering::Acquire) != 0 {
+                    return false;
+                }
+                // ORDERING: Release, rule 3: what the page holds comes before a device can reach it.
+                cell.store(leaf, Ordering::Release);
+            }
+            None => {
+                let cells = page.run(indices.clone());
+                if leading_empty(cells) != cells.len() {
+                    return false;
+                }
+                store_run(cells, leaf, Self::span(level));
+            }
+        }
+        self.finish_run(page, level, indices);
+        if !Fault::SkipMapFence.is_on() {
+            self.memory.walker_fence();
+        }
+        true
+    }
+
+    #[inline(always)]
+    pub(super) fn unmap_run(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
+        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        if pages < Self::WORDS {
+            return self.unmap_leaves_at::<1>(guard, first, pages);
+        }
+        if let Some(count) = Self::whole::<3>(first, range) {
+            return self.unmap_leaves_at::<3>(guard, first, count);
+        }
+        match Self::whole::<2>(first, range) {
+            Some(count) => self.unmap_leaves_at::<2>(guard, first, count),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn unmap_leaves_at<const LEVEL: u8>(&self, guard: &Guard<'_>, first: u64, count: u64) -> bool {
+        let level = Self::level::<LEVEL>();
+        let Some((page, indices)) = self.words::<LEVEL>(guard, first, count, Self::any_link())
+        else {
+            return false;
+        };
+        if LEVEL != Level::LEAF.number() || self.geometry.dirty {
+            // Some of them may be tables, or hardware may write to them.
+            let leaves = self.unmap_leaves(page, indices.clone(), level);
+            let all = leaves == indices.len();
+            if all {
+                self.memory.walker_fence();
+            }
+            return all;
+        }
+        let leaf = |word: u64| word & F::PRESENT != 0;
+        match one(page, &indices) {
+            Some(cell) => {
+                // ORDERING: Relaxed: the word is the caller's own.
+                let word = cell.load(Ordering::Relaxed);
+                if leaf(word) {
+                    // ORDERING: Release, rule 3; the caller's fence before it notes the flush sequence
+                    // orders the store before the flush.
+                    cell.store(self.format.pending(word), Ordering::Release);
+                }
+            }
+            None => {
+                for cell in page.run(indices.clone()) {
+                    // ORDERING: Relaxed, as above.
+                    let word = cell.load(Ordering::Relaxed);
+                    if leaf(word) {
+                        // ORDERING: Release, as above.
+                        cell.store(self.format.pending(word), Ordering::Release);
+                    }
+                }
+            }
+        }
+        if !Fault::SkipUnmapWriteBack.is_on() {
+            self.write_words_back(page.word_at(indices.start), indices.len());
+        }
+        self.memory.walker_fence();
+        true
+    }
+
+    /// Empties pending leaves of one run. Only where walkers do not note what they write.
+    #[inline(always)]
+    pub(super) fn redeem_run(&self, guard: &Guard<'_>, range: IovaRange, to: PhysAddr) -> bool {
+        if self.geometry.dirty {
+            return false;
+        }
+        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        if pages < Self::WORDS {
+            return self.empty_leaves_at::<1>(guard, first, pages, to);
+        }
+        let addresses = first | to.as_u64();
+        if let Some(count) = Self::whole::<3>(addresses, range) {
+            return self.empty_leaves_at::<3>(guard, first, count, to);
+        }
+        match Self::whole::<2>(addresses, range) {
+            Some(count) => self.empty_leaves_at::<2>(guard, first, count, to),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn empty_leaves_at<const LEVEL: u8>(
+        &self,
+        guard: &Guard<'_>,
+        first: u64,
+        count: u64,
+        to: PhysAddr,
+    ) -> bool {
+        let level = Self::level::<LEVEL>();
+        let Some((page, indices)) = self.words::<LEVEL>(guard, first, count, Self::any_link())
+        else {
+            return false;
+        };
+        let expected = self.pending_for(level, to);
+        match one(page, &indices) {
+            Some(cell) => {
+                // ORDERING: Relaxed: the word is the caller's own since its unmap.
+                if cell.load(Ordering::Relaxed) != expected {
+                    return false;
+                }
+                // ORDERING: Release, rule 3. Not written back: for a walker, pending and empty are the
+                // same, not present.
+                cell.store(0, Ordering::Release);
+            }
+            None => {
+                let cells = page.run(indices);
+                let mut word = expected;
+                let mut different = 0;
+                for cell in cells {
+                    // ORDERING: Relaxed, as above.
+                    different |= cell.load(Ordering::Relaxed) ^ word;
+                    word = word.wrapping_add(Self::span(level));
+                }
+                if different != 0 {
+                    return false;
+                }
+                for cell in cells {
+                    // ORDERING: Release, as above.
+                    cell.store(0, Ordering::Release);
+                }
+            }
+        }
+        true
+    }
+}
