@@ -64,7 +64,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         let epoch = system.quiescence.retire_epoch();
         let clock = system.backend.platform();
         let deadline = clock.now().after(system.wait);
-        while !system.quiescence.has_passed(epoch) {
+        while !system.has_passed(epoch) {
             if clock.now() > deadline {
                 let reason = DestroyRefusal::Busy;
                 return Err(DestroyError {

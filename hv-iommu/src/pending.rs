@@ -220,9 +220,9 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     }
 
     fn is_walked(&self) -> bool {
-        let quiescence = &self.range.core.system.quiescence;
+        let system = &self.range.core.system;
         self.walkers
-            .is_some_and(|epoch| !(0..NUDGES).any(|_| quiescence.has_passed(epoch)))
+            .is_some_and(|epoch| !(0..NUDGES).any(|_| system.has_passed(epoch)))
     }
 
     /// Waits until nobody walks in detached tables any more, or the time is up.

@@ -14,7 +14,7 @@
 //! | pin: load epoch | Acquire | what the CPU that advanced it saw |
 //! | pin: store slot, fence | Release, SeqCst | "I walk" before the first load of the walk, to `advance` |
 //! | stay: mark slot as fenced | Release | nothing new: for later guards of this CPU |
-//! | pass: load epoch, store slot | Acquire, Release | all walks so far have ended, to `advance`; later ones see what was unlinked up to this epoch |
+//! | pass: load epoch, store slot, fence | Acquire, Release, SeqCst | all walks so far have ended, to `advance`; then as pin |
 //! | unpin: store slot | Release | all loads and stores of the walk, to `advance` |
 //! | advance: fence, load slots | SeqCst, Acquire | what retired things were unlinked before, and ended walks |
 //! | advance: CAS epoch | AcqRel | the above, to pins and to `has_passed` |
@@ -35,7 +35,8 @@ struct Slot(AtomicU64);
 
 /// Where the epoch begins.
 const EPOCH_SHIFT: u32 = 16;
-/// This CPU has fenced since it announced the epoch: a further guard needs no fence of its own.
+/// This CPU has fenced since it announced the epoch, and a [`Stay`] is alive: a further guard needs no fence
+/// of its own.
 const FENCED: u64 = 1 << 15;
 /// Guards that one CPU can hold at a time; further ones count as strays.
 const HELD_MASK: u64 = FENCED - 1;
@@ -147,6 +148,28 @@ impl Quiescence {
         Stay(guard)
     }
 
+    /// Whatever this CPU walked in so far, it has left, if all that it holds is a [`Stay`].
+    pub(crate) fn pass(&self, cpus: &impl Cpus) -> bool {
+        let slot = self.slots.get(cpus.current_cpu().index());
+        slot.is_some_and(|Slot(slot)| self.pass_in(slot))
+    }
+
+    fn pass_in(&self, slot: &AtomicU64) -> bool {
+        // ORDERING: Relaxed, only this CPU writes its slot.
+        let held = slot.load(Ordering::Relaxed);
+        if held & (FENCED | HELD_MASK) != FENCED | 1 {
+            return false;
+        }
+        // ORDERING: Acquire, as in `pin`.
+        let epoch = self.epoch.load(Ordering::Acquire);
+        // ORDERING: Release: earlier walks are over before `advance` sees the new epoch here.
+        slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
+        // ORDERING: SeqCst, as in `pin`. Without it, a later walk would see what was unlinked only if
+        // whoever moved the epoch on had seen it.
+        fence(Ordering::SeqCst);
+        true
+    }
+
     /// The epoch to wait for, after something was taken out of reach by stores before this call.
     pub fn retire_epoch(&self) -> RetireEpoch {
         // ORDERING: SeqCst: the unlinking comes before the epoch is read; pairs with the fence of
@@ -200,16 +223,18 @@ impl Stay<'_> {
         let Some(slot) = self.0.slot() else {
             return false;
         };
-        // ORDERING: Relaxed, only this CPU writes its slot.
-        if slot.load(Ordering::Relaxed) & HELD_MASK != 1 {
-            return false;
+        self.0.quiescence.pass_in(slot)
+    }
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0.slot() {
+            // ORDERING: Relaxed, only this CPU writes its slot.
+            let held = slot.load(Ordering::Relaxed);
+            // ORDERING: Release as every store to a slot. Guards that outlive the stay are not passed by.
+            slot.store(held & !FENCED, Ordering::Release);
         }
-        // ORDERING: Acquire: later walks see what was unlinked up to this epoch.
-        let epoch = self.0.quiescence.epoch.load(Ordering::Acquire);
-        // ORDERING: Release: earlier walks are over. No fence is needed: until this store is seen, the
-        // earlier epoch holds everybody back, and the mark stays true.
-        slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
-        true
     }
 }
 
@@ -326,6 +351,11 @@ mod tests {
             assert!(stay.pass());
             quiescence.has_passed(epoch);
         }
+        assert!(
+            quiescence.pass(&Fixed(0)),
+            "the operation that waits passes, too"
+        );
+        assert!(!quiescence.pass(&Fixed(1)), "nobody stays there");
         assert!(passes(&quiescence, epoch));
         drop(stay);
         let later = quiescence.retire_epoch();
@@ -339,6 +369,7 @@ mod tests {
         let guard = quiescence.pin(&Fixed(0));
         drop(stay);
         let epoch = quiescence.retire_epoch();
+        assert!(!quiescence.pass(&Fixed(0)), "it is no stay");
         assert!(!passes(&quiescence, epoch));
         drop(guard);
         assert!(passes(&quiescence, epoch));

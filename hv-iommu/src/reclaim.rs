@@ -70,6 +70,8 @@ impl<B: Backend> DomainCore<B> {
     fn reclaim_step(&self) -> Result<ReclaimStep, FlushError> {
         let quiescence = &self.system.quiescence;
         let cpus = self.system.backend.platform();
+        // This CPU's stay is not what the grace period is for.
+        quiescence.pass(cpus);
         let step = self.table.reclaim(quiescence, cpus);
         match step {
             ReclaimStep::Flush { attempt, span } => {

@@ -12,7 +12,7 @@ use crate::backend::{Backend, FaultEvent, RawFault, UnitCaps, UnitIndex};
 use crate::domain::{DomainCore, DomainUid};
 use crate::group::{Blocked, Group, GroupId};
 use crate::ids::DomainIds;
-use crate::quiesce::{Guard, Quiescence, Stay};
+use crate::quiesce::{Guard, Quiescence, RetireEpoch, Stay};
 use crate::recover::{Resets, WedgedUnits};
 use crate::topology::PciFunction;
 
@@ -78,6 +78,13 @@ impl<B: Backend> System<B> {
     #[inline]
     pub(crate) fn pin(&self) -> Guard<'_> {
         self.quiescence.pin(self.backend.platform())
+    }
+
+    /// Whether every guard that was alive at `retired` has ended. A stay of this very CPU does not count: it
+    /// is in none of its operations but the one that asks, which walks nothing then.
+    pub(crate) fn has_passed(&self, retired: RetireEpoch) -> bool {
+        self.quiescence.pass(self.backend.platform());
+        self.quiescence.has_passed(retired)
     }
 
     /// Lets go of domains that nobody refers to any more. Control path only.

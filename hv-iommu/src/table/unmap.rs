@@ -305,10 +305,16 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let mut freed = 1;
         // The leaves of a last table are the caller's frames, whose run it knows.
         if level != Level::LEAF || self.geometry.dirty {
-            let mut at = at;
-            for cell in words.cells {
+            let (mask, want) = Self::any_link();
+            for (index, cell) in words.cells.iter().enumerate() {
                 // ORDERING: Acquire pairs with the last writer's release, whichever CPU that was.
                 let word = cell.load(Ordering::Acquire);
+                let at = at.wrapping_add(Self::span(level).wrapping_mul(index as u64));
+                // Leaves are the caller's frames, too.
+                if word == 0 || (word & F::PRESENT != 0 && word & mask != want) {
+                    self.harvest(word, level, at, dirty);
+                    continue;
+                }
                 let table = match self.format.decode(word, level) {
                     Entry::Table { page, .. }
                     | Entry::Tombstone { page }
@@ -322,7 +328,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     }
                     _ => self.harvest(word, level, at, dirty),
                 }
-                at = at.wrapping_add(Self::span(level));
             }
         }
         // SAFETY: nothing reaches the page (see above), and this is its one time.
