@@ -1,8 +1,8 @@
 //! What every IOMMU shares: domains, groups, ownership, ranges, tables, flush receipts, faults.
 //!
 //! From a handler that may interrupt a call into this subsystem on its own CPU, only
-//! [`Domain::translate`] and the mapping, splitting and unmapping of ranges may be called: the rest
-//! takes short locks that the interrupted call may hold.
+//! [`Domain::translate`], [`Domain::mappings`] and the mapping, splitting and unmapping of ranges may be
+//! called: the rest takes short locks that the interrupted call may hold.
 //!
 //! Knows no vendor. A backend crate implements [`Backend`] and [`Format`]; an embedder implements
 //! the platform traits of `hv-core`.

@@ -1,5 +1,5 @@
 //! The short way: runs of leaves in one table that is there already, which most calls are about. Each
-//! answers whether it did everything; otherwise it did nothing, and the long way finds out why.
+//! answers whether it did everything; otherwise the long way does it, or finds out why it cannot be done.
 
 use core::ops::Range;
 

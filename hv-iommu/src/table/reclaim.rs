@@ -25,7 +25,7 @@ use crate::quiesce::{Guard, Quiescence, RetireEpoch};
 /// How many tables one attempt takes out, and how many merged ones wait for it.
 pub const BATCH: usize = 32;
 /// How many tables one step looks at.
-const LOOKS: usize = 1024;
+const LOOKS: usize = 256;
 
 /// A table that was taken out of a word, or is about to be.
 #[derive(Clone, Copy, Debug)]

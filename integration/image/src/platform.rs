@@ -108,6 +108,13 @@ impl FrameSource for BareMetal {
         Ok(unsafe { FrameRun::from_raw(range, ()) })
     }
 
+    fn alloc_table(&self) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        let range = self.frames.take(PageCount::ONE, PageSize::Size4K)?;
+        // SAFETY: the frame is RAM under the identity map, and was just taken for this caller alone. A
+        // table has every word of it written, so nothing is zeroed here.
+        Ok(unsafe { FrameRun::from_raw(range, ()) })
+    }
+
     fn free_frames(&self, run: FrameRun<Hypervisor>) {
         // A run is the one owner of its frames, so this fails only after memory was corrupted: no
         // reason to go on.
