@@ -50,10 +50,14 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         let clock = core.system.backend.platform();
         let mut deadline = clock.now().after(core.system.wait);
         let mut pages = before;
-        while core.reclaim_step()? != ReclaimStep::Done {
+        loop {
+            let step = core.reclaim_step()?;
+            if step == ReclaimStep::Done {
+                break;
+            }
             let now = core.table.table_pages();
-            if now != pages {
-                // Each batch has its own time.
+            if now != pages || matches!(step, ReclaimStep::Flush { .. }) {
+                // Each batch has its own time, and the wait for a unit is not one for CPUs.
                 pages = now;
                 deadline = clock.now().after(core.system.wait);
             } else if clock.now() > deadline {
@@ -66,7 +70,8 @@ impl<O: Owner, B: Backend> Domain<O, B> {
 }
 
 impl<B: Backend> DomainCore<B> {
-    /// One step, with the flush that it may ask for.
+    /// One step, with the flush that it may ask for: [`ReclaimStep::Flush`] says that it completed and was
+    /// taken.
     fn reclaim_step(&self) -> Result<ReclaimStep, FlushError> {
         let quiescence = &self.system.quiescence;
         let cpus = self.system.backend.platform();
@@ -85,9 +90,16 @@ impl<B: Backend> DomainCore<B> {
                     false => self.flush(FlushSpan::Pages(span), depth).map(drop),
                 };
                 match flushed {
-                    // SAFETY: the flush that was asked for was begun after that, and has completed on
-                    // every unit.
-                    Ok(()) => Ok(unsafe { self.table.reclaim_flushed(quiescence, cpus, attempt) }),
+                    Ok(()) => {
+                        // SAFETY: the flush that was asked for was begun after that, and has completed
+                        // on every unit.
+                        let taken =
+                            unsafe { self.table.reclaim_flushed(quiescence, cpus, attempt) };
+                        Ok(match taken {
+                            ReclaimStep::Again => step,
+                            other => other,
+                        })
+                    }
                     Err(error) => {
                         // Whoever runs a step now finds the same tables and fails by itself.
                         self.table.reclaim_cancel(quiescence, cpus, attempt);
