@@ -231,6 +231,11 @@ fn check<O: Owner, B: Backend>(
             u64::from(have.write_only),
         ),
         (
+            "live change of page size",
+            u64::from(need.live_resize),
+            u64::from(have.live_resize),
+        ),
+        (
             "physical address bits",
             need.phys_bits.into(),
             have.phys_bits.into(),

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainCore};
 use crate::iova::SpaceError;
-use crate::pending::RedeemRefusal;
+use crate::pending::{PendingUnmap, RedeemRefusal};
 use crate::range::{Free, MapError, MapRefusal, Mapped, Range};
 
 /// Why there is no buffer. Everything taken for it was given back.
@@ -134,10 +134,50 @@ pub struct CoherentBuffer<B: Backend> {
     view: CpuView<B>,
 }
 
-/// A buffer that could not be freed: it is unmapped, and its frames stay with the domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the buffer's frames stay with the domain until it ends: {0}")]
-pub struct FreeError(pub RedeemRefusal);
+/// A buffer that could not be freed yet. It is unmapped, and its frames stay with the domain until
+/// [`retry`](Self::retry) works, or the domain ends.
+pub struct FreeError<B: Backend> {
+    /// Range and frames.
+    pub pending: PendingUnmap<KernelPaging, B>,
+    /// Why.
+    pub reason: RedeemRefusal,
+}
+
+impl<B: Backend> FreeError<B> {
+    /// Flushes again, and gives frames and range back.
+    ///
+    /// # Errors
+    /// This value, when the flush failed once more.
+    pub fn retry(self) -> Result<(), Self> {
+        let (range, frames) = self.pending.flush().map_err(|error| Self {
+            pending: error.pending,
+            reason: error.reason,
+        })?;
+        range.core().system.backend.platform().free_frames(frames);
+        if let Err((range, error)) = range.release() {
+            log::warn!("{range:?} is lost: {error}");
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> fmt::Display for FreeError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (pending, reason) = (&self.pending, &self.reason);
+        write!(
+            f,
+            "a buffer's frames stay with the domain ({pending:?}): {reason}"
+        )
+    }
+}
+
+impl<B: Backend> fmt::Debug for FreeError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<B: Backend> core::error::Error for FreeError<B> {}
 
 impl<B: Backend> CoherentBuffer<B> {
     /// Where the device sees it.
@@ -206,17 +246,13 @@ impl<B: Backend> CoherentBuffer<B> {
     /// Unmaps the buffer, waits until no device reaches it, and gives frames and range back.
     ///
     /// # Errors
-    /// [`FreeError`] when the flush failed.
-    pub fn free(self) -> Result<(), FreeError> {
+    /// [`FreeError`] when the flush failed; it can be tried again.
+    pub fn free(self) -> Result<(), FreeError<B>> {
         // The CPU's last access through this buffer is over: `self` is consumed.
         drop(self.view);
-        let redeemed = self.range.unmap().flush();
-        let (range, frames) = redeemed.map_err(|error| FreeError(error.reason))?;
-        range.core().system.backend.platform().free_frames(frames);
-        if let Err((range, error)) = range.release() {
-            log::warn!("{range:?} is lost: {error}");
-        }
-        Ok(())
+        let pending = self.range.unmap();
+        let reason = RedeemRefusal::StillWalked;
+        FreeError { pending, reason }.retry()
     }
 
     /// The mapping without the CPU's view.

@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicU64 as MachineU64;
 use hv_core::sync::{AtomicUsize, Ordering};
 use hv_core::{
     Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize, Perms,
-    PhysRange, Shared, UserManaged,
+    PhysRange, Shared, TryLock, UserManaged,
 };
 use spin::Mutex;
 use thiserror::Error;
@@ -126,6 +126,8 @@ pub(crate) struct DomainCore<B: Backend> {
     pub(crate) buffers: AtomicUsize,
     /// From how many table pages on unmaps help to reclaim empty ones.
     pub(crate) reclaim_from: MachineU64,
+    /// Held by the one unmap that helps.
+    pub(crate) assist: TryLock<()>,
     pub(crate) system: Shared<System<B>>,
 }
 
@@ -233,6 +235,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             attachments: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
+            assist: TryLock::new(()),
             system: system.clone(),
         };
         let core = match Shared::try_new(core) {

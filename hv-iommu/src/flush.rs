@@ -112,6 +112,8 @@ impl<B: Backend> System<B> {
         let deadline = start.after(self.wait);
         let resets = self.wedged.resets();
         loop {
+            // Who waits here walks in no table: its stay holds nobody back meanwhile.
+            self.quiescence.pass(clock);
             let expired = clock.now() > deadline;
             match self.backend.poll(unit, ticket) {
                 Ok(true) => return Ok(()),

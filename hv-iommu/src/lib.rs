@@ -2,7 +2,8 @@
 //!
 //! From a handler that may interrupt a call into this subsystem on its own CPU, only
 //! [`Domain::translate`], [`Domain::mappings`] and the mapping, splitting and unmapping of ranges may be
-//! called: the rest takes short locks that the interrupted call may hold.
+//! called: the rest takes short locks that the interrupted call may hold. So does mapping on units that have
+//! to be told of new mappings (caching mode, write buffers): not from a handler there.
 //!
 //! Knows no vendor. A backend crate implements [`Backend`] and [`Format`]; an embedder implements
 //! the platform traits of `hv-core`.

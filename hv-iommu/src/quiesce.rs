@@ -138,14 +138,16 @@ impl Quiescence {
     /// retired waits for it.
     pub fn enter(&self, cpus: &impl Cpus) -> Stay<'_> {
         let guard = self.pin(cpus);
+        let mut outermost = false;
         if let Some(slot) = guard.slot() {
             // ORDERING: Relaxed, only this CPU writes its slot.
             let held = slot.load(Ordering::Relaxed);
+            outermost = held & FENCED == 0;
             // ORDERING: Release as every store to a slot. The fence of `pin` came before, so what the
             // mark says is true for as long as this epoch stands in the slot.
             slot.store(held | FENCED, Ordering::Release);
         }
-        Stay(guard)
+        Stay { guard, outermost }
     }
 
     /// Whatever this CPU walked in so far, it has left, if all that it holds is a [`Stay`].
@@ -163,10 +165,13 @@ impl Quiescence {
         // ORDERING: Acquire, as in `pin`.
         let epoch = self.epoch.load(Ordering::Acquire);
         // ORDERING: Release: earlier walks are over before `advance` sees the new epoch here.
-        slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
+        slot.store(epoch << EPOCH_SHIFT | 1, Ordering::Release);
         // ORDERING: SeqCst, as in `pin`. Without it, a later walk would see what was unlinked only if
-        // whoever moved the epoch on had seen it.
+        // whoever moved the epoch on had seen it. The mark comes after it: a handler that interrupts in
+        // between fences for itself.
         fence(Ordering::SeqCst);
+        // ORDERING: Release as every store to a slot.
+        slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
         true
     }
 
@@ -214,22 +219,28 @@ impl Quiescence {
 /// grace period waits for all stays.
 ///
 /// Bound to the CPU that made it.
-pub struct Stay<'q>(Guard<'q>);
+pub struct Stay<'q> {
+    guard: Guard<'q>,
+    /// Whether it began while there was no other on this CPU, as a handler's may.
+    outermost: bool,
+}
 
 impl Stay<'_> {
     /// Says that this CPU walks nothing right now, so that a long stay holds nobody back. Whether that is
     /// so: not while a guard is alive, such as that of an interrupted operation.
     pub fn pass(&mut self) -> bool {
-        let Some(slot) = self.0.slot() else {
+        let Some(slot) = self.guard.slot() else {
             return false;
         };
-        self.0.quiescence.pass_in(slot)
+        self.guard.quiescence.pass_in(slot)
     }
 }
 
 impl Drop for Stay<'_> {
     fn drop(&mut self) {
-        if let Some(slot) = self.0.slot() {
+        if let Some(slot) = self.guard.slot()
+            && self.outermost
+        {
             // ORDERING: Relaxed, only this CPU writes its slot.
             let held = slot.load(Ordering::Relaxed);
             // ORDERING: Release as every store to a slot. Guards that outlive the stay are not passed by.
@@ -346,6 +357,8 @@ mod tests {
         assert!(!stay.pass(), "a guard is alive");
         drop(guard);
         assert!(!passes(&quiescence, epoch));
+        drop(quiescence.enter(&Fixed(0)));
+        assert!(!passes(&quiescence, epoch), "that was another stay");
         // Each step of the epoch waits for the stay once.
         for _ in 0..2 {
             assert!(stay.pass());

@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::FlushError;
-use crate::table::ReclaimStep;
+use crate::table::{BATCH, ReclaimStep};
 
 /// A domain with no more table pages than this is left alone by unmaps.
 pub(crate) const RECLAIM_FROM: u64 = 64;
@@ -39,7 +39,8 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// a flush for each batch. Gives how many fewer table pages the domain has.
     ///
     /// Unmaps help with this by themselves when there are many tables, so that their number stays in
-    /// proportion; this call is for the moment when a domain has little left to do.
+    /// proportion; this call is for the moment when a domain has little left to do. It takes no more batches
+    /// than the tables of its beginning can need, so others who go on emptying tables do not keep it.
     ///
     /// # Errors
     /// [`ReclaimError`].
@@ -48,20 +49,20 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         let before = core.table.table_pages();
         core.table.reclaim_rewind();
         let clock = core.system.backend.platform();
+        // Each batch has its own time, in which the wait for a unit is not one for CPUs. A sweep takes
+        // full batches but for its last; there is a sweep for each level of tables.
+        let levels = u64::from(core.table.geometry().root.number());
+        let mut batches = before / BATCH as u64 + levels;
         let mut deadline = clock.now().after(core.system.wait);
-        let mut pages = before;
         loop {
-            let step = core.reclaim_step()?;
-            if step == ReclaimStep::Done {
-                break;
-            }
-            let now = core.table.table_pages();
-            if now != pages || matches!(step, ReclaimStep::Flush { .. }) {
-                // Each batch has its own time, and the wait for a unit is not one for CPUs.
-                pages = now;
-                deadline = clock.now().after(core.system.wait);
-            } else if clock.now() > deadline {
-                return Err(ReclaimError::Busy);
+            match core.reclaim_step()? {
+                ReclaimStep::Done => break,
+                ReclaimStep::Flush { .. } if batches > 0 => {
+                    batches -= 1;
+                    deadline = clock.now().after(core.system.wait);
+                }
+                _ if clock.now() > deadline => return Err(ReclaimError::Busy),
+                _ => {}
             }
             spin_hint();
         }
@@ -107,7 +108,8 @@ impl<B: Backend> DomainCore<B> {
                     }
                 }
             }
-            ReclaimStep::Done => {
+            ReclaimStep::Done | ReclaimStep::Swept => {
+                // What one look over all tables has left is mostly in use.
                 let kept = self.table.table_pages();
                 // ORDERING: Relaxed, a figure.
                 self.reclaim_from
@@ -125,11 +127,16 @@ impl<B: Backend> DomainCore<B> {
         if self.table.table_pages() <= self.reclaim_from.load(MachineOrdering::Relaxed) {
             return;
         }
-        for _ in 0..STEPS_AT_ONCE {
-            match self.reclaim_step() {
-                Ok(ReclaimStep::Again | ReclaimStep::Flush { .. }) => {}
-                Ok(ReclaimStep::Busy | ReclaimStep::Done) | Err(_) => return,
+        // One CPU at a time: the others would ask for the same flush.
+        let _ = self.assist.with(|()| {
+            for _ in 0..STEPS_AT_ONCE {
+                match self.reclaim_step() {
+                    Ok(ReclaimStep::Again | ReclaimStep::Flush { .. }) => {}
+                    Ok(ReclaimStep::Busy | ReclaimStep::Done | ReclaimStep::Swept) | Err(_) => {
+                        return;
+                    }
+                }
             }
-        }
+        });
     }
 }

@@ -164,7 +164,10 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
         };
         let (first, second) = match range.split_at(pages) {
             Ok(parts) => parts,
-            Err(range) => return Err(refused(range, low)),
+            Err(range) => {
+                let whole = low.join(high).unwrap_or_else(|(low, _)| low);
+                return Err(refused(range, whole));
+            }
         };
         let first = match first.map_from(low, granted, largest, &mut tables) {
             Ok(first) => first,
@@ -187,12 +190,10 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     }
 
     /// Replaces smaller pages by large ones wherever the range allows it and the units can follow. How
-    /// many large pages were made.
-    ///
-    /// # Errors
-    /// [`TableError::Breaks`] where a unit cannot follow, [`TableError::ReclaimPending`] when too many
-    /// tables wait to be reclaimed. What was merged so far is.
-    pub fn merge(&mut self) -> Result<u64, TableError> {
+    /// many large pages were made, and why it stopped before the end, if it did: [`TableError::Breaks`]
+    /// where a unit cannot follow, [`TableError::ReclaimPending`] when too many merged tables wait:
+    /// [`Domain::reclaim`](crate::Domain::reclaim) then, and call again.
+    pub fn merge(&mut self) -> (u64, Result<(), TableError>) {
         let mut merged = 0;
         let largest = self.core.caps.largest_page;
         for size in [PageSize::Size2M, PageSize::Size1G] {
@@ -214,11 +215,11 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
                     }
                     // A large page already, or pages that do not fit together.
                     Err(TableError::NotMapped { .. } | TableError::NotContiguous { .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => return (merged, Err(error)),
                 }
             }
         }
-        Ok(merged)
+        (merged, Ok(()))
     }
 
     /// Changes what devices may do with the range. They may go on as before until

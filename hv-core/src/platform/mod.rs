@@ -203,8 +203,9 @@ pub trait Clock: Send + Sync {
 /// # Safety
 /// While a caller runs without being moved to another CPU, `current_cpu` gives it a number below
 /// `cpu_count` that no other context running at the same time is given. Code that calls into this
-/// system is not moved to another CPU in the middle of a call; a handler that interrupts such a call and
-/// calls in itself returns before the interrupted call goes on.
+/// system is not moved to another CPU in the middle of a call, nor while it holds a stay or a guard; a handler
+/// that interrupts such a call and calls in itself returns before the interrupted call goes on, and has given
+/// up every stay and guard of its own by then.
 pub unsafe trait Cpus: Send + Sync {
     /// The CPU that executes this call.
     fn current_cpu(&self) -> CpuId;

@@ -214,6 +214,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     .compare_exchange(word, leaf, Ordering::AcqRel, Ordering::Acquire)
                 {
                     Ok(_) => {
+                        // In memory before the reclaimer can ask for a flush that counts: a walker that
+                        // reads the old link after that flush would keep a table that is freed.
+                        self.write_words_back(slot.word_at, 1);
+                        self.memory().walker_fence();
                         reclaimer.remove(Removed {
                             at: at.as_u64(),
                             level,
@@ -225,10 +229,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
             }
         });
-        merged.unwrap_or(Err(TableError::ReclaimPending { at }))?;
-        self.write_words_back(slot.word_at, 1);
-        self.memory().walker_fence();
-        Ok(())
+        merged.unwrap_or(Err(TableError::ReclaimPending { at }))
     }
 
     /// The leaf of `level` that means what all of a table's words mean.
@@ -276,26 +277,21 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         clear: bool,
         dirty: &mut Harvest<'_>,
     ) {
-        let Ok(root) = self.root_for(range.last()) else {
+        let Some((root, part)) = self.within(range) else {
             return;
         };
-        self.visit_leaves(
-            guard,
-            root,
-            (range.start().as_u64(), range.last().as_u64()),
-            &mut |slot, word| {
-                let before = if clear && word & F::DIRTY != 0 {
-                    // ORDERING: AcqRel: the device's write comes before whoever is told of it, and the bit
-                    // is clear before the flush that has to follow.
-                    slot.cell.fetch_and(!F::DIRTY, Ordering::AcqRel)
-                } else {
-                    word
-                };
-                if before & F::DIRTY != 0 && self.geometry.dirty {
-                    dirty(slot.at(), slot.level);
-                }
-            },
-        );
+        self.visit_leaves(guard, root, part, &mut |slot, word| {
+            let before = if clear && word & F::DIRTY != 0 {
+                // ORDERING: AcqRel: the device's write comes before whoever is told of it, and the bit
+                // is clear before the flush that has to follow.
+                slot.cell.fetch_and(!F::DIRTY, Ordering::AcqRel)
+            } else {
+                word
+            };
+            if before & F::DIRTY != 0 && self.geometry.dirty {
+                dirty(slot.at(), slot.level);
+            }
+        });
         self.memory().walker_fence();
     }
 }

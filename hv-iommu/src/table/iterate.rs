@@ -63,6 +63,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         });
     }
 
+    /// The root, and the part of a range that the table translates, if it does any.
+    pub(super) fn within(&self, range: IovaRange) -> Option<(RootPointer, (u64, u64))> {
+        let root = self.root()?;
+        let (first, last) = (range.start().as_u64(), range.last().as_u64());
+        let translated = !self.beyond;
+        (first <= translated).then_some((root, (first, last.min(translated))))
+    }
+
     /// Whether nothing is mapped or pending in a range. What is left of tables does not count.
     pub(super) fn vacant_range(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
         let Ok(root) = self.root_for(range.last()) else {
@@ -82,10 +90,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         range: IovaRange,
         show: &mut dyn FnMut(Mapping) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let Ok(root) = self.root_for(range.last()) else {
+        let Some((root, part)) = self.within(range) else {
             return ControlFlow::Continue(());
         };
-        let part = (range.start().as_u64(), range.last().as_u64());
         self.visit(guard, root, part, &mut |slot, _, entry| match entry {
             Entry::Leaf { to, perms } => show(Mapping {
                 at: Iova::new(slot.first & !(Self::span(slot.level) - 1)),

@@ -54,6 +54,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         largest: PageSize,
         spares: &mut SparesOf<'_, H>,
     ) -> Result<MapOutcome, TableError> {
+        if !spares.are_of(self.memory()) {
+            // Frames of another memory are nothing to this table.
+            return self.map_range(guard, range, to, perms, largest);
+        }
         let root = self.root_for(range.last())?;
         let last = range.last().as_u64();
         let job = Job {

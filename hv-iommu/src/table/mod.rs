@@ -22,7 +22,7 @@ use core::ops::{ControlFlow, Deref};
 use core::sync::atomic::AtomicU64 as MachineU64;
 
 use hv_core::platform::{CacheMaintenance, Cpus, FrameSource, PhysMemory};
-use hv_core::sync::{AtomicU64, Ordering};
+use hv_core::sync::{AtomicBool, AtomicU64, Ordering};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr, TryLock};
 use thiserror::Error;
 
@@ -215,6 +215,8 @@ pub struct Table<F: Format, H: MemoryHandle> {
     /// The address bits that the table does not translate.
     beyond: u64,
     reclaim: TryLock<Reclaimer>,
+    /// Asks the next look of `reclaim` to begin at the first address.
+    rewind: AtomicBool,
     /// How many table pages there are: a figure, so the machine's own atomic and not a modelled one.
     tables: MachineU64,
 }
@@ -240,6 +242,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 .checked_shl(Self::shift(geometry.root) + F::INDEX_BITS)
                 .unwrap_or(0),
             reclaim: TryLock::new(Reclaimer::new()),
+            rewind: AtomicBool::new(false),
             tables: MachineU64::new(0),
         };
         let page = {
@@ -515,7 +518,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Has the next step of [`reclaim`](Self::reclaim) begin at the first address, so that
     /// [`ReclaimStep::Done`] then covers all that became empty before this call.
     pub fn reclaim_rewind(&self) {
-        self.rewind();
+        // ORDERING: Release, to the step that takes it.
+        self.rewind.store(true, Ordering::Release);
     }
 
     /// What was unlinked in `attempt` is out of every unit's reach.

@@ -13,10 +13,11 @@ use core::ops::ControlFlow;
 use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::{CacheMaintenance, Cpus};
-use hv_core::sync::Ordering;
+use hv_core::sync::{Ordering, spin_hint};
 use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, PhysAddr};
 
 use super::spares::give_back;
+use super::unmap::Harvest;
 use super::walk::{CellOf, Page, Slot};
 use super::{MemoryHandle, Table};
 use crate::format::{Entry, Format, Level, RootPointer};
@@ -63,6 +64,8 @@ pub(super) struct Reclaimer {
     cursor: u64,
     /// Whether anything was taken out since the look began at the first address.
     found: bool,
+    /// Whether the look has come to the end.
+    swept: bool,
     /// The links that the attempt is about.
     batch: ArrayVec<Removed, BATCH>,
     /// Tables that the attempt took out.
@@ -78,8 +81,11 @@ pub(super) struct Reclaimer {
 pub enum ReclaimStep {
     /// Another CPU, or an interrupted caller on this one, runs a step.
     Busy,
-    /// Nothing is left to reclaim: all of the table was looked at.
+    /// Nothing is left to reclaim: all of the table was looked at, and nothing found.
     Done,
+    /// All of the table was looked at once, and something was taken out; tables above that may have become
+    /// empty by it. Call again.
+    Swept,
     /// Work was done, or other CPUs have to leave the table first: call again.
     Again,
     /// Tables were unlinked. They come back after a flush of this span, walk caches included, that is
@@ -100,6 +106,7 @@ impl Reclaimer {
             attempt: 0,
             cursor: 0,
             found: false,
+            swept: false,
             batch: ArrayVec::new(),
             retired: ArrayVec::new(),
             removed: ArrayVec::new(),
@@ -156,6 +163,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         quiescence: &Quiescence,
         cpus: &impl Cpus,
     ) -> ReclaimStep {
+        // ORDERING: Acquire: tables that were emptied before the call to `rewind` are seen so.
+        if self.rewind.swap(false, Ordering::Acquire) {
+            reclaimer.cursor = 0;
+            reclaimer.swept = false;
+        }
+        if core::mem::take(&mut reclaimer.swept) {
+            return match core::mem::take(&mut reclaimer.found) {
+                true => ReclaimStep::Swept,
+                false => ReclaimStep::Done,
+            };
+        }
         let guard = quiescence.pin(cpus);
         let Some(root) = self.root() else {
             return ReclaimStep::Done;
@@ -165,23 +183,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let looked = self.look(&guard, root, 0, from, &mut looks, reclaimer);
         if looked.is_continue() {
             reclaimer.cursor = 0;
+            reclaimer.swept = true;
         }
         if !reclaimer.batch.is_empty() {
             // After the last freeze: whoever went through one of these links unmarked is gone then.
             reclaimer.phase = Phase::Frozen(quiescence.retire_epoch());
             return ReclaimStep::Again;
         }
-        if looked.is_break() {
-            return ReclaimStep::Again;
-        }
-        if !reclaimer.removed.is_empty() {
+        if looked.is_continue() && !reclaimer.removed.is_empty() {
             return self.begin_flush(reclaimer);
         }
-        // A table whose last table was taken out is empty only now.
-        if core::mem::take(&mut reclaimer.found) {
-            return ReclaimStep::Again;
-        }
-        ReclaimStep::Done
+        ReclaimStep::Again
     }
 
     /// Goes through the tables below `table` from address `from` on; stops when the batch is full or
@@ -409,6 +421,36 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
     }
 
+    /// Tells of what a device wrote through tables that merges replaced and that no attempt has come to yet.
+    /// For the owner of the span, whose receipt says that no more bits come.
+    pub(super) fn harvest_merged(
+        &self,
+        guard: &Guard<'_>,
+        (first, last): (u64, u64),
+        dirty: &mut Harvest<'_>,
+    ) {
+        let mut harvest = |reclaimer: &mut Reclaimer| {
+            for removed in &reclaimer.removed {
+                let inside = removed.at >= first && removed.at <= last;
+                let Some(below) = removed.level.below().filter(|_| inside) else {
+                    continue;
+                };
+                let cells = self.page(guard, removed.page).cells.iter();
+                for (index, cell) in cells.enumerate() {
+                    // ORDERING: Acquire, as in `harvest_removed`.
+                    if cell.load(Ordering::Acquire) & F::DIRTY != 0 {
+                        let offset = Self::span(below) * index as u64;
+                        dirty(Iova::new(removed.at + offset), below);
+                    }
+                }
+            }
+        };
+        // Steps are short and wait for nobody, so another CPU's is over soon.
+        while self.reclaim.with(&mut harvest).is_none() {
+            spin_hint();
+        }
+    }
+
     /// Marks every leaf and pending word of a span as written through.
     fn mark_dirty(&self, guard: &Guard<'_>, root: RootPointer, span: (u64, u64)) {
         let _ = self.visit(guard, root, span, &mut |slot, word, _| {
@@ -466,17 +508,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 reclaimer.phase = Phase::Idle;
             })
             .is_some()
-    }
-
-    /// The next look begins at the first address.
-    pub(super) fn rewind(&self) {
-        // Whoever is at it has just begun, or will be asked again.
-        let _ = self.reclaim.with(|reclaimer| {
-            if matches!(reclaimer.phase, Phase::Idle) {
-                reclaimer.cursor = 0;
-            }
-            reclaimer.found = true;
-        });
     }
 
     /// Receipt and grace period are there: gives the pages back.

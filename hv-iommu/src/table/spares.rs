@@ -32,6 +32,9 @@ impl Private {
     }
 }
 
+/// The frame that no table may be.
+const ZERO: PhysAddr = PhysAddr::new(0);
+
 /// Frames for tables that no word names yet.
 ///
 /// An operation takes from here first and from the platform's frame source for the rest. Dropping gives
@@ -39,11 +42,14 @@ impl Private {
 ///
 /// # Invariants
 /// `first` starts a list of `count` frames of `memory` that nothing else names, each with the next one's
-/// address in its first word. They were never linked, so no walker reads them.
+/// address in its first word. They were never linked, so no walker reads them. None is the frame at address
+/// 0: a word that keeps the address of a detached table and nothing else could not tell that one from
+/// nothing. If there is one, `zero` holds it aside.
 pub struct Spares<'m, M: TableMemory> {
     memory: &'m M,
     first: u64,
     count: u64,
+    zero: bool,
 }
 
 impl<'m, M: TableMemory> Spares<'m, M> {
@@ -55,7 +61,13 @@ impl<'m, M: TableMemory> Spares<'m, M> {
             memory,
             first: 0,
             count: 0,
+            zero: false,
         }
+    }
+
+    /// Whether they are of this memory.
+    pub(super) fn are_of(&self, memory: &M) -> bool {
+        core::ptr::eq(self.memory, memory)
     }
 
     /// How many there are.
@@ -67,6 +79,10 @@ impl<'m, M: TableMemory> Spares<'m, M> {
     pub fn add(&mut self, frames: FrameRun<Hypervisor>) {
         let range = frames.into_range();
         for page in (0..range.pages().get()).filter_map(|index| range.page(index)) {
+            if page == ZERO {
+                self.zero = true;
+                continue;
+            }
             // INVARIANT: the run owned the frame, alone, and was given up just now.
             self.push(Private(page));
         }
@@ -126,9 +142,13 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         if self.count != 0 {
             return self.take();
         }
-        let frame = self.memory.alloc_table().ok()?;
+        let mut page = self.memory.alloc_table().ok()?.into_range().start();
+        if page == ZERO {
+            self.zero = true;
+            page = self.memory.alloc_table().ok()?.into_range().start();
+        }
         // INVARIANT: the run owned the frame, alone, and was given up just now.
-        Some(Private(frame.into_range().start()))
+        Some(Private(page))
     }
 
     /// Gives all but `count` back to the platform.
@@ -146,6 +166,10 @@ impl<'m, M: TableMemory> Spares<'m, M> {
 impl<M: TableMemory> Drop for Spares<'_, M> {
     fn drop(&mut self) {
         self.shrink(0);
+        if self.zero {
+            // SAFETY: the frame came as a run that was given up, and was never linked.
+            unsafe { give_back(self.memory, ZERO) };
+        }
     }
 }
 

@@ -152,6 +152,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let root = self.root_for(range.last())?;
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
         self.check_table(guard, root, first, last, to)?;
+        if self.geometry.dirty {
+            self.harvest_merged(guard, (first, last), dirty);
+        }
         let mut redeemed = Redeemed::default();
         // SAFETY: the caller's promise is the same.
         unsafe { self.empty_table(guard, root, first, last, &mut redeemed, dirty) };

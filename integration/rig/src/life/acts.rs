@@ -84,7 +84,7 @@ impl World {
             Ok(()) => {}
             Err(error) => {
                 rig.unmapping(tenant, range);
-                if let RedeemRefusal::Flush(FlushError::Unit(error)) = error.0 {
+                if let RedeemRefusal::Flush(FlushError::Unit(error)) = error.reason {
                     self.failed(error);
                 } else {
                     rig.broken(Rule::WrongAnswer, format!("a buffer is not freed: {error}"));
