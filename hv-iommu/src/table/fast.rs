@@ -9,7 +9,7 @@ use hv_core::sync::Ordering;
 use hv_core::{EntryCell, IovaRange, PageSize, Perms, PhysAddr};
 
 use super::walk::{CellOf, Page, leading_empty, store_run};
-use super::{MemoryHandle, Table};
+use super::{MemoryHandle, Table, Unmapped};
 use crate::format::{Format, Level};
 use crate::quiesce::Guard;
 
@@ -40,11 +40,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         count: u64,
         link: (u64, u64),
     ) -> Option<Words<'g, H>> {
-        let root = self.root_page()?;
-        if first & self.beyond != 0 {
-            return None;
-        }
-        let page = self.descend::<LEVEL>(guard, root, first, link)?;
+        let page = self.descend::<LEVEL>(guard, first, link)?;
         let index = Self::index(Self::level::<LEVEL>(), first);
         let end = index as u64 + count;
         (end <= Self::WORDS).then_some((page, index..end as usize))
@@ -81,6 +77,20 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if pages < Self::WORDS {
             return self.map_leaves::<1>(guard, first, pages, to, perms);
         }
+        self.map_words(guard, range, to, perms, largest)
+    }
+
+    /// Ranges of whole large leaves in one table.
+    #[inline(always)]
+    fn map_words(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        to: PhysAddr,
+        perms: Perms,
+        largest: PageSize,
+    ) -> bool {
+        let first = range.start().as_u64();
         let largest = Level::of(largest).min(self.geometry.largest_leaf).number();
         let addresses = first | to.as_u64();
         if largest >= 3
@@ -140,37 +150,46 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         true
     }
 
+    /// What was unmapped, or `None` where it takes the long way.
     #[inline(always)]
-    pub(super) fn unmap_run(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
+    pub(super) fn unmap_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<Unmapped> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
-        if pages < Self::WORDS {
-            return self.unmap_leaves_at::<1>(guard, first, pages);
+        if pages < Self::WORDS && !self.geometry.dirty {
+            return self.unmap_small(guard, first, pages);
         }
+        self.unmap_words(guard, range)
+    }
+
+    /// Ranges that are of whole words of one table above the last.
+    #[inline(always)]
+    fn unmap_words(&self, guard: &Guard<'_>, range: IovaRange) -> Option<Unmapped> {
+        let first = range.start().as_u64();
+        // A table that is covered whole is detached from the word above it.
+        let short = |count: &u64| *count < Self::WORDS;
         if let Some(count) = Self::whole::<3>(first, range) {
-            return self.unmap_leaves_at::<3>(guard, first, count);
+            return self.unmap_words_at::<3>(guard, first, Some(count).filter(short)?);
         }
-        match Self::whole::<2>(first, range) {
-            Some(count) => self.unmap_leaves_at::<2>(guard, first, count),
-            None => false,
-        }
+        let count = Self::whole::<2>(first, range).filter(short)?;
+        self.unmap_words_at::<2>(guard, first, count)
     }
 
     #[inline(always)]
-    fn unmap_leaves_at<const LEVEL: u8>(&self, guard: &Guard<'_>, first: u64, count: u64) -> bool {
-        let level = Self::level::<LEVEL>();
-        let Some((page, indices)) = self.words::<LEVEL>(guard, first, count, Self::any_link())
-        else {
-            return false;
-        };
-        if LEVEL != Level::LEAF.number() || self.geometry.dirty {
-            // Some of them may be tables, or hardware may write to them.
-            let leaves = self.unmap_leaves(page, indices.clone(), level);
-            let all = leaves == indices.len();
-            if all {
-                self.memory.walker_fence();
-            }
-            return all;
-        }
+    fn unmap_words_at<const LEVEL: u8>(
+        &self,
+        guard: &Guard<'_>,
+        first: u64,
+        count: u64,
+    ) -> Option<Unmapped> {
+        let (page, indices) = self.words::<LEVEL>(guard, first, count, Self::any_link())?;
+        let mut unmapped = Unmapped::default();
+        self.unmap_whole(page, indices, Self::level::<LEVEL>(), &mut unmapped);
+        self.memory.walker_fence();
+        Some(unmapped)
+    }
+
+    #[inline(always)]
+    fn unmap_small(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
+        let (page, indices) = self.words::<1>(guard, first, count, Self::any_link())?;
         let leaf = |word: u64| word & F::PRESENT != 0;
         match one(page, &indices) {
             Some(cell) => {
@@ -197,7 +216,16 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             self.write_words_back(page.word_at(indices.start), indices.len());
         }
         self.memory.walker_fence();
-        true
+        Some(Unmapped::default())
+    }
+
+    /// Whether a range of one last table is empty; `None` where it takes the long way.
+    #[inline(always)]
+    pub(super) fn vacant_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<bool> {
+        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        let (page, indices) = self.words::<1>(guard, first, pages, Self::any_link())?;
+        let cells = page.run(indices);
+        Some(leading_empty(cells) == cells.len())
     }
 
     /// Empties pending leaves of one run. Only where walkers do not note what they write.

@@ -288,7 +288,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// Where `at` leads.
-    #[inline]
+    #[inline(always)]
     pub fn translate(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
         self.lookup(guard, at)
     }
@@ -303,7 +303,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Whether nothing is mapped or pending in `range`.
     pub fn is_vacant(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
-        self.vacant_range(guard, range)
+        self.vacant_run(guard, range)
+            .unwrap_or_else(|| self.vacant_range(guard, range))
     }
 
     /// Shows every leaf that has a page in `range`, in order, until the visitor breaks off.
@@ -338,7 +339,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError`]; nothing was mapped and no frame taken then.
-    #[inline]
+    #[inline(always)]
     pub fn map(
         &self,
         guard: &Guard<'_>,
@@ -358,7 +359,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError`]; nothing was mapped and no frame taken then.
-    #[inline]
+    #[inline(always)]
     pub fn map_from(
         &self,
         guard: &Guard<'_>,
@@ -379,12 +380,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// Words that are not leaves inside the range stay as they are; [`redeem`](Self::redeem)
     /// reports them.
-    #[inline]
+    #[inline(always)]
     pub fn unmap(&self, guard: &Guard<'_>, range: IovaRange) -> Unmapped {
-        if self.unmap_run(guard, range) {
-            return Unmapped::default();
+        match self.unmap_run(guard, range) {
+            Some(unmapped) => unmapped,
+            None => self.unmap_range(guard, range),
         }
-        self.unmap_range(guard, range)
     }
 
     /// Empties what [`unmap`](Self::unmap) left of `range`, which the caller owns exclusively and which
@@ -397,7 +398,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// # Safety
     /// A flush of the range has completed on every unit, asked for after the unmap. If tables were
     /// detached it included walk caches, and every guard of the time of the unmap has ended.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn redeem(
         &self,
         guard: &Guard<'_>,
@@ -416,7 +417,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError::Occupied`] when another mapping is in the way; nothing was mapped on any error.
-    #[inline]
+    #[inline(always)]
     pub fn map_shared(
         &self,
         guard: &Guard<'_>,
@@ -432,7 +433,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError::NotMapped`] when there is no such leaf, also when another CPU was faster.
-    #[inline]
+    #[inline(always)]
     pub fn unmap_shared(
         &self,
         guard: &Guard<'_>,
@@ -447,7 +448,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError::NotMapped`] when the word is not the one that was left there.
-    #[inline]
+    #[inline(always)]
     pub fn redeem_shared(
         &self,
         guard: &Guard<'_>,

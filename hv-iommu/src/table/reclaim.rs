@@ -18,7 +18,7 @@ use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, PhysAddr};
 
 use super::spares::give_back;
 use super::unmap::Harvest;
-use super::walk::{CellOf, Page, Slot};
+use super::walk::{CellOf, Page, Slot, leading_empty};
 use super::{MemoryHandle, Table};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::{Guard, Quiescence, RetireEpoch};
@@ -245,11 +245,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Whether a table has no content at all. Pending words and tombstones are content.
     fn is_bare(&self, page: Page<'_, CellOf<H>>) -> bool {
+        // Every load is more than rule 8 needs: before the grace period this is only a guess, and after it
+        // the guards that have ended have made their stores visible.
+        if !Fault::PendingIsEmpty.is_on() {
+            return leading_empty(page.cells) == page.cells.len();
+        }
         page.cells.iter().all(|cell| {
-            // ORDERING: Relaxed (rule 8): before the grace period this is only a guess, and after it the
-            // guards that have ended have made their stores visible.
-            let word = cell.load(Ordering::Relaxed);
-            word == 0 || (Fault::PendingIsEmpty.is_on() && word & F::PRESENT == 0)
+            // ORDERING: Relaxed, the deliberate fault is another one.
+            cell.load(Ordering::Relaxed) & F::PRESENT == 0
         })
     }
 

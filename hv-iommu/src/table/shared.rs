@@ -105,15 +105,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         level: Level,
         link: (u64, u64),
     ) -> Option<Slot<'g, CellOf<H>>> {
-        let root = self.root_page()?;
         let first = at.as_u64();
-        if first & self.beyond != 0 {
-            return None;
-        }
         let page = match level.number() {
-            1 => self.descend::<1>(guard, root, first, link),
-            2 => self.descend::<2>(guard, root, first, link),
-            _ => self.descend::<3>(guard, root, first, link),
+            1 => self.descend::<1>(guard, first, link),
+            2 => self.descend::<2>(guard, first, link),
+            _ => self.descend::<3>(guard, first, link),
         };
         page?.slot(Self::index(level, first), level, first)
     }

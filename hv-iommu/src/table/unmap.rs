@@ -19,6 +19,9 @@ use super::{MemoryHandle, Redeemed, Table, TableError, Unmapped};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
+/// Words of a cache line.
+const LINE: usize = 8;
+
 /// Told of each page that was written by a device: its first address and its level.
 pub(super) type Harvest<'h> = dyn FnMut(Iova, Level) + 'h;
 
@@ -52,18 +55,30 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 self.unmap_table(guard, child, part.first, part.last, unmapped);
             }
         }
-        let mut index = cover.whole.start;
-        while index < cover.whole.end {
-            index += self.unmap_leaves(page, index..cover.whole.end, table.level);
-            if index < cover.whole.end {
-                unmapped.tables |= self.detach(page, index, table.level);
+        self.unmap_whole(page, cover.whole, table.level, unmapped);
+    }
+
+    /// Unmaps all that is under words in a row.
+    #[inline(always)]
+    pub(super) fn unmap_whole(
+        &self,
+        page: Page<'_, CellOf<H>>,
+        indices: Range<usize>,
+        level: Level,
+        unmapped: &mut Unmapped,
+    ) {
+        let mut index = indices.start;
+        while index < indices.end {
+            index += self.unmap_leaves(page, index..indices.end, level);
+            if index < indices.end {
+                unmapped.tables |= self.detach(page, index, level);
                 index += 1;
             }
         }
     }
 
     /// Makes leaves in a row pending, up to the first word that is none. How many those were.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unmap_leaves(
         &self,
         page: Page<'_, CellOf<H>>,
@@ -118,6 +133,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Detaches the table at a word whose whole span the caller owns, whatever a reclaimer has done to
     /// the link meanwhile. Whether there was one.
+    #[inline]
     fn detach(&self, page: Page<'_, CellOf<H>>, index: usize, level: Level) -> bool {
         let Some(cell) = page.cell(index) else {
             return false;
@@ -306,14 +322,28 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // SAFETY: by the caller's promise the page is out of everybody's reach and not yet freed.
         let words = unsafe { self.page_alone(page) };
         let mut freed = 1;
-        // The leaves of a last table are the caller's frames, whose run it knows.
-        if level != Level::LEAF || self.geometry.dirty {
-            let (mask, want) = Self::any_link();
-            for (index, cell) in words.cells.iter().enumerate() {
+        let (mask, want) = Self::any_link();
+        // The leaves are the caller's frames, whose run it knows: of a last table only dirty bits count.
+        let look = match level {
+            Level::LEAF if self.geometry.dirty => words.cells,
+            Level::LEAF => &[],
+            _ => words.cells,
+        };
+        for (line, cells) in look.chunks(LINE).enumerate() {
+            if level == Level::LEAF {
+                let together = cells.iter().fold(0, |bits, cell| {
+                    // ORDERING: Acquire, as below.
+                    bits | cell.load(Ordering::Acquire)
+                });
+                if together & F::DIRTY == 0 {
+                    continue;
+                }
+            }
+            for (index, cell) in cells.iter().enumerate() {
                 // ORDERING: Acquire pairs with the last writer's release, whichever CPU that was.
                 let word = cell.load(Ordering::Acquire);
-                let at = at.wrapping_add(Self::span(level).wrapping_mul(index as u64));
-                // Leaves are the caller's frames, too.
+                let at =
+                    at.wrapping_add(Self::span(level).wrapping_mul((line * LINE + index) as u64));
                 if word == 0 || (word & F::PRESENT != 0 && word & mask != want) {
                     self.harvest(word, level, at, dirty);
                     continue;

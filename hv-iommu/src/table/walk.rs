@@ -171,14 +171,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         ((at >> Self::shift(level)) & ((1 << F::INDEX_BITS) - 1)) as usize
     }
 
-    /// The root table's page, unless the table has ended.
-    #[inline(always)]
-    pub(super) fn root_page(&self) -> Option<PhysAddr> {
-        // ORDERING: Acquire pairs with the store that made the table reachable.
-        let word = self.root.load(Ordering::Acquire);
-        (word != 0).then(|| PhysAddr::new(word).align_down(PageSize::Size4K))
-    }
-
     /// The root, if the table translates addresses up to `last`.
     #[inline]
     pub(super) fn root_for(&self, last: Iova) -> Result<RootPointer, TableError> {
@@ -190,17 +182,21 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         Ok(root)
     }
 
-    /// The table of level `TARGET` that `at` goes through, if every word on the way has `want` under
-    /// `mask`, which must make it a link. The unrolled walk that all fast paths share.
+    /// The table of level `TARGET` that `at` goes through, if the table translates it and every word on the
+    /// way has `want` under `mask`, which must make it a link. The unrolled walk that all fast paths share.
     #[inline(always)]
     pub(super) fn descend<'g, const TARGET: u8>(
         &'g self,
         guard: &'g Guard<'_>,
-        root: PhysAddr,
         at: u64,
         (mask, want): (u64, u64),
     ) -> Option<Page<'g, CellOf<H>>> {
-        let mut page = root;
+        // ORDERING: Acquire pairs with the store that made the table reachable.
+        let root = self.root.load(Ordering::Acquire);
+        if at & self.beyond != 0 {
+            return None;
+        }
+        let mut page = PhysAddr::new(root).align_down(PageSize::Size4K);
         macro_rules! step {
             ($level:literal) => {
                 if $level > TARGET {
@@ -218,8 +214,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
             };
         }
-        // Written out for each depth: a chain of comparisons for all of them costs as much as a step.
-        let levels = self.geometry.root.number();
+        // Written out for each depth: a chain of comparisons for all of them costs as much as a step. A
+        // table that has ended has depth 0.
+        let levels = root - page.as_u64();
         if levels == 4 {
             step!(4);
             step!(3);
@@ -235,7 +232,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         } else if levels == 2 {
             step!(2);
         }
-        (levels >= TARGET).then(|| self.page(guard, page))
+        (levels >= TARGET.into()).then(|| self.page(guard, page))
     }
 
     /// What a word has to look like for those to go through it who are no mappers: a link.
@@ -388,29 +385,23 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// The leaf that `at` goes through.
-    #[inline]
+    #[inline(always)]
     pub(super) fn lookup(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
-        let root = self.root_page()?;
-        let at = at.as_u64();
-        if at & self.beyond != 0 {
-            return None;
-        }
-        if let Some(page) = self.descend::<1>(guard, root, at, Self::any_link()) {
+        let first = at.as_u64();
+        if let Some(page) = self.descend::<1>(guard, first, Self::any_link()) {
             // ORDERING: Acquire pairs with the leaf's store.
             let word = page
-                .cell(Self::index(Level::LEAF, at))?
+                .cell(Self::index(Level::LEAF, first))?
                 .load(Ordering::Acquire);
-            return self.translation(word, Level::LEAF, at);
+            return self.translation(word, Level::LEAF, first);
         }
-        self.lookup_large(guard, root, at)
+        self.lookup_large(guard, at)
     }
 
     #[inline(never)]
-    fn lookup_large(&self, guard: &Guard<'_>, root: PhysAddr, at: u64) -> Option<Translation> {
-        let mut table = RootPointer {
-            page: root,
-            level: self.geometry.root,
-        };
+    fn lookup_large(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
+        let mut table = self.root_for(at).ok()?;
+        let at = at.as_u64();
         loop {
             let page = self.page(guard, table.page);
             // ORDERING: Acquire pairs with the installs and the leaf's store.
@@ -429,7 +420,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn translation(&self, word: u64, level: Level, at: u64) -> Option<Translation> {
         match self.format.decode(word, level) {
             Entry::Leaf { to, perms } => Some(Translation {
