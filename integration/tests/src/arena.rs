@@ -6,7 +6,7 @@
     reason = "implements the platform traits whose contract memory safety rests on"
 )]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +25,8 @@ const POISON: u64 = 0x0000_2ead_dead_d003;
 thread_local! {
     /// What the engine did since the last [`Arena::check_order`]. One thread runs one arena.
     static STEPS: RefCell<Vec<Step>> = const { RefCell::new(Vec::new()) };
+    /// A word, and the bits that hardware sets in it right after the engine has read it.
+    static LATE: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
 }
 
 /// A step that a walker may see, in program order.
@@ -59,7 +61,15 @@ impl TracedCell {
 impl EntryCell for TracedCell {
     fn load(&self, order: Ordering) -> u64 {
         // ORDERING: the caller's.
-        self.word.load(order)
+        let word = self.word.load(order);
+        if let Some((at, bits)) = LATE.get()
+            && at == self.at
+        {
+            LATE.set(None);
+            // ORDERING: AcqRel, as hardware's locked update.
+            self.word.fetch_or(bits, Ordering::AcqRel);
+        }
+        word
     }
 
     fn store(&self, word: u64, _order: Ordering) {
@@ -169,6 +179,12 @@ impl Arena {
         self.stock.lock().unwrap().budget
     }
 
+    /// Whether the frame at `at` is taken.
+    pub fn is_taken(&self, at: u64) -> bool {
+        // ORDERING: Relaxed, the arena runs on one thread.
+        self.frame(at).alive.load(Ordering::Relaxed)
+    }
+
     /// The word at index `index` of the frame at `at`, as a walker that snoops reads it.
     pub fn snoop(&self, at: u64, index: usize) -> u64 {
         // ORDERING: Acquire, as a walker's reads depend on each other.
@@ -179,6 +195,24 @@ impl Arena {
     pub fn read_memory(&self, at: u64, index: usize) -> u64 {
         // ORDERING: Acquire, as above.
         self.live(at).memory[index].load(Ordering::Acquire)
+    }
+
+    /// Sets bits in a word as hardware does: without a step of the engine.
+    pub fn note(&self, at: u64, index: usize, bits: u64) {
+        // ORDERING: AcqRel, as hardware's locked update.
+        self.live(at).cells[index]
+            .word
+            .fetch_or(bits, Ordering::AcqRel);
+    }
+
+    /// From now on, hardware waits for the engine to read this word, and sets bits in it right after that.
+    pub fn note_late(&self, at: u64, index: usize, bits: u64) {
+        LATE.set(Some((at + index as u64 * 8, bits)));
+    }
+
+    /// Hardware waits no longer. Whether it has set the bits.
+    pub fn was_noted(&self) -> bool {
+        LATE.take().is_none()
     }
 
     fn frame(&self, at: u64) -> &Frame {
@@ -210,7 +244,9 @@ impl Arena {
     /// * a link changes in bits that walkers ignore only when it is in memory and a fence came after;
     /// * after the last page or absence that a walker can tell from what was there before, there is a
     ///   fence; a link to an empty table means what an empty word means;
-    /// * for walkers that do not snoop, memory means what the words mean.
+    /// * for walkers that do not snoop, memory means what the words mean, and what was written back in
+    ///   tables that they reach has arrived: a flush may be asked for next. Marks that hardware ignores,
+    ///   those of a reclaimer among them, need none of this.
     pub fn check_order(&self, coherent: bool) {
         let mut unfenced = BTreeSet::new();
         let mut dirty = BTreeMap::new();
@@ -270,6 +306,7 @@ impl Arena {
         let stock = self.stock.lock().unwrap();
         let free: BTreeSet<usize> = stock.free.iter().copied().collect();
         let taken = (0..self.frames.len()).filter(|index| !free.contains(index));
+        let before = std::mem::take(&mut *reached);
         *reached = taken.map(|index| BASE + ((index as u64) << 12)).collect();
         drop(stock);
         let (_, unfenced): (Vec<_>, Vec<u64>) = unfenced
@@ -279,6 +316,10 @@ impl Arena {
         if coherent {
             return;
         }
+        let travels = on_its_way
+            .iter()
+            .find(|words| before.contains(&(words.start & !0xfff)));
+        assert_eq!(travels, None, "no fence after a write-back");
         for at in dirty.into_keys() {
             let (frame, index) = (self.frame(at & !0xfff), (at & 0xfff) as usize / 8);
             // ORDERING: Relaxed, the arena runs on one thread.

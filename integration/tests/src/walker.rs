@@ -4,7 +4,8 @@
 //! present and the rest is ignored; above the last level, bit 7 makes a leaf of 2 MiB or 1 GiB; bits
 //! 51:12 are the address, of which those from the host address width on are reserved, as are a large
 //! leaf's low address bits, bit 7 above level 3, bit 11 and bit 62. Software owns 10, 61:52 and 63.
-//! Permissions of all levels are combined. Sources: Linux `generic_pt` `vtdss.h`, Xen `vtd/iommu.h`,
+//! Permissions of all levels are combined. Where accesses are noted, hardware sets bit 8 in each word that it
+//! walks through and bit 9 in a leaf that it writes through; else nobody may have set them. Sources: Linux `generic_pt` `vtdss.h`, Xen `vtd/iommu.h`,
 //! QEMU `intel_iommu.c`.
 
 /// Where a walk ended.
@@ -48,6 +49,8 @@ pub struct Walker<R> {
     pub levels: u32,
     /// How many address bits the machine has.
     pub host_width: u32,
+    /// Whether the hardware was told to note accesses (bit 8) and, in leaves, writes (bit 9).
+    pub notes_accesses: bool,
 }
 
 impl<R: Fn(u64, usize) -> u64> Walker<R> {
@@ -84,6 +87,28 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
         }
     }
 
+    /// The words that a walk for `at` reads, root first, each as its table and its index; none when the
+    /// walk ends in a fault.
+    ///
+    /// # Errors
+    /// [`BadWord`] at the first one on the way.
+    pub fn path(&self, at: u64) -> Result<Vec<(u64, usize)>, BadWord> {
+        if at >> (12 + 9 * self.levels) != 0 {
+            return Ok(vec![]);
+        }
+        let (mut table, mut path) = (self.root, vec![]);
+        for level in (1..=self.levels).rev() {
+            let index = (at >> (12 + 9 * (level - 1))) as usize & 511;
+            path.push((table, index));
+            match self.word((self.read)(table, index), level)? {
+                Word::Absent => return Ok(vec![]),
+                Word::Leaf(_) => break,
+                Word::Table(below) => table = below,
+            }
+        }
+        Ok(path)
+    }
+
     /// Shows every table: its level, and the addresses that it translates divided by its span.
     ///
     /// # Errors
@@ -112,7 +137,12 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
         }
         let address = word & 0x000f_ffff_ffff_f000;
         let large = word & 0x80 != 0;
-        if word & 0x4000_0000_0000_0b7c != 0 {
+        let noted = match self.notes_accesses {
+            true if level == 1 || large => 0x300,
+            true => 0x100,
+            false => 0,
+        };
+        if word & 0x4000_0000_0000_0b7c & !noted != 0 {
             return Err(bad("a bit that is reserved or means something else"));
         }
         if address >> self.host_width != 0 {

@@ -1,41 +1,45 @@
-//! Deliberate faults of the engine: each must be noticed here.
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
+//! Deliberate faults of the engine: each must be noticed by the random runs.
 
 use hv_core::fault::Fault;
-use hv_core::{PageSize, Perms};
 
-use crate::subject::{Job, Shape, Subject};
+use crate::random;
 
-/// Whether a mapping of `pages` pages with `perms` passes all comparisons.
-fn passes(pages: u64, perms: Perms) -> bool {
-    let run = || {
-        let mut subject = Subject::new(Shape {
-            levels: 3,
-            largest: 2,
-            coherent: true,
-        });
-        subject.map(&Job {
-            first: 16,
-            pages,
-            to: 1 << 20,
-            perms,
-            largest: PageSize::Size4K,
-            shared: false,
-        });
-        subject.compare_region(&subject.regions[&16]);
-    };
-    catch_unwind(AssertUnwindSafe(run)).is_ok()
-}
+/// What one thread can notice. The others are for the loom models and for the rig.
+const FAULTS: [Fault; 18] = [
+    Fault::SwapNeighbours,
+    Fault::IgnorePermissions,
+    Fault::SkipTableWriteBack,
+    Fault::SkipPublishFence,
+    Fault::SkipLinkWriteBack,
+    Fault::SkipLeafWriteBack,
+    Fault::SkipMapFence,
+    Fault::SkipUnmapWriteBack,
+    Fault::SkipThaw,
+    Fault::SkipRelink,
+    Fault::SkipTombstone,
+    Fault::SkipFreezeGrace,
+    Fault::SkipRetireGrace,
+    Fault::PendingIsEmpty,
+    Fault::SkipUnlinkWriteBack,
+    Fault::OtherAttemptsReceipt,
+    Fault::SplitDropsDirty,
+    Fault::DirtyByStore,
+];
 
-/// One test, since a fault stays on: each step sees what the faults before it leave whole.
+/// One test: a fault is one for all threads.
 #[test]
-fn faults_of_the_map_path_are_noticed() {
-    assert!(passes(2, Perms::Read));
-    Fault::IgnorePermissions.switch_on();
-    assert!(!passes(1, Perms::Read), "wrong permissions");
-    assert!(passes(2, Perms::ReadWrite));
-    Fault::SwapNeighbours.switch_on();
-    assert!(passes(1, Perms::ReadWrite));
-    assert!(!passes(2, Perms::ReadWrite), "wrong frames");
+fn each_fault_of_the_engine_is_noticed() {
+    std::panic::set_hook(Box::new(|_| ()));
+    assert!(!random::notices(64), "the engine without a fault");
+    let missed: Vec<_> = FAULTS
+        .into_iter()
+        .filter(|fault| {
+            fault.switch_on();
+            let noticed = random::notices(512);
+            fault.switch_off();
+            !noticed
+        })
+        .collect();
+    let _ = std::panic::take_hook();
+    assert_eq!(missed, [], "faults that nobody noticed");
 }

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Drain, DrainStep, Geometry, Table, TableError, Translation};
+use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError, Translation};
 use hv_tests::arena::Arena;
 use hv_tests::walker::{Found, Walker};
 use hv_vtd::SecondStage;
+
+use crate::reclaimer::Reclaimer;
 
 /// What a table looks like.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,32 @@ pub(crate) struct Shape {
     pub(crate) largest: u32,
     /// Whether walkers snoop.
     pub(crate) coherent: bool,
+    /// Whether walkers follow a change of page size.
+    pub(crate) live_resize: bool,
+    /// Whether walkers note accesses and writes.
+    pub(crate) dirty: bool,
+}
+
+impl Shape {
+    /// A table of this depth with pages up to this level, whose walkers can follow changes and note nothing.
+    pub(crate) const fn plain(levels: u32, largest: u32, coherent: bool) -> Self {
+        Self {
+            levels,
+            largest,
+            coherent,
+            live_resize: true,
+            dirty: false,
+        }
+    }
+}
+
+/// A table: its level, and its first page divided by the pages that it maps.
+pub(crate) type TableAt = (u32, u64);
+
+/// The pages that a table maps: the first, and the first behind.
+pub(crate) fn span_of((level, prefix): TableAt) -> (u64, u64) {
+    let pages = pages_of(level + 1);
+    (prefix * pages, (prefix + 1) * pages)
 }
 
 /// One page of the table: its first 4 KiB page and its level.
@@ -52,6 +80,8 @@ pub(crate) struct Region {
     /// Whether it is a page of a shared range.
     pub(crate) shared: bool,
     pub(crate) leaves: Vec<Leaf>,
+    /// The first pages of the leaves that a device wrote through.
+    pub(crate) dirty: BTreeSet<u64>,
 }
 
 impl Region {
@@ -73,6 +103,8 @@ pub(crate) struct Job {
     pub(crate) perms: Perms,
     pub(crate) largest: PageSize,
     pub(crate) shared: bool,
+    /// How many frames for tables are handed in.
+    pub(crate) spares: u64,
 }
 
 /// The table and its model.
@@ -80,13 +112,16 @@ pub(crate) struct Subject {
     pub(crate) shape: Shape,
     pub(crate) arena: Arc<Arena>,
     pub(crate) table: Table<SecondStage, Arc<Arena>>,
-    quiescence: Quiescence,
+    pub(crate) quiescence: Quiescence,
     root: u64,
     pub(crate) regions: BTreeMap<u64, Region>,
     /// The tables that are linked, with the root: level, and addresses divided by the level's span.
-    pub(crate) linked: BTreeSet<(u32, u64)>,
+    pub(crate) linked: BTreeSet<TableAt>,
     /// The tables that were detached with a region, by its first page, and wait with it.
-    pub(crate) detached: BTreeMap<u64, BTreeSet<(u32, u64)>>,
+    pub(crate) detached: BTreeMap<u64, BTreeSet<TableAt>>,
+    pub(crate) reclaimer: Reclaimer,
+    /// Leaves that hardware has cached: their words, and the first page.
+    pub(crate) cached: Vec<((u64, usize), u64)>,
 }
 
 pub(crate) fn range(first: u64, pages: u64) -> IovaRange {
@@ -119,8 +154,8 @@ impl Subject {
             root: level(shape.levels),
             largest_leaf: level(shape.largest),
             coherent: shape.coherent,
-            live_resize: true,
-            dirty: false,
+            live_resize: shape.live_resize,
+            dirty: shape.dirty,
         };
         let table = Table::new(SecondStage::new(), geometry, arena.clone()).unwrap();
         let root = table.root().unwrap().page.as_u64();
@@ -133,6 +168,8 @@ impl Subject {
             regions: BTreeMap::new(),
             linked: BTreeSet::from([(shape.levels, 0)]),
             detached: BTreeMap::new(),
+            reclaimer: Reclaimer::default(),
+            cached: Vec::new(),
         };
         subject.arena.check_order(shape.coherent);
         subject
@@ -142,7 +179,7 @@ impl Subject {
         self.quiescence.pin(&*self.arena)
     }
 
-    fn walker(&self) -> Walker<impl Fn(u64, usize) -> u64> {
+    pub(crate) fn walker(&self) -> Walker<impl Fn(u64, usize) -> u64> {
         Walker {
             read: |at, index| match self.shape.coherent {
                 true => self.arena.snoop(at, index),
@@ -151,6 +188,7 @@ impl Subject {
             root: self.root,
             levels: self.shape.levels,
             host_width: 46,
+            notes_accesses: self.shape.dirty,
         }
     }
 
@@ -183,7 +221,7 @@ impl Subject {
                 page.is_multiple_of(pages)
                     && page + pages <= job.first + job.pages
                     && (job.to + page - job.first).is_multiple_of(pages)
-                    && !self.linked.contains(&(level - 1, page / pages))
+                    && !self.is_there((level - 1, page / pages))
             };
             let level = (1..=largest).rev().find(fits).unwrap();
             leaves.push((page, level));
@@ -192,8 +230,13 @@ impl Subject {
         leaves
     }
 
+    /// Whether a mapper finds a table there, which it then fills.
+    fn is_there(&self, table: TableAt) -> bool {
+        self.linked.contains(&table) || self.reclaimer.tombstones.contains(&table)
+    }
+
     /// The tables that these leaves need.
-    fn tables_for(&self, leaves: &[Leaf]) -> BTreeSet<(u32, u64)> {
+    fn tables_for(&self, leaves: &[Leaf]) -> BTreeSet<TableAt> {
         let above = |(page, level): &Leaf| {
             let page = *page;
             (*level..self.shape.levels).map(move |table| (table, page >> (9 * table)))
@@ -205,14 +248,26 @@ impl Subject {
     pub(crate) fn try_map(&self, job: &Job) -> Result<u64, TableError> {
         let to = PhysAddr::new(job.to << 12);
         let guard = self.guard();
-        let outcome = if job.shared {
+        if job.shared {
             let at = Iova::new(job.first << 12);
-            self.table
-                .map_shared(&guard, at, to, job.perms, job.largest)
-        } else {
-            let range = range(job.first, job.pages);
-            self.table.map(&guard, range, to, job.perms, job.largest)
-        };
+            let outcome = self
+                .table
+                .map_shared(&guard, at, to, job.perms, job.largest);
+            return outcome.map(|outcome| outcome.tables);
+        }
+        let range = range(job.first, job.pages);
+        if job.spares == 0 {
+            let outcome = self.table.map(&guard, range, to, job.perms, job.largest);
+            return outcome.map(|outcome| outcome.tables);
+        }
+        let mut spares = self.table.spares();
+        spares.reserve(job.spares).unwrap();
+        let outcome = self
+            .table
+            .map_from(&guard, range, to, job.perms, job.largest, &mut spares);
+        // What was handed in is used first, and what is not needed stays.
+        let used = outcome.map_or(0, |outcome| outcome.tables);
+        assert_eq!(spares.count(), job.spares.saturating_sub(used), "{job:x?}");
         outcome.map(|outcome| outcome.tables)
     }
 
@@ -226,10 +281,7 @@ impl Subject {
         }
         let at = |page: u64| Iova::new(page << 12);
         let level = level_of(job.largest);
-        let in_the_way = job.shared
-            && self
-                .linked
-                .contains(&(level - 1, job.first / pages_of(level)));
+        let in_the_way = job.shared && self.is_there((level - 1, job.first / pages_of(level)));
         match self.overlap(job.first, job.pages) {
             _ if in_the_way => Err(TableError::TableInTheWay { at: at(job.first) }),
             Some(page) => Err(TableError::Occupied { at: at(page) }),
@@ -242,6 +294,15 @@ impl Subject {
         let expected = self.expected(job);
         let mapped = self.try_map(job);
         self.arena.check_order(self.shape.coherent);
+        // Up to where it failed, if it did, it went through tables that a reclaimer had marked or unlinked.
+        let (last, level) = match (job.shared, expected.as_ref().err()) {
+            (true, _) => (job.first, level_of(job.largest)),
+            (false, Some(TableError::Occupied { at })) => (at.as_u64() >> 12, 1),
+            (false, _) => (job.first + job.pages - 1, 1),
+        };
+        if self.reaches(job.first, job.pages) {
+            self.opened(job.first, last, level);
+        }
         match (mapped, expected) {
             (Ok(tables), Ok(leaves)) => self.mapped(job, tables, leaves),
             (Err(error), Err(expected)) => {
@@ -266,6 +327,7 @@ impl Subject {
             state: State::Mapped,
             shared: job.shared,
             leaves,
+            dirty: BTreeSet::new(),
         };
         self.regions.insert(job.first, region);
         self.look_for_tables();
@@ -285,10 +347,15 @@ impl Subject {
         });
         shown.unwrap();
         assert_eq!(found, self.linked, "tables that are linked");
-        let waiting: usize = self.detached.values().map(BTreeSet::len).sum();
-        let known = found.len() + waiting;
+        let known = found.len() + self.waiting();
         assert_eq!(self.arena.taken(), known, "frames that no word names");
         assert_eq!(self.table.table_pages(), known as u64, "the engine's count");
+    }
+
+    /// How many table pages are taken and not linked.
+    fn waiting(&self) -> usize {
+        let detached: usize = self.detached.values().map(BTreeSet::len).sum();
+        detached + self.reclaimer.waiting()
     }
 
     /// Compares engine, model and walker at one byte.
@@ -364,13 +431,14 @@ impl Subject {
             assert_eq!(again, Err(TableError::NotMapped { at }));
         } else {
             let unmapped = self.table.unmap(&self.guard(), region.range());
-            let inside = |(level, prefix): &&(u32, u64)| {
-                let pages = pages_of(level + 1);
-                prefix * pages >= region.first && (prefix + 1) * pages <= region.end()
+            let inside = |table: &&TableAt| {
+                let (first, end) = span_of(**table);
+                table.0 < self.shape.levels && first >= region.first && end <= region.end()
             };
             let gone: BTreeSet<_> = self.linked.iter().filter(inside).copied().collect();
             assert_eq!(unmapped.tables, !gone.is_empty(), "tables of {region:x?}");
             self.linked.retain(|table| !gone.contains(table));
+            self.reclaimer.frozen.retain(|table| !gone.contains(table));
             self.detached.insert(first, gone);
         }
         self.arena.check_order(self.shape.coherent);
@@ -378,12 +446,18 @@ impl Subject {
         self.look_for_tables();
     }
 
-    /// Redeems a range of the engine. Gives how many table pages came back.
-    pub(crate) fn try_redeem(&self, range: IovaRange, to: PhysAddr) -> Result<u64, TableError> {
-        let dirty = |at, _| panic!("{at} is dirty where nobody notes that");
+    /// Redeems a range of the engine. Gives how many table pages came back, and which pages were written by
+    /// a device.
+    pub(crate) fn try_redeem(
+        &self,
+        range: IovaRange,
+        to: PhysAddr,
+    ) -> Result<(u64, BTreeSet<u64>), TableError> {
+        let mut written = BTreeSet::new();
+        let dirty = |at: Iova, _| assert!(written.insert(at.as_u64() >> 12), "{at} is told twice");
         // SAFETY: the walker of this test keeps nothing, and one thread has no other guard.
         let redeemed = unsafe { self.table.redeem(&self.guard(), range, to, dirty) };
-        redeemed.map(|redeemed| redeemed.tables)
+        redeemed.map(|redeemed| (redeemed.tables, written))
     }
 
     /// Redeems a region, which the engine refuses unless it is pending.
@@ -393,17 +467,16 @@ impl Subject {
         let (at, to) = (region.range().start(), PhysAddr::new(region.to << 12));
         let redeemed = if region.shared {
             let size = size_of_level(region.leaves[0].1);
-            self.table
-                .redeem_shared(&guard, at, to, size)
-                .map(u64::from)
+            let written = self.table.redeem_shared(&guard, at, to, size);
+            written.map(|written| (0, written.then_some(first).into_iter().collect()))
         } else {
             self.try_redeem(region.range(), to)
         };
         drop(guard);
         self.arena.check_order(self.shape.coherent);
         if region.state == State::Pending {
-            let tables = self.detached.remove(&first).unwrap_or_default();
-            assert_eq!(redeemed, Ok(tables.len() as u64), "{region:x?}");
+            let tables = self.detached.remove(&first).unwrap_or_default().len() as u64;
+            assert_eq!(redeemed, Ok((tables, region.dirty)), "at {first:#x}");
             self.regions.remove(&first);
             self.look_for_tables();
         } else {
@@ -421,8 +494,26 @@ impl Subject {
         right.pages = left.end() - middle;
         right.to = left.to + (middle - left.first);
         right.leaves = leaves;
+        right.dirty = left.dirty.split_off(&middle);
         left.pages = middle - left.first;
         self.regions.insert(middle, right);
+    }
+
+    /// Joins a mapped region with the next one, if that goes on where it ends.
+    pub(crate) fn join(&mut self, first: u64) {
+        let left = &self.regions[&first];
+        let Some(right) = self.regions.get(&left.end()) else {
+            return;
+        };
+        let goes_on = right.to == left.to + left.pages && right.perms == left.perms;
+        if right.state != State::Mapped || right.shared || left.shared || !goes_on {
+            return;
+        }
+        let right = self.regions.remove(&left.end()).unwrap();
+        let left = self.regions.get_mut(&first).unwrap();
+        left.pages += right.pages;
+        left.leaves.extend(right.leaves);
+        left.dirty.extend(right.dirty);
     }
 
     /// Whether the engine finds nothing in a range, which it must exactly if the model does.
@@ -443,6 +534,9 @@ impl Subject {
         assert!(!unmapped.tables);
         let redeemed = self.try_redeem(everything, PhysAddr::new(0));
         assert_eq!(redeemed, Err(TableError::Ended));
+        let step = self.table.reclaim(&self.quiescence, &*self.arena);
+        let waits = matches!(step, ReclaimStep::Again | ReclaimStep::Flush { .. });
+        assert!(waits || step == ReclaimStep::Done, "{step:?}");
         // SAFETY: the table was closed above, no guard is held, and the walker reads when told to.
         let mut drain = unsafe { Drain::new(root) };
         let mut next = || loop {
@@ -462,8 +556,7 @@ impl Subject {
             }
         }
         assert_eq!(next(), DrainStep::Done);
-        let waiting: usize = self.detached.values().map(BTreeSet::len).sum();
-        let tables = self.linked.len() + waiting;
+        let tables = self.linked.len() + self.waiting();
         assert_eq!(drain.tables_freed(), tables as u64);
         assert_eq!(self.arena.taken(), 0, "tables leaked");
     }
