@@ -351,7 +351,7 @@ fn visible(word: u64) -> u64 {
 }
 
 impl FrameSource for Arena {
-    /// Zeroed frames whose zeros are still in the cache: memory holds something else.
+    /// Frames that nobody zeroed: only for tables, all of whose words are written first.
     fn alloc_frames(
         &self,
         pages: PageCount,
@@ -366,11 +366,7 @@ impl FrameSource for Arena {
         stock.budget -= 1;
         let at = BASE + ((index as u64) << 12);
         let frame = self.frame(at);
-        for cell in &frame.cells {
-            // ORDERING: Relaxed, the arena runs on one thread.
-            cell.word.store(0, Ordering::Relaxed);
-        }
-        // ORDERING: Relaxed, as above.
+        // ORDERING: Relaxed, the arena runs on one thread.
         frame.alive.store(true, Ordering::Relaxed);
         let range = PhysRange::new(PhysAddr::new(at), pages).unwrap();
         // SAFETY: the frame was on the free list, which names it once, and is the arena's memory.

@@ -9,4 +9,6 @@ pub mod fake;
 #[cfg(not(hv_loom))]
 pub mod host;
 #[cfg(not(hv_loom))]
+pub mod pool;
+#[cfg(not(hv_loom))]
 pub mod walker;
