@@ -37,7 +37,7 @@ static NEXT_UID: MachineU64 = MachineU64::new(1);
 
 impl DomainUid {
     /// A number that no other domain ever has.
-    fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         // ORDERING: Relaxed, only uniqueness counts.
         Self(NEXT_UID.fetch_add(1, Ordering::Relaxed))
     }

@@ -208,3 +208,43 @@ impl<B: Backend> DomainCore<B> {
         }
     }
 }
+
+#[cfg(all(test, not(hv_loom)))]
+mod tests {
+    use hv_core::{Iova, PageCount};
+
+    use super::*;
+
+    /// Callers get receipts with walk caches only, so this is the one place where one without is seen.
+    #[test]
+    fn a_receipt_for_leaves_opens_nothing_that_needs_walk_caches() {
+        let span = IovaRange::new(Iova::new(0x20_0000), PageCount::new(512).unwrap()).unwrap();
+        let domain = DomainUid::fresh();
+        let receipt = |depth| Receipt {
+            domain,
+            sequence: 7,
+            span: FlushSpan::Domain,
+            depth,
+        };
+        let need = |depth| Need {
+            sequence: 7,
+            span,
+            depth,
+        };
+        let (leaves, all) = (FlushDepth::Leaves, FlushDepth::WalkCaches);
+        let shallow = receipt(leaves).meets(domain, &need(all));
+        assert_eq!(shallow, Err(RedeemRefusal::TooShallow));
+        for (flushed, needed) in [(leaves, leaves), (all, leaves), (all, all)] {
+            assert_eq!(receipt(flushed).meets(domain, &need(needed)), Ok(()));
+        }
+        // What needs both is the deeper, the younger and the wider of the two.
+        let other = Need {
+            sequence: 9,
+            span: IovaRange::new(Iova::new(0x80_0000), PageCount::ONE).unwrap(),
+            depth: leaves,
+        };
+        let both = need(all).and(other);
+        assert_eq!((both.sequence, both.depth), (9, all));
+        assert_eq!(both.span, span.hull(&other.span));
+    }
+}

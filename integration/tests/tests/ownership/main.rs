@@ -15,7 +15,10 @@
 
 mod attach;
 mod buffers;
+mod debts;
+mod detach;
 mod domain_end;
+mod failing;
 mod faults;
 mod groups;
 mod guest;
@@ -23,8 +26,10 @@ mod machine;
 mod mapping;
 mod pending;
 mod receipts;
+mod reclaim;
 mod recover;
 mod refusals;
+mod resize;
 mod rollback;
 mod shared;
 mod threads;

@@ -89,7 +89,7 @@ fn a_map_without_frames_for_tables_says_how_many_are_missing() {
     let mut frames = host.frames(2);
     let mut range = driver.domain.reserve(iovas(0x3fff_f000, 2)).unwrap();
     // Two leaf tables under two tables of level 2.
-    for (successes, missing) in [(0, 4), (0, 4), (1, 3), (2, 1)] {
+    for (successes, missing) in [(0, 4), (1, 3), (2, 2), (3, 1)] {
         host.fail_allocation_after(Some(successes));
         let refused = range.map(frames, Perms::Read).unwrap_err();
         let MapError::Refused {

@@ -111,9 +111,9 @@ fn a_mapping_under_a_link_of_another_cpu_is_seen_when_its_map_returns() {
     let (fences, seen) = (AtomicU32::new(0), Arc::new(Mutex::new(None)));
     let (fake, found) = (machine.fake.clone(), Arc::clone(&seen));
     let hook = Arc::new(move |moment| {
-        // The fence behind the leaves: two tables are linked, and nobody was told yet.
+        // The fence behind the map: both tables are linked, and nobody was told yet.
         // ORDERING: Relaxed, one thread.
-        if moment == Moment::WalkerFence && fences.fetch_add(1, Ordering::Relaxed) == 2 {
+        if moment == Moment::WalkerFence && fences.fetch_add(1, Ordering::Relaxed) == 1 {
             let (range, frames) = follower.lock().unwrap().take().unwrap();
             let mapped = range.map(frames, Perms::Read).unwrap();
             *found.lock().unwrap() = Some((fake.dma_read(NIC, at), mapped));
