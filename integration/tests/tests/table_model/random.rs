@@ -378,7 +378,7 @@ pub(crate) fn notices(cases: u32) -> bool {
 }
 
 proptest! {
-    #![proptest_config(config(512))]
+    #![proptest_config(config(384))]
 
     #[cfg_attr(not(hv_fault), test)]
     fn the_table_does_what_a_map_of_pages_does((shape, ops, probes) in runs()) {
