@@ -129,10 +129,20 @@ impl<B: Backend> DomainCore<B> {
         }
         // One CPU at a time: the others would ask for the same flush.
         let _ = self.assist.with(|()| {
+            // A look that was begun goes on with every unmap to its end, which sets the figure anew. If it
+            // stopped below the figure, tables would come as fast as it goes, and it would double the figure
+            // for what it found then.
+            // ORDERING: Relaxed, a figure.
+            self.reclaim_from.store(0, MachineOrdering::Relaxed);
             for _ in 0..STEPS_AT_ONCE {
                 match self.reclaim_step() {
                     Ok(ReclaimStep::Again | ReclaimStep::Flush { .. }) => {}
-                    Ok(ReclaimStep::Busy | ReclaimStep::Done | ReclaimStep::Swept) | Err(_) => {
+                    Ok(ReclaimStep::Busy | ReclaimStep::Done | ReclaimStep::Swept) => return,
+                    Err(_) => {
+                        // Not with every unmap on a unit that is busy or wedged.
+                        let later = self.table.table_pages() + RECLAIM_FROM;
+                        // ORDERING: Relaxed, a figure.
+                        self.reclaim_from.store(later, MachineOrdering::Relaxed);
                         return;
                     }
                 }
