@@ -507,6 +507,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     }
                 }
                 reclaimer.batch.clear();
+                // They are empty tables as before: not done before they were looked at again.
+                reclaimer.found = true;
                 reclaimer.covered = 0;
                 reclaimer.phase = Phase::Idle;
             })
