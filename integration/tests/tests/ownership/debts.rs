@@ -86,7 +86,7 @@ fn a_merged_page_owes_a_flush_of_all_of_it_and_its_table_comes_back_later() {
     let host = machine.fake.host();
     let mut range = map(&machine, &driver, PageSize::Size4K);
     let tables = driver.domain.table_pages();
-    assert_eq!(range.merge(), Ok(1));
+    assert_eq!(range.merge(), (1, Ok(())));
     assert!(range.is_in_debt());
     let leaf = driver.domain.translate(Iova::new(FIRST)).unwrap();
     assert_eq!(leaf.level, level(2));
@@ -95,7 +95,7 @@ fn a_merged_page_owes_a_flush_of_all_of_it_and_its_table_comes_back_later() {
         let at = Iova::new(FIRST + page * 4096);
         assert!(machine.fake.dma(NIC, at, Access::Write).is_ok());
     }
-    assert_eq!(range.merge(), Ok(0), "there is nothing left to merge");
+    assert_eq!(range.merge(), (0, Ok(())), "there is nothing left to merge");
     let (_, frames) = range.unmap().flush().unwrap();
     assert_eq!(flushes(&machine), [deep(FIRST, PAGES)]);
     host.free_frames(frames);

@@ -30,8 +30,8 @@ fn leave_tables(machine: &Machine, driver: &Driver, count: u64) {
             .map(machine.host().frames(1), Perms::ReadWrite)
             .unwrap();
         machine.fake.dma_write(NIC, Iova::new(at), 1).unwrap();
-        let receipt_less = range.unmap();
-        let (range, frames) = receipt_less.flush().unwrap();
+        let pending = range.unmap();
+        let (range, frames) = pending.flush().unwrap();
         machine.host().free_frames(frames);
         range.release().unwrap();
     }
@@ -151,7 +151,7 @@ fn unmaps_keep_the_number_of_tables_in_proportion() {
         }
         most = most.max(driver.domain.table_pages());
     }
-    // 20 pages with tables of their own, as many again and 64, and what comes while an attempt runs.
+    // 20 pages with tables of their own, as many again and 64, and what comes while a look goes on.
     let bound = 2 * (20 + 10) + 64 + 2 * BATCH as u64 + 64;
     assert!(most <= bound, "{most} table pages, the bound is {bound}");
     let left = live.len() as u64;

@@ -71,7 +71,7 @@ fn a_live_change_is_refused_and_changes_nothing() {
             .unwrap()
     };
     let at = Iova::new(2 * FIRST);
-    assert_eq!(small.merge(), Err(TableError::Breaks { at }));
+    assert_eq!(small.merge(), (0, Err(TableError::Breaks { at })));
     assert!(!small.is_in_debt());
     // At the end of a page no entry changes, so that is a cut like any other.
     let (low, high) = small.split_large_at(pages(100)).unwrap();

@@ -185,6 +185,11 @@ impl Bench {
     /// Gives all empty tables back.
     pub(crate) fn reclaim(&self) {
         self.table.reclaim_rewind();
+        self.steps();
+    }
+
+    /// The steps of a reclaimer until it has nothing left to do.
+    pub(crate) fn steps(&self) {
         loop {
             match self.table.reclaim(&self.quiescence, &*self.arena) {
                 ReclaimStep::Done => break,

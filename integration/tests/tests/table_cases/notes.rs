@@ -82,8 +82,30 @@ fn a_split_tells_every_part_and_a_merge_the_whole() {
     bench.table.merge(&bench.guard(), at, size).unwrap();
     assert_eq!(written(&bench, true), [GIB]);
     assert_eq!(bench.leaves(), [(GIB, GIB, 2)]);
+    bench.reclaim();
+    // What was noted in the table that was replaced, told already, is told of the whole once more.
+    assert_eq!(written(&bench, true), [GIB]);
     bench.unmap(range);
     assert_eq!(bench.redeem(range, GIB), Ok(vec![]));
+    bench.end();
+}
+
+/// Also when its owner is faster than the reclaimer.
+#[test]
+fn what_is_written_in_a_replaced_table_is_told_to_who_redeems_first() {
+    let bench = Bench::dirty();
+    let range = bytes(GIB, 2 * MIB);
+    bench
+        .map(range, GIB, Perms::ReadWrite, PageSize::Size4K)
+        .unwrap();
+    let ((table, index), _) = bench.leaf_word(GIB + 0x9000);
+    let merged = bench
+        .table
+        .merge(&bench.guard(), Iova::new(GIB), PageSize::Size2M);
+    assert_eq!(merged, Ok(()));
+    bench.arena.note(table, index, WRITTEN);
+    bench.unmap(range);
+    assert_eq!(bench.redeem(range, GIB), Ok(vec![GIB + 0x9000]));
     bench.reclaim();
     bench.end();
 }

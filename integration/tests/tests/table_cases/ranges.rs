@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hv_core::{PageSize, Perms};
-use hv_iommu::table::TableError;
+use hv_iommu::table::{ReclaimStep, TableError};
 
 use super::bench::{Bench, bytes, geometries};
 
@@ -122,5 +122,31 @@ fn no_table_page_outlives_its_table() {
             }
         }
         assert_eq!(bench.end(), 5 + 512 + 1 + 3 + 2);
+    }
+}
+
+/// A flush that failed for one caller must not look to the next like a table with nothing to give back.
+#[test]
+fn a_cancelled_attempt_leaves_its_tables_to_the_next_caller() {
+    for geometry in geometries() {
+        let bench = Bench::new(geometry);
+        for page in 0..10 {
+            let range = bytes(page << 21, 0x1000);
+            bench.map(range, 0, Perms::Read, PageSize::Size4K).unwrap();
+            bench.free(range, 0);
+        }
+        let step = || bench.table.reclaim(&bench.quiescence, &*bench.arena);
+        let attempt = (0..10).find_map(|_| match step() {
+            ReclaimStep::Flush { attempt, .. } => Some(attempt),
+            _ => None,
+        });
+        let cancelled =
+            bench
+                .table
+                .reclaim_cancel(&bench.quiescence, &*bench.arena, attempt.unwrap());
+        assert!(cancelled);
+        bench.steps();
+        assert_eq!(bench.table.table_pages(), 1, "done, but not all came back");
+        assert_eq!(bench.end(), 0);
     }
 }

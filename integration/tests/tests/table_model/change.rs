@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use hv_core::{Iova, Perms, PhysAddr};
 use hv_iommu::table::{BATCH, Changed, Mapping, TableError};
 
-use crate::subject::{Leaf, State, Subject, pages_of, range, size_of_level};
+use crate::subject::{Leaf, State, Subject, TableAt, pages_of, range, size_of_level, span_of};
 
 fn at(page: u64) -> Iova {
     Iova::new(page << 12)
@@ -115,14 +115,14 @@ impl Subject {
             let region = self.regions.get_mut(&first).unwrap();
             let from = region.leaves.partition_point(|(first, _)| *first < page);
             region.leaves.splice(from..from + 512, [(page, level)]);
-            let written = region.dirty.range(page..end).next().is_some();
+            let written: BTreeSet<_> = region.dirty.range(page..end).copied().collect();
             region.dirty.retain(|dirty| !(page..end).contains(dirty));
-            if written {
+            if !written.is_empty() {
                 region.dirty.insert(page);
             }
             let table = (level - 1, page / pages_of(level));
             assert!(self.linked.remove(&table));
-            self.reclaimer.removed.push(table);
+            self.reclaimer.removed.push((table, written));
         }
         self.look_for_tables();
     }
@@ -145,6 +145,28 @@ impl Subject {
             self.arena
                 .note(leaf.0, leaf.1, 1 << 8 | u64::from(write) << 9);
         }
+    }
+
+    /// Hardware noted writes in a table that a merge replaced: any of its pages may have been meant.
+    pub(crate) fn written_somewhere(&mut self, table: TableAt) {
+        let (first, end) = span_of(table);
+        for region in self.regions.values_mut() {
+            let detached = self.detached.get(&region.first);
+            let leaves = region.leaves.iter().filter(|(page, level)| {
+                let gone = |tables: &BTreeSet<_>| tables.contains(&(*level, page >> (9 * level)));
+                *page < end && page + pages_of(*level) > first && !detached.is_some_and(gone)
+            });
+            region.dirty.extend(leaves.map(|leaf| leaf.0));
+        }
+    }
+
+    /// What an owner is told besides when it redeems these pages: what was noted in replaced tables.
+    pub(crate) fn written_before_merges(&self, first: u64, end: u64) -> BTreeSet<u64> {
+        let removed = self.reclaimer.removed.iter();
+        let inside = removed.filter(|(table, _)| (first..end).contains(&span_of(*table).0));
+        inside
+            .flat_map(|(_, written)| written.iter().copied())
+            .collect()
     }
 
     /// A device wrote through what was this leaf until now.
@@ -241,9 +263,6 @@ impl Subject {
                 perms: region.perms,
                 level: hv_iommu::Level::new(leaf.1 as u8).unwrap(),
             }));
-        }
-        if first + pages > 1 << (9 * self.shape.levels) {
-            expected.clear();
         }
         assert_eq!(found, expected, "leaves of {pages} pages at {first:#x}");
         // Breaking off is for good.

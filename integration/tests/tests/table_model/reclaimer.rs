@@ -34,13 +34,15 @@ pub(crate) struct Reclaimer {
     /// The page at which the next look begins.
     cursor: u64,
     found: bool,
+    swept: bool,
+    rewind: bool,
     batch: Vec<TableAt>,
     /// Tables that were taken out and wait for their flush in the word that linked them.
     pub(crate) tombstones: BTreeSet<TableAt>,
     /// Linked tables whose link is marked.
     pub(crate) frozen: BTreeSet<TableAt>,
-    /// Tables that merges replaced.
-    pub(crate) removed: Vec<TableAt>,
+    /// Tables that merges replaced, and which of their pages were noted as written in them.
+    pub(crate) removed: Vec<(TableAt, BTreeSet<u64>)>,
     covered: usize,
     retired: usize,
 }
@@ -59,7 +61,8 @@ impl Reclaimer {
     }
 
     fn owed(&self) -> ReclaimStep {
-        let waiting = self.batch.iter().chain(&self.removed[..self.covered]);
+        let covered = self.removed[..self.covered].iter().map(|(table, _)| table);
+        let waiting = self.batch.iter().chain(covered);
         let spans: Vec<_> = waiting.map(|table| span_of(*table)).collect();
         let first = spans.iter().map(|span| span.0).min().unwrap();
         let end = spans.iter().map(|span| span.1).max().unwrap();
@@ -128,6 +131,17 @@ impl Subject {
     }
 
     fn freeze(&mut self) -> ReclaimStep {
+        let model = &mut self.reclaimer;
+        if std::mem::take(&mut model.rewind) {
+            model.cursor = 0;
+            model.swept = false;
+        }
+        if std::mem::take(&mut model.swept) {
+            return match std::mem::take(&mut model.found) {
+                true => ReclaimStep::Swept,
+                false => ReclaimStep::Done,
+            };
+        }
         let cursor = self.reclaimer.cursor;
         let ends_behind = |table: &&TableAt| span_of(**table).1 > cursor;
         let mut tables: Vec<_> = self.linked.iter().filter(ends_behind).copied().collect();
@@ -135,9 +149,11 @@ impl Subject {
         tables.sort_by_key(|table| (span_of(*table).0, u32::MAX - table.0));
         let root = self.shape.levels;
         self.reclaimer.cursor = 0;
+        self.reclaimer.swept = true;
         for table in tables.into_iter().filter(|table| table.0 != root) {
             if self.reclaimer.batch.len() == BATCH {
                 self.reclaimer.cursor = span_of(table).0;
+                self.reclaimer.swept = false;
                 break;
             }
             if self.is_bare(table) {
@@ -152,10 +168,7 @@ impl Subject {
         if !self.reclaimer.removed.is_empty() {
             return self.reclaimer.begin_flush();
         }
-        match std::mem::take(&mut self.reclaimer.found) {
-            true => ReclaimStep::Again,
-            false => ReclaimStep::Done,
-        }
+        ReclaimStep::Again
     }
 
     fn unlink(&mut self) -> ReclaimStep {
@@ -204,10 +217,16 @@ impl Subject {
                 // What a mapper linked again stays, and so does what was detached.
                 model.retired += usize::from(model.tombstones.remove(&table));
             }
-            model.retired += model.removed.drain(..model.covered).count();
+            let replaced: Vec<_> = model.removed.drain(..model.covered).collect();
+            model.retired += replaced.len();
             model.covered = 0;
             model.found |= model.retired != 0;
             model.phase = Phase::Retired { looked: false };
+            for (table, written) in replaced {
+                if !written.is_empty() {
+                    self.written_somewhere(table);
+                }
+            }
         }
         self.look_for_tables();
     }
@@ -230,6 +249,7 @@ impl Subject {
                 }
             }
             model.covered = 0;
+            model.found = true;
             model.phase = Phase::Idle;
         }
         self.look_for_tables();
@@ -238,10 +258,7 @@ impl Subject {
     /// The next look begins at the first address.
     pub(crate) fn rewind(&mut self) {
         self.table.reclaim_rewind();
-        if self.reclaimer.phase == Phase::Idle {
-            self.reclaimer.cursor = 0;
-        }
-        self.reclaimer.found = true;
+        self.reclaimer.rewind = true;
     }
 
     /// All steps until nothing is left: no table without content stays.

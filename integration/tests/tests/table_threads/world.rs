@@ -272,7 +272,7 @@ impl World {
     pub(crate) fn reclaim(&self, fails: bool) -> bool {
         match self.table.reclaim(&self.quiescence, &*self.pool) {
             ReclaimStep::Done => false,
-            ReclaimStep::Again | ReclaimStep::Busy => true,
+            ReclaimStep::Again | ReclaimStep::Swept | ReclaimStep::Busy => true,
             ReclaimStep::Flush { attempt, .. } if fails => {
                 let _ = self
                     .table
