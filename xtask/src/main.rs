@@ -1,7 +1,8 @@
 //! Developer tasks of the workspace, run as `cargo xtask <task>`.
 //!
-//! One file a task: `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people do.
+//! One file a task: `bench.rs`, `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people do.
 
+mod bench;
 mod house;
 mod image;
 mod ladder;
@@ -31,6 +32,8 @@ struct Line {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure the table engine beside hand-written floors and published crates, and judge the ratios
+    Bench(bench::Options),
     /// Build the hypervisor image, boot it in QEMU and check what it does from outside
     RunQemu(run_qemu::Options),
     /// Live random lives on the rig, the software IOMMU at its worst, until one breaks a rule
@@ -42,6 +45,7 @@ enum Task {
 fn main() -> ExitCode {
     let line = Line::parse();
     let result = process::install_interrupt_handler().and_then(|()| match line.task {
+        Task::Bench(options) => bench::run(&options),
         Task::RunQemu(options) => run_qemu::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use source::Source;
 
-/// Folders that hold no sources.
+/// Folders that hold no sources; in a linked worktree `.git` is a file that names a place on this machine.
 const SKIPPED: [&str; 2] = [".git", "target"];
 
 /// A place where a rule is broken.
@@ -95,7 +95,10 @@ fn collect(root: &Path, folder: &str, paths: &mut Vec<String>) -> Result<()> {
         let kind = entry
             .file_type()
             .with_context(|| format!("looking at {path}"))?;
-        if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+        if SKIPPED.contains(&name.as_str()) {
+            continue;
+        }
+        if kind.is_dir() {
             collect(root, &path, paths)?;
         } else if kind.is_file() {
             paths.push(path);
@@ -116,6 +119,7 @@ mod tests {
         }
         fs::write(root.path().join("a/src/lib.rs"), "fn f() {}\n").unwrap();
         fs::write(root.path().join("target/debug/x.rs"), "fn f() {}\n").unwrap();
+        fs::write(root.path().join(".git"), "gitdir: elsewhere\n").unwrap();
         fs::write(root.path().join("picture.bin"), [0xff, 0xfe, 0x00]).unwrap();
         let found = check(root.path()).unwrap();
         assert_eq!(found.files, 1);

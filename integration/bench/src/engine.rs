@@ -1,0 +1,359 @@
+//! The one place that calls the engine: a table with the order of its pages, and the loops that are timed.
+//!
+//! Every loop is a function of its own, so that what is measured can be found in a disassembly, and counts failures
+//! instead of stopping, as a caller's check of the result.
+
+#![expect(
+    unsafe_code,
+    reason = "reads the table as a device would, and ends it when nobody walks it"
+)]
+
+use std::hint::black_box;
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
+use hv_iommu::Level;
+use hv_iommu::quiesce::{Guard, Quiescence};
+use hv_iommu::table::{Geometry, Table};
+use hv_vtd::SecondStage;
+
+use crate::lane::{Mapped, Subject};
+use crate::order::{Order, Sequential};
+use crate::platform::{Memory, SNOOPED, UNSNOOPED};
+use crate::window::{LEVELS, iova, leaves, phys};
+
+/// A table of the engine in the memory of a platform.
+type EngineTable<const SNOOPS: bool> = Table<SecondStage, &'static Memory<SNOOPS>>;
+
+/// A platform of the benchmark.
+pub trait Walkers: Sized {
+    /// Its one value.
+    fn platform() -> &'static Self;
+}
+
+impl Walkers for Memory<true> {
+    fn platform() -> &'static Self {
+        &SNOOPED
+    }
+}
+
+impl Walkers for Memory<false> {
+    fn platform() -> &'static Self {
+        &UNSNOOPED
+    }
+}
+
+/// Leaves of the ranges that rows are made ready in.
+const PART: u64 = 256;
+
+/// What the words of the window hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Vacant,
+    Filled,
+    Pending,
+}
+
+/// The state that the whole window has between rounds.
+struct Known(AtomicU8);
+
+impl Known {
+    const fn new(state: State) -> Self {
+        Self(AtomicU8::new(state as u8))
+    }
+
+    fn set(&self, state: State) {
+        // ORDERING: Relaxed: rounds begin and end on one thread, which joins the others.
+        self.0.store(state as u8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> State {
+        // ORDERING: Relaxed, as above.
+        match self.0.load(Ordering::Relaxed) {
+            0 => State::Vacant,
+            1 => State::Filled,
+            _ => State::Pending,
+        }
+    }
+}
+
+/// A table of the engine, whose window is vacant, filled or pending as a whole between rounds.
+pub struct Engine<const SNOOPS: bool> {
+    table: ManuallyDrop<EngineTable<SNOOPS>>,
+    quiescence: Quiescence,
+    memory: &'static Memory<SNOOPS>,
+    pages: u64,
+    size: PageSize,
+    state: Known,
+}
+
+fn new_table<const SNOOPS: bool>(memory: &'static Memory<SNOOPS>) -> EngineTable<SNOOPS> {
+    let geometry = Geometry {
+        root: Level::new(LEVELS as u8).expect("the engine has that many levels"),
+        largest_leaf: Level::of(PageSize::Size1G),
+        coherent: SNOOPS,
+    };
+    Table::new(SecondStage::new(), geometry, memory).expect("the arena has frames for a root")
+}
+
+fn range(page: u64, pages: u64) -> IovaRange {
+    let pages = PageCount::new(pages).unwrap_or(PageCount::ONE);
+    IovaRange::new(Iova::new(iova(page)), pages).expect("the window is a range")
+}
+
+/// The range of one page, as a caller makes it for a call.
+#[inline(always)]
+fn one(page: u64) -> Option<IovaRange> {
+    IovaRange::new(Iova::new(iova(page)), PageCount::ONE).ok()
+}
+
+impl<const SNOOPS: bool> Engine<SNOOPS>
+where
+    Memory<SNOOPS>: Walkers,
+{
+    /// An empty table whose window has `pages` pages of 4 KiB, which are filled by leaves up to `size`.
+    pub fn new(pages: u64, size: PageSize) -> Self {
+        let memory = Memory::<SNOOPS>::platform();
+        Self {
+            table: ManuallyDrop::new(new_table(memory)),
+            quiescence: Quiescence::new(crate::arena::THREADS).expect("the host has memory"),
+            memory,
+            pages,
+            size,
+            state: Known::new(State::Vacant),
+        }
+    }
+
+    /// Ends the table and begins an empty one.
+    pub fn renew(&mut self) {
+        let old = std::mem::replace(&mut self.table, ManuallyDrop::new(new_table(self.memory)));
+        ManuallyDrop::into_inner(old).discard();
+        self.state.set(State::Vacant);
+    }
+
+    fn pin(&self) -> Guard<'_> {
+        self.quiescence.pin(self.memory)
+    }
+
+    /// Does `act` for every page under one guard, or under a guard for each.
+    #[inline(always)]
+    fn each<O: Order, const PIN: bool>(
+        &self,
+        order: &O,
+        mut act: impl FnMut(&Guard<'_>, u64) -> bool,
+    ) {
+        let mut failed = 0_u64;
+        if PIN {
+            for page in order.pages() {
+                failed |= u64::from(!act(&self.pin(), page));
+            }
+        } else {
+            let guard = self.pin();
+            for page in order.pages() {
+                failed |= u64::from(!act(&guard, page));
+            }
+        }
+        assert_eq!(
+            failed, 0,
+            "the engine refused an operation of the benchmark"
+        );
+    }
+
+    /// Maps each page in shared words.
+    #[inline(never)]
+    pub fn map_shared<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
+            self.table
+                .map_shared(guard, at, to, Perms::ReadWrite, PageSize::Size4K)
+                .is_ok()
+        });
+        self.state.set(State::Filled);
+    }
+
+    /// Unmaps each page in shared words.
+    #[inline(never)]
+    pub fn unmap_shared<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            self.table
+                .unmap_shared(guard, Iova::new(iova(page)), PageSize::Size4K)
+                .is_ok()
+        });
+        self.state.set(State::Pending);
+    }
+
+    /// Maps and unmaps each page in shared words.
+    #[inline(never)]
+    pub fn pair_shared<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
+            let mapped = self
+                .table
+                .map_shared(guard, at, to, Perms::ReadWrite, PageSize::Size4K);
+            let unmapped = self.table.unmap_shared(guard, at, PageSize::Size4K);
+            mapped.is_ok() && unmapped.is_ok()
+        });
+        self.state.set(State::Pending);
+    }
+
+    /// Maps each page in words that the caller owns.
+    #[inline(never)]
+    pub fn map_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            let Some(range) = one(page) else { return false };
+            let to = PhysAddr::new(phys(page));
+            self.table
+                .map(guard, range, to, Perms::ReadWrite, PageSize::Size4K)
+                .is_ok()
+        });
+        self.state.set(State::Filled);
+    }
+
+    /// Unmaps each page in words that the caller owns.
+    #[inline(never)]
+    pub fn unmap_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            let Some(range) = one(page) else { return false };
+            self.table.unmap(guard, range);
+            true
+        });
+        self.state.set(State::Pending);
+    }
+
+    /// Empties each page's pending word, as after a receipt.
+    #[inline(never)]
+    pub fn redeem_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            let Some(range) = one(page) else { return false };
+            self.table.redeem(guard, range) == Ok(PhysAddr::new(phys(page)))
+        });
+        self.state.set(State::Vacant);
+    }
+
+    /// Maps and unmaps each page in words that the caller owns.
+    #[inline(never)]
+    pub fn pair_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        self.each::<O, PIN>(order, |guard, page| {
+            let Some(range) = one(page) else { return false };
+            let to = PhysAddr::new(phys(page));
+            let mapped = self
+                .table
+                .map(guard, range, to, Perms::ReadWrite, PageSize::Size4K);
+            self.table.unmap(guard, range);
+            mapped.is_ok()
+        });
+        self.state.set(State::Pending);
+    }
+
+    /// Looks each page up.
+    #[inline(never)]
+    pub fn translate<O: Order, const PIN: bool>(&self, order: &O) -> u64 {
+        let mut sum = 0_u64;
+        self.each::<O, PIN>(order, |guard, page| {
+            match self.table.translate(guard, Iova::new(iova(page))) {
+                Some(found) => {
+                    sum = sum.wrapping_add(found.to.as_u64());
+                    true
+                }
+                None => false,
+            }
+        });
+        sum
+    }
+
+    /// Maps the window in ranges of `pages` pages.
+    #[inline(never)]
+    pub fn map_ranges<const PIN: bool>(&self, pages: u64) {
+        self.each::<_, PIN>(&self.steps(pages), |guard, step| {
+            let page = step * pages;
+            let to = PhysAddr::new(phys(page));
+            self.table
+                .map(guard, range(page, pages), to, Perms::ReadWrite, self.size)
+                .is_ok()
+        });
+        self.state.set(State::Filled);
+    }
+
+    /// Unmaps the window in ranges of `pages` pages.
+    #[inline(never)]
+    pub fn unmap_ranges<const PIN: bool>(&self, pages: u64) {
+        self.each::<_, PIN>(&self.steps(pages), |guard, step| {
+            self.table.unmap(guard, range(step * pages, pages));
+            true
+        });
+        self.state.set(State::Pending);
+    }
+
+    /// Empties the window's pending words in ranges of `pages` pages.
+    #[inline(never)]
+    pub fn redeem_ranges<const PIN: bool>(&self, pages: u64) {
+        self.each::<_, PIN>(&self.steps(pages), |guard, step| {
+            let page = step * pages;
+            self.table.redeem(guard, range(page, pages)) == Ok(PhysAddr::new(phys(page)))
+        });
+        self.state.set(State::Vacant);
+    }
+
+    fn steps(&self, pages: u64) -> Sequential {
+        Sequential {
+            first: 0,
+            count: black_box(self.pages / pages),
+        }
+    }
+
+    /// Brings every word of the window to a leaf, with the tables in place and in the caches.
+    pub fn fill(&self) {
+        self.vacate();
+        self.map_ranges::<false>(self.part());
+    }
+
+    /// Fills the window, if it is not filled.
+    pub fn fill_once(&self) {
+        if self.state.get() != State::Filled {
+            self.fill();
+        }
+    }
+
+    /// Brings every word of the window to pending.
+    pub fn leave_pending(&self) {
+        self.fill();
+        self.unmap_ranges::<false>(self.part());
+    }
+
+    /// Brings every word of the window to empty, with the tables in place and in the caches.
+    pub fn vacate(&self) {
+        if self.state.get() == State::Vacant {
+            self.map_ranges::<false>(self.part());
+        }
+        if self.state.get() == State::Filled {
+            self.unmap_ranges::<false>(self.part());
+        }
+        self.redeem_ranges::<false>(self.part());
+    }
+
+    /// Pages of the ranges that rows are made ready in: less than a table, so that tables stay where they are.
+    fn part(&self) -> u64 {
+        let leaf = self.size.pages();
+        self.pages.min(PART * leaf)
+    }
+}
+
+impl<const SNOOPS: bool> Subject for Engine<SNOOPS>
+where
+    Memory<SNOOPS>: Walkers,
+{
+    fn mapped(&self) -> Vec<Mapped> {
+        let root = self.table.root().expect("the table has not ended");
+        // SAFETY: the root of a table in the arena, which is at rest.
+        unsafe { leaves(root.page.as_u64(), u32::from(root.level.number())) }
+    }
+}
+
+impl<const SNOOPS: bool> Drop for Engine<SNOOPS> {
+    fn drop(&mut self) {
+        // SAFETY: the table is taken once, and nobody uses the engine after its drop.
+        let table = unsafe { ManuallyDrop::take(&mut self.table) };
+        table.discard();
+    }
+}

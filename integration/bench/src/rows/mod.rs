@@ -1,0 +1,202 @@
+//! The rows of the matrix: each a few words, a floor, the engine and the peers.
+
+mod peer;
+mod range;
+mod single;
+
+use std::time::Duration;
+
+use crate::lane::{self, Lane};
+use crate::results::{Better, LaneResult, RowResult, Who};
+use crate::stats::{Summary, paired_ratio};
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Pages of the window: 1 GiB when it counts, less when only the results are looked at.
+    pub pages: u64,
+    /// Rounds of every lane.
+    pub rounds: usize,
+    /// A row that takes longer gets fewer rounds.
+    pub most: Duration,
+}
+
+impl Scale {
+    /// For figures that people compare.
+    pub const FULL: Self = Self {
+        pages: 512 * 512,
+        rounds: 64,
+        most: Duration::from_secs(12),
+    };
+    /// For a look.
+    pub const QUICK: Self = Self {
+        rounds: 12,
+        most: Duration::from_secs(3),
+        ..Self::FULL
+    };
+    /// For tests of what is done, not of how fast.
+    pub const SMOKE: Self = Self {
+        pages: 2048,
+        rounds: 1,
+        most: Duration::ZERO,
+    };
+}
+
+/// A row of the matrix.
+#[derive(Debug)]
+pub struct Row {
+    /// The row's name in the matrix.
+    pub id: &'static str,
+    /// Which part of it, or nothing.
+    pub part: &'static str,
+    /// What is done.
+    pub workload: &'static str,
+    /// What the floor does.
+    pub floor: &'static str,
+    /// What one operation is.
+    pub unit: &'static str,
+    /// The least that lands.
+    pub gate: Option<f64>,
+    /// What the project wants.
+    pub goal: Option<f64>,
+    /// What would be splendid.
+    pub stretch: Option<f64>,
+    /// The best concurrent peer, recorded elsewhere.
+    pub recorded: Option<f64>,
+    /// How it is measured.
+    pub job: Job,
+}
+
+/// How a row is measured.
+#[derive(Debug)]
+pub enum Job {
+    /// Lanes beside a floor in interleaved rounds; the value is the engine's time divided by the floor's.
+    Lanes(fn(&Scale) -> Vec<Lane>),
+}
+
+impl Row {
+    /// The row and its part, as `--only` takes them.
+    pub fn name(&self) -> String {
+        if self.part.is_empty() {
+            self.id.to_owned()
+        } else {
+            format!("{}/{}", self.id, self.part)
+        }
+    }
+
+    /// Whether `--only WANTED` means this row.
+    pub fn is_wanted(&self, wanted: &[String]) -> bool {
+        let names = [self.id.to_lowercase(), self.name().to_lowercase()];
+        wanted.is_empty()
+            || wanted
+                .iter()
+                .any(|name| names.contains(&name.to_lowercase()))
+    }
+
+    /// Measures the row.
+    pub fn measure(&self, scale: &Scale, mut progress: impl FnMut(usize)) -> RowResult {
+        match self.job {
+            Job::Lanes(lanes) => {
+                let mut lanes = lanes(scale);
+                let times = lane::rounds(&mut lanes, scale.rounds, scale.most, &mut progress);
+                self.ratios(&lanes, &times)
+            }
+        }
+    }
+
+    fn ratios(&self, lanes: &[Lane], times: &[Vec<f64>]) -> RowResult {
+        let floor = lanes.iter().position(|lane| lane.who == Who::Floor);
+        let floor = floor.and_then(|at| times.get(at));
+        let results: Vec<LaneResult> = lanes
+            .iter()
+            .zip(times)
+            .map(|(lane, times)| {
+                let summary = Summary::of(times);
+                let quiet = floor.map(|floor| Summary::of(floor).quiet);
+                LaneResult {
+                    kind: lane.who.kind(),
+                    name: lane.who.name().to_owned(),
+                    quiet: summary.quiet,
+                    median: summary.median,
+                    count: summary.count,
+                    ratio: quiet
+                        .filter(|quiet| *quiet > 0.0)
+                        .map(|quiet| summary.quiet / quiet),
+                    paired_ratio: floor.map(|floor| paired_ratio(times, floor)),
+                    wall: None,
+                    threads: None,
+                    speed_up: None,
+                }
+            })
+            .collect();
+        let ratio = |who: Who| {
+            let lane = results.iter().find(|lane| lane.kind == who.kind());
+            lane.and_then(|lane| lane.ratio)
+        };
+        RowResult {
+            value: ratio(Who::Engine),
+            pinned: ratio(Who::EnginePinned),
+            lanes: results,
+            ..self.empty()
+        }
+    }
+
+    /// The result without figures.
+    fn empty(&self) -> RowResult {
+        RowResult {
+            id: self.id,
+            part: self.part,
+            workload: self.workload,
+            floor: self.floor,
+            unit: self.unit,
+            measure: "ratio",
+            better: Better::Lower,
+            value: None,
+            pinned: None,
+            gate: self.gate,
+            goal: self.goal,
+            stretch: self.stretch,
+            recorded: self.recorded,
+            lanes: vec![],
+            skipped: None,
+            notes: vec![],
+            histogram: vec![],
+        }
+    }
+}
+
+/// All rows in the matrix's order.
+pub fn all() -> impl Iterator<Item = &'static Row> {
+    single::ROWS.iter().chain(range::ROWS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_the_bounds_are_in_order() {
+        let rows: Vec<&Row> = all().collect();
+        for (at, row) in rows.iter().enumerate() {
+            assert!(
+                rows[at + 1..]
+                    .iter()
+                    .all(|other| other.name() != row.name())
+            );
+            let bounds: Vec<f64> = [row.stretch, row.goal, row.gate]
+                .into_iter()
+                .flatten()
+                .collect();
+            assert!(bounds.is_sorted(), "{}: {bounds:?}", row.name());
+        }
+    }
+
+    #[test]
+    fn rows_are_wanted_by_name_with_or_without_their_part() {
+        let row = all().find(|row| !row.part.is_empty()).unwrap();
+        assert!(row.is_wanted(&[]));
+        assert!(row.is_wanted(&[row.id.to_lowercase()]));
+        assert!(row.is_wanted(&["B-X9".into(), row.name()]));
+        assert!(!row.is_wanted(&["B-X9".into()]));
+    }
+}

@@ -1,0 +1,187 @@
+//! `cargo xtask bench`: builds the benchmark of the table engine, runs it and judges what it measured.
+
+mod baseline;
+mod chart;
+mod report;
+mod results;
+mod svg;
+mod table;
+mod verdict;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use console::style;
+
+use crate::progress::{Progress, run_job_to_success, seconds};
+use crate::{process, workspace};
+
+use results::Results;
+use verdict::{missed, summary};
+
+/// How the benchmark is built, besides its profile: loops begin at a cache line, so that chance does not place them,
+/// and the compiler uses no vectors of its own, since a hypervisor seldom may.
+const FLAGS: &str =
+    "-C llvm-args=-align-all-nofallthru-blocks=6 -C no-vectorize-loops -C no-vectorize-slp";
+/// The build folder of these flags.
+const FOLDER: &str = "bench";
+/// The profile of published figures.
+const PROFILE: &str = "speed";
+/// Where the report is kept.
+const REPORT: &str = "integration/bench/report";
+const PACKAGE: &str = "hv-bench";
+const BINARY: &str = "bench";
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+const RUN_LIMIT: Duration = Duration::from_secs(3600);
+
+/// What `bench` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Few rounds: for a look, not for figures that people compare
+    #[arg(long)]
+    quick: bool,
+    /// Measure these rows only; may be given several times or as a list with commas
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    only: Vec<String>,
+    /// List the rows and leave
+    #[arg(long)]
+    list: bool,
+    /// Keep the results in this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Show what changed since the results in this file
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Write the report that is kept with the sources
+    #[arg(long, conflicts_with = "only")]
+    report: bool,
+    /// Judge the results in this file and measure nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "only", "json", "list"])]
+    from: Option<PathBuf>,
+    /// The cargo profile: `release` is built as the image is, without link-time optimisation
+    #[arg(long, value_name = "NAME", default_value = PROFILE)]
+    profile: String,
+    /// Show the output of every program
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Runs the task. A gate that is missed gives a failing exit code.
+///
+/// # Errors
+/// When the benchmark does not build or run, and when a file cannot be read or written.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    // Read first, so that a wrong name costs no measurement.
+    let baseline = options.baseline.as_deref().map(results::read).transpose()?;
+    let results = match &options.from {
+        Some(file) => results::read(file)?,
+        None => {
+            let binary = build(options)?;
+            if options.list {
+                let status = Command::new(&binary).arg("--list").status();
+                status.with_context(|| format!("cannot start {}", binary.display()))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            measure(options, &binary)?
+        }
+    };
+    show(&results);
+    if let Some(baseline) = &baseline {
+        println!(
+            "\nsince the baseline:\n{}",
+            table::changes(&baseline::compare(baseline, &results)).trim_fmt()
+        );
+    }
+    if let Some(file) = &options.json {
+        println!("results: {}", file.display());
+    }
+    if options.report {
+        let folder = workspace::root().join(REPORT);
+        report::write(&folder, &results)?;
+        println!("report: {}", folder.join("README.md").display());
+    }
+    let missed = missed(&results);
+    println!("\n{}", summary(&results));
+    if missed.is_empty() {
+        println!("{} no gate is missed", style("ok:").green().bold());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{} {}",
+        style("gates missed:").red().bold(),
+        missed.join(", ")
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+fn build(options: &Options) -> Result<PathBuf> {
+    let folder = workspace::target_dir().join(FOLDER);
+    let mut command = workspace::cargo();
+    command.env("RUSTFLAGS", workspace::rustflags(FLAGS));
+    command.args(["build", "--package", PACKAGE, "--bin", BINARY]);
+    command.args(["--profile", &options.profile, "--target-dir"]);
+    command.arg(&folder);
+    run_job_to_success(
+        "build the benchmark",
+        &mut command,
+        BUILD_LIMIT,
+        options.verbose,
+    )?;
+    let binary = folder.join(&options.profile).join(BINARY);
+    if !binary.is_file() {
+        bail!(
+            "the build went through but there is no {}: expected a binary called {BINARY}",
+            binary.display()
+        );
+    }
+    Ok(binary)
+}
+
+fn measure(options: &Options, binary: &PathBuf) -> Result<Results> {
+    let scratch = workspace::target_dir().join(FOLDER).join("results.json");
+    let file = options.json.as_ref().unwrap_or(&scratch);
+    let mut command = Command::new(binary);
+    command.arg("--json").arg(file);
+    command.arg("--flags").arg(format!(
+        "profile {}; {}",
+        options.profile,
+        workspace::rustflags(FLAGS)
+    ));
+    command.arg("--compiler").arg(compiler());
+    if options.quick {
+        command.arg("--quick");
+    }
+    if !options.only.is_empty() {
+        command.args(["--only", &options.only.join(",")]);
+    }
+    let progress = Progress::start("measure", options.verbose);
+    let finished = process::run(&mut command, RUN_LIMIT, &mut |_, line| progress.line(line))?;
+    let ok = finished.end.success();
+    if ok {
+        progress.finish(true);
+        println!("    measured for {}", seconds(finished.elapsed));
+    } else {
+        progress.finish(false);
+        println!("{}", finished.tail(20));
+        bail!("`{}` failed: {}", process::shown(&command), finished.end);
+    }
+    results::read(file)
+}
+
+fn compiler() -> String {
+    let mut command = Command::new("rustc");
+    command.arg("--version").current_dir(workspace::root());
+    process::run_quiet(&mut command, Duration::from_secs(20))
+        .map(|finished| finished.stdout().trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn show(results: &Results) {
+    println!("\n{}", table::rows(results).trim_fmt());
+    println!(
+        "\nns per operation, quiet median; ratio to the row's own floor; conc. peer: best concurrent peer, recorded elsewhere"
+    );
+}

@@ -1,0 +1,301 @@
+//! The report that is kept with the sources: a page of tables, the charts beside it, and the raw results.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::chart;
+use super::results::{Machine, Results, Row};
+use super::table::{bound, maybe, number, peer};
+use super::verdict::{Verdict, missed, summary};
+
+/// The page.
+const PAGE: &str = "README.md";
+const RATIOS: &str = "ratios.svg";
+const LATENCY: &str = "latency.svg";
+const SCALING: &str = "scaling.svg";
+
+/// Writes the report into `folder`.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn write(folder: &Path, results: &Results) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let put = |name: &str, text: &str| {
+        let file = folder.join(name);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+    };
+    put(RATIOS, &chart::ratios(results))?;
+    let latency = results.rows.iter().find(|row| !row.histogram.is_empty());
+    if let Some(row) = latency {
+        put(LATENCY, &chart::latency(row))?;
+    }
+    let scaling = scaling(results);
+    if !scaling.is_empty() {
+        put(SCALING, &chart::scaling(&scaling))?;
+    }
+    put(PAGE, &page(results))
+}
+
+/// The rows with several threads.
+fn scaling(results: &Results) -> Vec<&Row> {
+    let several = |row: &&Row| row.lanes.iter().any(|lane| lane.speed_up.is_some());
+    results.rows.iter().filter(several).collect()
+}
+
+fn page(results: &Results) -> String {
+    let mut page = String::new();
+    let mut say = |text: &str| {
+        page.push_str(text);
+        page.push('\n');
+    };
+    say("# Benchmark of the second-stage table engine\n");
+    say("Written by `cargo xtask bench --report`; not edited by hand.\n");
+    say(&format!("**{}.**", summary(results)));
+    let missed = missed(results);
+    if !missed.is_empty() {
+        say(&format!("Gates missed: {}.", missed.join(", ")));
+    }
+    if results.quick {
+        say(
+            "\nThis run was a quick one with few rounds: good for a look, not for figures that people compare.",
+        );
+    }
+    say(&format!("\n![ratio to the floor, row by row]({RATIOS})\n"));
+    say("## Where we are\n");
+    say(WHERE);
+    say(&overview(results));
+    let notes = notes(results);
+    if !notes.is_empty() {
+        say(&notes);
+    }
+    if !scaling(results).is_empty() {
+        say("## Threads\n");
+        say(&format!("![speed-up over one thread]({SCALING})\n"));
+        say(&threads(results));
+    }
+    if results.rows.iter().any(|row| !row.histogram.is_empty()) {
+        say("## Latency\n");
+        say(&format!("![times of single operations]({LATENCY})\n"));
+    }
+    if !results.code.is_empty() {
+        say("## Code size\n");
+        say(
+            "Bytes of machine code of the engine's functions in the benchmark, the largest copy of each. What is inlined is counted where it was inlined.\n",
+        );
+        say(&code(results));
+    }
+    say("## How it was measured\n");
+    say(METHOD);
+    say(&machine(&results.machine));
+    say("## Every competitor\n");
+    say(
+        "Quiet median and median in ns per operation, rounds, ratio of the quiet medians, and the median of the ratios within the rounds.\n",
+    );
+    say(&lanes(results));
+    while page.ends_with("\n\n") {
+        page.pop();
+    }
+    page
+}
+
+const WHERE: &str = "\
+Times are ns per operation (the unit stands behind the workload), quiet medians. *Ratio* is the engine's time divided by the
+row's floor, all calls under one guard; *per call* is the same with a pin for each call. *Concurrent peer* is the best table that
+several threads can use at once (Linux's, built in user space), as a ratio to the same floor on the machine where it was recorded
+in 2026; it was not run here. *Best peer* ran here in the same rounds; it takes `&mut` and serves one thread.
+";
+
+const METHOD: &str = "\
+* Floor, engine and peers run in one process, in interleaved rounds; every round begins with another of them. The quiet median is
+  the median of the quietest quarter of the rounds, each competitor's own.
+* Rows of one thread are timed by the thread's CPU time over a whole round of many operations, with no look at a clock in between.
+  Rows of several threads take the mean CPU time of the threads; wall time stands beside. Every thread is pinned to a processor.
+* Each competitor has tables of its own in one block of memory at a fixed address, touched before. What is not timed, right before
+  every timed part, brings its tables to the same state and into the caches.
+* The random order is one permutation (xorshift64, fixed seed) for all. The window has 1 GiB unless a row says otherwise.
+* Floors are written by hand, do what the row says, and check nothing else. They keep no account of pending pages and have no errors to
+  report: the distance to them is the price of an interface that is safe.
+* Frames come zeroed, as the platform contract says; they are zeroed when they are given back, which is not timed in rows that map. The
+  peers get theirs from the same lists.
+* `walker_fence` is a compiler fence where walkers snoop, since x86 keeps stores in order; the hypervisor image runs an `sfence` there,
+  which costs a fraction of a ns. Rows without snooping run `clwb` and `sfence`.
+* A pending word keeps its page's address until the receipt. The peers and floors forget it.
+";
+
+fn machine(machine: &Machine) -> String {
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    let mut text = String::from("| | |\n|---|---|\n");
+    for (name, value) in [
+        (
+            "processor",
+            format!("{}, {} used", machine.processor, machine.processors),
+        ),
+        ("virtual machine", yes(machine.virtual_machine).to_owned()),
+        ("kernel", machine.kernel.clone()),
+        ("huge pages for tables", yes(machine.huge_pages).to_owned()),
+        ("`clwb`", yes(machine.clwb).to_owned()),
+        ("compiler", machine.compiler.clone()),
+        ("built with", format!("`{}`", machine.flags)),
+        (
+            "load before and after",
+            format!("{:.2}, {:.2}", machine.load, machine.load_after),
+        ),
+    ] {
+        let _ = writeln!(text, "| {name} | {value} |");
+    }
+    text
+}
+
+fn overview(results: &Results) -> String {
+    let mut text = String::from(
+        "| row | workload | floor | engine | ratio | per call | concurrent peer | best peer | gate | goal | stretch | verdict |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
+    );
+    for row in &results.rows {
+        let quiet = |kind| maybe(row.lane(kind).map(|lane| lane.quiet));
+        let verdict = Verdict::of(row);
+        let word = match verdict {
+            Verdict::Missed => "**missed**",
+            verdict => verdict.word(),
+        };
+        let value = match row.measure.as_str() {
+            "ratio" => maybe(row.value),
+            measure => row
+                .value
+                .map_or("-".into(), |value| format!("{} {measure}", number(value))),
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} ({}) | {} | {} | {value} | {} | {} | {} | {} | {} | {} | {word} |",
+            row.name(),
+            row.workload,
+            row.unit,
+            quiet("floor"),
+            quiet("engine"),
+            maybe(row.pinned),
+            maybe(row.recorded),
+            peer(row),
+            bound(row.gate),
+            bound(row.goal),
+            bound(row.stretch),
+        );
+    }
+    text
+}
+
+fn notes(results: &Results) -> String {
+    let mut text = String::new();
+    for row in &results.rows {
+        let why = row.skipped.iter().map(|why| format!("not measured: {why}"));
+        for note in why.chain(row.notes.iter().cloned()) {
+            let _ = writeln!(text, "* {}: {note}", row.name());
+        }
+    }
+    text
+}
+
+fn threads(results: &Results) -> String {
+    let mut text = String::from(
+        "| row | threads | CPU time per operation | wall time per operation | speed-up by CPU time |\n|---|--:|--:|--:|--:|\n",
+    );
+    for row in scaling(results) {
+        for lane in row.lanes.iter().filter(|lane| lane.threads.is_some()) {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} |",
+                row.name(),
+                lane.name,
+                number(lane.quiet),
+                maybe(lane.wall),
+                maybe(lane.speed_up),
+            );
+        }
+    }
+    text
+}
+
+fn code(results: &Results) -> String {
+    let mut text = String::from("| function | copies | bytes |\n|---|--:|--:|\n");
+    for code in &results.code {
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} |",
+            code.name, code.copies, code.bytes
+        );
+    }
+    text
+}
+
+fn lanes(results: &Results) -> String {
+    let mut text = String::from(
+        "| row | floor does | who | quiet | median | rounds | ratio | paired |\n|---|---|---|--:|--:|--:|--:|--:|\n",
+    );
+    for row in &results.rows {
+        for lane in row.lanes.iter().filter(|lane| lane.threads.is_none()) {
+            let floor = if lane.kind == "floor" {
+                row.floor.as_str()
+            } else {
+                ""
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {floor} | {} | {} | {} | {} | {} | {} |",
+                row.name(),
+                lane.name,
+                number(lane.quiet),
+                number(lane.median),
+                lane.count,
+                maybe(lane.ratio),
+                maybe(lane.paired_ratio),
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_tells_of_every_row_and_its_verdict() {
+        let row = |id: &str, value, skipped: Option<&str>| Row {
+            id: id.into(),
+            workload: "does something".into(),
+            measure: "ratio".into(),
+            gate: Some(2.0),
+            value,
+            skipped: skipped.map(Into::into),
+            ..Row::default()
+        };
+        let results = Results {
+            rows: vec![
+                row("B-A1", Some(3.0), None),
+                row("B-A2", Some(1.0), None),
+                row("B-A3", None, Some("no clwb here")),
+            ],
+            ..Results::default()
+        };
+        let page = page(&results);
+        assert!(page.contains("Gates missed: B-A1."), "{page}");
+        assert!(
+            page.contains("| B-A1 |") && page.contains("**missed** |"),
+            "{page}"
+        );
+        assert!(page.contains("B-A3: not measured: no clwb here"), "{page}");
+        assert!(!page.contains("## Threads"), "no row has threads");
+        assert!(page.ends_with("|\n"));
+    }
+
+    #[test]
+    fn a_report_is_a_page_and_its_charts() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &Results::default()).unwrap();
+        let names = [PAGE, RATIOS].map(|name| folder.path().join(name).is_file());
+        assert_eq!(names, [true, true]);
+        assert!(!folder.path().join(LATENCY).exists());
+    }
+}
