@@ -1,5 +1,6 @@
 //! Clocks and processors: CPU time of a thread, wall time, the processor's counter, and where a thread runs.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -46,15 +47,17 @@ pub fn tick_nanos() -> f64 {
     passed.as_secs_f64() * 1e9 / (last - first).max(1) as f64
 }
 
-/// The processors that this program may use.
-///
-/// # Errors
-/// When the kernel does not say.
-pub fn processors() -> Result<Vec<usize>> {
-    let set = sched_getaffinity(None).context("asking for the processors of this program")?;
-    Ok((0..CpuSet::MAX_CPU)
-        .filter(|cpu| set.is_set(*cpu))
-        .collect())
+/// The processors that this program was allowed when it first asked, before any thread chose one.
+pub fn processors() -> &'static [usize] {
+    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
+    ALLOWED.get_or_init(|| {
+        let allowed = sched_getaffinity(None).map(|set| {
+            let all = 0..CpuSet::MAX_CPU;
+            all.filter(|cpu| set.is_set(*cpu)).collect()
+        });
+        // Where the kernel does not say, one processor is sure to be there.
+        allowed.unwrap_or_else(|_| vec![0])
+    })
 }
 
 /// Keeps the thread that runs on processor `cpu`.

@@ -10,7 +10,7 @@
 
 use std::hint::black_box;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
@@ -18,10 +18,12 @@ use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Geometry, Table};
 use hv_vtd::SecondStage;
 
+use crate::clock;
 use crate::lane::{Mapped, Subject};
 use crate::order::{Order, Sequential};
 use crate::platform::{Memory, SNOOPED, UNSNOOPED};
-use crate::window::{LEVELS, iova, leaves, phys};
+use crate::stats::Histogram;
+use crate::window::{LEVELS, PAGES_2M, iova, leaves, phys};
 
 /// A table of the engine in the memory of a platform.
 type EngineTable<const SNOOPS: bool> = Table<SecondStage, &'static Memory<SNOOPS>>;
@@ -86,6 +88,8 @@ pub struct Engine<const SNOOPS: bool> {
     pages: u64,
     size: PageSize,
     state: Known,
+    /// Pages of the ranges that the window was unmapped in last: it is redeemed in the same.
+    unmapped_by: AtomicU64,
 }
 
 fn new_table<const SNOOPS: bool>(memory: &'static Memory<SNOOPS>) -> EngineTable<SNOOPS> {
@@ -122,6 +126,7 @@ where
             pages,
             size,
             state: Known::new(State::Vacant),
+            unmapped_by: AtomicU64::new(1),
         }
     }
 
@@ -180,7 +185,7 @@ where
                 .unmap_shared(guard, Iova::new(iova(page)), PageSize::Size4K)
                 .is_ok()
         });
-        self.state.set(State::Pending);
+        self.pending_by(1);
     }
 
     /// Maps and unmaps each page in shared words.
@@ -194,7 +199,7 @@ where
             let unmapped = self.table.unmap_shared(guard, at, PageSize::Size4K);
             mapped.is_ok() && unmapped.is_ok()
         });
-        self.state.set(State::Pending);
+        self.pending_by(1);
     }
 
     /// Maps each page in words that the caller owns.
@@ -218,7 +223,7 @@ where
             self.table.unmap(guard, range);
             true
         });
-        self.state.set(State::Pending);
+        self.pending_by(1);
     }
 
     /// Empties each page's pending word, as after a receipt.
@@ -243,7 +248,7 @@ where
             self.table.unmap(guard, range);
             mapped.is_ok()
         });
-        self.state.set(State::Pending);
+        self.pending_by(1);
     }
 
     /// Looks each page up.
@@ -282,7 +287,7 @@ where
             self.table.unmap(guard, range(step * pages, pages));
             true
         });
-        self.state.set(State::Pending);
+        self.pending_by(pages);
     }
 
     /// Empties the window's pending words in ranges of `pages` pages.
@@ -293,6 +298,97 @@ where
             self.table.redeem(guard, range(page, pages)) == Ok(PhysAddr::new(phys(page)))
         });
         self.state.set(State::Vacant);
+    }
+
+    /// Maps and unmaps each of `ranges`, given as first page and pages.
+    #[inline(never)]
+    pub fn pair_ranges<const PIN: bool>(&self, ranges: &[(u64, u64)]) {
+        let order = Sequential {
+            first: 0,
+            count: black_box(ranges.len() as u64),
+        };
+        self.each::<_, PIN>(&order, |guard, at| {
+            let (page, pages) = ranges[at as usize];
+            let (range, to) = (range(page, pages), PhysAddr::new(phys(page)));
+            let mapped = self
+                .table
+                .map(guard, range, to, Perms::ReadWrite, self.size);
+            self.table.unmap(guard, range);
+            mapped.is_ok()
+        });
+    }
+
+    /// Empties the pending words of each of `ranges`.
+    pub fn redeem_each(&self, ranges: &[(u64, u64)]) {
+        let guard = self.pin();
+        for (page, pages) in ranges {
+            let redeemed = self.table.redeem(&guard, range(*page, *pages));
+            assert_eq!(redeemed, Ok(PhysAddr::new(phys(*page))));
+        }
+    }
+
+    /// Empties each page's pending word in shared words, as after a receipt. Not timed by any row.
+    pub fn redeem_shared<O: Order>(&self, order: &O) {
+        self.each::<O, false>(order, |guard, page| {
+            let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
+            self.table
+                .redeem_shared(guard, at, to, PageSize::Size4K)
+                .is_ok()
+        });
+        self.state.set(State::Vacant);
+    }
+
+    /// Maps each page in shared words, and counts what each took in ticks beyond `empty`.
+    #[inline(never)]
+    pub fn map_timed<O: Order>(&self, order: &O, empty: u64, out: &mut Histogram) {
+        self.each::<O, false>(order, |guard, page| {
+            let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
+            let start = clock::ticks();
+            let mapped = self
+                .table
+                .map_shared(guard, at, to, Perms::ReadWrite, PageSize::Size4K);
+            out.add((clock::ticks() - start).saturating_sub(empty));
+            mapped.is_ok()
+        });
+    }
+
+    /// Unmaps each page in shared words, and counts what each took in ticks beyond `empty`.
+    #[inline(never)]
+    pub fn unmap_timed<O: Order>(&self, order: &O, empty: u64, out: &mut Histogram) {
+        self.each::<O, false>(order, |guard, page| {
+            let at = Iova::new(iova(page));
+            let start = clock::ticks();
+            let unmapped = self.table.unmap_shared(guard, at, PageSize::Size4K);
+            out.add((clock::ticks() - start).saturating_sub(empty));
+            unmapped.is_ok()
+        });
+    }
+
+    /// Looks each page up, and counts what each took in ticks beyond `empty`.
+    #[inline(never)]
+    pub fn translate_timed<O: Order>(&self, order: &O, empty: u64, out: &mut Histogram) {
+        self.each::<O, false>(order, |guard, page| {
+            let at = Iova::new(iova(page));
+            let start = clock::ticks();
+            let found = self.table.translate(guard, at);
+            out.add((clock::ticks() - start).saturating_sub(empty));
+            found.is_some()
+        });
+    }
+
+    /// Whether each 2 MiB of the window is empty.
+    #[inline(never)]
+    fn is_vacant_by_tables(&self) {
+        self.each::<_, false>(&self.steps(PAGES_2M), |guard, step| {
+            let range = range(step * PAGES_2M, self.pages.min(PAGES_2M));
+            self.table.is_vacant(guard, range)
+        });
+    }
+
+    fn pending_by(&self, pages: u64) {
+        // ORDERING: Relaxed: rounds begin and end on one thread, which joins the others.
+        self.unmapped_by.store(pages, Ordering::Relaxed);
+        self.state.set(State::Pending);
     }
 
     fn steps(&self, pages: u64) -> Sequential {
@@ -329,7 +425,8 @@ where
         if self.state.get() == State::Filled {
             self.unmap_ranges::<false>(self.part());
         }
-        self.redeem_ranges::<false>(self.part());
+        // ORDERING: Relaxed, as where it is stored.
+        self.redeem_ranges::<false>(self.unmapped_by.load(Ordering::Relaxed));
     }
 
     /// Pages of the ranges that rows are made ready in: less than a table, so that tables stay where they are.
@@ -355,5 +452,61 @@ impl<const SNOOPS: bool> Drop for Engine<SNOOPS> {
         // SAFETY: the table is taken once, and nobody uses the engine after its drop.
         let table = unsafe { ManuallyDrop::take(&mut self.table) };
         table.discard();
+    }
+}
+
+/// The engine's guards without a table.
+pub struct Pins(Quiescence);
+
+impl Pins {
+    /// For all threads of the arena.
+    pub fn new() -> Self {
+        Self(Quiescence::new(crate::arena::THREADS).expect("the host has memory"))
+    }
+
+    /// Takes and drops `count` guards.
+    #[inline(never)]
+    pub fn take(&self, count: u64) {
+        for _ in 0..count {
+            drop(self.0.pin(&SNOOPED));
+        }
+    }
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Subject for Pins {
+    fn mapped(&self) -> Vec<Mapped> {
+        vec![]
+    }
+}
+
+/// A table whose window is empty, with tables that are looked through.
+pub struct Vacancy(Engine<true>);
+
+impl Vacancy {
+    /// A window of `pages` pages.
+    pub fn new(pages: u64) -> Self {
+        Self(Engine::new(pages, PageSize::Size4K))
+    }
+
+    /// Empties the window, with the tables in place and in the caches.
+    pub fn ready(&self) {
+        self.0.vacate();
+    }
+
+    /// Looks through the window, 2 MiB at a time.
+    pub fn scan(&self) {
+        self.0.is_vacant_by_tables();
+    }
+}
+
+impl Subject for Vacancy {
+    fn mapped(&self) -> Vec<Mapped> {
+        self.0.mapped()
     }
 }

@@ -108,6 +108,9 @@ pub fn nanos(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e9
 }
 
+/// Rounds below which a time limit does not cut.
+pub const LEAST: usize = 8;
+
 /// The times of all lanes, for each lane one time a round.
 ///
 /// Every round runs all lanes, and begins with the next one of the row, so that none always follows the same.
@@ -117,8 +120,6 @@ pub fn rounds(
     most: Duration,
     mut after: impl FnMut(usize),
 ) -> Vec<Vec<f64>> {
-    /// Rounds below which the time limit does not cut.
-    const LEAST: usize = 8;
     let start = std::time::Instant::now();
     let overhead = clock::overhead();
     let mut times = vec![Vec::with_capacity(rounds); lanes.len()];

@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod clock;
+pub mod crew;
 pub mod engine;
 pub mod floor;
 pub mod lane;

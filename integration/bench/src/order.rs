@@ -85,6 +85,12 @@ impl Shuffled {
         let mine = |page: &u32| u64::from(*page) % parts == part;
         Self(self.0.iter().copied().filter(mine).collect())
     }
+
+    /// Every `parts`th page of this order from the `part`th on.
+    pub fn nth_of(&self, part: u64, parts: u64) -> Self {
+        let pages = self.0.iter().copied();
+        Self(pages.skip(part as usize).step_by(parts as usize).collect())
+    }
 }
 
 impl Order for Shuffled {

@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use crate::arena::{self, WORDS};
 use crate::lane::Mapped;
 
-/// The first IOVA of the window: its own slot of the top table's child.
-pub const IOVA: u64 = 0x40_0000_0000;
+/// The first IOVA of the window, where a word of the top table begins.
+pub const IOVA: u64 = 0x80_0000_0000;
+/// No window is longer.
+pub const LONGEST: u64 = 1 << 44;
 /// Where the window's first page leads. No memory of the benchmark: nobody reads through the tables.
 pub const PHYS: u64 = 0x10_0000_0000;
 /// Bytes of a page.

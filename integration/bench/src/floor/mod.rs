@@ -11,7 +11,7 @@
 pub mod range;
 pub mod single;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::{self, WORDS};
@@ -25,6 +25,8 @@ pub struct Floor {
     pages: u64,
     /// Whether the leaves are there now.
     filled: Cell<bool>,
+    /// Leaf tables that were taken out: the first page of each, and its link.
+    detached: RefCell<Vec<(u64, u64)>>,
 }
 
 /// The word at `index` of the table at `table`.
@@ -75,6 +77,7 @@ impl Floor {
         for page in (0..pages).step_by(step) {
             let mut table = root;
             for above in (level + 1..=LEVELS).rev() {
+                // Down to the table whose words are the leaves.
                 // SAFETY: the root and what is linked here are tables of this floor.
                 let word = unsafe { word(table, index(iova(page), above)) };
                 // ORDERING: Relaxed, one thread builds the floor.
@@ -91,12 +94,8 @@ impl Floor {
             root,
             pages,
             filled: Cell::new(false),
+            detached: RefCell::new(Vec::with_capacity(WORDS)),
         }
-    }
-
-    /// The root table.
-    pub fn root(&self) -> u64 {
-        self.root
     }
 
     fn drop_below(table: u64, level: u32) {
@@ -117,6 +116,7 @@ impl Floor {
 
 impl Drop for Floor {
     fn drop(&mut self) {
+        self.attach_tables();
         Self::drop_below(self.root, LEVELS);
     }
 }

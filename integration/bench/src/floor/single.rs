@@ -144,7 +144,7 @@ impl Floor {
         sum
     }
 
-    fn done(&self, failed: u64, filled: bool) {
+    pub(super) fn done(&self, failed: u64, filled: bool) {
         assert_eq!(failed, 0, "a floor met a word that its row does not have");
         self.filled.set(filled);
     }

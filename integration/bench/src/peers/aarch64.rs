@@ -13,7 +13,7 @@ use super::{Peer, all};
 use crate::arena;
 use crate::lane::{Mapped, Subject};
 use crate::order::Order;
-use crate::window::{IOVA, PAGE, iova, phys};
+use crate::window::{IOVA, LONGEST, PAGE, iova, phys};
 
 /// A table of the crate.
 pub struct Aarch64(RootTable<Stage2, Frames>);
@@ -144,7 +144,7 @@ impl Peer for Aarch64 {
 impl Subject for Aarch64 {
     fn mapped(&self) -> Vec<Mapped> {
         let mut found = Vec::new();
-        let window = MemoryRegion::new(IOVA as usize, (IOVA + (1 << 39)) as usize);
+        let window = MemoryRegion::new(IOVA as usize, (IOVA + LONGEST) as usize);
         let _ = self.0.walk_range(&window, &mut |region, descriptor, _| {
             if descriptor.is_valid() {
                 let VirtualAddress(at) = region.start();

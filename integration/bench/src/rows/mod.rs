@@ -1,14 +1,23 @@
 //! The rows of the matrix: each a few words, a floor, the engine and the peers.
 
+mod counts;
+mod lanes;
+mod latency;
+mod micro;
 mod peer;
 mod range;
 mod single;
+mod threads;
+mod unsnooped;
 
 use std::time::Duration;
 
 use crate::lane::{self, Lane};
-use crate::results::{Better, LaneResult, RowResult, Who};
+use crate::platform;
+use crate::results::{Better, LaneResult, RowResult, Series, Who};
 use crate::stats::{Summary, paired_ratio};
+
+pub use threads::Threads;
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +45,20 @@ impl Scale {
     };
     /// For tests of what is done, not of how fast.
     pub const SMOKE: Self = Self {
-        pages: 2048,
+        pages: 4096,
         rounds: 1,
         most: Duration::ZERO,
     };
+
+    /// How often rows of single times go through the window.
+    const fn repeats(&self) -> usize {
+        self.rounds.div_ceil(8)
+    }
+
+    /// Whether the window is smaller than for figures.
+    pub const fn is_short(&self) -> bool {
+        self.pages < Self::FULL.pages
+    }
 }
 
 /// A row of the matrix.
@@ -67,11 +86,48 @@ pub struct Row {
     pub job: Job,
 }
 
+/// A row with nothing in it, for the rows to begin from.
+const BLANK: Row = Row {
+    id: "",
+    part: "",
+    workload: "",
+    floor: "",
+    unit: "page",
+    gate: None,
+    goal: None,
+    stretch: None,
+    recorded: None,
+    job: Job::Lanes(|_| vec![]),
+};
+
 /// How a row is measured.
 #[derive(Debug)]
 pub enum Job {
     /// Lanes beside a floor in interleaved rounds; the value is the engine's time divided by the floor's.
     Lanes(fn(&Scale) -> Vec<Lane>),
+    /// The same where walkers do not snoop: only on processors that can write a line back and keep it.
+    Unsnooped(fn(&Scale) -> Vec<Lane>),
+    /// Several threads; the value is how much faster they are together than one.
+    Threads(Threads),
+    /// Something of its own, which gives the parts of the result that differ from row to row.
+    Own(fn(&Scale) -> Own),
+}
+
+/// What a row that is measured in its own way gives.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// What the value is.
+    pub measure: &'static str,
+    /// What is judged.
+    pub value: Option<f64>,
+    /// Times that belong to it.
+    pub lanes: Vec<LaneResult>,
+    /// Why it was not measured.
+    pub skipped: Option<String>,
+    /// What a reader has to know besides.
+    pub notes: Vec<String>,
+    /// Single times.
+    pub histogram: Vec<Series>,
 }
 
 impl Row {
@@ -96,7 +152,24 @@ impl Row {
     /// Measures the row.
     pub fn measure(&self, scale: &Scale, mut progress: impl FnMut(usize)) -> RowResult {
         match self.job {
-            Job::Lanes(lanes) => {
+            Job::Unsnooped(_) if !platform::has_clwb() => RowResult {
+                skipped: Some("this processor has no clwb".to_owned()),
+                ..self.empty()
+            },
+            Job::Threads(ref threads) => threads.measure(self, scale),
+            Job::Own(measure) => {
+                let own = measure(scale);
+                RowResult {
+                    measure: own.measure,
+                    value: own.value,
+                    lanes: own.lanes,
+                    skipped: own.skipped,
+                    notes: own.notes,
+                    histogram: own.histogram,
+                    ..self.empty()
+                }
+            }
+            Job::Lanes(lanes) | Job::Unsnooped(lanes) => {
                 let mut lanes = lanes(scale);
                 let times = lane::rounds(&mut lanes, scale.rounds, scale.most, &mut progress);
                 self.ratios(&lanes, &times)
@@ -167,7 +240,14 @@ impl Row {
 
 /// All rows in the matrix's order.
 pub fn all() -> impl Iterator<Item = &'static Row> {
-    single::ROWS.iter().chain(range::ROWS)
+    single::ROWS
+        .iter()
+        .chain(range::ROWS)
+        .chain(unsnooped::ROWS)
+        .chain(threads::ROWS)
+        .chain(latency::ROWS)
+        .chain(counts::ROWS)
+        .chain(micro::ROWS)
 }
 
 #[cfg(test)]

@@ -99,21 +99,100 @@ pub(super) fn singles<O: Order>(pages: u64, order: &O, act: Act) -> Vec<Lane> {
     ]
 }
 
-fn cold<P: Peer + 'static>(pages: u64, step: u64) -> Lane {
-    Lane::new(
-        Who::Peer(P::NAME),
-        pages,
-        Stand::<P>::new(),
-        |stand| *stand = Stand::new(),
-        move |stand| stand.peer.map_ranges(pages, step),
-    )
+/// Ranges of a peer's window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ranges {
+    /// Pages of the window.
+    pub(super) pages: u64,
+    /// Pages of each range.
+    pub(super) step: u64,
+    /// Pages of each leaf.
+    pub(super) leaf: u64,
 }
 
-/// All peers, mapping an empty table by ranges of `step` pages.
-pub(super) fn cold_ranges(pages: u64, step: u64) -> Vec<Lane> {
+impl Ranges {
+    fn map<P: Peer>(self, stand: &mut Stand<P>) {
+        if self.leaf == 1 {
+            stand.peer.map_ranges(self.pages, self.step);
+        } else {
+            stand.peer.map_large(self.pages, self.leaf);
+        }
+        stand.filled = true;
+    }
+
+    fn unmap<P: Peer>(self, stand: &mut Stand<P>) {
+        if self.leaf == 1 {
+            stand.peer.unmap_ranges(self.pages, self.step);
+        } else {
+            stand.peer.unmap_large(self.pages, self.leaf);
+        }
+        stand.filled = false;
+    }
+
+    /// Makes the window empty or full, with the tables in the caches.
+    fn bring<P: Peer>(self, stand: &mut Stand<P>, filled: bool) {
+        if self.leaf == 1 {
+            stand.bring(self.pages, filled);
+            return;
+        }
+        if stand.filled == filled {
+            self.turn(stand);
+        }
+        self.turn(stand);
+    }
+
+    fn turn<P: Peer>(self, stand: &mut Stand<P>) {
+        if stand.filled {
+            self.unmap(stand);
+        } else {
+            self.map(stand);
+        }
+    }
+
+    fn lane<P: Peer + 'static>(
+        self,
+        prepare: impl Fn(&mut Stand<P>) + 'static,
+        run: impl Fn(Self, &mut Stand<P>) + 'static,
+    ) -> Lane {
+        Lane::new(
+            Who::Peer(P::NAME),
+            self.pages / self.leaf,
+            Stand::<P>::new(),
+            prepare,
+            move |stand| run(self, stand),
+        )
+    }
+
+    fn map_lane<P: Peer + 'static>(self, cold: bool) -> Lane {
+        let prepare = move |stand: &mut Stand<P>| {
+            if cold {
+                *stand = Stand::new();
+            } else {
+                self.bring(stand, false);
+            }
+        };
+        self.lane(prepare, Self::map::<P>)
+    }
+
+    fn unmap_lane<P: Peer + 'static>(self) -> Lane {
+        self.lane(move |stand| self.bring(stand, true), Self::unmap::<P>)
+    }
+}
+
+/// All peers, mapping ranges into an empty table, or into tables that are there.
+pub(super) fn map_ranges(how: Ranges, cold: bool) -> Vec<Lane> {
     vec![
-        cold::<X86>(pages, step),
-        cold::<Aarch64>(pages, step),
-        cold::<Multiarch>(pages, step),
+        how.map_lane::<X86>(cold),
+        how.map_lane::<Aarch64>(cold),
+        how.map_lane::<Multiarch>(cold),
+    ]
+}
+
+/// All peers, unmapping ranges.
+pub(super) fn unmap_ranges(how: Ranges) -> Vec<Lane> {
+    vec![
+        how.unmap_lane::<X86>(),
+        how.unmap_lane::<Aarch64>(),
+        how.unmap_lane::<Multiarch>(),
     ]
 }

@@ -2,8 +2,9 @@
 
 use std::hint::black_box;
 
+use super::lanes::{Ready, Window};
 use super::peer::{Act, singles};
-use super::{Job, Row, Scale};
+use super::{BLANK, Job, Row, Scale};
 use crate::engine::Engine;
 use crate::floor::Floor;
 use crate::lane::Lane;
@@ -14,19 +15,6 @@ use hv_core::PageSize;
 
 /// The engine in memory whose walkers snoop.
 type Snooped = Engine<true>;
-
-/// The timed part of an engine's lane.
-type Timed<O> = Box<dyn Fn(&Snooped, &O)>;
-
-/// Where the timed part of a row begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ready {
-    Vacant,
-    Filled,
-    Pending,
-    /// Filled, and read in the row's order just before.
-    Warm,
-}
 
 fn sequential(scale: &Scale) -> Sequential {
     Sequential {
@@ -45,60 +33,23 @@ fn contest<O: Order>(
     pinned: impl Fn(&Snooped, &O) + 'static,
     act: Option<Act>,
 ) -> Vec<Lane> {
-    let (pages, count) = (scale.pages, order.count());
-    let mut lanes = act.map_or_else(Vec::new, |act| singles(pages, &order, act));
-    let warm = order.clone();
-    let (first, second, third) = (order.clone(), order.clone(), order);
-    let floor = Lane::new(
-        Who::Floor,
-        count,
-        Floor::new(pages, 1),
-        move |floor| match ready {
-            Ready::Vacant => floor.vacate(),
-            Ready::Filled | Ready::Pending => floor.fill(),
-            Ready::Warm => {
-                floor.fill_once();
-                black_box(floor.translate(&warm));
-            }
-        },
-        move |subject| floor(subject, &first),
-    );
-    let engine = |who, run: Timed<O>, order: O| {
-        let warm = order.clone();
-        Lane::new(
-            who,
-            count,
-            Snooped::new(pages, PageSize::Size4K),
-            move |engine: &mut Snooped| match ready {
-                Ready::Vacant => engine.vacate(),
-                Ready::Filled => engine.fill(),
-                Ready::Pending => engine.leave_pending(),
-                Ready::Warm => {
-                    engine.fill_once();
-                    black_box(engine.translate::<_, false>(&warm));
-                }
-            },
-            move |engine| run(engine, &order),
-        )
+    let count = order.count();
+    let window = Window {
+        pages: scale.pages,
+        size: PageSize::Size4K,
     };
-    let guarded = engine(Who::Engine, Box::new(guarded), second);
-    let pinned = engine(Who::EnginePinned, Box::new(pinned), third);
-    lanes.splice(0..0, [floor, guarded, pinned]);
+    let peers = act.map_or_else(Vec::new, |act| singles(scale.pages, &order, act));
+    let (first, second, third) = (order.clone(), order.clone(), order);
+    let mut lanes = vec![window.floor(ready, count, move |subject| floor(subject, &first))];
+    lanes.extend(window.engines::<true>(
+        ready,
+        count,
+        move |engine| guarded(engine, &second),
+        move |engine| pinned(engine, &third),
+    ));
+    lanes.extend(peers);
     lanes
 }
-
-const ROW: Row = Row {
-    id: "",
-    part: "",
-    workload: "",
-    floor: "",
-    unit: "page",
-    gate: None,
-    goal: None,
-    stretch: None,
-    recorded: None,
-    job: Job::Lanes(|_| vec![]),
-};
 
 /// A row of single pages: the same operation of floor, engine and peers.
 macro_rules! row {
@@ -142,7 +93,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Map)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-M2",
@@ -163,7 +114,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Map)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-M3",
@@ -184,7 +135,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Map)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-M3",
@@ -205,7 +156,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Map)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-U1",
@@ -226,7 +177,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Unmap)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-U2",
@@ -246,7 +197,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Unmap)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-U3",
@@ -267,7 +218,7 @@ pub(super) const ROWS: &[Row] = &[
                 None
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-P1",
@@ -311,7 +262,7 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Pair)
             )
         }),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-X1",
@@ -323,7 +274,7 @@ pub(super) const ROWS: &[Row] = &[
         stretch: Some(1.05),
         recorded: Some(11.9),
         job: Job::Lanes(|scale| translate(scale, sequential(scale))),
-        ..ROW
+        ..BLANK
     },
     Row {
         id: "B-X1",
@@ -335,24 +286,48 @@ pub(super) const ROWS: &[Row] = &[
         stretch: Some(1.05),
         recorded: Some(7.4),
         job: Job::Lanes(|scale| translate(scale, Shuffled::new(scale.pages))),
-        ..ROW
+        ..BLANK
     },
 ];
 
+/// Looks pages up that were looked up in the same order just before.
 fn translate<O: Order>(scale: &Scale, order: O) -> Vec<Lane> {
-    contest(
-        scale,
-        order,
-        Ready::Warm,
-        |floor, order| {
-            black_box(floor.translate(order));
-        },
-        |engine, order| {
-            black_box(engine.translate::<_, false>(order));
-        },
-        |engine, order| {
-            black_box(engine.translate::<_, true>(order));
-        },
-        Some(Act::Translate),
-    )
+    let (pages, count) = (scale.pages, order.count());
+    let peers = singles(pages, &order, Act::Translate);
+    let floor = {
+        let (before, order) = (order.clone(), order.clone());
+        Lane::new(
+            Who::Floor,
+            count,
+            Floor::new(pages, 1),
+            move |floor| {
+                floor.fill_once();
+                black_box(floor.translate(&before));
+            },
+            move |floor| {
+                black_box(floor.translate(&order));
+            },
+        )
+    };
+    let engine = |who| {
+        let (before, order) = (order.clone(), order.clone());
+        Lane::new(
+            who,
+            count,
+            Snooped::new(pages, PageSize::Size4K),
+            move |engine: &mut Snooped| {
+                engine.fill_once();
+                black_box(engine.translate::<_, false>(&before));
+            },
+            move |engine| {
+                black_box(match who {
+                    Who::EnginePinned => engine.translate::<_, true>(&order),
+                    _ => engine.translate::<_, false>(&order),
+                });
+            },
+        )
+    };
+    let mut lanes = vec![floor, engine(Who::Engine), engine(Who::EnginePinned)];
+    lanes.extend(peers);
+    lanes
 }
