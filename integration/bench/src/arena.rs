@@ -128,6 +128,13 @@ pub fn init() -> Result<()> {
     Ok(())
 }
 
+/// Keeps other threads from using the arena as thread 0 as long as the result lives: the benchmark is one program that
+/// does one row at a time, but tests are not.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[inline]
 fn shared() -> &'static Shared {
     match SHARED.get() {

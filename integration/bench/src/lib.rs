@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod clock;
+pub mod code;
 pub mod crew;
 pub mod engine;
 pub mod floor;

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use hv_bench::results::{Machine, Results, RowResult};
 use hv_bench::rows::{self, Row, Scale};
-use hv_bench::{arena, clock, platform};
+use hv_bench::{arena, clock, code, platform};
 
 /// Measures the second-stage table engine
 #[derive(Debug, Parser)]
@@ -89,7 +89,7 @@ fn run(options: &Options) -> Result<()> {
             ..machine(options, processors.len())
         },
         rows: measured,
-        code: vec![],
+        code: code::sizes().context("reading this program's own symbols")?,
     };
     if let Some(file) = &options.json {
         let text = serde_json::to_string_pretty(&results).context("writing JSON")?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use hv_core::platform::FrameSource;
 use hv_core::{PageCount, PageSize, Perms};
-use hv_iommu::{BufferRequest, Config, Domain, DomainConfig, Iommu};
+use hv_iommu::{Config, Domain, DomainConfig, Iommu};
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
@@ -25,17 +25,55 @@ fn count() -> Result<Vec<(u64, u64)>> {
     let _group = group.attach(&domain).map_err(|_| anyhow!("no attach"))?;
     let mut counts = Vec::new();
     for length in LENGTHS {
-        let request = BufferRequest {
-            pages: PageCount::new(length).context("no pages")?,
-            align: PageSize::Size4K,
-            perms: Perms::ReadWrite,
-        };
-        let buffer = domain.alloc_coherent(request)?;
-        rig.idle(10_000);
+        let pages = PageCount::new(length).context("no pages")?;
+        let range = domain.allocate(pages, PageSize::Size4K)?;
+        let frames = rig.alloc_frames(pages, PageSize::Size4K)?;
+        let mapped = range
+            .map(frames, Perms::ReadWrite)
+            .map_err(|error| anyhow!("{error}"))?;
         let before = rig.counts().invalidations;
-        buffer.free().map_err(|_| anyhow!("no free"))?;
-        rig.idle(10_000);
+        let redeemed = mapped.unmap().flush();
+        let (range, frames) = redeemed.map_err(|error| anyhow!("{error}"))?;
         counts.push((length, rig.counts().invalidations - before));
+        rig.free_frames(frames);
+        range
+            .release()
+            .map_err(|(_, error)| anyhow!("no release: {error}"))?;
     }
     Ok(counts)
 }
+
+fn per_unmap() -> Own {
+    match count() {
+        Ok(counts) => Own {
+            measure: "invalidations",
+            value: counts
+                .iter()
+                .map(|(_, count)| *count as f64)
+                .reduce(f64::max),
+            notes: vec![format!(
+                "invalidations besides waits, as a unit of the rig carried them out: {}",
+                counts
+                    .iter()
+                    .map(|(pages, count)| format!("{count} for {pages} pages"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )],
+            ..Own::default()
+        },
+        Err(error) => Own {
+            skipped: Some(format!("{error:#}")),
+            ..Own::default()
+        },
+    }
+}
+
+/// The rows.
+pub(super) const ROWS: &[Row] = &[Row {
+    id: "B-V1",
+    workload: "invalidations of one unmap call with its flush",
+    unit: "call",
+    gate: Some(1.0),
+    job: Job::Own(|_| per_unmap()),
+    ..BLANK
+}];

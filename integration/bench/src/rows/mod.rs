@@ -1,6 +1,7 @@
 //! The rows of the matrix: each a few words, a floor, the engine and the peers.
 
 mod counts;
+mod invalidations;
 mod lanes;
 mod latency;
 mod micro;
@@ -246,6 +247,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(unsnooped::ROWS)
         .chain(threads::ROWS)
         .chain(latency::ROWS)
+        .chain(invalidations::ROWS)
         .chain(counts::ROWS)
         .chain(micro::ROWS)
 }
