@@ -257,6 +257,22 @@ pub unsafe fn put(at: u64) {
     list.returned.store(returned + 1, Ordering::Relaxed);
 }
 
+/// Moves the frames of all lists to the stock, so that what one thread gives back another can take. For moments in which
+/// no other thread takes a frame or gives one back.
+pub fn settle() {
+    let shared = shared();
+    let mut stock = shared.stock();
+    for list in &shared.lists {
+        // ORDERING: Relaxed: by the caller's promise the other threads are at rest, and were joined.
+        let mut frame = list.head.swap(NONE, Ordering::Relaxed);
+        while frame != NONE {
+            stock.free.push(frame);
+            // ORDERING: Relaxed, as above.
+            frame = shared.next[frame as usize].load(Ordering::Relaxed);
+        }
+    }
+}
+
 /// How many frames were ever taken, by all threads. For moments in which no other thread takes one.
 pub fn taken() -> u64 {
     sum(|list| &list.taken)
@@ -274,4 +290,28 @@ fn sum(count: impl Fn(&List) -> &AtomicU64) -> u64 {
         // ORDERING: Relaxed: by the caller's promise the other threads are at rest, and were joined.
         .map(|list| count(list).load(Ordering::Relaxed))
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_that_other_threads_gave_back_are_taken_again() {
+        let _alone = alone();
+        let before = in_use();
+        // Twice as many frames as there are go from thread 1 to thread 0.
+        for _ in 0..2 * FRAMES / 1024 {
+            set_thread(1);
+            let frames: Vec<u64> = (0..1024).filter_map(|_| take()).collect();
+            assert_eq!(frames.len(), 1024, "the arena ran dry");
+            set_thread(0);
+            for frame in frames {
+                // SAFETY: the frame was taken just now.
+                unsafe { put(frame) };
+            }
+            settle();
+        }
+        assert_eq!(in_use(), before);
+    }
 }

@@ -13,6 +13,7 @@ mod unsnooped;
 
 use std::time::Duration;
 
+use crate::arena;
 use crate::lane::{self, Lane};
 use crate::platform;
 use crate::results::{Better, LaneResult, RowResult, Series, Who};
@@ -152,6 +153,7 @@ impl Row {
 
     /// Measures the row.
     pub fn measure(&self, scale: &Scale, mut progress: impl FnMut(usize)) -> RowResult {
+        arena::settle();
         match self.job {
             Job::Unsnooped(_) if !platform::has_clwb() => RowResult {
                 skipped: Some("this processor has no clwb".to_owned()),

@@ -126,6 +126,7 @@ impl Threads {
         for round in 0..scale.rounds {
             for turn in 0..counts.len() {
                 let at = (round + turn) % counts.len();
+                arena::settle();
                 (self.prepare)(&mut engine);
                 let (taken, before) = (arena::taken(), arena::in_use());
                 let took = self.round(&engine, &parts[at], processors);
