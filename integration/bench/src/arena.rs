@@ -186,7 +186,19 @@ pub unsafe fn words(at: u64) -> &'static [AtomicU64; WORDS] {
     unsafe { &*pointer }
 }
 
-/// Takes a frame of the thread's own list and gives its physical address. All of its words are zero.
+/// Takes a frame, as [`take`] does, and zeroes it.
+#[inline]
+pub fn take_zeroed() -> Option<u64> {
+    let at = take()?;
+    // SAFETY: the frame was taken just now.
+    for word in unsafe { words(at) } {
+        // ORDERING: Relaxed, nobody else has the frame.
+        word.store(0, Ordering::Relaxed);
+    }
+    Some(at)
+}
+
+/// Takes a frame of the thread's own list and gives its physical address. Its words hold anything.
 #[inline]
 pub fn take() -> Option<u64> {
     let shared = shared();
@@ -237,17 +249,12 @@ fn push(shared: &Shared, list: &List, frame: u32) {
     list.head.store(frame, Ordering::Relaxed);
 }
 
-/// Takes the frame at `at` back and zeroes it, as a hypervisor's idle loop does before a frame is handed out again.
+/// Takes the frame at `at` back.
 ///
 /// # Safety
 /// The frame came from [`take`], is given back once, and nobody reaches it any more.
+#[inline]
 pub unsafe fn put(at: u64) {
-    // SAFETY: the frame came from `take`, so it lies in the block.
-    let words = unsafe { words(at) };
-    for word in words {
-        // ORDERING: Relaxed, by the caller's promise nobody looks.
-        word.store(0, Ordering::Relaxed);
-    }
     let shared = shared();
     let list = &shared.lists[thread()];
     push(shared, list, (at as usize / FRAME) as u32);

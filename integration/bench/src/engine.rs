@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Geometry, Table};
+use hv_iommu::table::{Geometry, ReclaimStep, Table};
 use hv_vtd::SecondStage;
 
 use crate::clock;
@@ -92,11 +92,16 @@ pub struct Engine<const SNOOPS: bool> {
     unmapped_by: AtomicU64,
 }
 
-fn new_table<const SNOOPS: bool>(memory: &'static Memory<SNOOPS>) -> EngineTable<SNOOPS> {
+fn new_table<const SNOOPS: bool>(
+    memory: &'static Memory<SNOOPS>,
+    dirty: bool,
+) -> EngineTable<SNOOPS> {
     let geometry = Geometry {
         root: Level::new(LEVELS as u8).expect("the engine has that many levels"),
         largest_leaf: Level::of(PageSize::Size1G),
         coherent: SNOOPS,
+        live_resize: true,
+        dirty,
     };
     Table::new(SecondStage::new(), geometry, memory).expect("the arena has frames for a root")
 }
@@ -118,9 +123,14 @@ where
 {
     /// An empty table whose window has `pages` pages of 4 KiB, which are filled by leaves up to `size`.
     pub fn new(pages: u64, size: PageSize) -> Self {
+        Self::with_dirty(pages, size, false)
+    }
+
+    /// The same where walkers may note what was written through.
+    pub fn with_dirty(pages: u64, size: PageSize, dirty: bool) -> Self {
         let memory = Memory::<SNOOPS>::platform();
         Self {
-            table: ManuallyDrop::new(new_table(memory)),
+            table: ManuallyDrop::new(new_table(memory, dirty)),
             quiescence: Quiescence::new(crate::arena::THREADS).expect("the host has memory"),
             memory,
             pages,
@@ -132,7 +142,9 @@ where
 
     /// Ends the table and begins an empty one.
     pub fn renew(&mut self) {
-        let old = std::mem::replace(&mut self.table, ManuallyDrop::new(new_table(self.memory)));
+        let dirty = self.table.geometry().dirty;
+        let new = ManuallyDrop::new(new_table(self.memory, dirty));
+        let old = std::mem::replace(&mut self.table, new);
         ManuallyDrop::into_inner(old).discard();
         self.state.set(State::Vacant);
     }
@@ -220,8 +232,7 @@ where
     pub fn unmap_owned<O: Order, const PIN: bool>(&self, order: &O) {
         self.each::<O, PIN>(order, |guard, page| {
             let Some(range) = one(page) else { return false };
-            self.table.unmap(guard, range);
-            true
+            !self.table.unmap(guard, range).tables
         });
         self.pending_by(1);
     }
@@ -229,11 +240,26 @@ where
     /// Empties each page's pending word, as after a receipt.
     #[inline(never)]
     pub fn redeem_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        let mut written = 0;
         self.each::<O, PIN>(order, |guard, page| {
             let Some(range) = one(page) else { return false };
-            self.table.redeem(guard, range) == Ok(PhysAddr::new(phys(page)))
+            self.redeem(guard, range, page, &mut written)
         });
+        black_box(written);
         self.state.set(State::Vacant);
+    }
+
+    /// Opens what an unmap of `range`, which begins at `page`, has left.
+    #[inline(always)]
+    fn redeem(&self, guard: &Guard<'_>, range: IovaRange, page: u64, written: &mut u64) -> bool {
+        // SAFETY: no device walks the benchmark's tables, and the guard of the unmap ended when its round did.
+        let redeemed = unsafe {
+            self.table
+                .redeem(guard, range, PhysAddr::new(phys(page)), |_, _| {
+                    *written += 1
+                })
+        };
+        redeemed.is_ok()
     }
 
     /// Maps and unmaps each page in words that the caller owns.
@@ -245,8 +271,8 @@ where
             let mapped = self
                 .table
                 .map(guard, range, to, Perms::ReadWrite, PageSize::Size4K);
-            self.table.unmap(guard, range);
-            mapped.is_ok()
+            let unmapped = self.table.unmap(guard, range);
+            mapped.is_ok() && !unmapped.tables
         });
         self.pending_by(1);
     }
@@ -283,26 +309,31 @@ where
     /// Unmaps the window in ranges of `pages` pages.
     #[inline(never)]
     pub fn unmap_ranges<const PIN: bool>(&self, pages: u64) {
+        let mut tables = false;
         self.each::<_, PIN>(&self.steps(pages), |guard, step| {
-            self.table.unmap(guard, range(step * pages, pages));
+            tables |= self.table.unmap(guard, range(step * pages, pages)).tables;
             true
         });
+        black_box(tables);
         self.pending_by(pages);
     }
 
     /// Empties the window's pending words in ranges of `pages` pages.
     #[inline(never)]
     pub fn redeem_ranges<const PIN: bool>(&self, pages: u64) {
+        let mut written = 0;
         self.each::<_, PIN>(&self.steps(pages), |guard, step| {
             let page = step * pages;
-            self.table.redeem(guard, range(page, pages)) == Ok(PhysAddr::new(phys(page)))
+            self.redeem(guard, range(page, pages), page, &mut written)
         });
+        black_box(written);
         self.state.set(State::Vacant);
     }
 
     /// Maps and unmaps each of `ranges`, given as first page and pages.
     #[inline(never)]
     pub fn pair_ranges<const PIN: bool>(&self, ranges: &[(u64, u64)]) {
+        let mut tables = false;
         let order = Sequential {
             first: 0,
             count: black_box(ranges.len() as u64),
@@ -313,17 +344,45 @@ where
             let mapped = self
                 .table
                 .map(guard, range, to, Perms::ReadWrite, self.size);
-            self.table.unmap(guard, range);
+            tables |= self.table.unmap(guard, range).tables;
             mapped.is_ok()
         });
+        black_box(tables);
+    }
+
+    /// Gives empty tables back, as a flush and a grace period allow, until none is left.
+    pub fn reclaim(&self) {
+        self.table.reclaim_rewind();
+        while !self.reclaim_step() {}
+    }
+
+    /// One step of reclaim, with a flush of no device. Whether all of the table was looked at.
+    pub fn reclaim_step(&self) -> bool {
+        match self.table.reclaim(&self.quiescence, self.memory) {
+            ReclaimStep::Done => true,
+            ReclaimStep::Busy | ReclaimStep::Again => false,
+            ReclaimStep::Flush { attempt, .. } => {
+                // SAFETY: no device walks the benchmark's tables, so there is nothing to flush.
+                let step = unsafe {
+                    self.table
+                        .reclaim_flushed(&self.quiescence, self.memory, attempt)
+                };
+                black_box(step);
+                false
+            }
+        }
+    }
+
+    /// How many table pages there are, by the engine's own count.
+    pub fn table_pages(&self) -> u64 {
+        self.table.table_pages()
     }
 
     /// Empties the pending words of each of `ranges`.
     pub fn redeem_each(&self, ranges: &[(u64, u64)]) {
         let guard = self.pin();
         for (page, pages) in ranges {
-            let redeemed = self.table.redeem(&guard, range(*page, *pages));
-            assert_eq!(redeemed, Ok(PhysAddr::new(phys(*page))));
+            assert!(self.redeem(&guard, range(*page, *pages), *page, &mut 0));
         }
     }
 

@@ -68,9 +68,21 @@ impl<const SNOOPS: bool> FrameSource for Memory<SNOOPS> {
         if pages != PageCount::ONE || align != PageSize::Size4K {
             return Err(refused);
         }
-        let at = arena::take().ok_or(refused)?;
+        let at = arena::take_zeroed().ok_or(refused)?;
         let range = PhysRange::new(PhysAddr::new(at), pages).map_err(|_| refused)?;
         // SAFETY: the arena gives each free frame once, and its memory is used as tables only.
+        Ok(unsafe { FrameRun::from_raw(range, ()) })
+    }
+
+    #[inline]
+    fn alloc_table(&self) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        let refused = OutOfFrames {
+            pages: PageCount::ONE,
+            align: PageSize::Size4K,
+        };
+        let at = arena::take().ok_or(refused)?;
+        let range = PhysRange::new(PhysAddr::new(at), PageCount::ONE).map_err(|_| refused)?;
+        // SAFETY: as above.
         Ok(unsafe { FrameRun::from_raw(range, ()) })
     }
 

@@ -66,7 +66,7 @@ unsafe fn walk(root: u64, at: u64, stop: u32) -> Option<&'static AtomicU64> {
 }
 
 fn new_table() -> u64 {
-    arena::take().expect("the arena has frames for every floor")
+    arena::take_zeroed().expect("the arena has frames for every floor")
 }
 
 impl Floor {

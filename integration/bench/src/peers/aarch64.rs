@@ -27,7 +27,7 @@ fn pointer(at: u64) -> NonNull<PageTable<Stage2Attributes>> {
 
 impl Translation<Stage2Attributes> for Frames {
     fn allocate_table(&mut self) -> (NonNull<PageTable<Stage2Attributes>>, PhysicalAddress) {
-        let at = arena::take().expect("the arena has frames for every peer");
+        let at = arena::take_zeroed().expect("the arena has frames for every peer");
         (pointer(at), PhysicalAddress(at as usize))
     }
 

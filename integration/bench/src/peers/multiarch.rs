@@ -36,7 +36,7 @@ impl PagingHandler for Frames {
         if count != 1 || align != arena::FRAME {
             return None;
         }
-        arena::take().map(|at| PhysAddr::from(at as usize))
+        arena::take_zeroed().map(|at| PhysAddr::from(at as usize))
     }
 
     #[expect(unsafe_code, reason = "the arena takes frames back by promise")]

@@ -30,7 +30,9 @@ struct Frames;
 // SAFETY: the arena gives each free frame once.
 unsafe impl FrameAllocator<Size4KiB> for Frames {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {
-        Some(PhysFrame::containing_address(PhysAddr::new(arena::take()?)))
+        Some(PhysFrame::containing_address(PhysAddr::new(
+            arena::take_zeroed()?,
+        )))
     }
 }
 
@@ -86,7 +88,7 @@ impl Peer for X86 {
     const NAME: &'static str = "x86_64";
 
     fn new() -> Self {
-        let root = arena::take().expect("the arena has frames for every peer");
+        let root = arena::take_zeroed().expect("the arena has frames for every peer");
         let pointer = ptr::with_exposed_provenance_mut::<PageTable>(arena::BASE + root as usize);
         // SAFETY: the frame was taken just now, is zeroed, aligned, and stays in place.
         let top = unsafe { &mut *pointer };
