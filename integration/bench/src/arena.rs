@@ -285,9 +285,14 @@ pub fn taken() -> u64 {
     sum(|list| &list.taken)
 }
 
+/// How many frames were ever given back, by all threads. For moments in which no other thread gives one back.
+pub fn returned() -> u64 {
+    sum(|list| &list.returned)
+}
+
 /// How many frames are taken now. For moments in which no other thread takes one or gives one back.
 pub fn in_use() -> u64 {
-    taken() - sum(|list| &list.returned)
+    taken() - returned()
 }
 
 fn sum(count: impl Fn(&List) -> &AtomicU64) -> u64 {

@@ -350,6 +350,25 @@ where
         black_box(tables);
     }
 
+    /// Maps the `pages` pages from `first` on, detaches their tables, waits for who walks in them, and opens them.
+    pub fn cycle_tables(&self, first: u64, pages: u64) {
+        let (range, to) = (range(first, pages), PhysAddr::new(phys(first)));
+        let mapped = {
+            let guard = self.pin();
+            let mapped = self
+                .table
+                .map(&guard, range, to, Perms::ReadWrite, self.size);
+            black_box(self.table.unmap(&guard, range).tables);
+            mapped
+        };
+        assert!(mapped.is_ok(), "the range was not the caller's alone");
+        let epoch = self.quiescence.retire_epoch();
+        while !self.quiescence.has_passed(epoch) {
+            std::hint::spin_loop();
+        }
+        assert!(self.redeem(&self.pin(), range, first, &mut 0));
+    }
+
     /// Gives empty tables back, as a flush and a grace period allow, until none is left.
     pub fn reclaim(&self) {
         self.table.reclaim_rewind();

@@ -99,6 +99,49 @@ fn redeem(scale: &Scale) -> Vec<Lane> {
     lanes
 }
 
+/// Opens 1 GiB whose tables were detached, where walkers note what they wrote: every word is looked at for that.
+fn redeem_dirty(scale: &Scale) -> Vec<Lane> {
+    let pages = scale.pages;
+    let floor = Lane::new(
+        Who::Floor,
+        pages,
+        Floor::new(pages, 1),
+        |floor| {
+            floor.attach_tables();
+            floor.fill();
+        },
+        move |floor| floor.detach_scanned_tables(pages),
+    );
+    let engine = Lane::new(
+        Who::Engine,
+        pages,
+        Snooped::with_dirty(pages, PageSize::Size4K, true),
+        move |engine: &mut Snooped| {
+            engine.fill();
+            engine.unmap_ranges::<false>(pages);
+        },
+        move |engine| engine.redeem_ranges::<false>(pages),
+    );
+    vec![floor, engine]
+}
+
+/// Unmaps the window, one table a call.
+fn detach(scale: &Scale) -> Vec<Lane> {
+    let pages = scale.pages;
+    let window = window(scale, PageSize::Size4K);
+    let tables = pages / PAGES_2M;
+    let mut lanes = vec![window.floor(Ready::Filled, tables, move |floor| {
+        floor.detach_tables(pages)
+    })];
+    lanes.extend(window.engines::<true>(
+        Ready::Filled,
+        tables,
+        |engine| engine.unmap_ranges::<false>(PAGES_2M),
+        |engine| engine.unmap_ranges::<true>(PAGES_2M),
+    ));
+    lanes
+}
+
 /// Ranges of 4 KiB to 4 MiB, their lengths spread evenly over the doublings, one behind the other.
 fn random_ranges(pages: u64) -> Vec<(u64, u64)> {
     const DOUBLINGS: u64 = 10;
@@ -262,6 +305,17 @@ pub(super) const ROWS: &[Row] = &[
         ..BLANK
     },
     Row {
+        id: "B-R4",
+        part: "scan",
+        workload: "redeem 1 GiB of detached tables, looking for dirty bits",
+        floor: "a load per word and a swap per table",
+        gate: Some(1.55),
+        goal: Some(1.1),
+        recorded: Some(3.2),
+        job: Job::Lanes(redeem_dirty),
+        ..BLANK
+    },
+    Row {
         id: "B-R5",
         part: "map",
         workload: "map 1 GiB as 2M into an empty table, owned",
@@ -336,6 +390,16 @@ pub(super) const ROWS: &[Row] = &[
                 floor.unmap_blocks::<3>(pages, 1);
             })
         }),
+    },
+    Row {
+        id: "B-C1",
+        part: "detach",
+        workload: "unmap 2 MiB as 4K, one table a call",
+        floor: "a walk and a swap",
+        unit: "table",
+        gate: Some(1.3),
+        job: Job::Lanes(detach),
+        ..BLANK
     },
     Row {
         id: "B-R7",

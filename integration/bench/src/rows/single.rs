@@ -181,6 +181,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         id: "B-U2",
+        part: "plain",
         workload: "unmap 4K in sequence, owned, no dirty tracking",
         floor: LOAD_STORE,
         gate: Some(1.5),
@@ -197,6 +198,14 @@ pub(super) const ROWS: &[Row] = &[
                 Some(Act::Unmap)
             )
         }),
+        ..BLANK
+    },
+    Row {
+        id: "B-U2",
+        part: "dirty",
+        workload: "unmap 4K in sequence, owned, dirty tracking",
+        floor: SWAP,
+        job: Job::Lanes(|scale| unmap_dirty(scale, sequential(scale))),
         ..BLANK
     },
     Row {
@@ -289,6 +298,29 @@ pub(super) const ROWS: &[Row] = &[
         ..BLANK
     },
 ];
+
+/// Unmaps where walkers may note at any moment that they wrote through a leaf.
+fn unmap_dirty(scale: &Scale, order: Sequential) -> Vec<Lane> {
+    let (pages, count) = (scale.pages, order.count());
+    let window = Window {
+        pages,
+        size: PageSize::Size4K,
+    };
+    let mut lanes = vec![window.floor(Ready::Filled, count, move |floor| floor.unmap_swap(&order))];
+    lanes.extend([Who::Engine, Who::EnginePinned].map(|who| {
+        Lane::new(
+            who,
+            count,
+            Snooped::with_dirty(pages, PageSize::Size4K, true),
+            |engine: &mut Snooped| engine.fill(),
+            move |engine| match who {
+                Who::EnginePinned => engine.unmap_owned::<_, true>(&order),
+                _ => engine.unmap_owned::<_, false>(&order),
+            },
+        )
+    }));
+    lanes
+}
 
 /// Looks pages up that were looked up in the same order just before.
 fn translate<O: Order>(scale: &Scale, order: O) -> Vec<Lane> {
