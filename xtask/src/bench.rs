@@ -182,6 +182,6 @@ fn compiler() -> String {
 fn show(results: &Results) {
     println!("\n{}", table::rows(results).trim_fmt());
     println!(
-        "\nns per operation, quiet median; ratio to the row's own floor; conc. peer: best concurrent peer, recorded elsewhere"
+        "\nns per operation, quiet median; value: ratio to the row's own floor unless a unit stands there; conc. peer: best concurrent peer, recorded elsewhere"
     );
 }

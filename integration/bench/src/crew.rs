@@ -7,12 +7,23 @@ use std::time::{Duration, Instant};
 use crate::{arena, clock};
 
 /// What one thread took.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Took {
     /// CPU time.
     pub cpu: Duration,
-    /// Wall time.
-    pub wall: Duration,
+    /// When it began.
+    pub start: Instant,
+    /// When it was done.
+    pub end: Instant,
+}
+
+/// Wall time from the first thread's begin to the last one's end.
+pub fn wall<'t>(took: impl Iterator<Item = &'t Took> + Clone) -> Duration {
+    let start = took.clone().map(|took| took.start).min();
+    let end = took.map(|took| took.end).max();
+    start
+        .zip(end)
+        .map_or(Duration::ZERO, |(start, end)| end - start)
 }
 
 /// Runs `act` on `threads` threads at once, told which one it is, and gives what each took and returned.
@@ -42,11 +53,12 @@ pub fn run<T: Send>(
                 std::hint::spin_loop();
             }
         }
-        let (start, wall) = (clock::thread_time(), Instant::now());
+        let (start, cpu) = (Instant::now(), clock::thread_time());
         let result = act(number);
         let took = Took {
-            cpu: clock::thread_time().saturating_sub(start),
-            wall: wall.elapsed(),
+            cpu: clock::thread_time().saturating_sub(cpu),
+            start,
+            end: Instant::now(),
         };
         (took, result)
     };
@@ -67,6 +79,19 @@ pub fn run<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wall_time_goes_from_the_first_begin_to_the_last_end() {
+        let zero = Instant::now();
+        let at = |millis| zero + Duration::from_millis(millis);
+        let took = |start, end| Took {
+            cpu: Duration::ZERO,
+            start: at(start),
+            end: at(end),
+        };
+        let all = [took(5, 7), took(2, 4), took(8, 9)];
+        assert_eq!(wall(all.iter()), Duration::from_millis(7));
+    }
 
     #[test]
     fn every_thread_runs_once_and_knows_its_number() {

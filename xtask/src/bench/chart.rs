@@ -25,10 +25,10 @@ const fn colour(verdict: Verdict) -> &'static str {
 
 /// A bar per row whose value is a ratio, with gate, goal and peers.
 pub(crate) fn ratios(results: &Results) -> String {
-    const LEFT: f64 = 400.0;
+    const LEFT: f64 = 480.0;
     const TOP: f64 = 70.0;
     const STEP: f64 = 22.0;
-    const WIDTH: f64 = 1000.0;
+    const WIDTH: f64 = 1120.0;
     const RIGHT: f64 = 60.0;
     let rows: Vec<&Row> = results
         .rows
@@ -36,7 +36,7 @@ pub(crate) fn ratios(results: &Results) -> String {
         .filter(|row| row.measure == "ratio" && row.value.is_some())
         .collect();
     let axis = LogAxis {
-        low: 0.5,
+        low: 0.1,
         high: 50.0,
         from: LEFT,
         to: WIDTH - RIGHT,
@@ -68,14 +68,15 @@ pub(crate) fn ratios(results: &Results) -> String {
             LEFT - 8.0,
             middle + 4.0,
             Anchor::End,
-            &fitted(&row.workload, 270.0),
+            &fitted(&row.workload, 370.0),
         );
         let value = row.value.unwrap_or(axis.low);
-        let end = axis.at(value);
+        // From the floor on, to the right for slower and to the left for faster.
+        let (start, end) = (axis.at(value.min(1.0)), axis.at(value.max(1.0)));
         canvas.bar(
-            LEFT,
+            start,
             y + 3.0,
-            end - LEFT,
+            (end - start).max(1.0),
             STEP - 8.0,
             colour(Verdict::of(row)),
         );
@@ -148,7 +149,7 @@ pub(crate) fn latency(row: &Row) -> String {
         .clone()
         .map(|(at, _)| *at)
         .fold(f64::MAX, f64::min)
-        .max(1.0);
+        .max(5.0);
     let high = ends.map(|(at, _)| *at).fold(low * 10.0, f64::max);
     let x_axis = LogAxis {
         low,
@@ -170,7 +171,7 @@ pub(crate) fn latency(row: &Row) -> String {
         Anchor::Start,
         "share of operations that took at least so long, both axes logarithmic",
     );
-    for tick in x_axis.ticks() {
+    for tick in x_axis.decades() {
         let x = x_axis.at(tick);
         canvas.grid((x, TOP), (x, BOTTOM));
         canvas.text(x, BOTTOM + 16.0, Anchor::Middle, &time(tick));
@@ -251,7 +252,7 @@ pub(crate) fn scaling(rows: &[&Row]) -> String {
     let x = |threads: f64| LEFT + (threads - 1.0) / (most - 1.0) * (WIDTH - RIGHT - LEFT);
     let y = |speed_up: f64| BOTTOM - speed_up / most * (BOTTOM - TOP);
     let mut canvas = Canvas::new(WIDTH, BOTTOM + 50.0);
-    canvas.heading(10.0, 22.0, "Speed-up over one thread, by CPU time");
+    canvas.heading(10.0, 22.0, "Speed-up over one thread: by CPU time, by wall time where there are more threads than processors");
     let mut count = 1.0;
     while count <= most {
         canvas.grid((x(count), TOP), (x(count), BOTTOM));

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::chart;
 use super::results::{Machine, Results, Row};
-use super::table::{bound, maybe, number, peer};
+use super::table::{bound, maybe, number, peer, value};
 use super::verdict::{Verdict, missed, summary};
 
 /// The page.
@@ -102,8 +102,8 @@ fn page(results: &Results) -> String {
 }
 
 const WHERE: &str = "\
-Times are ns per operation (the unit stands behind the workload), quiet medians. *Ratio* is the engine's time divided by the
-row's floor, all calls under one guard; *per call* is the same with a pin for each call. *Concurrent peer* is the best table that
+Times are ns per operation (the unit stands behind the workload), quiet medians. *Value* is what is judged: the engine's time divided
+by the row's floor, all calls under one guard, unless a unit says otherwise; *per call* is the same with a pin for each call. *Concurrent peer* is the best table that
 several threads can use at once (Linux's, built in user space), as a ratio to the same floor on the machine where it was recorded
 in 2026; it was not run here. *Best peer* ran here in the same rounds; it takes `&mut` and serves one thread.
 ";
@@ -151,7 +151,7 @@ fn machine(machine: &Machine) -> String {
 
 fn overview(results: &Results) -> String {
     let mut text = String::from(
-        "| row | workload | floor | engine | ratio | per call | concurrent peer | best peer | gate | goal | stretch | verdict |\n\
+        "| row | workload | floor | engine | value | per call | concurrent peer | best peer | gate | goal | stretch | verdict |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
     );
     for row in &results.rows {
@@ -161,12 +161,7 @@ fn overview(results: &Results) -> String {
             Verdict::Missed => "**missed**",
             verdict => verdict.word(),
         };
-        let value = match row.measure.as_str() {
-            "ratio" => maybe(row.value),
-            measure => row
-                .value
-                .map_or("-".into(), |value| format!("{} {measure}", number(value))),
-        };
+        let value = value(row);
         let _ = writeln!(
             text,
             "| {} | {} ({}) | {} | {} | {value} | {} | {} | {} | {} | {} | {} | {word} |",

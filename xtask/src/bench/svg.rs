@@ -156,6 +156,13 @@ impl LogAxis {
         self.from + share * (self.to - self.from)
     }
 
+    /// Powers of ten on the axis.
+    pub(crate) fn decades(&self) -> Vec<f64> {
+        let all = self.ticks().into_iter();
+        all.filter(|tick| (tick.log10() - tick.log10().round()).abs() < 1e-9)
+            .collect()
+    }
+
     /// Round values on the axis: 1, 2, 5 and so on.
     pub(crate) fn ticks(&self) -> Vec<f64> {
         let mut ticks = Vec::new();
@@ -190,6 +197,7 @@ mod tests {
         assert_eq!(axis.at(2.0), 300.0);
         assert_eq!(axis.at(100.0), 500.0);
         assert_eq!(axis.ticks(), [0.5, 1.0, 2.0, 5.0]);
+        assert_eq!(axis.decades(), [1.0]);
     }
 
     #[test]

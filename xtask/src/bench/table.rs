@@ -29,6 +29,16 @@ pub(crate) fn bound(value: Option<f64>) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| format!("{value}"))
 }
 
+/// What is judged, with its unit unless it is a ratio.
+pub(crate) fn value(row: &Row) -> String {
+    let value = maybe(row.value);
+    match (row.value, row.measure.as_str()) {
+        (None, _) | (_, "ratio") => value,
+        (_, "speed-up") => format!("{value} x"),
+        (Some(count), measure) => format!("{count:.0} {measure}"),
+    }
+}
+
 /// The fastest peer of the run, as a ratio to the floor.
 pub(crate) fn peer(row: &Row) -> String {
     row.best_peer().map_or_else(
@@ -63,7 +73,7 @@ pub(crate) fn rows(results: &Results) -> Table {
         "workload",
         "floor",
         "engine",
-        "ratio",
+        "value",
         "per call",
         "conc. peer",
         "best peer",
@@ -80,7 +90,7 @@ pub(crate) fn rows(results: &Results) -> Table {
             Cell::new(&row.workload),
             Cell::new(quiet("floor")),
             Cell::new(quiet("engine")),
-            Cell::new(maybe(row.value)),
+            Cell::new(value(row)),
             Cell::new(maybe(row.pinned)),
             Cell::new(maybe(row.recorded)),
             Cell::new(peer(row)),

@@ -98,9 +98,10 @@ impl Floor {
         self.done(missing, true);
     }
 
-    /// The same for walkers that do not snoop: each line is written back, and a fence ends each block.
+    /// The same for walkers that do not snoop, with a fence after each block: lines are written back one by one after
+    /// their stores, or all after the stores of the block. Which of the two is faster depends on the block.
     #[inline(never)]
-    pub fn map_blocks_back(&self, pages: u64, count: u64) {
+    pub fn map_blocks_back<const BY_LINE: bool>(&self, pages: u64, count: u64) {
         let mut missing = 0;
         for first in (0..pages).step_by(count as usize) {
             // SAFETY: the root of this floor.
@@ -109,13 +110,15 @@ impl Floor {
                 missing += 1;
                 continue;
             };
-            let (mut page, mut at) = (first, at);
-            for line in words.chunks(LINE) {
-                store_leaves::<1>(line, page);
+            if !BY_LINE {
+                store_leaves::<1>(words, first);
+            }
+            for (line, words) in (0..).zip(words.chunks(LINE)) {
+                if BY_LINE {
+                    store_leaves::<1>(words, first + line * LINE as u64);
+                }
                 // SAFETY: the line lies in a table of this floor; such rows run only where the instruction exists.
-                unsafe { write_line_back(at) };
-                page += LINE as u64;
-                at += LINE as u64 * WORD;
+                unsafe { write_line_back(at + line * LINE as u64 * WORD) };
             }
             store_fence();
         }

@@ -241,9 +241,14 @@ impl Row {
     }
 }
 
+/// The groups of the matrix in its order.
+const GROUPS: [&str; 12] = [
+    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "memory", "B-C", "",
+];
+
 /// All rows in the matrix's order.
 pub fn all() -> impl Iterator<Item = &'static Row> {
-    single::ROWS
+    let mut rows: Vec<&Row> = single::ROWS
         .iter()
         .chain(range::ROWS)
         .chain(unsnooped::ROWS)
@@ -252,6 +257,11 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(invalidations::ROWS)
         .chain(counts::ROWS)
         .chain(micro::ROWS)
+        .collect();
+    let group = |row: &Row| GROUPS.iter().position(|group| row.id.starts_with(group));
+    // Rows of one group stay as their file has them.
+    rows.sort_by_key(|row| (group(row), row.id));
+    rows.into_iter()
 }
 
 #[cfg(test)]
@@ -273,6 +283,20 @@ mod tests {
                 .collect();
             assert!(bounds.is_sorted(), "{}: {bounds:?}", row.name());
         }
+    }
+
+    #[test]
+    fn rows_come_in_the_matrix_s_order() {
+        let names: Vec<&str> = all().map(|row| row.id).collect();
+        let place = |id| names.iter().position(|name| *name == id);
+        assert!(place("B-M1") < place("B-U1") && place("B-X1") < place("B-R1"));
+        assert!(place("B-T5") < place("B-L1") && place("memory") < place("B-C1"));
+        let mut groups = names.clone();
+        groups.dedup();
+        let mut known = groups.clone();
+        known.sort_unstable();
+        known.dedup();
+        assert_eq!(groups.len(), known.len(), "rows of one name stand together");
     }
 
     #[test]

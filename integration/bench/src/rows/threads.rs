@@ -2,7 +2,7 @@
 
 use super::{BLANK, Job, Row, Scale};
 use crate::clock;
-use crate::crew::{self, Took};
+use crate::crew;
 use crate::engine::Engine;
 use crate::lane::nanos;
 use crate::order::{Order, Sequential, Shuffled};
@@ -150,9 +150,9 @@ impl Threads {
             (self.act)(engine, &parts[number])
         });
         let operations: u64 = took.iter().map(|(_, operations)| operations).sum();
-        let cpu: f64 = took.iter().map(|(Took { cpu, .. }, _)| nanos(*cpu)).sum();
-        let wall = took.iter().map(|(Took { wall, .. }, _)| nanos(*wall));
-        let wall = wall.fold(0.0, f64::max) * parts.len() as f64;
+        let cpu: f64 = took.iter().map(|(took, _)| nanos(took.cpu)).sum();
+        let wall = nanos(crew::wall(took.iter().map(|(took, _)| took)));
+        let wall = wall * parts.len() as f64;
         let operations = operations.max(1) as f64;
         (cpu / operations, wall / operations)
     }

@@ -66,7 +66,11 @@ fn unmap_singles(scale: &Scale) -> Vec<Lane> {
 fn map_ranges(scale: &Scale, ready: Ready, step: u64, block: u64) -> Vec<Lane> {
     let (window, pages) = (window(scale), scale.pages);
     let mut lanes = vec![window.floor(ready, pages, move |floor| {
-        floor.map_blocks_back(pages, block);
+        if block == PAGES_2M {
+            floor.map_blocks_back::<true>(pages, block);
+        } else {
+            floor.map_blocks_back::<false>(pages, block);
+        }
     })];
     lanes.extend(window.engines(
         ready,
