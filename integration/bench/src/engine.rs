@@ -19,7 +19,7 @@ use hv_iommu::table::{Geometry, ReclaimStep, Table};
 use hv_vtd::SecondStage;
 
 use crate::clock;
-use crate::lane::{Mapped, Subject};
+use crate::lane::{self, Mapped, Subject};
 use crate::order::{Order, Sequential};
 use crate::platform::{Memory, SNOOPED, UNSNOOPED};
 use crate::stats::Histogram;
@@ -171,10 +171,7 @@ where
                 failed |= u64::from(!act(&guard, page));
             }
         }
-        assert_eq!(
-            failed, 0,
-            "the engine refused an operation of the benchmark"
-        );
+        lane::check(failed, "the engine");
     }
 
     /// Maps each page in shared words.

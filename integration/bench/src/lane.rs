@@ -103,6 +103,13 @@ impl Lane {
     }
 }
 
+/// Ends the benchmark when an operation of `who` has `failed`. By value and out of line, so that the loops that are timed keep
+/// their count in a register.
+#[inline(never)]
+pub fn check(failed: u64, who: &str) {
+    assert_eq!(failed, 0, "{who} refused an operation of the benchmark");
+}
+
 /// A duration in nanoseconds.
 pub fn nanos(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e9

@@ -8,7 +8,7 @@ use page_table_multiarch::{
 
 use super::{Peer, all};
 use crate::arena;
-use crate::lane::{Mapped, Subject};
+use crate::lane::{self, Mapped, Subject};
 use crate::order::Order;
 use crate::window::{IOVA, LEVELS, PAGE, PAGES_2M, iova, leaves, phys};
 
@@ -79,10 +79,7 @@ impl Multiarch {
         for page in order.pages() {
             failed |= u64::from(!act(&mut cursor, page));
         }
-        assert_eq!(
-            failed, 0,
-            "page_table_multiarch refused an operation of the benchmark"
-        );
+        lane::check(failed, Self::NAME);
     }
 }
 
