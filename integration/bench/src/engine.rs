@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
-use hv_iommu::quiesce::{Guard, Quiescence};
+use hv_iommu::quiesce::{Guard, Quiescence, Stay};
 use hv_iommu::table::{Geometry, ReclaimStep, Table};
 use hv_vtd::SecondStage;
 
@@ -151,6 +151,11 @@ where
 
     fn pin(&self) -> Guard<'_> {
         self.quiescence.pin(self.memory)
+    }
+
+    /// Begins a stay of this CPU: until it ends, guards cost next to nothing.
+    pub fn enter(&self) -> Stay<'_> {
+        self.quiescence.enter(self.memory)
     }
 
     /// Does `act` for every page under one guard, or under a guard for each.

@@ -11,6 +11,10 @@ pub enum Who {
     Engine,
     /// The engine, each call under a guard of its own.
     EnginePinned,
+    /// The engine, each call under a guard of its own, within a stay of the CPU.
+    EngineStay,
+    /// The floor with one thing more, to show what that costs.
+    Variant(&'static str),
     /// A published crate with `&mut` methods, on one thread.
     Peer(&'static str),
 }
@@ -22,6 +26,8 @@ impl Who {
             Self::Floor => "floor",
             Self::Engine => "engine",
             Self::EnginePinned => "engine-pinned",
+            Self::EngineStay => "engine-stay",
+            Self::Variant(_) => "variant",
             Self::Peer(_) => "peer",
         }
     }
@@ -32,7 +38,8 @@ impl Who {
             Self::Floor => "floor",
             Self::Engine => "engine",
             Self::EnginePinned => "engine, a pin per call",
-            Self::Peer(name) => name,
+            Self::EngineStay => "engine, a pin per call in a stay",
+            Self::Variant(name) | Self::Peer(name) => name,
         }
     }
 }
@@ -40,7 +47,7 @@ impl Who {
 /// One competitor's times, in nanoseconds per operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct LaneResult {
-    /// `floor`, `engine`, `engine-pinned` or `peer`.
+    /// `floor`, `engine`, `engine-pinned`, `engine-stay`, `variant`, `peer` or `latency`.
     pub kind: &'static str,
     /// Who, as it is shown.
     pub name: String,
@@ -93,6 +100,8 @@ pub struct RowResult {
     pub value: Option<f64>,
     /// The same for the engine with a pin per call.
     pub pinned: Option<f64>,
+    /// The same for the engine with a pin per call, within a stay of the CPU.
+    pub stay: Option<f64>,
     /// The least that lands.
     pub gate: Option<f64>,
     /// What the project wants.

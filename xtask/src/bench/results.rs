@@ -12,7 +12,7 @@ const LAYOUT: u32 = 1;
 /// One competitor of a row.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Lane {
-    /// `floor`, `engine`, `engine-pinned` or `peer`.
+    /// `floor`, `engine`, `engine-pinned`, `engine-stay`, `variant`, `peer` or `latency`.
     pub(crate) kind: String,
     /// Who.
     pub(crate) name: String,
@@ -75,6 +75,8 @@ pub(crate) struct Row {
     pub(crate) value: Option<f64>,
     /// The same with a pin per call.
     pub(crate) pinned: Option<f64>,
+    /// The same with a pin per call, within a stay of the CPU.
+    pub(crate) stay: Option<f64>,
     /// The least that lands.
     pub(crate) gate: Option<f64>,
     /// What the project wants.

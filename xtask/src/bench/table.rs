@@ -75,6 +75,7 @@ pub(crate) fn rows(results: &Results) -> Table {
         "engine",
         "value",
         "per call",
+        "in a stay",
         "conc. peer",
         "best peer",
         "gate",
@@ -92,6 +93,7 @@ pub(crate) fn rows(results: &Results) -> Table {
             Cell::new(quiet("engine")),
             Cell::new(value(row)),
             Cell::new(maybe(row.pinned)),
+            Cell::new(maybe(row.stay)),
             Cell::new(maybe(row.recorded)),
             Cell::new(peer(row)),
             Cell::new(bound(row.gate)),
@@ -102,7 +104,7 @@ pub(crate) fn rows(results: &Results) -> Table {
             },
         ]);
     }
-    for column in 2..10 {
+    for column in 2..11 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

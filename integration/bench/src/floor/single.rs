@@ -36,7 +36,7 @@ impl Floor {
         self.done(failed, true);
     }
 
-    /// Writes a leaf per page by a release store into a word that was seen empty.
+    /// Writes a leaf per page by a release store.
     #[inline(never)]
     pub fn map_store<O: Order>(&self, order: &O) {
         let mut failed = 0;
@@ -46,6 +46,24 @@ impl Floor {
                 failed = 1;
                 continue;
             };
+            // ORDERING: Release, as a leaf store.
+            word.store(leaf(page), Ordering::Release);
+        }
+        self.done(failed, true);
+    }
+
+    /// As [`map_store`](Self::map_store), into a word that is seen to be empty.
+    #[inline(never)]
+    pub fn map_checked<O: Order>(&self, order: &O) {
+        let mut failed = 0;
+        for page in order.pages() {
+            // SAFETY: the root of this floor.
+            let Some(word) = (unsafe { walk(self.root, iova(page), 1) }) else {
+                failed = 1;
+                continue;
+            };
+            // ORDERING: Acquire, as an owner's load.
+            failed |= word.load(Ordering::Acquire);
             // ORDERING: Release, as a leaf store.
             word.store(leaf(page), Ordering::Release);
         }

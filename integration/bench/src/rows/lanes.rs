@@ -78,14 +78,14 @@ impl Window {
         )
     }
 
-    /// The engine's two lanes: under one guard, and with a pin per call.
+    /// The engine's lanes: under one guard, with a pin per call, and with a pin per call within a stay.
     pub(super) fn engines<const SNOOPS: bool>(
         self,
         ready: Ready,
         operations: u64,
         guarded: impl Fn(&Engine<SNOOPS>) + 'static,
-        pinned: impl Fn(&Engine<SNOOPS>) + 'static,
-    ) -> [Lane; 2]
+        pinned: impl Fn(&Engine<SNOOPS>) + Clone + 'static,
+    ) -> [Lane; 3]
     where
         Memory<SNOOPS>: Walkers,
     {
@@ -108,7 +108,20 @@ impl Window {
                 operations,
                 Engine::<SNOOPS>::new(self.pages, self.size),
                 prepare,
-                move |engine| pinned(engine),
+                {
+                    let pinned = pinned.clone();
+                    move |engine| pinned(engine)
+                },
+            ),
+            Lane::new(
+                Who::EngineStay,
+                operations,
+                Engine::<SNOOPS>::new(self.pages, self.size),
+                prepare,
+                move |engine| {
+                    let _stay = engine.enter();
+                    pinned(engine);
+                },
             ),
         ]
     }

@@ -212,6 +212,7 @@ impl Row {
         RowResult {
             value: ratio(Who::Engine),
             pinned: ratio(Who::EnginePinned),
+            stay: ratio(Who::EngineStay),
             lanes: results,
             ..self.empty()
         }
@@ -229,6 +230,7 @@ impl Row {
             better: Better::Lower,
             value: None,
             pinned: None,
+            stay: None,
             gate: self.gate,
             goal: self.goal,
             stretch: self.stretch,

@@ -30,7 +30,7 @@ fn contest<O: Order>(
     ready: Ready,
     floor: impl Fn(&Floor, &O) + 'static,
     guarded: impl Fn(&Snooped, &O) + 'static,
-    pinned: impl Fn(&Snooped, &O) + 'static,
+    pinned: impl Fn(&Snooped, &O) + Clone + 'static,
     act: Option<Act>,
 ) -> Vec<Lane> {
     let count = order.count();
@@ -126,14 +126,7 @@ pub(super) const ROWS: &[Row] = &[
         stretch: Some(1.2),
         job: Job::Lanes(|scale| {
             let order = sequential(scale);
-            row!(
-                scale,
-                order,
-                Vacant,
-                Floor::map_store,
-                map_owned,
-                Some(Act::Map)
-            )
+            map_owned(scale, order)
         }),
         ..BLANK
     },
@@ -147,14 +140,7 @@ pub(super) const ROWS: &[Row] = &[
         stretch: Some(1.15),
         job: Job::Lanes(|scale| {
             let order = Shuffled::new(scale.pages);
-            row!(
-                scale,
-                order,
-                Vacant,
-                Floor::map_store,
-                map_owned,
-                Some(Act::Map)
-            )
+            map_owned(scale, order)
         }),
         ..BLANK
     },
@@ -299,6 +285,30 @@ pub(super) const ROWS: &[Row] = &[
     },
 ];
 
+/// Maps in owned words. One more lane looks at each word before it stores, as who reports an overlap has to.
+fn map_owned<O: Order>(scale: &Scale, order: O) -> Vec<Lane> {
+    let looks = {
+        let (pages, order) = (scale.pages, order.clone());
+        Lane::new(
+            Who::Variant("floor that looks at the word first"),
+            order.count(),
+            Floor::new(pages, 1),
+            |floor| floor.vacate(),
+            move |floor| floor.map_checked(&order),
+        )
+    };
+    let mut lanes = row!(
+        scale,
+        order,
+        Vacant,
+        Floor::map_store,
+        map_owned,
+        Some(Act::Map)
+    );
+    lanes.push(looks);
+    lanes
+}
+
 /// Unmaps where walkers may note at any moment that they wrote through a leaf.
 fn unmap_dirty(scale: &Scale, order: Sequential) -> Vec<Lane> {
     let (pages, count) = (scale.pages, order.count());
@@ -352,14 +362,16 @@ fn translate<O: Order>(scale: &Scale, order: O) -> Vec<Lane> {
                 black_box(engine.translate::<_, false>(&before));
             },
             move |engine| {
+                let _stay = (who == Who::EngineStay).then(|| engine.enter());
                 black_box(match who {
-                    Who::EnginePinned => engine.translate::<_, true>(&order),
-                    _ => engine.translate::<_, false>(&order),
+                    Who::Engine => engine.translate::<_, false>(&order),
+                    _ => engine.translate::<_, true>(&order),
                 });
             },
         )
     };
-    let mut lanes = vec![floor, engine(Who::Engine), engine(Who::EnginePinned)];
+    let mut lanes = vec![floor];
+    lanes.extend([Who::Engine, Who::EnginePinned, Who::EngineStay].map(engine));
     lanes.extend(peers);
     lanes
 }
