@@ -8,7 +8,7 @@ mod svg;
 mod table;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -76,8 +76,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     // Read first, so that a wrong name costs no measurement.
     let baseline = options.baseline.as_deref().map(results::read).transpose()?;
-    let results = match &options.from {
-        Some(file) => results::read(file)?,
+    let raw = match &options.from {
+        Some(file) => file.clone(),
         None => {
             let binary = build(options)?;
             if options.list {
@@ -88,6 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             measure(options, &binary)?
         }
     };
+    let results = results::read(&raw)?;
     show(&results);
     if let Some(baseline) = &baseline {
         println!(
@@ -100,7 +101,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.report {
         let folder = workspace::root().join(REPORT);
-        report::write(&folder, &results)?;
+        report::write(&folder, &results, &raw)?;
         println!("report: {}", folder.join("README.md").display());
     }
     let missed = missed(&results);
@@ -140,7 +141,8 @@ fn build(options: &Options) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn measure(options: &Options, binary: &PathBuf) -> Result<Results> {
+/// Runs the benchmark and gives the file with its results.
+fn measure(options: &Options, binary: &Path) -> Result<PathBuf> {
     let scratch = workspace::target_dir().join(FOLDER).join("results.json");
     let file = options.json.as_ref().unwrap_or(&scratch);
     let mut command = Command::new(binary);
@@ -168,7 +170,7 @@ fn measure(options: &Options, binary: &PathBuf) -> Result<Results> {
         println!("{}", finished.tail(20));
         bail!("`{}` failed: {}", process::shown(&command), finished.end);
     }
-    results::read(file)
+    Ok(file.clone())
 }
 
 fn compiler() -> String {

@@ -92,8 +92,8 @@ fn run(options: &Options) -> Result<()> {
         code: code::sizes().context("reading this program's own symbols")?,
     };
     if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&results).context("writing JSON")?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        let text = serde_json::to_string(&results).context("writing JSON")?;
+        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
 }

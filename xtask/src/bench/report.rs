@@ -16,12 +16,14 @@ const PAGE: &str = "README.md";
 const RATIOS: &str = "ratios.svg";
 const LATENCY: &str = "latency.svg";
 const SCALING: &str = "scaling.svg";
+/// What was measured, as it came: the baseline of the next change.
+const RESULTS: &str = "results.json";
 
-/// Writes the report into `folder`.
+/// Writes the report of `results`, which were read from `raw`, into `folder`.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn write(folder: &Path, results: &Results) -> Result<()> {
+pub(crate) fn write(folder: &Path, results: &Results, raw: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let put = |name: &str, text: &str| {
         let file = folder.join(name);
@@ -35,6 +37,11 @@ pub(crate) fn write(folder: &Path, results: &Results) -> Result<()> {
     let scaling = scaling(results);
     if !scaling.is_empty() {
         put(SCALING, &chart::scaling(&scaling))?;
+    }
+    let kept = folder.join(RESULTS);
+    // The report may be drawn again from the results that are kept with it.
+    if raw.canonicalize().ok() != kept.canonicalize().ok() || !kept.exists() {
+        fs::copy(raw, &kept).with_context(|| format!("writing {}", kept.display()))?;
     }
     put(PAGE, &page(results))
 }
@@ -290,9 +297,15 @@ mod tests {
     #[test]
     fn a_report_is_a_page_and_its_charts() {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), &Results::default()).unwrap();
-        let names = [PAGE, RATIOS].map(|name| folder.path().join(name).is_file());
-        assert_eq!(names, [true, true]);
+        let raw = folder.path().join("raw.json");
+        fs::write(&raw, "{}").unwrap();
+        write(folder.path(), &Results::default(), &raw).unwrap();
+        let names = [PAGE, RATIOS, RESULTS].map(|name| folder.path().join(name).is_file());
+        assert_eq!(names, [true, true, true]);
+        // Drawn again from the results that are kept.
+        let kept = folder.path().join(RESULTS);
+        write(folder.path(), &Results::default(), &kept).unwrap();
+        assert_eq!(fs::read_to_string(&kept).unwrap(), "{}");
         assert!(!folder.path().join(LATENCY).exists());
     }
 }

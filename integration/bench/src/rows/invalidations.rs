@@ -74,6 +74,7 @@ pub(super) const ROWS: &[Row] = &[Row {
     workload: "invalidations of one unmap call with its flush",
     unit: "call",
     gate: Some(1.0),
+    remark: "the rig counts neither waits nor the leaf-only hint",
     job: Job::Own(|_| per_unmap()),
     ..BLANK
 }];

@@ -79,6 +79,7 @@ pub(super) const ROWS: &[Row] = &[
         floor: "store, fence, store",
         unit: "guard",
         gate: Some(1.3),
+        remark: "allocation, zeroing and publishing of a table cannot be reached from outside the engine: they are in B-R1 and B-R2",
         job: Job::Lanes(|_| pins()),
         ..BLANK
     },

@@ -84,6 +84,8 @@ pub struct Row {
     pub stretch: Option<f64>,
     /// The best concurrent peer, recorded elsewhere.
     pub recorded: Option<f64>,
+    /// What a reader has to know besides, or nothing.
+    pub remark: &'static str,
     /// How it is measured.
     pub job: Job,
 }
@@ -99,6 +101,7 @@ const BLANK: Row = Row {
     goal: None,
     stretch: None,
     recorded: None,
+    remark: "",
     job: Job::Lanes(|_| vec![]),
 };
 
@@ -152,8 +155,16 @@ impl Row {
     }
 
     /// Measures the row.
-    pub fn measure(&self, scale: &Scale, mut progress: impl FnMut(usize)) -> RowResult {
+    pub fn measure(&self, scale: &Scale, progress: impl FnMut(usize)) -> RowResult {
         arena::settle();
+        let mut result = self.measure_by_job(scale, progress);
+        if !self.remark.is_empty() {
+            result.notes.insert(0, self.remark.to_owned());
+        }
+        result
+    }
+
+    fn measure_by_job(&self, scale: &Scale, mut progress: impl FnMut(usize)) -> RowResult {
         match self.job {
             Job::Unsnooped(_) if !platform::has_clwb() => RowResult {
                 skipped: Some("this processor has no clwb".to_owned()),

@@ -124,6 +124,7 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.0),
         goal: Some(1.5),
         stretch: Some(1.2),
+        remark: "the floor only stores; the lane that looks at the word first shows what it costs to notice an overlap",
         job: Job::Lanes(|scale| {
             let order = sequential(scale);
             map_owned(scale, order)
@@ -225,6 +226,7 @@ pub(super) const ROWS: &[Row] = &[
         goal: Some(1.1),
         stretch: Some(1.05),
         recorded: Some(4.9),
+        remark: "pages are redeemed between rounds, which is not timed",
         job: Job::Lanes(|scale| {
             let order = Shuffled::new(scale.pages);
             row!(
