@@ -8,6 +8,7 @@ use crate::lane::nanos;
 use crate::order::{Order, Sequential, Shuffled};
 use crate::results::{Better, LaneResult, RowResult};
 use crate::stats::Summary;
+use crate::window::PAGES_2M;
 use crate::{arena, lane};
 
 use hv_core::PageSize;
@@ -62,32 +63,39 @@ impl Part {
         }
     }
 
-    /// Every n-th page, between those of the others.
-    fn interleaved(&self) -> Interleaved {
-        Interleaved {
-            first: self.thread,
-            step: self.threads,
-            end: self.pages,
+    /// A share of each 2 MiB of the window, so that all threads need the same new table at about the same time and write
+    /// to lines of their own.
+    fn side_by_side(&self) -> SideBySide {
+        SideBySide {
+            first: PAGES_2M * self.thread / self.threads,
+            end: PAGES_2M * (self.thread + 1) / self.threads,
+            pages: self.pages,
         }
     }
 }
 
-/// Every `step`th page from `first` on: all threads go through the same tables at the same time.
+/// The same part of each 2 MiB.
 #[derive(Clone, Copy, Debug)]
-struct Interleaved {
+struct SideBySide {
+    /// The first page of the part, counted from the begin of the 2 MiB.
     first: u64,
-    step: u64,
+    /// The page behind the last one.
     end: u64,
+    pages: u64,
 }
 
-impl Order for Interleaved {
+impl Order for SideBySide {
     fn count(&self) -> u64 {
-        self.end.saturating_sub(self.first).div_ceil(self.step)
+        self.pages / PAGES_2M * (self.end - self.first)
     }
 
     #[inline]
     fn pages(&self) -> impl Iterator<Item = u64> {
-        (self.first..self.end).step_by(self.step as usize)
+        let (first, end) = (self.first, self.end);
+        (0..self.pages / PAGES_2M).flat_map(move |table| {
+            let base = table * PAGES_2M;
+            base + first..base + end
+        })
     }
 }
 
@@ -279,11 +287,11 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         id: "B-T3",
-        workload: "threads map 4K side by side into an empty table",
+        workload: "threads map 4K into the same new tables at the same time",
         job: Job::Threads(Threads {
             prepare: Snooped::renew,
             act: |engine, part| {
-                let order = part.interleaved();
+                let order = part.side_by_side();
                 engine.map_shared::<_, false>(&order);
                 order.count()
             },
@@ -300,12 +308,12 @@ mod tests {
 
     #[test]
     fn parts_cover_the_window_once() {
-        const PAGES: u64 = 103;
+        const PAGES: u64 = 3 * PAGES_2M;
         for threads in 1..=5 {
             let parts = Part::all(threads, PAGES);
             let ways: [fn(&Part) -> Vec<u64>; 3] = [
                 |part| part.piece().pages().collect(),
-                |part| part.interleaved().pages().collect(),
+                |part| part.side_by_side().pages().collect(),
                 |part| part.shuffled.pages().collect(),
             ];
             for way in ways {
@@ -313,7 +321,7 @@ mod tests {
                 pages.sort_unstable();
                 assert!(pages.into_iter().eq(0..PAGES));
             }
-            let counted: u64 = parts.iter().map(|part| part.interleaved().count()).sum();
+            let counted: u64 = parts.iter().map(|part| part.side_by_side().count()).sum();
             assert_eq!(counted, PAGES);
         }
     }
