@@ -101,7 +101,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.report {
         let folder = workspace::root().join(REPORT);
-        report::write(&folder, &results, &raw)?;
+        report::write(&folder, &results, &raw, &cautions(&results))?;
         println!("report: {}", folder.join("README.md").display());
     }
     let missed = missed(&results);
@@ -186,4 +186,80 @@ fn show(results: &Results) {
     println!(
         "\nns per operation, quiet median; value: ratio to the row's own floor unless a unit stands there; conc. peer: best concurrent peer, recorded elsewhere"
     );
+    for caution in cautions(results) {
+        println!("{} {caution}", style("note:").yellow().bold());
+    }
+}
+
+/// What speaks against comparing these figures with others.
+fn cautions(results: &Results) -> Vec<String> {
+    let mut cautions = Vec::new();
+    let machine = &results.machine;
+    if results.quick {
+        cautions.push(
+            "few rounds: good for a look; leave out --quick for figures to compare".to_owned(),
+        );
+    }
+    let load = machine.load.max(machine.load_after);
+    // The benchmark itself keeps one processor busy, and all of them in rows of several threads.
+    if load > 1.0 + machine.processors as f64 / 2.0 {
+        cautions.push(format!(
+            "a load of {load:.1} on {} processors: rows of several threads are slower than they could be; run it when nothing else does",
+            machine.processors
+        ));
+    }
+    if !machine.huge_pages {
+        cautions.push("no huge pages: `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled` allows them".to_owned());
+    }
+    cautions
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use results::Machine;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(words: &[&str]) -> Result<Options, clap::Error> {
+        Line::try_parse_from([&["bench"], words].concat()).map(|line| line.options)
+    }
+
+    #[test]
+    fn rows_come_one_by_one_or_as_a_list() {
+        let options = parse(&["--only", "B-M1,B-R1", "--only", "B-X1/seq"]).unwrap();
+        assert_eq!(options.only, ["B-M1", "B-R1", "B-X1/seq"]);
+        assert_eq!(options.profile, PROFILE);
+    }
+
+    #[test]
+    fn a_report_is_of_all_rows_and_a_file_is_not_measured() {
+        assert!(parse(&["--report", "--only", "B-M1"]).is_err());
+        assert!(parse(&["--from", "a.json", "--quick"]).is_err());
+        let options = parse(&["--from", "a.json", "--report", "--baseline", "b.json"]).unwrap();
+        assert!(options.report && options.from.is_some() && options.baseline.is_some());
+    }
+
+    #[test]
+    fn a_busy_machine_and_a_quick_run_are_told() {
+        let results = |quick, load| Results {
+            quick,
+            machine: Machine {
+                processors: 2,
+                load,
+                huge_pages: true,
+                ..Machine::default()
+            },
+            ..Results::default()
+        };
+        assert!(cautions(&results(false, 1.5)).is_empty());
+        assert_eq!(cautions(&results(true, 1.5)).len(), 1);
+        assert!(cautions(&results(false, 4.0))[0].contains("run it when nothing else does"));
+    }
 }

@@ -23,7 +23,12 @@ const RESULTS: &str = "results.json";
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn write(folder: &Path, results: &Results, raw: &Path) -> Result<()> {
+pub(crate) fn write(
+    folder: &Path,
+    results: &Results,
+    raw: &Path,
+    cautions: &[String],
+) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let put = |name: &str, text: &str| {
         let file = folder.join(name);
@@ -43,7 +48,7 @@ pub(crate) fn write(folder: &Path, results: &Results, raw: &Path) -> Result<()> 
     if raw.canonicalize().ok() != kept.canonicalize().ok() || !kept.exists() {
         fs::copy(raw, &kept).with_context(|| format!("writing {}", kept.display()))?;
     }
-    put(PAGE, &page(results))
+    put(PAGE, &page(results, cautions))
 }
 
 /// The rows with several threads.
@@ -52,7 +57,7 @@ fn scaling(results: &Results) -> Vec<&Row> {
     results.rows.iter().filter(several).collect()
 }
 
-fn page(results: &Results) -> String {
+fn page(results: &Results, cautions: &[String]) -> String {
     let mut page = String::new();
     let mut say = |text: &str| {
         page.push_str(text);
@@ -65,10 +70,11 @@ fn page(results: &Results) -> String {
     if !missed.is_empty() {
         say(&format!("Gates missed: {}.", missed.join(", ")));
     }
-    if results.quick {
-        say(
-            "\nThis run was a quick one with few rounds: good for a look, not for figures that people compare.",
-        );
+    if !cautions.is_empty() {
+        say("");
+    }
+    for caution in cautions {
+        say(&format!("* Caution: {caution}."));
     }
     say(&format!("\n![ratio to the floor, row by row]({RATIOS})\n"));
     say("## Where we are\n");
@@ -283,7 +289,8 @@ mod tests {
             ],
             ..Results::default()
         };
-        let page = page(&results);
+        let page = page(&results, &["a busy machine".to_owned()]);
+        assert!(page.contains("* Caution: a busy machine."), "{page}");
         assert!(page.contains("Gates missed: B-A1."), "{page}");
         assert!(
             page.contains("| B-A1 |") && page.contains("**missed** |"),
@@ -299,12 +306,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let raw = folder.path().join("raw.json");
         fs::write(&raw, "{}").unwrap();
-        write(folder.path(), &Results::default(), &raw).unwrap();
+        write(folder.path(), &Results::default(), &raw, &[]).unwrap();
         let names = [PAGE, RATIOS, RESULTS].map(|name| folder.path().join(name).is_file());
         assert_eq!(names, [true, true, true]);
         // Drawn again from the results that are kept.
         let kept = folder.path().join(RESULTS);
-        write(folder.path(), &Results::default(), &kept).unwrap();
+        write(folder.path(), &Results::default(), &kept, &[]).unwrap();
         assert_eq!(fs::read_to_string(&kept).unwrap(), "{}");
         assert!(!folder.path().join(LATENCY).exists());
     }
