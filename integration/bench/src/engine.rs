@@ -381,7 +381,7 @@ where
     pub fn reclaim_step(&self) -> bool {
         match self.table.reclaim(&self.quiescence, self.memory) {
             ReclaimStep::Done => true,
-            ReclaimStep::Busy | ReclaimStep::Again => false,
+            ReclaimStep::Busy | ReclaimStep::Again | ReclaimStep::Swept => false,
             ReclaimStep::Flush { attempt, .. } => {
                 // SAFETY: no device walks the benchmark's tables, so there is nothing to flush.
                 let step = unsafe {
