@@ -11,6 +11,7 @@
 use std::hint::black_box;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
@@ -20,13 +21,16 @@ use hv_vtd::SecondStage;
 
 use crate::clock;
 use crate::lane::{self, Mapped, Subject};
-use crate::order::{Order, Sequential};
+use crate::order::Order;
 use crate::platform::{Memory, SNOOPED, UNSNOOPED};
 use crate::stats::Histogram;
 use crate::window::{LEVELS, PAGES_2M, iova, leaves, phys};
 
 /// A table of the engine in the memory of a platform.
 type EngineTable<const SNOOPS: bool> = Table<SecondStage, &'static Memory<SNOOPS>>;
+
+/// Pages of each range, and the ranges.
+type Cuts = (u64, Arc<[IovaRange]>);
 
 /// A platform of the benchmark.
 pub trait Walkers: Sized {
@@ -90,6 +94,8 @@ pub struct Engine<const SNOOPS: bool> {
     state: Known,
     /// Pages of the ranges that the window was unmapped in last: it is redeemed in the same.
     unmapped_by: AtomicU64,
+    /// The window cut into ranges of so many pages.
+    cuts: Mutex<Vec<Cuts>>,
 }
 
 fn new_table<const SNOOPS: bool>(
@@ -106,9 +112,22 @@ fn new_table<const SNOOPS: bool>(
     Table::new(SecondStage::new(), geometry, memory).expect("the arena has frames for a root")
 }
 
-fn range(page: u64, pages: u64) -> IovaRange {
+/// The range of `pages` pages from `page` of the window on.
+pub fn range(page: u64, pages: u64) -> IovaRange {
     let pages = PageCount::new(pages).unwrap_or(PageCount::ONE);
     IovaRange::new(Iova::new(iova(page)), pages).expect("the window is a range")
+}
+
+/// Where a range of the window leads.
+#[inline(always)]
+fn target(range: IovaRange) -> PhysAddr {
+    PhysAddr::new(
+        range
+            .start()
+            .as_u64()
+            .wrapping_sub(iova(0))
+            .wrapping_add(phys(0)),
+    )
 }
 
 /// The range of one page, as a caller makes it for a call.
@@ -137,6 +156,7 @@ where
             size,
             state: Known::new(State::Vacant),
             unmapped_by: AtomicU64::new(1),
+            cuts: Mutex::new(Vec::new()),
         }
     }
 
@@ -158,22 +178,22 @@ where
         self.quiescence.enter(self.memory)
     }
 
-    /// Does `act` for every page under one guard, or under a guard for each.
+    /// Does `act` for every item under one guard, or under a guard for each.
     #[inline(always)]
-    fn each<O: Order, const PIN: bool>(
+    fn each<T, const PIN: bool>(
         &self,
-        order: &O,
-        mut act: impl FnMut(&Guard<'_>, u64) -> bool,
+        items: impl Iterator<Item = T>,
+        mut act: impl FnMut(&Guard<'_>, T) -> bool,
     ) {
         let mut failed = 0_u64;
         if PIN {
-            for page in order.pages() {
-                failed |= u64::from(!act(&self.pin(), page));
+            for item in items {
+                failed |= u64::from(!act(&self.pin(), item));
             }
         } else {
             let guard = self.pin();
-            for page in order.pages() {
-                failed |= u64::from(!act(&guard, page));
+            for item in items {
+                failed |= u64::from(!act(&guard, item));
             }
         }
         lane::check(failed, "the engine");
@@ -182,7 +202,7 @@ where
     /// Maps each page in shared words.
     #[inline(never)]
     pub fn map_shared<O: Order, const PIN: bool>(&self, order: &O) {
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
             self.table
                 .map_shared(guard, at, to, Perms::ReadWrite, PageSize::Size4K)
@@ -194,7 +214,7 @@ where
     /// Unmaps each page in shared words.
     #[inline(never)]
     pub fn unmap_shared<O: Order, const PIN: bool>(&self, order: &O) {
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             self.table
                 .unmap_shared(guard, Iova::new(iova(page)), PageSize::Size4K)
                 .is_ok()
@@ -205,7 +225,7 @@ where
     /// Maps and unmaps each page in shared words.
     #[inline(never)]
     pub fn pair_shared<O: Order, const PIN: bool>(&self, order: &O) {
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
             let mapped = self
                 .table
@@ -219,7 +239,7 @@ where
     /// Maps each page in words that the caller owns.
     #[inline(never)]
     pub fn map_owned<O: Order, const PIN: bool>(&self, order: &O) {
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
             let to = PhysAddr::new(phys(page));
             self.table
@@ -232,7 +252,7 @@ where
     /// Unmaps each page in words that the caller owns.
     #[inline(never)]
     pub fn unmap_owned<O: Order, const PIN: bool>(&self, order: &O) {
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
             !self.table.unmap(guard, range).tables
         });
@@ -243,23 +263,21 @@ where
     #[inline(never)]
     pub fn redeem_owned<O: Order, const PIN: bool>(&self, order: &O) {
         let mut written = 0;
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
-            self.redeem(guard, range, page, &mut written)
+            self.redeem(guard, range, &mut written)
         });
         black_box(written);
         self.state.set(State::Vacant);
     }
 
-    /// Opens what an unmap of `range`, which begins at `page`, has left.
+    /// Opens what an unmap of `range` has left.
     #[inline(always)]
-    fn redeem(&self, guard: &Guard<'_>, range: IovaRange, page: u64, written: &mut u64) -> bool {
+    fn redeem(&self, guard: &Guard<'_>, range: IovaRange, written: &mut u64) -> bool {
         // SAFETY: no device walks the benchmark's tables, and the guard of the unmap ended when its round did.
         let redeemed = unsafe {
             self.table
-                .redeem(guard, range, PhysAddr::new(phys(page)), |_, _| {
-                    *written += 1
-                })
+                .redeem(guard, range, target(range), |_, _| *written += 1)
         };
         redeemed.is_ok()
     }
@@ -267,7 +285,7 @@ where
     /// Maps and unmaps each page in words that the caller owns.
     #[inline(never)]
     pub fn pair_owned<O: Order, const PIN: bool>(&self, order: &O) {
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
             let to = PhysAddr::new(phys(page));
             let mapped = self
@@ -283,7 +301,7 @@ where
     #[inline(never)]
     pub fn translate<O: Order, const PIN: bool>(&self, order: &O) -> u64 {
         let mut sum = 0_u64;
-        self.each::<O, PIN>(order, |guard, page| {
+        self.each::<_, PIN>(order.pages(), |guard, page| {
             match self.table.translate(guard, Iova::new(iova(page))) {
                 Some(found) => {
                     sum = sum.wrapping_add(found.to.as_u64());
@@ -298,11 +316,9 @@ where
     /// Maps the window in ranges of `pages` pages.
     #[inline(never)]
     pub fn map_ranges<const PIN: bool>(&self, pages: u64) {
-        self.each::<_, PIN>(&self.steps(pages), |guard, step| {
-            let page = step * pages;
-            let to = PhysAddr::new(phys(page));
+        self.each::<_, PIN>(self.cuts(pages).iter(), |guard, range| {
             self.table
-                .map(guard, range(page, pages), to, Perms::ReadWrite, self.size)
+                .map(guard, *range, target(*range), Perms::ReadWrite, self.size)
                 .is_ok()
         });
         self.state.set(State::Filled);
@@ -312,8 +328,8 @@ where
     #[inline(never)]
     pub fn unmap_ranges<const PIN: bool>(&self, pages: u64) {
         let mut tables = false;
-        self.each::<_, PIN>(&self.steps(pages), |guard, step| {
-            tables |= self.table.unmap(guard, range(step * pages, pages)).tables;
+        self.each::<_, PIN>(self.cuts(pages).iter(), |guard, range| {
+            tables |= self.table.unmap(guard, *range).tables;
             true
         });
         black_box(tables);
@@ -324,29 +340,22 @@ where
     #[inline(never)]
     pub fn redeem_ranges<const PIN: bool>(&self, pages: u64) {
         let mut written = 0;
-        self.each::<_, PIN>(&self.steps(pages), |guard, step| {
-            let page = step * pages;
-            self.redeem(guard, range(page, pages), page, &mut written)
+        self.each::<_, PIN>(self.cuts(pages).iter(), |guard, range| {
+            self.redeem(guard, *range, &mut written)
         });
         black_box(written);
         self.state.set(State::Vacant);
     }
 
-    /// Maps and unmaps each of `ranges`, given as first page and pages.
+    /// Maps and unmaps each of `ranges`.
     #[inline(never)]
-    pub fn pair_ranges<const PIN: bool>(&self, ranges: &[(u64, u64)]) {
+    pub fn pair_ranges<const PIN: bool>(&self, ranges: &[IovaRange]) {
         let mut tables = false;
-        let order = Sequential {
-            first: 0,
-            count: black_box(ranges.len() as u64),
-        };
-        self.each::<_, PIN>(&order, |guard, at| {
-            let (page, pages) = ranges[at as usize];
-            let (range, to) = (range(page, pages), PhysAddr::new(phys(page)));
+        self.each::<_, PIN>(ranges.iter(), |guard, range| {
             let mapped = self
                 .table
-                .map(guard, range, to, Perms::ReadWrite, self.size);
-            tables |= self.table.unmap(guard, range).tables;
+                .map(guard, *range, target(*range), Perms::ReadWrite, self.size);
+            tables |= self.table.unmap(guard, *range).tables;
             mapped.is_ok()
         });
         black_box(tables);
@@ -354,12 +363,12 @@ where
 
     /// Maps the `pages` pages from `first` on, detaches their tables, waits for who walks in them, and opens them.
     pub fn cycle_tables(&self, first: u64, pages: u64) {
-        let (range, to) = (range(first, pages), PhysAddr::new(phys(first)));
+        let range = range(first, pages);
         let mapped = {
             let guard = self.pin();
             let mapped = self
                 .table
-                .map(&guard, range, to, Perms::ReadWrite, self.size);
+                .map(&guard, range, target(range), Perms::ReadWrite, self.size);
             black_box(self.table.unmap(&guard, range).tables);
             mapped
         };
@@ -368,7 +377,7 @@ where
         while !self.quiescence.has_passed(epoch) {
             std::hint::spin_loop();
         }
-        assert!(self.redeem(&self.pin(), range, first, &mut 0));
+        assert!(self.redeem(&self.pin(), range, &mut 0));
     }
 
     /// Gives empty tables back, as a flush and a grace period allow, until none is left.
@@ -400,16 +409,16 @@ where
     }
 
     /// Empties the pending words of each of `ranges`.
-    pub fn redeem_each(&self, ranges: &[(u64, u64)]) {
+    pub fn redeem_each(&self, ranges: &[IovaRange]) {
         let guard = self.pin();
-        for (page, pages) in ranges {
-            assert!(self.redeem(&guard, range(*page, *pages), *page, &mut 0));
+        for range in ranges {
+            assert!(self.redeem(&guard, *range, &mut 0));
         }
     }
 
     /// Empties each page's pending word in shared words, as after a receipt. Not timed by any row.
     pub fn redeem_shared<O: Order>(&self, order: &O) {
-        self.each::<O, false>(order, |guard, page| {
+        self.each::<_, false>(order.pages(), |guard, page| {
             let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
             self.table
                 .redeem_shared(guard, at, to, PageSize::Size4K)
@@ -421,7 +430,7 @@ where
     /// Maps each page in shared words, and counts what each took in ticks beyond `empty`.
     #[inline(never)]
     pub fn map_timed<O: Order>(&self, order: &O, empty: u64, out: &mut Histogram) {
-        self.each::<O, false>(order, |guard, page| {
+        self.each::<_, false>(order.pages(), |guard, page| {
             let (at, to) = (Iova::new(iova(page)), PhysAddr::new(phys(page)));
             let start = clock::ticks();
             let mapped = self
@@ -435,7 +444,7 @@ where
     /// Unmaps each page in shared words, and counts what each took in ticks beyond `empty`.
     #[inline(never)]
     pub fn unmap_timed<O: Order>(&self, order: &O, empty: u64, out: &mut Histogram) {
-        self.each::<O, false>(order, |guard, page| {
+        self.each::<_, false>(order.pages(), |guard, page| {
             let at = Iova::new(iova(page));
             let start = clock::ticks();
             let unmapped = self.table.unmap_shared(guard, at, PageSize::Size4K);
@@ -447,7 +456,7 @@ where
     /// Looks each page up, and counts what each took in ticks beyond `empty`.
     #[inline(never)]
     pub fn translate_timed<O: Order>(&self, order: &O, empty: u64, out: &mut Histogram) {
-        self.each::<O, false>(order, |guard, page| {
+        self.each::<_, false>(order.pages(), |guard, page| {
             let at = Iova::new(iova(page));
             let start = clock::ticks();
             let found = self.table.translate(guard, at);
@@ -459,9 +468,8 @@ where
     /// Whether each 2 MiB of the window is empty.
     #[inline(never)]
     fn is_vacant_by_tables(&self) {
-        self.each::<_, false>(&self.steps(PAGES_2M), |guard, step| {
-            let range = range(step * PAGES_2M, self.pages.min(PAGES_2M));
-            self.table.is_vacant(guard, range)
+        self.each::<_, false>(self.cuts(PAGES_2M).iter(), |guard, range| {
+            self.table.is_vacant(guard, *range)
         });
     }
 
@@ -471,11 +479,18 @@ where
         self.state.set(State::Pending);
     }
 
-    fn steps(&self, pages: u64) -> Sequential {
-        Sequential {
-            first: 0,
-            count: black_box(self.pages / pages),
+    /// The window in ranges of `pages` pages, made once: who owns a range has it at hand.
+    fn cuts(&self, pages: u64) -> Arc<[IovaRange]> {
+        let mut known = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, cuts)) = known.iter().find(|(of, _)| *of == pages) {
+            return cuts.clone();
         }
+        let first = (0..self.pages).step_by(pages as usize);
+        let cuts: Arc<[IovaRange]> = first
+            .map(|page| range(page, pages.min(self.pages - page)))
+            .collect();
+        known.push((pages, cuts.clone()));
+        cuts
     }
 
     /// Brings every word of the window to a leaf, with the tables in place and in the caches.

@@ -5,14 +5,14 @@ use std::rc::Rc;
 use super::lanes::{Ready, Window};
 use super::peer::{self, Ranges};
 use super::{BLANK, Job, Row, Scale};
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::floor::Floor;
 use crate::lane::Lane;
 use crate::order::Random;
 use crate::results::Who;
 use crate::window::{PAGES_1G, PAGES_2M};
 
-use hv_core::PageSize;
+use hv_core::{IovaRange, PageSize};
 
 /// The engine in memory whose walkers snoop.
 type Snooped = Engine<true>;
@@ -175,7 +175,11 @@ fn pair_random_ranges(scale: &Scale) -> Vec<Lane> {
         )
     };
     let engine = |who| {
-        let (before, ranges) = (ranges.clone(), ranges.clone());
+        let ranges: Rc<[IovaRange]> = ranges
+            .iter()
+            .map(|(page, pages)| engine::range(*page, *pages))
+            .collect();
+        let before = ranges.clone();
         let mut pending = false;
         Lane::new(
             who,
