@@ -1,5 +1,10 @@
 //! Range tokens: exclusive ownership of addresses of one domain, mapped or free.
 
+#![expect(
+    unsafe_code,
+    reason = "tells the table that the words under a free range are empty"
+)]
+
 use core::fmt;
 
 use hv_core::fault::Fault;
@@ -256,10 +261,11 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         }
         let to = frames.range().start();
         let guard = self.core.pin();
-        let mapped =
-            self.core
-                .table
-                .map_from(&guard, self.span, to, granted, largest, &mut tables.spares);
+        let (table, spares) = (&self.core.table, &mut tables.spares);
+        // SAFETY: by its invariant the words under a free range are empty, and nobody else writes them: it
+        // came from the domain's free addresses, from a redeemed pending value, or from a shared range that
+        // was seen vacant.
+        let mapped = unsafe { table.map_vacant(&guard, self.span, to, granted, largest, spares) };
         drop(guard);
         if let Err(error) = mapped {
             let range = self;

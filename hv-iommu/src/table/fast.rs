@@ -63,8 +63,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         ((addresses | bytes) & (Self::span(level) - 1) == 0).then_some(bytes >> Self::shift(level))
     }
 
+    /// With `LOOK`, at every word before it is written; else only above the last table, where a table may
+    /// stand even in a range that is vacant.
     #[inline(always)]
-    pub(super) fn map_run(
+    pub(super) fn map_run<const LOOK: bool>(
         &self,
         guard: &Guard<'_>,
         range: IovaRange,
@@ -75,7 +77,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
         // Too short for anything but the smallest leaves.
         if pages < Self::WORDS {
-            return self.map_leaves::<1>(guard, first, pages, to, perms);
+            return self.map_leaves::<1, LOOK>(guard, first, pages, to, perms);
         }
         self.map_words(guard, range, to, perms, largest)
     }
@@ -96,18 +98,18 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if largest >= 3
             && let Some(count) = Self::whole::<3>(addresses, range)
         {
-            return self.map_leaves::<3>(guard, first, count, to, perms);
+            return self.map_leaves::<3, true>(guard, first, count, to, perms);
         }
         match Self::whole::<2>(addresses, range) {
             Some(count) if largest >= 2 && count < Self::WORDS => {
-                self.map_leaves::<2>(guard, first, count, to, perms)
+                self.map_leaves::<2, true>(guard, first, count, to, perms)
             }
             _ => false,
         }
     }
 
     #[inline(always)]
-    fn map_leaves<const LEVEL: u8>(
+    fn map_leaves<const LEVEL: u8, const LOOK: bool>(
         &self,
         guard: &Guard<'_>,
         first: u64,
@@ -129,7 +131,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         match one(page, &indices) {
             Some(cell) => {
                 // ORDERING: Acquire: who emptied the word, by a receipt, has done so before.
-                if cell.load(Ordering::Acquire) != 0 {
+                if LOOK && cell.load(Ordering::Acquire) != 0 {
                     return false;
                 }
                 // ORDERING: Release, rule 3: what the page holds comes before a device can reach it.
@@ -137,7 +139,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             }
             None => {
                 let cells = page.run(indices.clone());
-                if leading_empty(cells) != cells.len() {
+                if LOOK && leading_empty(cells) != cells.len() {
                     return false;
                 }
                 store_run(cells, leaf, Self::span(level));
@@ -182,6 +184,27 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Option<Unmapped> {
         let (page, indices) = self.words::<LEVEL>(guard, first, count, Self::any_link())?;
         let mut unmapped = Unmapped::default();
+        if let Some(cell) = one(page, &indices)
+            && !self.geometry.dirty
+        {
+            // ORDERING: Relaxed: what is read is only what to write, or not to.
+            let word = cell.load(Ordering::Relaxed);
+            let (mask, want) = Self::any_link();
+            if word & F::PRESENT != 0 {
+                if word & mask == want {
+                    // Also when a reclaimer makes a tombstone of it, and even nothing, meanwhile.
+                    unmapped.tables = self.detach_word(cell) != 0;
+                } else {
+                    // ORDERING: Release, rule 3, as for smaller leaves.
+                    cell.store(self.format.pending(word), Ordering::Release);
+                }
+                if !Fault::SkipUnmapWriteBack.is_on() {
+                    self.write_words_back(page.word_at(indices.start), 1);
+                }
+                self.memory.walker_fence();
+                return Some(unmapped);
+            }
+        }
         self.unmap_whole(page, indices, Self::level::<LEVEL>(), &mut unmapped);
         self.memory.walker_fence();
         Some(unmapped)

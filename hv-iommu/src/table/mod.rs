@@ -348,7 +348,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         largest: PageSize,
     ) -> Result<MapOutcome, TableError> {
-        if self.map_run(guard, range, to, perms, largest) {
+        if self.map_run::<true>(guard, range, to, perms, largest) {
             return Ok(MapOutcome::default());
         }
         self.map_range(guard, range, to, perms, largest)
@@ -369,7 +369,32 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         largest: PageSize,
         spares: &mut SparesOf<'_, H>,
     ) -> Result<MapOutcome, TableError> {
-        if self.map_run(guard, range, to, perms, largest) {
+        if self.map_run::<true>(guard, range, to, perms, largest) {
+            return Ok(MapOutcome::default());
+        }
+        self.map_range_from(guard, range, to, perms, largest, spares)
+    }
+
+    /// As [`map_from`](Self::map_from), for a range that is known to be vacant: no leaf's word is looked at
+    /// before it is written.
+    ///
+    /// # Errors
+    /// [`TableError`]; nothing was mapped and no frame taken then.
+    ///
+    /// # Safety
+    /// The caller owns the range exclusively, and every leaf that was ever mapped in it was redeemed. What is
+    /// written over here is nobody's any more.
+    #[inline(always)]
+    pub unsafe fn map_vacant(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        to: PhysAddr,
+        perms: Perms,
+        largest: PageSize,
+        spares: &mut SparesOf<'_, H>,
+    ) -> Result<MapOutcome, TableError> {
+        if self.map_run::<false>(guard, range, to, perms, largest) {
             return Ok(MapOutcome::default());
         }
         self.map_range_from(guard, range, to, perms, largest, spares)

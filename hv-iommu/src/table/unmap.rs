@@ -146,13 +146,19 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         ) {
             return false;
         }
-        // ORDERING: AcqRel: a reclaimer that finds the word changed has lost; what it did before is seen.
-        let word = cell.fetch_and(!(F::PRESENT | F::FROZEN | F::ACCESSED), Ordering::AcqRel);
+        let word = self.detach_word(cell);
         if !Fault::SkipUnmapWriteBack.is_on() {
             self.write_words_back(page.word_at(index), 1);
         }
         // The reclaimer may have emptied a tombstone in between.
         word != 0
+    }
+
+    /// Takes a link, frozen or not, or a tombstone out of a word. What was there.
+    #[inline(always)]
+    pub(super) fn detach_word(&self, cell: &CellOf<H>) -> u64 {
+        // ORDERING: AcqRel: a reclaimer that finds the word changed has lost; what it did before is seen.
+        cell.fetch_and(!(F::PRESENT | F::FROZEN | F::ACCESSED), Ordering::AcqRel)
     }
 
     /// # Safety
