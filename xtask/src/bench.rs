@@ -184,7 +184,7 @@ fn compiler() -> String {
 fn show(results: &Results) {
     println!("\n{}", table::rows(results).trim_fmt());
     println!(
-        "\nns per operation, quiet median; value: ratio to the row's own floor unless a unit stands there; conc. peer: best concurrent peer, recorded elsewhere"
+        "\nns per operation, quiet median; value: ratio to the row's own floor unless a unit stands there"
     );
     for caution in cautions(results) {
         println!("{} {caution}", style("note:").yellow().bold());

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence, Stay};
-use hv_iommu::table::{Geometry, ReclaimStep, Table};
+use hv_iommu::table::{Geometry, ReclaimStep, Spares, Table};
 use hv_vtd::SecondStage;
 
 use crate::clock;
@@ -236,15 +236,36 @@ where
         self.pending_by(1);
     }
 
+    /// Maps a range as the owner of a free range does, who knows that it is vacant.
+    #[inline(always)]
+    fn map_vacant(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+        largest: PageSize,
+        spares: &mut Spares<'_, Memory<SNOOPS>>,
+    ) -> bool {
+        // SAFETY: rows map what the round before left vacant (`vacate`), each page by one thread.
+        let mapped = unsafe {
+            self.table.map_vacant(
+                guard,
+                range,
+                target(range),
+                Perms::ReadWrite,
+                largest,
+                spares,
+            )
+        };
+        mapped.is_ok()
+    }
+
     /// Maps each page in words that the caller owns.
     #[inline(never)]
     pub fn map_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        let mut spares = self.table.spares();
         self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
-            let to = PhysAddr::new(phys(page));
-            self.table
-                .map(guard, range, to, Perms::ReadWrite, PageSize::Size4K)
-                .is_ok()
+            self.map_vacant(guard, range, PageSize::Size4K, &mut spares)
         });
         self.state.set(State::Filled);
     }
@@ -285,14 +306,12 @@ where
     /// Maps and unmaps each page in words that the caller owns.
     #[inline(never)]
     pub fn pair_owned<O: Order, const PIN: bool>(&self, order: &O) {
+        let mut spares = self.table.spares();
         self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
-            let to = PhysAddr::new(phys(page));
-            let mapped = self
-                .table
-                .map(guard, range, to, Perms::ReadWrite, PageSize::Size4K);
+            let mapped = self.map_vacant(guard, range, PageSize::Size4K, &mut spares);
             let unmapped = self.table.unmap(guard, range);
-            mapped.is_ok() && !unmapped.tables
+            mapped && !unmapped.tables
         });
         self.pending_by(1);
     }
@@ -316,10 +335,9 @@ where
     /// Maps the window in ranges of `pages` pages.
     #[inline(never)]
     pub fn map_ranges<const PIN: bool>(&self, pages: u64) {
+        let mut spares = self.table.spares();
         self.each::<_, PIN>(self.cuts(pages).iter(), |guard, range| {
-            self.table
-                .map(guard, *range, target(*range), Perms::ReadWrite, self.size)
-                .is_ok()
+            self.map_vacant(guard, *range, self.size, &mut spares)
         });
         self.state.set(State::Filled);
     }
@@ -351,12 +369,11 @@ where
     #[inline(never)]
     pub fn pair_ranges<const PIN: bool>(&self, ranges: &[IovaRange]) {
         let mut tables = false;
+        let mut spares = self.table.spares();
         self.each::<_, PIN>(ranges.iter(), |guard, range| {
-            let mapped = self
-                .table
-                .map(guard, *range, target(*range), Perms::ReadWrite, self.size);
+            let mapped = self.map_vacant(guard, *range, self.size, &mut spares);
             tables |= self.table.unmap(guard, *range).tables;
-            mapped.is_ok()
+            mapped
         });
         black_box(tables);
     }
@@ -467,7 +484,7 @@ where
 
     /// Whether each 2 MiB of the window is empty.
     #[inline(never)]
-    fn is_vacant_by_tables(&self) {
+    pub(crate) fn is_vacant_by_tables(&self) {
         self.each::<_, false>(self.cuts(PAGES_2M).iter(), |guard, range| {
             self.table.is_vacant(guard, *range)
         });
@@ -547,61 +564,5 @@ impl<const SNOOPS: bool> Drop for Engine<SNOOPS> {
         // SAFETY: the table is taken once, and nobody uses the engine after its drop.
         let table = unsafe { ManuallyDrop::take(&mut self.table) };
         table.discard();
-    }
-}
-
-/// The engine's guards without a table.
-pub struct Pins(Quiescence);
-
-impl Pins {
-    /// For all threads of the arena.
-    pub fn new() -> Self {
-        Self(Quiescence::new(crate::arena::THREADS).expect("the host has memory"))
-    }
-
-    /// Takes and drops `count` guards.
-    #[inline(never)]
-    pub fn take(&self, count: u64) {
-        for _ in 0..count {
-            drop(self.0.pin(&SNOOPED));
-        }
-    }
-}
-
-impl Default for Pins {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Subject for Pins {
-    fn mapped(&self) -> Vec<Mapped> {
-        vec![]
-    }
-}
-
-/// A table whose window is empty, with tables that are looked through.
-pub struct Vacancy(Engine<true>);
-
-impl Vacancy {
-    /// A window of `pages` pages.
-    pub fn new(pages: u64) -> Self {
-        Self(Engine::new(pages, PageSize::Size4K))
-    }
-
-    /// Empties the window, with the tables in place and in the caches.
-    pub fn ready(&self) {
-        self.0.vacate();
-    }
-
-    /// Looks through the window, 2 MiB at a time.
-    pub fn scan(&self) {
-        self.0.is_vacant_by_tables();
-    }
-}
-
-impl Subject for Vacancy {
-    fn mapped(&self) -> Vec<Mapped> {
-        self.0.mapped()
     }
 }

@@ -10,6 +10,7 @@ pub mod crew;
 pub mod engine;
 pub mod floor;
 pub mod lane;
+pub mod micro;
 pub mod order;
 pub mod peers;
 pub mod platform;

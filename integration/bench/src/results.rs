@@ -108,8 +108,6 @@ pub struct RowResult {
     pub goal: Option<f64>,
     /// What would be splendid.
     pub stretch: Option<f64>,
-    /// The best concurrent peer as a ratio to the same floor, recorded elsewhere and not run here.
-    pub recorded: Option<f64>,
     /// The lanes.
     pub lanes: Vec<LaneResult>,
     /// Why the row was not measured.

@@ -8,7 +8,6 @@ use super::verdict::Verdict;
 const INK: &str = "#24292f";
 const GOAL: &str = "#1a7f37";
 const PEER: &str = "#8250df";
-const RECORDED: &str = "#0969da";
 const LINES: [&str; 6] = [
     "#0969da", "#cf222e", "#1a7f37", "#bf8700", "#8250df", "#57606a",
 ];
@@ -86,9 +85,6 @@ pub(crate) fn ratios(results: &Results) -> String {
                 canvas.line((x, y + 1.0), (x, y + STEP - 3.0), line, 2.5);
             }
         }
-        if let Some(recorded) = row.recorded {
-            canvas.diamond(axis.at(recorded), middle, 4.5, RECORDED);
-        }
         if let Some(peer) = row.best_peer().and_then(|lane| lane.ratio) {
             canvas.ring(axis.at(peer), middle, 4.0, PEER);
         }
@@ -117,14 +113,6 @@ fn legend(canvas: &mut Canvas, mut x: f64, y: f64) {
     canvas.ring(x + 6.0, y - 4.0, 4.0, PEER);
     let words = "best peer of this run (&mut, one thread)";
     canvas.text(x + 16.0, y, Anchor::Start, words);
-    x += 30.0 + words.len() as f64 * LETTER;
-    canvas.diamond(x + 6.0, y - 4.0, 4.5, RECORDED);
-    canvas.text(
-        x + 16.0,
-        y,
-        Anchor::Start,
-        "best concurrent peer (recorded)",
-    );
 }
 
 /// `words` cut so that they fit into `width`.

@@ -117,9 +117,8 @@ fn page(results: &Results, cautions: &[String]) -> String {
 const WHERE: &str = "\
 Times are ns per operation (the unit stands behind the workload), quiet medians. *Value* is what is judged: the engine's time divided
 by the row's floor, all calls under one guard, unless a unit says otherwise. *Per call* is the same with a pin for each call, *in a stay* the same again on a CPU that said that it
-stays in the hypervisor, as every caller of the domain's interface can be. *Concurrent peer* is the best table that
-several threads can use at once (Linux's, built in user space), as a ratio to the same floor on the machine where it was recorded
-in 2026; it was not run here. *Best peer* ran here in the same rounds; it takes `&mut` and serves one thread.
+stays in the hypervisor, as every caller of the domain's interface can be. *Best peer* is the fastest published crate that has the
+operation, in the same rounds; all of them take `&mut` and serve one thread. No figure here is of another run or another machine.
 ";
 
 const METHOD: &str = "\
@@ -165,7 +164,7 @@ fn machine(machine: &Machine) -> String {
 
 fn overview(results: &Results) -> String {
     let mut text = String::from(
-        "| row | workload | floor | engine | value | per call | in a stay | concurrent peer | best peer | gate | goal | stretch | verdict |\n\
+        "| row | workload | floor | engine | value | per call | in a stay | best peer | gate | goal | stretch | verdict |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
     );
     for row in &results.rows {
@@ -178,7 +177,7 @@ fn overview(results: &Results) -> String {
         let value = value(row);
         let _ = writeln!(
             text,
-            "| {} | {} ({}) | {} | {} | {value} | {} | {} | {} | {} | {} | {} | {} | {word} |",
+            "| {} | {} ({}) | {} | {} | {value} | {} | {} | {} | {} | {} | {} | {word} |",
             row.name(),
             row.workload,
             row.unit,
@@ -186,7 +185,6 @@ fn overview(results: &Results) -> String {
             quiet("engine"),
             maybe(row.pinned),
             maybe(row.stay),
-            maybe(row.recorded),
             peer(row),
             bound(row.gate),
             bound(row.goal),

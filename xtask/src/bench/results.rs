@@ -83,8 +83,6 @@ pub(crate) struct Row {
     pub(crate) goal: Option<f64>,
     /// What would be splendid.
     pub(crate) stretch: Option<f64>,
-    /// The best concurrent peer, recorded elsewhere.
-    pub(crate) recorded: Option<f64>,
     /// Who ran.
     pub(crate) lanes: Vec<Lane>,
     /// Why it was not measured.

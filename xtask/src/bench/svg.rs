@@ -90,14 +90,6 @@ impl Canvas {
         ));
     }
 
-    /// A square on its corner.
-    pub(crate) fn diamond(&mut self, x: f64, y: f64, radius: f64, colour: &str) {
-        self.add(format_args!(
-            r##"<path d="M{x:.1} {:.1} l{radius} {radius} l-{radius} {radius} l-{radius} -{radius} z" fill="#ffffff" stroke="{colour}" stroke-width="1.5"/>"##,
-            y - radius
-        ));
-    }
-
     /// Words.
     pub(crate) fn text(&mut self, x: f64, y: f64, anchor: Anchor, words: &str) {
         self.add(format_args!(

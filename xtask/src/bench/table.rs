@@ -76,7 +76,6 @@ pub(crate) fn rows(results: &Results) -> Table {
         "value",
         "per call",
         "in a stay",
-        "conc. peer",
         "best peer",
         "gate",
         "goal",
@@ -94,7 +93,6 @@ pub(crate) fn rows(results: &Results) -> Table {
             Cell::new(value(row)),
             Cell::new(maybe(row.pinned)),
             Cell::new(maybe(row.stay)),
-            Cell::new(maybe(row.recorded)),
             Cell::new(peer(row)),
             Cell::new(bound(row.gate)),
             Cell::new(bound(row.goal)),
@@ -104,7 +102,7 @@ pub(crate) fn rows(results: &Results) -> Table {
             },
         ]);
     }
-    for column in 2..11 {
+    for column in 2..10 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::{BLANK, Job, Row};
-use crate::engine::{Pins, Vacancy};
 use crate::floor::Floor;
 use crate::lane::{Lane, Mapped, Subject};
+use crate::micro::{Pins, Vacancy};
 use crate::results::Who;
 
 /// Times that a guard is taken in a round.

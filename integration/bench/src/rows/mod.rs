@@ -82,8 +82,6 @@ pub struct Row {
     pub goal: Option<f64>,
     /// What would be splendid.
     pub stretch: Option<f64>,
-    /// The best concurrent peer, recorded elsewhere.
-    pub recorded: Option<f64>,
     /// What a reader has to know besides, or nothing.
     pub remark: &'static str,
     /// How it is measured.
@@ -100,7 +98,6 @@ const BLANK: Row = Row {
     gate: None,
     goal: None,
     stretch: None,
-    recorded: None,
     remark: "",
     job: Job::Lanes(|_| vec![]),
 };
@@ -245,7 +242,6 @@ impl Row {
             gate: self.gate,
             goal: self.goal,
             stretch: self.stretch,
-            recorded: self.recorded,
             lanes: vec![],
             skipped: None,
             notes: vec![],

@@ -224,7 +224,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.1),
         goal: Some(1.5),
         stretch: Some(1.15),
-        recorded: Some(8.3),
         job: Job::Lanes(|scale| {
             map(
                 scale,
@@ -245,7 +244,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(3.1),
         goal: Some(2.1),
         stretch: Some(1.6),
-        recorded: Some(8.5),
         job: Job::Lanes(|scale| {
             map(
                 scale,
@@ -267,7 +265,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(3.0),
         goal: Some(2.4),
         stretch: Some(1.9),
-        recorded: Some(5.7),
         job: Job::Lanes(|scale| {
             map(
                 scale,
@@ -289,7 +286,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(3.0),
         goal: Some(2.4),
         stretch: Some(1.9),
-        recorded: Some(5.2),
         job: Job::Lanes(|scale| {
             unmap(scale, PageSize::Size4K, PAGES_64K, |floor, pages| {
                 floor.unmap_blocks::<1>(pages, PAGES_64K);
@@ -316,7 +312,6 @@ pub(super) const ROWS: &[Row] = &[
         floor: "a load per word and a swap per table",
         gate: Some(1.55),
         goal: Some(1.1),
-        recorded: Some(3.2),
         remark: "frames and tables come back in the same call; without dirty tracking the engine does not look at the words of detached tables",
         job: Job::Lanes(redeem_dirty),
         ..BLANK
@@ -330,7 +325,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.4),
         goal: Some(1.6),
         stretch: Some(1.2),
-        recorded: Some(8.7),
         job: Job::Lanes(|scale| {
             map(
                 scale,
@@ -352,7 +346,6 @@ pub(super) const ROWS: &[Row] = &[
         unit: "leaf",
         gate: Some(1.2),
         goal: Some(1.0),
-        recorded: Some(3.2),
         remark: "the engine takes the table of the leaves out whole, so it does less than the floor",
         job: Job::Lanes(|scale| {
             unmap(scale, PageSize::Size2M, PAGES_1G, |floor, pages| {
@@ -370,7 +363,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.8),
         goal: Some(1.8),
         stretch: Some(1.3),
-        recorded: Some(7.6),
         job: Job::Lanes(|scale| {
             map(
                 scale,
@@ -393,7 +385,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.8),
         goal: Some(1.8),
         stretch: Some(1.3),
-        recorded: Some(7.6),
         job: Job::Lanes(|scale| {
             unmap(scale, PageSize::Size1G, PAGES_1G, |floor, pages| {
                 floor.unmap_blocks::<3>(pages, 1);

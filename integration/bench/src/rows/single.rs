@@ -81,7 +81,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.0),
         goal: Some(1.35),
         stretch: Some(1.25),
-        recorded: Some(7.4),
         job: Job::Lanes(|scale| {
             let order = sequential(scale);
             row!(
@@ -102,7 +101,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.5),
         goal: Some(1.1),
         stretch: Some(1.05),
-        recorded: Some(4.6),
         job: Job::Lanes(|scale| {
             let order = Shuffled::new(scale.pages);
             row!(
@@ -152,7 +150,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.0),
         goal: Some(1.25),
         stretch: Some(1.1),
-        recorded: Some(7.9),
         job: Job::Lanes(|scale| {
             let order = sequential(scale);
             row!(
@@ -225,7 +222,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.55),
         goal: Some(1.1),
         stretch: Some(1.05),
-        recorded: Some(4.9),
         remark: "pages are redeemed between rounds, which is not timed",
         job: Job::Lanes(|scale| {
             let order = Shuffled::new(scale.pages);
@@ -269,7 +265,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(2.0),
         goal: Some(1.15),
         stretch: Some(1.05),
-        recorded: Some(11.9),
         job: Job::Lanes(|scale| translate(scale, sequential(scale))),
         ..BLANK
     },
@@ -281,7 +276,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.5),
         goal: Some(1.1),
         stretch: Some(1.05),
-        recorded: Some(7.4),
         job: Job::Lanes(|scale| translate(scale, Shuffled::new(scale.pages))),
         ..BLANK
     },

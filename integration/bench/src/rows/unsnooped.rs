@@ -91,7 +91,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.3),
         goal: Some(1.07),
         stretch: Some(1.02),
-        recorded: Some(2.3),
         job: Job::Unsnooped(map_singles),
         ..BLANK
     },
@@ -103,7 +102,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.3),
         goal: Some(1.07),
         stretch: Some(1.02),
-        recorded: Some(2.3),
         job: Job::Unsnooped(unmap_singles),
         ..BLANK
     },
@@ -114,7 +112,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.6),
         goal: Some(1.2),
         stretch: Some(1.05),
-        recorded: Some(4.4),
         job: Job::Unsnooped(|scale| map_ranges(scale, Ready::Cold, scale.pages, PAGES_2M)),
         ..BLANK
     },
@@ -125,7 +122,6 @@ pub(super) const ROWS: &[Row] = &[
         gate: Some(1.4),
         goal: Some(1.15),
         stretch: Some(1.05),
-        recorded: Some(2.2),
         job: Job::Unsnooped(|scale| map_ranges(scale, Ready::Vacant, PAGES_64K, PAGES_64K)),
         ..BLANK
     },
