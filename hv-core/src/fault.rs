@@ -147,6 +147,36 @@ faults! {
     DetachLeafHint = "detach_leaf_hint",
     /// A split, merge or loss of permission leaves no debt.
     DropDebt = "drop_debt",
+    /// The table of a split page is not written back.
+    SplitNotWrittenBack = "split_not_written_back",
+    /// The large page of a merge is not written back.
+    MergeNotWrittenBack = "merge_not_written_back",
+    /// Changed permissions are not written back.
+    ProtectNotWrittenBack = "protect_not_written_back",
+    /// A split page is taken out before its parts are there.
+    SplitWithGap = "split_with_gap",
+    /// The parts of a split page lead one part further.
+    SplitShifts = "split_shifts",
+    /// Merged pages are taken out before the large page is there.
+    MergeWithGap = "merge_with_gap",
+    /// A split, merge or change of permission owes a flush of its first page only.
+    NarrowDebt = "narrow_debt",
+    /// The flush that a split, merge or change of permission owes leaves walk caches alone.
+    ShallowDebt = "shallow_debt",
+    /// A debt is paid without a flush.
+    SettleSkipsFlush = "settle_skips_flush",
+    /// The second part of a range that was cut owes nothing.
+    CutForgetsDebt = "cut_forgets_debt",
+    /// Two ranges that are joined owe what the first one did.
+    JoinForgetsDebt = "join_forgets_debt",
+    /// Detached tables come back while CPUs may walk in them.
+    SkipDetachGrace = "skip_detach_grace",
+    /// Of detached tables only the highest comes back.
+    LoseNestedTables = "lose_nested_tables",
+    /// Detached tables do not come back.
+    KeepDetachedTables = "keep_detached_tables",
+    /// Tombstones stay when the flush that they wait for fails.
+    CancelLeavesTombstones = "cancel_leaves_tombstones",
     /// Unmapping stores over a dirty bit that hardware may set.
     DirtyByStore = "dirty_by_store",
     /// A split forgets that hardware wrote through the page.

@@ -384,7 +384,10 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
                     && self.state.granted == next.state.granted =>
             {
                 let state = Mapped {
-                    debt: owed(self.state.debt, next.state.debt),
+                    debt: match Fault::JoinForgetsDebt.is_on() {
+                        true => self.state.debt,
+                        false => owed(self.state.debt, next.state.debt),
+                    },
                     ..self.state
                 };
                 // INVARIANT: the parts are consumed, and map one run together.
@@ -425,12 +428,13 @@ impl Mapped {
     pub(crate) fn cut(&self, pages: PageCount) -> (Self, Self) {
         // The run of frames is as long as the range, so its address space does not end in between.
         let to = self.to.checked_add(pages.bytes()).unwrap_or(self.to);
-        let part = |to| Self {
+        let part = |to, debt| Self {
             granted: self.granted,
             to,
-            debt: self.debt,
+            debt,
         };
-        (part(self.to), part(to))
+        let rest = self.debt.filter(|_| !Fault::CutForgetsDebt.is_on());
+        (part(self.to, self.debt), part(to, rest))
     }
 }
 

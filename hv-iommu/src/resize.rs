@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use hv_core::fault::Fault;
 use hv_core::{Iova, IovaRange, Owner, PageCount, PageSize, Perms};
 use thiserror::Error;
 
@@ -251,6 +252,10 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     /// [`FlushError`]; the debt stays.
     pub fn settle(&mut self) -> Result<(), FlushError> {
         if let Some(debt) = self.state.debt {
+            if Fault::SettleSkipsFlush.is_on() {
+                self.state.debt = None;
+                return Ok(());
+            }
             let receipt = self.core.flush(FlushSpan::Pages(debt.span), debt.depth)?;
             // The flush was just made to measure.
             let _ = self.settle_with(&receipt);
@@ -274,8 +279,14 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     fn owe(&mut self, span: IovaRange) {
         let need = Need {
             sequence: self.core.note_unmap(),
-            span,
-            depth: FlushDepth::WalkCaches,
+            span: match Fault::NarrowDebt.is_on() {
+                true => IovaRange::new(span.start(), PageCount::ONE).unwrap_or(span),
+                false => span,
+            },
+            depth: match Fault::ShallowDebt.is_on() {
+                true => FlushDepth::Leaves,
+                false => FlushDepth::WalkCaches,
+            },
         };
         self.state.debt = owed(self.state.debt, Some(need));
     }

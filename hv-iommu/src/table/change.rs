@@ -51,7 +51,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     Err(found) => word = found,
                 }
             }
-            self.write_words_back(slot.word_at, 1);
+            if !Fault::ProtectNotWrittenBack.is_on() {
+                self.write_words_back(slot.word_at, 1);
+            }
             Ok(())
         })?;
         self.memory().walker_fence();
@@ -151,9 +153,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             } else {
                 word & (F::ACCESSED | F::DIRTY)
             };
-            let first = self.format.leaf(below, to, perms) | noted;
+            let further = u64::from(Fault::SplitShifts.is_on()) * Self::span(below);
+            let first = (self.format.leaf(below, to, perms) | noted).wrapping_add(further);
             store_run(page.cells, first, Self::span(below));
-            if !Fault::SkipTableWriteBack.is_on() {
+            if Fault::SplitWithGap.is_on() {
+                // ORDERING: Release, as every store of a leaf.
+                slot.cell.store(0, Ordering::Release);
+                word = 0;
+            }
+            if !Fault::SkipTableWriteBack.is_on() && !Fault::SplitNotWrittenBack.is_on() {
                 self.write_words_back(page.at, page.cells.len());
             }
             self.memory().walker_fence();
@@ -207,6 +215,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     return Err(slot.not_mapped());
                 };
                 let leaf = self.common_leaf(self.page(guard, page), level, below, at)?;
+                if Fault::MergeWithGap.is_on() {
+                    // ORDERING: Release, as every store of a leaf.
+                    slot.cell.store(0, Ordering::Release);
+                    self.memory().walker_fence();
+                    word = 0;
+                }
                 // ORDERING: AcqRel and Acquire: a reclaimer may have marked the link meanwhile, or
                 // hardware a bit in it.
                 match slot
@@ -216,7 +230,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     Ok(_) => {
                         // In memory before the reclaimer can ask for a flush that counts: a walker that
                         // reads the old link after that flush would keep a table that is freed.
-                        self.write_words_back(slot.word_at, 1);
+                        if !Fault::MergeNotWrittenBack.is_on() {
+                            self.write_words_back(slot.word_at, 1);
+                        }
                         self.memory().walker_fence();
                         reclaimer.remove(Removed {
                             at: at.as_u64(),

@@ -490,6 +490,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 let guard = quiescence.pin(cpus);
                 let Some(root) = self.root() else { return };
                 for removed in &reclaimer.batch {
+                    if Fault::CancelLeavesTombstones.is_on() {
+                        break;
+                    }
                     let tombstone = self.format.tombstone(removed.page);
                     let Some(slot) = self.find(&guard, root, removed.at, removed.level) else {
                         continue;

@@ -361,6 +361,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     _ => None,
                 };
                 match (table, level.below()) {
+                    (Some(_), _) if Fault::LoseNestedTables.is_on() => {}
                     (Some(page), Some(below)) => {
                         // SAFETY: only the table above named it.
                         freed += unsafe { self.free_detached(page, below, at, dirty) };
@@ -368,6 +369,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     _ => self.harvest(word, level, at, dirty),
                 }
             }
+        }
+        if Fault::KeepDetachedTables.is_on() {
+            return 0;
         }
         // SAFETY: nothing reaches the page (see above), and this is its one time.
         unsafe { give_back(self.memory(), page) };

@@ -30,6 +30,8 @@ impl RigCell {
         if let Some(new) = new {
             state.acted();
             state.store(self.at, new);
+            drop(state);
+            core.give_way();
         }
         old
     }
@@ -41,6 +43,12 @@ impl EntryCell for RigCell {
     }
 
     fn store(&self, word: u64, _order: Ordering) {
+        // What was found on the way to this word may be another by now.
+        if word != 0
+            && let Some(core) = self.core.upgrade()
+        {
+            core.give_way();
+        }
         self.change(|_| Some(word));
     }
 

@@ -1,8 +1,11 @@
 //! The rig's state behind its lock, and what happens between any two steps of the driver.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hv_core::Access;
+use hv_iommu::table::Mapping;
 
 use crate::bus::{Bus, Counts, Frames};
 use crate::frontend::FrontEnd;
@@ -28,6 +31,8 @@ const ROUND_NANOS: u64 = 2_000;
 const MOST_ROUNDS: u64 = 256;
 /// Steps after which a walk must have ended.
 const STEPS: usize = 4096;
+/// Every how many steps a thread gives way to another, on average.
+const GIVE_WAY: u64 = 6;
 /// How many requests of devices are under way at once.
 const REQUESTS: usize = 8;
 
@@ -41,6 +46,9 @@ pub(crate) struct State {
 /// The lock around the state.
 pub(crate) struct Core {
     state: Mutex<State>,
+    /// Whether threads take turns at their steps, and not only when the machine that this runs on likes.
+    turns: AtomicBool,
+    steps: AtomicU64,
 }
 
 impl Core {
@@ -99,6 +107,8 @@ impl Core {
                 bus,
                 looks: 0,
             }),
+            turns: AtomicBool::new(false),
+            steps: AtomicU64::new(machine.seed),
         }
     }
 
@@ -109,9 +119,27 @@ impl Core {
 
     /// The state, at a moment between two steps of the driver: something may happen first.
     pub(crate) fn step(&self) -> MutexGuard<'_, State> {
+        self.give_way();
         let mut state = self.quiet();
         state.happen(STEP_NANOS);
         state
+    }
+
+    /// From now on threads take turns.
+    pub(crate) fn take_turns(&self) {
+        // ORDERING: Relaxed, as below.
+        self.turns.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets another thread in now and then: who holds the lock of the state mostly gets it again.
+    pub(crate) fn give_way(&self) {
+        // ORDERING: Relaxed, both: a choice made before there are threads, and a source of chance.
+        if self.turns.load(Ordering::Relaxed) {
+            let step = self.steps.fetch_add(1, Ordering::Relaxed);
+            if Rng::new(step).one_in(GIVE_WAY) {
+                std::thread::sleep(Duration::from_micros(1));
+            }
+        }
     }
 
     /// As [`step`](Self::step), where the driver does more than look: it is not just waiting.
@@ -124,6 +152,7 @@ impl Core {
     /// A look at the clock. Looks in a row are a driver that waits: time goes faster and faster, so that
     /// deadlines pass in little of it.
     pub(crate) fn look(&self) -> u64 {
+        self.give_way();
         let mut state = self.quiet();
         let nanos = (LOOK_NANOS << state.looks.min(24)).min(LOOK_NANOS_MOST);
         if !state.bus.temper.steady_clock {
@@ -137,7 +166,7 @@ impl Core {
 /// The functions, with what their requests pass and carry.
 fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
     let mut functions = Vec::new();
-    for model in &machine.functions {
+    for (model, bridge) in machine.all_functions() {
         let bridges = machine.bridges_above(model.address);
         let mut requesters = vec![model.address.requester()];
         for bridge in bridges
@@ -154,6 +183,7 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
         functions.push(Function {
             address: model.address,
             kind: model.kind,
+            bridge,
             command: if model.left_on { BUS_MASTER } else { 0 },
             present: true,
             rogue: machine.temper.rogues && rng.one_in(4),
@@ -337,6 +367,8 @@ impl State {
         let bus = &mut self.bus;
         let old = bus.memory.store(at, word, &mut bus.rng);
         bus.note(Event::Store { at, old, new: word });
+        // Devices notice at once, now and then, that what they use has changed.
+        bus.provoked |= old != 0 && old != word && bus.rng.one_in(4);
         for unit in &mut self.units {
             unit.stored(&mut self.bus, at, old, word);
         }
@@ -351,23 +383,40 @@ impl State {
         }
     }
 
+    /// The requesters behind a unit that are a tenant's.
+    fn requesters_of(&self, unit: usize, tenant: Tenant) -> Vec<u16> {
+        let functions = self.bus.functions.iter().enumerate();
+        let held = functions.filter(|(index, function)| {
+            let holding = self.bus.ledger.holding(*index);
+            function.unit == unit && holding.is_some_and(|holding| holding.tenant == tenant)
+        });
+        held.flat_map(|(_, function)| function.requesters.clone())
+            .collect()
+    }
+
+    /// A tenant's leaves are settled: no unit that its devices are bound on has anything else there.
+    pub(crate) fn judge_settled(&mut self, tenant: Tenant, leaves: &[Mapping]) {
+        for index in 0..self.units.len() {
+            let requesters = self.requesters_of(index, tenant);
+            let unit = &self.units[index];
+            let other = leaves
+                .iter()
+                .find_map(|leaf| unit.differing(&requesters, leaf));
+            if let Some(other) = other {
+                let what =
+                    format!("{tenant:?} has a receipt, and unit {index} still holds {other}");
+                self.bus.broken(Rule::StaleTranslation, what);
+                return;
+            }
+        }
+    }
+
     /// Pages of a tenant came back with a receipt: no unit that the tenant's devices are bound on holds a
     /// translation of them. That the frames are mapped elsewhere as well is no excuse.
     pub(crate) fn judge_pages(&mut self, tenant: Tenant, page: u64, pages: u64) {
-        let bus = &mut self.bus;
-        for unit in &self.units {
-            let held = bus
-                .functions
-                .iter()
-                .enumerate()
-                .filter(|(index, function)| {
-                    let holding = bus.ledger.holding(*index);
-                    function.unit == unit.index()
-                        && holding.is_some_and(|holding| holding.tenant == tenant)
-                });
-            let requesters: Vec<u16> = held
-                .flat_map(|(_, function)| function.requesters.clone())
-                .collect();
+        for index in 0..self.units.len() {
+            let requesters = self.requesters_of(index, tenant);
+            let (unit, bus) = (&self.units[index], &mut self.bus);
             if let Some(name) = unit.holding(&requesters, page, pages) {
                 let what = format!(
                     "{pages} pages from page {page:#x} of {tenant:?} came back, and unit {} still holds {name}",

@@ -3,6 +3,8 @@
 //! The core has memory, devices, the ledger and time, and knows no vendor's bits. A front end has registers,
 //! queues, caches and walkers, and touches the rest through the [`Bus`] that it is handed.
 
+use hv_iommu::table::Mapping;
+
 use crate::bus::Bus;
 use crate::request::{Request, Step};
 use crate::rng::Rng;
@@ -84,6 +86,10 @@ pub(crate) trait FrontEnd: Send {
     /// What translation of one of these pages the unit still holds for a domain that one of these requesters is
     /// bound to, in words.
     fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String>;
+
+    /// What the unit holds of this leaf's addresses, for a domain that one of these requesters is bound to, that is
+    /// not this leaf, in words.
+    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String>;
 
     /// How many tables that bind devices the driver linked.
     fn binding_tables(&self) -> u64;

@@ -24,6 +24,26 @@ pub(crate) enum Phase {
     Leaving,
 }
 
+/// Permissions that a run had before: hardware may go by any of them until a receipt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Earlier(u8);
+
+impl Earlier {
+    const ALL: [Perms; 3] = [Perms::Read, Perms::Write, Perms::ReadWrite];
+
+    /// These as well.
+    pub(crate) fn with(self, perms: Perms) -> Self {
+        let at = Self::ALL.iter().position(|known| *known == perms);
+        Self(self.0 | 1 << at.unwrap_or(0))
+    }
+
+    fn each(self) -> impl Iterator<Item = Perms> {
+        let bits = self.0;
+        let known = Self::ALL.into_iter().enumerate();
+        known.filter_map(move |(at, perms)| (bits >> at & 1 != 0).then_some(perms))
+    }
+}
+
 /// A run of pages that a tenant has mapped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
@@ -32,6 +52,7 @@ pub(crate) struct Run {
     /// The first frame.
     pub(crate) frame: u64,
     pub(crate) perms: Perms,
+    pub(crate) earlier: Earlier,
     pub(crate) phase: Phase,
     /// When it came into this phase.
     pub(crate) since: u64,
@@ -146,6 +167,33 @@ impl Ledger {
         }
     }
 
+    /// The permissions of the pages are about to become one of these, or just did; what they were counts on until
+    /// [`settle`](Self::settle).
+    pub(crate) fn protect(
+        &mut self,
+        tenant: Tenant,
+        page: u64,
+        pages: u64,
+        change: impl Fn(&mut Run),
+    ) {
+        for start in self.starts(tenant, page, pages) {
+            if let Some(run) = self.mappings.get_mut(&(tenant, start)) {
+                run.earlier = run.earlier.with(run.perms);
+                change(run);
+            }
+        }
+    }
+
+    /// What the pages' permissions were before is forgotten.
+    pub(crate) fn settle(&mut self, tenant: Tenant, page: u64, pages: u64, now: u64) {
+        for start in self.starts(tenant, page, pages) {
+            if let Some(run) = self.mappings.get_mut(&(tenant, start)) {
+                run.earlier = Earlier::default();
+                run.since = now;
+            }
+        }
+    }
+
     /// The pages are mapped no more. Gives the frames that they held.
     pub(crate) fn end(&mut self, tenant: Tenant, page: u64, pages: u64) -> Vec<(u64, u64)> {
         let mut frames = Vec::new();
@@ -181,11 +229,15 @@ impl Ledger {
             return Entitled::Nothing;
         };
         let frame = run.frame + (page - start);
-        if !permits(run.perms, access) {
+        let now = permits(run.perms, access);
+        let mut earlier = run.earlier.each().map(|perms| permits(perms, access));
+        if !now && !earlier.any(|permitted| permitted) {
             return Entitled::Nothing;
         }
+        let mut earlier = run.earlier.each().map(|perms| permits(perms, access));
+        let always = now && earlier.all(|permitted| permitted);
         let settled = |phase: Phase, since: u64| phase == Phase::Live && since <= began;
-        if settled(run.phase, run.since) && settled(holding.phase, holding.since) {
+        if always && settled(run.phase, run.since) && settled(holding.phase, holding.since) {
             Entitled::Surely { frame }
         } else {
             Entitled::Maybe { frame }
@@ -239,9 +291,30 @@ mod tests {
             pages,
             frame,
             perms: Perms::Read,
+            earlier: Earlier::default(),
             phase: Phase::Coming,
             since: 1,
         }
+    }
+
+    #[test]
+    fn earlier_permissions_count_until_they_are_settled() {
+        let one = Tenant(1);
+        let mut ledger = Ledger::default();
+        ledger.begin(one, 10, run(4, 100));
+        ledger.turn(one, 10, 4, Phase::Live, Some(Perms::ReadWrite), 1);
+        ledger.hold(0, one, Phase::Live, 0);
+        let ask = |ledger: &Ledger, access| ledger.entitled(0, 12, access, 9);
+        assert_eq!(ask(&ledger, Access::Write), Entitled::Surely { frame: 102 });
+        ledger.protect(one, 12, 1, |run| run.perms = Perms::Read);
+        assert_eq!(ask(&ledger, Access::Write), Entitled::Maybe { frame: 102 });
+        assert_eq!(ask(&ledger, Access::Read), Entitled::Surely { frame: 102 });
+        ledger.settle(one, 12, 1, 2);
+        assert_eq!(ask(&ledger, Access::Write), Entitled::Nothing);
+        ledger.protect(one, 10, 4, |run| run.perms = Perms::ReadWrite);
+        assert_eq!(ask(&ledger, Access::Write), Entitled::Maybe { frame: 102 });
+        ledger.settle(one, 10, 4, 3);
+        assert_eq!(ask(&ledger, Access::Write), Entitled::Surely { frame: 102 });
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod bus;
 mod cell;
 mod core;
 pub mod cpus;
+mod drill;
 mod frontend;
 mod ledger;
 pub mod life;

@@ -6,6 +6,7 @@ use hv_core::{PciAddress, Segment};
 use hv_iommu::{BusRange, FunctionKind};
 use thiserror::Error;
 
+use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
 use crate::vtd::{self, Cap, Ecap};
 
@@ -154,8 +155,10 @@ pub struct Machine {
     pub host_address_bits: u8,
     /// The units, in the order of firmware's table.
     pub units: Vec<UnitModel>,
-    /// The functions.
+    /// The functions but for the host bridge.
     pub functions: Vec<FunctionModel>,
+    /// Vendor and device id of a host bridge at 00:00.0, as configuration space has them, if it is listed.
+    pub host_bridge: Option<u32>,
     /// How bad it is.
     pub temper: Temper,
 }
@@ -253,6 +256,7 @@ impl Machine {
                 ecap,
             }],
             functions: vec![endpoint(at(0, 0, 1, 0)), endpoint(at(0, 0, 2, 0))],
+            host_bridge: None,
             temper: Temper::CALM,
         }
     }
@@ -312,13 +316,41 @@ impl Machine {
             function.left_on = rng.one_in(2);
         }
         let temper = Temper::draw(&mut rng);
+        // Of its own, so that the rest of a machine does not depend on it.
+        let mut rng = Rng::new(seed ^ 0x6272_6964_6765);
+        let host_bridge = match rng.below(4) {
+            0 => rng.pick(&STIFF_BRIDGES).copied(),
+            1 => Some(PLAIN_BRIDGE),
+            _ => None,
+        };
         Self {
             seed,
             host_address_bits,
             units,
             functions,
+            host_bridge,
             temper,
         }
+    }
+
+    /// Whether the page size of a mapping may change under a device's eyes: not on processors that are known for
+    /// trouble with it.
+    pub fn resizes_live(&self) -> bool {
+        self.host_bridge
+            .is_none_or(|bridge| !STIFF_BRIDGES.contains(&bridge))
+    }
+
+    /// The functions, the host bridge included.
+    pub(crate) fn all_functions(&self) -> impl Iterator<Item = (FunctionModel, Option<u32>)> {
+        let bridge = self.host_bridge.map(|bridge| {
+            let function = FunctionModel {
+                left_on: true,
+                ..endpoint(at(0, 0, 0, 0))
+            };
+            (function, Some(bridge))
+        });
+        let others = self.functions.iter().map(|function| (*function, None));
+        others.chain(bridge)
     }
 
     /// Refuses what no hardware can be.
@@ -351,10 +383,10 @@ impl Machine {
                 }
             }
         }
-        for (index, function) in self.functions.iter().enumerate() {
+        for (index, (function, _)) in self.all_functions().enumerate() {
             let function = function.address;
-            let before = self.functions.iter().take(index);
-            if before.into_iter().any(|other| other.address == function) {
+            let mut before = self.all_functions().take(index);
+            if before.any(|(other, _)| other.address == function) {
                 return Err(Impossible::Twice { function });
             }
             if self.unit_of(function).is_none() {

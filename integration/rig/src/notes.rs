@@ -1,8 +1,9 @@
 //! What a test tells the watcher about who owns what: before it asks the driver for a step, and after.
 
 use hv_core::{IovaRange, PciAddress, Perms, PhysRange};
+use hv_iommu::table::Mapping;
 
-use crate::ledger::{Phase, Run, Tenant};
+use crate::ledger::{Earlier, Phase, Run, Tenant};
 use crate::memory::frame_of;
 use crate::rig::Rig;
 use crate::rule::Rule;
@@ -62,6 +63,7 @@ impl Rig {
             pages: range.pages().get(),
             frame: frame_of(to.start().as_u64()),
             perms,
+            earlier: Earlier::default(),
             phase: Phase::Coming,
             since: state.bus.tick,
         };
@@ -90,6 +92,37 @@ impl Rig {
     /// A range was mapped with these permissions: it works from now on.
     pub fn mapped(&self, tenant: Tenant, range: IovaRange, granted: Perms) {
         self.turn(tenant, range, Phase::Live, Some(granted));
+    }
+
+    /// The permissions of a mapped range are about to change. A unit without write-only mappings widens those.
+    pub fn protecting(&self, tenant: Tenant, range: IovaRange, perms: Perms) {
+        self.protect(tenant, range, |run| {
+            run.earlier = run.earlier.with(perms);
+            if perms == Perms::Write {
+                run.earlier = run.earlier.with(Perms::ReadWrite);
+            }
+        });
+    }
+
+    /// They did. Devices may go by what they were until [`settled`](Self::settled).
+    pub fn protected(&self, tenant: Tenant, range: IovaRange, granted: Perms) {
+        self.protect(tenant, range, |run| run.perms = granted);
+    }
+
+    fn protect(&self, tenant: Tenant, range: IovaRange, change: impl Fn(&mut Run)) {
+        let mut state = self.core.quiet();
+        let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
+        state.bus.ledger.protect(tenant, page, pages, change);
+    }
+
+    /// There is a receipt for earlier page sizes and permissions of a range: no unit has anything of it but
+    /// these leaves, which are what its domain says now.
+    pub fn settled(&self, tenant: Tenant, range: IovaRange, leaves: &[Mapping]) {
+        let mut state = self.core.quiet();
+        let (page, pages) = (frame_of(range.start().as_u64()), range.pages().get());
+        let now = state.bus.tick;
+        state.bus.ledger.settle(tenant, page, pages, now);
+        state.judge_settled(tenant, leaves);
     }
 
     /// A range is about to be unmapped.

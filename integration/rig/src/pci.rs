@@ -19,14 +19,23 @@ pub(crate) const BUS_MASTER: u32 = 1 << 2;
 const CLASS_BRIDGE: u32 = 0x0604_0000;
 /// Class of an Ethernet controller: any endpoint will do.
 const CLASS_ENDPOINT: u32 = 0x0200_0000;
-/// Vendor and device id of everything on the rig.
+/// Class of a host bridge.
+const CLASS_HOST: u32 = 0x0600_0000;
+/// Vendor and device id of everything on the rig but host bridges.
 const IDENTITY: u32 = 0x1234_5678;
+/// Vendor and device ids of host bridges of the Sandy Bridge generation, desktop, mobile and server (PCI ID
+/// repository): page sizes do not change under a device's eyes there.
+pub(crate) const STIFF_BRIDGES: [u32; 4] = [0x0100_8086, 0x0104_8086, 0x0108_8086, 0x3c00_8086];
+/// One of a later generation (Q35).
+pub(crate) const PLAIN_BRIDGE: u32 = 0x29c0_8086;
 
 /// A function on the rig.
 #[derive(Clone, Debug)]
 pub(crate) struct Function {
     pub(crate) address: PciAddress,
     pub(crate) kind: FunctionKind,
+    /// Vendor and device id of a host bridge; nothing of another function.
+    pub(crate) bridge: Option<u32>,
     pub(crate) command: u32,
     /// Whether it is plugged in.
     pub(crate) present: bool,
@@ -52,8 +61,9 @@ impl Function {
             return u32::MAX;
         }
         match (offset, self.kind.buses()) {
-            (ID, _) => IDENTITY,
+            (ID, _) => self.bridge.unwrap_or(IDENTITY),
             (COMMAND, _) => self.command,
+            (CLASS, None) if self.bridge.is_some() => CLASS_HOST,
             (CLASS, None) => CLASS_ENDPOINT,
             (CLASS, Some(_)) => CLASS_BRIDGE,
             (HEADER, Some(_)) => 1 << 16,

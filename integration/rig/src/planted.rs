@@ -1,14 +1,9 @@
 //! The test of the rig: deliberate faults of the driver, each with what the rig has to say about it.
 
-use std::time::Duration;
-
 use hv_core::fault::Fault;
-use hv_iommu::{Backend, FlushDepth, FlushRequest, FlushSpan, HwDomainId, UnitIndex};
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
+use crate::drill;
 use crate::life::Life;
-use crate::machine::Machine;
-use crate::rig::Rig;
 use crate::rule::{Rule, Violation};
 
 /// A fault that the rig has to catch.
@@ -40,6 +35,26 @@ const FORGOTTEN: &[Rule] = &[
     Rule::ForeignMemory,
     Rule::StaleTranslation,
     Rule::MappedFaulted,
+];
+
+/// A range does not owe what it should, which is asked, or is seen as above.
+const OWED: &[Rule] = &[
+    Rule::WrongAnswer,
+    Rule::StillCached,
+    Rule::FreedMemory,
+    Rule::ForeignMemory,
+    Rule::StaleTranslation,
+];
+/// A table comes back too early, or something in it is lost.
+const LOST_TABLES: &[Rule] = &[
+    Rule::StillCached,
+    Rule::FreedMemory,
+    Rule::ForeignMemory,
+    Rule::StaleTranslation,
+    Rule::MappedFaulted,
+    Rule::DriverMemory,
+    Rule::WrongAnswer,
+    Rule::Leak,
 ];
 
 /// Every fault that the rig has to catch, with the rules that it breaks.
@@ -135,7 +150,7 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::SkipIotlbFlush, FORGOTTEN),
     planted(Fault::SkipSyncMap, &[Rule::MappedFaulted]),
     planted(Fault::LeafHintOnMap, &[Rule::MappedFaulted]),
-    planted(Fault::LeafHintAlways, &[Rule::MappedFaulted]),
+    planted(Fault::LeafHintAlways, FORGOTTEN),
     planted(Fault::FlushRangeShort, FORGOTTEN),
     planted(Fault::FlushWrongDomain, FORGOTTEN),
     planted(Fault::OneUnitFlushed, FORGOTTEN),
@@ -164,6 +179,33 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::LoseLastFrame, &[Rule::LostFrames]),
     planted(Fault::RedeemWrongRange, &[Rule::LostFrames]),
     planted(Fault::ClearFaultBeforeReading, &[Rule::FaultReport]),
+    planted(Fault::PendingIsEmpty, LOST_TABLES),
+    planted(Fault::SkipUnlinkWriteBack, LOST_TABLES),
+    planted(Fault::SkipReclaimFlush, LOST_TABLES),
+    planted(Fault::ReclaimLeafHint, LOST_TABLES),
+    planted(Fault::DetachLeafHint, LOST_TABLES),
+    planted(Fault::DropDebt, STALE),
+    planted(Fault::SplitNotWrittenBack, FORGOTTEN),
+    planted(Fault::MergeNotWrittenBack, FORGOTTEN),
+    planted(Fault::ProtectNotWrittenBack, FORGOTTEN),
+    planted(Fault::SplitWithGap, &[Rule::MappedFaulted]),
+    planted(Fault::SplitShifts, OWED),
+    planted(Fault::MergeWithGap, &[Rule::MappedFaulted]),
+    planted(Fault::NarrowDebt, FORGOTTEN),
+    planted(Fault::ShallowDebt, FORGOTTEN),
+    planted(Fault::SettleSkipsFlush, FORGOTTEN),
+    planted(Fault::CutForgetsDebt, OWED),
+    planted(Fault::JoinForgetsDebt, OWED),
+    planted(Fault::SkipDetachGrace, &[Rule::WrongAnswer]),
+    planted(Fault::LoseNestedTables, &[Rule::Leak]),
+    planted(Fault::KeepDetachedTables, &[Rule::Leak]),
+    planted(Fault::CancelLeavesTombstones, &[Rule::Leak]),
+    planted(Fault::SkipRetireGrace, &[Rule::WrongAnswer]),
+    planted(Fault::SkipThaw, LOST_TABLES),
+    planted(Fault::SkipRelink, LOST_TABLES),
+    planted(Fault::SkipTombstone, LOST_TABLES),
+    planted(Fault::SkipFreezeGrace, LOST_TABLES),
+    planted(Fault::OtherAttemptsReceipt, LOST_TABLES),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -174,18 +216,6 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     ),
     (Fault::PublishRelaxed, LOOM),
     (Fault::SharedRelaxed, LOOM),
-    (Fault::SkipThaw, LOOM),
-    (Fault::SkipRelink, LOOM),
-    (Fault::SkipTombstone, LOOM),
-    (Fault::SkipFreezeGrace, LOOM),
-    (Fault::SkipRetireGrace, LOOM),
-    (Fault::PendingIsEmpty, LOOM),
-    (Fault::SkipUnlinkWriteBack, LOOM),
-    (Fault::OtherAttemptsReceipt, LOOM),
-    (Fault::SkipReclaimFlush, LOOM),
-    (Fault::ReclaimLeafHint, LOOM),
-    (Fault::DetachLeafHint, LOOM),
-    (Fault::DropDebt, LOOM),
     (Fault::DirtyByStore, LOOM),
     (Fault::SplitDropsDirty, LOOM),
 ];
@@ -194,51 +224,20 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
 const LOOM: &str = "the loom models";
 
 /// How many lives are lived before a fault counts as not caught.
-pub const LIVES: u64 = 3000;
+pub const LIVES: u64 = 1200;
 /// Operations of each.
 const OPERATIONS: usize = 120;
-/// How many requests the queue's drill hands in without waiting for any: more than a queue holds.
-const REQUESTS: u16 = 200;
+/// Every how many lives threads take tables out from under each other; at first before each.
+const THREADS_EVERY: u64 = 16;
 
 /// Lives, and drills in between, until a rule is broken. Gives the number of lives it took, too.
 pub fn hunt(lives: u64) -> Option<(u64, Violation)> {
     (0..lives).find_map(|seed| {
-        let drilled = if seed < 8 { queue_drill(seed) } else { None };
+        let mut drilled = if seed < 8 { drill::queue(seed) } else { None };
+        if seed < 8 || seed.is_multiple_of(THREADS_EVERY) {
+            drilled = drilled.or_else(|| drill::tables(seed));
+        }
         let found = drilled.or_else(|| Some(Life::new(seed, OPERATIONS).live().failure?.violation));
         found.map(|violation| (seed + 1, violation))
     })
-}
-
-/// Many submitters at once, as only a machine of many CPUs has: requests without a wait for each, on a unit
-/// that stands still for a while, so that the queue fills up and goes round.
-fn queue_drill(seed: u64) -> Option<Violation> {
-    let rig = Rig::new(Machine::draw(seed)).ok()?;
-    let table = dmar::parse(&rig.dmar()).ok()?;
-    let discovery = Vtd::discover(
-        rig.clone(),
-        &table,
-        &rig.functions(),
-        CoveragePolicy::Strict,
-    )
-    .ok()?;
-    let unit = UnitIndex::new(0)?;
-    if let Ok(backend) = discovery.bring_up() {
-        rig.hang(0, Duration::from_millis(20));
-        for number in 0..REQUESTS {
-            let request = FlushRequest {
-                domain: HwDomainId::new(1 + number % 8),
-                span: FlushSpan::Domain,
-                depth: FlushDepth::WalkCaches,
-            };
-            if let Err(error) = backend.submit(unit, request) {
-                rig.broken(
-                    Rule::WrongAnswer,
-                    format!("request {number} was not taken: {error}"),
-                );
-                break;
-            }
-        }
-        rig.idle(20_000);
-    }
-    rig.verdict().err().map(|failure| failure.violation)
 }

@@ -112,9 +112,9 @@ impl Rig {
 
     /// The functions, as an embedder enumerates them.
     pub fn functions(&self) -> Vec<PciFunction> {
-        let functions = self.machine.functions.iter();
+        let functions = self.machine.all_functions();
         functions
-            .map(|function| PciFunction {
+            .map(|(function, _)| PciFunction {
                 address: function.address,
                 kind: function.kind,
             })

@@ -43,6 +43,7 @@ impl World {
         let buffer = match made {
             Ok(buffer) => buffer,
             Err(DmaError::NotVisible(FlushError::Unit(error))) => {
+                space.forgot = true;
                 self.failed(error);
                 return;
             }
@@ -84,10 +85,18 @@ impl World {
             Ok(()) => {}
             Err(error) => {
                 rig.unmapping(tenant, range);
-                if let RedeemRefusal::Flush(FlushError::Unit(error)) = error.reason {
+                let reason = error.reason;
+                // It is tried again with whatever else is pending.
+                if let Some(space) = self.kernel.get_mut(&tenant.0) {
+                    space.pending.push(error.pending);
+                }
+                if let RedeemRefusal::Flush(FlushError::Unit(error)) = reason {
                     self.failed(error);
                 } else {
-                    rig.broken(Rule::WrongAnswer, format!("a buffer is not freed: {error}"));
+                    rig.broken(
+                        Rule::WrongAnswer,
+                        format!("a buffer is not freed: {reason}"),
+                    );
                 }
             }
         }

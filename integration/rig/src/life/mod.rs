@@ -10,8 +10,12 @@ mod op;
 mod run;
 mod shared;
 mod shrink;
+mod sizes;
 mod space;
+mod tables;
 mod world;
+
+pub(crate) use world::bring_up;
 
 pub use op::{Kind, Op, ops};
 pub use run::{Life, Lived};

@@ -21,6 +21,8 @@ pub enum Kind {
     Reassign,
     /// Maps a range.
     Map,
+    /// Maps a range that large pages fit.
+    MapLarge,
     /// Unmaps a range and waits for the receipt.
     Unmap,
     /// Unmaps a range and leaves it pending.
@@ -29,8 +31,26 @@ pub enum Kind {
     Flush,
     /// Flushes a few pages of a domain, and opens what is pending there.
     FlushPages,
-    /// Cuts a mapped range in two.
+    /// Cuts a mapped range in two where no page is cut.
     Split,
+    /// Cuts a mapped range in two at any page.
+    Cut,
+    /// Makes larger pages of a mapped range.
+    Merge,
+    /// Changes what devices may do with a mapped range.
+    Protect,
+    /// Makes one range of two neighbours.
+    Join,
+    /// Pays what a range owes for earlier changes.
+    Settle,
+    /// Gives the empty tables of a domain back.
+    Reclaim,
+    /// Makes many tables and empties them.
+    Sow,
+    /// Makes tables below tables and takes them out as one.
+    Nest,
+    /// Unmaps a range under a CPU that walks in its tables.
+    UnmapWalked,
     /// Maps single pages of a shared range, and takes them out again.
     Share,
     /// Forgets a mapped range, or a pending value.
@@ -75,6 +95,13 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Flush, 4),
     (Kind::FlushPages, 2),
     (Kind::Split, 4),
+    (Kind::Cut, 7),
+    (Kind::Merge, 6),
+    (Kind::Protect, 5),
+    (Kind::Join, 4),
+    (Kind::Settle, 5),
+    (Kind::Reclaim, 4),
+    (Kind::UnmapWalked, 3),
     (Kind::Share, 3),
     (Kind::Forget, 1),
     (Kind::Buffer, 4),
@@ -90,13 +117,43 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Idle, 4),
 ];
 
+/// The same, of lives that are about page sizes, permissions and tables more than about groups.
+const SIZES: &[(Kind, u64)] = &[
+    (Kind::Claim, 2),
+    (Kind::Allocate, 2),
+    (Kind::Attach, 4),
+    (Kind::Detach, 1),
+    (Kind::Map, 4),
+    (Kind::MapLarge, 12),
+    (Kind::Unmap, 8),
+    (Kind::UnmapLater, 4),
+    (Kind::UnmapWalked, 4),
+    (Kind::Flush, 3),
+    (Kind::FlushPages, 2),
+    (Kind::Cut, 14),
+    (Kind::Merge, 14),
+    (Kind::Protect, 8),
+    (Kind::Join, 14),
+    (Kind::Settle, 8),
+    (Kind::Reclaim, 8),
+    (Kind::Nest, 1),
+    (Kind::Sow, 1),
+    (Kind::Send, 14),
+    (Kind::Faults, 1),
+    (Kind::FailAllocation, 1),
+    (Kind::Hang, 3),
+    (Kind::Reset, 3),
+    (Kind::Destroy, 1),
+    (Kind::Idle, 4),
+];
+
 /// What a life begins with, over and over.
 const SETTLING: [Kind; 5] = [
     Kind::Claim,
     Kind::Allocate,
     Kind::Attach,
     Kind::Map,
-    Kind::Map,
+    Kind::MapLarge,
 ];
 /// For how many operations.
 const OPENING: usize = 30;
@@ -119,13 +176,14 @@ impl fmt::Display for Op {
 /// The operations of this seed.
 pub fn ops(seed: u64, count: usize) -> Vec<Op> {
     let mut rng = Rng::new(seed ^ 0x6c69_6665);
-    let total = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+    let weights = if rng.one_in(3) { SIZES } else { WEIGHTS };
+    let total = weights.iter().map(|(_, weight)| weight).sum();
     // Few lives lose a unit for good: nothing much happens afterwards.
     let loses = rng.one_in(40).then(|| rng.below(count as u64) as usize);
     (0..count)
         .map(|index| {
             let mut left = rng.below(total);
-            let chosen = WEIGHTS.iter().find(|(_, weight)| {
+            let chosen = weights.iter().find(|(_, weight)| {
                 let here = left < *weight;
                 left = left.wrapping_sub(*weight);
                 here

@@ -123,6 +123,9 @@ impl Life {
                 return;
             }
         };
+        // Some CPUs come from a guest only for a moment, others stay.
+        let iommu = world.iommu.clone();
+        let stay = (self.seed & 1 == 0).then(|| iommu.enter());
         for (index, op) in self.ops() {
             rig.say(format!("operation {index}: {op}"));
             // Each operation has its own luck, so that leaving others out changes little of it.
@@ -143,6 +146,7 @@ impl Life {
                 return;
             }
         }
+        drop(stay);
         end(world);
     }
 }

@@ -48,7 +48,10 @@ impl<O: Household> Space<O> {
                         O::give_back(memories, frames);
                     }
                     match reason {
-                        SharedError::NotVisible(error) => return Done::Unit(error),
+                        SharedError::NotVisible(error) => {
+                            self.forgot = true;
+                            return Done::Unit(error);
+                        }
                         // No frame for a table.
                         SharedError::Refused(_) => {}
                         other => {
@@ -82,7 +85,10 @@ impl<O: Household> Space<O> {
                     rig.returned(self.tenant, range);
                     O::give_back(memories, frames);
                 }
-                Err((_, RedeemRefusal::Flush(error))) => return Done::Unit(error),
+                Err((_, RedeemRefusal::Flush(error))) => {
+                    self.forgot = true;
+                    return Done::Unit(error);
+                }
                 Err((_, other)) => {
                     rig.broken(Rule::WrongAnswer, format!("{range} stays closed: {other}"));
                     return Done::Fine;

@@ -7,7 +7,7 @@ use hv_core::{
 };
 use hv_iommu::{
     Domain, FlushError, FlushSpan, Free, Iommu, Level, MapError, MapRefusal, Mapped, PendingUnmap,
-    Range, Receipt, RedeemRefusal,
+    Range, Receipt,
 };
 use hv_vtd::Vtd;
 
@@ -96,9 +96,11 @@ pub(crate) struct Space<O: Household> {
     pub(crate) mapped: Vec<Range<O, Backend, Mapped>>,
     pub(crate) pending: Vec<PendingUnmap<O, Backend>>,
     /// Ranges that a unit was not told of when they were mapped.
-    pub(crate) unseen: Vec<(IovaRange, Perms)>,
+    pub(crate) unseen: Vec<IovaRange>,
     /// A receipt of long ago, which opens nothing that was unmapped since.
     pub(crate) old: Option<Receipt>,
+    /// Whether something is mapped or pending that nobody holds any more.
+    pub(crate) forgot: bool,
     /// Groups that are attached, or were wedged while attached.
     pub(crate) attached: usize,
 }
@@ -114,6 +116,7 @@ impl<O: Household> Space<O> {
             pending: Vec::new(),
             unseen: Vec::new(),
             old: None,
+            forgot: false,
             attached: 0,
         }
     }
@@ -126,13 +129,27 @@ impl<O: Household> Space<O> {
     /// Maps a range somewhere.
     pub(crate) fn map(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let mut rng = Rng::new(choice[0]);
-        let (pages, align, largest) = match rng.below(20) {
+        let kind = rng.below(20);
+        self.map_kind(memories, choice, kind, rng)
+    }
+
+    /// Maps a range that large pages fit.
+    pub(crate) fn map_large(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
+        let mut rng = Rng::new(choice[0]);
+        let kind = rng.below(4).min(2);
+        self.map_kind(memories, choice, kind, rng)
+    }
+
+    fn map_kind(&mut self, memories: &Memories, choice: [u64; 3], kind: u64, mut rng: Rng) -> Done {
+        let (pages, align, largest) = match kind {
             0 => (512, PageSize::Size2M, PageSize::Size1G),
             1 => (512 + rng.below(600), PageSize::Size2M, PageSize::Size1G),
             2 => (512, PageSize::Size2M, PageSize::Size4K),
             // A gigabyte takes 262144 leaves where there are only small ones.
             3 if rng.one_in(4) && self.domain.geometry().largest_leaf > Level::LEAF => {
-                (1 << 18, PageSize::Size1G, PageSize::Size1G)
+                let largest = [PageSize::Size2M, PageSize::Size1G];
+                let largest = rng.pick(&largest).copied().unwrap_or(PageSize::Size1G);
+                (1 << 18, PageSize::Size1G, largest)
             }
             4..10 => (1, PageSize::Size4K, PageSize::Size1G),
             _ => (1 + rng.below(24), PageSize::Size4K, PageSize::Size1G),
@@ -166,7 +183,19 @@ impl<O: Household> Space<O> {
             self.release(memories, free);
             return Done::Fine;
         };
-        let rig = &memories.rig;
+        self.map_into(memories, free, frames, perms, largest)
+    }
+
+    /// Maps these frames into a range, and keeps it.
+    pub(crate) fn map_into(
+        &mut self,
+        memories: &Memories,
+        free: Range<O, Backend, Free>,
+        frames: FrameRun<O::Memory>,
+        perms: Perms,
+        largest: PageSize,
+    ) -> Done {
+        let (rig, range) = (&memories.rig, free.span());
         rig.say(format!(
             "{:?} maps {range} to {}, {perms}",
             self.tenant,
@@ -208,7 +237,7 @@ impl<O: Household> Space<O> {
                 range: mapped,
                 reason,
             }) => {
-                self.unseen.push((range, mapped.granted()));
+                self.unseen.push(range);
                 self.mapped.push(mapped);
                 Done::Unit(reason)
             }
@@ -223,7 +252,20 @@ impl<O: Household> Space<O> {
         }
     }
 
-    fn take_mapped(&mut self, choice: u64) -> Option<Range<O, Backend, Mapped>> {
+    /// Mostly a range with large pages, or room for them.
+    pub(crate) fn take_large(&mut self, choice: u64) -> Option<Range<O, Backend, Mapped>> {
+        let large = |range: &Range<O, Backend, Mapped>| range.span().pages().get() >= 256;
+        let count = self.mapped.len();
+        let start = choice.checked_rem(count as u64)? as usize;
+        let mut order = (0..count).map(|step| (start + step) % count);
+        let found = order.find(|index| self.mapped.get(*index).is_some_and(large));
+        match found {
+            Some(index) if choice >> 32 & 3 != 0 => Some(self.mapped.swap_remove(index)),
+            _ => self.take_mapped(choice),
+        }
+    }
+
+    pub(crate) fn take_mapped(&mut self, choice: u64) -> Option<Range<O, Backend, Mapped>> {
         let index = choice.checked_rem(self.mapped.len() as u64)?;
         Some(self.mapped.swap_remove(index as usize))
     }
@@ -236,8 +278,7 @@ impl<O: Household> Space<O> {
         let (rig, span) = (&memories.rig, mapped.span());
         rig.say(format!("{:?} unmaps {span}", self.tenant));
         rig.unmapping(self.tenant, span);
-        self.unseen
-            .retain(|(range, _)| !range.overlaps(&mapped.span()));
+        self.unseen.retain(|range| !range.overlaps(&mapped.span()));
         let mut pending = mapped.unmap();
         // A flush that was over before the unmap says nothing of it.
         if let Some(old) = &self.old {
@@ -265,20 +306,12 @@ impl<O: Household> Space<O> {
             }
             Err(error) => {
                 self.pending.push(error.pending);
-                match error.reason {
-                    RedeemRefusal::Flush(error) => Done::Unit(error),
-                    other => {
-                        let what =
-                            format!("{span} was unmapped and flushed, and stays closed: {other}");
-                        memories.rig.broken(Rule::WrongAnswer, what);
-                        Done::Fine
-                    }
-                }
+                self.unit_failed(memories, error.reason)
             }
         }
     }
 
-    fn redeemed(
+    pub(crate) fn redeemed(
         &self,
         memories: &Memories,
         span: IovaRange,
@@ -304,7 +337,7 @@ impl<O: Household> Space<O> {
             Err(error) => return Done::Unit(error),
         };
         for pending in core::mem::take(&mut self.pending) {
-            let (range, covered) = (pending.span(), span.covers(&pending.span()));
+            let (range, covered) = (pending.span(), span.covers(&pending.flush_span()));
             match pending.redeem(&receipt) {
                 Ok((free, frames)) => {
                     if !covered {
@@ -325,17 +358,24 @@ impl<O: Household> Space<O> {
                 }
             }
         }
+        self.settle_with(memories, &receipt, false);
         Done::Fine
     }
 
-    /// Flushes the domain and opens what is pending.
-    pub(crate) fn flush(&mut self, memories: &Memories) -> Done {
+    /// Flushes the domain and opens what is pending; with the same receipt it pays, mostly, what ranges owe.
+    pub(crate) fn flush(&mut self, memories: &Memories, choice: u64) -> Done {
         let receipt = match self.domain.flush(FlushSpan::Domain) {
             Ok(receipt) => receipt,
             Err(error) => return Done::Unit(error),
         };
-        for (range, granted) in core::mem::take(&mut self.unseen) {
-            memories.rig.mapped(self.tenant, range, granted);
+        // They may have been cut and changed since.
+        let unseen = core::mem::take(&mut self.unseen);
+        for range in &self.mapped {
+            if unseen.iter().any(|unseen| unseen.overlaps(&range.span())) {
+                memories
+                    .rig
+                    .mapped(self.tenant, range.span(), range.granted());
+            }
         }
         self.old = Some(receipt);
         for pending in core::mem::take(&mut self.pending) {
@@ -352,10 +392,13 @@ impl<O: Household> Space<O> {
                 }
             }
         }
+        if choice & 3 != 0 {
+            self.settle_with(memories, &receipt, true);
+        }
         Done::Fine
     }
 
-    /// Cuts a range in two.
+    /// Cuts a range in two where no page is cut.
     pub(crate) fn split(&mut self, choice: [u64; 3]) {
         let Some(mapped) = self.take_mapped(choice[0]) else {
             return;
@@ -365,12 +408,13 @@ impl<O: Household> Space<O> {
             Some(Ok((left, right))) => self.mapped.extend([left, right]),
             Some(Err(whole)) => self.mapped.push(whole),
             // Zero pages is no place to cut: the range goes, and comes back with the domain's end.
-            None => {}
+            None => self.forgot = true,
         }
     }
 
     /// Loses a range or a pending value.
     pub(crate) fn forget(&mut self, choice: [u64; 3]) {
+        self.forgot = true;
         if choice[0] & 1 == 0 {
             drop(self.take_mapped(choice[1]));
         } else {

@@ -152,6 +152,8 @@ impl World {
             Kind::Reassign => self.reassign(choice),
             Kind::Map => on_space!(self, choice[2], |memories, space| space
                 .map(memories, choice)),
+            Kind::MapLarge => on_space!(self, choice[2], |memories, space| space
+                .map_large(memories, choice)),
             Kind::Unmap => {
                 on_space!(self, choice[2], |memories, space| space
                     .unmap(memories, choice[0], true));
@@ -160,7 +162,8 @@ impl World {
                 on_space!(self, choice[2], |memories, space| space
                     .unmap(memories, choice[0], false));
             }
-            Kind::Flush => on_space!(self, choice[2], |memories, space| space.flush(memories)),
+            Kind::Flush => on_space!(self, choice[2], |memories, space| space
+                .flush(memories, choice[0])),
             Kind::FlushPages => {
                 on_space!(self, choice[2], |memories, space| space
                     .flush_pages(memories, choice));
@@ -169,6 +172,23 @@ impl World {
                 space.split(choice);
                 Done::Fine
             }),
+            Kind::Cut => on_space!(self, choice[2], |memories, space| space
+                .cut(memories, choice)),
+            Kind::Merge => on_space!(self, choice[2], |memories, space| space
+                .merge(memories, choice)),
+            Kind::Protect => on_space!(self, choice[2], |memories, space| space
+                .protect(memories, choice)),
+            Kind::Join => on_space!(self, choice[2], |memories, space| space
+                .join(memories, choice)),
+            Kind::Settle => on_space!(self, choice[2], |memories, space| space
+                .settle(memories, choice)),
+            Kind::Reclaim => on_space!(self, choice[2], |memories, space| space.reclaim(memories)),
+            Kind::Sow => on_space!(self, choice[2], |memories, space| space
+                .sow(memories, choice)),
+            Kind::Nest => on_space!(self, choice[2], |memories, space| space
+                .nest(memories, choice)),
+            Kind::UnmapWalked => on_space!(self, choice[2], |memories, space| space
+                .unmap_walked(memories, choice)),
             Kind::Share => {
                 on_space!(self, choice[2], |memories, space| space
                     .share(memories, choice));

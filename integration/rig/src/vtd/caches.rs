@@ -312,6 +312,45 @@ impl Caches {
         })
     }
 
+    /// What is kept for the addresses of the leaf of `level` at `at` and is not that leaf, in words: another leaf,
+    /// one that allows more, or a link past it. That nothing was there does not count.
+    pub(crate) fn differing(
+        &self,
+        domain: u16,
+        level: u8,
+        at: u64,
+        to: u64,
+        (read, write): (bool, bool),
+    ) -> Option<String> {
+        let last = at + ((1 << span_bits(level)) - 1);
+        let keys = |level: u8| {
+            let shift = span_bits(level);
+            (domain, level, at >> shift)..=(domain, level, last >> shift)
+        };
+        let leaf = (1..=3).find_map(|other: u8| {
+            let mut kept = self.leaves.range(keys(other));
+            kept.find_map(|(key, kept)| {
+                let differs = |entry: &&Cached| {
+                    let same = other == level && entry.to == Some(to);
+                    let more = entry.read && !read || entry.write && !write;
+                    entry.to.is_some() && (!same || more)
+                };
+                kept.iter().find(differs).map(|entry| (*key, entry.to))
+            })
+        });
+        let link = || {
+            (2..=level).find_map(|below| {
+                let mut kept = self.links.range(keys(below));
+                kept.find_map(|(key, kept)| {
+                    let link = kept.iter().find(|entry| entry.to.is_some())?;
+                    Some((*key, link.to))
+                })
+            })
+        };
+        let (key, found) = leaf.or_else(link)?;
+        Some(describe(found.unwrap_or(0) >> span_bits(1), Some(key)))
+    }
+
     /// A context entry that names this table as its root, in words.
     pub(crate) fn context_naming(&self, first: u64, pages: u64) -> Option<String> {
         for (requester, kept) in &self.contexts {
@@ -405,6 +444,37 @@ mod tests {
         caches.forget_pages(1, 0x200, 9, false);
         assert!(caches.leaf(1, 0x20_5000, &mut rng).is_none());
         assert_eq!(caches.naming(600, 1), None);
+    }
+
+    #[test]
+    fn what_differs_from_a_leaf_is_found() {
+        let all = (true, true);
+        let mut caches = Caches::default();
+        caches.keep_leaf(1, 2, 0x20_0000, to(512));
+        caches.keep_link(1, 3, 0x20_0000, to(50));
+        assert_eq!(caches.differing(1, 2, 0x20_0000, 512 << 12, all), None);
+        let differs = |caches: &Caches, level, at, frame: u64, rights| {
+            caches
+                .differing(1, level, at, frame << 12, rights)
+                .is_some()
+        };
+        assert!(
+            differs(&caches, 2, 0x20_0000, 512, (true, false)),
+            "allows more"
+        );
+        assert!(differs(&caches, 2, 0x20_0000, 1024, all), "leads elsewhere");
+        assert!(differs(&caches, 1, 0x20_5000, 517, all), "was split");
+        assert!(!differs(&caches, 1, 0x40_0000, 512, all));
+        caches.forget_pages(1, 0x205, 0, false);
+        assert!(differs(&caches, 1, 0x20_5000, 517, all), "flushed in part");
+        caches.forget_pages(1, 0x200, 9, true);
+        caches.keep_link(1, 2, 0x20_0000, to(60));
+        assert!(!differs(&caches, 1, 0x20_5000, 517, all));
+        assert!(differs(&caches, 2, 0x20_0000, 512, all), "a link past it");
+        caches.forget_pages(1, 0x200, 9, true);
+        assert!(differs(&caches, 2, 0x20_0000, 512, all), "leaves only");
+        caches.forget_pages(1, 0x200, 9, false);
+        assert!(!differs(&caches, 2, 0x20_0000, 512, all));
     }
 
     #[test]

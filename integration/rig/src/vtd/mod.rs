@@ -11,6 +11,8 @@ pub(crate) mod spec;
 mod structures;
 mod walk;
 
+use hv_iommu::table::Mapping;
+
 use caches::{Cached, CachedContext, Caches};
 use commands::Command;
 use faults::FaultLog;
@@ -300,6 +302,17 @@ impl FrontEnd for Unit {
     fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
         let mut domains = self.structures.domains_of(requesters);
         domains.find_map(|domain| self.caches.holding(domain, page, pages))
+    }
+
+    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {
+        let mut domains = self.structures.domains_of(requesters);
+        let level = leaf.level.number();
+        let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
+        domains.find_map(|domain| {
+            let at = leaf.at.as_u64();
+            let to = leaf.to.as_u64();
+            self.caches.differing(domain, level, at, to, (read, write))
+        })
     }
 
     fn is_on(&self) -> bool {

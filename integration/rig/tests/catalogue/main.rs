@@ -9,6 +9,7 @@ mod entries;
 mod faults;
 mod flushes;
 mod ownership;
+mod sizes;
 mod stand;
 mod timeouts;
 mod units;

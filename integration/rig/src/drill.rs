@@ -1,0 +1,175 @@
+//! Drills: what a life on one CPU does not come to. Requests beyond what a queue holds; threads that map in the
+//! very tables that other threads take out.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hv_core::platform::FrameSource;
+use hv_core::{Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms};
+use hv_iommu::{
+    Backend as _, Domain, DomainConfig, FlushDepth, FlushRequest, FlushSpan, HwDomainId, UnitIndex,
+};
+use hv_vtd::{CoveragePolicy, Vtd, dmar};
+
+use crate::ledger::Tenant;
+use crate::life::bring_up;
+use crate::machine::Machine;
+use crate::rig::Rig;
+use crate::rng::Rng;
+use crate::rule::{Rule, Violation};
+
+/// How many requests the queue's drill hands in without waiting for any: more than a queue holds.
+const REQUESTS: u16 = 200;
+/// Threads that map, and as many that reclaim.
+const THREADS: u64 = 2;
+/// How often each of them maps, uses and unmaps a page.
+const ROUNDS: u64 = 40;
+/// How many tables they share.
+const TABLES: u64 = 8;
+
+/// Many submitters at once, as only a machine of many CPUs has: requests without a wait for each, on a unit
+/// that stands still for a while, so that the queue fills up and goes round.
+pub(crate) fn queue(seed: u64) -> Option<Violation> {
+    let rig = Rig::new(Machine::draw(seed)).ok()?;
+    let table = dmar::parse(&rig.dmar()).ok()?;
+    let discovery = Vtd::discover(
+        rig.clone(),
+        &table,
+        &rig.functions(),
+        CoveragePolicy::Strict,
+    )
+    .ok()?;
+    let unit = UnitIndex::new(0)?;
+    if let Ok(backend) = discovery.bring_up() {
+        rig.hang(0, Duration::from_millis(20));
+        for number in 0..REQUESTS {
+            let request = FlushRequest {
+                domain: HwDomainId::new(1 + number % 8),
+                span: FlushSpan::Domain,
+                depth: FlushDepth::WalkCaches,
+            };
+            if let Err(error) = backend.submit(unit, request) {
+                rig.broken(
+                    Rule::WrongAnswer,
+                    format!("request {number} was not taken: {error}"),
+                );
+                break;
+            }
+        }
+        rig.idle(20_000);
+    }
+    rig.verdict().err().map(|failure| failure.violation)
+}
+
+/// Threads that map single pages in a few tables, have the device write there and unmap, while others reclaim
+/// all the time. What happens first differs from run to run.
+pub(crate) fn tables(seed: u64) -> Option<Violation> {
+    let mut machine = Machine::draw(seed);
+    machine.temper.steady_clock = true;
+    // Eviction and widening hide what is looked for here.
+    (machine.temper.evictions, machine.temper.widening) = (false, false);
+    let rig = Rig::new(machine).ok()?;
+    let (_iommu, groups) = bring_up(&rig).ok()?;
+    let group = groups
+        .into_iter()
+        .find(|group| group.members().len() == 1)?
+        .claim_for_hypervisor();
+    let device = *group.members().first()?;
+    let config = DomainConfig {
+        address_bits: 31,
+        ..DomainConfig::default()
+    };
+    let domain = Domain::paging_domain_alloc(&group, config).ok()?;
+    let tenant = Tenant(1);
+    rig.attaching(&[device], tenant);
+    let group = group.attach(&domain).ok()?;
+    rig.attached(&[device], tenant);
+    group.enable_bus_mastering(device).ok()?;
+    rig.core.take_turns();
+    let busy = AtomicUsize::new(THREADS as usize);
+    std::thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (rig, domain, busy) = (&rig, &domain, &busy);
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed << 8 | number);
+                for _ in 0..ROUNDS {
+                    let page = rng.below(TABLES) * 512 + number * 256 + rng.below(256);
+                    if rig.is_broken() || one_page(rig, domain, tenant, device, page).is_none() {
+                        break;
+                    }
+                }
+                // ORDERING: SeqCst, a test.
+                busy.fetch_sub(1, Ordering::SeqCst);
+            });
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed << 8 | 0x80 | number);
+                // ORDERING: SeqCst, as above.
+                while busy.load(Ordering::SeqCst) != 0 && !rig.is_broken() {
+                    // Flushes take their time, so that others come in between.
+                    let pause = Duration::from_micros(rng.below(6));
+                    (0..rig.machine().units.len()).for_each(|unit| rig.hang(unit, pause));
+                    // Another may be at it.
+                    let _ = domain.reclaim();
+                }
+            });
+        }
+    });
+    if !rig.is_broken() {
+        let _ = domain.reclaim();
+        if domain.table_pages() != 1 {
+            let what = format!(
+                "nothing is mapped, and {} tables are left",
+                domain.table_pages()
+            );
+            rig.broken(Rule::Leak, what);
+        }
+        rig.detaching(&[device], tenant);
+        if group.detach().is_ok() {
+            rig.detached(&[device]);
+            if let Ok(teardown) = domain.destroy() {
+                rig.ended(tenant);
+                teardown.for_each(|run| rig.free_frames(run));
+            }
+        }
+    }
+    let violation = rig.verdict().err().map(|failure| failure.violation);
+    rig.retire();
+    violation
+}
+
+/// Maps a page, has the device write there, and unmaps it again. `None` when that cannot go on.
+fn one_page(
+    rig: &Rig,
+    domain: &Domain<KernelPaging, Vtd<Rig>>,
+    tenant: Tenant,
+    device: PciAddress,
+    page: u64,
+) -> Option<()> {
+    let at = Iova::new(page * PageSize::Size4K.bytes());
+    let range = IovaRange::new(at, PageCount::ONE).ok()?;
+    let free = domain.reserve(range).ok()?;
+    let frames = rig.alloc_frames(PageCount::ONE, PageSize::Size4K).ok()?;
+    rig.mapping(tenant, range, frames.range(), Perms::ReadWrite);
+    let mapped = match free.map(frames, Perms::ReadWrite) {
+        Ok(mapped) => mapped,
+        Err(error) => {
+            rig.broken(Rule::WrongAnswer, format!("{error}"));
+            return None;
+        }
+    };
+    rig.mapped(tenant, range, mapped.granted());
+    rig.access(device, at, Access::Write);
+    rig.unmapping(tenant, range);
+    match mapped.unmap().flush() {
+        Ok((free, frames)) => {
+            rig.expect_frames(tenant, range, frames.range());
+            rig.returned(tenant, range);
+            rig.free_frames(frames);
+            free.release().ok()
+        }
+        Err(error) => {
+            rig.broken(Rule::WrongAnswer, format!("{error}"));
+            None
+        }
+    }
+}
