@@ -53,6 +53,7 @@ pub(crate) const PLANTED_FAULTS: &[(&str, &str)] = &[
     ("skip_iotlb_flush", "reassign"),
     ("skip_context_flush", "reassign"),
     ("lose_last_frame", "concurrent"),
+    ("keep_detached_tables", "tables"),
 ];
 
 /// The loom models.

@@ -17,7 +17,7 @@ pub(crate) const DISCOVER: &str = "discover";
 pub(crate) const KERNEL_DMA: &str = "kernel-dma";
 
 /// All scenarios.
-pub(crate) const ALL: [Scenario; 6] = [
+pub(crate) const ALL: [Scenario; 7] = [
     Scenario {
         name: DISCOVER,
         what: "find the IOMMU units, what they can do and every PCI function they cover",
@@ -41,6 +41,10 @@ pub(crate) const ALL: [Scenario; 6] = [
     Scenario {
         name: "concurrent",
         what: "several CPUs map and unmap in one domain while devices do DMA",
+    },
+    Scenario {
+        name: "tables",
+        what: "split and merge a large page under DMA; table pages come back while the domain lives",
     },
 ];
 
@@ -91,7 +95,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("\"rewoke\"") && error.contains("revoke, reassign, concurrent"),
+            error.contains("\"rewoke\"") && error.contains("revoke, reassign, concurrent, tables"),
             "{error}"
         );
     }

@@ -23,17 +23,20 @@ pub enum Scenario {
     Reassign,
     /// All CPUs map and unmap at once.
     Concurrent,
+    /// Page sizes change under DMA, and tables come back.
+    Tables,
 }
 
 impl Scenario {
     /// All scenarios, in order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Discover,
         Self::KernelDma,
         Self::Blocked,
         Self::Revoke,
         Self::Reassign,
         Self::Concurrent,
+        Self::Tables,
     ];
 
     /// The name on the command line and in the log.
@@ -45,6 +48,7 @@ impl Scenario {
             Self::Revoke => "revoke",
             Self::Reassign => "reassign",
             Self::Concurrent => "concurrent",
+            Self::Tables => "tables",
         }
     }
 }
@@ -59,7 +63,7 @@ impl fmt::Display for Scenario {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Scenarios to run, in the order of [`Scenario::ALL`]; all without `scenario=`.
-    pub scenarios: ArrayVec<Scenario, 6>,
+    pub scenarios: ArrayVec<Scenario, 7>,
     /// Seed of the pattern that is written to the disk; 0 without `nonce=`.
     pub nonce: u64,
     /// Protections that are taken out on purpose.
@@ -104,7 +108,7 @@ pub enum OptionError<'a> {
     },
     /// A scenario is not known, or named twice.
     #[error(
-        "`{found}` in scenario= is unknown or named twice; known are discover, kernel-dma, blocked, revoke, reassign, concurrent"
+        "`{found}` in scenario= is unknown or named twice; known are discover, kernel-dma, blocked, revoke, reassign, concurrent, tables"
     )]
     Scenario {
         /// The name that was found.
@@ -181,7 +185,7 @@ impl Options {
 }
 
 /// The named scenarios, in the order in which they run.
-fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 6>, OptionError<'_>> {
+fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 7>, OptionError<'_>> {
     let mut wanted = [false; Scenario::ALL.len()];
     for found in value.split(',') {
         let known = Scenario::ALL.iter().zip(&mut wanted);
@@ -234,7 +238,7 @@ mod tests {
     #[test]
     fn an_empty_line_runs_everything() {
         assert_eq!(Options::parse("").unwrap(), Options::default());
-        assert_eq!(Options::parse(" \t ").unwrap().scenarios.len(), 6);
+        assert_eq!(Options::parse(" \t ").unwrap().scenarios.len(), 7);
     }
 
     #[test]

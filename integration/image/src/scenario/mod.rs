@@ -8,6 +8,7 @@ mod faults;
 mod kernel_dma;
 mod reassign;
 mod revoke;
+mod tables;
 
 use alloc::format;
 use alloc::string::String;
@@ -143,6 +144,7 @@ fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> 
         Scenario::Revoke => revoke::run(&mut context),
         Scenario::Reassign => reassign::run(&mut context),
         Scenario::Concurrent => concurrent::run(&mut context),
+        Scenario::Tables => tables::run(&mut context),
     };
     subsystem.groups = context.groups;
     shown
