@@ -19,6 +19,9 @@ impl Level {
     /// The highest level of any supported format.
     pub const MAX: Self = Self(5);
 
+    /// The bits that a level's number needs.
+    pub(crate) const MASK: u8 = 7;
+
     /// The level with this number, 1 to 5.
     pub const fn new(number: u8) -> Option<Self> {
         if number >= 1 && number <= Self::MAX.0 {

@@ -156,8 +156,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     pub(super) fn unmap_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<Unmapped> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
-        if pages < Self::WORDS && !self.geometry.dirty {
-            return self.unmap_small(guard, first, pages);
+        if pages < Self::WORDS {
+            // Without write-backs and dirty bits: the plainest case of all.
+            return match self.plain {
+                true => self.unmap_small(guard, first, pages),
+                false => None,
+            };
         }
         self.unmap_words(guard, range)
     }
@@ -234,9 +238,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     }
                 }
             }
-        }
-        if !Fault::SkipUnmapWriteBack.is_on() {
-            self.write_words_back(page.word_at(indices.start), indices.len());
         }
         self.memory.walker_fence();
         Some(Unmapped::default())

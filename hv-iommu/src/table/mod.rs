@@ -214,6 +214,8 @@ pub struct Table<F: Format, H: MemoryHandle> {
     clear_link: (u64, u64),
     /// The address bits that the table does not translate.
     beyond: u64,
+    /// Whether walkers snoop and write nothing: most tables.
+    plain: bool,
     reclaim: TryLock<Reclaimer>,
     /// Asks the next look of `reclaim` to begin at the first address.
     rewind: AtomicBool,
@@ -241,6 +243,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             beyond: u64::MAX
                 .checked_shl(Self::shift(geometry.root) + F::INDEX_BITS)
                 .unwrap_or(0),
+            plain: geometry.coherent && !geometry.dirty,
             reclaim: TryLock::new(Reclaimer::new()),
             rewind: AtomicBool::new(false),
             tables: MachineU64::new(0),

@@ -196,7 +196,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if at & self.beyond != 0 {
             return None;
         }
-        let mut page = PhysAddr::new(root).align_down(PageSize::Size4K);
+        // The page's low bits are zero, so the level stands in the word's own.
+        let levels = root & u64::from(Level::MASK);
+        let mut page = PhysAddr::new(root - levels);
         macro_rules! step {
             ($level:literal) => {
                 if $level > TARGET {
@@ -216,7 +218,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
         // Written out for each depth: a chain of comparisons for all of them costs as much as a step. A
         // table that has ended has depth 0.
-        let levels = root - page.as_u64();
         if levels == 4 {
             step!(4);
             step!(3);
