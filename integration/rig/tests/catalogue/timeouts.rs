@@ -216,7 +216,7 @@ fn wedged_threads_that_reset_the_same_unit_get_no_receipt_early() {
         let domains = groups.map(|group| stand.kernel(group));
         let (rig, iommu) = (&stand.rig, &stand.iommu);
         // The unit hangs in the middle of the first flushes, for longer than anybody waits.
-        rig.hang_after(0, 500 + 300 * seed as u32, WAIT * 3 / 2);
+        rig.hang_after(0, 400 + 150 * seed as u32, WAIT * 3 / 2);
         let resets = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for one in &domains {
