@@ -5,6 +5,8 @@
 
 use core::fmt;
 
+use crate::sync::Ordering;
+
 macro_rules! faults {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal,)*) => {
         /// A protection that a test build can take out.
@@ -181,6 +183,66 @@ faults! {
     DirtyByStore = "dirty_by_store",
     /// A split forgets that hardware wrote through the page.
     SplitDropsDirty = "split_drops_dirty",
+    /// A guard announces itself without publishing that the one before it has ended.
+    PinRelaxed = "pin_relaxed",
+    /// No fence follows the announcement of a guard.
+    SkipPinFence = "skip_pin_fence",
+    /// No fence follows when a stay passes.
+    SkipPassFence = "skip_pass_fence",
+    /// A guard ends without publishing that.
+    UnpinRelaxed = "unpin_relaxed",
+    /// No fence comes between taking something out of reach and reading the epoch.
+    SkipRetireFence = "skip_retire_fence",
+    /// No fence comes before the announcements are read.
+    SkipAdvanceFence = "skip_advance_fence",
+    /// A grace period is over one epoch early.
+    OneEpoch = "one_epoch",
+    /// A lock is let go of without publishing what was done under it.
+    LockRelaxed = "lock_relaxed",
+    /// A lock that is taken is taken once more.
+    LockIsFree = "lock_is_free",
+    /// A walk goes on behind a link without seeing what its table was made of.
+    WalkRelaxed = "walk_relaxed",
+    /// A leaf is written without publishing what its page holds.
+    LeafRelaxed = "leaf_relaxed",
+    /// A mapper thaws and relinks by a plain store.
+    ThawByStore = "thaw_by_store",
+    /// A mapper leaves the mark on links above the last one.
+    SkipUpperThaw = "skip_upper_thaw",
+    /// A new link says that it was written back before it was.
+    LinkClaimsWrittenBack = "link_claims_written_back",
+    /// A tombstone's table is linked again as if that had been written back.
+    RelinkClaimsWrittenBack = "relink_claims_written_back",
+    /// A table is detached by a load and a store.
+    DetachByStore = "detach_by_store",
+    /// A reclaimer marks a link by a plain store.
+    FreezeByStore = "freeze_by_store",
+    /// A reclaimer goes on where it was before the grace period, without walking there again.
+    SkipRewalk = "skip_rewalk",
+    /// A reclaimer empties a tombstone's word whatever it holds by now.
+    ClearByStore = "clear_by_store",
+    /// A reclaimer frees a table that was linked again.
+    RetireLinked = "retire_linked",
+    /// A table that was merged after a flush began is freed by its receipt.
+    CoverLateMerges = "cover_late_merges",
+    /// The end of a table passes detached tables by.
+    EndSkipsPending = "end_skips_pending",
+    /// The end of a table forgets what only the reclaimer has.
+    EndSkipsLists = "end_skips_lists",
+    /// A split replaces the leaf by a plain store.
+    SplitByStore = "split_by_store",
+    /// A merge forgets that hardware wrote through the pages.
+    MergeDropsDirty = "merge_drops_dirty",
+    /// Bits that hardware set in a merged table after the merge are not added to its leaf.
+    SkipLateHarvest = "skip_late_harvest",
+    /// An unmap does not look for such bits.
+    SkipMergedHarvest = "skip_merged_harvest",
+    /// A change of permissions forgets that hardware wrote through the page.
+    ProtectDropsDirty = "protect_drops_dirty",
+    /// Dirty bits are cleared by a load and a store.
+    ClearDirtyByStore = "clear_dirty_by_store",
+    /// A pending word has no mark, so that one of address 0 is zero.
+    PendingWithoutKind = "pending_without_kind",
 
     // Flushes.
     /// Translations are not invalidated, but the wait for them is done.
@@ -251,7 +313,7 @@ impl Fault {
         #[cfg(hv_fault)]
         {
             // ORDERING: Relaxed, faults are switched on before the code under test starts.
-            self.word().load(core::sync::atomic::Ordering::Relaxed) & self.bit() != 0
+            self.word().load(Ordering::Relaxed) & self.bit() != 0
         }
         #[cfg(not(hv_fault))]
         {
@@ -259,20 +321,29 @@ impl Fault {
         }
     }
 
+    /// The ordering at a site that this fault weakens to Relaxed.
+    #[inline]
+    pub fn weakens(self, order: Ordering) -> Ordering {
+        if self.is_on() {
+            // ORDERING: the deliberate fault.
+            Ordering::Relaxed
+        } else {
+            order
+        }
+    }
+
     /// Switches this fault on. Only builds with `cfg(hv_fault)` have it.
     #[cfg(hv_fault)]
     pub fn switch_on(self) {
         // ORDERING: Relaxed, as in `is_on`.
-        self.word()
-            .fetch_or(self.bit(), core::sync::atomic::Ordering::Relaxed);
+        self.word().fetch_or(self.bit(), Ordering::Relaxed);
     }
 
     /// Switches this fault off again. Only builds with `cfg(hv_fault)` have it.
     #[cfg(hv_fault)]
     pub fn switch_off(self) {
         // ORDERING: Relaxed, as in `is_on`: nothing of the code under test runs meanwhile.
-        self.word()
-            .fetch_and(!self.bit(), core::sync::atomic::Ordering::Relaxed);
+        self.word().fetch_and(!self.bit(), Ordering::Relaxed);
     }
 
     #[cfg(hv_fault)]

@@ -5,6 +5,7 @@
     reason = "hands out the one reference to what the lock protects"
 )]
 
+use crate::fault::Fault;
 use crate::sync::{AtomicBool, Ordering};
 
 #[cfg(not(hv_loom))]
@@ -31,7 +32,8 @@ struct Release<'l>(&'l AtomicBool);
 impl Drop for Release<'_> {
     fn drop(&mut self) {
         // ORDERING: Release: what was done to the value happens before the next holder looks.
-        self.0.store(false, Ordering::Release);
+        self.0
+            .store(false, Fault::LockRelaxed.weakens(Ordering::Release));
     }
 }
 
@@ -48,9 +50,12 @@ impl<T> TryLock<T> {
     /// `None` then.
     pub fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> Option<R> {
         // ORDERING: Acquire pairs with `Release::drop`; Relaxed on failure, nothing is looked at.
-        self.taken
-            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .ok()?;
+        let taken = self
+            .taken
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        if taken.is_err() && !Fault::LockIsFree.is_on() {
+            return None;
+        }
         let release = Release(&self.taken);
         #[cfg(not(hv_loom))]
         let result = {

@@ -23,6 +23,7 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Cpus;
 use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, fence};
 use hv_core::{CpuId, OutOfMemory};
@@ -102,10 +103,15 @@ impl Quiescence {
                 let epoch = self.epoch.load(Ordering::Acquire);
                 // ORDERING: Release: a CPU that sees this announcement also sees that the guard
                 // before it has ended.
-                slot.store(epoch << EPOCH_SHIFT | 1, Ordering::Release);
-                // ORDERING: SeqCst separates the announcement from the first load of the walk:
-                // either `advance` sees the announcement, or the walk sees what was unlinked.
-                fence(Ordering::SeqCst);
+                slot.store(
+                    epoch << EPOCH_SHIFT | 1,
+                    Fault::PinRelaxed.weakens(Ordering::Release),
+                );
+                if !Fault::SkipPinFence.is_on() {
+                    // ORDERING: SeqCst separates the announcement from the first load of the walk:
+                    // either `advance` sees the announcement, or the walk sees what was unlinked.
+                    fence(Ordering::SeqCst);
+                }
                 GuardKind::Counted
             }
             Some((slot, held)) if held & HELD_MASK != HELD_MASK => {
@@ -166,10 +172,12 @@ impl Quiescence {
         let epoch = self.epoch.load(Ordering::Acquire);
         // ORDERING: Release: earlier walks are over before `advance` sees the new epoch here.
         slot.store(epoch << EPOCH_SHIFT | 1, Ordering::Release);
-        // ORDERING: SeqCst, as in `pin`. Without it, a later walk would see what was unlinked only if
-        // whoever moved the epoch on had seen it. The mark comes after it: a handler that interrupts in
-        // between fences for itself.
-        fence(Ordering::SeqCst);
+        if !Fault::SkipPassFence.is_on() {
+            // ORDERING: SeqCst, as in `pin`. Without it, a later walk would see what was unlinked only
+            // if whoever moved the epoch on had seen it. The mark comes after it: a handler that
+            // interrupts in between fences for itself.
+            fence(Ordering::SeqCst);
+        }
         // ORDERING: Release as every store to a slot.
         slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
         true
@@ -177,11 +185,14 @@ impl Quiescence {
 
     /// The epoch to wait for, after something was taken out of reach by stores before this call.
     pub fn retire_epoch(&self) -> RetireEpoch {
-        // ORDERING: SeqCst: the unlinking comes before the epoch is read; pairs with the fence of
-        // `pin`. A guard that begins later cannot reach what was unlinked.
-        fence(Ordering::SeqCst);
+        if !Fault::SkipRetireFence.is_on() {
+            // ORDERING: SeqCst: the unlinking comes before the epoch is read; pairs with the fence of
+            // `pin`. A guard that begins later cannot reach what was unlinked.
+            fence(Ordering::SeqCst);
+        }
+        let epochs = if Fault::OneEpoch.is_on() { 1 } else { 2 };
         // ORDERING: Acquire, ordered behind the fence; the value only has to be no newer than now.
-        RetireEpoch(self.epoch.load(Ordering::Acquire) + 2)
+        RetireEpoch(self.epoch.load(Ordering::Acquire) + epochs)
     }
 
     /// Whether every guard that was alive at `retired` has ended. Tries to bring that about.
@@ -194,8 +205,10 @@ impl Quiescence {
     fn advance(&self) {
         // ORDERING: Relaxed, the CAS below checks the value again.
         let epoch = self.epoch.load(Ordering::Relaxed);
-        // ORDERING: SeqCst pairs with the fence of `pin`, see there.
-        fence(Ordering::SeqCst);
+        if !Fault::SkipAdvanceFence.is_on() {
+            // ORDERING: SeqCst pairs with the fence of `pin`, see there.
+            fence(Ordering::SeqCst);
+        }
         // ORDERING: Acquire pairs with the decrement in `Guard::drop`.
         if self.strays.load(Ordering::Acquire) != 0 {
             return;
@@ -273,7 +286,7 @@ impl Drop for Guard<'_> {
                     let held = slot.load(Ordering::Relaxed);
                     let left = if held & HELD_MASK > 1 { held - 1 } else { 0 };
                     // ORDERING: Release: the walk is over before `advance` sees it so.
-                    slot.store(left, Ordering::Release);
+                    slot.store(left, Fault::UnpinRelaxed.weakens(Ordering::Release));
                 }
             }
             GuardKind::Stray => {

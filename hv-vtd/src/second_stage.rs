@@ -5,6 +5,7 @@
     reason = "promises the table engine that its words mean what it is told"
 )]
 
+use hv_core::fault::Fault;
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Entry, Format, Level};
 
@@ -93,7 +94,11 @@ unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
 
     #[inline]
     fn pending(&self, word: u64) -> u64 {
-        word & (ADDRESS | D) | K
+        let kept = word & (ADDRESS | D);
+        if Fault::PendingWithoutKind.is_on() {
+            return kept;
+        }
+        kept | K
     }
 
     #[inline]

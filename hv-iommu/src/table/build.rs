@@ -145,7 +145,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         private: Private,
     ) -> Result<PhysAddr, Private> {
         let at = private.at();
-        let link = self.format.table(at);
+        let link = match Fault::LinkClaimsWrittenBack.is_on() {
+            true => self.format.table(at) | F::WRITTEN_BACK,
+            false => self.format.table(at),
+        };
         if !Fault::SkipPublishFence.is_on() {
             self.memory().walker_fence();
         }

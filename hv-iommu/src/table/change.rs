@@ -39,7 +39,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 let Entry::Leaf { to, .. } = self.format.decode(word, level) else {
                     return Err(slot.not_mapped());
                 };
-                let kept = word & (F::ACCESSED | F::DIRTY);
+                let kept = match Fault::ProtectDropsDirty.is_on() {
+                    true => 0,
+                    false => word & (F::ACCESSED | F::DIRTY),
+                };
                 let new = self.format.leaf(level, to, perms) | kept;
                 // ORDERING: AcqRel and Acquire: hardware may set its bits meanwhile; they are kept, by
                 // looking again.
@@ -166,6 +169,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             }
             self.memory().walker_fence();
             let link = self.format.table(private.at());
+            if Fault::SplitByStore.is_on() {
+                // ORDERING: Release; the deliberate fault is that hardware may have set a bit.
+                slot.cell.store(link, Ordering::Release);
+                break;
+            }
             // ORDERING: AcqRel publishes the table's words; Acquire on failure: hardware has set a bit,
             // which the table has to have too.
             match slot
@@ -282,6 +290,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             noted |= word & (F::ACCESSED | F::DIRTY);
         }
         let (to, perms) = common.ok_or(TableError::NotMapped { at })?;
+        if Fault::MergeDropsDirty.is_on() {
+            noted = 0;
+        }
         Ok(self.format.leaf(level, to, perms) | noted)
     }
 
@@ -297,7 +308,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             return;
         };
         self.visit_leaves(guard, root, part, &mut |slot, word| {
-            let before = if clear && word & F::DIRTY != 0 {
+            let before = if clear && Fault::ClearDirtyByStore.is_on() {
+                // ORDERING: Release; the deliberate fault is that hardware may have set the bit.
+                slot.cell.store(word & !F::DIRTY, Ordering::Release);
+                word
+            } else if clear && word & F::DIRTY != 0 {
                 // ORDERING: AcqRel: the device's write comes before whoever is told of it, and the bit
                 // is clear before the flush that has to follow.
                 slot.cell.fetch_and(!F::DIRTY, Ordering::AcqRel)

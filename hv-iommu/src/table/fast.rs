@@ -135,7 +135,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     return false;
                 }
                 // ORDERING: Release, rule 3: what the page holds comes before a device can reach it.
-                cell.store(leaf, Ordering::Release);
+                cell.store(leaf, Fault::LeafRelaxed.weakens(Ordering::Release));
             }
             None => {
                 let cells = page.run(indices.clone());

@@ -234,7 +234,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 let removed = Removed {
                     at,
                     level: table.level,
-                    page: child,
+                    page: match Fault::SkipRewalk.is_on() {
+                        true => table.page,
+                        false => child,
+                    },
                 };
                 // There is room, see above.
                 let _ = reclaimer.batch.try_push(removed);
@@ -262,6 +265,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let word = cell.load(Ordering::Acquire);
         match self.format.decode(word, level) {
             Entry::Table { frozen: true, .. } => true,
+            Entry::Table { .. } if Fault::FreezeByStore.is_on() => {
+                // ORDERING: Release; the deliberate fault is that the word may have changed.
+                cell.store(word | F::FROZEN, Ordering::Release);
+                true
+            }
             // ORDERING: AcqRel on both sides of the mark: who thaws it sees this attempt's steps, and this
             // attempt sees what the mapper before did. Relaxed on failure: it is left alone.
             Entry::Table { .. } => cell
@@ -280,6 +288,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         };
         let mut batch = core::mem::take(&mut reclaimer.batch);
         batch.retain(|removed| {
+            if Fault::SkipRewalk.is_on() {
+                let index = Self::index(removed.level, removed.at);
+                let above = self.page(guard, removed.page);
+                let slot = above.slot(index, removed.level, removed.at);
+                return slot.is_some_and(|slot| self.unlink(guard, slot, removed));
+            }
             // Walks again: the table above may have gone meanwhile, and anything else may stand there.
             self.find(guard, root, removed.at, removed.level)
                 .is_some_and(|slot| self.unlink(guard, slot, removed))
@@ -379,6 +393,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     false => self.format.tombstone(removed.page),
                 };
                 let slot = self.find(&guard, root, removed.at, removed.level);
+                if let (Some(slot), true) = (slot, Fault::ClearByStore.is_on()) {
+                    // ORDERING: Release; the deliberate fault is that the word may have changed.
+                    slot.cell.store(0, Ordering::Release);
+                    let _ = reclaimer.retired.try_push(removed);
+                    continue;
+                }
                 // ORDERING: AcqRel: who links another table here comes after all of this attempt.
                 // Relaxed on failure: whoever changed it has the table.
                 let cleared = slot.is_some_and(|slot| {
@@ -386,11 +406,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                         .compare_exchange(tombstone, 0, Ordering::AcqRel, Ordering::Relaxed)
                         .is_ok()
                 });
-                if cleared {
+                if cleared || Fault::RetireLinked.is_on() {
                     // INVARIANT: the exchange took the one word that named the page. There is room: the
                     // list is empty outside of phase `Retired`, and has room for both others.
                     let _ = reclaimer.retired.try_push(removed);
                 }
+            }
+            if Fault::CoverLateMerges.is_on() {
+                reclaimer.covered = reclaimer.removed.len();
             }
             self.harvest_removed(&guard, root, reclaimer);
             for removed in reclaimer.removed.drain(..reclaimer.covered) {
@@ -408,7 +431,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Hardware may have written dirty bits into a merged table until the receipt: the leaf gets them.
     fn harvest_removed(&self, guard: &Guard<'_>, root: RootPointer, reclaimer: &Reclaimer) {
-        if !self.geometry.dirty {
+        if !self.geometry.dirty || Fault::SkipLateHarvest.is_on() {
             return;
         }
         for removed in reclaimer.removed.iter().take(reclaimer.covered) {

@@ -157,6 +157,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Takes a link, frozen or not, or a tombstone out of a word. What was there.
     #[inline(always)]
     pub(super) fn detach_word(&self, cell: &CellOf<H>) -> u64 {
+        if Fault::DetachByStore.is_on() {
+            // ORDERING: Acquire, as every read of a walk.
+            let word = cell.load(Ordering::Acquire);
+            let kept = word & !(F::PRESENT | F::FROZEN | F::ACCESSED);
+            // ORDERING: Release; the deliberate fault is that the word may have changed.
+            cell.store(kept, Ordering::Release);
+            return word;
+        }
         // ORDERING: AcqRel: a reclaimer that finds the word changed has lost; what it did before is seen.
         cell.fetch_and(!(F::PRESENT | F::FROZEN | F::ACCESSED), Ordering::AcqRel)
     }
@@ -174,7 +182,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let root = self.root_for(range.last())?;
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
         self.check_table(guard, root, first, last, to)?;
-        if self.geometry.dirty {
+        if self.geometry.dirty && !Fault::SkipMergedHarvest.is_on() {
             self.harvest_merged(guard, (first, last), dirty);
         }
         let mut redeemed = Redeemed::default();

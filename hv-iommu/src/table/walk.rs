@@ -208,7 +208,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     };
                     let cells = self.page(guard, page);
                     // ORDERING: Acquire: behind a link the words of its table are seen.
-                    let word = cells.cell(Self::index(LEVEL, at))?.load(Ordering::Acquire);
+                    let word = cells
+                        .cell(Self::index(LEVEL, at))?
+                        .load(Fault::WalkRelaxed.weakens(Ordering::Acquire));
                     if word & mask != want {
                         return None;
                     }
@@ -278,6 +280,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // ORDERING: Acquire pairs with the install: behind a link its table's words are seen.
         let mut word = slot.cell.load(Ordering::Acquire);
         loop {
+            let upper = slot.level.number() > 2 && Fault::SkipUpperThaw.is_on();
+            let mask = if upper { mask & !F::FROZEN } else { mask };
             if slot.level != Level::LEAF && word & mask == want {
                 return Ok(Some(PhysAddr::new(word & F::ADDRESS)));
             }
@@ -298,13 +302,19 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                             .compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire);
                     return Ok(None);
                 }
+                Entry::Tombstone { page } if Fault::RelinkClaimsWrittenBack.is_on() => {
+                    (page, self.format.table(page) | F::WRITTEN_BACK)
+                }
                 Entry::Tombstone { page } => (page, self.format.table(page)),
                 Entry::Leaf { .. } | Entry::Pending { .. } | Entry::PendingTable { .. } => {
                     return Err(slot.occupied());
                 }
                 Entry::Unknown(word) => return Err(slot.damaged(word)),
             };
-            if link != word {
+            if link != word && Fault::ThawByStore.is_on() {
+                // ORDERING: Release; the deliberate fault is that the word may have changed.
+                slot.cell.store(link, Ordering::Release);
+            } else if link != word {
                 // ORDERING: AcqRel: the reclaimer that finds this word changed has lost, whatever it
                 // did before; Acquire on failure, to look again.
                 if let Err(found) =
@@ -464,7 +474,7 @@ pub(super) fn store_run<C: EntryCell>(cells: &[C], first: u64, step: u64) {
     let mut put = |cell: &C| {
         // ORDERING: Release: what the page holds comes before the device, or a CPU, can reach it. In a
         // private table the publishing exchange says it again; the store costs the same.
-        cell.store(word, Ordering::Release);
+        cell.store(word, Fault::LeafRelaxed.weakens(Ordering::Release));
         word = word.wrapping_add(step);
     };
     let mut lines = cells.chunks_exact(8);
