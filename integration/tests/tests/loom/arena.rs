@@ -1,5 +1,5 @@
 //! The memory of the models: frames of two words that notice a use after free, a double free and a
-//! word that was never written; and, for walkers that do not snoop, a second copy behind the caches.
+//! word that was never written; and, for walkers that do not snoop, what of them was written back.
 
 #![expect(
     unsafe_code,
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use hv_core::platform::{CacheMaintenance, Cpus, FrameSource, OutOfFrames, PhysMemory};
 use hv_core::sync::{AtomicU64, Ordering};
-use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PhysAddr, PhysRange};
+use hv_core::{CpuId, EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PhysAddr, PhysRange};
 use loom::cell::UnsafeCell;
 
 /// Words per table: one index bit per level.
@@ -54,11 +54,92 @@ impl Use {
     }
 }
 
+/// One word of a table: what the CPUs see, and how much of that has reached memory.
+///
+/// Memory is an index into all that the word ever was. So it never goes back in time, whoever writes the word
+/// back, and however late: a copy that is made in two steps could bring an older word back.
+pub(crate) struct Word {
+    word: AtomicU64,
+    history: Mutex<Vec<u64>>,
+    in_memory: AtomicU64,
+}
+
+impl Word {
+    fn new() -> Self {
+        Self {
+            word: AtomicU64::new(POISON),
+            history: Mutex::new(vec![POISON]),
+            in_memory: AtomicU64::new(0),
+        }
+    }
+
+    /// Notes what the word has just become. Loom switches threads before an access, never behind it.
+    fn became(&self, word: u64) {
+        self.history.lock().unwrap().push(word);
+    }
+
+    /// Brings the newest word to memory.
+    fn write_back(&self) {
+        // ORDERING: Acquire: reads the newest word, as a cache has it; what reached memory before that word
+        // was written is there.
+        self.word.fetch_or(0, Ordering::Acquire);
+        let newest = self.history.lock().unwrap().len() as u64 - 1;
+        // ORDERING: AcqRel: when this returns, a walker sees it, before all that comes later.
+        self.in_memory.fetch_max(newest, Ordering::AcqRel);
+    }
+
+    /// What a walker reads that does not snoop.
+    fn memory(&self) -> u64 {
+        // ORDERING: Acquire: a walker reads the table behind a link after the link, by dependency.
+        let index = self.in_memory.load(Ordering::Acquire);
+        self.history.lock().unwrap()[index as usize]
+    }
+}
+
+impl EntryCell for Word {
+    fn load(&self, order: Ordering) -> u64 {
+        // ORDERING: the engine's, as in all of these.
+        self.word.load(order)
+    }
+    fn store(&self, word: u64, order: Ordering) {
+        // ORDERING: the engine's.
+        self.word.store(word, order);
+        self.became(word);
+    }
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        // ORDERING: the engine's.
+        let before = self.word.compare_exchange(current, new, success, failure)?;
+        self.became(new);
+        Ok(before)
+    }
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        // ORDERING: the engine's.
+        let before = self.word.fetch_or(bits, order);
+        self.became(before | bits);
+        before
+    }
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        // ORDERING: the engine's.
+        let before = self.word.fetch_and(bits, order);
+        self.became(before & bits);
+        before
+    }
+    fn swap(&self, word: u64, order: Ordering) -> u64 {
+        // ORDERING: the engine's.
+        let before = self.word.swap(word, order);
+        self.became(word);
+        before
+    }
+}
+
 struct Frame {
-    /// What the CPUs see.
-    words: [AtomicU64; WORDS],
-    /// What a walker sees that does not snoop.
-    memory: [AtomicU64; WORDS],
+    words: [Word; WORDS],
     life: Use,
     alive: AtomicBool,
 }
@@ -70,6 +151,8 @@ pub(crate) struct Arena {
     free: Mutex<[Vec<usize>; CPUS]>,
     /// A word that nobody changes. Loading it lets the other actors run.
     moment: AtomicU64,
+    /// Whether all walkers snoop, so that nobody asks what memory holds.
+    coherent: bool,
 }
 
 impl Arena {
@@ -77,15 +160,14 @@ impl Arena {
     ///
     /// They hold [`POISON`], also when they are taken. Frame sources have to give zeroed frames, but
     /// a table that did not clear its page itself would depend on how that store was published.
-    pub(crate) fn new(per_cpu: [usize; CPUS]) -> Self {
+    pub(crate) fn new(per_cpu: [usize; CPUS], coherent: bool) -> Self {
         let mut free = per_cpu.map(|_| Vec::new());
         let mut frames = Vec::new();
         for (list, count) in free.iter_mut().zip(per_cpu) {
             for _ in 0..count {
                 list.push(frames.len());
                 frames.push(Frame {
-                    words: std::array::from_fn(|_| AtomicU64::new(POISON)),
-                    memory: std::array::from_fn(|_| AtomicU64::new(POISON)),
+                    words: std::array::from_fn(|_| Word::new()),
                     life: Use::new(),
                     alive: AtomicBool::new(false),
                 });
@@ -95,6 +177,7 @@ impl Arena {
             frames,
             free: Mutex::new(free),
             moment: AtomicU64::new(0),
+            coherent,
         }
     }
 
@@ -133,19 +216,21 @@ impl Arena {
 
     /// What a walker reads that does not snoop.
     pub(crate) fn read_memory(&self, table: PhysAddr, index: usize) -> u64 {
-        // ORDERING: Acquire, as in `snoop`.
-        self.frame(table).memory[index].load(Ordering::Acquire)
+        self.frame(table).words[index].memory()
     }
 
-    /// The cache writes a link back by itself, as it may at any moment.
+    /// The cache writes a word back by itself, as it may at any moment.
     pub(crate) fn evict(&self, table: PhysAddr, index: usize) {
-        // ORDERING: Acquire: what memory held before the link was made, it still holds.
-        let word = self.frame(table).words[index].load(Ordering::Acquire);
-        // Links never go away, so that writing an older one back again changes nothing.
-        if word & 3 != 0 {
-            // ORDERING: Release, as above: memory never goes back in time.
-            self.frame(table).memory[index].store(word, Ordering::Release);
-        }
+        self.frame(table).words[index].write_back();
+    }
+
+    /// A walker replaces the word that it read, unless that has changed. Whether it did.
+    pub(crate) fn note(&self, table: PhysAddr, index: usize, read: u64, noted: u64) -> bool {
+        let word = &self.frame(table).words[index];
+        // ORDERING: AcqRel: what the device did, and will do, is on its side of the bit; Relaxed on failure,
+        // the walk begins anew.
+        word.compare_exchange(read, noted, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 }
 
@@ -176,10 +261,9 @@ impl FrameSource for Arena {
         for word in &frame.words {
             // ORDERING: Relaxed, nobody may read it.
             word.store(POISON, Ordering::Relaxed);
-        }
-        for word in &frame.memory {
-            // ORDERING: Relaxed, as above.
-            word.store(POISON, Ordering::Relaxed);
+            if !self.coherent {
+                word.write_back();
+            }
         }
         let index = (at.as_u64() - TABLES) >> 12;
         self.free.lock().unwrap()[self.current_cpu().index()].push(index as usize);
@@ -189,9 +273,9 @@ impl FrameSource for Arena {
 // SAFETY: `cells` reaches the words of the one frame that is asked for. Models have no frames whose
 // bytes are read or written.
 unsafe impl PhysMemory for Arena {
-    type Cell = AtomicU64;
+    type Cell = Word;
 
-    unsafe fn cells(&self, frame: PhysAddr) -> &[AtomicU64] {
+    unsafe fn cells(&self, frame: PhysAddr) -> &[Word] {
         &self.frame(frame).words
     }
 
@@ -215,11 +299,8 @@ impl CacheMaintenance for Arena {
         let first = (from.as_u64() - table.as_u64()) / 8;
         let end = (first + bytes.div_ceil(8)).min(WORDS as u64);
         let frame = self.frame(table);
-        for index in first as usize..end as usize {
-            // ORDERING: Relaxed: at least what this CPU wrote, or read, which is what it asks for.
-            let word = frame.words[index].load(Ordering::Relaxed);
-            // ORDERING: Release: when this returns, a walker sees it, before all that comes later.
-            frame.memory[index].store(word, Ordering::Release);
+        for word in &frame.words[first as usize..end as usize] {
+            word.write_back();
         }
     }
 

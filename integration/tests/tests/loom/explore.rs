@@ -1,89 +1,204 @@
 //! Runs a model through all its executions and says how many there were.
 
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use hv_core::sync::fence;
 
 /// How far a model is explored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bound {
-    /// Every execution.
+    /// Every execution, always.
     Exhaustive,
-    /// Executions with at most `LOOM_MAX_PREEMPTIONS` preemptions, 3 when that is not set.
-    Preemptions,
-    /// One preemption less, for models of three actors: each one takes ten times as long.
-    Fewer,
+    /// One or two actors and perhaps a walker: at most this many preemptions, and every execution in a deep
+    /// run.
+    Two(usize),
+    /// Three actors: at most this many preemptions, and at least three in a deep run.
+    Three(usize),
+}
+
+/// Seconds for each model of a deep run; what is not exhausted then says so.
+const DEEP: &str = "HV_LOOM_DEEP";
+
+impl Bound {
+    /// The number of preemptions, if there is a bound, and the time limit, if there is one.
+    fn now(self) -> (Option<usize>, Option<Duration>) {
+        let deep = std::env::var(DEEP).ok();
+        let deep = deep.map(|seconds| Duration::from_secs(seconds.parse().expect(DEEP)));
+        let bound = match self {
+            Self::Exhaustive => None,
+            Self::Two(_) if deep.is_some() => None,
+            Self::Three(bound) if deep.is_some() => Some(bound.max(3)),
+            Self::Two(bound) | Self::Three(bound) => Some(bound),
+        };
+        (bound, deep)
+    }
+}
+
+/// A model: what loom runs, under a name that tests and faults share.
+#[derive(Clone, Copy)]
+pub(crate) struct Model {
+    pub(crate) name: &'static str,
+    pub(crate) bound: Bound,
+    /// What must happen in at least one execution, or the model shows nothing.
+    pub(crate) sees: &'static [&'static str],
+    pub(crate) run: fn(),
+}
+
+/// Models, and a test for each; under deliberate faults only the models.
+macro_rules! models {
+    ($($(#[doc = $doc:literal])* $name:ident: $bound:expr, sees [$($sees:literal),*], $run:expr;)*) => {
+        $(
+            $(#[doc = $doc])*
+            pub(crate) fn $name() -> $crate::explore::Model {
+                use $crate::explore::Bound::*;
+                $crate::explore::Model {
+                    name: stringify!($name),
+                    bound: $bound,
+                    sees: &[$($sees),*],
+                    run: $run,
+                }
+            }
+        )*
+
+        #[cfg(not(hv_fault))]
+        mod tests {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name().explore();
+                }
+            )*
+        }
+    };
+}
+pub(crate) use models;
+
+thread_local! {
+    /// What has happened in the model that this thread explores, all of whose threads loom runs here.
+    static SEEN: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// Notes that something happened in this execution.
+pub(crate) fn saw(what: &'static str) {
+    SEEN.with(|seen| seen.borrow_mut().insert(what));
+}
+
+impl Model {
+    /// Explores the model, says how far, and asserts that it has seen what it is for.
+    pub(crate) fn explore(self) {
+        SEEN.with(|seen| seen.borrow_mut().clear());
+        explore(self.name, self.bound, self.run);
+        for what in self.sees {
+            let seen = SEEN.with(|seen| seen.borrow().contains(what));
+            assert!(seen, "{}: no execution in which {what}", self.name);
+        }
+    }
+}
+
+/// What an exploration came to.
+pub(crate) struct Outcome {
+    pub(crate) executions: u64,
+    /// What an execution failed with.
+    pub(crate) failure: Option<String>,
+}
+
+/// Explores `model` until an execution fails.
+pub(crate) fn hunt(bound: Bound, model: impl Fn() + Send + Sync + 'static) -> Outcome {
+    let (preemptions, limit) = bound.now();
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = preemptions;
+    builder.max_duration = limit;
+    // How often loom looks at the clock.
+    builder.checkpoint_interval = 256;
+    builder.max_branches = 10_000;
+    let executions = Arc::new(AtomicU64::new(0));
+    let counted = executions.clone();
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        builder.check(move || {
+            // ORDERING: Relaxed, a count that is read after the last execution.
+            counted.fetch_add(1, Ordering::Relaxed);
+            // The shim's fence makes its word on first use, which loom takes for a release to every
+            // later fence. Here, before there is a second thread, that orders nothing new.
+            fence(Ordering::SeqCst);
+            model();
+        });
+    }));
+    Outcome {
+        // ORDERING: Relaxed, all executions are over.
+        executions: executions.load(Ordering::Relaxed),
+        failure: outcome.err().map(|panic| message(&*panic)),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    let lines = text.unwrap_or("a panic without words").trim().lines();
+    let lines: Vec<&str> = lines.map(str::trim).take(3).collect();
+    lines.join(", ")
 }
 
 /// Explores `model` and reports the number of executions on standard error.
+///
+/// The line is read by `cargo xtask loom`.
 pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    let chosen = builder.preemption_bound.unwrap_or(3);
-    let limit = match bound {
-        Bound::Exhaustive => None,
-        Bound::Preemptions => Some(chosen),
-        Bound::Fewer => Some(chosen.saturating_sub(1)),
-    };
-    builder.preemption_bound = limit;
-    builder.max_branches = 10_000;
-    let executions = Arc::new(AtomicU64::new(0));
     let start = Instant::now();
-    let counted = executions.clone();
-    builder.check(move || {
-        // ORDERING: Relaxed, a count that is read after the last execution.
-        counted.fetch_add(1, Ordering::Relaxed);
-        // The shim's fence makes its word on first use, which loom takes for a release to every
-        // later fence. Here, before there is a second thread, that orders nothing new.
-        fence(Ordering::SeqCst);
-        model();
-    });
-    let limit = limit.map_or_else(
-        || "exhaustive".to_owned(),
-        |limit| format!("at most {limit} preemptions"),
-    );
+    let outcome = hunt(bound, model);
+    if let Some(failure) = outcome.failure {
+        panic!("{name}: execution {} failed: {failure}", outcome.executions);
+    }
+    let (preemptions, limit) = bound.now();
+    let elapsed = start.elapsed();
+    let explored = match (preemptions, limit) {
+        (_, Some(limit)) if elapsed >= limit => "not exhausted".to_owned(),
+        (None, _) => "exhaustive".to_owned(),
+        (Some(preemptions), _) => format!("at most {preemptions} preemptions"),
+    };
     // Written past the capture of the test harness: the counts are the evidence.
     let _ = writeln!(
         std::io::stderr(),
-        "loom {name:<48} {:>9} executions  {limit:<21} {:>6.1} s",
-        // ORDERING: Relaxed, all executions are over.
-        executions.load(Ordering::Relaxed),
-        start.elapsed().as_secs_f64(),
+        "loom {name:<60} {:>9} executions  {explored:<21} {:>6.1} s",
+        outcome.executions,
+        elapsed.as_secs_f64(),
     );
 }
 
-/// Something that must happen in at least one execution, or a model shows nothing.
-pub(crate) struct Seen(AtomicBool);
-
-impl Seen {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicBool::new(false))
-    }
-
-    /// It happened in this execution.
-    pub(crate) fn note(&self) {
-        // ORDERING: Relaxed, read after the last execution.
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Asserts that it happened.
-    pub(crate) fn check(&self, what: &str) {
-        // ORDERING: Relaxed, as above.
-        assert!(
-            self.0.load(Ordering::Relaxed),
-            "no execution in which {what}"
-        );
-    }
-}
-
 /// Asserts that loom finds an execution of `model` that fails, as it must if the models see anything.
-pub(crate) fn must_fail(name: &str, model: impl Fn() + Send + Sync + 'static) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        explore(name, Bound::Preemptions, model)
-    }));
-    assert!(outcome.is_err(), "no execution of {name} failed");
-    let _ = writeln!(std::io::stderr(), "loom {name:<48}     fails, as it must");
+#[cfg(not(hv_fault))]
+pub(crate) fn assert_fails(name: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
+    let outcome = hunt(bound, model);
+    let Some(failure) = outcome.failure else {
+        panic!("no execution of {name} failed");
+    };
+    let _ = writeln!(
+        std::io::stderr(),
+        "loom {name:<60} {:>9} executions  fails, as it must: {failure}",
+        outcome.executions
+    );
 }
+
+/// Tests that callers of the engine who break its rules are noticed: models that must fail.
+macro_rules! must_fail {
+    ($($(#[doc = $doc:literal])* $name:ident: $bound:expr, $run:expr;)*) => {
+        #[cfg(not(hv_fault))]
+        mod must_fail {
+            use super::*;
+            use crate::explore::Bound::*;
+            $(
+                $(#[doc = $doc])*
+                #[test]
+                fn $name() {
+                    crate::explore::assert_fails(stringify!($name), $bound, $run);
+                }
+            )*
+        }
+    };
+}
+pub(crate) use must_fail;

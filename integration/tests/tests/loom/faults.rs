@@ -1,21 +1,313 @@
-//! Deliberate faults of the engine: each must make a model fail.
+//! Deliberate faults of the engine, each with the models that must fail because of it: the test of the tests.
+
+use std::io::Write as _;
+use std::time::Instant;
 
 use hv_core::fault::Fault;
 
-use crate::explore::must_fail;
-use crate::hardware::Reads;
-use crate::mapping::two_mappers;
+use crate::explore::{Model, hunt};
+use crate::{detaching, dirty, ending, mapping, quiescence, reclaiming, resizing, unmapping};
 
+/// A fault, and the models that must fail because of it.
+type Row = (Fault, &'static [fn() -> Model]);
+
+/// Epochs and the lock.
+const WAITING: &[Row] = &[
+    (
+        Fault::PinRelaxed,
+        &[quiescence::an_epoch_waits_for_every_guard],
+    ),
+    (
+        Fault::SkipPinFence,
+        &[quiescence::an_epoch_waits_for_every_guard],
+    ),
+    (
+        Fault::SkipPassFence,
+        &[quiescence::an_epoch_waits_for_a_stay_while_epochs_move],
+    ),
+    (
+        Fault::UnpinRelaxed,
+        &[quiescence::an_epoch_waits_for_every_guard],
+    ),
+    (
+        Fault::SkipRetireFence,
+        &[quiescence::an_epoch_waits_for_every_guard],
+    ),
+    (
+        Fault::SkipAdvanceFence,
+        &[quiescence::an_epoch_waits_for_every_guard],
+    ),
+    (
+        Fault::OneEpoch,
+        &[quiescence::an_epoch_waits_for_every_guard],
+    ),
+    (
+        Fault::LockRelaxed,
+        &[quiescence::a_lock_that_is_tried_is_had_by_one],
+    ),
+    (
+        Fault::LockIsFree,
+        &[quiescence::a_lock_that_is_tried_is_had_by_one],
+    ),
+];
+
+/// Links and leaves.
+const MAPPING: &[Row] = &[
+    (
+        Fault::InstallByStore,
+        &[
+            mapping::two_mappers_and_a_walker,
+            mapping::a_link_reaches_memory_after_its_table,
+        ],
+    ),
+    (
+        Fault::PublishRelaxed,
+        &[
+            mapping::two_mappers_and_a_walker,
+            mapping::a_lookup_sees_whole_tables,
+        ],
+    ),
+    (Fault::WalkRelaxed, &[mapping::a_lookup_sees_whole_tables]),
+    (
+        Fault::LeafRelaxed,
+        &[mapping::mapper_against_unmapper_of_one_table],
+    ),
+    (
+        Fault::SharedRelaxed,
+        &[mapping::shared_range_gives_a_page_to_one_mapper],
+    ),
+    (
+        Fault::PendingWithoutKind,
+        &[reclaiming::a_pending_page_at_address_0_keeps_its_table],
+    ),
+];
+
+/// An attempt and whom it meets.
+const RECLAIMING: &[Row] = &[
+    (
+        Fault::SkipThaw,
+        &[
+            reclaiming::mapper_against_frozen_link,
+            reclaiming::mapper_against_attempt,
+            reclaiming::shared_mapper_against_attempt,
+            reclaiming::two_mappers_against_frozen_link,
+            reclaiming::mapper_twice_against_attempt,
+        ],
+    ),
+    (
+        Fault::SkipUpperThaw,
+        &[reclaiming::upper_table_follows_lower],
+    ),
+    (
+        Fault::ThawByStore,
+        &[
+            reclaiming::mapper_against_frozen_link,
+            reclaiming::mapper_against_tombstone,
+        ],
+    ),
+    (
+        Fault::SkipRelink,
+        &[reclaiming::device_and_mapper_against_tombstone],
+    ),
+    (
+        Fault::SkipTombstone,
+        &[
+            reclaiming::device_and_mapper_against_frozen_link,
+            reclaiming::device_and_mapper_against_tombstone,
+            reclaiming::noting_device_and_mapper_against_frozen_link,
+        ],
+    ),
+    (
+        Fault::SkipFreezeGrace,
+        &[
+            reclaiming::mapper_against_attempt,
+            reclaiming::a_batch_of_two_against_mapper,
+            reclaiming::two_reclaimers_against_mapper,
+            detaching::map_and_detach_against_attempt,
+        ],
+    ),
+    (
+        Fault::SkipRetireGrace,
+        &[
+            reclaiming::lookup_against_attempt,
+            resizing::merge_under_lookup,
+        ],
+    ),
+    (
+        Fault::PendingIsEmpty,
+        &[
+            reclaiming::a_pending_page_keeps_its_table,
+            reclaiming::redeem_and_map_against_attempt,
+        ],
+    ),
+    (
+        Fault::OtherAttemptsReceipt,
+        &[reclaiming::a_late_receipt_opens_nothing],
+    ),
+    (Fault::FreezeByStore, &[detaching::detach_against_attempt]),
+    (
+        Fault::SkipRewalk,
+        &[
+            detaching::detach_of_sub_tree_against_frozen_link,
+            detaching::detach_of_sub_tree_against_attempt,
+        ],
+    ),
+    (
+        Fault::ClearByStore,
+        &[
+            reclaiming::mapper_against_tombstone,
+            reclaiming::shared_mapper_against_tombstone,
+            reclaiming::a_batch_of_two_tombstones_against_mapper,
+            reclaiming::two_reclaimers_against_mapper_at_tombstone,
+            detaching::detach_of_sub_tree_against_tombstone,
+        ],
+    ),
+    (
+        Fault::RetireLinked,
+        &[
+            reclaiming::mapper_against_tombstone,
+            reclaiming::a_second_freeze_is_not_the_first,
+            reclaiming::a_cancelled_attempt_links_again,
+        ],
+    ),
+    (
+        Fault::DetachByStore,
+        &[
+            detaching::detach_against_tombstone,
+            detaching::detach_against_frozen_link,
+        ],
+    ),
+];
+
+/// Changes of what is there, and the end.
+const CHANGING: &[Row] = &[
+    (
+        Fault::CoverLateMerges,
+        &[resizing::a_merge_waits_for_its_own_flush],
+    ),
+    (Fault::SplitByStore, &[dirty::dirty_set_against_split]),
+    (
+        Fault::SplitDropsDirty,
+        &[dirty::dirty_set_against_split, dirty::noted_against_split],
+    ),
+    (Fault::MergeDropsDirty, &[dirty::dirty_set_against_merge]),
+    (Fault::SkipLateHarvest, &[dirty::dirty_set_against_merge]),
+    (
+        Fault::SkipMergedHarvest,
+        &[dirty::dirty_set_against_merge_and_unmap],
+    ),
+    (
+        Fault::ProtectDropsDirty,
+        &[dirty::dirty_set_against_protect],
+    ),
+    (Fault::ClearDirtyByStore, &[dirty::dirty_set_against_clear]),
+    (
+        Fault::DirtyByStore,
+        &[
+            dirty::dirty_set_against_unmap,
+            dirty::dirty_set_against_unmap_of_large_page,
+        ],
+    ),
+    (
+        Fault::EndSkipsPending,
+        &[
+            ending::the_end_finds_every_page,
+            detaching::detach_against_frozen_link,
+        ],
+    ),
+    (
+        Fault::EndSkipsLists,
+        &[
+            ending::the_end_finds_every_page,
+            ending::the_end_against_frozen_link,
+            ending::the_end_against_retired_table,
+            ending::the_end_against_merged_table,
+            ending::the_end_against_merge,
+            resizing::merge_under_attempt,
+            resizing::merge_and_split_under_attempt,
+        ],
+    ),
+];
+
+/// Walkers that do not snoop.
+const MEMORY: &[Row] = &[
+    (
+        Fault::SkipTableWriteBack,
+        &[
+            mapping::a_link_reaches_memory_after_its_table,
+            mapping::a_link_reaches_memory_after_its_table_evictions,
+            resizing::split_under_memory_walker,
+        ],
+    ),
+    (
+        Fault::SkipLinkWriteBack,
+        &[
+            mapping::a_link_reaches_memory_after_its_table,
+            reclaiming::memory_device_and_mapper_against_tombstone,
+        ],
+    ),
+    (
+        Fault::LinkClaimsWrittenBack,
+        &[mapping::a_link_reaches_memory_after_its_table],
+    ),
+    (
+        Fault::RelinkClaimsWrittenBack,
+        &[reclaiming::memory_device_and_mapper_against_tombstone],
+    ),
+    (
+        Fault::SkipLeafWriteBack,
+        &[
+            reclaiming::memory_device_and_mapper_against_tombstone,
+            mapping::shared_range_gives_a_page_to_one_mapper_memory,
+        ],
+    ),
+    (
+        Fault::SkipUnmapWriteBack,
+        &[
+            unmapping::no_translation_survives_its_receipt_memory,
+            detaching::detach_against_memory_device,
+        ],
+    ),
+    (
+        Fault::SkipUnlinkWriteBack,
+        &[
+            reclaiming::memory_device_and_mapper_against_frozen_link,
+            reclaiming::memory_device_and_mapper_against_tombstone,
+        ],
+    ),
+];
+
+/// Faults are switches of the whole process, so they take turns in one test.
 #[test]
-fn a_link_by_store_is_noticed() {
-    Fault::InstallByStore.switch_on();
-    must_fail("two_mappers_and_a_walker, install_by_store", || {
-        two_mappers(2, Reads::Snooping);
-    });
-    must_fail(
-        "a_link_reaches_memory_after_its_table, install_by_store",
-        || {
-            two_mappers(2, Reads::Memory);
-        },
-    );
+fn each_fault_is_noticed() {
+    let only = std::env::var("HV_LOOM_FAULT").ok();
+    let mut unnoticed = Vec::new();
+    for (fault, models) in [WAITING, MAPPING, RECLAIMING, CHANGING, MEMORY].concat() {
+        if only.as_deref().is_some_and(|only| only != fault.name()) {
+            continue;
+        }
+        for model in models.iter().map(|model| model()) {
+            let start = Instant::now();
+            fault.switch_on();
+            let outcome = hunt(model.bound, model.run);
+            fault.switch_off();
+            let said = match outcome.failure {
+                Some(failure) => failure,
+                None => {
+                    unnoticed.push(format!("{fault} by {}", model.name));
+                    "NOT NOTICED".to_owned()
+                }
+            };
+            // Written past the capture of the test harness: the counts are the evidence.
+            let _ = writeln!(
+                std::io::stderr(),
+                "loom fault {:<28} {:<52} {:>7} executions  {:>6.1} s  {said}",
+                fault.name(),
+                model.name,
+                outcome.executions,
+                start.elapsed().as_secs_f64(),
+            );
+        }
+    }
+    assert!(unnoticed.is_empty(), "not noticed: {unnoticed:#?}");
 }

@@ -1,12 +1,17 @@
-//! The hardware walker: takes no guard, may keep links in a walk cache, and never forgets unasked.
+//! The hardware walker: takes no guard, keeps links in a walk cache and leaves in an IOTLB, and never
+//! forgets unasked.
 //!
 //! Its reading of a word is written down here once more, apart from the format under test: bits 0 and
-//! 1 are read and write, bit 7 above the last level makes a leaf, bits 51:12 are the address.
+//! 1 are read and write, bit 7 above the last level makes a leaf, bits 8 and 9 are accessed and dirty, bits
+//! 51:12 are the address.
 
 use hv_core::PhysAddr;
 use hv_iommu::RootPointer;
 
 use crate::arena::{Arena, WORDS};
+
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
 
 /// How a walker reads tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,30 +24,104 @@ pub(crate) enum Reads {
     MemoryAfterEviction,
 }
 
+/// What a walker writes into tables, always by replacing exactly what it read. Only walkers that snoop
+/// write.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Notes {
+    /// Nothing.
+    Nothing,
+    /// That a leaf was written through.
+    Dirty,
+    /// The same, and that a link or a leaf was used.
+    AccessedAndDirty,
+}
+
 /// A link that the walk cache holds: the table of `level` that this page number goes through.
 #[derive(Clone, Copy)]
-struct Cached {
+struct Link {
     prefix: u64,
     level: u8,
     table: PhysAddr,
 }
 
-/// One walker, with a walk cache of one link.
+/// A leaf that the IOTLB holds, with the level of the table that it was found in.
+#[derive(Clone, Copy)]
+struct Leaf {
+    first: u64,
+    level: u8,
+    to: PhysAddr,
+    dirty: bool,
+}
+
+impl Leaf {
+    fn lead(&self, page: u64) -> Option<PhysAddr> {
+        let inside = page.checked_sub(self.first)?;
+        (inside >> (self.level - 1) == 0).then(|| PhysAddr::new(self.to.as_u64() + (inside << 12)))
+    }
+}
+
+/// What ends a walk before its time.
+enum Stop {
+    /// The address is not mapped.
+    Fault,
+    /// A word changed under the walker's own write.
+    Changed,
+}
+
+/// What a walker has cached, apart from its arena: it can be filled before its actor starts.
+#[derive(Clone)]
+pub(crate) struct Cache {
+    links: Vec<Link>,
+    /// `None` for a walker without an IOTLB.
+    leaves: Option<Vec<Leaf>>,
+}
+
+/// One walker.
 pub(crate) struct Walker<'a> {
     arena: &'a Arena,
     root: RootPointer,
     reads: Reads,
-    cache: Option<Cached>,
+    notes: Notes,
+    cache: Cache,
 }
 
 impl<'a> Walker<'a> {
+    /// A walker that caches links, has no IOTLB and writes nothing.
     pub(crate) fn new(arena: &'a Arena, root: RootPointer, reads: Reads) -> Self {
         Self {
             arena,
             root,
             reads,
-            cache: None,
+            notes: Notes::Nothing,
+            cache: Cache {
+                links: Vec::new(),
+                leaves: None,
+            },
         }
+    }
+
+    /// The same with what another one has cached.
+    pub(crate) fn with_cache(mut self, cache: Cache) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// What it has cached.
+    pub(crate) fn into_cache(self) -> Cache {
+        self.cache
+    }
+
+    /// The same with an IOTLB.
+    pub(crate) fn with_iotlb(mut self) -> Self {
+        self.cache.leaves = Some(Vec::new());
+        self
+    }
+
+    /// The same, and it writes this.
+    pub(crate) fn that_notes(mut self, notes: Notes) -> Self {
+        assert!(self.reads == Reads::Snooping || notes == Notes::Nothing);
+        self.notes = notes;
+        self
     }
 
     fn read(&self, table: PhysAddr, index: usize, level: u8) -> u64 {
@@ -58,36 +137,80 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Walks page number `page` and keeps the last link that it went through. `None` is a fault.
+    /// A read of page number `page`. `None` is a fault.
     pub(crate) fn walk(&mut self, page: u64) -> Option<PhysAddr> {
+        self.access(page, false)
+    }
+
+    /// A write to page number `page`. `None` is a fault.
+    pub(crate) fn write(&mut self, page: u64) -> Option<PhysAddr> {
+        self.access(page, true)
+    }
+
+    fn access(&mut self, page: u64, write: bool) -> Option<PhysAddr> {
+        let dirties = write && self.notes >= Notes::Dirty;
+        // A cached leaf that is not known to be dirty does not do for a write: that has to be noted.
+        let cached = self.cache.leaves.iter().flatten();
+        let cached = cached.filter(|leaf| leaf.dirty || !dirties);
+        if let Some(to) = cached.into_iter().find_map(|leaf| leaf.lead(page)) {
+            return Some(to);
+        }
+        loop {
+            match self.walk_tables(page, write, dirties) {
+                Ok(to) => return Some(to),
+                Err(Stop::Fault) => return None,
+                Err(Stop::Changed) => {}
+            }
+        }
+    }
+
+    /// Walks from the deepest link that is cached, and caches what it finds.
+    fn walk_tables(&mut self, page: u64, write: bool, dirties: bool) -> Result<PhysAddr, Stop> {
         let root = self.root;
         if page >> root.level.number() != 0 {
-            return None;
+            return Err(Stop::Fault);
         }
-        let cached = self
-            .cache
-            .filter(|cached| page >> cached.level == cached.prefix);
-        let (mut level, mut table) = match cached {
-            Some(cached) => (cached.level, cached.table),
+        let fitting = self.cache.links.iter();
+        let fitting = fitting.filter(|link| page >> link.level == link.prefix);
+        let deepest = fitting.min_by_key(|link| link.level);
+        let (mut level, mut table) = match deepest {
+            Some(link) => (link.level, link.table),
             None => (root.level.number(), root.page),
         };
         loop {
             let index = (page >> (level - 1)) as usize % WORDS;
             let word = self.read(table, index, level);
-            let to = word & 0x000f_ffff_ffff_f000;
-            if word & 3 == 0 {
-                return None;
+            if word & 3 == 0 || (write && word & 2 == 0) {
+                return Err(Stop::Fault);
             }
-            if level == 1 {
-                return Some(PhysAddr::new(to));
+            let is_leaf = level == 1 || word & 0x80 != 0;
+            let mut noted = word;
+            if self.notes == Notes::AccessedAndDirty {
+                noted |= ACCESSED;
             }
-            if word & 0x80 != 0 {
-                let inside = page & ((1 << (level - 1)) - 1);
-                return Some(PhysAddr::new(to + (inside << 12)));
+            if is_leaf && dirties {
+                noted |= DIRTY;
+            }
+            if noted != word && !self.arena.note(table, index, word, noted) {
+                return Err(Stop::Changed);
+            }
+            let to = PhysAddr::new(word & 0x000f_ffff_ffff_f000);
+            if is_leaf {
+                let leaf = Leaf {
+                    first: page >> (level - 1) << (level - 1),
+                    level,
+                    to,
+                    dirty: noted & DIRTY != 0,
+                };
+                self.cache
+                    .leaves
+                    .iter_mut()
+                    .for_each(|leaves| leaves.push(leaf));
+                return leaf.lead(page).ok_or(Stop::Fault);
             }
             level -= 1;
-            table = PhysAddr::new(to);
-            self.cache = Some(Cached {
+            table = to;
+            self.cache.links.push(Link {
                 prefix: page >> level,
                 level,
                 table,
@@ -95,8 +218,21 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Forgets what it cached, as an invalidation that includes walk caches asks for.
+    /// Forgets everything, as an invalidation that includes walk caches asks for.
     pub(crate) fn invalidate(&mut self) {
-        self.cache = None;
+        self.cache.links.clear();
+        self.invalidate_leaves();
+    }
+
+    /// Forgets leaves, as an invalidation of leaves alone asks for.
+    pub(crate) fn invalidate_leaves(&mut self) {
+        self.cache.leaves.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Forgets the leaf of the smallest size at `page`: all that an invalidation of one page has to reach.
+    pub(crate) fn invalidate_page(&mut self, page: u64) {
+        if let Some(leaves) = &mut self.cache.leaves {
+            leaves.retain(|leaf| leaf.level != 1 || leaf.first != page);
+        }
     }
 }

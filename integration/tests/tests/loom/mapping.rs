@@ -3,12 +3,12 @@
 use hv_core::{PageSize, Perms};
 use hv_iommu::table::TableError;
 
-use crate::explore::{Bound, explore};
+use crate::explore::models;
 use crate::hardware::Reads;
 use crate::world::{World, frame, iova, pages};
 
 /// Two CPUs map two pages below one empty slot while hardware walks both.
-pub(crate) fn two_mappers(levels: u8, reads: Reads) {
+fn two_mappers(levels: u8, reads: Reads) {
     let tables = usize::from(levels) - 1;
     let world = World::new(levels, reads, [tables + 1, tables, 0]);
     let device = world.on_cpu(2, move |world| {
@@ -43,83 +43,42 @@ fn one_mapper(reads: Reads) {
     world.end(&[frame(0)]);
 }
 
-#[cfg_attr(not(hv_fault), test)]
-fn two_mappers_and_a_walker() {
-    explore("two_mappers_and_a_walker, 2 levels", Bound::Fewer, || {
-        two_mappers(2, Reads::Snooping);
+fn lookup_against_mapper() {
+    let world = World::new(2, Reads::Snooping, [2, 0, 0]);
+    let other = world.on_cpu(1, |world| {
+        let first = world.translate(0);
+        let again = world.translate(0);
+        assert!(first.is_none() || first == again, "a mapping went away");
+        assert!(again.is_none_or(|to| to == frame(0)));
     });
-    explore("two_mappers_and_a_walker, 3 levels", Bound::Fewer, || {
-        two_mappers(3, Reads::Snooping);
-    });
-    explore(
-        "two_mappers_and_a_walker, one mapper",
-        Bound::Exhaustive,
-        || {
-            one_mapper(Reads::Snooping);
-        },
-    );
+    world.map(0, frame(0)).unwrap();
+    other.join().unwrap();
+    world.end(&[frame(0)]);
 }
 
-#[cfg_attr(not(hv_fault), test)]
-fn a_link_reaches_memory_after_its_table() {
-    explore(
-        "a_link_reaches_memory_after_its_table",
-        Bound::Fewer,
-        || {
-            two_mappers(2, Reads::Memory);
-        },
-    );
-    explore(
-        "a_link_reaches_memory_after_its_table, evictions",
-        Bound::Preemptions,
-        || {
-            one_mapper(Reads::MemoryAfterEviction);
-        },
-    );
-}
-
-#[cfg_attr(not(hv_fault), test)]
-fn a_lookup_sees_whole_tables() {
-    explore("a_lookup_sees_whole_tables", Bound::Exhaustive, || {
-        let world = World::new(2, Reads::Snooping, [2, 0, 0]);
-        let other = world.on_cpu(1, |world| {
-            let first = world.translate(0);
-            let again = world.translate(0);
-            assert!(first.is_none() || first == again, "a mapping went away");
-            assert!(again.is_none_or(|to| to == frame(0)));
-        });
-        world.map(0, frame(0)).unwrap();
-        other.join().unwrap();
-        world.end(&[frame(0)]);
+fn mapper_against_unmapper() {
+    let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+    world.map(0, frame(0)).unwrap();
+    let device = world.on_cpu(2, |world| {
+        let mut walker = world.walker(Reads::Snooping);
+        world.access(&mut walker, 0, &[frame(0), frame(2)]);
+        world.access(&mut walker, 1, &[frame(1)]);
+        world.access(&mut walker, 0, &[frame(0), frame(2)]);
     });
-}
-
-#[cfg_attr(not(hv_fault), test)]
-fn mapper_against_unmapper_of_one_table() {
-    explore("mapper_against_unmapper_of_one_table", Bound::Fewer, || {
-        let world = World::new(2, Reads::Snooping, [2, 1, 0]);
-        world.map(0, frame(0)).unwrap();
-        let device = world.on_cpu(2, |world| {
-            let mut walker = world.walker(Reads::Snooping);
-            world.access(&mut walker, 0, &[frame(0), frame(2)]);
-            world.access(&mut walker, 1, &[frame(1)]);
-            world.access(&mut walker, 0, &[frame(0), frame(2)]);
-        });
-        let mapper = world.on_cpu(1, |world| {
-            assert_eq!(world.map(1, frame(1)), Ok(0), "the table was there");
-            world.tell(1 << 1);
-        });
-        // The walker keeps no leaves and the frame is not used again, so no flush is needed.
-        let _ = world.table.unmap(&world.pin(), pages(0, 1));
-        assert_eq!(world.redeem(pages(0, 1), frame(0)), Ok(0));
-        world.map(0, frame(2)).unwrap();
-        world.tell(1 << 0);
-        mapper.join().unwrap();
-        device.join().unwrap();
-        assert_eq!(world.translate(0), Some(frame(2)));
-        assert_eq!(world.translate(1), Some(frame(1)));
-        world.end(&[frame(1), frame(2)]);
+    let mapper = world.on_cpu(1, |world| {
+        assert_eq!(world.map(1, frame(1)), Ok(0), "the table was there");
+        world.tell(1 << 1);
     });
+    // The walker keeps no leaves and the frame is not used again, so no flush is needed.
+    let _ = world.table.unmap(&world.pin(), pages(0, 1));
+    assert_eq!(world.redeem(pages(0, 1), frame(0)), Ok(0));
+    world.map(0, frame(2)).unwrap();
+    world.tell(1 << 0);
+    mapper.join().unwrap();
+    device.join().unwrap();
+    assert_eq!(world.translate(0), Some(frame(2)));
+    assert_eq!(world.translate(1), Some(frame(1)));
+    world.end(&[frame(1), frame(2)]);
 }
 
 /// Maps page 0 as one of several that share it; whether it did.
@@ -158,20 +117,33 @@ fn two_sharers(reads: Reads) {
     world.end(&[winner]);
 }
 
-#[cfg_attr(not(hv_fault), test)]
-fn shared_range_gives_a_page_to_one_mapper() {
-    explore(
-        "shared_range_gives_a_page_to_one_mapper",
-        Bound::Fewer,
-        || {
-            two_sharers(Reads::Snooping);
-        },
-    );
-    explore(
-        "shared_range_gives_a_page_to_one_mapper, memory",
-        Bound::Fewer,
-        || {
-            two_sharers(Reads::Memory);
-        },
-    );
+models! {
+    /// Both install in one slot: one table is linked, the other reused or freed.
+    two_mappers_and_a_walker: Two(2), sees [], || two_mappers(2, Reads::Snooping);
+
+    /// The same with two tables missing.
+    two_mappers_of_two_levels_and_a_walker: Two(2), sees [], || two_mappers(3, Reads::Snooping);
+
+    /// Hardware walks while a table is linked.
+    a_mapper_and_a_walker: Exhaustive, sees [], || one_mapper(Reads::Snooping);
+
+    /// Memory never has a link to a table that it does not have.
+    a_link_reaches_memory_after_its_table: Two(2), sees [], || two_mappers(2, Reads::Memory);
+
+    /// The same for a cache that writes links back as soon as it can.
+    a_link_reaches_memory_after_its_table_evictions: Two(3), sees [], || {
+        one_mapper(Reads::MemoryAfterEviction);
+    };
+
+    /// A table that is linked under a lookup gives the mapping or nothing.
+    a_lookup_sees_whole_tables: Exhaustive, sees [], lookup_against_mapper;
+
+    /// Each word of a table as its owner left it.
+    mapper_against_unmapper_of_one_table: Two(2), sees [], mapper_against_unmapper;
+
+    /// Of two CPUs that want a page of a shared range, one gets it.
+    shared_range_gives_a_page_to_one_mapper: Two(2), sees [], || two_sharers(Reads::Snooping);
+
+    /// The same for a walker that does not snoop.
+    shared_range_gives_a_page_to_one_mapper_memory: Two(2), sees [], || two_sharers(Reads::Memory);
 }

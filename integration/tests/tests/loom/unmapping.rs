@@ -1,16 +1,15 @@
 //! Models of what ends: a shared page that two CPUs unmap, a frame that is used again, the table.
 
 use hv_core::PageSize;
-use hv_core::sync::{Ordering, fence};
 use hv_iommu::quiesce::RetireEpoch;
 use hv_iommu::table::TableError;
 
-use crate::explore::{Bound, Seen, explore, must_fail};
+use crate::explore::{models, must_fail, saw};
 use crate::hardware::Reads;
 use crate::world::{World, frame, iova, pages};
 
-#[cfg_attr(not(hv_fault), test)]
-fn a_shared_page_is_unmapped_and_redeemed_once() {
+/// Two CPUs unmap and redeem one page.
+fn two_unmappers() {
     let unmap = |world: &World| {
         let (guard, size) = (world.pin(), PageSize::Size4K);
         match world.table.unmap_shared(&guard, iova(0), size) {
@@ -26,19 +25,13 @@ fn a_shared_page_is_unmapped_and_redeemed_once() {
             Err(error) => panic!("{error}"),
         }
     };
-    explore(
-        "a_shared_page_is_unmapped_and_redeemed_once",
-        Bound::Exhaustive,
-        move || {
-            let world = World::new(2, Reads::Snooping, [2, 1, 0]);
-            world.map(0, frame(0)).unwrap();
-            let other = world.on_cpu(1, move |world| unmap(world));
-            let mine = unmap(&world);
-            assert_ne!(mine, other.join().unwrap(), "one of them unmapped it");
-            assert_eq!(world.translate(0), None);
-            world.end(&[]);
-        },
-    );
+    let world = World::new(2, Reads::Snooping, [2, 1, 0]);
+    world.map(0, frame(0)).unwrap();
+    let other = world.on_cpu(1, move |world| unmap(world));
+    let mine = unmap(&world);
+    assert_ne!(mine, other.join().unwrap(), "one of them unmapped it");
+    assert_eq!(world.translate(0), None);
+    world.end(&[]);
 }
 
 /// One CPU ends the table while another walks and maps under guards.
@@ -64,31 +57,16 @@ fn end_against_walk(waits: impl Fn(&World, RetireEpoch) -> bool) {
     assert_eq!(world.map(1, frame(1)), Err(TableError::Ended));
 }
 
-#[cfg_attr(not(hv_fault), test)]
-fn the_end_waits_for_walkers() {
-    static EARLY: Seen = Seen::new();
-    explore("the_end_waits_for_walkers", Bound::Preemptions, || {
-        end_against_walk(|world, epoch| {
-            let passed = (0..3).any(|_| world.quiescence.has_passed(epoch));
-            if passed {
-                EARLY.note();
-            }
-            passed
-        });
-    });
-    EARLY.check("the table ends while the other CPU runs");
-    must_fail("the_end_waits_for_walkers, not waiting", || {
-        end_against_walk(|_, _| true);
-    });
+fn wait(world: &World, epoch: RetireEpoch) -> bool {
+    let passed = (0..3).any(|_| world.quiescence.has_passed(epoch));
+    if passed {
+        saw("the table ends while the other CPU runs");
+    }
+    passed
 }
-
-/// That the device forgot in time for the frame to be used again.
-static RECEIPT: Seen = Seen::new();
 
 /// Unmaps a page and uses its frame for something else, against a device that keeps what it read.
 fn unmap_flush_reuse(reads: Reads, waits: bool) {
-    const ASKED: u64 = 1 << 40;
-    const FORGOTTEN: u64 = 1 << 41;
     let world = World::new(2, reads, [3, 0, 0]);
     world.map(0, frame(0)).unwrap();
     let device = world.on_cpu(2, move |world| {
@@ -102,21 +80,17 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
         };
         let mut kept = walker.walk(0);
         access(kept);
-        if world.is_told(ASKED) {
-            walker.invalidate();
-            world.tell(FORGOTTEN);
+        if world.serve(0, &mut walker) {
             kept = walker.walk(0);
         }
         access(kept);
         world.access(&mut walker, 3, &[frame(0)]);
     });
     let _ = world.table.unmap(&world.pin(), pages(0, 1));
-    // ORDERING: SeqCst, as the domain's before it notes its flush counter.
-    fence(Ordering::SeqCst);
-    world.tell(ASKED);
-    let receipt = (0..2).any(|_| world.is_told(FORGOTTEN));
+    world.ask(0);
+    let receipt = world.has_receipt(0, 2);
     if receipt {
-        RECEIPT.note();
+        saw("there is a receipt");
     }
     if receipt || !waits {
         assert_eq!(world.redeem(pages(0, 1), frame(0)), Ok(0));
@@ -128,16 +102,30 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
     world.end(&[frame(0)]);
 }
 
-#[cfg_attr(not(hv_fault), test)]
-fn no_translation_survives_its_receipt() {
-    for reads in [Reads::Snooping, Reads::Memory] {
-        let name = format!("no_translation_survives_its_receipt, {reads:?}");
-        explore(&name, Bound::Preemptions, move || {
-            unmap_flush_reuse(reads, true)
-        });
-    }
-    RECEIPT.check("there is a receipt");
-    must_fail("no_translation_survives_its_receipt, no receipt", || {
-        unmap_flush_reuse(Reads::Snooping, false);
-    });
+models! {
+    /// Of two CPUs that unmap one page of a shared range, one gets the frame.
+    a_shared_page_is_unmapped_and_redeemed_once: Exhaustive, sees [], two_unmappers;
+
+    /// No table is freed under a walk.
+    the_end_waits_for_walkers: Two(3), sees ["the table ends while the other CPU runs"], || {
+        end_against_walk(wait);
+    };
+
+    /// A frame is used again only when the device forgot it.
+    no_translation_survives_its_receipt: Two(3), sees ["there is a receipt"], || {
+        unmap_flush_reuse(Reads::Snooping, true);
+    };
+
+    /// The same for a walker that does not snoop.
+    no_translation_survives_its_receipt_memory: Two(3), sees ["there is a receipt"], || {
+        unmap_flush_reuse(Reads::Memory, true);
+    };
+}
+
+must_fail! {
+    /// The table's end does not wait for the grace period.
+    the_end_does_not_wait: Two(3), || end_against_walk(|_, _| true);
+
+    /// A frame is used again without a receipt.
+    no_receipt: Two(3), || unmap_flush_reuse(Reads::Snooping, false);
 }

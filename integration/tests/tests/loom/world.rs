@@ -1,23 +1,28 @@
 //! What all models of a table share: one table, its memory, its epochs, and checks of the outcome.
 
-#![expect(unsafe_code, reason = "redeeming and draining are unsafe")]
+#![expect(
+    unsafe_code,
+    reason = "mapping what is vacant, redeeming and draining are unsafe"
+)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hv_core::sync::{AtomicU64, Ordering};
+use hv_core::fault::Fault;
+use hv_core::sync::{AtomicU64, Ordering, fence, spin_hint};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Drain, DrainStep, Geometry, Table, TableError};
+use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError};
 use hv_iommu::{Level, RootPointer};
 use hv_vtd::SecondStage;
 use loom::thread::JoinHandle;
 
 use crate::arena::{Arena, Use, become_cpu};
+use crate::explore::saw;
 use crate::hardware::{Reads, Walker};
 
 /// How many frames models map.
-const FRAMES: usize = 3;
+const FRAMES: usize = 4;
 
 /// One table of two words per level, shared by the actors of a model.
 pub(crate) struct World {
@@ -46,28 +51,87 @@ pub(crate) fn pages(first: u64, count: u64) -> IovaRange {
     IovaRange::new(iova(first), PageCount::new(count).unwrap()).unwrap()
 }
 
-impl World {
-    /// An empty table of `levels` levels for walkers that read as `reads` says. CPU `n` has
-    /// `per_cpu[n]` frames for tables; CPU 0, which runs this, needs one for the root.
-    pub(crate) fn new(levels: u8, reads: Reads, per_cpu: [usize; 3]) -> Arc<Self> {
-        let arena = Arc::new(Arena::new(per_cpu));
-        let geometry = Geometry {
-            root: Level::new(levels).unwrap(),
-            largest_leaf: Level::new(levels.min(3)).unwrap(),
-            coherent: reads == Reads::Snooping,
-            live_resize: true,
+/// That flush number 0 was asked for; the bits above are further flushes.
+const ASKED: u64 = 1 << 32;
+/// That flush number 0 has completed.
+const FORGOTTEN: u64 = 1 << 48;
+
+fn show_pages(at: Iova, level: Level, show: &mut impl FnMut(u64)) {
+    let first = at.as_u64() >> 12;
+    (first..first + (1 << (level.number() - 1))).for_each(show);
+}
+
+/// Where an attempt to reclaim stands when the actors start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It has not begun.
+    Linked,
+    /// Links are frozen, and the grace period has begun.
+    Frozen,
+    /// Tombstones stand where tables were linked, and a flush is owed.
+    Unlinked,
+}
+
+/// What a world is like.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup {
+    /// How many levels the table has.
+    pub(crate) levels: u8,
+    pub(crate) reads: Reads,
+    /// CPU `n` has this many frames for tables; CPU 0, which makes the world, needs one for the root.
+    pub(crate) frames: [usize; 3],
+    /// How many CPUs walk in tables. Fewer make epochs cheaper.
+    pub(crate) cpus: usize,
+    /// Whether walkers write dirty bits.
+    pub(crate) dirty: bool,
+}
+
+impl Setup {
+    /// Two CPUs walk in a table of two levels, and walkers snoop and write nothing.
+    pub(crate) fn two(frames: [usize; 3]) -> Self {
+        Self {
+            levels: 2,
+            reads: Reads::Snooping,
+            frames,
+            cpus: 2,
             dirty: false,
+        }
+    }
+
+    pub(crate) fn build(self) -> Arc<World> {
+        let arena = Arc::new(Arena::new(self.frames, self.reads == Reads::Snooping));
+        let geometry = Geometry {
+            root: Level::new(self.levels).unwrap(),
+            largest_leaf: Level::new(self.levels.min(3)).unwrap(),
+            coherent: self.reads == Reads::Snooping,
+            live_resize: true,
+            dirty: self.dirty,
         };
         let table = Table::new(SecondStage::new(), geometry, arena.clone()).unwrap();
         let root = table.root().unwrap();
-        Arc::new(Self {
+        Arc::new(World {
             arena,
             table,
-            quiescence: Quiescence::new(3).unwrap(),
+            quiescence: Quiescence::new(self.cpus).unwrap(),
             root,
             told: AtomicU64::new(0),
             contents: std::array::from_fn(|_| Use::new()),
         })
+    }
+}
+
+impl World {
+    /// An empty table of `levels` levels for walkers that read as `reads` says, and three CPUs that walk
+    /// in it.
+    pub(crate) fn new(levels: u8, reads: Reads, frames: [usize; 3]) -> Arc<Self> {
+        let setup = Setup {
+            levels,
+            reads,
+            frames,
+            cpus: 3,
+            dirty: false,
+        };
+        setup.build()
     }
 
     /// Runs an actor as CPU `cpu`.
@@ -89,13 +153,30 @@ impl World {
 
     /// Writes a frame and maps page `page` to it. Gives the number of tables that were linked.
     pub(crate) fn map(&self, page: u64, to: PhysAddr) -> Result<u64, TableError> {
-        let size = PageSize::Size4K;
+        self.map_run(page, 1, to, PageSize::Size4K)
+    }
+
+    /// The same for `count` pages, with pages up to `largest`.
+    pub(crate) fn map_run(
+        &self,
+        first: u64,
+        count: u64,
+        to: PhysAddr,
+        largest: PageSize,
+    ) -> Result<u64, TableError> {
         let guard = self.pin();
         // After the guard's fence, so that only the leaf's store can publish it.
-        self.content(to).have_alone();
-        let outcome = self
-            .table
-            .map(&guard, pages(page, 1), to, Perms::ReadWrite, size);
+        for page in 0..count {
+            self.content(PhysAddr::new(to.as_u64() + (page << 12)))
+                .have_alone();
+        }
+        let range = pages(first, count);
+        let (perms, spares) = (Perms::ReadWrite, &mut self.table.spares());
+        // SAFETY: actors map pages that nobody else has and that were redeemed, as owners of ranges do.
+        let outcome = unsafe {
+            self.table
+                .map_vacant(&guard, range, to, perms, largest, spares)
+        };
         outcome.map(|outcome| outcome.tables)
     }
 
@@ -142,9 +223,136 @@ impl World {
 
     /// Empties what was unmapped of a range that was mapped to the run at `to`.
     pub(crate) fn redeem(&self, range: IovaRange, to: PhysAddr) -> Result<u64, TableError> {
+        self.redeem_and_harvest(range, to, |_| ())
+    }
+
+    /// The same, and shows the pages that a device has written.
+    pub(crate) fn redeem_and_harvest(
+        &self,
+        range: IovaRange,
+        to: PhysAddr,
+        mut show: impl FnMut(u64),
+    ) -> Result<u64, TableError> {
+        let dirty = |at: Iova, level: Level| show_pages(at, level, &mut show);
         // SAFETY: models say themselves when a device has forgotten; some leave that out on purpose.
-        let redeemed = unsafe { self.table.redeem(&self.pin(), range, to, |_, _| ()) };
+        let redeemed = unsafe { self.table.redeem(&self.pin(), range, to, dirty) };
         redeemed.map(|redeemed| redeemed.tables)
+    }
+
+    /// Pages of a range that a device has written; with `clear`, forgets that it did.
+    pub(crate) fn dirty(&self, range: IovaRange, clear: bool) -> BTreeSet<u64> {
+        let mut dirty = BTreeSet::new();
+        let mut show = |page| {
+            dirty.insert(page);
+        };
+        let each = |at: Iova, level: Level| show_pages(at, level, &mut show);
+        match clear {
+            true => self.table.dirty_and_clear(&self.pin(), range, each),
+            false => self.table.dirty(&self.pin(), range, each),
+        }
+        dirty
+    }
+
+    /// Leaves an empty table below the word for `page`, and nothing else.
+    pub(crate) fn leave_empty_table(&self, page: u64) {
+        self.map(page, frame(0)).unwrap();
+        let range = pages(page, 1);
+        let _ = self.table.unmap(&self.pin(), range);
+        assert_eq!(self.redeem(range, frame(0)), Ok(0));
+    }
+
+    /// Brings an attempt to this stage, while nobody else runs. Gives its number where it has one.
+    pub(crate) fn bring_to(&self, stage: Stage) -> Option<u64> {
+        match stage {
+            Stage::Linked => None,
+            Stage::Frozen => {
+                assert_eq!(self.reclaim(), ReclaimStep::Again);
+                None
+            }
+            Stage::Unlinked => Some(self.reclaim_to_flush(5).expect("nothing to unlink")),
+        }
+    }
+
+    /// One step of reclaim.
+    pub(crate) fn reclaim(&self) -> ReclaimStep {
+        self.table.reclaim(&self.quiescence, &*self.arena)
+    }
+
+    /// Steps of reclaim, at most `steps`, until one asks for a flush: the number of the attempt.
+    pub(crate) fn reclaim_to_flush(&self, steps: usize) -> Option<u64> {
+        (0..steps).find_map(|_| match self.reclaim() {
+            ReclaimStep::Flush { attempt, .. } => Some(attempt),
+            _ => None,
+        })
+    }
+
+    /// The flush for an attempt has completed.
+    pub(crate) fn reclaim_flushed(&self, attempt: u64) -> ReclaimStep {
+        // SAFETY: as in `redeem`.
+        unsafe {
+            self.table
+                .reclaim_flushed(&self.quiescence, &*self.arena, attempt)
+        }
+    }
+
+    /// Steps of reclaim where no device is, so that each flush has completed at once. How many pages came
+    /// back.
+    pub(crate) fn reclaim_alone(&self, steps: usize) -> u64 {
+        self.reclaim_rounds(steps, false)
+    }
+
+    /// The same; with `again`, looks at everything once more when there is nothing left.
+    pub(crate) fn reclaim_rounds(&self, steps: usize, again: bool) -> u64 {
+        let mut freed = 0;
+        for _ in 0..steps {
+            let before = self.arena.free_frames();
+            match self.reclaim() {
+                ReclaimStep::Flush { attempt, .. } => {
+                    saw("a table is unlinked");
+                    self.reclaim_flushed(attempt);
+                }
+                ReclaimStep::Done if again => self.table.reclaim_rewind(),
+                ReclaimStep::Done => break,
+                ReclaimStep::Again | ReclaimStep::Swept | ReclaimStep::Busy => {}
+            }
+            freed += self.arena.free_frames().saturating_sub(before) as u64;
+        }
+        if freed != 0 {
+            saw("a table is freed");
+        }
+        freed
+    }
+
+    /// Asks the device for flush `number` after all that was done before.
+    pub(crate) fn ask(&self, number: u32) {
+        // ORDERING: SeqCst, as a flush begins.
+        fence(Ordering::SeqCst);
+        self.tell(ASKED << number);
+    }
+
+    /// Whether flush `number` has completed, looked at `looks` times.
+    pub(crate) fn has_receipt(&self, number: u32, looks: usize) -> bool {
+        (0..looks).any(|_| self.is_told(FORGOTTEN << number))
+    }
+
+    /// Serves flush `number` if the device was asked for it.
+    pub(crate) fn serve(&self, number: u32, walker: &mut Walker<'_>) -> bool {
+        self.serve_by(number, walker, |walker| walker.invalidate())
+    }
+
+    /// The same, by an invalidation of this kind.
+    pub(crate) fn serve_by(
+        &self,
+        number: u32,
+        walker: &mut Walker<'_>,
+        forget: fn(&mut Walker<'_>),
+    ) -> bool {
+        let asked = self.is_told(ASKED << number);
+        if asked {
+            forget(walker);
+            self.tell(FORGOTTEN << number);
+        }
+        asked
     }
 
     /// Drains the closed table. Gives what it named and how often.
@@ -160,7 +368,8 @@ impl World {
                         *named.entry(run.page(index).unwrap().as_u64()).or_insert(0) += 1;
                     }
                 }
-                DrainStep::More => {}
+                // Or another CPU holds the lock.
+                DrainStep::More => spin_hint(),
                 DrainStep::Done => return named,
             }
         }
@@ -170,6 +379,11 @@ impl World {
     pub(crate) fn check_drained(&self, named: &BTreeMap<u64, u64>, mapped: &[PhysAddr]) {
         let expected: BTreeMap<u64, u64> = mapped.iter().map(|to| (to.as_u64(), 1)).collect();
         assert_eq!(*named, expected, "frames handed out at the end");
+        // These faults leak by their nature. What they do besides is what models are to notice.
+        let leaking = [Fault::SkipTombstone, Fault::SkipRelink, Fault::SplitByStore];
+        if leaking.into_iter().any(Fault::is_on) {
+            return;
+        }
         assert_eq!(
             self.arena.free_frames(),
             self.arena.frames(),
