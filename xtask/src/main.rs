@@ -1,11 +1,13 @@
 //! Developer tasks of the workspace, run as `cargo xtask <task>`.
 //!
-//! One file a task: `bench.rs`, `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people do.
+//! One file a task: `bench.rs`, `loom.rs`, `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people
+//! do.
 
 mod bench;
 mod house;
 mod image;
 mod ladder;
+mod loom;
 mod process;
 mod progress;
 mod qemu_run;
@@ -34,6 +36,8 @@ struct Line {
 enum Task {
     /// Measure the table engine beside hand-written floors and published crates, and judge the ratios
     Bench(bench::Options),
+    /// Explore the interleavings of the lock-free parts, and show how far
+    Loom(loom::Options),
     /// Build the hypervisor image, boot it in QEMU and check what it does from outside
     RunQemu(run_qemu::Options),
     /// Live random lives on the rig, the software IOMMU at its worst, until one breaks a rule
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let line = Line::parse();
     let result = process::install_interrupt_handler().and_then(|()| match line.task {
         Task::Bench(options) => bench::run(&options),
+        Task::Loom(options) => loom::run(&options),
         Task::RunQemu(options) => run_qemu::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Soak(options) => soak::run(&options),
         Task::Test(options) => test::run(&options),

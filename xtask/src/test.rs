@@ -151,16 +151,7 @@ fn house_rules(name: &str) -> Result<Counts> {
 }
 
 fn run_tests(step: &Step, tests: &Tests, verbose: bool) -> Result<Counts> {
-    let mut command = workspace::cargo();
-    command
-        .args(tests.arguments)
-        .envs(tests.environment.iter().copied());
-    if let Some((flags, folder)) = tests.flags {
-        command.env("RUSTFLAGS", workspace::rustflags(flags));
-        command
-            .arg("--target-dir")
-            .arg(workspace::target_dir().join(folder));
-    }
+    let mut command = tests.command();
     let name = format!("cargo {}", tests.arguments.join(" "));
     let finished = run_job(&name, &mut command, step.limit, verbose)?;
     let lines = finished.lines.iter().map(|(_, line)| line.as_str());
