@@ -1,5 +1,10 @@
 //! Domains: an address space with an owner, its tables, and the units that it reaches.
 
+#![expect(
+    unsafe_code,
+    reason = "makes the one table whose guards are all of one quiescence"
+)]
+
 use core::fmt;
 use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64 as MachineU64;
@@ -215,7 +220,10 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             dirty: false,
         };
         let memory = PlatformHandle(system.clone());
-        let table = match Table::new(system.backend.format(&unit_caps), geometry, memory) {
+        // SAFETY: the table stays inside of the domain's core, whose guards, grace periods and reclaim are all
+        // of the system's one quiescence, with the backend's one platform as its CPUs.
+        let table = unsafe { Table::new(system.backend.format(&unit_caps), geometry, memory) };
+        let table = match table {
             Ok(table) => table,
             Err(error) => {
                 system.ids.give_back(lease);

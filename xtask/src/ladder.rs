@@ -161,6 +161,23 @@ pub(crate) const STEPS: &[Step] = &[
         }),
     },
     Step {
+        name: "table-faults",
+        what: "the property tests notice each deliberate fault of the table",
+        limit: Duration::from_secs(900),
+        job: Job::Tests(Tests {
+            arguments: &[
+                "test",
+                "--package",
+                "hv-tests",
+                "--test",
+                "table_model",
+                "--no-fail-fast",
+            ],
+            environment: &[],
+            flags: Some(("--cfg hv_fault", "rig-faults")),
+        }),
+    },
+    Step {
         name: "rig-faults",
         what: "the rig catches and names each protection that is taken out of the driver",
         limit: Duration::from_secs(900),

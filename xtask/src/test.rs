@@ -241,7 +241,7 @@ mod tests {
         );
         let error = pick(&["looom".to_owned()]).unwrap_err().to_string();
         assert!(
-            error.contains("looom") && error.contains("loom, loom-faults, rig-faults"),
+            error.contains("looom") && error.contains("loom, loom-faults, table-faults"),
             "{error}"
         );
     }

@@ -228,7 +228,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError::OutOfFrames`] without a frame for the root.
-    pub fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
+    ///
+    /// # Safety
+    /// All guards that are ever given to the table's methods are of one [`Quiescence`], and so is the one that
+    /// [`reclaim`](Self::reclaim) and its companions are given, with the one [`Cpus`] that its guards are made
+    /// with: what is freed after a grace period was waited for by these alone.
+    pub unsafe fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
         let written_back = if geometry.coherent {
             0
         } else {
@@ -424,8 +429,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// [`TableError`] when the words are not that run, pending; none was changed then.
     ///
     /// # Safety
-    /// A flush of the range has completed on every unit, asked for after the unmap. If tables were
-    /// detached it included walk caches, and every guard of the time of the unmap has ended.
+    /// The caller owns the range, alone, and opens it once. A flush of it has completed on every unit, asked
+    /// for after the unmap. If tables were detached it included walk caches, and every guard of the time of
+    /// the unmap has ended.
     #[inline(always)]
     pub unsafe fn redeem(
         &self,

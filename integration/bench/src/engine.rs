@@ -109,7 +109,9 @@ fn new_table<const SNOOPS: bool>(
         live_resize: true,
         dirty,
     };
-    Table::new(SecondStage::new(), geometry, memory).expect("the arena has frames for a root")
+    // SAFETY: an engine has one quiescence for all its guards and reclaim, and one platform for all CPUs.
+    let table = unsafe { Table::new(SecondStage::new(), geometry, memory) };
+    table.expect("the arena has frames for a root")
 }
 
 /// The range of `pages` pages from `page` of the window on.

@@ -107,7 +107,8 @@ impl Setup {
             live_resize: true,
             dirty: self.dirty,
         };
-        let table = Table::new(SecondStage::new(), geometry, arena.clone()).unwrap();
+        // SAFETY: a model has one quiescence for all guards, and one arena for all CPUs.
+        let table = unsafe { Table::new(SecondStage::new(), geometry, arena.clone()) }.unwrap();
         let root = table.root().unwrap();
         Arc::new(World {
             arena,

@@ -63,11 +63,7 @@ fn a_table_needs_a_frame_for_its_root() {
     let shape = SHAPES[0];
     let subject = Subject::new(shape);
     subject.arena.set_budget(0);
-    let table = hv_iommu::table::Table::new(
-        hv_vtd::SecondStage::<9>::new(),
-        subject.table.geometry(),
-        subject.arena.clone(),
-    );
+    let table = subject.another_table();
     assert!(matches!(table, Err(TableError::OutOfFrames { missing: 1 })));
     subject.end();
 }

@@ -157,7 +157,8 @@ impl Subject {
             live_resize: shape.live_resize,
             dirty: shape.dirty,
         };
-        let table = Table::new(SecondStage::new(), geometry, arena.clone()).unwrap();
+        // SAFETY: all guards and all of reclaim are of this value's one quiescence, on its one CPU.
+        let table = unsafe { Table::new(SecondStage::new(), geometry, arena.clone()) }.unwrap();
         let root = table.root().unwrap().page.as_u64();
         let subject = Self {
             shape,
@@ -173,6 +174,13 @@ impl Subject {
         };
         subject.arena.check_order(shape.coherent);
         subject
+    }
+
+    /// A second table of the same shape in the same memory.
+    pub(crate) fn another_table(&self) -> Result<Table<SecondStage, Arc<Arena>>, TableError> {
+        let geometry = self.table.geometry();
+        // SAFETY: no guard is made for it.
+        unsafe { Table::new(SecondStage::new(), geometry, self.arena.clone()) }
     }
 
     pub(crate) fn guard(&self) -> Guard<'_> {

@@ -76,8 +76,10 @@ impl World {
             live_resize: true,
             dirty: true,
         };
+        // SAFETY: all guards and all of reclaim are of this world's one quiescence and one pool.
+        let table = unsafe { Table::new(SecondStage::new(), geometry, pool.clone()) }.unwrap();
         Self {
-            table: Table::new(SecondStage::new(), geometry, pool.clone()).unwrap(),
+            table,
             quiescence: Quiescence::new(64).unwrap(),
             pool,
             hardware: Mutex::default(),
