@@ -272,6 +272,18 @@ where
         self.state.set(State::Filled);
     }
 
+    /// Maps each page in words that the caller owns, each of which is seen to be empty.
+    #[inline(never)]
+    pub fn map_checked<O: Order>(&self, order: &O) {
+        self.each::<_, false>(order.pages(), |guard, page| {
+            let Some(range) = one(page) else { return false };
+            self.table
+                .map(guard, range, target(range), Perms::ReadWrite, self.size)
+                .is_ok()
+        });
+        self.state.set(State::Filled);
+    }
+
     /// Unmaps each page in words that the caller owns.
     #[inline(never)]
     pub fn unmap_owned<O: Order, const PIN: bool>(&self, order: &O) {

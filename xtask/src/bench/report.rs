@@ -115,10 +115,11 @@ fn page(results: &Results, cautions: &[String]) -> String {
 }
 
 const WHERE: &str = "\
-Times are ns per operation (the unit stands behind the workload), quiet medians. *Value* is what is judged: the engine's time divided
-by the row's floor, all calls under one guard, unless a unit says otherwise. *Per call* is the same with a pin for each call, *in a stay* the same again on a CPU that said that it
-stays in the hypervisor, as every caller of the domain's interface can be. *Best peer* is the fastest published crate that has the
-operation, in the same rounds; all of them take `&mut` and serve one thread. No figure here is of another run or another machine.
+Times are ns per operation (the unit stands behind the workload), quiet medians. *Value* is what is judged: the engine's time
+divided by the row's floor, all calls under one guard, unless a unit says otherwise. *Per call* is the same with a pin for each
+call, *in a stay* the same again on a CPU that said that it stays in the hypervisor. *Best peer* is the fastest published crate
+that has the operation, in the same rounds; all of them take `&mut` and serve one thread. No figure here is of another run or
+another machine.
 ";
 
 const METHOD: &str = "\
