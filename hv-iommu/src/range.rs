@@ -215,8 +215,9 @@ impl<O: Owner, B: Backend, S> Range<O, B, S> {
     where
         S: Mappable,
     {
-        let core = self.core.clone();
-        self.map_from(frames, perms, largest, &mut TableFrames::of(&core))
+        // Nobody else can make a range of a state of their own, so `S` is `Free`.
+        self.into_state(Free(()))
+            .map_free(frames, perms, largest, None)
     }
 
     /// Maps the range to `frames`, with pages of at most `largest`; what tables it takes comes from
@@ -234,9 +235,8 @@ impl<O: Owner, B: Backend, S> Range<O, B, S> {
     where
         S: Mappable,
     {
-        // Nobody else can make a range of a state of their own, so `S` is `Free`.
         self.into_state(Free(()))
-            .map_free(frames, perms, largest, tables)
+            .map_free(frames, perms, largest, Some(tables))
     }
 }
 
@@ -246,7 +246,7 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         frames: FrameRun<O::Memory>,
         perms: Perms,
         largest: PageSize,
-        tables: &mut TableFrames<'_, B>,
+        tables: Option<&mut TableFrames<'_, B>>,
     ) -> Result<Range<O, B, Mapped>, MapError<O, B>> {
         let granted = self.core.granted(perms);
         if let Err(reason) =
@@ -261,7 +261,7 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         }
         let to = frames.range().start();
         let guard = self.core.pin();
-        let (table, spares) = (&self.core.table, &mut tables.spares);
+        let (table, spares) = (&self.core.table, tables.map(|tables| &mut tables.spares));
         // SAFETY: by its invariant the words under a free range are empty, and nobody else writes them: it
         // came from the domain's free addresses, from a redeemed pending value, or from a shared range that
         // was seen vacant.

@@ -160,7 +160,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             // Without write-backs and dirty bits: the plainest case of all.
             return match self.plain {
                 true => self.unmap_small(guard, first, pages),
-                false => None,
+                false => self.unmap_small_with_care(guard, first, pages),
             };
         }
         self.unmap_words(guard, range)
@@ -197,7 +197,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             if word & F::PRESENT != 0 {
                 if word & mask == want {
                     // Also when a reclaimer makes a tombstone of it, and even nothing, meanwhile.
-                    unmapped.tables = self.detach_word(cell) != 0;
+                    unmapped.tables = self.detach_word(cell);
                 } else {
                     // ORDERING: Release, rule 3, as for smaller leaves.
                     cell.store(self.format.pending(word), Ordering::Release);
@@ -239,6 +239,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
             }
         }
+        self.memory.walker_fence();
+        Some(Unmapped::default())
+    }
+
+    /// The same where walkers do not snoop, or write dirty bits.
+    #[inline(never)]
+    fn unmap_small_with_care(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
+        let (page, indices) = self.words::<1>(guard, first, count, Self::any_link())?;
+        self.unmap_leaves(page, indices, Level::LEAF);
         self.memory.walker_fence();
         Some(Unmapped::default())
     }

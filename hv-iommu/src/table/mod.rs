@@ -383,8 +383,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         self.map_range_from(guard, range, to, perms, largest, spares)
     }
 
-    /// As [`map_from`](Self::map_from), for a range that is known to be vacant: no leaf's word is looked at
-    /// before it is written.
+    /// As [`map`](Self::map), or with `spares` as [`map_from`](Self::map_from), for a range that is known to
+    /// be vacant: no leaf's word is looked at before it is written.
     ///
     /// # Errors
     /// [`TableError`]; nothing was mapped and no frame taken then.
@@ -400,12 +400,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
         perms: Perms,
         largest: PageSize,
-        spares: &mut SparesOf<'_, H>,
+        spares: Option<&mut SparesOf<'_, H>>,
     ) -> Result<MapOutcome, TableError> {
         if self.map_run::<false>(guard, range, to, perms, largest) {
             return Ok(MapOutcome::default());
         }
-        self.map_range_from(guard, range, to, perms, largest, spares)
+        match spares {
+            Some(spares) => self.map_range_from(guard, range, to, perms, largest, spares),
+            None => self.map_range(guard, range, to, perms, largest),
+        }
     }
 
     /// Turns all leaves of `range`, which the caller owns exclusively, into pending words, and detaches

@@ -14,13 +14,10 @@ use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PhysAddr};
 
 use super::spares::give_back;
-use super::walk::{CellOf, Page, Slot};
+use super::walk::{CellOf, LINE, Page, Slot};
 use super::{MemoryHandle, Redeemed, Table, TableError, Unmapped};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
-
-/// Words of a cache line.
-const LINE: usize = 8;
 
 /// Told of each page that was written by a device: its first address and its level.
 pub(super) type Harvest<'h> = dyn FnMut(Iova, Level) + 'h;
@@ -146,27 +143,28 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         ) {
             return false;
         }
-        let word = self.detach_word(cell);
+        let detached = self.detach_word(cell);
         if !Fault::SkipUnmapWriteBack.is_on() {
             self.write_words_back(page.word_at(index), 1);
         }
-        // The reclaimer may have emptied a tombstone in between.
-        word != 0
+        detached
     }
 
-    /// Takes a link, frozen or not, or a tombstone out of a word. What was there.
+    /// Takes a link, frozen or not, or a tombstone out of a word. Whether there was one: the reclaimer may
+    /// have emptied a tombstone meanwhile.
     #[inline(always)]
-    pub(super) fn detach_word(&self, cell: &CellOf<H>) -> u64 {
+    pub(super) fn detach_word(&self, cell: &CellOf<H>) -> bool {
+        let kept = !(F::PRESENT | F::FROZEN | F::ACCESSED);
         if Fault::DetachByStore.is_on() {
             // ORDERING: Acquire, as every read of a walk.
             let word = cell.load(Ordering::Acquire);
-            let kept = word & !(F::PRESENT | F::FROZEN | F::ACCESSED);
             // ORDERING: Release; the deliberate fault is that the word may have changed.
-            cell.store(kept, Ordering::Release);
-            return word;
+            cell.store(word & kept, Ordering::Release);
+            return word != 0;
         }
+        // What is left is looked at, not what was there: a machine has an atomic and for that.
         // ORDERING: AcqRel: a reclaimer that finds the word changed has lost; what it did before is seen.
-        cell.fetch_and(!(F::PRESENT | F::FROZEN | F::ACCESSED), Ordering::AcqRel)
+        cell.fetch_and(kept, Ordering::AcqRel) & kept != 0
     }
 
     /// # Safety

@@ -21,6 +21,8 @@ use crate::quiesce::Guard;
 pub(super) type CellOf<H> = <<H as Deref>::Target as PhysMemory>::Cell;
 
 pub(super) const WORD_BYTES: u64 = size_of::<u64>() as u64;
+/// Words of a cache line.
+pub(super) const LINE: usize = 8;
 
 /// The words of one table page, and where they are.
 pub(super) struct Page<'g, C> {
@@ -218,24 +220,45 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
             };
         }
-        // Written out for each depth: a chain of comparisons for all of them costs as much as a step. A
-        // table that has ended has depth 0.
+        // Two depths inline: with more of them the choice becomes a jump through a table, which costs as
+        // much as two steps. A table that has ended has depth 0.
         if levels == 4 {
             step!(4);
-            step!(3);
-            step!(2);
-        } else if levels == 3 {
-            step!(3);
-            step!(2);
-        } else if levels == 5 {
-            step!(5);
-            step!(4);
-            step!(3);
-            step!(2);
-        } else if levels == 2 {
-            step!(2);
+        } else if levels != 3 {
+            let page = self.descend_other::<TARGET>(guard, page, levels, at, (mask, want))?;
+            return Some(self.page(guard, page));
         }
-        (levels >= TARGET.into()).then(|| self.page(guard, page))
+        step!(3);
+        step!(2);
+        (TARGET <= 3 || levels == 4).then(|| self.page(guard, page))
+    }
+
+    /// The same for tables of other depths. Gives the page's address: a value of two words more would go
+    /// through memory, on the way of those who never come here too.
+    #[inline(never)]
+    fn descend_other<const TARGET: u8>(
+        &self,
+        guard: &Guard<'_>,
+        root: PhysAddr,
+        levels: u64,
+        at: u64,
+        (mask, want): (u64, u64),
+    ) -> Option<PhysAddr> {
+        let mut page = root;
+        let mut level = Level::new(u8::try_from(levels).ok()?)?;
+        while level.number() > TARGET {
+            let cells = self.page(guard, page);
+            // ORDERING: Acquire, as in `descend`.
+            let word = cells
+                .cell(Self::index(level, at))?
+                .load(Fault::WalkRelaxed.weakens(Ordering::Acquire));
+            if word & mask != want {
+                return None;
+            }
+            page = PhysAddr::new(word & F::ADDRESS);
+            level = level.below()?;
+        }
+        (level.number() == TARGET).then_some(page)
     }
 
     /// What a word has to look like for those to go through it who are no mappers: a link.
@@ -435,7 +458,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn translation(&self, word: u64, level: Level, at: u64) -> Option<Translation> {
         match self.format.decode(word, level) {
             Entry::Leaf { to, perms } => Some(Translation {
-                to: to.checked_add(at & (Self::span(level) - 1))?,
+                // The page is aligned to its size.
+                to: PhysAddr::new(to.as_u64() | (at & (Self::span(level) - 1))),
                 perms,
                 level,
             }),
@@ -447,7 +471,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 /// How many words at the front of `cells` are empty.
 #[inline]
 pub(super) fn leading_empty<C: EntryCell>(cells: &[C]) -> usize {
-    let lines = cells.chunks_exact(8);
+    let lines = cells.chunks_exact(LINE);
     let mut clear = 0;
     for line in lines {
         let together = line.iter().fold(0, |bits, cell| {
@@ -470,20 +494,23 @@ pub(super) fn leading_empty<C: EntryCell>(cells: &[C]) -> usize {
 /// Writes `first`, `first + step`, ... to words in a row.
 #[inline]
 pub(super) fn store_run<C: EntryCell>(cells: &[C], first: u64, step: u64) {
-    let mut word = first;
-    let mut put = |cell: &C| {
+    // Within a line each word is made of the line's first, not of the one before: a chain of sums would
+    // allow one store per cycle.
+    let nth = |word: u64, nth: usize| word.wrapping_add(step.wrapping_mul(nth as u64));
+    let put = |cell: &C, word: u64| {
         // ORDERING: Release: what the page holds comes before the device, or a CPU, can reach it. In a
         // private table the publishing exchange says it again; the store costs the same.
-        cell.store(word, Fault::LeafRelaxed.weakens(Ordering::Release));
-        word = word.wrapping_add(step);
+        cell.store(word, Ordering::Release);
     };
-    let mut lines = cells.chunks_exact(8);
+    let mut word = first;
+    let mut lines = cells.chunks_exact(LINE);
     for line in &mut lines {
-        for cell in line {
-            put(cell);
+        for (index, cell) in line.iter().enumerate() {
+            put(cell, nth(word, index));
         }
+        word = nth(word, LINE);
     }
-    for cell in lines.remainder() {
-        put(cell);
+    for (index, cell) in lines.remainder().iter().enumerate() {
+        put(cell, nth(word, index));
     }
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence, Stay};
-use hv_iommu::table::{Geometry, ReclaimStep, Spares, Table};
+use hv_iommu::table::{Geometry, ReclaimStep, Table};
 use hv_vtd::SecondStage;
 
 use crate::clock;
@@ -240,23 +240,11 @@ where
 
     /// Maps a range as the owner of a free range does, who knows that it is vacant.
     #[inline(always)]
-    fn map_vacant(
-        &self,
-        guard: &Guard<'_>,
-        range: IovaRange,
-        largest: PageSize,
-        spares: &mut Spares<'_, Memory<SNOOPS>>,
-    ) -> bool {
+    fn map_vacant(&self, guard: &Guard<'_>, range: IovaRange, largest: PageSize) -> bool {
         // SAFETY: rows map what the round before left vacant (`vacate`), each page by one thread.
         let mapped = unsafe {
-            self.table.map_vacant(
-                guard,
-                range,
-                target(range),
-                Perms::ReadWrite,
-                largest,
-                spares,
-            )
+            self.table
+                .map_vacant(guard, range, target(range), Perms::ReadWrite, largest, None)
         };
         mapped.is_ok()
     }
@@ -264,10 +252,9 @@ where
     /// Maps each page in words that the caller owns.
     #[inline(never)]
     pub fn map_owned<O: Order, const PIN: bool>(&self, order: &O) {
-        let mut spares = self.table.spares();
         self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
-            self.map_vacant(guard, range, PageSize::Size4K, &mut spares)
+            self.map_vacant(guard, range, PageSize::Size4K)
         });
         self.state.set(State::Filled);
     }
@@ -320,10 +307,9 @@ where
     /// Maps and unmaps each page in words that the caller owns.
     #[inline(never)]
     pub fn pair_owned<O: Order, const PIN: bool>(&self, order: &O) {
-        let mut spares = self.table.spares();
         self.each::<_, PIN>(order.pages(), |guard, page| {
             let Some(range) = one(page) else { return false };
-            let mapped = self.map_vacant(guard, range, PageSize::Size4K, &mut spares);
+            let mapped = self.map_vacant(guard, range, PageSize::Size4K);
             let unmapped = self.table.unmap(guard, range);
             mapped && !unmapped.tables
         });
@@ -349,9 +335,8 @@ where
     /// Maps the window in ranges of `pages` pages.
     #[inline(never)]
     pub fn map_ranges<const PIN: bool>(&self, pages: u64) {
-        let mut spares = self.table.spares();
         self.each::<_, PIN>(self.cuts(pages).iter(), |guard, range| {
-            self.map_vacant(guard, *range, self.size, &mut spares)
+            self.map_vacant(guard, *range, self.size)
         });
         self.state.set(State::Filled);
     }
@@ -383,9 +368,8 @@ where
     #[inline(never)]
     pub fn pair_ranges<const PIN: bool>(&self, ranges: &[IovaRange]) {
         let mut tables = false;
-        let mut spares = self.table.spares();
         self.each::<_, PIN>(ranges.iter(), |guard, range| {
-            let mapped = self.map_vacant(guard, *range, self.size, &mut spares);
+            let mapped = self.map_vacant(guard, *range, self.size);
             tables |= self.table.unmap(guard, *range).tables;
             mapped
         });
