@@ -94,7 +94,10 @@ impl Model {
     /// Explores the model, says how far, and asserts that it has seen what it is for.
     pub(crate) fn explore(self) {
         SEEN.with(|seen| seen.borrow_mut().clear());
-        explore(self.name, self.bound, self.run);
+        if !explore(self.name, self.bound, self.run) {
+            // Depth comes first, so a run that was cut has seen only one corner.
+            return;
+        }
         for what in self.sees {
             let seen = SEEN.with(|seen| seen.borrow().contains(what));
             assert!(seen, "{}: no execution in which {what}", self.name);
@@ -145,10 +148,10 @@ fn message(panic: &(dyn Any + Send)) -> String {
     lines.join(", ")
 }
 
-/// Explores `model` and reports the number of executions on standard error.
+/// Explores `model` and reports the number of executions on standard error. Whether it came to the end.
 ///
 /// The line is read by `cargo xtask loom`.
-pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) -> bool {
     let start = Instant::now();
     let outcome = hunt(bound, model);
     if let Some(failure) = outcome.failure {
@@ -156,10 +159,11 @@ pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync +
     }
     let (preemptions, limit) = bound.now();
     let elapsed = start.elapsed();
-    let explored = match (preemptions, limit) {
-        (_, Some(limit)) if elapsed >= limit => "not exhausted".to_owned(),
-        (None, _) => "exhaustive".to_owned(),
-        (Some(preemptions), _) => format!("at most {preemptions} preemptions"),
+    let cut = limit.is_some_and(|limit| elapsed >= limit);
+    let explored = match preemptions {
+        _ if cut => "not exhausted".to_owned(),
+        None => "exhaustive".to_owned(),
+        Some(preemptions) => format!("at most {preemptions} preemptions"),
     };
     // Written past the capture of the test harness: the counts are the evidence.
     let _ = writeln!(
@@ -168,6 +172,7 @@ pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync +
         outcome.executions,
         elapsed.as_secs_f64(),
     );
+    !cut
 }
 
 /// Asserts that loom finds an execution of `model` that fails, as it must if the models see anything.

@@ -333,7 +333,7 @@ models! {
     two_mappers_against_frozen_link: Three(1), sees [], || against_two_mappers(Stage::Frozen);
 
     /// Two CPUs want the same tombstone.
-    two_mappers_against_tombstone: Three(1), sees [], || against_two_mappers(Stage::Unlinked);
+    two_mappers_against_tombstone: Three(2), sees [], || against_two_mappers(Stage::Unlinked);
 
     /// A table outlives the lookups that are in it.
     lookup_against_attempt: Two(2), sees ["a table is freed", "a freed page is a table again"],
@@ -347,12 +347,12 @@ models! {
     a_second_freeze_is_not_the_first: Two(2), sees ["a table is freed"], against_comer_and_goer;
 
     /// Two reclaimers share one attempt.
-    two_reclaimers_against_mapper: Three(1), sees ["a table is unlinked"], || {
+    two_reclaimers_against_mapper: Three(2), sees ["a table is unlinked"], || {
         two_reclaimers(Stage::Linked);
     };
 
     /// The same from the tombstone on.
-    two_reclaimers_against_mapper_at_tombstone: Three(1),
+    two_reclaimers_against_mapper_at_tombstone: Three(2),
         sees ["a table is unlinked", "a table is freed"], || two_reclaimers(Stage::Unlinked);
 
     /// An attempt whose flush failed links the table again.
