@@ -112,9 +112,15 @@ pub(crate) struct Outcome {
     pub(crate) failure: Option<String>,
 }
 
-/// Explores `model` until an execution fails.
+/// Explores `model` until an execution fails, deep or not.
 pub(crate) fn hunt(bound: Bound, model: impl Fn() + Send + Sync + 'static) -> Outcome {
-    let (preemptions, limit) = bound.now();
+    run(bound.now(), model)
+}
+
+fn run(
+    (preemptions, limit): (Option<usize>, Option<Duration>),
+    model: impl Fn() + Send + Sync + 'static,
+) -> Outcome {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions;
     builder.max_duration = limit;
@@ -178,7 +184,11 @@ pub(crate) fn explore(name: &str, bound: Bound, model: impl Fn() + Send + Sync +
 /// Asserts that loom finds an execution of `model` that fails, as it must if the models see anything.
 #[cfg(not(hv_fault))]
 pub(crate) fn assert_fails(name: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
-    let outcome = hunt(bound, model);
+    // Not deeper in a deep run: without a bound, what is wrong can be far away.
+    let (Bound::Two(preemptions) | Bound::Three(preemptions)) = bound else {
+        panic!("{name} needs a bound");
+    };
+    let outcome = run((Some(preemptions), None), model);
     let Some(failure) = outcome.failure else {
         panic!("no execution of {name} failed");
     };
