@@ -143,17 +143,25 @@ impl Quiescence {
     /// Begins a stay of the CPU that runs: until it ends, guards cost next to nothing, and what is
     /// retired waits for it.
     pub fn enter(&self, cpus: &impl Cpus) -> Stay<'_> {
-        let guard = self.pin(cpus);
-        let mut outermost = false;
-        if let Some(slot) = guard.slot() {
+        let cpu = cpus.current_cpu();
+        let mut stay = Stay {
+            quiescence: self,
+            cpu,
+            guard: None,
+        };
+        if stay.slot().is_some_and(is_fenced) {
+            // Within another stay, as a handler's: that one does for both, and what it says stays true.
+            return stay;
+        }
+        stay.guard = Some(self.pin(cpus));
+        if let Some(slot) = stay.slot() {
             // ORDERING: Relaxed, only this CPU writes its slot.
             let held = slot.load(Ordering::Relaxed);
-            outermost = held & FENCED == 0;
             // ORDERING: Release as every store to a slot. The fence of `pin` came before, so what the
             // mark says is true for as long as this epoch stands in the slot.
             slot.store(held | FENCED, Ordering::Release);
         }
-        Stay { guard, outermost }
+        stay
     }
 
     /// Whatever this CPU walked in so far, it has left, if all that it holds is a [`Stay`].
@@ -233,26 +241,37 @@ impl Quiescence {
 ///
 /// Bound to the CPU that made it.
 pub struct Stay<'q> {
-    guard: Guard<'q>,
-    /// Whether it began while there was no other on this CPU, as a handler's may.
-    outermost: bool,
+    quiescence: &'q Quiescence,
+    cpu: CpuId,
+    /// `None` within another stay of this CPU.
+    guard: Option<Guard<'q>>,
+}
+
+fn is_fenced(slot: &AtomicU64) -> bool {
+    // ORDERING: Relaxed, only this CPU writes its slot.
+    slot.load(Ordering::Relaxed) & FENCED != 0
 }
 
 impl Stay<'_> {
     /// Says that this CPU walks nothing right now, so that a long stay holds nobody back. Whether that is
     /// so: not while a guard is alive, such as that of an interrupted operation.
     pub fn pass(&mut self) -> bool {
-        let Some(slot) = self.guard.slot() else {
-            return false;
-        };
-        self.guard.quiescence.pass_in(slot)
+        match self.slot() {
+            Some(slot) => self.quiescence.pass_in(slot),
+            None => false,
+        }
+    }
+
+    fn slot(&self) -> Option<&AtomicU64> {
+        let Slot(slot) = self.quiescence.slots.get(self.cpu.index())?;
+        Some(slot)
     }
 }
 
 impl Drop for Stay<'_> {
     fn drop(&mut self) {
-        if let Some(slot) = self.guard.slot()
-            && self.outermost
+        if let Some(slot) = self.slot()
+            && self.guard.is_some()
         {
             // ORDERING: Relaxed, only this CPU writes its slot.
             let held = slot.load(Ordering::Relaxed);
@@ -370,18 +389,22 @@ mod tests {
         assert!(!stay.pass(), "a guard is alive");
         drop(guard);
         assert!(!passes(&quiescence, epoch));
-        drop(quiescence.enter(&Fixed(0)));
-        assert!(!passes(&quiescence, epoch), "that was another stay");
+        let inner = quiescence.enter(&Fixed(0));
+        assert!(!passes(&quiescence, epoch), "the outer one is held");
+        assert!(
+            quiescence.pass(&Fixed(0)),
+            "a stay within passes for both, and so does an operation that waits"
+        );
+        assert!(!quiescence.pass(&Fixed(1)), "nobody stays there");
+        assert!(passes(&quiescence, epoch));
+        drop(inner);
+        let epoch = quiescence.retire_epoch();
+        assert!(!passes(&quiescence, epoch), "it is still held");
         // Each step of the epoch waits for the stay once.
         for _ in 0..2 {
             assert!(stay.pass());
             quiescence.has_passed(epoch);
         }
-        assert!(
-            quiescence.pass(&Fixed(0)),
-            "the operation that waits passes, too"
-        );
-        assert!(!quiescence.pass(&Fixed(1)), "nobody stays there");
         assert!(passes(&quiescence, epoch));
         drop(stay);
         let later = quiescence.retire_epoch();

@@ -43,8 +43,9 @@ pub struct Mapped {
 /// [`PendingUnmap`] and a receipt. A dropped range is lost to its domain until the domain ends.
 ///
 /// # Invariants
-/// No two live ranges or pending values of a domain overlap. The table's words under a free range
-/// are empty; under a mapped one they are leaves that name one run of frames of the owner.
+/// No two live ranges or pending values of a domain overlap. No leaf and nothing pending stands in the
+/// table under a free range, unless it was shared; a mapped one has leaves that name one run of frames of
+/// the owner.
 #[must_use = "a dropped range is lost to its domain"]
 pub struct Range<O: Owner, B: Backend, S> {
     pub(crate) core: Shared<DomainCore<B>>,
@@ -262,9 +263,9 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
         let to = frames.range().start();
         let guard = self.core.pin();
         let (table, spares) = (&self.core.table, tables.map(|tables| &mut tables.spares));
-        // SAFETY: by its invariant the words under a free range are empty, and nobody else writes them: it
-        // came from the domain's free addresses, from a redeemed pending value, or from a shared range that
-        // was seen vacant.
+        // SAFETY: by its invariant the range lies in the domain's space, which is what the table translates,
+        // no leaf is under it, and nobody else makes one: it came from the domain's free
+        // addresses, from a redeemed pending value, or from a shared range that was seen vacant.
         let mapped = unsafe { table.map_vacant(&guard, self.span, to, granted, largest, spares) };
         drop(guard);
         if let Err(error) = mapped {

@@ -38,8 +38,8 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// Gives every table back that maps nothing, and waits for that: for CPUs that walk in them, and for
     /// a flush for each batch. Gives how many fewer table pages the domain has.
     ///
-    /// Unmaps help with this by themselves when there are many tables, so that their number stays in
-    /// proportion; this call is for the moment when a domain has little left to do. It takes no more batches
+    /// `flush` of pending values helps with this by itself when there are many tables, so that their number
+    /// stays in proportion; this call is for the moment when a domain has little left to do. It takes no more batches
     /// than the tables of its beginning can need, so others who go on emptying tables do not keep it.
     ///
     /// # Errors
@@ -57,7 +57,9 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         loop {
             match core.reclaim_step()? {
                 ReclaimStep::Done => break,
-                ReclaimStep::Flush { .. } if batches > 0 => {
+                // Others empty tables as fast as they come back.
+                ReclaimStep::Flush { .. } if batches == 0 => break,
+                ReclaimStep::Flush { .. } => {
                     batches -= 1;
                     deadline = clock.now().after(core.system.wait);
                 }
@@ -71,8 +73,8 @@ impl<O: Owner, B: Backend> Domain<O, B> {
 }
 
 impl<B: Backend> DomainCore<B> {
-    /// One step, with the flush that it may ask for: [`ReclaimStep::Flush`] says that it completed and was
-    /// taken.
+    /// One step, with the flush that it may ask for: [`ReclaimStep::Flush`] says that it completed, and that
+    /// this or another CPU's was taken.
     fn reclaim_step(&self) -> Result<ReclaimStep, FlushError> {
         let quiescence = &self.system.quiescence;
         let cpus = self.system.backend.platform();

@@ -33,14 +33,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The words of level `LEVEL` for `count` leaves from `first` on, if they are in one table and all
     /// words on the way to it are links as `link` says.
     #[inline(always)]
-    fn words<'g, const LEVEL: u8>(
+    fn words<'g, const LEVEL: u8, const CHECK: bool>(
         &'g self,
         guard: &'g Guard<'_>,
         first: u64,
         count: u64,
         link: (u64, u64),
     ) -> Option<Words<'g, H>> {
-        let page = self.descend::<LEVEL>(guard, first, link)?;
+        let page = self.descend::<LEVEL, CHECK>(guard, first, link)?;
         let index = Self::index(Self::level::<LEVEL>(), first);
         let end = index as u64 + count;
         (end <= Self::WORDS).then_some((page, index..end as usize))
@@ -59,14 +59,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     fn whole<const LEVEL: u8>(addresses: u64, range: IovaRange) -> Option<u64> {
         let level = Self::level::<LEVEL>();
-        let bytes = range.pages().bytes();
-        ((addresses | bytes) & (Self::span(level) - 1) == 0).then_some(bytes >> Self::shift(level))
+        // In pages: their bytes may be more than fit, and taking care of that costs as much as a step.
+        let pages = range.pages().get();
+        let pages_shift = Self::shift(level) - PageSize::Size4K.shift();
+        let cut = addresses & (Self::span(level) - 1) | pages & ((1 << pages_shift) - 1);
+        (cut == 0).then_some(pages >> pages_shift)
     }
 
-    /// With `LOOK`, at every word before it is written; else only above the last table, where a table may
-    /// stand even in a range that is vacant.
+    /// With `CHECK`, every word is looked at before it is written; else only those above the last table, where
+    /// a table may stand even in a range that is vacant, and callers know that the table translates it.
     #[inline(always)]
-    pub(super) fn map_run<const LOOK: bool>(
+    pub(super) fn map_run<const CHECK: bool>(
         &self,
         guard: &Guard<'_>,
         range: IovaRange,
@@ -77,14 +80,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
         // Too short for anything but the smallest leaves.
         if pages < Self::WORDS {
-            return self.map_leaves::<1, LOOK>(guard, first, pages, to, perms);
+            return self.map_leaves::<1, CHECK, CHECK>(guard, first, pages, to, perms);
         }
-        self.map_words(guard, range, to, perms, largest)
+        self.map_words::<CHECK>(guard, range, to, perms, largest)
     }
 
     /// Ranges of whole large leaves in one table.
     #[inline(always)]
-    fn map_words(
+    fn map_words<const CHECK: bool>(
         &self,
         guard: &Guard<'_>,
         range: IovaRange,
@@ -98,18 +101,18 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if largest >= 3
             && let Some(count) = Self::whole::<3>(addresses, range)
         {
-            return self.map_leaves::<3, true>(guard, first, count, to, perms);
+            return self.map_leaves::<3, true, CHECK>(guard, first, count, to, perms);
         }
         match Self::whole::<2>(addresses, range) {
             Some(count) if largest >= 2 && count < Self::WORDS => {
-                self.map_leaves::<2, true>(guard, first, count, to, perms)
+                self.map_leaves::<2, true, CHECK>(guard, first, count, to, perms)
             }
             _ => false,
         }
     }
 
     #[inline(always)]
-    fn map_leaves<const LEVEL: u8, const LOOK: bool>(
+    fn map_leaves<const LEVEL: u8, const LOOK: bool, const CHECK: bool>(
         &self,
         guard: &Guard<'_>,
         first: u64,
@@ -118,7 +121,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
     ) -> bool {
         let level = Self::level::<LEVEL>();
-        let Some((page, indices)) = self.words::<LEVEL>(guard, first, count, self.clear_link)
+        let Some((page, indices)) =
+            self.words::<LEVEL, CHECK>(guard, first, count, self.clear_link)
         else {
             return false;
         };
@@ -186,10 +190,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         first: u64,
         count: u64,
     ) -> Option<Unmapped> {
-        let (page, indices) = self.words::<LEVEL>(guard, first, count, Self::any_link())?;
+        let (page, indices) = self.words::<LEVEL, true>(guard, first, count, Self::any_link())?;
         let mut unmapped = Unmapped::default();
         if let Some(cell) = one(page, &indices)
-            && !self.geometry.dirty
+            && self.plain
         {
             // ORDERING: Relaxed: what is read is only what to write, or not to.
             let word = cell.load(Ordering::Relaxed);
@@ -202,9 +206,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     // ORDERING: Release, rule 3, as for smaller leaves.
                     cell.store(self.format.pending(word), Ordering::Release);
                 }
-                if !Fault::SkipUnmapWriteBack.is_on() {
-                    self.write_words_back(page.word_at(indices.start), 1);
-                }
                 self.memory.walker_fence();
                 return Some(unmapped);
             }
@@ -216,7 +217,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     #[inline(always)]
     fn unmap_small(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, indices) = self.words::<1>(guard, first, count, Self::any_link())?;
+        let (page, indices) = self.words::<1, true>(guard, first, count, Self::any_link())?;
         let leaf = |word: u64| word & F::PRESENT != 0;
         match one(page, &indices) {
             Some(cell) => {
@@ -246,7 +247,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The same where walkers do not snoop, or write dirty bits.
     #[inline(never)]
     fn unmap_small_with_care(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, indices) = self.words::<1>(guard, first, count, Self::any_link())?;
+        let (page, indices) = self.words::<1, true>(guard, first, count, Self::any_link())?;
         self.unmap_leaves(page, indices, Level::LEAF);
         self.memory.walker_fence();
         Some(Unmapped::default())
@@ -256,7 +257,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     pub(super) fn vacant_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<bool> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
-        let (page, indices) = self.words::<1>(guard, first, pages, Self::any_link())?;
+        let (page, indices) = self.words::<1, true>(guard, first, pages, Self::any_link())?;
         let cells = page.run(indices);
         Some(leading_empty(cells) == cells.len())
     }
@@ -290,7 +291,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
     ) -> bool {
         let level = Self::level::<LEVEL>();
-        let Some((page, indices)) = self.words::<LEVEL>(guard, first, count, Self::any_link())
+        let Some((page, indices)) =
+            self.words::<LEVEL, true>(guard, first, count, Self::any_link())
         else {
             return false;
         };

@@ -129,7 +129,9 @@ pub enum TableError {
         at: Iova,
     },
     /// Too many merged tables wait for their flush, or a reclaim step runs right now.
-    #[error("{at} is not merged: let tables that wait be reclaimed first")]
+    #[error(
+        "{at} has to wait for reclaim: let its steps, and tables that wait for them, come to an end"
+    )]
     ReclaimPending {
         /// The address.
         at: Iova,
@@ -234,11 +236,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// [`reclaim`](Self::reclaim) and its companions are given, with the one [`Cpus`] that its guards are made
     /// with: what is freed after a grace period was waited for by these alone.
     pub unsafe fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
-        let written_back = if geometry.coherent {
-            0
-        } else {
-            F::WRITTEN_BACK
-        };
+        let written_back = F::WRITTEN_BACK * u64::from(!geometry.coherent);
         let table = Self {
             format,
             geometry,
@@ -384,14 +382,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// As [`map`](Self::map), or with `spares` as [`map_from`](Self::map_from), for a range that is known to
-    /// be vacant: no leaf's word is looked at before it is written.
+    /// be vacant: the words of smallest leaves need not be looked at before they are written.
     ///
     /// # Errors
     /// [`TableError`]; nothing was mapped and no frame taken then.
     ///
     /// # Safety
-    /// The caller owns the range exclusively, and every leaf that was ever mapped in it was redeemed. What is
-    /// written over here is nobody's any more.
+    /// The caller owns the range exclusively, the table translates all of it, and every leaf that was ever
+    /// mapped in it was redeemed. What is written over here is nobody's any more.
     #[inline(always)]
     pub unsafe fn map_vacant(
         &self,
@@ -426,10 +424,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Empties what [`unmap`](Self::unmap) left of `range`, which the caller owns exclusively and which
     /// was mapped to the run that begins at `to`. Gives detached tables back. Tells `dirty` of pages that
-    /// were written by a device, where walkers note that.
+    /// were written by a device, where walkers note that; it calls nothing of this table.
     ///
     /// # Errors
-    /// [`TableError`] when the words are not that run, pending; none was changed then.
+    /// [`TableError`] when the words are not that run, pending, or with [`TableError::ReclaimPending`] while a
+    /// step of reclaim runs where walkers write dirty bits; nothing was changed then.
     ///
     /// # Safety
     /// The caller owns the range, alone, and opens it once. A flush of it has completed on every unit, asked

@@ -13,7 +13,7 @@ use core::ops::ControlFlow;
 use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::{CacheMaintenance, Cpus};
-use hv_core::sync::{Ordering, spin_hint};
+use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, PhysAddr};
 
 use super::spares::give_back;
@@ -415,12 +415,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             if Fault::CoverLateMerges.is_on() {
                 reclaimer.covered = reclaimer.removed.len();
             }
-            self.harvest_removed(&guard, root, reclaimer);
-            for removed in reclaimer.removed.drain(..reclaimer.covered) {
-                // INVARIANT: from one list to the other. There is room, see above.
-                let _ = reclaimer.retired.try_push(removed);
+            let covered = core::mem::take(&mut reclaimer.covered);
+            let mut kept = ArrayVec::<Removed, BATCH>::new();
+            for removed in reclaimer.removed.drain(..covered) {
+                // INVARIANT: from one list to the other. There is room, see above; what is kept goes back to
+                // where it came from.
+                let _ = match self.harvest_removed(&guard, root, &removed) {
+                    true => reclaimer.retired.try_push(removed).is_ok(),
+                    false => kept.try_push(removed).is_ok(),
+                };
             }
-            reclaimer.covered = 0;
+            reclaimer.removed.extend(kept);
             drop(guard);
             reclaimer.found |= !reclaimer.retired.is_empty();
             reclaimer.phase = Phase::Retired(quiescence.retire_epoch());
@@ -430,32 +435,33 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// Hardware may have written dirty bits into a merged table until the receipt: the leaf gets them.
-    fn harvest_removed(&self, guard: &Guard<'_>, root: RootPointer, reclaimer: &Reclaimer) {
+    /// Whether it did, or there were none; not where the leaf went with a table that its owner detached, who
+    /// may be freeing that: the owner finds the merged table by itself ([`harvest_merged`]).
+    ///
+    /// [`harvest_merged`]: Self::harvest_merged
+    fn harvest_removed(&self, guard: &Guard<'_>, root: RootPointer, removed: &Removed) -> bool {
         if !self.geometry.dirty || Fault::SkipLateHarvest.is_on() {
-            return;
+            return true;
         }
-        for removed in reclaimer.removed.iter().take(reclaimer.covered) {
-            let page = self.page(guard, removed.page);
-            let dirty = page.cells.iter().any(|cell| {
-                // ORDERING: Acquire: the receipt says that no more bits come.
-                cell.load(Ordering::Acquire) & F::DIRTY != 0
-            });
-            let span = Self::span(removed.level) - 1;
-            if dirty {
-                self.mark_dirty(guard, root, (removed.at, removed.at | span));
-            }
-        }
+        let page = self.page(guard, removed.page);
+        let dirty = page.cells.iter().any(|cell| {
+            // ORDERING: Acquire: the receipt says that no more bits come.
+            cell.load(Ordering::Acquire) & F::DIRTY != 0
+        });
+        let span = Self::span(removed.level) - 1;
+        !dirty || self.mark_dirty(guard, root, (removed.at, removed.at | span))
     }
 
     /// Tells of what a device wrote through tables that merges replaced and that no attempt has come to yet.
-    /// For the owner of the span, whose receipt says that no more bits come.
+    /// For the owner of the span, whose receipt says that no more bits come. Whether it could look: not while
+    /// a step runs on another CPU, or was interrupted on this one.
     pub(super) fn harvest_merged(
         &self,
         guard: &Guard<'_>,
         (first, last): (u64, u64),
         dirty: &mut Harvest<'_>,
-    ) {
-        let mut harvest = |reclaimer: &mut Reclaimer| {
+    ) -> bool {
+        let harvested = self.reclaim.with(|reclaimer| {
             for removed in &reclaimer.removed {
                 let inside = removed.at >= first && removed.at <= last;
                 let Some(below) = removed.level.below().filter(|_| inside) else {
@@ -470,21 +476,24 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     }
                 }
             }
-        };
-        // Steps are short and wait for nobody, so another CPU's is over soon.
-        while self.reclaim.with(&mut harvest).is_none() {
-            spin_hint();
-        }
+        });
+        harvested.is_some()
     }
 
-    /// Marks every leaf and pending word of a span as written through.
-    fn mark_dirty(&self, guard: &Guard<'_>, root: RootPointer, span: (u64, u64)) {
+    /// Marks every leaf and pending word of a span as written through. Whether all of them were in reach.
+    fn mark_dirty(&self, guard: &Guard<'_>, root: RootPointer, span: (u64, u64)) -> bool {
+        let mut reached = true;
         let _ = self.visit(guard, root, span, &mut |slot, word, _| {
             let mut word = word;
             // What changes meanwhile is looked at again; what was emptied was harvested by its owner.
-            while let Entry::Leaf { .. } | Entry::Pending { .. } =
-                self.format.decode(word, slot.level)
-            {
+            loop {
+                match self.format.decode(word, slot.level) {
+                    Entry::Leaf { .. } | Entry::Pending { .. } => {}
+                    entry => {
+                        reached &= !matches!(entry, Entry::PendingTable { .. });
+                        break;
+                    }
+                }
                 let dirty = word | F::DIRTY;
                 // ORDERING: AcqRel and Acquire: the owner sees the bit, or this CPU the owner's change.
                 match slot
@@ -497,6 +506,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             }
             ControlFlow::Continue(())
         });
+        reached
     }
 
     pub(super) fn relink_unlinked(

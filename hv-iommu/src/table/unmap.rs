@@ -180,8 +180,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let root = self.root_for(range.last())?;
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
         self.check_table(guard, root, first, last, to)?;
-        if self.geometry.dirty && !Fault::SkipMergedHarvest.is_on() {
-            self.harvest_merged(guard, (first, last), dirty);
+        if self.geometry.dirty
+            && !Fault::SkipMergedHarvest.is_on()
+            && !self.harvest_merged(guard, (first, last), dirty)
+        {
+            // Nothing was changed or told yet: the caller tries again.
+            return Err(TableError::ReclaimPending { at: range.start() });
         }
         let mut redeemed = Redeemed::default();
         // SAFETY: the caller's promise is the same.

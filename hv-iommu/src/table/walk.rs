@@ -186,8 +186,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// The table of level `TARGET` that `at` goes through, if the table translates it and every word on the
     /// way has `want` under `mask`, which must make it a link. The unrolled walk that all fast paths share.
+    /// Without `CHECK` callers know that the table translates it.
     #[inline(always)]
-    pub(super) fn descend<'g, const TARGET: u8>(
+    pub(super) fn descend<'g, const TARGET: u8, const CHECK: bool>(
         &'g self,
         guard: &'g Guard<'_>,
         at: u64,
@@ -195,12 +196,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Option<Page<'g, CellOf<H>>> {
         // ORDERING: Acquire pairs with the store that made the table reachable.
         let root = self.root.load(Ordering::Acquire);
-        if at & self.beyond != 0 {
+        if CHECK && at & self.beyond != 0 {
             return None;
         }
         // The page's low bits are zero, so the level stands in the word's own.
         let levels = root & u64::from(Level::MASK);
-        let mut page = PhysAddr::new(root - levels);
+        let mut page;
         macro_rules! step {
             ($level:literal) => {
                 if $level > TARGET {
@@ -223,9 +224,13 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // Two depths inline: with more of them the choice becomes a jump through a table, which costs as
         // much as two steps. A table that has ended has depth 0.
         if levels == 4 {
+            page = PhysAddr::new(root - 4);
             step!(4);
-        } else if levels != 3 {
-            let page = self.descend_other::<TARGET>(guard, page, levels, at, (mask, want))?;
+        } else if levels == 3 {
+            page = PhysAddr::new(root - 3);
+        } else {
+            let top = PhysAddr::new(root - levels);
+            let page = self.descend_other::<TARGET>(guard, top, levels, at, (mask, want))?;
             return Some(self.page(guard, page));
         }
         step!(3);
@@ -422,7 +427,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     pub(super) fn lookup(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
         let first = at.as_u64();
-        if let Some(page) = self.descend::<1>(guard, first, Self::any_link()) {
+        if let Some(page) = self.descend::<1, true>(guard, first, Self::any_link()) {
             // ORDERING: Acquire pairs with the leaf's store.
             let word = page
                 .cell(Self::index(Level::LEAF, first))?

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Geometry, ReclaimStep, Table};
+use hv_iommu::table::{Geometry, ReclaimStep, Table, TableError};
 use hv_tests::pool::Pool;
 use hv_vtd::SecondStage;
 
@@ -258,11 +258,18 @@ impl World {
                 }
             }
         }
-        // SAFETY: hardware was made to forget, walk caches too where tables were detached, whose grace
-        // period is over.
-        let redeemed = unsafe {
-            self.table
-                .redeem(&self.guard(), range(first, pages), to, |_, _| ())
+        let redeemed = loop {
+            // SAFETY: hardware was made to forget, walk caches too where tables were detached, whose grace
+            // period is over.
+            let redeemed = unsafe {
+                self.table
+                    .redeem(&self.guard(), range(first, pages), to, |_, _| ())
+            };
+            // Another thread runs a step of reclaim.
+            if !matches!(redeemed, Err(TableError::ReclaimPending { .. })) {
+                break redeemed;
+            }
+            std::thread::yield_now();
         };
         assert!(
             redeemed.is_ok(),
