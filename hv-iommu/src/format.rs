@@ -123,7 +123,7 @@ pub enum Entry {
 pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// Address bits that one level consumes: 9 for tables of 512 entries.
     const INDEX_BITS: u32;
-    /// The address bits of a link and of a pending word.
+    /// The address bits of a leaf, a link and a pending word.
     const ADDRESS: u64;
     /// The bits that tell a link, frozen or not, from everything else.
     const LINK_MASK: u64;

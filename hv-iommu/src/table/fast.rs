@@ -42,8 +42,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Option<Words<'g, H>> {
         let page = self.descend::<LEVEL, CHECK>(guard, first, link)?;
         let index = Self::index(Self::level::<LEVEL>(), first);
+        // One word is in its table wherever that is.
         let end = index as u64 + count;
-        (end <= Self::WORDS).then_some((page, index..end as usize))
+        (count == 1 || end <= Self::WORDS).then_some((page, index..end as usize))
     }
 
     /// The level with this number, 1 to 5.
@@ -96,15 +97,19 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         largest: PageSize,
     ) -> bool {
         let first = range.start().as_u64();
-        let largest = Level::of(largest).min(self.geometry.largest_leaf).number();
         let addresses = first | to.as_u64();
-        if largest >= 3
+        let leaves = self.geometry.largest_leaf.number();
+        if largest >= PageSize::Size1G
+            && leaves >= 3
             && let Some(count) = Self::whole::<3>(addresses, range)
         {
             return self.map_leaves::<3, true, CHECK>(guard, first, count, to, perms);
         }
+        if largest < PageSize::Size2M || leaves < 2 {
+            return false;
+        }
         match Self::whole::<2>(addresses, range) {
-            Some(count) if largest >= 2 && count < Self::WORDS => {
+            Some(count) if count < Self::WORDS => {
                 self.map_leaves::<2, true, CHECK>(guard, first, count, to, perms)
             }
             _ => false,
@@ -161,8 +166,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub(super) fn unmap_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<Unmapped> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
         if pages < Self::WORDS {
-            // Without write-backs and dirty bits: the plainest case of all.
-            return match self.plain {
+            // Without write-backs and dirty bits, the plainest case of all. The lowest bit stands for that: no
+            // address of a page has it, and no plain table's mask.
+            return match (first | 1) & self.beyond_plain == 0 {
                 true => self.unmap_small(guard, first, pages),
                 false => self.unmap_small_with_care(guard, first, pages),
             };
@@ -217,7 +223,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     #[inline(always)]
     fn unmap_small(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, indices) = self.words::<1, true>(guard, first, count, Self::any_link())?;
+        let (page, indices) = self.words::<1, false>(guard, first, count, Self::any_link())?;
         let leaf = |word: u64| word & F::PRESENT != 0;
         match one(page, &indices) {
             Some(cell) => {

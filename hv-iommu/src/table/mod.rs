@@ -216,6 +216,8 @@ pub struct Table<F: Format, H: MemoryHandle> {
     clear_link: (u64, u64),
     /// The address bits that the table does not translate.
     beyond: u64,
+    /// The same, and all others where the table is not plain.
+    beyond_plain: u64,
     /// Whether walkers snoop and write nothing: most tables.
     plain: bool,
     reclaim: TryLock<Reclaimer>,
@@ -237,16 +239,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// with: what is freed after a grace period was waited for by these alone.
     pub unsafe fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
         let written_back = F::WRITTEN_BACK * u64::from(!geometry.coherent);
+        let beyond = Self::beyond(geometry.root);
+        let plain = geometry.coherent && !geometry.dirty;
         let table = Self {
             format,
             geometry,
             memory,
             root: AtomicU64::new(0),
             clear_link: (F::LINK_MASK | written_back, F::LINK | written_back),
-            beyond: u64::MAX
-                .checked_shl(Self::shift(geometry.root) + F::INDEX_BITS)
-                .unwrap_or(0),
-            plain: geometry.coherent && !geometry.dirty,
+            beyond,
+            beyond_plain: if plain { beyond } else { u64::MAX },
+            plain,
             reclaim: TryLock::new(Reclaimer::new()),
             rewind: AtomicBool::new(false),
             tables: MachineU64::new(0),

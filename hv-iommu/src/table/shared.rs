@@ -47,12 +47,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // ORDERING: Relaxed, the exchange below checks the word again.
         let mut word = slot.cell.load(Ordering::Relaxed);
         loop {
-            let to = match self.format.decode(word, level) {
-                Entry::Leaf { to, .. } => to,
-                Entry::Unknown(word) => return Err(slot.damaged(word)),
+            let (mask, want) = Self::any_link();
+            let link = level != Level::LEAF && word & mask == want;
+            if word & F::PRESENT == 0 || link {
                 // Also when another CPU unmapped it first.
-                _ => return Err(slot.not_mapped()),
-            };
+                return Err(self.no_leaf(slot, word));
+            }
             // ORDERING: AcqRel: the flush that comes after sees the word, and what the mapper did is seen
             // here; Acquire on failure, to look again: hardware may have set a bit.
             match slot.cell.compare_exchange(
@@ -66,10 +66,18 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                         self.write_words_back(slot.word_at, 1);
                     }
                     self.memory().walker_fence();
-                    return Ok(to);
+                    return Ok(PhysAddr::new(word & F::ADDRESS));
                 }
                 Err(found) => word = found,
             }
+        }
+    }
+
+    #[cold]
+    fn no_leaf(&self, slot: Slot<'_, CellOf<H>>, word: u64) -> TableError {
+        match self.format.decode(word, slot.level) {
+            Entry::Unknown(word) => slot.damaged(word),
+            _ => slot.not_mapped(),
         }
     }
 

@@ -160,6 +160,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         PageSize::Size4K.shift() + F::INDEX_BITS * (level.number() as u32 - 1)
     }
 
+    /// The address bits that tables with a root of this level do not translate.
+    pub(super) fn beyond(root: Level) -> u64 {
+        let bits = Self::shift(root) + F::INDEX_BITS;
+        u64::MAX.checked_shl(bits).unwrap_or(0)
+    }
+
     /// Bytes that one word of a table of `level` spans.
     #[inline]
     pub(super) const fn span(level: Level) -> u64 {

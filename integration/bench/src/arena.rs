@@ -167,7 +167,7 @@ pub fn huge() -> bool {
 pub fn touch() {
     for frame in 1..FRAMES {
         // SAFETY: the frame lies in the block.
-        let words = unsafe { words(u64::from(frame) * FRAME as u64) };
+        let words = unsafe { words(address(frame)) };
         // ORDERING: Relaxed, an addition of nothing changes no word.
         words[0].fetch_add(0, Ordering::Relaxed);
     }
@@ -180,7 +180,7 @@ pub fn touch() {
 /// reached through atomics, by the peers' exclusive references, and never goes away.
 #[inline]
 pub unsafe fn words(at: u64) -> &'static [AtomicU64; WORDS] {
-    let pointer = ptr::with_exposed_provenance::<[AtomicU64; WORDS]>(BASE + at as usize);
+    let pointer = ptr::with_exposed_provenance::<[AtomicU64; WORDS]>(at as usize);
     // SAFETY: the caller's frame lies in the block, which is mapped for ever, zeroed by the host, and aligned to
     // pages.
     unsafe { &*pointer }
@@ -216,7 +216,14 @@ pub fn take() -> Option<u64> {
     let taken = list.taken.load(Ordering::Relaxed);
     // ORDERING: Relaxed, as above.
     list.taken.store(taken + 1, Ordering::Relaxed);
-    Some(u64::from(frame) * FRAME as u64)
+    Some(address(frame))
+}
+
+/// Where the frame with this number is: memory has the same address for the processor and in tables, as under the
+/// identity map of the hypervisor image.
+#[inline]
+const fn address(frame: u32) -> u64 {
+    BASE as u64 + frame as u64 * FRAME as u64
 }
 
 /// Moves frames from the stock to an empty list and gives the first.
@@ -257,7 +264,7 @@ fn push(shared: &Shared, list: &List, frame: u32) {
 pub unsafe fn put(at: u64) {
     let shared = shared();
     let list = &shared.lists[thread()];
-    push(shared, list, (at as usize / FRAME) as u32);
+    push(shared, list, ((at as usize - BASE) / FRAME) as u32);
     // ORDERING: Relaxed, only this thread writes its counts.
     let returned = list.returned.load(Ordering::Relaxed);
     // ORDERING: Relaxed, as above.

@@ -43,7 +43,7 @@ pub fn has_clwb() -> bool {
 /// `at` lies in the arena, and the processor has `clwb`.
 #[inline]
 pub unsafe fn write_line_back(at: u64) {
-    let line = arena::BASE + at as usize;
+    let line = at as usize;
     // SAFETY: by the caller's promise the instruction exists and the address is mapped; it changes no content.
     unsafe {
         std::arch::asm!("clwb [{}]", in(reg) line, options(nostack, preserves_flags));

@@ -21,7 +21,7 @@ pub struct Aarch64(RootTable<Stage2, Frames>);
 struct Frames;
 
 fn pointer(at: u64) -> NonNull<PageTable<Stage2Attributes>> {
-    let pointer = ptr::with_exposed_provenance_mut(arena::BASE + at as usize);
+    let pointer = ptr::with_exposed_provenance_mut(at as usize);
     NonNull::new(pointer).expect("the arena begins above address 0")
 }
 
@@ -32,7 +32,7 @@ impl Translation<Stage2Attributes> for Frames {
     }
 
     unsafe fn deallocate_table(&mut self, table: NonNull<PageTable<Stage2Attributes>>) {
-        let at = table.expose_provenance().get() - arena::BASE;
+        let at = table.expose_provenance().get();
         // SAFETY: by the caller's promise the frame came from `allocate_table` and is given back once.
         unsafe { arena::put(at as u64) };
     }

@@ -48,7 +48,7 @@ impl PagingHandler for Frames {
 
     #[inline]
     fn phys_to_virt(at: PhysAddr) -> VirtAddr {
-        VirtAddr::from(arena::BASE + at.as_usize())
+        VirtAddr::from(at.as_usize())
     }
 }
 

@@ -89,11 +89,11 @@ impl Peer for X86 {
 
     fn new() -> Self {
         let root = arena::take_zeroed().expect("the arena has frames for every peer");
-        let pointer = ptr::with_exposed_provenance_mut::<PageTable>(arena::BASE + root as usize);
+        let pointer = ptr::with_exposed_provenance_mut::<PageTable>(root as usize);
         // SAFETY: the frame was taken just now, is zeroed, aligned, and stays in place.
         let top = unsafe { &mut *pointer };
-        // SAFETY: all of the table's frames come from the arena, which lies at this offset.
-        let table = unsafe { OffsetPageTable::new(top, VirtAddr::new(arena::BASE as u64)) };
+        // SAFETY: all of the table's frames come from the arena, which has the same address in tables.
+        let table = unsafe { OffsetPageTable::new(top, VirtAddr::zero()) };
         Self { root, table }
     }
 
