@@ -42,9 +42,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Option<Words<'g, H>> {
         let page = self.descend::<LEVEL, CHECK>(guard, first, link)?;
         let index = Self::index(Self::level::<LEVEL>(), first);
-        // One word is in its table wherever that is.
         let end = index as u64 + count;
-        (count == 1 || end <= Self::WORDS).then_some((page, index..end as usize))
+        (end <= Self::WORDS).then_some((page, index..end as usize))
     }
 
     /// The level with this number, 1 to 5.
