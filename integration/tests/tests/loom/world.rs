@@ -172,7 +172,7 @@ impl World {
                 .have_alone();
         }
         let range = pages(first, count);
-        let (perms, spares) = (Perms::ReadWrite, &mut self.table.spares());
+        let (perms, spares) = (Perms::ReadWrite, Some(&mut self.table.spares()));
         // SAFETY: actors map pages that nobody else has and that were redeemed, as owners of ranges do.
         let outcome = unsafe {
             self.table
