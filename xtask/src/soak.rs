@@ -11,14 +11,14 @@ use crate::workspace;
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// How long to go on
-    #[arg(long, value_name = "N", default_value_t = 1.0, conflicts_with_all = ["once", "keep"])]
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = minutes, conflicts_with_all = ["once", "keep"])]
     minutes: f64,
     /// The first seed, decimal or 0x hexadecimal; drawn from the clock if left out
     #[arg(long, value_name = "SEED", value_parser = number)]
     seed: Option<u64>,
     /// Operations of each life
-    #[arg(long, value_name = "N", default_value_t = 300)]
-    operations: usize,
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    operations: u64,
     /// Live only the life of the seed
     #[arg(long, requires = "seed")]
     once: bool,
@@ -40,6 +40,19 @@ fn number(text: &str) -> Result<u64, String> {
         None => text.parse(),
     };
     number.map_err(|_| "expected a decimal number, or a hexadecimal one with 0x".to_owned())
+}
+
+/// The longest time that can be asked for: a week.
+const LONGEST: f64 = 7.0 * 24.0 * 60.0;
+
+/// Minutes that are a time to live in: no life at all would pass as a good one.
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes > 0.0 && minutes <= LONGEST => Ok(minutes),
+        _ => Err(format!(
+            "expected minutes, more than 0 and at most {LONGEST}"
+        )),
+    }
 }
 
 /// Builds the rig for speed and lets it live. A broken rule gives a failing exit code.
@@ -81,4 +94,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_soak_without_time_is_refused() {
+        for text in ["0", "-1", "nan", "inf", "1e9", "long"] {
+            assert!(minutes(text).is_err(), "{text} was taken");
+        }
+        assert_eq!(minutes("0.5"), Ok(0.5));
+    }
 }

@@ -70,19 +70,25 @@ pub(crate) fn missed(results: &Results) -> Vec<String> {
     results.rows.iter().filter(missed).map(Row::name).collect()
 }
 
-/// The last line: how many rows kept their gates and goals.
+/// The last line: how many rows with a gate keep it, and how many with a goal reach that.
 pub(crate) fn summary(results: &Results) -> String {
-    let count = |of: &[Verdict]| {
-        let verdicts = results.rows.iter().map(Verdict::of);
-        verdicts.filter(|verdict| of.contains(verdict)).count()
+    let rows = || {
+        let judged = results.rows.iter().map(|row| (row, Verdict::of(row)));
+        judged.filter(|(_, verdict)| *verdict != Verdict::Skipped)
     };
-    let missed = count(&[Verdict::Missed]);
-    let kept = count(&[Verdict::Gate, Verdict::Goal, Verdict::Stretch]);
-    let goals = count(&[Verdict::Goal, Verdict::Stretch]);
-    let rest = count(&[Verdict::Reported, Verdict::Skipped]);
+    let gates = rows().filter(|(row, _)| row.gate.is_some() && row.value.is_some());
+    let goals = rows().filter(|(row, _)| row.goal.is_some() && row.value.is_some());
+    let (gates, goals) = (gates.count(), goals.count());
+    let missed = missed(results).len();
+    let reached = rows()
+        .filter(|(_, verdict)| matches!(verdict, Verdict::Goal | Verdict::Stretch))
+        .count();
+    let bare = |row: &&Row| row.gate.is_none() && row.goal.is_none() || row.value.is_none();
+    let rest = results.rows.iter().filter(bare);
     format!(
-        "{kept} of {} gates kept, {goals} goals reached, {missed} missed; {rest} rows without a verdict",
-        kept + missed
+        "{} of {gates} gates kept, {missed} missed; {reached} of {goals} goals reached; {} rows only reported",
+        gates - missed,
+        rest.count()
     )
 }
 
@@ -164,7 +170,7 @@ mod tests {
         };
         assert_eq!(
             summary(&results),
-            "2 of 3 gates kept, 1 goals reached, 1 missed; 1 rows without a verdict"
+            "2 of 3 gates kept, 1 missed; 1 of 3 goals reached; 1 rows only reported"
         );
         assert_eq!(missed(&results), ["B-X1"]);
     }
