@@ -164,13 +164,17 @@ mod tests {
                     id: "B-X1".into(),
                     ..row(3.0, Better::Lower)
                 },
+                Row {
+                    gate: None,
+                    ..row(1.3, Better::Lower)
+                },
                 Row::default(),
             ],
             ..Results::default()
         };
         assert_eq!(
             summary(&results),
-            "2 of 3 gates kept, 1 missed; 1 of 3 goals reached; 1 rows only reported"
+            "2 of 3 gates kept, 1 missed; 2 of 4 goals reached; 1 rows only reported"
         );
         assert_eq!(missed(&results), ["B-X1"]);
     }
