@@ -13,14 +13,22 @@ use super::{MemoryHandle, Table, Unmapped};
 use crate::format::{Format, Level};
 use crate::quiesce::Guard;
 
-/// Words in a row of one table, none of them beyond its end.
-type Words<'g, H> = (Page<'g, CellOf<H>>, Range<usize>);
+/// Words in a row of one table; only [`Table::many`] tells whether they end with it.
+type Words<'g, H> = (Page<'g, CellOf<H>>, Row);
 
-/// The one word, where it is one: single pages are the most frequent of all.
+/// The first of them and how many there are.
+#[derive(Clone, Copy)]
+struct Row {
+    index: usize,
+    count: u64,
+}
+
+/// The one word, where it is one: single pages are the most frequent of all, and one word ends with no table
+/// but its own.
 #[inline(always)]
-fn one<'g, C: EntryCell>(page: Page<'g, C>, indices: &Range<usize>) -> Option<&'g C> {
-    if indices.end - indices.start == 1 {
-        page.cell(indices.start)
+fn one<C: EntryCell>(page: Page<'_, C>, row: Row) -> Option<&C> {
+    if row.count == 1 {
+        page.cell(row.index)
     } else {
         None
     }
@@ -30,8 +38,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Words per table.
     const WORDS: u64 = 1 << F::INDEX_BITS;
 
-    /// The words of level `LEVEL` for `count` leaves from `first` on, if they are in one table and all
-    /// words on the way to it are links as `link` says.
+    /// The words of level `LEVEL` for `count` leaves from `first` on, if all words on the way to the first are
+    /// links as `link` says.
     #[inline(always)]
     fn words<'g, const LEVEL: u8, const CHECK: bool>(
         &'g self,
@@ -42,8 +50,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Option<Words<'g, H>> {
         let page = self.descend::<LEVEL, CHECK>(guard, first, link)?;
         let index = Self::index(Self::level::<LEVEL>(), first);
-        let end = index as u64 + count;
-        (end <= Self::WORDS).then_some((page, index..end as usize))
+        Some((page, Row { index, count }))
+    }
+
+    /// Where the words are in their table, if that holds all of them.
+    #[inline(always)]
+    fn many(row: Row) -> Option<Range<usize>> {
+        let end = (row.index as u64).checked_add(row.count)?;
+        (end <= Self::WORDS).then_some(row.index..end as usize)
     }
 
     /// The level with this number, 1 to 5.
@@ -85,7 +99,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         self.map_words::<CHECK>(guard, range, to, perms, largest)
     }
 
-    /// Ranges of whole large leaves in one table.
+    /// Ranges of whole large leaves in one table. Of the largest, one: more are few enough for the long way.
     #[inline(always)]
     fn map_words<const CHECK: bool>(
         &self,
@@ -95,16 +109,16 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         largest: PageSize,
     ) -> bool {
-        let first = range.start().as_u64();
+        let (first, pages) = (range.start().as_u64(), range.pages().get());
         let addresses = first | to.as_u64();
-        let leaves = self.geometry.largest_leaf.number();
-        if largest >= PageSize::Size1G
-            && leaves >= 3
-            && let Some(count) = Self::whole::<3>(addresses, range)
+        // The lowest bit, which no address has, stands for the table's having such leaves.
+        if pages == Self::WORDS * Self::WORDS
+            && (addresses | 1) & self.beside_huge == 0
+            && largest >= PageSize::Size1G
         {
-            return self.map_leaves::<3, true, CHECK>(guard, first, count, to, perms);
+            return self.map_leaves::<3, true, CHECK>(guard, first, 1, to, perms);
         }
-        if largest < PageSize::Size2M || leaves < 2 {
+        if Level::of(largest).min(self.geometry.largest_leaf) < Self::level::<2>() {
             return false;
         }
         match Self::whole::<2>(addresses, range) {
@@ -125,8 +139,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
     ) -> bool {
         let level = Self::level::<LEVEL>();
-        let Some((page, indices)) =
-            self.words::<LEVEL, CHECK>(guard, first, count, self.clear_link)
+        let Some((page, row)) = self.words::<LEVEL, CHECK>(guard, first, count, self.clear_link)
         else {
             return false;
         };
@@ -136,7 +149,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             perms
         };
         let leaf = self.format.leaf(level, to, perms);
-        match one(page, &indices) {
+        let indices = match one(page, row) {
             Some(cell) => {
                 // ORDERING: Acquire: who emptied the word, by a receipt, has done so before.
                 if LOOK && cell.load(Ordering::Acquire) != 0 {
@@ -144,15 +157,20 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
                 // ORDERING: Release, rule 3: what the page holds comes before a device can reach it.
                 cell.store(leaf, Fault::LeafRelaxed.weakens(Ordering::Release));
+                row.index..row.index + 1
             }
             None => {
+                let Some(indices) = Self::many(row) else {
+                    return false;
+                };
                 let cells = page.run(indices.clone());
                 if LOOK && leading_empty(cells) != cells.len() {
                     return false;
                 }
                 store_run(cells, leaf, Self::span(level));
+                indices
             }
-        }
+        };
         self.finish_run(page, level, indices);
         if !Fault::SkipMapFence.is_on() {
             self.memory.walker_fence();
@@ -195,9 +213,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         first: u64,
         count: u64,
     ) -> Option<Unmapped> {
-        let (page, indices) = self.words::<LEVEL, true>(guard, first, count, Self::any_link())?;
+        let (page, row) = self.words::<LEVEL, true>(guard, first, count, Self::any_link())?;
         let mut unmapped = Unmapped::default();
-        if let Some(cell) = one(page, &indices)
+        if let Some(cell) = one(page, row)
             && self.plain
         {
             // ORDERING: Relaxed: what is read is only what to write, or not to.
@@ -215,6 +233,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 return Some(unmapped);
             }
         }
+        let indices = Self::many(row)?;
         self.unmap_whole(page, indices, Self::level::<LEVEL>(), &mut unmapped);
         self.memory.walker_fence();
         Some(unmapped)
@@ -222,9 +241,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     #[inline(always)]
     fn unmap_small(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, indices) = self.words::<1, false>(guard, first, count, Self::any_link())?;
+        let (page, row) = self.words::<1, false>(guard, first, count, Self::any_link())?;
         let leaf = |word: u64| word & F::PRESENT != 0;
-        match one(page, &indices) {
+        match one(page, row) {
             Some(cell) => {
                 // ORDERING: Relaxed: the word is the caller's own.
                 let word = cell.load(Ordering::Relaxed);
@@ -235,7 +254,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
             }
             None => {
-                for cell in page.run(indices.clone()) {
+                for cell in page.run(Self::many(row)?) {
                     // ORDERING: Relaxed, as above.
                     let word = cell.load(Ordering::Relaxed);
                     if leaf(word) {
@@ -252,8 +271,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The same where walkers do not snoop, or write dirty bits.
     #[inline(never)]
     fn unmap_small_with_care(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, indices) = self.words::<1, true>(guard, first, count, Self::any_link())?;
-        self.unmap_leaves(page, indices, Level::LEAF);
+        let (page, row) = self.words::<1, true>(guard, first, count, Self::any_link())?;
+        self.unmap_leaves(page, Self::many(row)?, Level::LEAF);
         self.memory.walker_fence();
         Some(Unmapped::default())
     }
@@ -262,8 +281,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     pub(super) fn vacant_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<bool> {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
-        let (page, indices) = self.words::<1, true>(guard, first, pages, Self::any_link())?;
-        let cells = page.run(indices);
+        let (page, row) = self.words::<1, true>(guard, first, pages, Self::any_link())?;
+        let cells = page.run(Self::many(row)?);
         Some(leading_empty(cells) == cells.len())
     }
 
@@ -296,13 +315,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
     ) -> bool {
         let level = Self::level::<LEVEL>();
-        let Some((page, indices)) =
-            self.words::<LEVEL, true>(guard, first, count, Self::any_link())
+        let Some((page, row)) = self.words::<LEVEL, true>(guard, first, count, Self::any_link())
         else {
             return false;
         };
         let expected = self.pending_for(level, to);
-        match one(page, &indices) {
+        match one(page, row) {
             Some(cell) => {
                 // ORDERING: Relaxed: the word is the caller's own since its unmap.
                 if cell.load(Ordering::Relaxed) != expected {
@@ -313,6 +331,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 cell.store(0, Ordering::Release);
             }
             None => {
+                let Some(indices) = Self::many(row) else {
+                    return false;
+                };
                 let cells = page.run(indices);
                 let mut word = expected;
                 let mut different = 0;

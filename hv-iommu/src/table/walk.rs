@@ -135,6 +135,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // this table owns; it is freed only after it was unlinked or the root was closed, and every
         // guard of before has ended, and the reference cannot outlive the guard.
         let cells = unsafe { self.memory.cells(page) };
+        // SAFETY: a reference is not null. Said again since the compiler forgets it of one that was made from
+        // an integer, and then tests every `Option<Page>` for it.
+        unsafe { core::hint::assert_unchecked(cells.as_ptr().addr() != 0) };
         Page { cells, at: page }
     }
 
@@ -164,6 +167,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub(super) fn beyond(root: Level) -> u64 {
         let bits = Self::shift(root) + F::INDEX_BITS;
         u64::MAX.checked_shl(bits).unwrap_or(0)
+    }
+
+    /// The address bits that a leaf of level 3 must not have, and the lowest one only where there are none.
+    pub(super) fn beside_huge(largest_leaf: Level) -> u64 {
+        let huge = Level::of(PageSize::Size1G);
+        match largest_leaf >= huge {
+            true => (Self::span(huge) - 1) & !1,
+            false => u64::MAX,
+        }
     }
 
     /// Bytes that one word of a table of `level` spans.
@@ -223,7 +235,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     if word & mask != want {
                         return None;
                     }
-                    page = PhysAddr::new(word & F::ADDRESS);
+                    page = PhysAddr::new(word & self.address);
                 }
             };
         }
