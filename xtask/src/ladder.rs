@@ -25,18 +25,18 @@ pub(crate) enum Job {
     /// The house rules in `house/`; no program is run.
     House,
     /// A cargo command that is good or not.
-    Check(&'static [&'static str]),
+    Check(Cargo),
     /// A cargo command that runs tests.
-    Tests(Tests),
+    Tests(Cargo),
     /// All scenarios in QEMU.
     Scenarios,
     /// For each planted fault, the scenario that has to fail because of it.
     PlantedFaults(&'static [(&'static str, &'static str)]),
 }
 
-/// A cargo command that runs tests, with what is special about its build.
+/// A cargo command, with what is special about its build.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tests {
+pub(crate) struct Cargo {
     /// Arguments of cargo.
     pub(crate) arguments: &'static [&'static str],
     /// Environment of cargo.
@@ -45,19 +45,30 @@ pub(crate) struct Tests {
     pub(crate) flags: Option<(&'static str, &'static str)>,
 }
 
-impl Tests {
+impl Cargo {
+    /// With nothing special.
+    const fn plain(arguments: &'static [&'static str]) -> Self {
+        Self {
+            arguments,
+            environment: &[],
+            flags: None,
+        }
+    }
+
     /// The cargo command.
     pub(crate) fn command(&self) -> Command {
         let mut command = workspace::cargo();
-        command
-            .args(self.arguments)
-            .envs(self.environment.iter().copied());
+        command.envs(self.environment.iter().copied());
+        let mut arguments = self.arguments.iter();
+        // The build folder stands behind the subcommand: what follows a `--` is not for cargo.
+        command.args(arguments.next());
         if let Some((flags, folder)) = self.flags {
             command.env("RUSTFLAGS", workspace::rustflags(flags));
             command
                 .arg("--target-dir")
                 .arg(workspace::target_dir().join(folder));
         }
+        command.args(arguments);
         command
     }
 }
@@ -92,7 +103,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "fmt",
         what: "sources are formatted",
         limit: Duration::from_secs(120),
-        job: Job::Check(&["fmt", "--all", "--check"]),
+        job: Job::Check(Cargo::plain(&["fmt", "--all", "--check"])),
     },
     Step {
         name: "house",
@@ -104,20 +115,20 @@ pub(crate) const STEPS: &[Step] = &[
         name: "clippy",
         what: "no lint fires on the host build",
         limit: Duration::from_secs(1200),
-        job: Job::Check(&[
+        job: Job::Check(Cargo::plain(&[
             "clippy",
             "--workspace",
             "--all-targets",
             "--",
             "-D",
             "warnings",
-        ]),
+        ])),
     },
     Step {
         name: "clippy-bare-metal",
         what: "no lint fires on the image",
         limit: Duration::from_secs(900),
-        job: Job::Check(&[
+        job: Job::Check(Cargo::plain(&[
             "clippy",
             "--package",
             "hv-image",
@@ -128,13 +139,32 @@ pub(crate) const STEPS: &[Step] = &[
             "--",
             "-D",
             "warnings",
-        ]),
+        ])),
+    },
+    Step {
+        name: "clippy-loom",
+        what: "no lint fires on the models' build",
+        limit: Duration::from_secs(600),
+        job: Job::Check(Cargo {
+            arguments: &[
+                "clippy",
+                "--package",
+                "hv-tests",
+                "--test",
+                "loom",
+                "--",
+                "-D",
+                "warnings",
+            ],
+            environment: &[],
+            flags: Some(("--cfg hv_loom", "loom")),
+        }),
     },
     Step {
         name: "unit",
         what: "unit, integration and documentation tests",
         limit: Duration::from_secs(1800),
-        job: Job::Tests(Tests {
+        job: Job::Tests(Cargo {
             arguments: &["test", "--workspace", "--no-fail-fast"],
             environment: &[],
             flags: None,
@@ -144,7 +174,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "loom",
         what: "interleavings of the lock-free parts, to the printed bounds",
         limit: Duration::from_secs(1800),
-        job: Job::Tests(Tests {
+        job: Job::Tests(Cargo {
             arguments: LOOM,
             environment: &[],
             flags: Some(("--cfg hv_loom", "loom")),
@@ -154,7 +184,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "loom-faults",
         what: "each protection that is taken out of the lock-free parts makes its models fail",
         limit: Duration::from_secs(900),
-        job: Job::Tests(Tests {
+        job: Job::Tests(Cargo {
             arguments: LOOM,
             environment: &[],
             flags: Some(("--cfg hv_loom --cfg hv_fault", "loom-faults")),
@@ -164,7 +194,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "table-faults",
         what: "the property tests notice each deliberate fault of the table",
         limit: Duration::from_secs(900),
-        job: Job::Tests(Tests {
+        job: Job::Tests(Cargo {
             arguments: &[
                 "test",
                 "--package",
@@ -181,7 +211,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "rig-faults",
         what: "the rig catches and names each protection that is taken out of the driver",
         limit: Duration::from_secs(900),
-        job: Job::Tests(Tests {
+        job: Job::Tests(Cargo {
             arguments: &[
                 "test",
                 "--package",
@@ -198,7 +228,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "soak",
         what: "a few seconds of random lives on the rig, from a new seed",
         limit: Duration::from_secs(600),
-        job: Job::Check(&[
+        job: Job::Check(Cargo::plain(&[
             "run",
             "--profile",
             "soak",
@@ -209,7 +239,7 @@ pub(crate) const STEPS: &[Step] = &[
             "--",
             "--seconds",
             "5",
-        ]),
+        ])),
     },
     Step {
         name: "scenarios",

@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use console::style;
 
 use crate::image::Flavour;
-use crate::ladder::{Job, STEPS, Step, Tests};
+use crate::ladder::{Cargo, Job, STEPS, Step};
 use crate::progress::{run_job, seconds};
 use crate::qemu_run::command::Machine;
 use crate::qemu_run::{self, Expectation};
@@ -117,13 +117,12 @@ fn pick(only: &[String]) -> Result<Vec<&'static Step>> {
 fn climb(step: &Step, verbose: bool) -> Result<Counts> {
     match step.job {
         Job::House => house_rules(step.name),
-        Job::Check(arguments) => {
-            if arguments.contains(&target::BARE_METAL) {
+        Job::Check(cargo) => {
+            if cargo.arguments.contains(&target::BARE_METAL) {
                 target::ensure(verbose)?;
             }
-            let mut command = workspace::cargo();
-            command.args(arguments);
-            let name = format!("cargo {}", arguments.join(" "));
+            let mut command = cargo.command();
+            let name = format!("cargo {}", cargo.arguments.join(" "));
             let finished = run_job(&name, &mut command, step.limit, verbose)?;
             Ok(Counts::of_check(step.name, finished.end.success()))
         }
@@ -150,7 +149,7 @@ fn house_rules(name: &str) -> Result<Counts> {
     Ok(counts)
 }
 
-fn run_tests(step: &Step, tests: &Tests, verbose: bool) -> Result<Counts> {
+fn run_tests(step: &Step, tests: &Cargo, verbose: bool) -> Result<Counts> {
     let mut command = tests.command();
     let name = format!("cargo {}", tests.arguments.join(" "));
     let finished = run_job(&name, &mut command, step.limit, verbose)?;
