@@ -1,9 +1,10 @@
 //! Developer tasks of the workspace, run as `cargo xtask <task>`.
 //!
-//! One file a task: `bench.rs`, `loom.rs`, `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people
+//! One file a task: `bench.rs`, `evidence.rs`, `loom.rs`, `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people
 //! do.
 
 mod bench;
+mod evidence;
 mod house;
 mod image;
 mod ladder;
@@ -36,6 +37,8 @@ struct Line {
 enum Task {
     /// Measure the table engine beside hand-written floors and published crates, and judge the ratios
     Bench(bench::Options),
+    /// List which test shows what, by the tests' own names, or write that into README.md and EVIDENCE.md
+    Evidence(evidence::Options),
     /// Explore the interleavings of the lock-free parts, and show how far
     Loom(loom::Options),
     /// Build the hypervisor image, boot it in QEMU and check what it does from outside
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let line = Line::parse();
     let result = process::install_interrupt_handler().and_then(|()| match line.task {
         Task::Bench(options) => bench::run(&options),
+        Task::Evidence(options) => evidence::run(&options),
         Task::Loom(options) => loom::run(&options),
         Task::RunQemu(options) => run_qemu::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Soak(options) => soak::run(&options),

@@ -16,7 +16,7 @@ use crate::qemu_run::{self, Expectation};
 use crate::run_qemu::{self, Ready};
 use crate::test_counts::Counts;
 use crate::tools::target;
-use crate::{house, process, scenarios, workspace};
+use crate::{evidence, house, process, scenarios, workspace};
 
 /// What `test` can be told.
 #[derive(Debug, Args)]
@@ -133,18 +133,21 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
 }
 
 fn house_rules(name: &str) -> Result<Counts> {
-    let found = house::check(&workspace::root())?;
-    for violation in &found.violations {
+    let root = workspace::root();
+    let found = house::check(&root)?;
+    let mut violations: Vec<String> = found.violations.iter().map(|one| one.to_string()).collect();
+    violations.extend(evidence::stale(&root)?);
+    for violation in &violations {
         println!("    {violation}");
     }
     println!(
         "    {} files looked at, {} violations",
         found.files,
-        found.violations.len()
+        violations.len()
     );
-    let mut counts = Counts::of_check(name, found.violations.is_empty());
-    if !found.violations.is_empty() {
-        counts.failures = vec![format!("{name}: {} violations", found.violations.len())];
+    let mut counts = Counts::of_check(name, violations.is_empty());
+    if !violations.is_empty() {
+        counts.failures = vec![format!("{name}: {} violations", violations.len())];
     }
     Ok(counts)
 }

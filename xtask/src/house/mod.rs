@@ -53,11 +53,8 @@ pub(crate) struct Found {
 /// # Errors
 /// When a folder or file cannot be read.
 pub(crate) fn check(root: &Path) -> Result<Found> {
-    let mut paths = Vec::new();
-    collect(root, "", &mut paths)?;
-    paths.sort();
     let mut found = Found::default();
-    for path in paths {
+    for path in files(root)? {
         let bytes = fs::read(root.join(&path)).with_context(|| format!("reading {path}"))?;
         let Ok(text) = String::from_utf8(bytes) else {
             continue;
@@ -66,6 +63,17 @@ pub(crate) fn check(root: &Path) -> Result<Found> {
         found.violations.extend(check_file(&path, &text));
     }
     Ok(found)
+}
+
+/// Every file below `root` but those of build folders, relative to it, with slashes, sorted.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub(crate) fn files(root: &Path) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
+    collect(root, "", &mut paths)?;
+    paths.sort();
+    Ok(paths)
 }
 
 /// Checks one file; `path` is relative to the root, with slashes.

@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Attached<KernelPaging, Fake>>, other: &Domain<Kern
 }
 
 fn main() {}
+// Shows: bc05, T12.

@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Attached<KernelPaging, Fake>>, vm: VmId) {
 }
 
 fn main() {}
+// Shows: bc05, T10.

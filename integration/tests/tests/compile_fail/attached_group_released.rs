@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Attached<UserManaged, Fake>>) {
 }
 
 fn main() {}
+// Shows: bc05, T10.

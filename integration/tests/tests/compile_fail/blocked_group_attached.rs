@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Blocked>, domain: &Domain<KernelPaging, Fake>) {
 }
 
 fn main() {}
+// Shows: bc05, T10.

@@ -9,3 +9,4 @@ fn mistake(group: &Group<Fake, Blocked>, member: PciAddress) {
 }
 
 fn main() {}
+// Shows: bc05.

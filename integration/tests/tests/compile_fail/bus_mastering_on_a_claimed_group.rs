@@ -9,3 +9,4 @@ fn mistake(group: &Group<Fake, Claimed<KernelPaging>>, member: PciAddress) {
 }
 
 fn main() {}
+// Shows: bc05.

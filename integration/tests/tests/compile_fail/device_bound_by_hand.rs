@@ -9,3 +9,4 @@ fn mistake(backend: &Fake, unit: UnitIndex, device: PciAddress, binding: Binding
 }
 
 fn main() {}
+// Shows: bc04, bc05.

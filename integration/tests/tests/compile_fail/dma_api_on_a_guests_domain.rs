@@ -9,3 +9,4 @@ fn mistake(domain: Domain<UserManaged, Fake>, wanted: BufferRequest) {
 }
 
 fn main() {}
+// Shows: T9, T24.

@@ -11,3 +11,4 @@ fn mistake(iommu: &Iommu<Fake>, bus: Segment, config: DomainConfig) {
 }
 
 fn main() {}
+// Shows: T24.

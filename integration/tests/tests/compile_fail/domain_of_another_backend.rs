@@ -15,3 +15,4 @@ fn mistake(
 }
 
 fn main() {}
+// Shows: T3.

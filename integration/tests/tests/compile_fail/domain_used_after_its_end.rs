@@ -10,3 +10,4 @@ fn mistake(domain: Domain<KernelPaging, Fake>, span: IovaRange) {
 }
 
 fn main() {}
+// Shows: bc21, T13.

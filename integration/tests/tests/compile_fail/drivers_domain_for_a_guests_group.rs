@@ -9,3 +9,4 @@ fn mistake(group: &Group<Fake, Claimed<UserManaged>>, config: DomainConfig) {
 }
 
 fn main() {}
+// Shows: T24.

@@ -7,3 +7,4 @@ fn mistake(frames: &FrameRun<Hypervisor>) -> FrameRun<Hypervisor> {
 }
 
 fn main() {}
+// Shows: bc02, bc17.

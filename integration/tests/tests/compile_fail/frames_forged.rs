@@ -7,3 +7,4 @@ fn mistake(range: PhysRange) -> FrameRun<Hypervisor> {
 }
 
 fn main() {}
+// Shows: bc02.

@@ -11,3 +11,4 @@ fn mistake(range: Range<KernelPaging, Fake, Mapped>, host: &Host) {
 }
 
 fn main() {}
+// Shows: bc02, bc17, T17.

@@ -11,3 +11,4 @@ fn mistake(range: Range<KernelPaging, Fake, Free>, frames: FrameRun<Hypervisor>,
 }
 
 fn main() {}
+// Shows: bc17.

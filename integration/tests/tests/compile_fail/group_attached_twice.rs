@@ -14,3 +14,4 @@ fn mistake(
 }
 
 fn main() {}
+// Shows: bc05, T12.

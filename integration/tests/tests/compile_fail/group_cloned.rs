@@ -8,3 +8,4 @@ fn mistake(group: &Group<Fake, Blocked>) -> Group<Fake, Blocked> {
 }
 
 fn main() {}
+// Shows: bc05, T10.

@@ -9,3 +9,4 @@ fn mistake(range: Range<KernelPaging, Fake, Free>, frames: FrameRun<Guest>) {
 }
 
 fn main() {}
+// Shows: bc17, T24.

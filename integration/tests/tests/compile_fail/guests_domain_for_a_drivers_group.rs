@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Claimed<KernelPaging>>, domain: &Domain<UserManage
 }
 
 fn main() {}
+// Shows: T24.

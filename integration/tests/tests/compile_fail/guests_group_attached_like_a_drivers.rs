@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Claimed<UserManaged>>, domain: &Domain<UserManaged
 }
 
 fn main() {}
+// Shows: T18.

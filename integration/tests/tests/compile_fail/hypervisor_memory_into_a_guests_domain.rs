@@ -9,3 +9,4 @@ fn mistake(range: Range<UserManaged, Fake, Free>, frames: FrameRun<Hypervisor>) 
 }
 
 fn main() {}
+// Shows: bc17, T24.

@@ -9,3 +9,4 @@ fn mistake() -> InterruptsIsolated {
 }
 
 fn main() {}
+// Shows: T18.

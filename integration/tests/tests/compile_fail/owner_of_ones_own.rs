@@ -13,3 +13,4 @@ impl Owner for Trusted {
 }
 
 fn main() {}
+// Shows: T24.

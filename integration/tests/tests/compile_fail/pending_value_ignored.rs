@@ -10,3 +10,4 @@ fn mistake(range: Range<KernelPaging, Fake, Mapped>) {
 }
 
 fn main() {}
+// Shows: bc02, T17.

@@ -10,3 +10,4 @@ fn mistake(pending: PendingUnmap<KernelPaging, Fake>, receipt: &Receipt) {
 }
 
 fn main() {}
+// Shows: bc01, bc02.

@@ -9,3 +9,4 @@ fn mistake(range: Range<KernelPaging, Fake, Mapped>, frames: FrameRun<Hypervisor
 }
 
 fn main() {}
+// Shows: bc02, T17.

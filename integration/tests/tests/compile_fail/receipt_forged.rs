@@ -11,3 +11,4 @@ fn mistake(domain: DomainUid) -> Receipt {
 }
 
 fn main() {}
+// Shows: bc01, bc02, T17.

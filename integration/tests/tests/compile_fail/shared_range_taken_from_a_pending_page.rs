@@ -13,3 +13,4 @@ fn mistake(shared: SharedRange<KernelPaging, Fake>, at: Iova, receipt: &Receipt)
 }
 
 fn main() {}
+// Shows: bc02.

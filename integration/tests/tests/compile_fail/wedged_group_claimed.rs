@@ -8,3 +8,4 @@ fn mistake(group: Group<Fake, Wedged<Fake>>) {
 }
 
 fn main() {}
+// Shows: bc01, bc05.

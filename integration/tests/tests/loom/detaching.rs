@@ -138,6 +138,7 @@ fn against_device(reads: Reads, notes: Notes, receipt: fn(&World) -> bool) {
 
 models! {
     /// An owner takes an empty table that nobody has frozen yet.
+    /// Shows: bc02.
     detach_against_attempt: Two(2),
         sees ["the attempt is faster", "the owner frees the table", "what is pending is forgotten"],
         || empty_table(2, Stage::Linked);
@@ -178,9 +179,11 @@ models! {
     };
 
     /// A detached table outlives the lookups that are in it.
+    /// Shows: bc02.
     detach_against_lookup: Two(3), sees ["the owner frees the table"], || against_lookup(true);
 
     /// A detached table and its frames wait for the device.
+    /// Shows: bc02.
     detach_against_device: Two(3), sees ["the owner frees the table"], || {
         against_device(Reads::Snooping, Notes::Nothing, |world| world.has_receipt(0, 2));
     };

@@ -147,6 +147,7 @@ fn protected() {
 
 models! {
     /// Every write is told, before or after the bits are cleared.
+    /// Shows: bc03.
     dirty_set_against_clear: Exhaustive, sees ["a write after the flush"], cleared;
 
     /// A pending word keeps the bit.

@@ -33,6 +33,7 @@ fn flush_against_unmap() {
 
 models! {
     /// A receipt opens only what its flush has seen.
+    /// Shows: bc01, bc03.
     a_flush_that_is_young_enough_saw_the_unmap: Exhaustive,
         sees ["the flush was young enough", "the flush was too old"], flush_against_unmap;
 }

@@ -128,6 +128,7 @@ models! {
     a_mapper_and_a_walker: Exhaustive, sees [], || one_mapper(Reads::Snooping);
 
     /// Memory never has a link to a table that it does not have.
+    /// Shows: bc04.
     a_link_reaches_memory_after_its_table: Two(2), sees [], || two_mappers(2, Reads::Memory);
 
     /// The same for a cache that writes links back as soon as it can.
@@ -136,6 +137,7 @@ models! {
     };
 
     /// A table that is linked under a lookup gives the mapping or nothing.
+    /// Shows: bc04.
     a_lookup_sees_whole_tables: Exhaustive, sees [], lookup_against_mapper;
 
     /// Each word of a table as its owner left it.

@@ -148,6 +148,7 @@ fn add_twice(lock: &TryLock<u32>) -> u32 {
 
 models! {
     /// What was unlinked outlives every guard of before, while epochs move.
+    /// Shows: bc02.
     an_epoch_waits_for_every_guard: Three(2), sees [], || reader_and_owner(1);
 
     /// The same for guards that no slot counts.
@@ -157,11 +158,13 @@ models! {
     an_epoch_waits_for_a_stay: Two(2), sees ["the thing is freed"], || stayer_and_owner(false);
 
     /// The same when somebody moves epochs on who knows nothing of the thing.
+    /// Shows: bc02.
     an_epoch_waits_for_a_stay_while_epochs_move: Three(2), sees ["the thing is freed"], || {
         stayer_and_owner(true);
     };
 
     /// One at a time, each after all before, and nobody waits.
+    /// Shows: bc16.
     a_lock_that_is_tried_is_had_by_one: Exhaustive, sees ["somebody goes on without the lock"],
         two_at_a_lock;
 }

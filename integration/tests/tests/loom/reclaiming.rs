@@ -311,6 +311,7 @@ models! {
         || against_mapper(Stage::Frozen, false);
 
     /// A mapper meets a tombstone or what becomes of it; the page is used again.
+    /// Shows: bc02.
     mapper_against_tombstone: Two(3),
         sees ["a table is freed", "the mapper keeps the table", "the mapper links its own table",
             "a freed page is a table again"],
@@ -347,6 +348,7 @@ models! {
     a_second_freeze_is_not_the_first: Two(2), sees ["a table is freed"], against_comer_and_goer;
 
     /// Two reclaimers share one attempt.
+    /// Shows: bc16.
     two_reclaimers_against_mapper: Three(2), sees ["a table is unlinked"], || {
         two_reclaimers(Stage::Linked);
     };
@@ -360,6 +362,7 @@ models! {
         sees ["a table is freed", "the mapper comes after the second attempt"], cancelled;
 
     /// The receipt of one attempt does not serve for the next.
+    /// Shows: bc01, bc02.
     a_late_receipt_opens_nothing: Two(3), sees ["the receipt comes late"], late_receipt;
 
     /// Two tables in one attempt.
@@ -398,6 +401,7 @@ models! {
     };
 
     /// The same from the tombstone on: it is linked again before its flush, or after it is gone.
+    /// Shows: bc02.
     device_and_mapper_against_tombstone: Two(2),
         sees ["the table is freed while the device runs", "the mapper keeps the table",
             "the mapper links its own table"],

@@ -200,6 +200,7 @@ fn resize_and_unmap(size: PageSize, forget: fn(&mut Walker<'_>)) {
 
 models! {
     /// A large page is split while a device walks it.
+    /// Shows: bc09.
     split_under_walker: Exhaustive, sees [], || {
         split_under_device(Reads::Snooping, Notes::Nothing, false);
     };
@@ -225,6 +226,7 @@ models! {
     };
 
     /// The same for a device with an IOTLB.
+    /// Shows: bc09.
     merge_under_walker_with_iotlb: Two(3), sees ["the table is freed while the device runs"], || {
         merge_under_device(Reads::Snooping, Notes::Nothing, true, true);
     };
@@ -258,15 +260,18 @@ models! {
         || resize_under_attempt(Stage::Frozen, true);
 
     /// A merged table waits for a flush of its own.
+    /// Shows: bc09.
     a_merge_waits_for_its_own_flush: Two(3), sees ["the other table is freed"],
         merge_while_a_flush_is_owed;
 
     /// A page of a split one is free after a flush of all of it.
+    /// Shows: bc09.
     split_and_unmap: Two(3), sees ["the frame is used again"], || {
         resize_and_unmap(PageSize::Size2M, |walker| walker.invalidate());
     };
 
     /// A merged page is free after a flush that reaches walk caches.
+    /// Shows: bc09.
     merge_and_unmap: Two(3), sees ["the frame is used again"], || {
         resize_and_unmap(PageSize::Size4K, |walker| walker.invalidate());
     };

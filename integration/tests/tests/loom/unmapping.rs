@@ -104,14 +104,17 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
 
 models! {
     /// Of two CPUs that unmap one page of a shared range, one gets the frame.
+    /// Shows: bc17.
     a_shared_page_is_unmapped_and_redeemed_once: Exhaustive, sees [], two_unmappers;
 
     /// No table is freed under a walk.
+    /// Shows: bc18.
     the_end_waits_for_walkers: Two(3), sees ["the table ends while the other CPU runs"], || {
         end_against_walk(wait);
     };
 
     /// A frame is used again only when the device forgot it.
+    /// Shows: bc02.
     no_translation_survives_its_receipt: Two(3), sees ["there is a receipt"], || {
         unmap_flush_reuse(Reads::Snooping, true);
     };
