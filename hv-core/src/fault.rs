@@ -195,6 +195,14 @@ faults! {
     SkipRetireFence = "skip_retire_fence",
     /// No fence comes before the announcements are read.
     SkipAdvanceFence = "skip_advance_fence",
+    /// No fence comes between noting a unit that a domain is about to reach and its first entry there.
+    SkipReachFence = "skip_reach_fence",
+    /// A unit counts as left when one device of several is off it.
+    LeaveForAll = "leave_for_all",
+    /// No fence comes between the number of a flush and the look at which units it goes to.
+    SkipFlushFence = "skip_flush_fence",
+    /// No fence comes between an unmap and its look at the number of flushes.
+    SkipNoteFence = "skip_note_fence",
     /// A grace period is over one epoch early.
     OneEpoch = "one_epoch",
     /// A lock is let go of without publishing what was done under it.

@@ -10,6 +10,12 @@ pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 #[cfg(hv_loom)]
 pub use modelled::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 
+#[cfg(hv_loom)]
+pub use modelled_lock::{Mutex, MutexGuard};
+/// A short lock: of the control path, never held across a wait for hardware.
+#[cfg(not(hv_loom))]
+pub use spin::{Mutex, MutexGuard};
+
 /// A memory fence of the given strength.
 #[cfg(not(hv_loom))]
 #[inline]
@@ -142,4 +148,47 @@ mod modelled {
     modelled!(AtomicU32, u32);
     modelled!(AtomicU64, u64);
     modelled!(AtomicUsize, usize);
+}
+
+#[cfg(hv_loom)]
+mod modelled_lock {
+    //! Loom's lock with the interface of the one that it stands for: a thread that spins would never let
+    //! another one of the model run.
+
+    use core::fmt;
+
+    pub use loom::sync::MutexGuard;
+
+    /// The lock for loom.
+    pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        /// A lock around `value`, free.
+        pub fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        /// Waits until the lock is had.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            match self.0.lock() {
+                Ok(guard) => guard,
+                // Loom ends the execution in which a thread panicked.
+                Err(poisoned) => poisoned.into_inner(),
+            }
+        }
+
+        /// The value, of a lock that nobody else can have.
+        pub fn into_inner(self) -> T {
+            match self.0.into_inner() {
+                Ok(value) => value,
+                Err(poisoned) => poisoned.into_inner(),
+            }
+        }
+    }
+
+    impl<T> fmt::Debug for Mutex<T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Mutex")
+        }
+    }
 }

@@ -9,12 +9,11 @@ use core::fmt;
 use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
-use hv_core::sync::{AtomicUsize, Ordering};
+use hv_core::sync::{AtomicUsize, Mutex, Ordering};
 use hv_core::{
     Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize, Perms,
     PhysRange, Shared, TryLock, UserManaged,
 };
-use spin::Mutex;
 use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps};

@@ -28,7 +28,7 @@ pub mod order;
 mod pending;
 pub mod quiesce;
 mod range;
-mod reach;
+pub mod reach;
 mod reclaim;
 mod recover;
 mod resize;

@@ -4,6 +4,7 @@
 //! [`begin`](FlushOrder::begin)s and then has the units look. A flush whose number is not below the
 //! noted one saw the words: the loom model `a_flush_that_is_young_enough_saw_the_unmap` pins that.
 
+use hv_core::fault::Fault;
 use hv_core::sync::{AtomicU64, Ordering, fence};
 
 /// The flushes of one domain, counted.
@@ -33,14 +34,18 @@ impl FlushOrder {
         // one has its words visible to what comes after this fence. It pairs with the fence of
         // `Reach::enter` too: either the flush sees the unit that is entering, or that unit's walks,
         // which begin after its fence, see the words.
-        fence(Ordering::SeqCst);
+        if !Fault::SkipFlushFence.is_on() {
+            fence(Ordering::SeqCst);
+        }
         number
     }
 
     /// The number of the first flush that is young enough for words stored before this call.
     pub fn note(&self) -> u64 {
         // ORDERING: SeqCst: the words are visible before the counter is read; pairs with `begin`.
-        fence(Ordering::SeqCst);
+        if !Fault::SkipNoteFence.is_on() {
+            fence(Ordering::SeqCst);
+        }
         // ORDERING: Relaxed, ordered by the fence.
         self.begun.load(Ordering::Relaxed)
     }

@@ -1,7 +1,12 @@
 //! Which units a domain reaches: where its flushes have to go.
+//!
+//! With [`order`](crate::order) it answers who may have seen an unmapped word: the loom models
+//! `a_unit_that_enters_is_flushed_or_walks_after_the_unmap`,
+//! `a_unit_that_enters_is_flushed_or_walks_after_the_unmap_of_another` and `a_unit_stays_as_long_as_one_device_is_on_it`
+//! pin that.
 
-use hv_core::sync::{AtomicU64, Ordering, fence};
-use spin::Mutex;
+use hv_core::fault::Fault;
+use hv_core::sync::{AtomicU64, Mutex, Ordering, fence};
 
 use crate::backend::UnitIndex;
 
@@ -10,14 +15,21 @@ use crate::backend::UnitIndex;
 /// # Invariants
 /// A unit's bit is set from before its first entry names the domain until after the unit forgot
 /// the last one. `counts` says how many requesters are bound on each unit.
-pub(crate) struct Reach {
+pub struct Reach {
     units: AtomicU64,
     sync_on_map: AtomicU64,
     counts: Mutex<[u32; UnitIndex::LIMIT]>,
 }
 
+impl Default for Reach {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Reach {
-    pub(crate) fn new() -> Self {
+    /// No unit.
+    pub fn new() -> Self {
         Self {
             units: AtomicU64::new(0),
             sync_on_map: AtomicU64::new(0),
@@ -26,7 +38,7 @@ impl Reach {
     }
 
     /// Counts a requester that is about to be bound on `unit`.
-    pub(crate) fn enter(&self, unit: UnitIndex, sync_on_map: bool) {
+    pub fn enter(&self, unit: UnitIndex, sync_on_map: bool) {
         let mut counts = self.counts.lock();
         if let Some(count) = counts.get_mut(unit.index()) {
             *count = count.saturating_add(1);
@@ -38,19 +50,21 @@ impl Reach {
         }
         // ORDERING: Release, ordered for readers by the fence below.
         self.units.fetch_or(bit, Ordering::Release);
-        // ORDERING: SeqCst: the bit is set before the entry that the caller writes next can be
-        // walked. Pairs with the fence of `FlushOrder::begin`, see there.
-        fence(Ordering::SeqCst);
+        if !Fault::SkipReachFence.is_on() {
+            // ORDERING: SeqCst: the bit is set before the entry that the caller writes next can be
+            // walked. Pairs with the fence of `FlushOrder::begin`, see there.
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// Takes back what [`enter`](Self::enter) counted, after the unit forgot the entry.
-    pub(crate) fn leave(&self, unit: UnitIndex) {
+    pub fn leave(&self, unit: UnitIndex) {
         let mut counts = self.counts.lock();
         let Some(count) = counts.get_mut(unit.index()) else {
             return;
         };
         *count = count.saturating_sub(1);
-        if *count == 0 {
+        if *count == 0 || Fault::LeaveForAll.is_on() {
             let bit = 1 << unit.index();
             // ORDERING: Release: the unit's flush happened before the bit is seen clear.
             self.units.fetch_and(!bit, Ordering::Release);
@@ -60,7 +74,7 @@ impl Reach {
     }
 
     /// The units, as they are now.
-    pub(crate) fn units(&self) -> impl Iterator<Item = UnitIndex> + use<> {
+    pub fn units(&self) -> impl Iterator<Item = UnitIndex> + use<> {
         // ORDERING: Acquire pairs with `leave`; that no unit is missed is due to the SeqCst fences.
         let units = self.units.load(Ordering::Acquire);
         (0..UnitIndex::LIMIT)
@@ -69,7 +83,7 @@ impl Reach {
     }
 
     /// Whether a new mapping has to be flushed on some unit.
-    pub(crate) fn syncs_on_map(&self) -> bool {
+    pub fn syncs_on_map(&self) -> bool {
         // ORDERING: Acquire, as above; no unit is missed, due to the fences here and in `enter`.
         self.sync_on_map.load(Ordering::Acquire) != 0
     }

@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hv_core::platform::Cpus;
+use hv_core::sync::Mutex;
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
-use spin::Mutex;
 use thiserror::Error;
 
 use crate::backend::{Backend, FaultEvent, RawFault, UnitCaps, UnitIndex};

@@ -6,7 +6,9 @@ use std::time::Instant;
 use hv_core::fault::Fault;
 
 use crate::explore::{Model, hunt};
-use crate::{detaching, dirty, ending, mapping, quiescence, reclaiming, resizing, unmapping};
+use crate::{
+    detaching, dirty, ending, flushing, mapping, quiescence, reclaiming, resizing, unmapping,
+};
 
 /// A fault, and the models that must fail because of it.
 type Row = (Fault, &'static [fn() -> Model]);
@@ -48,6 +50,29 @@ const WAITING: &[Row] = &[
     (
         Fault::LockIsFree,
         &[quiescence::a_lock_that_is_tried_is_had_by_one],
+    ),
+];
+
+/// Flushes, and who is flushed.
+const FLUSHING: &[Row] = &[
+    (
+        Fault::SkipReachFence,
+        &[flushing::a_unit_that_enters_is_flushed_or_walks_after_the_unmap],
+    ),
+    (
+        Fault::SkipFlushFence,
+        &[
+            flushing::a_unit_that_enters_is_flushed_or_walks_after_the_unmap_of_another,
+            flushing::a_flush_that_is_young_enough_saw_the_unmap,
+        ],
+    ),
+    (
+        Fault::SkipNoteFence,
+        &[flushing::a_flush_that_is_young_enough_saw_the_unmap],
+    ),
+    (
+        Fault::LeaveForAll,
+        &[flushing::a_unit_stays_as_long_as_one_device_is_on_it],
     ),
 ];
 
@@ -282,7 +307,7 @@ const MEMORY: &[Row] = &[
 fn each_fault_is_noticed() {
     let only = std::env::var("HV_LOOM_FAULT").ok();
     let mut unnoticed = Vec::new();
-    for (fault, models) in [WAITING, MAPPING, RECLAIMING, CHANGING, MEMORY].concat() {
+    for (fault, models) in [WAITING, FLUSHING, MAPPING, RECLAIMING, CHANGING, MEMORY].concat() {
         if only.as_deref().is_some_and(|only| only != fault.name()) {
             continue;
         }
