@@ -85,6 +85,7 @@ mod tests {
         }
     }
 
+    /// Shows: bc14.
     #[test]
     fn queue_arithmetic_holds_at_every_wrap() {
         agrees_with_a_queue::<2>();
@@ -94,6 +95,7 @@ mod tests {
         agrees_with_a_queue::<31>();
     }
 
+    /// Shows: bc14.
     #[test]
     fn a_full_ring_has_no_room_and_is_not_empty() {
         let head = RingIndex::<256>::new(100).unwrap();

@@ -47,6 +47,7 @@ fn steps(log: &[Event]) -> Vec<(usize, Step)> {
     steps
 }
 
+/// Shows: bc12.
 #[test]
 fn enabling_comes_after_flushing_on_all_units() {
     let machine = Machine::new(&[(CAP, ECAP), (CAP, ECAP | ECAP_C)]);
@@ -78,6 +79,7 @@ fn enabling_comes_after_flushing_on_all_units() {
     assert_eq!(machine.units[0].fault_interrupt(), 1 << 31);
 }
 
+/// Shows: bc12.
 #[test]
 fn capability_bits_are_honoured() {
     let cases = [
@@ -360,6 +362,7 @@ fn reserved_regions_of_devices_that_are_there_refuse_the_machine() {
     );
 }
 
+/// Shows: bc13.
 #[test]
 fn a_table_that_may_hide_a_unit_refuses_the_machine_unless_the_policy_is_lenient() {
     let machine = Machine::new(&[(CAP, ECAP)]);
@@ -407,6 +410,7 @@ fn a_unit_that_does_not_drain_refuses_the_machine_unless_the_policy_is_lenient()
     }
 }
 
+/// Shows: bc13.
 #[test]
 fn an_uncovered_function_refuses_the_machine_unless_the_policy_is_lenient() {
     let machine = Machine::new(&[(CAP, ECAP)]);

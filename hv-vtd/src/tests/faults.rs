@@ -73,6 +73,7 @@ fn records_are_taken_in_order_around_the_end() {
     assert_eq!(machine.units[0].fault_status() & 0x7f, 0);
 }
 
+/// Shows: bc19.
 #[test]
 fn a_first_record_out_of_range_loses_no_fault() {
     let (machine, vtd) = running(CAP | 3 << 40, ECAP);
@@ -103,6 +104,7 @@ fn the_segment_is_that_of_the_unit() {
     }
 }
 
+/// Shows: bc19.
 #[test]
 fn no_fault_record_brings_the_reader_down() {
     // Every reason code with every combination of the type bits.

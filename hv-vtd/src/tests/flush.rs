@@ -89,6 +89,7 @@ fn a_wedged_unit_refuses_even_what_completes_late() {
     assert_eq!(vtd.submit(FIRST, whole(1)), Err(wedged));
 }
 
+/// Shows: bc01, bc14.
 #[test]
 fn sequences_go_on_when_the_low_half_wraps() {
     let (machine, vtd) = held();
@@ -167,6 +168,7 @@ fn queue_errors_are_reported_with_the_status_and_wedge() {
     ));
 }
 
+/// Shows: bc14.
 #[test]
 fn queue_arithmetic_fills_the_ring_and_no_more() {
     let (machine, vtd) = running(CAP, ECAP);
@@ -217,6 +219,7 @@ fn a_queue_that_goes_on_makes_room() {
     assert_eq!(order, expected);
 }
 
+/// Shows: bc14.
 #[test]
 fn a_head_outside_the_queue_wedges() {
     for head in [u64::MAX, 4096, 8, 1 << 20] {

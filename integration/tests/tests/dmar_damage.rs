@@ -87,6 +87,7 @@ fn names_its_place(error: &DmarError) -> bool {
     }
 }
 
+/// Shows: bc06, bc13.
 #[test]
 fn every_damaged_byte_is_noticed() {
     let (mut errors, mut warnings, mut same) = (0, 0, 0);

@@ -22,6 +22,7 @@ fn taken(stand: &Stand, unit: UnitIndex) -> (Vec<(u64, Access)>, usize) {
     (faults, lost)
 }
 
+/// Shows: bc19.
 #[test]
 fn faults_come_out_once_each_and_losses_are_told() {
     let quiet = |machine: &mut Machine| machine.temper.background = false;

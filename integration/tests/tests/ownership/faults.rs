@@ -107,6 +107,7 @@ fn a_fault_under_an_alias_names_the_group() {
     assert_eq!((report.fault.requester, report.bound_to), (ALIAS, expected));
 }
 
+/// Shows: bc19.
 #[test]
 fn a_storm_is_told_in_bounded_steps_with_what_was_lost() {
     let mut machine = Machine::new();
