@@ -7,6 +7,7 @@ pub mod arena;
 pub mod clock;
 pub mod code;
 pub mod crew;
+pub mod embedder;
 pub mod engine;
 pub mod floor;
 pub mod lane;

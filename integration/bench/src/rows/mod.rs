@@ -1,6 +1,8 @@
 //! The rows of the matrix: each a few words, a floor, the engine and the peers.
 
+mod attach;
 mod counts;
+mod guest;
 mod invalidations;
 mod lanes;
 mod latency;
@@ -251,8 +253,9 @@ impl Row {
 }
 
 /// The groups of the matrix in its order.
-const GROUPS: [&str; 12] = [
-    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "memory", "B-C", "",
+const GROUPS: [&str; 14] = [
+    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "B-A", "B-G", "memory", "B-C",
+    "",
 ];
 
 /// All rows in the matrix's order.
@@ -264,6 +267,8 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(threads::ROWS)
         .chain(latency::ROWS)
         .chain(invalidations::ROWS)
+        .chain(attach::ROWS)
+        .chain(guest::ROWS)
         .chain(counts::ROWS)
         .chain(micro::ROWS)
         .collect();

@@ -1,0 +1,254 @@
+//! A hypervisor of the benchmark: the typed API over the arena, with one unit that is always done at once. What its
+//! rows measure is software alone.
+
+#![expect(
+    unsafe_code,
+    reason = "implements the traits whose contract memory safety rests on"
+)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hv_core::platform::{
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
+    Registers, RegistersError,
+};
+use hv_core::{
+    CpuId, FrameRun, Hypervisor, IovaRange, PageCount, PageSize, PciAddress, PhysAddr, PhysRange,
+    Segment,
+};
+use hv_iommu::{
+    Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind, HwDomainId,
+    Iommu, Level, LevelSet, PciFunction, UnitCaps, UnitError, UnitIndex,
+};
+use hv_vtd::SecondStage;
+
+use crate::platform::{Memory, SNOOPED};
+use crate::window::LEVELS;
+
+/// The arena as a whole platform.
+#[derive(Debug)]
+pub struct Platform;
+
+/// Registers of no device.
+#[derive(Debug)]
+pub struct NoRegisters;
+
+impl Mmio for NoRegisters {
+    fn read32(&self, _offset: u32) -> u32 {
+        u32::MAX
+    }
+    fn write32(&self, _offset: u32, _value: u32) {}
+    fn read64(&self, _offset: u32) -> u64 {
+        u64::MAX
+    }
+    fn write64(&self, _offset: u32, _value: u64) {}
+}
+
+impl Platform {
+    fn memory(&self) -> &'static Memory<true> {
+        &SNOOPED
+    }
+}
+
+impl FrameSource for Platform {
+    fn alloc_frames(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        self.memory().alloc_frames(pages, align)
+    }
+
+    fn alloc_table(&self) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        self.memory().alloc_table()
+    }
+
+    fn free_frames(&self, run: FrameRun<Hypervisor>) {
+        self.memory().free_frames(run);
+    }
+}
+
+// SAFETY: all is the arena's platform's, which keeps the contract.
+unsafe impl PhysMemory for Platform {
+    type Cell = AtomicU64;
+
+    #[inline]
+    unsafe fn cells(&self, frame: PhysAddr) -> &[AtomicU64] {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.memory().cells(frame) }
+    }
+
+    unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.memory().read(from, out) }
+    }
+
+    unsafe fn write(&self, to: PhysAddr, bytes: &[u8]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.memory().write(to, bytes) }
+    }
+
+    unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.memory().read_u32(from) }
+    }
+}
+
+impl CacheMaintenance for Platform {
+    #[inline]
+    fn write_back(&self, from: PhysAddr, bytes: u64) {
+        self.memory().write_back(from, bytes);
+    }
+
+    #[inline]
+    fn walker_fence(&self) {
+        self.memory().walker_fence();
+    }
+}
+
+// SAFETY: the arena's platform has one number for each thread.
+unsafe impl Cpus for Platform {
+    #[inline]
+    fn current_cpu(&self) -> CpuId {
+        self.memory().current_cpu()
+    }
+
+    fn cpu_count(&self) -> usize {
+        self.memory().cpu_count()
+    }
+}
+
+impl Clock for Platform {
+    fn now(&self) -> Instant {
+        // Nothing waits here, so no time passes.
+        Instant::from_nanos(0)
+    }
+}
+
+impl Registers for Platform {
+    type Block = NoRegisters;
+
+    fn map_registers(&self, range: PhysRange) -> Result<NoRegisters, RegistersError> {
+        Err(RegistersError {
+            range,
+            reason: "the benchmark has no registers",
+        })
+    }
+}
+
+impl PciConfig for Platform {
+    fn config_read32(&self, _function: PciAddress, _offset: u16) -> u32 {
+        0
+    }
+    fn config_write32(&self, _function: PciAddress, _offset: u16, _value: u32) {}
+}
+
+/// A backend whose one unit completes everything at once.
+#[derive(Debug)]
+pub struct Instantly {
+    platform: Platform,
+    submitted: AtomicU64,
+}
+
+impl Instantly {
+    fn ticket(&self) -> FlushTicket {
+        // ORDERING: Relaxed, a number.
+        let sequence = self.submitted.fetch_add(1, Ordering::Relaxed) + 1;
+        FlushTicket { sequence }
+    }
+}
+
+// SAFETY: there is no device, so none reaches memory, and no unit, so none holds anything.
+unsafe impl Backend for Instantly {
+    type Platform = Platform;
+    type Format = SecondStage;
+
+    fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    fn unit_count(&self) -> usize {
+        1
+    }
+
+    fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        (unit.index() == 0).then_some(UnitCaps {
+            levels: LevelSet::EMPTY.with(Level::new(LEVELS as u8)?),
+            largest_page: PageSize::Size1G,
+            coherent: true,
+            domain_ids: 256,
+            iova_bits: 48,
+            phys_bits: 52,
+            sync_on_map: false,
+            write_only: true,
+            live_resize: true,
+        })
+    }
+
+    fn unit_of(&self, _requester: PciAddress) -> Option<UnitIndex> {
+        UnitIndex::new(0)
+    }
+
+    fn reserved(&self) -> &[IovaRange] {
+        &[]
+    }
+
+    fn format(&self, _caps: &UnitCaps) -> SecondStage {
+        SecondStage::new()
+    }
+
+    unsafe fn bind(
+        &self,
+        _unit: UnitIndex,
+        _requester: PciAddress,
+        _binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        Ok(None)
+    }
+
+    fn unbind(
+        &self,
+        _unit: UnitIndex,
+        _requester: PciAddress,
+        _domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        Ok(self.ticket())
+    }
+
+    fn submit(&self, _unit: UnitIndex, _request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        Ok(self.ticket())
+    }
+
+    fn poll(&self, _unit: UnitIndex, _ticket: FlushTicket) -> Result<bool, UnitError> {
+        Ok(true)
+    }
+
+    fn wedge(&self, _unit: UnitIndex) {}
+
+    fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        Err(UnitError::NotWedged { unit })
+    }
+
+    fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {
+        None
+    }
+}
+
+/// The subsystem over that backend, with one device, and its group.
+pub fn subsystem() -> (
+    Iommu<Instantly>,
+    hv_iommu::Group<Instantly, hv_iommu::Blocked>,
+) {
+    let backend = Instantly {
+        platform: Platform,
+        submitted: AtomicU64::new(0),
+    };
+    let device = PciFunction {
+        address: PciAddress::from_requester(Segment(0), 8),
+        kind: FunctionKind::Endpoint,
+    };
+    let (iommu, groups) =
+        Iommu::new(backend, &[device], Config::default()).expect("the host has memory");
+    let group = groups.into_iter().next().expect("one device, one group");
+    (iommu, group)
+}
