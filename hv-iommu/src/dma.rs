@@ -58,7 +58,9 @@ impl<B: Backend> Domain<KernelPaging, B> {
         pages: PageCount,
         align: PageSize,
     ) -> Result<Range<KernelPaging, B, Free>, SpaceError> {
-        let span = self.core.space.lock().allocate(pages, align)?;
+        let span = self
+            .core
+            .alloc_iova(pages, align.into(), self.core.caps.last)?;
         Ok(Range::new(self.core.clone(), (), span, Free(())))
     }
 

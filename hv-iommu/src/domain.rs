@@ -22,7 +22,7 @@ use crate::format::{Level, RootPointer};
 use crate::group::{Claimed, Group};
 use crate::handle::PlatformHandle;
 use crate::ids::IdLease;
-use crate::iova::{IovaSpace, SpaceError};
+use crate::iova::{IovaAlign, IovaSpace, SpaceError};
 use crate::order::FlushOrder;
 use crate::quiesce::Guard;
 use crate::range::{Free, Range, TableFrames};
@@ -139,6 +139,28 @@ impl<B: Backend> DomainCore<B> {
     #[inline]
     pub(crate) fn pin(&self) -> Guard<'_> {
         self.system.pin()
+    }
+
+    /// Takes a free range of this length, that starts at a multiple of `align` and whose last address is at most
+    /// `limit`.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; nothing was taken then.
+    pub(crate) fn alloc_iova(
+        &self,
+        pages: PageCount,
+        align: IovaAlign,
+        limit: Iova,
+    ) -> Result<IovaRange, SpaceError> {
+        self.space.lock().allocate(pages, align, limit)
+    }
+
+    /// Gives a range back that was taken, or a part of one.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; it stays taken then.
+    pub(crate) fn free_iova(&self, range: IovaRange) -> Result<(), SpaceError> {
+        self.space.lock().release(range)
     }
 
     /// What a mapping with these permissions really lets the device do.

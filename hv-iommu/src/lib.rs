@@ -49,7 +49,7 @@ pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
 pub use group::{Attached, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
-pub use iova::SpaceError;
+pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
 pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
 pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};

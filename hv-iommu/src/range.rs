@@ -313,7 +313,7 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
     /// # Errors
     /// The range, when the list of free ranges cannot grow.
     pub fn release(self) -> Result<(), (Self, SpaceError)> {
-        let released = self.core.space.lock().release(self.span);
+        let released = self.core.free_iova(self.span);
         released.map_err(|error| (self, error))
     }
 }

@@ -1,8 +1,8 @@
 //! The DMA API: coherent buffers, their bounds, and that no failure leaks.
 
-use hv_core::{Access, OutOfBounds, PageSize, Perms};
+use hv_core::{Access, Iova, OutOfBounds, PageSize, Perms};
 use hv_iommu::table::TableError;
-use hv_iommu::{BufferRequest, DmaError, Domain, MapRefusal, SpaceError};
+use hv_iommu::{BufferRequest, DmaError, Domain, IovaAlign, MapRefusal, SpaceError};
 use hv_tests::fake::{Completion, DmaFault};
 
 use super::machine::{Machine, NIC, PLAIN, full_unit, iovas, pages};
@@ -107,7 +107,8 @@ fn a_buffer_that_finds_no_addresses_gives_its_frames_back() {
     let error = driver.domain.alloc_coherent(request(2)).unwrap_err();
     let full = SpaceError::Full {
         pages: pages(2),
-        align: PageSize::Size4K,
+        align: IovaAlign::PAGE,
+        limit: Iova::new(0xffff),
     };
     assert_eq!(error, DmaError::Space(full));
     assert_eq!(machine.host().frames_out(), out);

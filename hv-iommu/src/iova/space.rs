@@ -2,30 +2,8 @@
 
 use alloc::vec::Vec;
 
+use super::{IovaAlign, SpaceError};
 use hv_core::{Iova, IovaRange, OutOfMemory, PageCount, PageSize};
-use thiserror::Error;
-
-/// Why a range could not be had, or given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum SpaceError {
-    /// Part of the range is taken, reserved, or outside the domain's address space.
-    #[error("{wanted} is not free in this domain")]
-    NotFree {
-        /// The range that was asked for.
-        wanted: IovaRange,
-    },
-    /// No free range is long enough.
-    #[error("no free range of {pages} aligned to {align}")]
-    Full {
-        /// The length that was asked for.
-        pages: PageCount,
-        /// The alignment that was asked for.
-        align: PageSize,
-    },
-    /// The list of free ranges cannot grow.
-    #[error(transparent)]
-    OutOfMemory(#[from] OutOfMemory),
-}
 
 /// The free ranges of one address space.
 ///
@@ -56,19 +34,24 @@ impl IovaSpace {
         Ok(wanted)
     }
 
-    /// Takes the lowest aligned range that is long enough; never the page at address 0, which
-    /// drivers take for "no address".
+    /// Takes the lowest aligned range that is long enough and ends at `limit` at most; never the page at
+    /// address 0, which drivers take for "no address".
     pub(crate) fn allocate(
         &mut self,
         pages: PageCount,
-        align: PageSize,
+        align: IovaAlign,
+        limit: Iova,
     ) -> Result<IovaRange, SpaceError> {
-        let full = SpaceError::Full { pages, align };
+        let full = SpaceError::Full {
+            pages,
+            align,
+            limit,
+        };
         let found = self.free.iter().find_map(|free| {
             let low = free.start().as_u64().max(PageSize::Size4K.bytes());
             let start = low.checked_next_multiple_of(align.bytes())?;
             let range = IovaRange::new(Iova::new(start), pages).ok()?;
-            free.covers(&range).then_some(range)
+            (free.covers(&range) && range.last() <= limit).then_some(range)
         });
         let range = found.ok_or(full)?;
         self.cut_out(range)?;
@@ -157,6 +140,8 @@ fn after(free: IovaRange, cut: IovaRange) -> Option<IovaRange> {
 mod tests {
     use super::*;
 
+    const TOP: Iova = Iova::new(u64::MAX);
+
     fn range(page: u64, pages: u64) -> IovaRange {
         IovaRange::new(Iova::new(page << 12), PageCount::new(pages).unwrap()).unwrap()
     }
@@ -168,7 +153,7 @@ mod tests {
         assert!(space.reserve(range(12, 1)).is_err());
         assert!(space.reserve(range(8, 4)).is_err());
         let mut taken = 0;
-        while let Ok(one) = space.allocate(PageCount::ONE, PageSize::Size4K) {
+        while let Ok(one) = space.allocate(PageCount::ONE, IovaAlign::PAGE, TOP) {
             assert!(!one.overlaps(&range(10, 5)) && one.start() != Iova::new(0));
             taken += 1;
         }
@@ -192,11 +177,11 @@ mod tests {
     fn allocation_is_aligned() {
         let mut space = IovaSpace::new(range(0, 4096), &[]).unwrap();
         let large = space
-            .allocate(PageCount::new(512).unwrap(), PageSize::Size2M)
+            .allocate(PageCount::new(512).unwrap(), PageSize::Size2M.into(), TOP)
             .unwrap();
         assert_eq!(large, range(512, 512));
         assert!(matches!(
-            space.allocate(PageCount::new(4096).unwrap(), PageSize::Size4K),
+            space.allocate(PageCount::new(4096).unwrap(), IovaAlign::PAGE, TOP),
             Err(SpaceError::Full { .. })
         ));
     }
