@@ -252,6 +252,20 @@ faults! {
     /// A pending word has no mark, so that one of address 0 is zero.
     PendingWithoutKind = "pending_without_kind",
 
+    // Free addresses.
+    /// A range that goes out of a cache stays in it.
+    CacheKeepsRange = "cache_keeps_range",
+    /// Ranges that a cache gives back stay in it.
+    FlushKeepsRanges = "flush_keeps_ranges",
+    /// What a full cache hands on is lost.
+    OverflowLosesRanges = "overflow_loses_ranges",
+    /// Caches are not emptied before addresses are reported as used up.
+    SkipEmptying = "skip_emptying",
+    /// A cache that is in use counts as empty.
+    ClaimedIsEmpty = "claimed_is_empty",
+    /// Ranges move between caches while caches are emptied one after the other.
+    DepotOpenWhileEmptying = "depot_open_while_emptying",
+
     // Flushes.
     /// Translations are not invalidated, but the wait for them is done.
     SkipIotlbFlush = "skip_iotlb_flush",
@@ -306,9 +320,6 @@ faults! {
     ClearFaultBeforeReading = "clear_fault_before_reading",
 }
 
-/// One bit of the masks each.
-const _: () = assert!(Fault::ALL.len() <= 2 * u64::BITS as usize);
-
 impl Fault {
     /// The fault with this name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -361,8 +372,8 @@ impl Fault {
 
     #[cfg(hv_fault)]
     fn word(self) -> &'static core::sync::atomic::AtomicU64 {
-        let [low, high] = &chosen::ON;
-        if (self as u32) < u64::BITS { low } else { high }
+        // There is a word for each.
+        &chosen::ON[self as usize / u64::BITS as usize]
     }
 }
 
@@ -376,7 +387,11 @@ impl fmt::Display for Fault {
 mod chosen {
     //! Which faults are on: one bit each. The machine's own atomic, not a modelled one.
     use core::sync::atomic::AtomicU64;
-    pub(super) static ON: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+    use super::Fault;
+
+    const WORDS: usize = Fault::ALL.len().div_ceil(u64::BITS as usize);
+    pub(super) static ON: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
 }
 
 #[cfg(test)]

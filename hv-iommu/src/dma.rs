@@ -49,7 +49,7 @@ pub struct BufferRequest {
 }
 
 impl<B: Backend> Domain<KernelPaging, B> {
-    /// Takes the lowest free range of that length and alignment.
+    /// Takes a free range of that length and alignment anywhere in the domain.
     ///
     /// # Errors
     /// [`SpaceError`].
@@ -58,10 +58,7 @@ impl<B: Backend> Domain<KernelPaging, B> {
         pages: PageCount,
         align: PageSize,
     ) -> Result<Range<KernelPaging, B, Free>, SpaceError> {
-        let span = self
-            .core
-            .alloc_iova(pages, align.into(), self.core.caps.last)?;
-        Ok(Range::new(self.core.clone(), (), span, Free(())))
+        self.allocate_within(pages, align, self.core.caps.last)
     }
 
     /// A zeroed buffer that the CPU and the domain's devices see at once.
@@ -90,9 +87,7 @@ impl<B: Backend> Domain<KernelPaging, B> {
                 reason,
             }) => {
                 platform.free_frames(frames);
-                if let Err((range, error)) = range.release() {
-                    log::warn!("{range:?} is lost: {error}");
-                }
+                self.core.free_iova(range.span());
                 Err(reason.into())
             }
             Err(MapError::NotVisible { reason, .. }) => Err(reason.into()),
@@ -156,9 +151,7 @@ impl<B: Backend> FreeError<B> {
             reason: error.reason,
         })?;
         range.core().system.backend.platform().free_frames(frames);
-        if let Err((range, error)) = range.release() {
-            log::warn!("{range:?} is lost: {error}");
-        }
+        range.core().free_iova(range.span());
         Ok(())
     }
 }

@@ -9,7 +9,8 @@ use core::fmt;
 use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
-use hv_core::sync::{AtomicUsize, Mutex, Ordering};
+use hv_core::platform::Cpus;
+use hv_core::sync::{AtomicUsize, Ordering};
 use hv_core::{
     Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize, Perms,
     PhysRange, Shared, TryLock, UserManaged,
@@ -22,7 +23,7 @@ use crate::format::{Level, RootPointer};
 use crate::group::{Claimed, Group};
 use crate::handle::PlatformHandle;
 use crate::ids::IdLease;
-use crate::iova::{IovaAlign, IovaSpace, SpaceError};
+use crate::iova::{IovaAlign, IovaAllocator, SpaceError};
 use crate::order::FlushOrder;
 use crate::quiesce::Guard;
 use crate::range::{Free, Range, TableFrames};
@@ -120,7 +121,7 @@ pub(crate) struct DomainCore<B: Backend> {
     pub(crate) id: HwDomainId,
     pub(crate) caps: DomainCaps,
     pub(crate) table: Table<B::Format, PlatformHandle<B>>,
-    pub(crate) space: Mutex<IovaSpace>,
+    pub(crate) space: IovaAllocator,
     pub(crate) reach: Reach,
     /// Flushes begun so far.
     pub(crate) flushes: FlushOrder,
@@ -141,7 +142,7 @@ impl<B: Backend> DomainCore<B> {
         self.system.pin()
     }
 
-    /// Takes a free range of this length, that starts at a multiple of `align` and whose last address is at most
+    /// Takes a free range of this length that starts at a multiple of `align` and whose last address is at most
     /// `limit`.
     ///
     /// # Errors
@@ -149,18 +150,27 @@ impl<B: Backend> DomainCore<B> {
     pub(crate) fn alloc_iova(
         &self,
         pages: PageCount,
-        align: IovaAlign,
+        align: impl Into<IovaAlign>,
         limit: Iova,
     ) -> Result<IovaRange, SpaceError> {
-        self.space.lock().allocate(pages, align, limit)
+        let cpus = self.system.backend.platform();
+        self.space.alloc(cpus, pages, align.into(), limit)
     }
 
-    /// Gives a range back that was taken, or a part of one.
+    /// Takes back what `alloc_iova` gave, whole.
+    pub(crate) fn free_iova(&self, range: IovaRange) {
+        // Room for it was made when it went out.
+        if let Err(error) = self.release_iova(range) {
+            log::error!("{range} stays taken in {}: {error}", self.uid);
+        }
+    }
+
+    /// Takes back a range that was taken, or a part of one.
     ///
     /// # Errors
     /// [`SpaceError`]; it stays taken then.
-    pub(crate) fn free_iova(&self, range: IovaRange) -> Result<(), SpaceError> {
-        self.space.lock().release(range)
+    pub(crate) fn release_iova(&self, range: IovaRange) -> Result<(), SpaceError> {
+        self.space.release(self.system.backend.platform(), range)
     }
 
     /// What a mapping with these permissions really lets the device do.
@@ -206,7 +216,8 @@ impl<B: Backend> Domain<KernelPaging, B> {
         group: &Group<B, Claimed<KernelPaging>>,
         config: DomainConfig,
     ) -> Result<Self, DomainError> {
-        Self::for_group(group, config)
+        let cpus = group.system().backend.platform().cpu_count();
+        Self::for_group(group, config, cpus)
     }
 }
 
@@ -219,18 +230,24 @@ impl<B: Backend> Domain<UserManaged, B> {
         group: &Group<B, Claimed<UserManaged>>,
         config: DomainConfig,
     ) -> Result<Self, DomainError> {
-        Self::for_group(group, config)
+        // A guest chooses its addresses itself.
+        Self::for_group(group, config, 0)
     }
 }
 
 impl<O: Owner, B: Backend> Domain<O, B> {
-    fn for_group(group: &Group<B, Claimed<O>>, config: DomainConfig) -> Result<Self, DomainError> {
+    /// With caches of free addresses for so many CPUs.
+    fn for_group(
+        group: &Group<B, Claimed<O>>,
+        config: DomainConfig,
+        iova_caches: usize,
+    ) -> Result<Self, DomainError> {
         let system = group.system();
         system.sweep();
         let unit_caps = group.unit_caps();
         let caps = domain_caps(&unit_caps, config)?;
         let whole = whole_space(caps.last)?;
-        let space = IovaSpace::new(whole, system.backend.reserved())?;
+        let space = IovaAllocator::new(whole, system.backend.reserved(), iova_caches)?;
         let lease = system.ids.take().ok_or(DomainError::NoDomainId)?;
         let geometry = Geometry {
             root: caps.level,
@@ -258,7 +275,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             id: lease.id(),
             caps,
             table,
-            space: Mutex::new(space),
+            space,
             reach: Reach::new(),
             flushes: FlushOrder::new(),
             attachments: AtomicUsize::new(0),
@@ -315,13 +332,29 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// # Errors
     /// [`SpaceError`].
     pub fn reserve(&self, range: IovaRange) -> Result<Range<O, B, Free>, SpaceError> {
-        let span = self.core.space.lock().reserve(range)?;
+        let span = self.core.space.reserve(range)?;
         Ok(Range::new(self.core.clone(), self.owner, span, Free(())))
     }
 
-    /// How many pages of the address space are in no range.
+    /// Takes a range of this length anywhere in the address space: at a multiple of `align`, and with no address above
+    /// `limit`, such as the last one that a device can send. The highest such range, unless a CPU has another at hand.
+    /// Without wishes, [`IovaAlign::natural`] serves, and [`Iova::new(u64::MAX)`](Iova::new).
+    ///
+    /// # Errors
+    /// [`SpaceError`].
+    pub fn allocate_within(
+        &self,
+        pages: PageCount,
+        align: impl Into<IovaAlign>,
+        limit: Iova,
+    ) -> Result<Range<O, B, Free>, SpaceError> {
+        let span = self.core.alloc_iova(pages, align, limit)?;
+        Ok(Range::new(self.core.clone(), self.owner, span, Free(())))
+    }
+
+    /// How many pages of the address space are in no range. Exact while no call takes or gives any.
     pub fn free_pages(&self) -> u64 {
-        self.core.space.lock().free_pages()
+        self.core.space.free_pages()
     }
 
     /// Frames for this domain's tables: none yet. To be filled before maps that must not look for any.

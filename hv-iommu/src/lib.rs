@@ -22,7 +22,7 @@ mod format;
 mod group;
 mod handle;
 mod ids;
-mod iova;
+pub mod iova;
 mod isolation;
 pub mod order;
 mod pending;

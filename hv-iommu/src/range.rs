@@ -311,9 +311,9 @@ impl<O: Owner, B: Backend> Range<O, B, Free> {
     /// Gives the addresses back to the domain.
     ///
     /// # Errors
-    /// The range, when the list of free ranges cannot grow.
+    /// The range, when it is a piece of one that was cut, and there is no memory to note one more free range.
     pub fn release(self) -> Result<(), (Self, SpaceError)> {
-        let released = self.core.free_iova(self.span);
+        let released = self.core.release_iova(self.span);
         released.map_err(|error| (self, error))
     }
 }

@@ -13,6 +13,7 @@
 
 #![cfg(not(hv_loom))]
 
+mod addresses;
 mod attach;
 mod buffers;
 mod debts;
