@@ -7,7 +7,8 @@ use hv_core::fault::Fault;
 
 use crate::explore::{Model, hunt};
 use crate::{
-    detaching, dirty, ending, flushing, mapping, quiescence, reclaiming, resizing, unmapping,
+    allocating, detaching, dirty, ending, flushing, mapping, quiescence, reclaiming, resizing,
+    unmapping,
 };
 
 /// A fault, and the models that must fail because of it.
@@ -74,6 +75,48 @@ const FLUSHING: &[Row] = &[
         Fault::LeaveForAll,
         &[flushing::a_unit_stays_as_long_as_one_device_is_on_it],
     ),
+];
+
+/// Free addresses.
+const ALLOCATING: &[Row] = &[
+    (
+        Fault::CacheKeepsRange,
+        &[
+            allocating::two_contexts_of_one_cpu,
+            allocating::the_last_range_has_one_owner,
+        ],
+    ),
+    (
+        Fault::FlushKeepsRanges,
+        &[
+            allocating::emptying_against_release,
+            allocating::two_empty_caches_at_once,
+        ],
+    ),
+    (
+        Fault::OverflowLosesRanges,
+        &[allocating::emptying_against_the_depot],
+    ),
+    (
+        Fault::SkipEmptying,
+        &[
+            allocating::emptying_against_release,
+            allocating::emptying_against_cached_alloc,
+        ],
+    ),
+    (
+        Fault::ClaimedIsEmpty,
+        &[
+            allocating::emptying_against_cached_alloc,
+            allocating::two_empty_caches_at_once,
+        ],
+    ),
+    (
+        Fault::DepotOpenWhileEmptying,
+        &[allocating::emptying_against_the_depot],
+    ),
+    (Fault::LockRelaxed, &[allocating::two_contexts_of_one_cpu]),
+    (Fault::LockIsFree, &[allocating::two_contexts_of_one_cpu]),
 ];
 
 /// Links and leaves.
@@ -307,7 +350,11 @@ const MEMORY: &[Row] = &[
 fn each_fault_is_noticed() {
     let only = std::env::var("HV_LOOM_FAULT").ok();
     let mut unnoticed = Vec::new();
-    for (fault, models) in [WAITING, FLUSHING, MAPPING, RECLAIMING, CHANGING, MEMORY].concat() {
+    for (fault, models) in [
+        WAITING, FLUSHING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
+    ]
+    .concat()
+    {
         if only.as_deref().is_some_and(|only| only != fault.name()) {
             continue;
         }

@@ -23,6 +23,7 @@
     )
 )]
 
+mod allocating;
 mod arena;
 mod detaching;
 mod dirty;
