@@ -1,5 +1,6 @@
 //! The rows of the matrix: each a few words, a floor, the engine and the peers.
 
+mod addresses;
 mod attach;
 mod counts;
 mod guest;
@@ -253,9 +254,9 @@ impl Row {
 }
 
 /// The groups of the matrix in its order.
-const GROUPS: [&str; 14] = [
-    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "B-A", "B-G", "memory", "B-C",
-    "",
+const GROUPS: [&str; 15] = [
+    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "B-A", "B-G", "B-D", "memory",
+    "B-C", "",
 ];
 
 /// All rows in the matrix's order.
@@ -270,6 +271,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(attach::ROWS)
         .chain(guest::ROWS)
         .chain(counts::ROWS)
+        .chain(addresses::ROWS)
         .chain(micro::ROWS)
         .collect();
     let group = |row: &Row| GROUPS.iter().position(|group| row.id.starts_with(group));
