@@ -12,23 +12,27 @@ use crate::backend::HwDomainId;
 ///
 /// # Invariants
 /// Id 0 is always taken: units that cache what is not present file it under 0.
-pub(crate) struct DomainIds {
+pub struct DomainIds {
     words: Vec<AtomicU64>,
 }
 
 /// An id in use. Not cloneable; dropping it keeps the id taken for good.
 #[must_use = "a dropped lease keeps its id taken for good"]
-pub(crate) struct IdLease(HwDomainId);
+pub struct IdLease(HwDomainId);
 
 impl IdLease {
-    pub(crate) fn id(&self) -> HwDomainId {
+    /// The id.
+    pub fn id(&self) -> HwDomainId {
         self.0
     }
 }
 
 impl DomainIds {
     /// Ids 1 to `count` - 1, all free; at most 65536.
-    pub(crate) fn new(count: u32) -> Result<Self, OutOfMemory> {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(count: u32) -> Result<Self, OutOfMemory> {
         let count = count.min(1 << 16);
         let len = count.div_ceil(u64::BITS) as usize;
         let mut words = Vec::new();
@@ -49,7 +53,7 @@ impl DomainIds {
     }
 
     /// Takes the lowest free id.
-    pub(crate) fn take(&self) -> Option<IdLease> {
+    pub fn take(&self) -> Option<IdLease> {
         for (index, word) in self.words.iter().enumerate() {
             // ORDERING: Relaxed, the CAS checks it again.
             let mut taken = word.load(Ordering::Relaxed);
@@ -77,7 +81,7 @@ impl DomainIds {
     }
 
     /// Gives an id back. The caller has seen the flush of everything cached under it.
-    pub(crate) fn give_back(&self, lease: IdLease) {
+    pub fn give_back(&self, lease: IdLease) {
         let number = usize::from(lease.0.get());
         if let Some(word) = self.words.get(number / 64) {
             // ORDERING: Release publishes the flush to the next owner's Acquire.
@@ -86,7 +90,7 @@ impl DomainIds {
     }
 
     /// How many ids are taken, id 0 not counted.
-    pub(crate) fn in_use(&self, count: u32) -> u32 {
+    pub fn in_use(&self, count: u32) -> u32 {
         let free: u32 = self
             .words
             .iter()
