@@ -2,13 +2,14 @@
 
 #![expect(unsafe_code, reason = "declares how each shape binds a device")]
 
-use hv_core::sync::{AtomicUsize, Ordering};
+use hv_core::sync::Ordering;
 use hv_core::{Owner, OwnerId, PciAddress, Shared};
 
 use crate::attach::AttachError;
 use crate::backend::{Backend, FlushTicket, HwDomainId, UnitError, UnitIndex};
 use crate::domain::{DomainCore, DomainUid};
 use crate::group::Inner;
+use crate::ids::Users;
 use crate::reach::Reach;
 
 /// The part of a domain without tables of its own that its attachments share.
@@ -20,7 +21,7 @@ pub struct Ties {
     /// The units that its devices are behind.
     pub(crate) reach: Reach,
     /// Groups whose entries may still name it.
-    pub(crate) attachments: AtomicUsize,
+    pub(crate) attachments: Users,
 }
 
 impl Ties {
@@ -30,15 +31,8 @@ impl Ties {
             owner,
             id,
             reach: Reach::new(),
-            attachments: AtomicUsize::new(0),
+            attachments: Users::none(),
         }
-    }
-
-    /// Groups that are attached, or never came off cleanly. Nobody attaches meanwhile: the caller has the
-    /// domain by value.
-    pub(crate) fn attached(&self) -> usize {
-        // ORDERING: Acquire pairs with `Anchor::let_go`: the unit forgot the group's entries before.
-        self.attachments.load(Ordering::Acquire)
     }
 }
 
@@ -72,7 +66,7 @@ impl<B: Backend> Anchor<B> {
         }
     }
 
-    fn attachments(&self) -> Option<&AtomicUsize> {
+    fn attachments(&self) -> Option<&Users> {
         match self {
             Self::Tables(core) => Some(&core.attachments),
             Self::Nested(ties, _) | Self::Identity(ties) => Some(&ties.attachments),
@@ -83,17 +77,14 @@ impl<B: Backend> Anchor<B> {
     /// Counts a group in. The caller has `&Domain`, or is counted already.
     pub(crate) fn hold(&self) {
         if let Some(attachments) = self.attachments() {
-            // ORDERING: Relaxed, `destroy` happens after this: it needs the domain by value, or is
-            // refused because of the caller's own count.
-            attachments.fetch_add(1, Ordering::Relaxed);
+            attachments.enter();
         }
     }
 
-    /// Counts a group out.
+    /// Counts a group out, after the unit forgot its entries.
     pub(crate) fn let_go(&self) {
         if let Some(attachments) = self.attachments() {
-            // ORDERING: Release: the unit forgot the group's entries before `destroy` reads the count.
-            attachments.fetch_sub(1, Ordering::Release);
+            attachments.leave();
         }
     }
 

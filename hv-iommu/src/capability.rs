@@ -63,6 +63,11 @@ pub struct BadRequest {
 /// * A flush of [`FlushSpan::Domain`](crate::FlushSpan::Domain) that reaches walk caches removes what was
 ///   translated through both stages as well, and where a first stage's tables were found. One of pages
 ///   need not.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` walk no first stage of a user's own",
+    label = "this backend has no `NestedBackend`",
+    note = "the user maps in its domain: `Domain::user_domain_alloc`, then `reserve` and `map`"
+)]
 pub unsafe trait NestedBackend: Backend {
     /// What a user says about its first stage: the words as they came.
     type UserStage;
@@ -133,6 +138,11 @@ pub unsafe trait NestedBackend: Backend {
 ///   binding. Its entry became live in one store.
 /// * When the ticket of [`unbind_pasid`](Self::unbind_pasid) completes, the unit holds nothing of it.
 /// * Flushes by domain id name them too.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` do not tell requests apart by PASID",
+    label = "this backend has no `PasidBackend`",
+    note = "give the whole function to one domain: `attach`"
+)]
 pub unsafe trait PasidBackend: Backend {
     /// How many bits of a PASID a unit looks at, at most 20; 0 when it takes none.
     fn pasid_bits(&self, unit: UnitIndex) -> u8;
@@ -170,6 +180,11 @@ pub unsafe trait PasidBackend: Backend {
 /// # Safety
 /// [`bind_identity`](Self::bind_identity) lets the requester reach every address, as that address;
 /// [`Backend::unbind`] with the same id takes that back.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` translate every request",
+    label = "this backend has no `IdentityBackend`",
+    note = "use a `Paging` domain, and map what the device needs where it expects it"
+)]
 pub unsafe trait IdentityBackend: Backend {
     /// Whether a unit can.
     fn passes_through(&self, unit: UnitIndex) -> bool;
@@ -196,6 +211,11 @@ pub unsafe trait IdentityBackend: Backend {
 ///   one of the two bindings. When its ticket completes, the unit holds nothing of the old one.
 /// * With an error other than [`UnitError::NotBound`], which changes nothing, the entry names either
 ///   domain, whole.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` cannot switch a live entry",
+    label = "this backend has no `ReplaceBackend`",
+    note = "accept the gap by name: `replace_with_gap`"
+)]
 pub unsafe trait ReplaceBackend: Backend {
     /// Whether a unit can.
     fn replaces_live(&self, unit: UnitIndex) -> bool;

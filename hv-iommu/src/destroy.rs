@@ -41,9 +41,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Domain<O, B, S> {
 pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
     mut domain: Domain<O, B, S>,
 ) -> Result<Teardown<O, B>, DestroyError<O, B, S>> {
-    // ORDERING: Acquire pairs with the decrement at detach. Attaching needs `&Domain`, so the
-    // count cannot grow again.
-    let attachments = domain.core.attachments.load(Ordering::Acquire);
+    let attachments = domain.core.attachments.count();
     if attachments != 0 && !Fault::FreeTablesEarly.is_on() {
         let reason = DestroyRefusal::Attached { attachments };
         return Err(DestroyError { domain, reason });
@@ -55,9 +53,7 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
         let reason = DestroyRefusal::BuffersInUse { buffers };
         return Err(DestroyError { domain, reason });
     }
-    // ORDERING: Acquire pairs with the decrement when a child ends. Making children needs `&Domain`, so
-    // the count cannot grow again.
-    let children = domain.core.children.load(Ordering::Acquire);
+    let children = domain.core.children.count();
     if children != 0 {
         let reason = DestroyRefusal::HasChildren { children };
         return Err(DestroyError { domain, reason });
@@ -93,8 +89,10 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
 /// Why a domain was not destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DestroyRefusal {
-    /// Groups are attached, or were wedged while attached.
-    #[error("{attachments} groups are attached to the domain or were never cleanly detached")]
+    /// Groups, or PASIDs of them, are attached, or were wedged while attached.
+    #[error(
+        "{attachments} groups or PASIDs are attached to the domain or were never cleanly detached"
+    )]
     Attached {
         /// How many.
         attachments: usize,

@@ -163,7 +163,7 @@ impl<B: Backend> DirtyTracking<'_, B> {
     ///
     /// # Errors
     /// [`DirtyError`]; nothing is lost: what was cleared is in the bitmap, or named by the error.
-    pub fn take(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
+    pub fn read_and_clear(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
         let mut out = None;
         let (table, range) = (&self.core.table, bitmap.range());
         let guard = self.core.pin();

@@ -22,7 +22,7 @@ use crate::flush::{FlushError, Receipt};
 use crate::format::{Level, RootPointer};
 use crate::group::{Blocked, Claimed, Group};
 use crate::handle::PlatformHandle;
-use crate::ids::IdLease;
+use crate::ids::{IdLease, Users};
 use crate::iova::{IovaSpace, SpaceError};
 use crate::order::FlushOrder;
 use crate::quiesce::Guard;
@@ -143,9 +143,9 @@ pub struct DomainCore<B: Backend> {
     /// Flushes begun so far.
     pub(crate) flushes: FlushOrder,
     /// Groups whose entries may still name this domain.
-    pub(crate) attachments: AtomicUsize,
+    pub(crate) attachments: Users,
     /// Nested domains that stand on this one.
-    pub(crate) children: AtomicUsize,
+    pub(crate) children: Users,
     /// Requesters that are bound to those, on any unit.
     pub(crate) nested: AtomicUsize,
     /// Buffers through which the CPU reaches memory that the table holds.
@@ -359,8 +359,8 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             space: Mutex::new(space),
             reach: Reach::new(),
             flushes: FlushOrder::new(),
-            attachments: AtomicUsize::new(0),
-            children: AtomicUsize::new(0),
+            attachments: Users::none(),
+            children: Users::none(),
             nested: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
             reclaim_from: MachineU64::new(RECLAIM_FROM),

@@ -126,7 +126,7 @@ impl<B: IdentityBackend> Group<B, Claimed<KernelPaging>> {
 pub(crate) fn end<B: IdentityBackend>(
     domain: Domain<KernelPaging, B, Identity>,
 ) -> Result<(), DestroyError<KernelPaging, B, Identity>> {
-    match domain.core.ties.attached() {
+    match domain.core.ties.attachments.count() {
         0 => {
             // No group is attached, and each detach waited for the unit to forget the id.
             domain.core.system.ids.give_back(domain.held);

@@ -1,10 +1,11 @@
-//! Domain ids of the hardware: given out once, given back only with proof that nothing is cached.
+//! Domain ids of the hardware: given out once, given back only with proof that nothing is cached. And the
+//! counts of those who keep a domain, and so its id, from ending.
 
 use alloc::vec::Vec;
 
 use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
-use hv_core::sync::{AtomicU64, Ordering};
+use hv_core::sync::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::backend::HwDomainId;
 
@@ -98,6 +99,44 @@ impl DomainIds {
             .map(|word| word.load(Ordering::Relaxed).count_zeros())
             .sum();
         count.min(1 << 16).saturating_sub(1).saturating_sub(free)
+    }
+}
+
+/// How many use a domain: groups whose entries may name it, or nested domains that stand on it.
+///
+/// Whoever begins to use it has `&Domain`, or is counted already; whoever ends it has it by value. So a
+/// count of zero that the end has seen stays zero.
+pub struct Users(AtomicUsize);
+
+impl Default for Users {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+impl Users {
+    /// Nobody.
+    pub fn none() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// One more.
+    pub fn enter(&self) {
+        // ORDERING: Relaxed, the end happens after this, by the domain's value, or sees the caller's own
+        // count.
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less. All that it did with the domain has happened: units forgot its entries.
+    pub fn leave(&self) {
+        // ORDERING: Release publishes that to the end's Acquire.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+
+    /// How many there are, for the one who has the domain by value.
+    pub fn count(&self) -> usize {
+        // ORDERING: Acquire pairs with `leave`: who is not counted any more has finished.
+        self.0.load(Ordering::Acquire)
     }
 }
 

@@ -72,8 +72,7 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
             stage,
         };
         let core = Shared::try_new(nested).map_err(|(_, error)| error)?;
-        // ORDERING: Relaxed, `&parent` is borrowed meanwhile, so its `destroy` happens after this.
-        core.parent.children.fetch_add(1, Ordering::Relaxed);
+        core.parent.children.enter();
         Ok(Self {
             core,
             owner,
@@ -153,11 +152,9 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
 pub(crate) fn end<B: NestedBackend>(
     domain: Domain<UserManaged, B, Nested>,
 ) -> Result<(), DestroyError<UserManaged, B, Nested>> {
-    match domain.core.ties.attached() {
+    match domain.core.ties.attachments.count() {
         0 => {
-            // ORDERING: Release: all that this domain did with its parent happens before the parent's
-            // `destroy` reads the count.
-            domain.core.parent.children.fetch_sub(1, Ordering::Release);
+            domain.core.parent.children.leave();
             Ok(())
         }
         attachments => Err(DestroyError {

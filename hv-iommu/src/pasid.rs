@@ -166,13 +166,17 @@ impl<O: Owner, B: Backend> PasidAttachment<O, B> {
     }
 }
 
-impl<O: Owner, B: PasidBackend, S: LetsThrough<O, B>> Group<B, Attached<O, B, S>> {
+impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// From now on PASIDs of the group's functions can be attached to domains. Requests without one go
     /// where they went.
     ///
     /// # Errors
     /// The group, and what its unit lacks.
-    pub fn open_pasids(self) -> Result<PasidGroup<O, B, S>, (Self, Unmet)> {
+    pub fn open_pasids(self) -> Result<PasidGroup<O, B, S>, (Self, Unmet)>
+    where
+        B: PasidBackend,
+        S: LetsThrough<O, B>,
+    {
         if self.inner.system.backend.pasid_bits(self.inner.unit) == 0 {
             return Err((self, Unmet::absent("requests with a PASID")));
         }

@@ -43,7 +43,7 @@ pub enum ReplaceFailed<O: Owner, B: Backend, S: Shape<O, B>> {
     },
     /// The unit took neither the new domain nor, after that, the old one again. The group is attached to
     /// nothing, without bus mastering. Only a replacement with a gap comes to this.
-    Blocked {
+    Unbound {
         /// The group.
         group: Group<B, Claimed<O>>,
         /// Why it was not attached to the new domain.
@@ -64,7 +64,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Display for ReplaceFailed<O, B, 
             Self::Refused { group, error } => {
                 write!(f, "{} stays in {}: {error}", group.id(), group.domain())
             }
-            Self::Blocked { group, error, back } => write!(
+            Self::Unbound { group, error, back } => write!(
                 f,
                 "{} is attached to nothing: {error}; and not to what it was: {back}",
                 group.id()
@@ -141,7 +141,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
                 silence(&inner);
                 unregister(&inner, &old);
                 let group = Group::again(inner, owner);
-                ReplaceFailed::Blocked { group, error, back }
+                ReplaceFailed::Unbound { group, error, back }
             }
             Err(BindFailed::Wedged { stuck, bound }) => {
                 let group = wedged(inner, old, stuck, bound);
@@ -179,9 +179,12 @@ enum Prepared<O: Owner, B: Backend, S: Shape<O, B>, T: Shape<O, B>> {
     There(Group<B, Attached<O, B, T>>),
 }
 
-impl<O: Owner, B: ReplaceBackend, S: Pages<O, B>> Group<B, Attached<O, B, S>> {
+impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// The witness that the group's unit replaces without a gap, if it does.
-    pub fn gapless(&self) -> Option<GaplessReplace<B>> {
+    pub fn gapless(&self) -> Option<GaplessReplace<B>>
+    where
+        B: ReplaceBackend,
+    {
         let (unit, system) = (self.inner.unit, self.inner.system.clone());
         let can = system.backend.replaces_live(unit);
         can.then_some(GaplessReplace { unit, system })
@@ -198,7 +201,11 @@ impl<O: Owner, B: ReplaceBackend, S: Pages<O, B>> Group<B, Attached<O, B, S>> {
         self,
         domain: &Domain<O, B, T>,
         gapless: &GaplessReplace<B>,
-    ) -> Replaced<O, B, S, T> {
+    ) -> Replaced<O, B, S, T>
+    where
+        B: ReplaceBackend,
+        S: Pages<O, B>,
+    {
         let witnessed =
             gapless.unit == self.inner.unit && Shared::ptr_eq(&gapless.system, &self.inner.system);
         if !witnessed {
@@ -249,8 +256,9 @@ impl<O: Owner, B: ReplaceBackend, S: Pages<O, B>> Group<B, Attached<O, B, S>> {
         let back = moving.back(touched, forth);
         let [on_old, on_new] = moving.counted;
         if let Err(error) = back {
-            inner.system.cut_off(inner.unit);
             take_down(&inner, [from, to]);
+            // After the entries are down, so that a reset which is under way counts as too early for them.
+            inner.system.cut_off(inner.unit);
             let group = half_moved(inner, error, [(old, on_old), (new, on_new)]);
             return Err(ReplaceFailed::Wedged { group });
         }
@@ -350,8 +358,8 @@ impl<B: ReplaceBackend> Moving<'_, B> {
     }
 }
 
-/// Takes every entry down, whichever of the two domains it names. The unit was cut off: who waits for it
-/// to forget is `recover`.
+/// Takes every entry down, whichever of the two domains it names. Who waits for the unit to forget them is
+/// `recover`.
 fn take_down<B: Backend>(inner: &Inner<B>, ends: [Binding; 2]) {
     for requester in &inner.requesters {
         for end in ends {

@@ -18,7 +18,7 @@ pub(crate) const NO_NESTING: Unmet = Unmet::absent("users' own first stages");
 pub struct Needs {
     /// That units note what devices write: [`Domain::dirty`].
     pub dirty_tracking: bool,
-    /// That table walks snoop the CPU's caches: [`Domain::coherent`]. A unit that does is used so anyway.
+    /// That table walks snoop the CPU's caches: [`Domain::snoops`]. A unit that does is used so anyway.
     pub coherent_walks: bool,
 }
 
@@ -110,7 +110,7 @@ impl CoherentWalks {
 impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
     /// The witness that table walks snoop, where the unit that the domain was made for does. A unit that
     /// does not is refused at attach then.
-    pub fn coherent(&self) -> Option<CoherentWalks> {
+    pub fn snoops(&self) -> Option<CoherentWalks> {
         let domain = self.core.uid;
         self.core.caps.coherent.then_some(CoherentWalks { domain })
     }

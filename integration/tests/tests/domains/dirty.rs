@@ -76,7 +76,7 @@ fn reported_pages_are_the_written_ones_for_every_start_and_length() {
 }
 
 #[test]
-fn reading_leaves_and_taking_clears() {
+fn reading_leaves_and_clearing_clears() {
     let (machine, driver) = tracked();
     let _range = mapped(&machine, &driver, 8);
     let tracking = driver.domain.dirty().unwrap();
@@ -84,7 +84,7 @@ fn reading_leaves_and_taking_clears() {
         let mut words = [0];
         let mut bitmap = DirtyBitmap::new(iovas(START, 8), &mut words).unwrap();
         match take {
-            true => tracking.take(&mut bitmap).unwrap(),
+            true => tracking.read_and_clear(&mut bitmap).unwrap(),
             false => tracking.read(&mut bitmap).unwrap(),
         }
         marked(&bitmap)
@@ -119,7 +119,7 @@ fn a_large_page_is_written_whole_and_told_where_it_reaches_out() {
         let mut bitmap = DirtyBitmap::new(part, &mut words).unwrap();
         let refused = match take {
             false => tracking.read(&mut bitmap),
-            true => tracking.take(&mut bitmap),
+            true => tracking.read_and_clear(&mut bitmap),
         };
         let written = iovas(START + (512 << 12), 512);
         assert_eq!(refused, Err(DirtyError::ReachesOut { written }));
@@ -136,7 +136,7 @@ fn a_large_page_is_written_whole_and_told_where_it_reaches_out() {
 }
 
 #[test]
-fn taking_flushes_what_it_cleared() {
+fn clearing_flushes_what_it_cleared() {
     let (machine, driver) = tracked();
     let _range = mapped(&machine, &driver, 512);
     let tracking = driver.domain.dirty().unwrap();
@@ -144,7 +144,7 @@ fn taking_flushes_what_it_cleared() {
     machine.fake.take_log(0);
     let mut words = [0; 1];
     let mut bitmap = DirtyBitmap::new(iovas(START, 16), &mut words).unwrap();
-    let _ = tracking.take(&mut bitmap);
+    let _ = tracking.read_and_clear(&mut bitmap);
     let log = machine.fake.take_log(0);
     let [Logged::Flush(flush)] = log[..] else {
         panic!("{log:?}");
@@ -164,7 +164,7 @@ fn bc01_a_flush_that_fails_loses_no_written_page() {
         machine.fake.plan(0, Call::Submit, 0, answer);
         let mut words = [0];
         let mut bitmap = DirtyBitmap::new(iovas(START, 8), &mut words).unwrap();
-        let failed = tracking.take(&mut bitmap).unwrap_err();
+        let failed = tracking.read_and_clear(&mut bitmap).unwrap_err();
         let DirtyError::Flush { reason, written } = failed else {
             panic!("{failed}");
         };
@@ -200,7 +200,7 @@ fn what_is_split_and_merged_keeps_its_dirty_bits() {
     let (low, high) = range.split_large_at(pages(256)).unwrap();
     let mut words = [0; 8];
     let mut bitmap = DirtyBitmap::new(iovas(START, 512), &mut words).unwrap();
-    tracking.take(&mut bitmap).unwrap();
+    tracking.read_and_clear(&mut bitmap).unwrap();
     assert_eq!(bitmap.count(), 512, "nobody knows where in the large page");
     write(&machine, 300);
     let mut words = [0; 8];
@@ -223,6 +223,6 @@ fn ranges_without_anything_mapped_have_no_written_page() {
     let range: IovaRange = iovas(START, 100);
     let mut bitmap = DirtyBitmap::new(range, &mut words).unwrap();
     let tracking = driver.domain.dirty().unwrap();
-    assert_eq!(tracking.take(&mut bitmap), Ok(()));
+    assert_eq!(tracking.read_and_clear(&mut bitmap), Ok(()));
     assert_eq!(bitmap.count(), 0);
 }

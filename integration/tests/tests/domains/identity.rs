@@ -60,8 +60,11 @@ fn the_word_for_one_group_is_not_for_another() {
     // Nor for the group of the same number elsewhere.
     let mut elsewhere = Machine::new();
     let group = elsewhere.take(NIC).claim_for_hypervisor();
-    let trusted = TrustedDevice::vouch_for(&trusted_group, "a test");
-    let refused = group.attach_untranslated(&domain, trusted);
+    assert_eq!(group.id(), trusted_group.id());
+    let own = TrustedDevice::vouch_for(&group, "a test");
+    let domain = Domain::identity_domain_alloc(&group, &own).unwrap();
+    let foreign = TrustedDevice::vouch_for(&trusted_group, "a test");
+    let refused = group.attach_untranslated(&domain, foreign);
     assert!(matches!(refused, Err(AttachFailed::Refused { .. })));
     assert_eq!(elsewhere.fake.bound(NIC), None);
 }

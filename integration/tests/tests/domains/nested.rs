@@ -5,8 +5,8 @@
 
 use hv_core::{Access, Gpa, GuestMemory, Iova, PageSize, Perms, UserManaged};
 use hv_iommu::{
-    AttachError, AttachFailed, Attached, BadRequest, Claimed, DestroyRefusal, Domain, Group,
-    InvalidateRefusal, Mapped, Nested, NestedError, ParentPaging, Range, UnitCaps,
+    AttachError, AttachFailed, Attached, BadRequest, Claimed, DestroyRefusal, DirtyBitmap, Domain,
+    Group, InvalidateRefusal, Mapped, Needs, Nested, NestedError, ParentPaging, Range, UnitCaps,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, UserStage};
 
@@ -444,6 +444,41 @@ fn a_nested_life_with_each_allocation_failing() {
         failing += 1;
     }
     assert_eq!(failing, 3, "the root and two tables");
+}
+
+#[test]
+fn what_is_written_through_a_first_stage_is_noted_in_the_parent() {
+    let mut machine = Machine::new();
+    let group = machine.take(NIC).claim_for_guest(vm(1));
+    let needs = Needs {
+        dirty_tracking: true,
+        coherent_walks: false,
+    };
+    let parent = Domain::user_parent_alloc(&group, PLAIN.with(needs)).unwrap();
+    let mut memory = GuestMemory::new(vm(1));
+    memory.give(Gpa::new(0), machine.host().frames(16)).unwrap();
+    let range = parent.reserve(iovas(0, 16)).unwrap();
+    let pin = memory.pin(gpas(0, 16)).unwrap();
+    let _range = range.map(pin, Perms::ReadWrite).unwrap();
+    let word = (PAGE << 12 | 3).to_le_bytes();
+    memory
+        .write(machine.host(), Gpa::new(TABLE + WORD * 8), &word)
+        .unwrap();
+    let user = UserStage {
+        table: TABLE,
+        levels: 1,
+    };
+    let stage = Domain::alloc_nested(&parent, &user).unwrap();
+    let group = group.attach_for_guest(&stage, &isolated()).unwrap();
+    group.enable_bus_mastering(NIC).unwrap();
+    // Twice: the unit is told to forget that it has noted the page.
+    for _ in 0..2 {
+        machine.fake.dma(NIC, AT, Access::Write).unwrap();
+        let mut words = [0];
+        let mut bitmap = DirtyBitmap::new(iovas(0, 16), &mut words).unwrap();
+        parent.dirty().unwrap().read_and_clear(&mut bitmap).unwrap();
+        assert!(bitmap.pages().eq([Iova::new(PAGE << 12)]));
+    }
 }
 
 #[test]

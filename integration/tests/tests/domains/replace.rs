@@ -236,7 +236,7 @@ fn bc05_xsa_400_a_way_back_that_is_refused_leaves_the_group_claimed_and_blocked(
             machine.fake.plan(0, Call::Bind, step, Answer::Refuses);
             let later = step + 1 + back;
             machine.fake.plan(0, Call::Bind, later, Answer::Refuses);
-            let Err(ReplaceFailed::Blocked { group, .. }) = group.replace_with_gap(&two) else {
+            let Err(ReplaceFailed::Unbound { group, .. }) = group.replace_with_gap(&two) else {
                 panic!("bind {step}, back {back}");
             };
             assert_eq!(bound(&machine), 0, "bind {step}, back {back}");

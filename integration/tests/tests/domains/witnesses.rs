@@ -21,7 +21,7 @@ fn what_was_not_asked_for_has_no_witness() {
     assert!(domain.dirty().is_none(), "possible, but not asked for");
     let tracked = Domain::paging_domain_alloc(&group, PLAIN.with(DIRTY)).unwrap();
     assert!(tracked.dirty().is_some());
-    assert_eq!(tracked.coherent().unwrap().domain(), tracked.uid());
+    assert_eq!(tracked.snoops().unwrap().domain(), tracked.uid());
 }
 
 #[test]
@@ -66,11 +66,11 @@ fn a_domain_without_coherent_walks_has_no_witness_of_them() {
     let mut machine = Machine::with_units(no_snoop, full_unit());
     let group = machine.take(NIC).claim_for_hypervisor();
     let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
-    assert!(domain.coherent().is_none());
+    assert!(domain.snoops().is_none());
     // A unit that snoops serves it, and it does not become coherent by that.
     let far = machine.take(FAR).claim_for_hypervisor();
     assert!(far.attach(&domain).is_ok());
-    assert!(domain.coherent().is_none());
+    assert!(domain.snoops().is_none());
 }
 
 #[test]
