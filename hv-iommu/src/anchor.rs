@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "declares how each shape binds a device")]
 
-use hv_core::sync::Ordering;
 use hv_core::{Owner, OwnerId, PciAddress, Shared};
 
 use crate::attach::AttachError;
@@ -94,10 +93,7 @@ impl<B: Backend> Anchor<B> {
             Self::Tables(core) => core.reach.enter(unit, sync_on_map),
             Self::Nested(ties, parent) => {
                 ties.reach.enter(unit, sync_on_map);
-                // Before the parent's reach, whose fence orders both before the entry.
-                // ORDERING: Release, ordered for flushes by that fence.
-                parent.nested.fetch_add(1, Ordering::Release);
-                parent.reach.enter(unit, sync_on_map);
+                parent.reach.enter_nested(unit, sync_on_map);
             }
             Self::Identity(ties) => ties.reach.enter(unit, false),
             Self::Nothing => {}
@@ -110,9 +106,7 @@ impl<B: Backend> Anchor<B> {
             Self::Tables(core) => core.reach.leave(unit),
             Self::Nested(ties, parent) => {
                 ties.reach.leave(unit);
-                parent.reach.leave(unit);
-                // ORDERING: Release: the unit's flush happened before the count is seen lower.
-                parent.nested.fetch_sub(1, Ordering::Release);
+                parent.reach.leave_nested(unit);
             }
             Self::Identity(ties) => ties.reach.leave(unit),
             Self::Nothing => {}

@@ -146,8 +146,6 @@ pub struct DomainCore<B: Backend> {
     pub(crate) attachments: Users,
     /// Nested domains that stand on this one.
     pub(crate) children: Users,
-    /// Requesters that are bound to those, on any unit.
-    pub(crate) nested: AtomicUsize,
     /// Buffers through which the CPU reaches memory that the table holds.
     pub(crate) buffers: AtomicUsize,
     /// From how many table pages on unmaps help to reclaim empty ones.
@@ -361,7 +359,6 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             flushes: FlushOrder::new(),
             attachments: Users::none(),
             children: Users::none(),
-            nested: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
             assist: TryLock::new(()),

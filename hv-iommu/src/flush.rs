@@ -173,13 +173,11 @@ impl<B: Backend> DomainCore<B> {
     }
 
     fn flush_units(&self, span: FlushSpan, depth: FlushDepth) -> Result<(), FlushError> {
-        // ORDERING: Acquire pairs with `Anchor::leave`; that no nested entry is missed is due to the SeqCst
-        // fences, as for `Reach::units`.
-        let (span, depth) = match self.nested.load(Ordering::Acquire) {
-            0 => (span, depth),
-            // What was translated through both stages is filed under the user's addresses, which these pages
-            // do not name; and units remember where they found the tables of the first stage.
-            _ => (FlushSpan::Domain, FlushDepth::WalkCaches),
+        // What was translated through both stages is filed under the user's addresses, which pages of this
+        // domain do not name; and units remember where they found the tables of a first stage.
+        let (span, depth) = match self.reach.has_nested() {
+            true => (FlushSpan::Domain, FlushDepth::WalkCaches),
+            false => (span, depth),
         };
         let request = FlushRequest {
             domain: self.id,

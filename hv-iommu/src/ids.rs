@@ -1,5 +1,7 @@
 //! Domain ids of the hardware: given out once, given back only with proof that nothing is cached. And the
 //! counts of those who keep a domain, and so its id, from ending.
+//!
+//! The loom models `bc07_an_id_is_reused_after_its_last_user` and `bc07_an_id_has_one_domain` pin both.
 
 use alloc::vec::Vec;
 

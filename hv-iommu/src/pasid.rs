@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 
+use hv_core::sync::Mutex;
 use hv_core::{OutOfMemory, Owner, Pasid, PciAddress, Shared};
-use spin::Mutex;
 use thiserror::Error;
 
 use crate::attach::{AttachError, check};

@@ -9,3 +9,4 @@ fn mistake(group: &Group<Fake, Attached<KernelPaging, Fake, Blocked>>, member: P
 }
 
 fn main() {}
+// Shows: bc05.

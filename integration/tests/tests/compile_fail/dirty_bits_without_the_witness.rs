@@ -10,3 +10,4 @@ fn mistake(domain: &Domain<KernelPaging, Fake>, bitmap: &mut DirtyBitmap<'_>) {
 }
 
 fn main() {}
+// Shows: T8.

@@ -10,3 +10,4 @@ fn mistake(group: Group<Fake, Attached<KernelPaging, Fake>>) {
 }
 
 fn main() {}
+// Shows: bc05, T11.

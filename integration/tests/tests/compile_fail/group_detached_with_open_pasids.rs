@@ -9,3 +9,4 @@ fn mistake(group: PasidGroup<KernelPaging, Fake, Paging>) {
 }
 
 fn main() {}
+// Shows: bc05, T13.

@@ -9,3 +9,4 @@ fn mistake(domain: &Domain<KernelPaging, Fake, Identity>, span: IovaRange) {
 }
 
 fn main() {}
+// Shows: T1.

@@ -7,3 +7,4 @@ use hv_tests::fake::Fake;
 fn mistake(_domain: Domain<UserManaged, Fake, Identity>) {}
 
 fn main() {}
+// Shows: T24.

@@ -16,3 +16,4 @@ fn moved(
 }
 
 fn main() {}
+// Shows: bc15.

@@ -9,3 +9,4 @@ fn mistake(domain: &Domain<UserManaged, Fake, Nested>, span: IovaRange) {
 }
 
 fn main() {}
+// Shows: T1.

@@ -9,3 +9,4 @@ fn mistake(domain: &Domain<UserManaged, Fake, Nested>, at: Iova) {
 }
 
 fn main() {}
+// Shows: T2.

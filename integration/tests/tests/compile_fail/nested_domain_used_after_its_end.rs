@@ -10,3 +10,4 @@ fn mistake(domain: Domain<UserManaged, Fake, Nested>) {
 }
 
 fn main() {}
+// Shows: bc21, T13.

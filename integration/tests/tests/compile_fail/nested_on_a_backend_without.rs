@@ -8,3 +8,4 @@ use hv_vtd::Vtd;
 fn mistake(_domain: Domain<UserManaged, Vtd<Rig>, Nested>) {}
 
 fn main() {}
+// Shows: T5.

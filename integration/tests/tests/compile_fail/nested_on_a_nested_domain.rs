@@ -9,3 +9,4 @@ fn mistake(nested: &Domain<UserManaged, Fake, Nested>, stage: &UserStage) {
 }
 
 fn main() {}
+// Shows: T6.

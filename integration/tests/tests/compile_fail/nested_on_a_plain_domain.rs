@@ -9,3 +9,4 @@ fn mistake(plain: &Domain<UserManaged, Fake>, stage: &UserStage) {
 }
 
 fn main() {}
+// Shows: T6.

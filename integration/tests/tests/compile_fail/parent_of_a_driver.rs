@@ -7,3 +7,4 @@ use hv_tests::fake::Fake;
 fn mistake(_domain: Domain<KernelPaging, Fake, ParentPaging>) {}
 
 fn main() {}
+// Shows: T6, T24.

@@ -13,3 +13,4 @@ fn mistake(
 }
 
 fn main() {}
+// Shows: T11.

@@ -14,3 +14,4 @@ fn mistake(
 }
 
 fn main() {}
+// Shows: T4.

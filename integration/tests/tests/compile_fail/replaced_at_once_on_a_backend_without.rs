@@ -10,3 +10,4 @@ fn mistake(group: &Group<Vtd<Rig>, Attached<KernelPaging, Vtd<Rig>>>) {
 }
 
 fn main() {}
+// Shows: T5.

@@ -12,3 +12,4 @@ fn mistake(
 }
 
 fn main() {}
+// Shows: T12.

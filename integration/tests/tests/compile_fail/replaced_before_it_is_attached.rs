@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Claimed<KernelPaging>>, domain: &Domain<KernelPagi
 }
 
 fn main() {}
+// Shows: T12.
