@@ -1,7 +1,7 @@
-//! Identities: CPUs, VMs, PCI segments and functions.
+//! Identities: CPUs, VMs, PCI segments, functions and processes behind them.
 
 use core::fmt;
-use core::num::NonZeroU16;
+use core::num::{NonZeroU16, NonZeroU32};
 
 use thiserror::Error;
 
@@ -49,6 +49,37 @@ impl VmId {
 impl fmt::Display for VmId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vm{}", self.0)
+    }
+}
+
+/// A process address space id: what tells the requests of one PCI function apart.
+///
+/// 1 to 2^20 - 1 (PCI Express base specification, PASID TLP prefix). 0 is left out: units use it for
+/// requests that carry none, which follow the function's own binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pasid(NonZeroU32);
+
+impl Pasid {
+    /// How many bits it has.
+    pub const BITS: u8 = 20;
+
+    /// The PASID with this number, or `None` for zero and from 2^20 on.
+    pub const fn new(number: u32) -> Option<Self> {
+        match NonZeroU32::new(number) {
+            Some(valid) if number < 1 << Self::BITS => Some(Self(valid)),
+            _ => None,
+        }
+    }
+
+    /// Its number.
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for Pasid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pasid {:#x}", self.0)
     }
 }
 
@@ -151,6 +182,15 @@ impl fmt::Debug for PciAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pasids_have_twenty_bits_and_are_not_zero() {
+        assert_eq!(Pasid::new(0), None);
+        assert_eq!(Pasid::new(1).map(Pasid::get), Some(1));
+        assert_eq!(Pasid::new(0xf_ffff).map(Pasid::get), Some(0xf_ffff));
+        assert_eq!(Pasid::new(0x10_0000), None);
+        assert_eq!(Pasid::new(u32::MAX), None);
+    }
 
     #[test]
     fn pci_addresses_round_trip() {

@@ -27,7 +27,7 @@ pub use addr::{Gpa, Iova, PageCount, PageSize, PhysAddr};
 pub use cell::EntryCell;
 pub use frame::{FrameRun, OutOfBounds, SplitError};
 pub use guest::{GuestMemory, GuestMemoryError};
-pub use ids::{CpuId, PciAddress, PciAddressError, Segment, VmId};
+pub use ids::{CpuId, Pasid, PciAddress, PciAddressError, Segment, VmId};
 pub use owner::{FrameOwner, Guest, Hypervisor, KernelPaging, Owner, OwnerId, UserManaged};
 pub use perms::{Access, Perms};
 pub use range::{Address, GpaRange, IovaRange, PageRange, PhysRange, RangeError};

@@ -1,19 +1,20 @@
 //! Attaching a claimed group to a domain, and detaching it: whole or not at all.
 
-#![expect(unsafe_code, reason = "binds devices to tables")]
-
 use core::fmt;
 
 use hv_core::fault::Fault;
-use hv_core::sync::Ordering;
-use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, Shared, UserManaged};
+use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, UserManaged};
 use thiserror::Error;
 
-use crate::backend::{Backend, Binding, UnitError, UnitIndex};
+use crate::backend::{Backend, HwDomainId, UnitError, UnitIndex};
+use crate::bind::{
+    BindFailed, bind_all, bound_requesters, register, silence, unbind_all, unregister, wedged,
+};
+use crate::capability::Unmet;
 use crate::domain::{Domain, DomainCore, DomainUid};
-use crate::group::{Attached, Claimed, Group, GroupId, Inner, Wedged, clear_bus_mastering};
+use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::InterruptsIsolated;
-use crate::system::Bound;
+use crate::shape::{Confines, Shape};
 
 /// Why a group was not attached, or a member not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -50,6 +51,22 @@ pub enum AttachError {
         /// What the unit has.
         found: u64,
     },
+    /// The word that was given for trusted devices is of another group.
+    #[error("{trusted} was vouched for, not {group}")]
+    NotVouchedFor {
+        /// The group.
+        group: GroupId,
+        /// Whose devices are trusted.
+        trusted: GroupId,
+    },
+    /// The witness is of another unit than the group's.
+    #[error("the witness is of {witnessed}, the group is behind {unit}")]
+    OtherUnit {
+        /// The group's unit.
+        unit: UnitIndex,
+        /// The witness's.
+        witnessed: UnitIndex,
+    },
     /// The domain has ended.
     #[error("{0} has ended")]
     Ended(DomainUid),
@@ -75,6 +92,18 @@ pub enum AttachError {
         /// The register.
         command: u16,
     },
+}
+
+impl AttachError {
+    /// That a unit lacks something.
+    pub(crate) const fn incompatible(unit: UnitIndex, unmet: Unmet) -> Self {
+        Self::Incompatible {
+            unit,
+            what: unmet.what,
+            needed: unmet.needed,
+            found: unmet.found,
+        }
+    }
 }
 
 /// What a failed attach gives back: the group as it was claimed, or wedged when taking back what had
@@ -125,12 +154,13 @@ impl<O: Owner, B: Backend> Group<B, Claimed<O>> {
     ///
     /// # Errors
     /// [`AttachFailed`], with the group.
-    pub fn attach(
+    pub fn attach<S>(
         self,
-        domain: &Domain<O, B>,
-    ) -> Result<Group<B, Attached<O, B>>, AttachFailed<O, B>>
+        domain: &Domain<O, B, S>,
+    ) -> Result<AttachedGroup<O, B, S>, AttachFailed<O, B>>
     where
         O: NeedsNoWitness,
+        S: Confines<O, B>,
     {
         attach(self, domain)
     }
@@ -141,11 +171,11 @@ impl<B: Backend> Group<B, Claimed<UserManaged>> {
     ///
     /// # Errors
     /// [`AttachFailed`], with the group.
-    pub fn attach_for_guest(
+    pub fn attach_for_guest<S: Confines<UserManaged, B>>(
         self,
-        domain: &Domain<UserManaged, B>,
+        domain: &Domain<UserManaged, B, S>,
         isolated: &InterruptsIsolated,
-    ) -> Result<Group<B, Attached<UserManaged, B>>, AttachFailed<UserManaged, B>> {
+    ) -> Result<AttachedGroup<UserManaged, B, S>, AttachFailed<UserManaged, B>> {
         log::warn!(
             "OVERRIDE: {} goes to {} without interrupt remapping: {}",
             self.id(),
@@ -156,24 +186,28 @@ impl<B: Backend> Group<B, Claimed<UserManaged>> {
     }
 }
 
-fn attach<O: Owner, B: Backend>(
+pub(crate) fn attach<O: Owner, B: Backend, S: Shape<O, B>>(
     group: Group<B, Claimed<O>>,
-    domain: &Domain<O, B>,
-) -> Result<Group<B, Attached<O, B>>, AttachFailed<O, B>> {
+    domain: &Domain<O, B, S>,
+) -> Result<AttachedGroup<O, B, S>, AttachFailed<O, B>> {
     let owner = group.owner();
     let inner = group.inner;
-    if let Err(error) = check(&inner, owner, domain) {
+    let anchor = S::anchor(&domain.core);
+    let checked = check(&inner, owner, domain)
+        .and_then(|()| register(&inner, &anchor).map_err(AttachError::from));
+    if let Err(error) = checked {
         let group = Group::again(inner, owner);
         return Err(AttachFailed::Refused { group, error });
     }
-    match bind_all(&inner, &domain.core) {
+    match bind_all::<O, B, S>(&inner, &domain.core) {
         Ok(()) => {}
         Err(BindFailed::TakenBack(error)) => {
+            unregister(&inner, &anchor);
             let group = Group::again(inner, owner);
             return Err(AttachFailed::Refused { group, error });
         }
         Err(BindFailed::Wedged { stuck, bound }) => {
-            let group = wedged(inner, domain.core.clone(), stuck, bound);
+            let group = wedged(inner, anchor, stuck, bound);
             return Err(AttachFailed::Wedged { group });
         }
     }
@@ -182,25 +216,49 @@ fn attach<O: Owner, B: Backend>(
     Ok(Group { inner, state })
 }
 
-fn check<O: Owner, B: Backend>(
+/// Whether the group may be attached to the domain at all.
+pub(crate) fn check<O: Owner, B: Backend, S: Shape<O, B>>(
     inner: &Inner<B>,
     owner: O::Id,
-    domain: &Domain<O, B>,
+    domain: &Domain<O, B, S>,
 ) -> Result<(), AttachError> {
-    let (group, core) = (inner.id, &domain.core);
-    if !Shared::ptr_eq(&inner.system, &core.system) {
-        return Err(AttachError::OtherSystem {
-            group,
-            domain: core.uid,
-        });
+    let (group, uid) = (inner.id, domain.uid());
+    if !S::is_with(&domain.core, inner) {
+        return Err(AttachError::OtherSystem { group, domain: uid });
     }
     if owner != domain.owner {
         return Err(AttachError::OtherOwner {
             group,
             claimed: O::owner_id(owner),
-            domain: core.uid,
-            owner: core.owner,
+            domain: uid,
+            owner: O::owner_id(domain.owner),
         });
+    }
+    S::check(&domain.core, inner)
+}
+
+/// Whether a domain's id is one that the unit has.
+pub(crate) fn check_id<B: Backend>(id: HwDomainId, inner: &Inner<B>) -> Result<(), AttachError> {
+    let (needed, found) = (u64::from(id.get()) + 1, inner.caps.domain_ids.into());
+    let what = "domain ids";
+    if needed > found {
+        let unmet = Unmet {
+            what,
+            needed,
+            found,
+        };
+        return Err(AttachError::incompatible(inner.unit, unmet));
+    }
+    Ok(())
+}
+
+/// Whether a unit can serve a domain's tables as they were built.
+pub(crate) fn check_tables<B: Backend>(
+    core: &DomainCore<B>,
+    inner: &Inner<B>,
+) -> Result<(), AttachError> {
+    if core.table.root().is_none() {
+        return Err(AttachError::Ended(core.uid));
     }
     let (need, have) = (&core.caps, &inner.caps);
     let level = need.level.number();
@@ -242,185 +300,33 @@ fn check<O: Owner, B: Backend>(
         ),
         ("address bits", wanted_bits, have.iova_bits.into()),
         (
-            "domain ids",
-            u64::from(core.id.get()) + 1,
-            have.domain_ids.into(),
+            "users' own first stages",
+            u64::from(need.nested),
+            u64::from(have.nested),
+        ),
+        (
+            "dirty tracking",
+            u64::from(need.dirty),
+            u64::from(have.dirty),
         ),
     ];
-    let unit = inner.unit;
     match rows.into_iter().find(|(_, needed, found)| needed > found) {
-        Some((what, needed, found)) => Err(AttachError::Incompatible {
-            unit,
-            what,
-            needed,
-            found,
-        }),
-        None => Ok(()),
-    }
-}
-
-enum BindFailed {
-    /// As before.
-    TakenBack(AttachError),
-    /// Some entry may still be cached.
-    Wedged {
-        stuck: Stuck,
-        /// How many requesters were bound, or tried, from the first on.
-        bound: usize,
-    },
-}
-
-/// Entries that the unit may not have forgotten.
-struct Stuck {
-    error: UnitError,
-    /// How many the domain's reach still counts.
-    entered: usize,
-}
-
-/// A group with entries that its unit did not forget. The unit was cut off.
-fn wedged<B: Backend>(
-    inner: Inner<B>,
-    core: Shared<DomainCore<B>>,
-    stuck: Stuck,
-    bound: usize,
-) -> Group<B, Wedged<B>> {
-    let state = Wedged {
-        error: stuck.error,
-        core,
-        bound,
-        entered: stuck.entered,
-    };
-    Group { inner, state }
-}
-
-/// Binds every requester of the group, or none.
-fn bind_all<B: Backend>(inner: &Inner<B>, core: &Shared<DomainCore<B>>) -> Result<(), BindFailed> {
-    let system = &inner.system;
-    let refused = |error: AttachError| BindFailed::TakenBack(error);
-    let root = core
-        .table
-        .root()
-        .ok_or(refused(AttachError::Ended(core.uid)))?;
-    {
-        let mut registry = system.registry.lock();
-        let count = inner.requesters.len();
-        registry.bound.try_reserve(count).map_err(|_| {
-            let bytes = count * size_of::<Bound>();
-            refused(OutOfMemory { bytes }.into())
-        })?;
-        // Registered first, so that a unit that wedges now cuts these devices off too.
-        registry
-            .bound
-            .extend(inner.requesters.iter().map(|requester| Bound {
-                unit: inner.unit,
-                requester: *requester,
-                group: inner.id,
-                domain: core.uid,
-                owner: core.owner,
-            }));
-    }
-    // ORDERING: Relaxed, `&Domain` is borrowed meanwhile, so `destroy` happens after this.
-    core.attachments.fetch_add(1, Ordering::Relaxed);
-    let binding = Binding {
-        root,
-        domain: core.id,
-    };
-    for (index, requester) in inner.requesters.iter().enumerate() {
-        core.reach.enter(inner.unit, inner.caps.sync_on_map);
-        // SAFETY: the root is that of a live table in this backend's format. It ends only by
-        // `destroy`, which is refused while `attachments` counts this group, and that is taken
-        // back only after `unbind` has completed. It maps what its owner's runs of frames name.
-        let bound = unsafe { system.backend.bind(inner.unit, *requester, binding) };
-        let waited = match bound {
-            Ok(Some(ticket)) => system.wait(inner.unit, ticket, "the binding of a device"),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
-        let Err(error) = waited else { continue };
-        // After most errors of `bind` the entry may be live. One that was live before is not ours.
-        let foreign = matches!(bound, Err(UnitError::AlreadyBound { .. }));
-        let undone = if foreign {
-            Ok(())
-        } else {
-            unbind(inner, core, *requester)
-        };
-        let this = match undone {
-            Err(UnitError::NotBound { .. }) if bound.is_err() => Ok(()),
-            other => other,
-        };
-        // `unbind` left after it had completed; what was never bound leaves here.
-        let never = foreign || matches!(undone, Err(UnitError::NotBound { .. }));
-        if never {
-            core.reach.leave(inner.unit);
+        Some((what, needed, found)) => {
+            let unmet = Unmet {
+                what,
+                needed,
+                found,
+            };
+            Err(AttachError::incompatible(inner.unit, unmet))
         }
-        let stays = usize::from(!never && undone.is_err());
-        let before = inner.requesters.get(..index).unwrap_or(&[]);
-        let others = unbind_all(inner, core, before);
-        let entered = stays + others.as_ref().err().map_or(0, |stuck| stuck.entered);
-        return Err(match this.and(others.map_err(|stuck| stuck.error)) {
-            Ok(()) => {
-                unregister(inner, core);
-                refused(error.into())
-            }
-            Err(error) => {
-                system.cut_off(inner.unit);
-                BindFailed::Wedged {
-                    stuck: Stuck { error, entered },
-                    // An entry of somebody else is not ours to take down.
-                    bound: index + usize::from(!foreign),
-                }
-            }
-        });
+        None => check_id(core.id, inner),
     }
-    Ok(())
 }
 
-/// Unbinds these requesters and waits until the unit has forgotten each. If one fails, the unit is
-/// cut off and the others are taken down all the same: fewer live entries are better.
-fn unbind_all<B: Backend>(
-    inner: &Inner<B>,
-    core: &DomainCore<B>,
-    requesters: &[PciAddress],
-) -> Result<(), Stuck> {
-    let mut failed = None;
-    let mut entered = 0;
-    for requester in requesters {
-        if let Err(error) = unbind(inner, core, *requester) {
-            // After the entry is down, so that a reset which is under way counts as too early for it.
-            inner.system.cut_off(inner.unit);
-            failed = failed.or(Some(error));
-            entered += 1;
-        }
-    }
-    failed.map_or(Ok(()), |error| Err(Stuck { error, entered }))
-}
-
-/// Unbinds one requester and waits until the unit has forgotten it.
-fn unbind<B: Backend>(
-    inner: &Inner<B>,
-    core: &DomainCore<B>,
-    requester: PciAddress,
-) -> Result<(), UnitError> {
-    let system = &inner.system;
-    let ticket = system.backend.unbind(inner.unit, requester, core.id)?;
-    system.wait(inner.unit, ticket, "the unbinding of a device")?;
-    core.reach.leave(inner.unit);
-    Ok(())
-}
-
-/// Takes the group from the register and from the domain's count.
-pub(crate) fn unregister<B: Backend>(inner: &Inner<B>, core: &DomainCore<B>) {
-    let mut registry = inner.system.registry.lock();
-    registry.bound.retain(|bound| bound.group != inner.id);
-    drop(registry);
-    // ORDERING: Release: the unit forgot the group's entries before `destroy` reads the count.
-    core.attachments.fetch_sub(1, Ordering::Release);
-}
-
-impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
+impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// The domain that the group is attached to.
     pub fn domain(&self) -> DomainUid {
-        self.state.core.uid
+        S::anchor(&self.state.core).uid()
     }
 
     /// Takes bus mastering from all members, then the group from its domain, and waits until the
@@ -433,23 +339,18 @@ impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
             inner,
             state: Attached { owner, core },
         } = self;
-        for member in &inner.members {
-            if !Fault::ClaimKeepsBusMastering.is_on() {
-                clear_bus_mastering(inner.system.backend.platform(), *member);
-            }
+        if !Fault::ClaimKeepsBusMastering.is_on() {
+            silence(&inner);
         }
-        let mut requesters = inner.requesters.as_slice();
-        if Fault::UnbindSkipsAlias.is_on() {
-            requesters = requesters.get(..1).unwrap_or(&[]);
-        }
-        match unbind_all(&inner, &core, requesters) {
+        let anchor = S::anchor(&core);
+        match unbind_all(&inner, &anchor, bound_requesters(&inner)) {
             Ok(()) => {
-                unregister(&inner, &core);
+                unregister(&inner, &anchor);
                 Ok(Group::again(inner, owner))
             }
             Err(stuck) => {
                 let bound = inner.requesters.len();
-                Err(wedged(inner, core, stuck, bound))
+                Err(wedged(inner, anchor, stuck, bound))
             }
         }
     }

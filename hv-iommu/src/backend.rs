@@ -121,6 +121,11 @@ pub struct UnitCaps {
     /// Whether a large page may be replaced by a table of smaller ones that means the same, and the other
     /// way round, while the unit uses it.
     pub live_resize: bool,
+    /// Whether the unit can translate twice: by a user's own first stage, then by the domain's tables.
+    pub nested: bool,
+    /// Whether the unit notes in leaves what devices write, for bindings that ask for it. Only a unit
+    /// that snoops can.
+    pub dirty: bool,
 }
 
 /// What a device is bound to.
@@ -130,6 +135,8 @@ pub struct Binding {
     pub root: RootPointer,
     /// The domain's id on the unit.
     pub domain: HwDomainId,
+    /// Whether the unit has to note in leaves what the device writes.
+    pub dirty: bool,
 }
 
 /// Which cached translations of a domain a flush removes.

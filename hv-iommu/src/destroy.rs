@@ -16,85 +16,92 @@ use thiserror::Error;
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainCore};
 use crate::ids::IdLease;
+use crate::shape::{Pages, Paging, Shape};
 use crate::table::{Drain, DrainStep};
 
 /// How many table words the iterator looks at between two looks at its own state.
 const WORDS_AT_ONCE: usize = 4096;
 
-impl<O: Owner, B: Backend> Domain<O, B> {
-    /// Ends the domain, and gives what hands out all that it mapped.
+impl<O: Owner, B: Backend, S: Shape<O, B>> Domain<O, B, S> {
+    /// Ends the domain. One with tables gives what hands out all that it mapped, step by step.
     ///
     /// Ranges and pending values that still exist become useless, whether they were dropped, forgotten
     /// or kept: what they named comes back here.
     ///
     /// # Errors
-    /// The domain, while a group is attached, while a coherent buffer of it is alive, or while a CPU
-    /// walks its table for too long. Call again then. A buffer that was forgotten, not dropped, keeps
-    /// the domain for good.
-    pub fn destroy(mut self) -> Result<Teardown<O, B>, DestroyError<O, B>> {
-        // ORDERING: Acquire pairs with the decrement at detach. Attaching needs `&Domain`, so the
-        // count cannot grow again.
-        let attachments = self.core.attachments.load(Ordering::Acquire);
-        if attachments != 0 && !Fault::FreeTablesEarly.is_on() {
-            let reason = DestroyRefusal::Attached { attachments };
-            return Err(DestroyError {
-                domain: self,
-                reason,
-            });
-        }
-        // ORDERING: Acquire pairs with the decrement when a buffer goes: the CPU's last access through
-        // it has happened. Making buffers needs `&Domain`, so the count cannot grow again.
-        let buffers = self.core.buffers.load(Ordering::Acquire);
-        if buffers != 0 {
-            let reason = DestroyRefusal::BuffersInUse { buffers };
-            return Err(DestroyError {
-                domain: self,
-                reason,
-            });
-        }
-        self.closed = self.closed.or_else(|| self.core.table.close());
-        let Some(root) = self.closed else {
-            let reason = DestroyRefusal::Ended;
-            return Err(DestroyError {
-                domain: self,
-                reason,
-            });
-        };
-        let system = &self.core.system;
-        let epoch = system.quiescence.retire_epoch();
-        let clock = system.backend.platform();
-        let deadline = clock.now().after(system.wait);
-        while !system.has_passed(epoch) {
-            if clock.now() > deadline {
-                let reason = DestroyRefusal::Busy;
-                return Err(DestroyError {
-                    domain: self,
-                    reason,
-                });
-            }
-            spin_hint();
-        }
-        // SAFETY: the root came from `close` of this domain's table. The grace period is over. No
-        // group is attached, and detaching waited for the unit to forget the entry, so no walker
-        // reaches the table. `self` is consumed with its root, so there is no second drain.
-        let drain = unsafe { Drain::new(root) };
-        Ok(Teardown {
-            core: self.core,
-            owner: self.owner,
-            rest: Some((drain, self.lease)),
-            tables: 0,
-        })
+    /// The domain, while a group is attached, while a nested domain stands on it, while a coherent buffer
+    /// of it is alive, or while a CPU walks its table for too long. Call again then. A buffer that was
+    /// forgotten, not dropped, keeps the domain for good.
+    pub fn destroy(self) -> Result<S::Ended, DestroyError<O, B, S>> {
+        S::end(self)
     }
+}
+
+/// Ends a domain with tables.
+pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
+    mut domain: Domain<O, B, S>,
+) -> Result<Teardown<O, B>, DestroyError<O, B, S>> {
+    let attachments = domain.core.attachments.count();
+    if attachments != 0 && !Fault::FreeTablesEarly.is_on() {
+        let reason = DestroyRefusal::Attached { attachments };
+        return Err(DestroyError { domain, reason });
+    }
+    // ORDERING: Acquire pairs with the decrement when a buffer goes: the CPU's last access through
+    // it has happened. Making buffers needs `&Domain`, so the count cannot grow again.
+    let buffers = domain.core.buffers.load(Ordering::Acquire);
+    if buffers != 0 {
+        let reason = DestroyRefusal::BuffersInUse { buffers };
+        return Err(DestroyError { domain, reason });
+    }
+    let children = domain.core.children.count();
+    if children != 0 {
+        let reason = DestroyRefusal::HasChildren { children };
+        return Err(DestroyError { domain, reason });
+    }
+    domain.held.closed = domain.held.closed.or_else(|| domain.core.table.close());
+    let Some(root) = domain.held.closed else {
+        let reason = DestroyRefusal::Ended;
+        return Err(DestroyError { domain, reason });
+    };
+    let system = &domain.core.system;
+    let epoch = system.quiescence.retire_epoch();
+    let clock = system.backend.platform();
+    let deadline = clock.now().after(system.wait);
+    while !system.has_passed(epoch) {
+        if clock.now() > deadline {
+            let reason = DestroyRefusal::Busy;
+            return Err(DestroyError { domain, reason });
+        }
+        spin_hint();
+    }
+    // SAFETY: the root came from `close` of this domain's table. The grace period is over. No
+    // group is attached, and detaching waited for the unit to forget the entry, so no walker
+    // reaches the table. the domain is consumed with its root, so there is no second drain.
+    let drain = unsafe { Drain::new(root) };
+    Ok(Teardown {
+        core: domain.core,
+        owner: domain.owner,
+        rest: Some((drain, domain.held.lease)),
+        tables: 0,
+    })
 }
 
 /// Why a domain was not destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DestroyRefusal {
-    /// Groups are attached, or were wedged while attached.
-    #[error("{attachments} groups are attached to the domain or were never cleanly detached")]
+    /// Groups, or PASIDs of them, are attached, or were wedged while attached.
+    #[error(
+        "{attachments} groups or PASIDs are attached to the domain or were never cleanly detached"
+    )]
     Attached {
         /// How many.
         attachments: usize,
+    },
+    /// Nested domains stand on it.
+    #[error("{children} nested domains stand on the domain; destroy them first")]
+    HasChildren {
+        /// How many.
+        children: usize,
     },
     /// The CPU still reaches memory of the domain through coherent buffers.
     #[error("{buffers} coherent buffers of the domain are still alive; free or drop them first")]
@@ -111,26 +118,26 @@ pub enum DestroyRefusal {
 }
 
 /// A domain that could not be destroyed, and why.
-pub struct DestroyError<O: Owner, B: Backend> {
+pub struct DestroyError<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
     /// The domain.
-    pub domain: Domain<O, B>,
+    pub domain: Domain<O, B, S>,
     /// Why it was refused.
     pub reason: DestroyRefusal,
 }
 
-impl<O: Owner, B: Backend> fmt::Display for DestroyError<O, B> {
+impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Display for DestroyError<O, B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.domain.core.uid, self.reason)
+        write!(f, "{}: {}", self.domain.uid(), self.reason)
     }
 }
 
-impl<O: Owner, B: Backend> fmt::Debug for DestroyError<O, B> {
+impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Debug for DestroyError<O, B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl<O: Owner, B: Backend> core::error::Error for DestroyError<O, B> {}
+impl<O: Owner, B: Backend, S: Shape<O, B>> core::error::Error for DestroyError<O, B, S> {}
 
 /// An ended domain. Each step frees tables and hands out one run of frames that was mapped or
 /// pending. Leaving off early loses the rest; nothing is freed twice or too early.

@@ -17,18 +17,21 @@ use hv_core::{
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps};
+use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps, UnitIndex};
+use crate::capability::Unmet;
 use crate::flush::{FlushError, Receipt};
 use crate::format::{Level, RootPointer};
-use crate::group::{Claimed, Group};
+use crate::group::{Blocked, Claimed, Group};
 use crate::handle::PlatformHandle;
-use crate::ids::IdLease;
+use crate::ids::{IdLease, Users};
 use crate::iova::{IovaAlign, IovaAllocator, SpaceError};
 use crate::order::FlushOrder;
 use crate::quiesce::Guard;
 use crate::range::{Free, Range, TableFrames};
 use crate::reach::Reach;
 use crate::reclaim::RECLAIM_FROM;
+use crate::request::{DomainRequest, NO_NESTING, UserDomain};
+use crate::shape::{Pages, Paging, ParentPaging, Shape, Stages};
 use crate::system::System;
 use crate::table::{Geometry, Mapping, Table, TableError, Translation};
 
@@ -41,6 +44,9 @@ pub struct DomainUid(u64);
 static NEXT_UID: MachineU64 = MachineU64::new(1);
 
 impl DomainUid {
+    /// The domain through which nobody reaches memory: the same one everywhere.
+    pub const BLOCKED: Self = Self(0);
+
     /// A number that no other domain ever has.
     pub(crate) fn fresh() -> Self {
         // ORDERING: Relaxed, only uniqueness counts.
@@ -91,6 +97,14 @@ pub enum DomainError {
         /// What the unit has.
         found: u8,
     },
+    /// The group's unit cannot do what was asked for.
+    #[error("{unit} cannot serve such a domain: {unmet}")]
+    Unmet {
+        /// The unit.
+        unit: UnitIndex,
+        /// What it lacks.
+        unmet: Unmet,
+    },
     /// All domain ids of the hardware are taken.
     #[error("all domain ids are taken")]
     NoDomainId,
@@ -112,10 +126,14 @@ pub(crate) struct DomainCaps {
     pub(crate) phys_bits: u8,
     pub(crate) last: Iova,
     pub(crate) live_resize: bool,
+    /// Users' own first stages may stand on it.
+    pub(crate) nested: bool,
+    /// Units note in its leaves what devices write.
+    pub(crate) dirty: bool,
 }
 
 /// The part of a domain that its ranges, pending values and attachments share.
-pub(crate) struct DomainCore<B: Backend> {
+pub struct DomainCore<B: Backend> {
     pub(crate) uid: DomainUid,
     pub(crate) owner: OwnerId,
     pub(crate) id: HwDomainId,
@@ -126,7 +144,9 @@ pub(crate) struct DomainCore<B: Backend> {
     /// Flushes begun so far.
     pub(crate) flushes: FlushOrder,
     /// Groups whose entries may still name this domain.
-    pub(crate) attachments: AtomicUsize,
+    pub(crate) attachments: Users,
+    /// Nested domains that stand on this one.
+    pub(crate) children: Users,
     /// Buffers through which the CPU reaches memory that the table holds.
     pub(crate) buffers: AtomicUsize,
     /// From how many table pages on unmaps help to reclaim empty ones.
@@ -192,19 +212,28 @@ impl<B: Backend> DomainCore<B> {
     }
 }
 
-/// An address space that devices can be attached to, with an owner who decides what is mapped:
-/// [`KernelPaging`] for the hypervisor's own drivers, [`UserManaged`] for a guest.
-///
-/// Made for a claimed group, since what the group's unit can do decides what can be built. There
-/// is no way to make one for a bus. Dropping a domain frees nothing and leaves devices attached;
-/// [`destroy`](Self::destroy) ends it.
-#[must_use = "a dropped domain is lost with all it maps; destroy it"]
-pub struct Domain<O: Owner, B: Backend> {
-    pub(crate) core: Shared<DomainCore<B>>,
-    pub(crate) owner: O::Id,
+/// What only a domain with tables has, beside what it shares.
+pub struct TablesHeld {
     pub(crate) lease: IdLease,
     /// The root after `destroy` closed the table and before the grace period was over.
     pub(crate) closed: Option<RootPointer>,
+}
+
+/// What devices can be attached to, on two axes. Its *owner* decides what is mapped: [`KernelPaging`] for
+/// the hypervisor's own drivers, [`UserManaged`] for a guest. Its *shape* says what requests go through:
+/// tables of its own ([`Paging`], [`ParentPaging`]), a user's first stage on a parent
+/// ([`Nested`](crate::shape::Nested)), nothing ([`Identity`](crate::shape::Identity)), or that they are
+/// refused ([`Blocked`]). A method exists where it makes sense.
+///
+/// One with tables is made for a claimed group, since what the group's unit can do decides what can be
+/// built; it can be made before any device is attached, and for one device while another does the DMA.
+/// There is no way to make one for a bus. Dropping a domain frees nothing and leaves devices attached;
+/// `destroy` ends it.
+#[must_use = "a dropped domain is lost with all it maps; destroy it"]
+pub struct Domain<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
+    pub(crate) core: S::Core,
+    pub(crate) owner: O::Id,
+    pub(crate) held: S::Held,
 }
 
 impl<B: Backend> Domain<KernelPaging, B> {
@@ -214,38 +243,124 @@ impl<B: Backend> Domain<KernelPaging, B> {
     /// [`DomainError`].
     pub fn paging_domain_alloc(
         group: &Group<B, Claimed<KernelPaging>>,
-        config: DomainConfig,
+        request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
         let cpus = group.system().backend.platform().cpu_count();
-        Self::for_group(group, config, cpus)
+        Self::for_group(group, request.into(), false, cpus)
     }
 }
 
 impl<B: Backend> Domain<UserManaged, B> {
-    /// A domain for the guest that holds `group`, managed by the guest or its VMM.
+    /// A plain paging domain for the guest that holds `group`, managed by the guest or its VMM.
     ///
     /// # Errors
     /// [`DomainError`].
     pub fn user_domain_alloc(
         group: &Group<B, Claimed<UserManaged>>,
-        config: DomainConfig,
+        request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
-        // A guest chooses its addresses itself.
-        Self::for_group(group, config, 0)
+        Self::for_group(group, request.into(), false, 0)
+    }
+
+    /// A domain on which the guest's own first stages can stand, or a plain one where the unit has no such
+    /// thing. The answer says which, and what the unit lacks; the caller decides whether that will do.
+    ///
+    /// # Errors
+    /// [`DomainError`], also when the request itself cannot be met: no part of that is left out.
+    pub fn user_domain_alloc_or_plain(
+        group: &Group<B, Claimed<UserManaged>>,
+        request: impl Into<DomainRequest>,
+    ) -> Result<UserDomain<B>, DomainError> {
+        let request = request.into();
+        match Domain::user_parent_alloc(group, request) {
+            Ok(domain) => Ok(UserDomain::Parent(domain)),
+            Err(DomainError::Unmet { unmet, .. }) if unmet == NO_NESTING => {
+                let domain = Self::user_domain_alloc(group, request)?;
+                log::warn!("{domain:?} is plain: {unmet}");
+                Ok(UserDomain::Plain { domain, unmet })
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
-impl<O: Owner, B: Backend> Domain<O, B> {
-    /// With caches of free addresses for so many CPUs.
+impl<B: Backend> Domain<UserManaged, B, ParentPaging> {
+    /// A paging domain for the guest that holds `group`, on which its own first stages can stand.
+    ///
+    /// # Errors
+    /// [`DomainError`]: [`DomainError::Unmet`] when the group's unit cannot translate twice.
+    pub fn user_parent_alloc(
+        group: &Group<B, Claimed<UserManaged>>,
+        request: impl Into<DomainRequest>,
+    ) -> Result<Self, DomainError> {
+        Self::for_group(group, request.into(), true, 0)
+    }
+}
+
+impl<O: Owner, B: Backend> Domain<O, B, Blocked> {
+    /// The domain through which nobody reaches memory, for the owner of `group`. It takes nothing and
+    /// needs no end.
+    pub fn blocked(group: &Group<B, Claimed<O>>) -> Self {
+        Self {
+            core: (),
+            owner: group.owner(),
+            held: (),
+        }
+    }
+}
+
+impl<O: Owner, B: Backend, S: Shape<O, B>> Domain<O, B, S> {
+    /// What requests of its devices go through.
+    pub const STAGES: Stages = S::STAGES;
+
+    /// The domain's number.
+    pub fn uid(&self) -> DomainUid {
+        S::anchor(&self.core).uid()
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> O::Id {
+        self.owner
+    }
+
+    /// Takes exactly `range` of the address space.
+    ///
+    /// # Errors
+    /// [`SpaceError`].
+    pub fn reserve(&self, range: IovaRange) -> Result<Range<O, B, Free>, SpaceError>
+    where
+        S: Pages<O, B>,
+    {
+        let span = self.core.space.reserve(range)?;
+        Ok(Range::new(self.core.clone(), self.owner, span, Free(())))
+    }
+}
+
+impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
+    /// With caches of free addresses for so many CPUs: none for a guest, which chooses its addresses itself.
     fn for_group(
         group: &Group<B, Claimed<O>>,
-        config: DomainConfig,
+        request: DomainRequest,
+        nested: bool,
         iova_caches: usize,
     ) -> Result<Self, DomainError> {
+        let DomainRequest { config, needs } = request;
         let system = group.system();
         system.sweep();
         let unit_caps = group.unit_caps();
-        let caps = domain_caps(&unit_caps, config)?;
+        let unmet = |unmet| DomainError::Unmet {
+            unit: group.unit(),
+            unmet,
+        };
+        if nested && !unit_caps.nested {
+            return Err(unmet(NO_NESTING));
+        }
+        needs.check(&unit_caps).map_err(unmet)?;
+        let caps = DomainCaps {
+            nested,
+            dirty: needs.dirty_tracking,
+            ..domain_caps(&unit_caps, config)?
+        };
         let whole = whole_space(caps.last)?;
         let space = IovaAllocator::new(whole, system.backend.reserved(), iova_caches)?;
         let lease = system.ids.take().ok_or(DomainError::NoDomainId)?;
@@ -254,8 +369,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             largest_leaf: Level::of(caps.largest_page),
             coherent: caps.coherent,
             live_resize: caps.live_resize,
-            // No unit notes what devices write, in the modes that are used so far.
-            dirty: false,
+            dirty: caps.dirty,
         };
         let memory = PlatformHandle(system.clone());
         // SAFETY: the table stays inside of the domain's core, whose guards, grace periods and reclaim are all
@@ -278,7 +392,8 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             space,
             reach: Reach::new(),
             flushes: FlushOrder::new(),
-            attachments: AtomicUsize::new(0),
+            attachments: Users::none(),
+            children: Users::none(),
             buffers: AtomicUsize::new(0),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
             assist: TryLock::new(()),
@@ -304,17 +419,11 @@ impl<O: Owner, B: Backend> Domain<O, B> {
         }
         registry.domains.push(core.clone());
         drop(registry);
-        Ok(Self {
-            core,
-            owner,
+        let held = TablesHeld {
             lease,
             closed: None,
-        })
-    }
-
-    /// The domain's number.
-    pub fn uid(&self) -> DomainUid {
-        self.core.uid
+        };
+        Ok(Self { core, owner, held })
     }
 
     /// The id under which units cache the domain's translations.
@@ -325,15 +434,6 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// The level of the root table, the largest leaf and whether walks snoop.
     pub fn geometry(&self) -> Geometry {
         self.core.table.geometry()
-    }
-
-    /// Takes exactly `range` of the address space.
-    ///
-    /// # Errors
-    /// [`SpaceError`].
-    pub fn reserve(&self, range: IovaRange) -> Result<Range<O, B, Free>, SpaceError> {
-        let span = self.core.space.reserve(range)?;
-        Ok(Range::new(self.core.clone(), self.owner, span, Free(())))
     }
 
     /// Takes a range of this length anywhere in the address space: at a multiple of `align`, and with no address above
@@ -417,6 +517,8 @@ fn domain_caps(unit: &UnitCaps, config: DomainConfig) -> Result<DomainCaps, Doma
         phys_bits: unit.phys_bits,
         last: Iova::new(last),
         live_resize: unit.live_resize,
+        nested: false,
+        dirty: false,
     })
 }
 
@@ -430,12 +532,12 @@ fn whole_space(last: Iova) -> Result<IovaRange, DomainError> {
     IovaRange::new(Iova::new(0), pages).map_err(|_| too_few)
 }
 
-impl<O: Owner, B: Backend> fmt::Debug for Domain<O, B> {
+impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Debug for Domain<O, B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} of {} ({})",
-            self.core.uid, self.core.owner, self.core.id
-        )
+        let anchor = S::anchor(&self.core);
+        match anchor.entries() {
+            Some((id, owner)) => write!(f, "{} of {owner} ({id})", anchor.uid()),
+            None => write!(f, "the blocked domain of {}", O::owner_id(self.owner)),
+        }
     }
 }

@@ -3,12 +3,15 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use arrayvec::ArrayVec;
 use hv_core::platform::PciConfig;
 use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Segment, Shared, UserManaged, VmId};
 
+use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
-use crate::domain::DomainCore;
+use crate::pasid::WithPasids;
+use crate::shape::{LetsThrough, Paging, Shape};
 use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
 use crate::system::System;
 use crate::topology::{FunctionKind, PciFunction};
@@ -31,7 +34,7 @@ impl fmt::Display for GroupId {
 }
 
 /// State of a group that reaches no memory and belongs to nobody. Every group starts here and comes
-/// back here between owners.
+/// back here between owners. Also the shape of a domain through which nobody reaches memory.
 #[derive(Debug)]
 pub struct Blocked(pub(crate) ());
 
@@ -41,19 +44,27 @@ pub struct Claimed<O: Owner> {
     owner: O::Id,
 }
 
-/// State of a group whose devices translate through a domain.
-pub struct Attached<O: Owner, B: Backend> {
+/// State of a group whose devices translate through a domain of shape `S`.
+pub struct Attached<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
     pub(crate) owner: O::Id,
-    pub(crate) core: Shared<DomainCore<B>>,
+    pub(crate) core: S::Core,
 }
+
+/// A group whose devices translate through a domain of shape `S`.
+pub type AttachedGroup<O, B, S = Paging> = Group<B, Attached<O, B, S>>;
 
 /// State of a group whose detach was not completed by the hardware. It belongs to nobody and can
 /// be neither claimed nor attached, and its domain cannot be destroyed, until the group recovers
 /// behind a unit that was reset.
 pub struct Wedged<B: Backend> {
     pub(crate) error: UnitError,
-    /// What its entries name, if some are left.
-    pub(crate) core: Shared<DomainCore<B>>,
+    /// What its entries name, if some are left: one domain, or the two that it was moved between.
+    pub(crate) holds: ArrayVec<Hold<B>, 2>,
+}
+
+/// What a wedged group still has of a domain.
+pub(crate) struct Hold<B: Backend> {
+    pub(crate) anchor: Anchor<B>,
     /// How many of the requesters, from the first on, were ever bound to the domain.
     pub(crate) bound: usize,
     /// How many of those the domain's reach still counts.
@@ -61,7 +72,7 @@ pub struct Wedged<B: Backend> {
 }
 
 /// What a group is, whatever its state.
-pub(crate) struct Inner<B: Backend> {
+pub struct Inner<B: Backend> {
     pub(crate) id: GroupId,
     pub(crate) unit: UnitIndex,
     pub(crate) caps: UnitCaps,
@@ -150,7 +161,7 @@ impl<B: Backend, O: Owner> Group<B, Claimed<O>> {
     }
 }
 
-impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
+impl<B: Backend, O: Owner, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// Who of its kind claimed the group.
     pub fn owner(&self) -> O::Id {
         self.state.owner
@@ -164,8 +175,10 @@ impl<B: Backend, O: Owner> Group<B, Attached<O, B>> {
     note = "`attach` the group to a domain first; what the domain maps is all that they reach then"
 )]
 pub trait MaySend: sealed::Sealed {}
-impl<O: Owner, B: Backend> MaySend for Attached<O, B> {}
-impl<O: Owner, B: Backend> sealed::Sealed for Attached<O, B> {}
+impl<O: Owner, B: Backend, S: LetsThrough<O, B>> MaySend for Attached<O, B, S> {}
+impl<O: Owner, B: Backend, S: LetsThrough<O, B>> MaySend for WithPasids<O, B, S> {}
+impl<O: Owner, B: Backend, S: LetsThrough<O, B>> sealed::Sealed for Attached<O, B, S> {}
+impl<O: Owner, B: Backend, S: LetsThrough<O, B>> sealed::Sealed for WithPasids<O, B, S> {}
 
 mod sealed {
     //! Keeps states of groups from being added elsewhere.

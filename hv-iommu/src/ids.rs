@@ -1,10 +1,13 @@
-//! Domain ids of the hardware: given out once, given back only with proof that nothing is cached.
+//! Domain ids of the hardware: given out once, given back only with proof that nothing is cached. And the
+//! counts of those who keep a domain, and so its id, from ending.
+//!
+//! The loom models `bc07_an_id_is_reused_after_its_last_user` and `bc07_an_id_has_one_domain` pin both.
 
 use alloc::vec::Vec;
 
 use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
-use hv_core::sync::{AtomicU64, Ordering};
+use hv_core::sync::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::backend::HwDomainId;
 
@@ -12,23 +15,27 @@ use crate::backend::HwDomainId;
 ///
 /// # Invariants
 /// Id 0 is always taken: units that cache what is not present file it under 0.
-pub(crate) struct DomainIds {
+pub struct DomainIds {
     words: Vec<AtomicU64>,
 }
 
 /// An id in use. Not cloneable; dropping it keeps the id taken for good.
 #[must_use = "a dropped lease keeps its id taken for good"]
-pub(crate) struct IdLease(HwDomainId);
+pub struct IdLease(HwDomainId);
 
 impl IdLease {
-    pub(crate) fn id(&self) -> HwDomainId {
+    /// The id.
+    pub fn id(&self) -> HwDomainId {
         self.0
     }
 }
 
 impl DomainIds {
     /// Ids 1 to `count` - 1, all free; at most 65536.
-    pub(crate) fn new(count: u32) -> Result<Self, OutOfMemory> {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(count: u32) -> Result<Self, OutOfMemory> {
         let count = count.min(1 << 16);
         let len = count.div_ceil(u64::BITS) as usize;
         let mut words = Vec::new();
@@ -49,7 +56,7 @@ impl DomainIds {
     }
 
     /// Takes the lowest free id.
-    pub(crate) fn take(&self) -> Option<IdLease> {
+    pub fn take(&self) -> Option<IdLease> {
         for (index, word) in self.words.iter().enumerate() {
             // ORDERING: Relaxed, the CAS checks it again.
             let mut taken = word.load(Ordering::Relaxed);
@@ -77,7 +84,7 @@ impl DomainIds {
     }
 
     /// Gives an id back. The caller has seen the flush of everything cached under it.
-    pub(crate) fn give_back(&self, lease: IdLease) {
+    pub fn give_back(&self, lease: IdLease) {
         let number = usize::from(lease.0.get());
         if let Some(word) = self.words.get(number / 64) {
             // ORDERING: Release publishes the flush to the next owner's Acquire.
@@ -86,7 +93,7 @@ impl DomainIds {
     }
 
     /// How many ids are taken, id 0 not counted.
-    pub(crate) fn in_use(&self, count: u32) -> u32 {
+    pub fn in_use(&self, count: u32) -> u32 {
         let free: u32 = self
             .words
             .iter()
@@ -94,6 +101,44 @@ impl DomainIds {
             .map(|word| word.load(Ordering::Relaxed).count_zeros())
             .sum();
         count.min(1 << 16).saturating_sub(1).saturating_sub(free)
+    }
+}
+
+/// How many use a domain: groups whose entries may name it, or nested domains that stand on it.
+///
+/// Whoever begins to use it has `&Domain`, or is counted already; whoever ends it has it by value. So a
+/// count of zero that the end has seen stays zero.
+pub struct Users(AtomicUsize);
+
+impl Default for Users {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+impl Users {
+    /// Nobody.
+    pub fn none() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// One more.
+    pub fn enter(&self) {
+        // ORDERING: Relaxed, the end happens after this, by the domain's value, or sees the caller's own
+        // count.
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less. All that it did with the domain has happened: units forgot its entries.
+    pub fn leave(&self) {
+        // ORDERING: Release publishes that to the end's Acquire.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+
+    /// How many there are, for the one who has the domain by value.
+    pub fn count(&self) -> usize {
+        // ORDERING: Acquire pairs with `leave`: who is not counted any more has finished.
+        self.0.load(Ordering::Acquire)
     }
 }
 

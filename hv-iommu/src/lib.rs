@@ -12,26 +12,37 @@
 
 extern crate alloc;
 
+mod anchor;
 mod attach;
 mod backend;
+mod bind;
+mod capability;
 mod destroy;
+mod dirty;
 mod dma;
 mod domain;
 mod flush;
 mod format;
 mod group;
 mod handle;
-mod ids;
+mod identity;
+pub mod ids;
 pub mod iova;
 mod isolation;
+mod migration;
+mod nested;
 pub mod order;
+mod pasid;
 mod pending;
 pub mod quiesce;
 mod range;
 pub mod reach;
 mod reclaim;
 mod recover;
+mod replace;
+mod request;
 mod resize;
+pub mod shape;
 mod shared_range;
 mod spec;
 mod system;
@@ -43,18 +54,33 @@ pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
     HwDomainId, LevelSet, RawFault, UnitCaps, UnitError, UnitIndex,
 };
+pub use capability::{
+    BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
+};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
+pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
 pub use dma::{BufferRequest, CoherentBuffer, DmaError, FreeError};
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
-pub use group::{Attached, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
+pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
+pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
+pub use migration::{MadeForABus, iommu_domain_alloc};
+pub use nested::{InvalidateError, InvalidateRefusal, NestedError};
+pub use pasid::{
+    PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
+};
 pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
 pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};
 pub use reclaim::ReclaimError;
+pub use replace::{GaplessReplace, ReplaceFailed, Replaced};
+pub use request::{CoherentWalks, DomainRequest, Needs, UserDomain};
 pub use resize::{Cut, CutError, CutRefusal};
+pub use shape::{
+    Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
+};
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
 pub use topology::{BusRange, FunctionKind, PciFunction};

@@ -2,11 +2,11 @@
 //!
 //! With [`order`](crate::order) it answers who may have seen an unmapped word: the loom models
 //! `a_unit_that_enters_is_flushed_or_walks_after_the_unmap`,
-//! `a_unit_that_enters_is_flushed_or_walks_after_the_unmap_of_another` and `a_unit_stays_as_long_as_one_device_is_on_it`
-//! pin that.
+//! `a_unit_that_enters_is_flushed_or_walks_after_the_unmap_of_another`, `a_unit_stays_as_long_as_one_device_is_on_it` and
+//! `a_first_stage_that_enters_is_flushed_whole_or_walks_after_the_unmap` pin that.
 
 use hv_core::fault::Fault;
-use hv_core::sync::{AtomicU64, Mutex, Ordering, fence};
+use hv_core::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence};
 
 use crate::backend::UnitIndex;
 
@@ -18,6 +18,8 @@ use crate::backend::UnitIndex;
 pub struct Reach {
     units: AtomicU64,
     sync_on_map: AtomicU64,
+    /// Requesters that are bound to first stages on the domain, on any unit.
+    nested: AtomicUsize,
     counts: Mutex<[u32; UnitIndex::LIMIT]>,
 }
 
@@ -33,6 +35,7 @@ impl Reach {
         Self {
             units: AtomicU64::new(0),
             sync_on_map: AtomicU64::new(0),
+            nested: AtomicUsize::new(0),
             counts: Mutex::new([0; UnitIndex::LIMIT]),
         }
     }
@@ -55,6 +58,27 @@ impl Reach {
             // walked. Pairs with the fence of `FlushOrder::begin`, see there.
             fence(Ordering::SeqCst);
         }
+    }
+
+    /// As [`enter`](Self::enter), for a requester that is about to be bound to a first stage on the domain.
+    pub fn enter_nested(&self, unit: UnitIndex, sync_on_map: bool) {
+        // ORDERING: Release, ordered for readers by the fence of `enter`.
+        self.nested.fetch_add(1, Ordering::Release);
+        self.enter(unit, sync_on_map);
+    }
+
+    /// Takes back what [`enter_nested`](Self::enter_nested) counted, after the unit forgot the entry.
+    pub fn leave_nested(&self, unit: UnitIndex) {
+        self.leave(unit);
+        // ORDERING: Release: the unit's flush happened before the count is seen lower.
+        self.nested.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether some requester is bound to a first stage on the domain.
+    pub fn has_nested(&self) -> bool {
+        // ORDERING: Acquire pairs with `leave_nested`; that none is missed is due to the SeqCst fences, as for
+        // `units`.
+        self.nested.load(Ordering::Acquire) != 0
     }
 
     /// Takes back what [`enter`](Self::enter) counted, after the unit forgot the entry.

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::FlushError;
+use crate::shape::Pages;
 use crate::table::{BATCH, ReclaimStep};
 
 /// A domain with no more table pages than this is left alone by unmaps.
@@ -34,7 +35,7 @@ pub enum ReclaimError {
     Busy,
 }
 
-impl<O: Owner, B: Backend> Domain<O, B> {
+impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
     /// Gives every table back that maps nothing, and waits for that: for CPUs that walk in them, and for
     /// a flush for each batch. Gives how many fewer table pages the domain has.
     ///

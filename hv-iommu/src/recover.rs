@@ -9,8 +9,8 @@ use core::time::Duration;
 use hv_core::fault::Fault;
 use hv_core::sync::{AtomicU64, Ordering};
 
-use crate::attach::unregister;
 use crate::backend::{Backend, UnitError, UnitIndex};
+use crate::bind::unregister;
 use crate::group::{Blocked, Group, Inner, Wedged, clear_bus_mastering};
 use crate::system::{Iommu, Registry, System};
 
@@ -209,10 +209,12 @@ impl<B: Backend> Group<B, Wedged<B>> {
             return Err(Self { inner, state });
         }
         // Here and not one by one above: a recovery that fails half-way is tried again as a whole.
-        for _ in 0..state.entered {
-            state.core.reach.leave(inner.unit);
+        for hold in &state.holds {
+            for _ in 0..hold.entered {
+                hold.anchor.leave(inner.unit);
+            }
+            unregister(&inner, &hold.anchor);
         }
-        unregister(&inner, &state.core);
         let state = Blocked(());
         Ok(Group { inner, state })
     }
@@ -222,13 +224,18 @@ impl<B: Backend> Group<B, Wedged<B>> {
 fn take_down<B: Backend>(inner: &Inner<B>, state: &Wedged<B>) -> Result<(), UnitError> {
     let (system, unit) = (&inner.system, inner.unit);
     let mut failed = None;
-    for requester in inner.requesters.iter().take(state.bound) {
-        let unbound = match system.backend.unbind(unit, *requester, state.core.id) {
-            Ok(ticket) => system.wait(unit, ticket, "the unbinding of a device"),
-            Err(UnitError::NotBound { .. }) => Ok(()),
-            Err(error) => Err(error),
+    for hold in &state.holds {
+        let Some((id, _)) = hold.anchor.entries() else {
+            continue;
         };
-        failed = failed.or(unbound.err());
+        for requester in inner.requesters.iter().take(hold.bound) {
+            let unbound = match system.backend.unbind(unit, *requester, id) {
+                Ok(ticket) => system.wait(unit, ticket, "the unbinding of a device"),
+                Err(UnitError::NotBound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            };
+            failed = failed.or(unbound.err());
+        }
     }
     failed.map_or(Ok(()), Err)
 }

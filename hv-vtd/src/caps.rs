@@ -43,6 +43,9 @@ pub(crate) fn unit_caps(cap: Cap, ecap: Ecap, host_address_bits: u8) -> Option<U
         write_only: cap.zlr() || Fault::IgnoreZeroLengthReads.is_on(),
         // Until discovery has seen what machine this is.
         live_resize: false,
+        // Scalable mode alone can.
+        nested: false,
+        dirty: false,
     })
 }
 

@@ -133,6 +133,7 @@ fn binding(page: u64, levels: u8, number: u16) -> Binding {
             level: Level::new(levels).unwrap(),
         },
         domain: domain(number),
+        dirty: false,
     }
 }
 

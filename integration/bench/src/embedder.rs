@@ -182,6 +182,8 @@ unsafe impl Backend for Instantly {
             sync_on_map: false,
             write_only: true,
             live_resize: true,
+            nested: false,
+            dirty: false,
         })
     }
 

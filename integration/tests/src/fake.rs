@@ -6,23 +6,26 @@
 #![expect(unsafe_code, reason = "promises what the backend trait demands")]
 
 mod format;
+mod shapes;
 mod unit;
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hv_core::{Access, Iova, IovaRange, PciAddress, PhysAddr};
+use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
     Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitCaps, UnitError,
     UnitIndex,
 };
 
 pub use format::FakeFormat;
+pub use shapes::{FIRST_STAGE_WORDS, Features, Forget, Stage, UserStage};
 pub use unit::FAULT_LOG;
 
 use crate::host::{Host, lock};
-use unit::{Effect, Unit};
+use shapes::{Bound, Way};
+use unit::{Effect, Unit, Who};
 
 /// When a unit completes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +41,16 @@ pub enum Completion {
 /// A kind of call to a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// `Backend::bind`.
+    /// `Backend::bind`, and those for other shapes and for PASIDs.
     Bind,
-    /// `Backend::unbind`.
+    /// `Backend::unbind`, and that for PASIDs.
     Unbind,
     /// `Backend::submit`.
     Submit,
+    /// `ReplaceBackend::rebind`.
+    Rebind,
+    /// `NestedBackend::submit_nested`.
+    Nested,
     /// `Backend::reset`.
     Reset,
 }
@@ -84,6 +91,10 @@ pub enum Logged {
     },
     /// A flush.
     Flush(FlushRequest),
+    /// A requester was moved from one domain to another.
+    Rebind(PciAddress, HwDomainId, HwDomainId),
+    /// Something of a first stage on this domain was to be forgotten.
+    Nested(HwDomainId),
     /// The unit was declared wedged.
     Wedge,
     /// A reset was tried on the unit while it was wedged.
@@ -174,7 +185,22 @@ impl<T> Fake<T> {
         at: Iova,
         access: Access,
     ) -> Result<PhysAddr, DmaFault> {
-        self.access(requester, at, access, |_, _| ())
+        self.access((requester, None), at, access, |_, _| ())
+            .map(|(to, ())| to)
+    }
+
+    /// As [`dma`](Self::dma), with a PASID on the request.
+    ///
+    /// # Errors
+    /// [`DmaFault`].
+    pub fn dma_with(
+        &self,
+        requester: PciAddress,
+        pasid: Pasid,
+        at: Iova,
+        access: Access,
+    ) -> Result<PhysAddr, DmaFault> {
+        self.access((requester, Some(pasid)), at, access, |_, _| ())
             .map(|(to, ())| to)
     }
 
@@ -184,7 +210,7 @@ impl<T> Fake<T> {
     /// [`DmaFault`].
     pub fn dma_read(&self, requester: PciAddress, at: Iova) -> Result<u64, DmaFault> {
         let read = |host: &Host, to| host.device_read(to);
-        self.access(requester, at, Access::Read, read)
+        self.access((requester, None), at, Access::Read, read)
             .map(|(_, word)| word)
     }
 
@@ -194,24 +220,26 @@ impl<T> Fake<T> {
     /// [`DmaFault`].
     pub fn dma_write(&self, requester: PciAddress, at: Iova, word: u64) -> Result<(), DmaFault> {
         let write = |host: &Host, to| host.device_write(to, word);
-        self.access(requester, at, Access::Write, write).map(drop)
+        self.access((requester, None), at, Access::Write, write)
+            .map(drop)
     }
 
     /// Translates and touches memory in one step: what a completed flush waits for. A device that
     /// reaches memory which was given back ends the test.
     fn access<R>(
         &self,
-        requester: PciAddress,
+        who: Who,
         at: Iova,
         access: Access,
         touch: impl FnOnce(&Host, PhysAddr) -> R,
     ) -> Result<(PhysAddr, R), DmaFault> {
+        let (requester, _) = who;
         if self.host().bus_master(requester) == Some(false) {
             return Err(DmaFault::NotBusMaster);
         }
         let unit = self.index_of(requester).ok_or(DmaFault::NoUnit)?;
         let mut unit = lock(&self.inner.units[unit]);
-        let to = unit.translate(self.host(), requester, at, access)?;
+        let to = unit.translate(self.host(), who, at, access)?;
         assert!(
             self.host().is_out(to),
             "{requester} reached {to}, which was given back"
@@ -223,7 +251,12 @@ impl<T> Fake<T> {
     /// Puts an entry of another domain in place, as a bug elsewhere would.
     pub fn occupy(&self, requester: PciAddress, binding: Binding) {
         if let Some(unit) = self.index_of(requester) {
-            self.lock_unit(unit).bindings.insert(requester, binding);
+            let bound = Bound {
+                way: Way::Tables(binding),
+            };
+            self.lock_unit(unit)
+                .bindings
+                .insert((requester, None), bound);
         }
     }
 
@@ -250,7 +283,8 @@ impl<T> Fake<T> {
     /// What the requester is bound to.
     pub fn bound(&self, requester: PciAddress) -> Option<HwDomainId> {
         let unit = self.lock_unit(self.index_of(requester)?);
-        unit.bindings.get(&requester).map(|binding| binding.domain)
+        let bound = unit.bindings.get(&(requester, None));
+        bound.map(Bound::domain)
     }
 
     /// What another CPU does in the middle of the unit's next reset, when the unit has forgotten all
@@ -359,27 +393,8 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         requester: PciAddress,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
-        let (mut unit, answer) = self.called(index, Call::Bind)?;
-        if unit.wedged {
-            return Err(UnitError::Wedged { unit: index });
-        }
-        if let Some(bound) = unit.bindings.get(&requester) {
-            let domain = bound.domain;
-            return Err(UnitError::AlreadyBound { requester, domain });
-        }
-        if !matches!(answer, Answer::Completes(_) | Answer::RefusesLate) {
-            return Err(broken(index));
-        }
-        unit.log.push(Logged::Bind(requester, binding.domain));
-        unit.bindings.insert(requester, binding);
-        let Answer::Completes(completion) = answer else {
-            return Err(broken(index));
-        };
-        if !unit.caps.sync_on_map {
-            return Ok(None);
-        }
-        let sequence = unit.enqueue(Effect::Bound(requester), completion);
-        Ok(Some(FlushTicket { sequence }))
+        let way = Way::Tables(binding);
+        self.put(index, (requester, None), Bound { way })
     }
 
     fn unbind(
@@ -388,25 +403,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<FlushTicket, UnitError> {
-        let bound = self.unit(index)?.bindings.get(&requester).copied();
-        if bound.is_none_or(|binding| binding.domain != domain) {
-            return Err(UnitError::NotBound { requester, domain });
-        }
-        let (mut unit, answer) = self.called(index, Call::Unbind)?;
-        unit.bindings.remove(&requester);
-        let bus_master = self.host().bus_master(requester);
-        unit.log.push(Logged::Unbind {
-            requester,
-            bus_master,
-        });
-        if unit.wedged {
-            return Err(UnitError::Wedged { unit: index });
-        }
-        let Answer::Completes(completion) = answer else {
-            return Err(broken(index));
-        };
-        let sequence = unit.enqueue(Effect::Forget(requester, domain), completion);
-        Ok(FlushTicket { sequence })
+        self.take(index, (requester, None), domain)
     }
 
     fn submit(&self, index: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {

@@ -204,6 +204,14 @@ impl Host {
         word.store(value, Ordering::Release);
     }
 
+    /// Changes the word at `at` as a walker does that notes something: only if it is still `old`.
+    pub fn device_swap(&self, at: PhysAddr, old: u64, new: u64) -> bool {
+        let word = &self.words[self.word_index(at)];
+        // ORDERING: AcqRel and Acquire, the strongest that a walker has.
+        word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
     fn word_index(&self, at: PhysAddr) -> usize {
         let inside = at.as_u64().checked_sub(self.base).map(|offset| offset / 8);
         match inside {

@@ -64,7 +64,11 @@ impl Bare {
             units,
             unit,
             device,
-            binding: Binding { root, domain },
+            binding: Binding {
+                root,
+                domain,
+                dirty: false,
+            },
         }
     }
 

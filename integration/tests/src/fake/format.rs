@@ -17,9 +17,10 @@ const SAVED: u64 = 1 << 3;
 const WAITS: u64 = 1 << 4;
 /// A reclaimer's mark.
 const MARKED: u64 = 1 << 5;
-/// Hardware walked through it, wrote through it: the fake never does that.
+/// Hardware walked through it: the fake never notes that.
 const USED: u64 = 1 << 6;
-const WRITTEN: u64 = 1 << 7;
+/// Hardware wrote through it: noted where a binding asks for it.
+pub(super) const WRITTEN: u64 = 1 << 7;
 /// Where the page or table is.
 pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
 

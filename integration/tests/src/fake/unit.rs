@@ -6,12 +6,13 @@
 use std::collections::{HashMap, VecDeque};
 
 use hv_core::fault::Fault;
-use hv_core::{Access, Iova, PageSize, PciAddress, PhysAddr};
+use hv_core::{Access, Iova, PageSize, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
     Binding, FaultClass, FlushDepth, FlushRequest, FlushSpan, HwDomainId, RawFault, UnitCaps,
 };
 
-use super::format::{ADDRESS, LINK, READ, WRITE};
+use super::format::{ADDRESS, LINK, READ, WRITE, WRITTEN};
+use super::shapes::{Bound, Features, Forget, Stage, Way};
 use super::{Completion, DmaFault, Logged, Plan};
 use crate::host::Host;
 
@@ -33,15 +34,23 @@ struct Leaf {
     bits: u64,
 }
 
+/// Whose requests: a requester's, with or without a PASID.
+pub(super) type Who = (PciAddress, Option<Pasid>);
+
+/// What was translated through both stages: domain id, the first stage's table, the page.
+type NestedPlace = (u16, u64, u64);
+
 /// What another CPU does.
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) enum Effect {
     Flush(FlushRequest),
     /// The binding of a requester, and all that is cached of the domain.
-    Forget(PciAddress, HwDomainId),
+    Forget(Who, HwDomainId),
     /// That the requester was not bound.
-    Bound(PciAddress),
+    Bound(Who),
+    /// Something of a user's first stage.
+    Nested(HwDomainId, Stage, Forget),
 }
 
 pub(super) struct Request {
@@ -54,7 +63,8 @@ pub(super) struct Request {
 
 pub(super) struct Unit {
     pub(super) caps: UnitCaps,
-    pub(super) bindings: HashMap<PciAddress, Binding>,
+    pub(super) features: Features,
+    pub(super) bindings: HashMap<Who, Bound>,
     pub(super) queue: VecDeque<Request>,
     pub(super) submitted: u64,
     pub(super) completed: u64,
@@ -67,11 +77,14 @@ pub(super) struct Unit {
     pub(super) log: Vec<Logged>,
     pub(super) faults: VecDeque<RawFault>,
     pub(super) lost_faults: bool,
-    contexts: HashMap<PciAddress, Cached<Option<Binding>>>,
+    contexts: HashMap<Who, Cached<Option<Bound>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
     /// Words that were found empty.
     absent: HashMap<Place, Cached<()>>,
+    /// Pages of first stages, and where their tables are.
+    nested: HashMap<NestedPlace, Cached<Leaf>>,
+    stages: HashMap<(u16, u64), Cached<PhysAddr>>,
     reads: u64,
 }
 
@@ -84,6 +97,7 @@ impl Unit {
     pub(super) fn new(caps: UnitCaps) -> Self {
         Self {
             caps,
+            features: Features::ALL,
             bindings: HashMap::new(),
             queue: VecDeque::new(),
             submitted: 0,
@@ -101,6 +115,8 @@ impl Unit {
             leaves: HashMap::new(),
             links: HashMap::new(),
             absent: HashMap::new(),
+            nested: HashMap::new(),
+            stages: HashMap::new(),
             reads: 0,
         }
     }
@@ -138,6 +154,18 @@ impl Unit {
             Effect::Bound(requester) => self
                 .contexts
                 .retain(|who, cached| who != requester || cached.read_at >= before),
+            Effect::Nested(domain, stage, forget) => {
+                let table = stage.table.as_u64();
+                let named = |place: &NestedPlace, read_at| {
+                    let page = match forget {
+                        Forget::All => true,
+                        Forget::Page(page) => place.2 == *page,
+                    };
+                    (place.0, place.1) == (domain.get(), table) && page && read_at < before
+                };
+                self.nested
+                    .retain(|place, cached| !named(place, cached.read_at));
+            }
         }
     }
 
@@ -165,6 +193,17 @@ impl Unit {
             self.links
                 .retain(|place, cached| !named(place, shift(place.1 + 1), cached.read_at));
         }
+        if request.span == FlushSpan::Domain {
+            // Filed under the addresses of the first stage: no flush of pages names them.
+            let domain = request.domain.get();
+            let kept = |of: u16, read_at| of != domain || read_at >= before;
+            self.nested
+                .retain(|place, cached| kept(place.0, cached.read_at));
+            if deep {
+                self.stages
+                    .retain(|place, cached| kept(place.0, cached.read_at));
+            }
+        }
     }
 
     /// Forgets all that was cached, and what it was asked for.
@@ -174,6 +213,8 @@ impl Unit {
         self.leaves.clear();
         self.links.clear();
         self.absent.clear();
+        self.nested.clear();
+        self.stages.clear();
     }
 
     /// How many leaves of a domain are cached.
@@ -194,11 +235,12 @@ impl Unit {
     pub(super) fn translate(
         &mut self,
         host: &Host,
-        requester: PciAddress,
+        who: Who,
         at: Iova,
         access: Access,
     ) -> Result<PhysAddr, DmaFault> {
-        let result = self.look_up(host, requester, at, access);
+        let (requester, _) = who;
+        let result = self.look_up(host, who, at, access);
         if let Err(fault) = result {
             let class = match fault {
                 DmaFault::NotBound => FaultClass::NotBound,
@@ -225,12 +267,73 @@ impl Unit {
     fn look_up(
         &mut self,
         host: &Host,
-        requester: PciAddress,
+        who: Who,
         at: Iova,
         access: Access,
     ) -> Result<PhysAddr, DmaFault> {
-        let binding = self.context(requester).ok_or(DmaFault::NotBound)?;
+        match self.context(who).ok_or(DmaFault::NotBound)?.way {
+            Way::Tables(binding) => self.second_stage(host, binding, at, access),
+            Way::Nested(parent, stage) => self.both_stages(host, parent, stage, at, access),
+            Way::Untranslated(_) => Ok(PhysAddr::new(at.as_u64())),
+        }
+    }
+
+    /// Through a first stage, whose table and pages are addresses of the second.
+    fn both_stages(
+        &mut self,
+        host: &Host,
+        parent: Binding,
+        stage: Stage,
+        at: Iova,
+        access: Access,
+    ) -> Result<PhysAddr, DmaFault> {
+        let (domain, table) = (parent.domain.get(), stage.table.as_u64());
+        let (page, inside) = (at.as_u64() >> 12, at.as_u64() & 0xfff);
+        let wanted = match access {
+            Access::Read => READ,
+            Access::Write => WRITE,
+        };
+        if let Some(leaf) = self.nested.get(&(domain, table, page))
+            && leaf.value.bits & wanted != 0
+        {
+            return Ok(PhysAddr::new(leaf.value.to + inside));
+        }
+        if page >= 512 {
+            return Err(DmaFault::TooWide);
+        }
+        let known = self.stages.get(&(domain, table)).map(|found| found.value);
+        let words = match known {
+            Some(words) => words,
+            None => {
+                let words = self.second_stage(host, parent, stage.table.into(), Access::Read)?;
+                let cached = self.stamp(words);
+                self.stages.insert((domain, table), cached);
+                words
+            }
+        };
+        let word = host.device_read(PhysAddr::new(words.as_u64() + page * 8));
+        if word & wanted == 0 {
+            return Err(DmaFault::NotMapped);
+        }
+        let to = self.second_stage(host, parent, Iova::new(word & ADDRESS), access)?;
+        let leaf = Leaf {
+            to: to.as_u64(),
+            bits: wanted,
+        };
+        let cached = self.stamp(leaf);
+        self.nested.insert((domain, table, page), cached);
+        Ok(PhysAddr::new(to.as_u64() + inside))
+    }
+
+    fn second_stage(
+        &mut self,
+        host: &Host,
+        binding: Binding,
+        at: Iova,
+        access: Access,
+    ) -> Result<PhysAddr, DmaFault> {
         let (domain, root) = (binding.domain.get(), binding.root);
+        let notes = binding.dirty && access == Access::Write;
         let bits = shift(root.level.number() + 1).min(self.caps.iova_bits.into());
         if at.as_u64() >> bits != 0 {
             return Err(DmaFault::TooWide);
@@ -243,6 +346,11 @@ impl Unit {
         for level in 1..=root.level.number() {
             if let Some(leaf) = self.leaves.get(&place(level)) {
                 let (leaf, span) = (leaf.value, 1 << shift(level));
+                if notes && leaf.bits & WRITE != 0 && leaf.bits & WRITTEN == 0 {
+                    // It has to be noted first: to the table once more.
+                    self.leaves.remove(&place(level));
+                    break;
+                }
                 return if leaf.bits & wanted == 0 {
                     Err(DmaFault::NotPermitted)
                 } else {
@@ -264,7 +372,8 @@ impl Unit {
         loop {
             assert!(host.is_out(table), "walked the freed table {table}");
             let index = at.as_u64() >> shift(level) & 0x1ff;
-            let word = host.device_read(PhysAddr::new(table.as_u64() + index * 8));
+            let from = PhysAddr::new(table.as_u64() + index * 8);
+            let mut word = host.device_read(from);
             let to = word & ADDRESS;
             if word & LINK != 0 && level > 1 {
                 level -= 1;
@@ -274,9 +383,15 @@ impl Unit {
                 self.links.insert(place, link);
             } else if word & (READ | WRITE) != 0 {
                 self.check_leaf(word, level)?;
+                if notes && word & WRITE != 0 && word & WRITTEN == 0 {
+                    if !host.device_swap(from, word, word | WRITTEN) {
+                        continue;
+                    }
+                    word |= WRITTEN;
+                }
                 let leaf = Leaf {
                     to,
-                    bits: word & (READ | WRITE),
+                    bits: word & (READ | WRITE | WRITTEN),
                 };
                 let cached = self.stamp(leaf);
                 self.leaves.insert(place(level), cached);
@@ -308,14 +423,14 @@ impl Unit {
         Ok(())
     }
 
-    fn context(&mut self, requester: PciAddress) -> Option<Binding> {
-        if let Some(cached) = self.contexts.get(&requester) {
+    fn context(&mut self, who: Who) -> Option<Bound> {
+        if let Some(cached) = self.contexts.get(&who) {
             return cached.value;
         }
-        let found = self.bindings.get(&requester).copied();
+        let found = self.bindings.get(&who).copied();
         if found.is_some() || self.caps.sync_on_map {
             let cached = self.stamp(found);
-            self.contexts.insert(requester, cached);
+            self.contexts.insert(who, cached);
         }
         found
     }

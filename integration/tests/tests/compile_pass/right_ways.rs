@@ -2,13 +2,14 @@
 use hv_core::platform::FrameSource;
 use hv_core::{
     FrameRun, GpaRange, GuestMemory, Hypervisor, Iova, IovaRange, KernelPaging, PageCount,
-    PageSize, PciAddress, Perms, UserManaged, VmId,
+    PageSize, Pasid, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, BufferRequest, Claimed, Domain, DomainConfig, FlushSpan, Free, Group,
-    InterruptsIsolated, Mapped, PendingUnmap, Range, SharedRange,
+    Attached, Blocked, BufferRequest, Claimed, DirtyBitmap, Domain, DomainConfig, FlushSpan, Free,
+    Group, InterruptsIsolated, Mapped, Needs, PendingUnmap, Range, SharedRange, TrustedDevice,
+    UserDomain,
 };
-use hv_tests::fake::Fake;
+use hv_tests::fake::{Fake, UserStage};
 use hv_tests::host::Host;
 
 type Driver = Group<Fake, Attached<KernelPaging, Fake>>;
@@ -86,6 +87,72 @@ fn ended(domain: Domain<KernelPaging, Fake>, wanted: BufferRequest, host: &Host)
     }
 }
 
+fn tracked(group: &Group<Fake, Claimed<KernelPaging>>, range: IovaRange, words: &mut [u64]) {
+    let needs = Needs {
+        dirty_tracking: true,
+        coherent_walks: true,
+    };
+    let request = DomainConfig::default().with(needs);
+    let Ok(domain) = Domain::paging_domain_alloc(group, request) else {
+        return;
+    };
+    if let (Some(dirty), Ok(mut bitmap)) = (domain.dirty(), DirtyBitmap::new(range, words)) {
+        let _ = dirty.read_and_clear(&mut bitmap);
+    }
+}
+
+fn nested(
+    group: Group<Fake, Claimed<UserManaged>>,
+    isolated: &InterruptsIsolated,
+    stage: &UserStage,
+) -> Option<()> {
+    let built = Domain::user_domain_alloc_or_plain(&group, DomainConfig::default()).ok()?;
+    let parent = match built {
+        UserDomain::Parent(parent) => parent,
+        UserDomain::Plain { domain, unmet: _ } => {
+            let _group = group.attach_for_guest(&domain, isolated).ok()?;
+            return Some(());
+        }
+    };
+    let nested = Domain::alloc_nested(&parent, stage).ok()?;
+    let group = group.attach_for_guest(&nested, isolated).ok()?;
+    nested.invalidate(&[[0, 0]]).ok()?;
+    let _group = group.detach().ok()?;
+    nested.destroy().ok()?;
+    parent.destroy().ok()?.for_each(drop);
+    Some(())
+}
+
+fn untranslated(group: Group<Fake, Claimed<KernelPaging>>) -> Option<()> {
+    let trusted = TrustedDevice::vouch_for(&group, "a compile-pass case");
+    let domain = Domain::identity_domain_alloc(&group, &trusted).ok()?;
+    let group = group.attach_untranslated(&domain, trusted).ok()?;
+    let blocked = Domain::blocked(&group.detach().ok()?);
+    let _ = blocked.destroy();
+    Some(())
+}
+
+fn replaced(group: Driver, next: &Domain<KernelPaging, Fake>) -> Option<Driver> {
+    match group.gapless() {
+        Some(gapless) => group.replace(next, &gapless).ok(),
+        None => group.replace_with_gap(next).ok(),
+    }
+}
+
+fn pasids(
+    group: Driver,
+    member: PciAddress,
+    pasid: Pasid,
+    domain: &Domain<KernelPaging, Fake>,
+) -> Option<Group<Fake, Claimed<KernelPaging>>> {
+    let Ok(group) = group.open_pasids() else {
+        return None;
+    };
+    let attachment = group.attach_pasid(member, pasid, domain).ok()?;
+    group.detach_pasid(attachment).ok()?;
+    group.close_pasids().ok()?.detach().ok()
+}
+
 fn main() {
     // Only that it compiles counts.
     let _ = (
@@ -98,5 +165,10 @@ fn main() {
         in_parts,
         shared,
         ended,
+        tracked,
+        nested,
+        untranslated,
+        replaced,
+        pasids,
     );
 }

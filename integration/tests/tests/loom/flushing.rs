@@ -84,6 +84,37 @@ fn bind_against_unmap_and_flush(two_cpus: bool) {
     }
 }
 
+/// A device is bound to a first stage on a domain whose unit is flushed anyway, while a page is unmapped and
+/// flushed: if the flush is young enough and of that page alone, the device walks after the unmap.
+fn nest_against_unmap_and_flush() {
+    let shared = Arc::new((FlushOrder::new(), Reach::new(), AtomicU64::new(1)));
+    shared.1.enter(unit(), false);
+    let binder = {
+        let shared = shared.clone();
+        loom::thread::spawn(move || {
+            let (_, reach, word) = &*shared;
+            reach.enter_nested(unit(), false);
+            // ORDERING: Relaxed: the device's entry is live from here on, and its first walk as weak as can be.
+            word.load(Ordering::Relaxed)
+        })
+    };
+    let (order, reach, word) = &*shared;
+    // ORDERING: Release, as the engine stores a pending word.
+    word.store(0, Ordering::Release);
+    let needed = order.note();
+    let number = order.begin();
+    let whole = reach.has_nested();
+    assert!(reach.units().any(|reached| reached == unit()));
+    let walked = binder.join().unwrap();
+    assert!(number >= needed);
+    if whole {
+        saw("all of the domain is flushed");
+    } else {
+        saw("the page alone is flushed");
+        assert_eq!(walked, 0, "a first stage leads to what was unmapped");
+    }
+}
+
 /// One device leaves a unit while another one, of the same domain, comes: the flush that follows goes there.
 fn one_leaves_and_one_comes() {
     let reach = Arc::new(Reach::new());
@@ -129,6 +160,11 @@ models! {
         sees ["the flush was too old", "the unit is flushed", "the unit comes after the flush"], || {
             bind_against_unmap_and_flush(true);
         };
+
+    /// A flush is of the whole domain if a first stage on it may lead to what was unmapped.
+    /// Shows: bc02, bc03.
+    a_first_stage_that_enters_is_flushed_whole_or_walks_after_the_unmap: Exhaustive,
+        sees ["all of the domain is flushed", "the page alone is flushed"], nest_against_unmap_and_flush;
 
     /// A unit is flushed as long as one device of the domain is on it.
     /// Shows: bc03.

@@ -33,6 +33,7 @@ mod explore;
 mod faults;
 mod flushing;
 mod hardware;
+mod ids;
 mod mapping;
 mod quiescence;
 mod reclaiming;

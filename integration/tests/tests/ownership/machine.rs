@@ -78,6 +78,8 @@ pub(crate) fn full_unit() -> UnitCaps {
         sync_on_map: false,
         write_only: true,
         live_resize: true,
+        nested: true,
+        dirty: true,
     }
 }
 

@@ -329,6 +329,7 @@ fn an_entry_that_is_still_there_is_taken_down_and_waited_for() {
             level: Level::LEAF,
         },
         domain: driver.domain.hw_id(),
+        dirty: false,
     };
     for answer in [Answer::Refuses, Answer::Completes(Completion::Never)] {
         machine.fake.occupy(NIC, left);

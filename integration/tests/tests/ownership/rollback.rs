@@ -172,6 +172,7 @@ fn an_entry_of_somebody_else_is_left_alone() {
                     level: Level::LEAF,
                 },
                 domain: if same_domain { domain.hw_id() } else { other },
+                dirty: false,
             };
             machine.fake.occupy(requester, foreign);
             let Err(AttachFailed::Refused { group, error }) = group.attach(&domain) else {

@@ -1,0 +1,237 @@
+//! What only some backends can do, a trait each: nesting, PASIDs, identity, replacing an entry at once.
+//!
+//! A backend that lacks a trait lacks the operations as well: they do not compile for it. What differs
+//! between the units of one backend is a value, asked for here and answered by a typed error.
+
+#![expect(
+    unsafe_code,
+    reason = "declares traits on whose word memory is handed to devices"
+)]
+
+use core::fmt;
+
+use hv_core::{Pasid, PciAddress};
+use thiserror::Error;
+
+use crate::backend::{Backend, Binding, FlushTicket, HwDomainId, UnitError, UnitIndex};
+
+/// Something that was asked for and that a unit does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{what} needs {needed}, the unit has {found}")]
+pub struct Unmet {
+    /// Which property.
+    pub what: &'static str,
+    /// How much of it is needed; 1 where it is there or not.
+    pub needed: u64,
+    /// How much there is.
+    pub found: u64,
+}
+
+impl Unmet {
+    /// That `what` is not there at all.
+    pub const fn absent(what: &'static str) -> Self {
+        Self {
+            what,
+            needed: 1,
+            found: 0,
+        }
+    }
+}
+
+/// Something that a user asked for and that is malformed: nothing was done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{what} is {found:#x}, expected {expected}")]
+pub struct BadRequest {
+    /// Which part of it.
+    pub what: &'static str,
+    /// What it may be, in words.
+    pub expected: &'static str,
+    /// What it was.
+    pub found: u64,
+}
+
+/// A backend whose units translate by a user's own first stage on top of the domain's tables.
+///
+/// What a user's stage leads to goes through the parent's tables, so a user reaches no more with it than
+/// without.
+///
+/// # Safety
+/// In addition to what [`Backend`] promises:
+/// * After [`bind_nested`](Self::bind_nested), and after its ticket where it gave one, every address that
+///   the requester reaches, those of the first stage's own tables too, is one that `parent`'s tables map.
+///   [`Backend::unbind`] with the parent's id takes the binding down.
+/// * A flush of [`FlushSpan::Domain`](crate::FlushSpan::Domain) that reaches walk caches removes what was
+///   translated through both stages as well, and where a first stage's tables were found. One of pages
+///   need not.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` walk no first stage of a user's own",
+    label = "this backend has no `NestedBackend`",
+    note = "the user maps in its domain: `Domain::user_domain_alloc`, then `reserve` and `map`"
+)]
+pub unsafe trait NestedBackend: Backend {
+    /// What a user says about its first stage: the words as they came.
+    type UserStage;
+    /// A first stage that was looked at and is well-formed.
+    type FirstStage: fmt::Debug + Send + Sync + 'static;
+    /// What a user asks to be forgotten of its first stage: the words as they came.
+    type UserInvalidation;
+    /// An invalidation that was looked at and is well-formed.
+    type Invalidation;
+
+    /// Looks at what a user says about its first stage. Changes nothing.
+    ///
+    /// # Errors
+    /// [`BadRequest`].
+    fn check_stage(&self, user: &Self::UserStage) -> Result<Self::FirstStage, BadRequest>;
+
+    /// Whether a unit can walk such a first stage.
+    ///
+    /// # Errors
+    /// [`Unmet`].
+    fn serves_stage(&self, unit: UnitIndex, stage: &Self::FirstStage) -> Result<(), Unmet>;
+
+    /// Binds `requester` to a first stage on top of `parent`.
+    ///
+    /// # Errors
+    /// As [`Backend::bind`].
+    ///
+    /// # Safety
+    /// As for [`Backend::bind`], with `parent` for the binding.
+    unsafe fn bind_nested(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        parent: Binding,
+        stage: &Self::FirstStage,
+    ) -> Result<Option<FlushTicket>, UnitError>;
+
+    /// Looks at what a user asks to be forgotten. Changes nothing.
+    ///
+    /// # Errors
+    /// [`BadRequest`].
+    fn check_invalidation(
+        &self,
+        stage: &Self::FirstStage,
+        user: &Self::UserInvalidation,
+    ) -> Result<Self::Invalidation, BadRequest>;
+
+    /// Asks a unit to forget that much of a first stage on top of the domain with this id, and for a wait
+    /// behind it.
+    ///
+    /// # Errors
+    /// As [`Backend::submit`].
+    fn submit_nested(
+        &self,
+        unit: UnitIndex,
+        parent: HwDomainId,
+        stage: &Self::FirstStage,
+        invalidation: &Self::Invalidation,
+    ) -> Result<FlushTicket, UnitError>;
+}
+
+/// A backend that can tell a device's requests apart by the PASID that they carry.
+///
+/// # Safety
+/// What [`Backend`] promises of a requester holds of a requester's requests with one PASID:
+/// * With a PASID that is not bound they reach no memory.
+/// * After [`bind_pasid`](Self::bind_pasid), and after its ticket where it gave one, they translate by the
+///   binding. Its entry became live in one store.
+/// * When the ticket of [`unbind_pasid`](Self::unbind_pasid) completes, the unit holds nothing of it.
+/// * Flushes by domain id name them too.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` do not tell requests apart by PASID",
+    label = "this backend has no `PasidBackend`",
+    note = "give the whole function to one domain: `attach`"
+)]
+pub unsafe trait PasidBackend: Backend {
+    /// How many bits of a PASID a unit looks at, at most 20; 0 when it takes none.
+    fn pasid_bits(&self, unit: UnitIndex) -> u8;
+
+    /// Binds a requester's requests with `pasid`.
+    ///
+    /// # Errors
+    /// As [`Backend::bind`].
+    ///
+    /// # Safety
+    /// As for [`Backend::bind`], until the ticket of a later [`unbind_pasid`](Self::unbind_pasid).
+    unsafe fn bind_pasid(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        pasid: Pasid,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError>;
+
+    /// Takes the binding of a requester's requests with `pasid` down.
+    ///
+    /// # Errors
+    /// As [`Backend::unbind`].
+    fn unbind_pasid(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        pasid: Pasid,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError>;
+}
+
+/// A backend that can let a device's requests through untranslated.
+///
+/// # Safety
+/// [`bind_identity`](Self::bind_identity) lets the requester reach every address, as that address;
+/// [`Backend::unbind`] with the same id takes that back.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` translate every request",
+    label = "this backend has no `IdentityBackend`",
+    note = "use a `Paging` domain, and map what the device needs where it expects it"
+)]
+pub unsafe trait IdentityBackend: Backend {
+    /// Whether a unit can.
+    fn passes_through(&self, unit: UnitIndex) -> bool;
+
+    /// Lets `requester` through untranslated.
+    ///
+    /// # Errors
+    /// As [`Backend::bind`].
+    ///
+    /// # Safety
+    /// Whoever controls the device may reach all memory, until the ticket of a later unbind.
+    unsafe fn bind_identity(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<Option<FlushTicket>, UnitError>;
+}
+
+/// A backend that can switch a live entry from one domain to another in one store.
+///
+/// # Safety
+/// * [`rebind`](Self::rebind) switches the entry in one store: at each moment the requester translates by
+///   one of the two bindings. When its ticket completes, the unit holds nothing of the old one.
+/// * With an error other than [`UnitError::NotBound`], which changes nothing, the entry names either
+///   domain, whole.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` cannot switch a live entry",
+    label = "this backend has no `ReplaceBackend`",
+    note = "accept the gap by name: `replace_with_gap`"
+)]
+pub unsafe trait ReplaceBackend: Backend {
+    /// Whether a unit can.
+    fn replaces_live(&self, unit: UnitIndex) -> bool;
+
+    /// Switches the binding of `requester` from the domain with id `from`.
+    ///
+    /// # Errors
+    /// [`UnitError`].
+    ///
+    /// # Safety
+    /// As for [`Backend::bind`]; the old binding's tables live until the ticket has completed.
+    unsafe fn rebind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        from: HwDomainId,
+        to: Binding,
+    ) -> Result<FlushTicket, UnitError>;
+}

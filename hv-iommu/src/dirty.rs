@@ -1,0 +1,211 @@
+//! Dirty tracking: which pages devices have written, of domains whose units note that.
+
+use core::fmt;
+
+use hv_core::{Iova, IovaRange, Owner, PageCount, PageSize};
+use thiserror::Error;
+
+use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::domain::{Domain, DomainCore};
+use crate::flush::FlushError;
+use crate::format::Level;
+use crate::shape::Pages;
+
+/// A bitmap has not as many bits as its range has pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a bitmap of {pages} needs {needed} words, found {found}")]
+pub struct BitmapError {
+    /// The range's length.
+    pub pages: PageCount,
+    /// How many 64-bit words that needs.
+    pub needed: u64,
+    /// How many there are.
+    pub found: usize,
+}
+
+/// One bit for each 4 KiB page of a range, in memory of the caller: bit 0 of the first word is its first
+/// page.
+///
+/// Bits are only ever set, so looks add up until the caller clears the words.
+pub struct DirtyBitmap<'w> {
+    range: IovaRange,
+    words: &'w mut [u64],
+}
+
+impl<'w> DirtyBitmap<'w> {
+    /// A bitmap of `range` in `words`, of which it uses as many as it needs.
+    ///
+    /// # Errors
+    /// [`BitmapError`] when there are too few.
+    pub fn new(range: IovaRange, words: &'w mut [u64]) -> Result<Self, BitmapError> {
+        let pages = range.pages();
+        let needed = pages.get().div_ceil(u64::BITS.into());
+        let found = words.len();
+        if (found as u64) < needed {
+            return Err(BitmapError {
+                pages,
+                needed,
+                found,
+            });
+        }
+        Ok(Self { range, words })
+    }
+
+    /// The pages that it has bits for.
+    pub fn range(&self) -> IovaRange {
+        self.range
+    }
+
+    /// How many pages are marked.
+    pub fn count(&self) -> u64 {
+        self.pages().count() as u64
+    }
+
+    /// The pages that are marked, in order.
+    pub fn pages(&self) -> impl Iterator<Item = Iova> + '_ {
+        let all = 0..self.range.pages().get();
+        all.filter(|page| self.is_marked(*page))
+            .filter_map(|page| self.range.page(page))
+    }
+
+    fn is_marked(&self, page: u64) -> bool {
+        let word = usize::try_from(page / u64::from(u64::BITS)).ok();
+        let word = word.and_then(|word| self.words.get(word));
+        word.is_some_and(|word| word >> (page % u64::from(u64::BITS)) & 1 != 0)
+    }
+
+    /// Marks the pages of a leaf that are in the range.
+    fn mark(&mut self, leaf: IovaRange) {
+        let size = PageSize::Size4K.bytes();
+        let start = self.range.start().as_u64();
+        let (first, last) = (
+            leaf.start().max(self.range.start()),
+            leaf.last().min(self.range.last()),
+        );
+        if first > last {
+            return;
+        }
+        let (first, last) = (
+            (first.as_u64() - start) / size,
+            (last.as_u64() - start) / size,
+        );
+        for page in first..=last {
+            let word = usize::try_from(page / u64::from(u64::BITS)).ok();
+            if let Some(word) = word.and_then(|word| self.words.get_mut(word)) {
+                *word |= 1 << (page % u64::from(u64::BITS));
+            }
+        }
+    }
+}
+
+impl fmt::Debug for DirtyBitmap<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} written pages of {}", self.count(), self.range)
+    }
+}
+
+/// Why a look at what devices have written is not whole. What was found is in the bitmap all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum DirtyError {
+    /// A large page that was written reaches out of the bitmap's range. All of `written` counts as written.
+    #[error(
+        "a page that was written reaches out of the bitmap: all of {written} counts as written"
+    )]
+    ReachesOut {
+        /// From the first such page to the last.
+        written: IovaRange,
+    },
+    /// A unit did not complete the flush: what it writes from now on may not be noted again. Unless it
+    /// was only busy, it is wedged, and its devices were cut off.
+    #[error("what devices write from now on may not be noted: {reason}")]
+    Flush {
+        /// Why.
+        reason: FlushError,
+        /// As in [`DirtyError::ReachesOut`], if there is such a page.
+        written: Option<IovaRange>,
+    },
+}
+
+/// Witness that units note what devices write through a domain; the way to read that.
+///
+/// # Invariants
+/// The domain was built for dirty tracking, so every unit that it is attached to writes dirty bits.
+pub struct DirtyTracking<'d, B: Backend> {
+    core: &'d DomainCore<B>,
+}
+
+impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
+    /// What reads and clears dirty bits, if the domain was asked for with
+    /// [`Needs::dirty_tracking`](crate::Needs).
+    pub fn dirty(&self) -> Option<DirtyTracking<'_, B>> {
+        let core = &self.core;
+        core.caps.dirty.then_some(DirtyTracking { core })
+    }
+}
+
+impl<B: Backend> DirtyTracking<'_, B> {
+    /// Marks every page that a device has written since that was last cleared. Pages that are unmapped are
+    /// not marked: look before.
+    ///
+    /// # Errors
+    /// [`DirtyError::ReachesOut`].
+    pub fn read(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
+        let mut out = None;
+        let (table, guard, range) = (&self.core.table, self.core.pin(), bitmap.range());
+        table.dirty(&guard, range, |at, level| note(bitmap, &mut out, at, level));
+        reached(out)
+    }
+
+    /// As [`read`](Self::read), and forgets it: from now on only new writes are noted.
+    ///
+    /// Flushes before it returns. What a device writes in the meantime goes to pages that are marked, so
+    /// pages are copied after this call, not before.
+    ///
+    /// # Errors
+    /// [`DirtyError`]; nothing is lost: what was cleared is in the bitmap, or named by the error.
+    pub fn read_and_clear(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
+        let mut out = None;
+        let (table, range) = (&self.core.table, bitmap.range());
+        let guard = self.core.pin();
+        table.dirty_and_clear(&guard, range, |at, level| {
+            note(bitmap, &mut out, at, level);
+        });
+        drop(guard);
+        // Leaves alone: links are as they were. What reaches out was cleared too.
+        let span = out.map_or(range, |out: IovaRange| range.hull(&out));
+        let flushed = self.core.flush(FlushSpan::Pages(span), FlushDepth::Leaves);
+        match flushed {
+            Ok(_) => reached(out),
+            Err(reason) => Err(DirtyError::Flush {
+                reason,
+                written: out,
+            }),
+        }
+    }
+}
+
+/// Marks a leaf that was written, and notes it when it reaches out of the bitmap.
+fn note(bitmap: &mut DirtyBitmap<'_>, out: &mut Option<IovaRange>, at: Iova, level: Level) {
+    let size = PageSize::ALL
+        .into_iter()
+        .find(|size| Level::of(*size) == level);
+    // The engine names the first address that it was asked about, not that of the leaf.
+    let leaf = size.and_then(|size| IovaRange::new(at.align_down(size), PageCount::of(size)).ok());
+    let Some(leaf) = leaf else {
+        return;
+    };
+    bitmap.mark(leaf);
+    if !bitmap.range().covers(&leaf) {
+        *out = Some(out.map_or(leaf, |out| out.hull(&leaf)));
+    }
+}
+
+fn reached(out: Option<IovaRange>) -> Result<(), DirtyError> {
+    out.map_or(Ok(()), |written| Err(DirtyError::ReachesOut { written }))
+}
+
+impl<B: Backend> fmt::Debug for DirtyTracking<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dirty tracking of {}", self.core.uid)
+    }
+}

@@ -1,0 +1,140 @@
+//! Identity domains: a device of the hypervisor that is let through untranslated, by name.
+
+use hv_core::{KernelPaging, Owner, Shared};
+
+use crate::anchor::Ties;
+use crate::attach::{AttachError, AttachFailed, attach};
+use crate::backend::Backend;
+use crate::capability::{IdentityBackend, Unmet};
+use crate::destroy::{DestroyError, DestroyRefusal};
+use crate::domain::{Domain, DomainError};
+use crate::group::{AttachedGroup, Claimed, Group, GroupId};
+use crate::shape::Identity;
+use crate::system::System;
+
+/// What a unit lacks that always translates.
+pub(crate) const NO_PASS_THROUGH: Unmet = Unmet::absent("passing requests through untranslated");
+
+/// The part of an identity domain that its attachments share.
+pub struct IdentityCore<B: Backend> {
+    pub(crate) ties: Shared<Ties>,
+    pub(crate) system: Shared<System<B>>,
+}
+
+impl<B: Backend> Clone for IdentityCore<B> {
+    fn clone(&self) -> Self {
+        Self {
+            ties: self.ties.clone(),
+            system: self.system.clone(),
+        }
+    }
+}
+
+/// Somebody's word that the devices of one group may reach all memory.
+///
+/// It is the only way to an identity domain; who gives it, and why, is in the log. A device that others
+/// can plug in, or whose firmware others can write, is never to be trusted.
+#[must_use = "trust that is not used is better not given"]
+pub struct TrustedDevice<B: Backend> {
+    group: GroupId,
+    system: Shared<System<B>>,
+    reason: &'static str,
+}
+
+impl<B: Backend> TrustedDevice<B> {
+    /// Vouches for every device of `group`. `reason` is logged, now and when it is used.
+    pub fn vouch_for(group: &Group<B, Claimed<KernelPaging>>, reason: &'static str) -> Self {
+        log::warn!(
+            "BYPASS: {} {:?} are trusted with all memory: {reason}",
+            group.id(),
+            group.members()
+        );
+        Self {
+            group: group.id(),
+            system: group.system().clone(),
+            reason,
+        }
+    }
+}
+
+impl<B: IdentityBackend> Domain<KernelPaging, B, Identity> {
+    /// A domain that translates nothing, for the hypervisor's driver of the group that `trusted` names.
+    ///
+    /// # Errors
+    /// [`DomainError`]: [`DomainError::Unmet`] when the group's unit translates always.
+    pub fn identity_domain_alloc(
+        group: &Group<B, Claimed<KernelPaging>>,
+        trusted: &TrustedDevice<B>,
+    ) -> Result<Self, DomainError> {
+        let system = group.system();
+        if !system.backend.passes_through(group.unit()) {
+            let (unit, unmet) = (group.unit(), NO_PASS_THROUGH);
+            return Err(DomainError::Unmet { unit, unmet });
+        }
+        log::warn!(
+            "BYPASS: a domain without translation for {}: {}",
+            trusted.group,
+            trusted.reason
+        );
+        let held = system.ids.take().ok_or(DomainError::NoDomainId)?;
+        let ties = Ties::new(KernelPaging::owner_id(()), held.id());
+        let ties = match Shared::try_new(ties) {
+            Ok(ties) => ties,
+            Err((_, error)) => {
+                system.ids.give_back(held);
+                return Err(error.into());
+            }
+        };
+        let system = system.clone();
+        let core = IdentityCore { ties, system };
+        Ok(Self {
+            core,
+            owner: (),
+            held,
+        })
+    }
+}
+
+impl<B: IdentityBackend> Group<B, Claimed<KernelPaging>> {
+    /// Lets the group's devices reach all memory, untranslated. Bus mastering stays off.
+    ///
+    /// # Errors
+    /// [`AttachFailed`], with the group: [`AttachError::NotVouchedFor`] when `trusted` is of another one.
+    pub fn attach_untranslated(
+        self,
+        domain: &Domain<KernelPaging, B, Identity>,
+        trusted: TrustedDevice<B>,
+    ) -> Result<AttachedGroup<KernelPaging, B, Identity>, AttachFailed<KernelPaging, B>> {
+        let same = Shared::ptr_eq(self.system(), &trusted.system) && self.id() == trusted.group;
+        if !same {
+            let error = AttachError::NotVouchedFor {
+                group: self.id(),
+                trusted: trusted.group,
+            };
+            return Err(AttachFailed::Refused { group: self, error });
+        }
+        log::warn!(
+            "BYPASS: {} is attached without translation: {}",
+            self.id(),
+            trusted.reason
+        );
+        attach(self, domain)
+    }
+}
+
+/// Ends an identity domain: its id is free.
+pub(crate) fn end<B: IdentityBackend>(
+    domain: Domain<KernelPaging, B, Identity>,
+) -> Result<(), DestroyError<KernelPaging, B, Identity>> {
+    match domain.core.ties.attachments.count() {
+        0 => {
+            // No group is attached, and each detach waited for the unit to forget the id.
+            domain.core.system.ids.give_back(domain.held);
+            Ok(())
+        }
+        attachments => Err(DestroyError {
+            domain,
+            reason: DestroyRefusal::Attached { attachments },
+        }),
+    }
+}

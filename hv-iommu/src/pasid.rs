@@ -1,0 +1,374 @@
+//! PASIDs: further domains for the requests of one function, told apart by the number that they carry.
+//!
+//! A group opens its PASIDs once it is attached, and closes them before it is detached: while they are
+//! open there is no `detach` to call.
+
+#![expect(unsafe_code, reason = "binds devices to tables")]
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
+
+use hv_core::sync::Mutex;
+use hv_core::{OutOfMemory, Owner, Pasid, PciAddress, Shared};
+use thiserror::Error;
+
+use crate::attach::{AttachError, check};
+use crate::backend::{Backend, UnitError};
+use crate::capability::{PasidBackend, Unmet};
+use crate::domain::{Domain, DomainCore, DomainUid};
+use crate::group::{Attached, AttachedGroup, Group, GroupId};
+use crate::shape::{LetsThrough, Pages, Paging, Shape, binding};
+
+/// State of an attached group whose functions' PASIDs have domains of their own.
+pub struct WithPasids<O: Owner, B: Backend, S: Shape<O, B>> {
+    attached: Attached<O, B, S>,
+    slots: Mutex<Vec<Slot>>,
+}
+
+/// An attached group whose PASIDs are open.
+pub type PasidGroup<O, B, S = Paging> = Group<B, WithPasids<O, B, S>>;
+
+/// A PASID that is taken.
+#[derive(Clone, Copy)]
+struct Slot {
+    member: PciAddress,
+    pasid: Pasid,
+    domain: DomainUid,
+}
+
+/// One function's requests with one PASID, bound to a domain. [`Group::detach_pasid`] takes it.
+///
+/// Dropping it leaves them bound: the group's PASIDs cannot be closed any more, nor the domain destroyed.
+#[must_use = "dropped, it stays bound for good: detach it"]
+pub struct PasidAttachment<O: Owner, B: Backend> {
+    group: GroupId,
+    member: PciAddress,
+    pasid: Pasid,
+    core: Shared<DomainCore<B>>,
+    /// The unit was wedged after the entry was taken down.
+    down: bool,
+    owner: PhantomData<fn() -> O>,
+}
+
+/// Why a PASID was not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PasidRefusal {
+    /// The unit looks at fewer bits.
+    #[error("{pasid} needs more than the {bits} bits that the unit looks at")]
+    TooWide {
+        /// The PASID.
+        pasid: Pasid,
+        /// How many bits the unit looks at.
+        bits: u8,
+    },
+    /// The function's requests with this PASID are bound already.
+    #[error("{pasid} of {member} is bound to {domain}")]
+    Taken {
+        /// The function.
+        member: PciAddress,
+        /// The PASID.
+        pasid: Pasid,
+        /// What it is bound to.
+        domain: DomainUid,
+    },
+    /// What holds of every attachment.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// What a failed attach of a PASID gives back.
+pub enum PasidError<O: Owner, B: Backend> {
+    /// Nothing is bound.
+    Refused(PasidRefusal),
+    /// The hardware did not forget what had been bound. Detach it once the unit was reset.
+    Stuck(PasidAttachment<O, B>, UnitError),
+}
+
+impl<O: Owner, B: Backend> fmt::Display for PasidError<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => write!(f, "not attached: {refusal}"),
+            Self::Stuck(attachment, error) => write!(f, "{attachment:?} is stuck: {error}"),
+        }
+    }
+}
+
+/// A PASID that was not detached, and why.
+pub struct PasidDetachFailed<O: Owner, B: Backend> {
+    /// The attachment. It can be detached once the unit was reset.
+    pub attachment: PasidAttachment<O, B>,
+    /// Why.
+    pub error: AttachError,
+}
+
+impl<O: Owner, B: Backend> fmt::Display for PasidDetachFailed<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} stays: {}", self.attachment, self.error)
+    }
+}
+
+/// A group whose PASIDs are not closed, since some are bound.
+pub struct StillOpen<G> {
+    /// The group.
+    pub group: G,
+    /// How many are bound.
+    pub bound: usize,
+}
+
+impl<G> fmt::Display for StillOpen<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = self.bound;
+        write!(
+            f,
+            "{bound} PASIDs of the group are bound; detach them first"
+        )
+    }
+}
+
+/// What is told of an error is its sentence.
+macro_rules! told {
+    ([$($generic:tt)*] $error:ty) => {
+        impl<$($generic)*> fmt::Debug for $error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl<$($generic)*> core::error::Error for $error {}
+    };
+}
+
+told!([O: Owner, B: Backend] PasidError<O, B>);
+told!([O: Owner, B: Backend] PasidDetachFailed<O, B>);
+told!([G] StillOpen<G>);
+
+impl<O: Owner, B: Backend> fmt::Debug for PasidAttachment<O, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} in {}", self.pasid, self.member, self.core.uid)
+    }
+}
+
+impl<O: Owner, B: Backend> PasidAttachment<O, B> {
+    /// The PASID.
+    pub fn pasid(&self) -> Pasid {
+        self.pasid
+    }
+
+    /// The function.
+    pub fn member(&self) -> PciAddress {
+        self.member
+    }
+
+    /// The domain.
+    pub fn domain(&self) -> DomainUid {
+        self.core.uid
+    }
+}
+
+impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
+    /// From now on PASIDs of the group's functions can be attached to domains. Requests without one go
+    /// where they went.
+    ///
+    /// # Errors
+    /// The group, and what its unit lacks.
+    pub fn open_pasids(self) -> Result<PasidGroup<O, B, S>, (Self, Unmet)>
+    where
+        B: PasidBackend,
+        S: LetsThrough<O, B>,
+    {
+        if self.inner.system.backend.pasid_bits(self.inner.unit) == 0 {
+            return Err((self, Unmet::absent("requests with a PASID")));
+        }
+        let Self { inner, state } = self;
+        let state = WithPasids {
+            attached: state,
+            slots: Mutex::new(Vec::new()),
+        };
+        Ok(Group { inner, state })
+    }
+}
+
+impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
+    /// The domain of requests without a PASID.
+    pub fn domain(&self) -> DomainUid {
+        S::anchor(&self.state.attached.core).uid()
+    }
+
+    /// Lets requests of `member` that carry `pasid` translate through `domain`.
+    ///
+    /// # Errors
+    /// [`PasidError`].
+    pub fn attach_pasid<T: Pages<O, B>>(
+        &self,
+        member: PciAddress,
+        pasid: Pasid,
+        domain: &Domain<O, B, T>,
+    ) -> Result<PasidAttachment<O, B>, PasidError<O, B>> {
+        self.take_slot(member, pasid, domain)
+            .map_err(PasidError::Refused)?;
+        let (inner, core) = (&self.inner, &domain.core);
+        let (unit, system) = (inner.unit, &inner.system);
+        let anchor = T::anchor(core);
+        anchor.hold();
+        let mut attachment = PasidAttachment {
+            group: inner.id,
+            member,
+            pasid,
+            core: core.clone(),
+            down: false,
+            owner: PhantomData,
+        };
+        let refused = |attachment: PasidAttachment<O, B>, error: AttachError| {
+            anchor.let_go();
+            self.free_slot(&attachment);
+            Err(PasidError::Refused(error.into()))
+        };
+        let Some(binding) = binding(core) else {
+            let uid = core.uid;
+            return refused(attachment, AttachError::Ended(uid));
+        };
+        anchor.enter(unit, inner.caps.sync_on_map);
+        // SAFETY: the root is that of a live table, whose domain counts this attachment until it was
+        // detached; it maps what its owner's runs of frames name.
+        let bound = unsafe { system.backend.bind_pasid(unit, member, pasid, binding) };
+        let waited = match bound {
+            Ok(Some(ticket)) => system.wait(unit, ticket, "the binding of a PASID"),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let Err(error) = waited else {
+            return Ok(attachment);
+        };
+        let foreign = matches!(bound, Err(UnitError::AlreadyBound { .. }));
+        let undone = match foreign {
+            true => Ok(()),
+            false => self.take_down(&attachment),
+        };
+        match undone {
+            Ok(()) => {}
+            Err(UnitError::NotBound { .. }) if bound.is_err() => {}
+            Err(error) => {
+                attachment.down = true;
+                return Err(PasidError::Stuck(attachment, error));
+            }
+        }
+        anchor.leave(unit);
+        refused(attachment, error.into())
+    }
+
+    /// Takes a PASID from its domain and waits until the hardware has forgotten both entry and
+    /// translations. Requests that carry it reach no memory then.
+    ///
+    /// # Errors
+    /// The attachment: it is of another group, or the unit did not complete that. The domain stays in
+    /// use.
+    pub fn detach_pasid(
+        &self,
+        mut attachment: PasidAttachment<O, B>,
+    ) -> Result<(), PasidDetachFailed<O, B>> {
+        let (inner, core) = (&self.inner, attachment.core.clone());
+        let ours = Shared::ptr_eq(&inner.system, &core.system) && attachment.group == inner.id;
+        if !ours {
+            let error = AttachError::NotAMember {
+                member: attachment.member,
+                group: inner.id,
+            };
+            return Err(PasidDetachFailed { attachment, error });
+        }
+        match self.take_down(&attachment) {
+            Ok(()) => {}
+            // It was taken down before the unit was wedged, and is forgotten since the reset.
+            Err(UnitError::NotBound { .. })
+                if attachment.down && !inner.system.wedged.has(inner.unit) => {}
+            Err(error) => {
+                attachment.down = true;
+                let error = error.into();
+                return Err(PasidDetachFailed { attachment, error });
+            }
+        }
+        let anchor = crate::anchor::Anchor::Tables(core);
+        anchor.leave(inner.unit);
+        anchor.let_go();
+        self.free_slot(&attachment);
+        Ok(())
+    }
+
+    /// Closes the group's PASIDs: it can be detached, or moved to another domain.
+    ///
+    /// # Errors
+    /// The group, while some are attached.
+    pub fn close_pasids(self) -> Result<AttachedGroup<O, B, S>, StillOpen<Self>> {
+        let bound = self.state.slots.lock().len();
+        if bound != 0 {
+            return Err(StillOpen { group: self, bound });
+        }
+        let Self { inner, state } = self;
+        let state = state.attached;
+        Ok(Group { inner, state })
+    }
+
+    /// All that is checked first; then the PASID is taken.
+    fn take_slot<T: Pages<O, B>>(
+        &self,
+        member: PciAddress,
+        pasid: Pasid,
+        domain: &Domain<O, B, T>,
+    ) -> Result<(), PasidRefusal> {
+        let inner = &self.inner;
+        if !inner.members.contains(&member) {
+            let group = inner.id;
+            return Err(AttachError::NotAMember { member, group }.into());
+        }
+        check(inner, self.state.attached.owner, domain)?;
+        let bits = inner.system.backend.pasid_bits(inner.unit);
+        if pasid.get().checked_shr(bits.into()).unwrap_or(0) != 0 {
+            return Err(PasidRefusal::TooWide { pasid, bits });
+        }
+        let mut slots = self.state.slots.lock();
+        let taken = slots
+            .iter()
+            .find(|slot| slot.member == member && slot.pasid == pasid);
+        if let Some(taken) = taken {
+            let domain = taken.domain;
+            return Err(PasidRefusal::Taken {
+                member,
+                pasid,
+                domain,
+            });
+        }
+        slots.try_reserve(1).map_err(|_| {
+            let bytes = size_of::<Slot>();
+            AttachError::from(OutOfMemory { bytes })
+        })?;
+        let domain = domain.uid();
+        slots.push(Slot {
+            member,
+            pasid,
+            domain,
+        });
+        Ok(())
+    }
+
+    fn free_slot(&self, attachment: &PasidAttachment<O, B>) {
+        let (member, pasid) = (attachment.member, attachment.pasid);
+        let other = |slot: &Slot| slot.member != member || slot.pasid != pasid;
+        self.state.slots.lock().retain(|slot| other(slot));
+    }
+
+    /// Takes the entry down and waits. A failure cuts the unit off, unless there was no such entry.
+    fn take_down(&self, attachment: &PasidAttachment<O, B>) -> Result<(), UnitError> {
+        let (unit, system) = (self.inner.unit, &self.inner.system);
+        let (member, pasid, id) = (attachment.member, attachment.pasid, attachment.core.id);
+        let undone = match system.backend.unbind_pasid(unit, member, pasid, id) {
+            Ok(ticket) => system.wait(unit, ticket, "the unbinding of a PASID"),
+            Err(error @ UnitError::NotBound { .. }) => return Err(error),
+            Err(error) => Err(error),
+        };
+        if undone.is_err() {
+            // After the entry is down, so that a reset which is under way counts as too early for it.
+            system.cut_off(unit);
+        }
+        undone
+    }
+}

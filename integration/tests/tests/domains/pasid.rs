@@ -1,0 +1,242 @@
+//! PASIDs: a function's requests told apart by the number that they carry, each in a domain of its own.
+
+use hv_core::{Access, Iova, KernelPaging, Pasid, PciAddress, Perms};
+use hv_iommu::{
+    AttachError, DestroyRefusal, Domain, Group, Paging, PasidError, PasidRefusal, UnitCaps, Unmet,
+    WithPasids,
+};
+use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
+
+use super::machine::{FAR, Machine, PLAIN, TWIN, end_domain, full_unit, iovas, vm};
+
+const AT: Iova = Iova::new(0x4000);
+
+type Open = Group<Fake, WithPasids<KernelPaging, Fake, Paging>>;
+type Space = Domain<KernelPaging, Fake>;
+
+fn pasid(number: u32) -> Pasid {
+    Pasid::new(number).unwrap()
+}
+
+/// The device of two functions with open PASIDs, the domain that it is in, and two more; 0x4000 is mapped
+/// in those two. On units where binding waits.
+fn stand() -> (Machine, Open, Space, [Space; 2]) {
+    let waiting = UnitCaps {
+        sync_on_map: true,
+        ..full_unit()
+    };
+    let mut machine = Machine::with_units(waiting, full_unit());
+    let group = machine.take(TWIN[0]).claim_for_hypervisor();
+    let own = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let more = [(); 2].map(|()| {
+        let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+        let range = domain.reserve(iovas(AT.as_u64(), 1)).unwrap();
+        drop(range.map(machine.host().frames(1), Perms::Read).unwrap());
+        domain
+    });
+    let group = group.attach(&own).unwrap().open_pasids().unwrap();
+    for member in TWIN {
+        group.enable_bus_mastering(member).unwrap();
+    }
+    (machine, group, own, more)
+}
+
+fn reach(machine: &Machine, member: PciAddress, number: u32) -> Result<u64, DmaFault> {
+    let to = machine
+        .fake
+        .dma_with(member, pasid(number), AT, Access::Read)?;
+    Ok(to.as_u64())
+}
+
+#[test]
+fn each_pasid_of_each_function_goes_its_own_way() {
+    let (machine, group, own, [one, two]) = stand();
+    let first = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap();
+    let second = group.attach_pasid(TWIN[0], pasid(2), &two).unwrap();
+    let other = group.attach_pasid(TWIN[1], pasid(1), &two).unwrap();
+    assert_eq!((first.pasid(), first.member()), (pasid(1), TWIN[0]));
+    assert_eq!((group.domain(), first.domain()), (own.uid(), one.uid()));
+    let (in_one, in_two) = (
+        one.translate(AT).unwrap().to.as_u64(),
+        two.translate(AT).unwrap().to.as_u64(),
+    );
+    assert_eq!(reach(&machine, TWIN[0], 1), Ok(in_one));
+    assert_eq!(reach(&machine, TWIN[0], 2), Ok(in_two));
+    assert_eq!(reach(&machine, TWIN[1], 1), Ok(in_two));
+    assert_eq!(reach(&machine, TWIN[1], 2), Err(DmaFault::NotBound));
+    // Requests without one go where they went.
+    let plain = machine.fake.dma(TWIN[0], AT, Access::Read);
+    assert_eq!(plain, Err(DmaFault::NotMapped));
+
+    group.detach_pasid(first).unwrap();
+    assert_eq!(reach(&machine, TWIN[0], 1), Err(DmaFault::NotBound));
+    assert_eq!(reach(&machine, TWIN[0], 2), Ok(in_two));
+    assert_eq!(end_domain(one, machine.host()), 1);
+    group.detach_pasid(second).unwrap();
+    group.detach_pasid(other).unwrap();
+    let _group = group.close_pasids().unwrap().detach().unwrap();
+    assert_eq!(end_domain(two, machine.host()), 1);
+    assert_eq!(end_domain(own, machine.host()), 0);
+    assert_eq!(machine.host().frames_out(), 0);
+}
+
+#[test]
+fn bc02_what_is_unmapped_is_reached_with_no_pasid() {
+    let (machine, group, _own, [one, _]) = stand();
+    let range = one.reserve(iovas(0x9000, 1)).unwrap();
+    let range = range.map(machine.host().frames(1), Perms::Read).unwrap();
+    let _held = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap();
+    let at = Iova::new(0x9000);
+    let dma = || machine.fake.dma_with(TWIN[0], pasid(1), at, Access::Read);
+    assert!(dma().is_ok());
+    let _ = range.unmap().flush().unwrap();
+    assert_eq!(dma(), Err(DmaFault::NotMapped));
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name_and_takes_nothing() {
+    let (mut machine, group, _own, [one, two]) = stand();
+    let refusal = |result: Result<_, PasidError<KernelPaging, Fake>>| match result {
+        Err(PasidError::Refused(refusal)) => refusal,
+        Err(stuck) => panic!("{stuck:?}"),
+        Ok(held) => panic!("{held:?}"),
+    };
+    let held = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap();
+    let taken = PasidRefusal::Taken {
+        member: TWIN[0],
+        pasid: pasid(1),
+        domain: one.uid(),
+    };
+    assert_eq!(refusal(group.attach_pasid(TWIN[0], pasid(1), &two)), taken);
+    let wide = PasidRefusal::TooWide {
+        pasid: pasid(0x100),
+        bits: 8,
+    };
+    assert_eq!(
+        refusal(group.attach_pasid(TWIN[0], pasid(0x100), &two)),
+        wide
+    );
+    assert!(group.attach_pasid(TWIN[0], pasid(0xff), &one).is_ok());
+    let stranger = AttachError::NotAMember {
+        member: FAR,
+        group: group.id(),
+    };
+    assert_eq!(
+        refusal(group.attach_pasid(FAR, pasid(3), &two)),
+        PasidRefusal::Attach(stranger)
+    );
+    let shallow = UnitCaps {
+        coherent: false,
+        ..full_unit()
+    };
+    let mut elsewhere = Machine::with_units(shallow, shallow);
+    let foreign = elsewhere.driver(TWIN[0]);
+    assert!(matches!(
+        refusal(group.attach_pasid(TWIN[0], pasid(3), &foreign.domain)),
+        PasidRefusal::Attach(AttachError::OtherSystem { .. })
+    ));
+    // Nothing was taken by the refusals.
+    assert_eq!(end_domain(two, machine.host()), 1);
+    // A token is of the group that gave it.
+    let far = machine.take(FAR).claim_for_hypervisor();
+    let far = far.attach(&one).unwrap().open_pasids().unwrap();
+    let failed = far.detach_pasid(held).unwrap_err();
+    assert!(matches!(failed.error, AttachError::NotAMember { .. }));
+    group.detach_pasid(failed.attachment).unwrap();
+}
+
+#[test]
+fn bc21_pasids_in_use_keep_the_group_open_and_the_domain_alive() {
+    let (machine, group, _own, [one, _]) = stand();
+    let held = group.attach_pasid(TWIN[1], pasid(7), &one).unwrap();
+    let open = group.close_pasids().unwrap_err();
+    assert_eq!(open.bound, 1);
+    let refused = one.destroy().unwrap_err();
+    assert_eq!(refused.reason, DestroyRefusal::Attached { attachments: 1 });
+    open.group.detach_pasid(held).unwrap();
+    assert!(open.group.close_pasids().is_ok());
+    assert_eq!(end_domain(refused.domain, machine.host()), 1);
+}
+
+#[test]
+fn a_unit_that_looks_at_no_pasid_opens_none() {
+    let mut machine = Machine::new();
+    let none = Features {
+        pasid_bits: 0,
+        ..Features::ALL
+    };
+    machine.fake.features(0, none);
+    let driver = machine.driver(TWIN[0]);
+    let Err((group, unmet)) = driver.group.open_pasids() else {
+        panic!("opened");
+    };
+    assert_eq!(unmet, Unmet::absent("requests with a PASID"));
+    assert_eq!(group.domain(), driver.domain.uid());
+}
+
+#[test]
+fn bc05_a_bind_that_fails_is_taken_back() {
+    for answer in [Answer::Refuses, Answer::RefusesLate] {
+        let (machine, group, _own, [one, _]) = stand();
+        machine.fake.plan(0, Call::Bind, 0, answer);
+        let failed = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap_err();
+        assert!(matches!(failed, PasidError::Refused(_)), "{failed:?}");
+        assert_eq!(machine.fake.bound_pasid(TWIN[0], pasid(1)), None);
+        // The PASID is free, and the domain.
+        let held = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap();
+        group.detach_pasid(held).unwrap();
+        assert_eq!(end_domain(one, machine.host()), 1, "{answer:?}");
+    }
+}
+
+#[test]
+fn bc05_xsa_302_a_pasid_that_is_not_forgotten_keeps_its_domain_until_the_reset() {
+    let lost = [
+        (Call::Bind, Answer::Completes(Completion::Never)),
+        (Call::Bind, Answer::Completes(Completion::Fails)),
+        (Call::Unbind, Answer::Refuses),
+        (Call::Unbind, Answer::Completes(Completion::Never)),
+        (Call::Unbind, Answer::Completes(Completion::Fails)),
+    ];
+    for (call, answer) in lost {
+        let (machine, group, _own, [one, two]) = stand();
+        machine.fake.plan(0, call, 0, answer);
+        let stuck = match group.attach_pasid(TWIN[0], pasid(1), &one) {
+            Ok(held) => group.detach_pasid(held).unwrap_err().attachment,
+            Err(PasidError::Stuck(held, _)) => held,
+            Err(refused) => panic!("{call:?}, {answer:?}: {refused:?}"),
+        };
+        let row = format!("{call:?}, {answer:?}");
+        assert_eq!(machine.fake.bound_pasid(TWIN[0], pasid(1)), None, "{row}");
+        for member in TWIN {
+            assert_eq!(machine.host().bus_master(member), Some(false), "{row}");
+        }
+        let refused = one.destroy().unwrap_err();
+        // While the unit is wedged nobody knows, and the PASID is not free for another domain.
+        let failed = group.detach_pasid(stuck).unwrap_err();
+        let taken = group.attach_pasid(TWIN[0], pasid(1), &two).unwrap_err();
+        assert!(
+            matches!(taken, PasidError::Refused(PasidRefusal::Taken { .. })),
+            "{row}: {taken:?}"
+        );
+        machine.iommu.reset_unit(group.unit()).unwrap();
+        group.detach_pasid(failed.attachment).unwrap();
+        assert_eq!(end_domain(refused.domain, machine.host()), 1, "{row}");
+        assert!(group.close_pasids().is_ok());
+    }
+}
+
+#[test]
+fn a_guests_pasid_goes_to_the_guests_domains_alone() {
+    let mut machine = Machine::new();
+    let first = machine.guest(TWIN[0], vm(1));
+    let far = machine.take(FAR).claim_for_guest(vm(2));
+    let foreign = Domain::user_domain_alloc(&far, PLAIN).unwrap();
+    let group = first.group.open_pasids().unwrap();
+    let refused = group.attach_pasid(TWIN[0], pasid(1), &foreign).unwrap_err();
+    assert!(matches!(
+        refused,
+        PasidError::Refused(PasidRefusal::Attach(AttachError::OtherOwner { .. }))
+    ));
+    assert!(group.attach_pasid(TWIN[0], pasid(1), &first.domain).is_ok());
+}
