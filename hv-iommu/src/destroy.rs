@@ -28,8 +28,8 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// or kept: what they named comes back here.
     ///
     /// # Errors
-    /// The domain, while a group is attached, while a coherent buffer of it is alive, or while a CPU
-    /// walks its table for too long. Call again then. A buffer that was forgotten, not dropped, keeps
+    /// The domain, while a group is attached, while a value of its DMA API is alive (a device,
+    /// a buffer, a mapping), or while a CPU walks its table for too long. Call again then. A buffer that was forgotten, not dropped, keeps
     /// the domain for good.
     pub fn destroy(mut self) -> Result<Teardown<O, B>, DestroyError<O, B>> {
         // ORDERING: Acquire pairs with the decrement at detach. Attaching needs `&Domain`, so the
@@ -52,6 +52,16 @@ impl<O: Owner, B: Backend> Domain<O, B> {
                 reason,
             });
         }
+        // Nothing can be added: that takes a mapping, and none is alive. No device is attached either, so no
+        // unit has to be waited for.
+        if self.core.flush_deferred().is_err() || self.core.deferred() != 0 {
+            let reason = DestroyRefusal::Busy;
+            return Err(DestroyError {
+                domain: self,
+                reason,
+            });
+        }
+        self.core.drain_bounce_pool();
         self.closed = self.closed.or_else(|| self.core.table.close());
         let Some(root) = self.closed else {
             let reason = DestroyRefusal::Ended;
@@ -96,8 +106,10 @@ pub enum DestroyRefusal {
         /// How many.
         attachments: usize,
     },
-    /// The CPU still reaches memory of the domain through coherent buffers.
-    #[error("{buffers} coherent buffers of the domain are still alive; free or drop them first")]
+    /// The CPU still reaches memory of the domain through values of the DMA API, or could.
+    #[error(
+        "{buffers} buffers, mappings or devices of the domain's DMA API are still alive; free or drop them first"
+    )]
     BuffersInUse {
         /// How many.
         buffers: usize,
@@ -159,6 +171,11 @@ impl<O: Owner, B: Backend> Teardown<O, B> {
         let Some((drain, _)) = self.rest.as_mut() else {
             return TeardownStep::Done;
         };
+        if let Some(kept) = self.core.dma.pool.lock().take_orphan() {
+            // SAFETY: the frames were a run of this owner that moved into a mapping which was dropped; no table
+            // holds them, the list named them once, and a buffer's hold would have kept the domain from ending.
+            return TeardownStep::Frames(unsafe { FrameRun::from_raw(kept, self.owner) });
+        }
         match drain.step(&self.core.table, words) {
             DrainStep::Frames(range) => {
                 // SAFETY: the table's entry was the record of a run of this owner that moved into it

@@ -18,6 +18,7 @@ use hv_core::{
 use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps};
+use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
 use crate::format::{Level, RootPointer};
 use crate::group::{Claimed, Group};
@@ -127,8 +128,10 @@ pub(crate) struct DomainCore<B: Backend> {
     pub(crate) flushes: FlushOrder,
     /// Groups whose entries may still name this domain.
     pub(crate) attachments: AtomicUsize,
-    /// Buffers through which the CPU reaches memory that the table holds.
+    /// Values of the DMA API that are alive: devices, buffers, mappings.
     pub(crate) buffers: AtomicUsize,
+    /// Bounce pages, and what waits for a deferred flush.
+    pub(crate) dma: DmaState,
     /// From how many table pages on unmaps help to reclaim empty ones.
     pub(crate) reclaim_from: MachineU64,
     /// Held by the one unmap that helps.
@@ -280,6 +283,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             flushes: FlushOrder::new(),
             attachments: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
+            dma: DmaState::new(),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
             assist: TryLock::new(()),
             system: system.clone(),
