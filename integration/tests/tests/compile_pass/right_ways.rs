@@ -5,8 +5,9 @@ use hv_core::{
     PageSize, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, BufferRequest, Claimed, Domain, DomainConfig, FlushSpan, Free, Group,
-    InterruptsIsolated, Mapped, PendingUnmap, Range, SharedRange,
+    Attached, Bidirectional, Blocked, BufferRequest, Claimed, DeferredConfig, DmaConfig, Domain,
+    DomainConfig, FlushSpan, Free, Group, InterruptsIsolated, Mapped, PendingUnmap, Range,
+    SharedRange, Trust,
 };
 use hv_tests::fake::Fake;
 use hv_tests::host::Host;
@@ -86,6 +87,33 @@ fn ended(domain: Domain<KernelPaging, Fake>, wanted: BufferRequest, host: &Host)
     }
 }
 
+fn lent(domain: &Domain<KernelPaging, Fake>, frames: FrameRun<Hypervisor>, host: &Host) {
+    let dma = domain.dma_device(DmaConfig::default());
+    let Ok(mapping) = dma.map(frames, Bidirectional) else {
+        return;
+    };
+    let mut turn = mapping.sync_for_cpu();
+    let _ = turn.write(0, &[1]);
+    if let Ok(frames) = turn.sync_for_device().unmap().flush() {
+        let _ = frames.write(host, 0, &[2]);
+        host.free_frames(frames);
+    }
+}
+
+fn deferred(
+    domain: &Domain<KernelPaging, Fake>,
+    frames: FrameRun<Hypervisor>,
+    config: DeferredConfig,
+) -> Option<FrameRun<Hypervisor>> {
+    domain.allow_deferred_flush(config).ok()?;
+    let dma = domain.dma_device(DmaConfig {
+        trust: Trust::Trusted,
+        ..DmaConfig::default()
+    });
+    let mapping = dma.map(frames, Bidirectional).ok()?;
+    mapping.unmap_deferred().ok()
+}
+
 fn main() {
     // Only that it compiles counts.
     let _ = (
@@ -98,5 +126,7 @@ fn main() {
         in_parts,
         shared,
         ended,
+        lent,
+        deferred,
     );
 }
