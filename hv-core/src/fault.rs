@@ -315,6 +315,22 @@ faults! {
     /// A receipt opens what its flush did not cover.
     AnySpanOpens = "any_span_opens",
 
+    // The DMA API.
+    /// A buffer is mapped at addresses that its device cannot say.
+    IgnoreDmaMask = "ignore_dma_mask",
+    /// An untrusted device gets whole pages of buffers that are not page-whole.
+    BounceSkipped = "bounce_skipped",
+    /// A bounce page gets all of the page that it stands in for.
+    BounceCopiesWholePage = "bounce_copies_whole_page",
+    /// A bounce page keeps what the last buffer left beside the bytes of the next.
+    BounceKeepsOldBytes = "bounce_keeps_old_bytes",
+    /// All of a bounce page is copied back, over what shares the page with the buffer.
+    BounceCopiesBackWholePage = "bounce_copies_back_whole_page",
+    /// Deferred addresses are free again before the flush.
+    DeferredReleasesRangeEarly = "deferred_releases_range_early",
+    /// Caches are left alone where a device does not snoop.
+    SyncSkipsCaches = "sync_skips_caches",
+
     // Fault records.
     /// A record is given back to the unit before all of it was read.
     ClearFaultBeforeReading = "clear_fault_before_reading",

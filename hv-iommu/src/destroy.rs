@@ -29,8 +29,8 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Domain<O, B, S> {
     /// or kept: what they named comes back here.
     ///
     /// # Errors
-    /// The domain, while a group is attached, while a nested domain stands on it, while a coherent buffer
-    /// of it is alive, or while a CPU walks its table for too long. Call again then. A buffer that was
+    /// The domain, while a group is attached, while a nested domain stands on it, while a value of its DMA API is alive
+    /// (a device, a buffer, a mapping), or while a CPU walks its table for too long. Call again then. A buffer that was
     /// forgotten, not dropped, keeps the domain for good.
     pub fn destroy(self) -> Result<S::Ended, DestroyError<O, B, S>> {
         S::end(self)
@@ -58,6 +58,13 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
         let reason = DestroyRefusal::HasChildren { children };
         return Err(DestroyError { domain, reason });
     }
+    // Nothing can be added: that takes a mapping, and none is alive. No device is attached either, so no
+    // unit has to be waited for.
+    if domain.core.flush_deferred().is_err() || domain.core.deferred() != 0 {
+        let reason = DestroyRefusal::Busy;
+        return Err(DestroyError { domain, reason });
+    }
+    domain.core.drain_bounce_pool();
     domain.held.closed = domain.held.closed.or_else(|| domain.core.table.close());
     let Some(root) = domain.held.closed else {
         let reason = DestroyRefusal::Ended;
@@ -76,7 +83,7 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
     }
     // SAFETY: the root came from `close` of this domain's table. The grace period is over. No
     // group is attached, and detaching waited for the unit to forget the entry, so no walker
-    // reaches the table. the domain is consumed with its root, so there is no second drain.
+    // reaches the table. The domain is consumed with its root, so there is no second drain.
     let drain = unsafe { Drain::new(root) };
     Ok(Teardown {
         core: domain.core,
@@ -103,8 +110,10 @@ pub enum DestroyRefusal {
         /// How many.
         children: usize,
     },
-    /// The CPU still reaches memory of the domain through coherent buffers.
-    #[error("{buffers} coherent buffers of the domain are still alive; free or drop them first")]
+    /// The CPU still reaches memory of the domain through values of the DMA API, or could.
+    #[error(
+        "{buffers} buffers, mappings or devices of the domain's DMA API are still alive; free or drop them first"
+    )]
     BuffersInUse {
         /// How many.
         buffers: usize,
@@ -166,6 +175,11 @@ impl<O: Owner, B: Backend> Teardown<O, B> {
         let Some((drain, _)) = self.rest.as_mut() else {
             return TeardownStep::Done;
         };
+        if let Some(kept) = self.core.dma.pool.lock().take_orphan() {
+            // SAFETY: the frames were a run of this owner that moved into a mapping which was dropped; no table
+            // holds them, the list named them once, and a buffer's hold would have kept the domain from ending.
+            return TeardownStep::Frames(unsafe { FrameRun::from_raw(kept, self.owner) });
+        }
         match drain.step(&self.core.table, words) {
             DrainStep::Frames(range) => {
                 // SAFETY: the table's entry was the record of a run of this owner that moved into it

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps, UnitIndex};
 use crate::capability::Unmet;
+use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
 use crate::format::{Level, RootPointer};
 use crate::group::{Blocked, Claimed, Group};
@@ -147,8 +148,10 @@ pub struct DomainCore<B: Backend> {
     pub(crate) attachments: Users,
     /// Nested domains that stand on this one.
     pub(crate) children: Users,
-    /// Buffers through which the CPU reaches memory that the table holds.
+    /// Values of the DMA API that are alive: devices, buffers, mappings.
     pub(crate) buffers: AtomicUsize,
+    /// Bounce pages, and what waits for a deferred flush.
+    pub(crate) dma: DmaState,
     /// From how many table pages on unmaps help to reclaim empty ones.
     pub(crate) reclaim_from: MachineU64,
     /// Held by the one unmap that helps.
@@ -395,6 +398,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             attachments: Users::none(),
             children: Users::none(),
             buffers: AtomicUsize::new(0),
+            dma: DmaState::new(),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
             assist: TryLock::new(()),
             system: system.clone(),

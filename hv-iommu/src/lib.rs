@@ -59,7 +59,13 @@ pub use capability::{
 };
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
-pub use dma::{BufferRequest, CoherentBuffer, DmaError, FreeError};
+pub use dma::{
+    Bidirectional, BounceError, BufferRequest, ByteWindow, CoherentBuffer, CpuWrites, DeferError,
+    DeferRefusal, DeferredConfig, DeferredError, Direction, DmaConfig, DmaDevice, DmaError,
+    DmaMapError, DmaMask, DmaOwner, DmaRefusal, FreeError, FromDevice, PendingError,
+    PendingScatter, PendingStream, ScatterError, ScatterFull, ScatterList, ScatterMapping,
+    Snooping, StreamError, StreamMapping, StreamOnCpu, ToDevice, Trust,
+};
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};

@@ -13,8 +13,8 @@ use hv_core::sync::spin_hint;
 use hv_core::{FrameRun, IovaRange, Owner, PageCount, PageSize, PhysAddr, PhysRange};
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushSpan};
-use crate::domain::DomainUid;
+use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::domain::{DomainCore, DomainUid};
 use crate::flush::{FlushError, Need, Receipt};
 use crate::quiesce::RetireEpoch;
 use crate::range::{Free, Mapped, Range};
@@ -37,10 +37,83 @@ struct Unmapped {
 #[must_use = "frames and range come back only with a receipt"]
 pub struct PendingUnmap<O: Owner, B: Backend> {
     range: Range<O, B, Unmapped>,
-    /// What opens it.
-    need: Need,
+    seal: Seal,
+}
+
+/// What has to come to pass before something that was unmapped is forgotten.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal {
+    /// The flush that it takes.
+    pub(crate) need: Need,
     /// Where tables were detached: when every CPU that might walk in them has left.
     walkers: Option<RetireEpoch>,
+}
+
+impl Seal {
+    /// For `span`, which was just unmapped, with tables detached or not, and with what devices may still use
+    /// of an earlier page size or permission.
+    #[inline]
+    pub(crate) fn of_unmap<B: Backend>(
+        core: &DomainCore<B>,
+        span: IovaRange,
+        tables: bool,
+        debt: Option<Need>,
+    ) -> Self {
+        let depth = match tables && !Fault::DetachLeafHint.is_on() {
+            true => FlushDepth::WalkCaches,
+            // Only leaves went from present to not present, and no table was taken away.
+            false => FlushDepth::Leaves,
+        };
+        let need = Need {
+            sequence: core.note_unmap(),
+            span,
+            depth,
+        };
+        let need = match debt {
+            Some(debt) if !Fault::DropDebt.is_on() => need.and(debt),
+            _ => need,
+        };
+        let walkers = tables.then(|| core.system.quiescence.retire_epoch());
+        Self { need, walkers }
+    }
+
+    /// Whether `receipt` opens it.
+    pub(crate) fn opens<B: Backend>(
+        &self,
+        core: &DomainCore<B>,
+        receipt: &Receipt,
+    ) -> Result<(), RedeemRefusal> {
+        receipt.meets(core.uid, &self.need)?;
+        match self.is_walked(core) {
+            false => Ok(()),
+            true => Err(RedeemRefusal::StillWalked),
+        }
+    }
+
+    /// Flushes what it takes, and waits for CPUs that walk in detached tables as long as for a unit.
+    pub(crate) fn flush<B: Backend>(&self, core: &DomainCore<B>) -> Result<Receipt, FlushError> {
+        let receipt = core.flush(FlushSpan::Pages(self.need.span), self.need.depth)?;
+        self.await_walkers(core);
+        Ok(receipt)
+    }
+
+    fn is_walked<B: Backend>(&self, core: &DomainCore<B>) -> bool {
+        if Fault::SkipDetachGrace.is_on() {
+            return false;
+        }
+        let system = &core.system;
+        self.walkers
+            .is_some_and(|epoch| !(0..NUDGES).any(|_| system.has_passed(epoch)))
+    }
+
+    /// Waits until nobody walks in detached tables any more, or the time is up.
+    pub(crate) fn await_walkers<B: Backend>(&self, core: &DomainCore<B>) {
+        let clock = core.system.backend.platform();
+        let deadline = clock.now().after(core.system.wait);
+        while self.is_walked(core) && clock.now() <= deadline {
+            spin_hint();
+        }
+    }
 }
 
 /// Why a pending value stays closed.
@@ -110,16 +183,11 @@ impl<O: Owner, B: Backend> core::error::Error for RedeemError<O, B> {}
 
 impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// For a range whose entries were just made pending.
-    pub(crate) fn new(
-        range: Range<O, B, Mapped>,
-        need: Need,
-        walkers: Option<RetireEpoch>,
-    ) -> Self {
+    pub(crate) fn new(range: Range<O, B, Mapped>, seal: Seal) -> Self {
         let to = range.state.to;
         Self {
             range: range.into_state(Unmapped { to }),
-            need,
-            walkers,
+            seal,
         }
     }
 
@@ -131,7 +199,7 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// What has to be flushed for it to open. More than its addresses where page sizes or permissions
     /// were changed before.
     pub fn flush_span(&self) -> IovaRange {
-        self.need.span
+        self.seal.need.span
     }
 
     /// Opens the value: the range is free again, and the frames come back.
@@ -139,13 +207,7 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// # Errors
     /// [`RedeemError`] with this value, when the receipt does not cover it.
     pub fn redeem(self, receipt: &Receipt) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
-        let checked = receipt
-            .meets(self.range.core.uid, &self.need)
-            .and_then(|()| match self.is_walked() {
-                false => Ok(()),
-                true => Err(RedeemRefusal::StillWalked),
-            });
-        if let Err(reason) = checked {
+        if let Err(reason) = self.seal.opens(&self.range.core, receipt) {
             return Err(RedeemError {
                 pending: self,
                 reason,
@@ -204,12 +266,8 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// [`RedeemError`] with this value, when the flush failed.
     pub fn flush(self) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
         let core = self.range.core.clone();
-        let flushed = core.flush(FlushSpan::Pages(self.need.span), self.need.depth);
-        let redeemed = match flushed {
-            Ok(receipt) => {
-                self.await_walkers();
-                self.redeem(&receipt)
-            }
+        let redeemed = match self.seal.flush(&core) {
+            Ok(receipt) => self.redeem(&receipt),
             Err(error) => Err(RedeemError {
                 pending: self,
                 reason: error.into(),
@@ -217,25 +275,6 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
         };
         core.assist_reclaim();
         redeemed
-    }
-
-    fn is_walked(&self) -> bool {
-        if Fault::SkipDetachGrace.is_on() {
-            return false;
-        }
-        let system = &self.range.core.system;
-        self.walkers
-            .is_some_and(|epoch| !(0..NUDGES).any(|_| system.has_passed(epoch)))
-    }
-
-    /// Waits until nobody walks in detached tables any more, or the time is up.
-    fn await_walkers(&self) {
-        let system = &self.range.core.system;
-        let clock = system.backend.platform();
-        let deadline = clock.now().after(system.wait);
-        while self.is_walked() && clock.now() <= deadline {
-            spin_hint();
-        }
     }
 }
 

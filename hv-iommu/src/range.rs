@@ -14,11 +14,11 @@ use hv_core::{
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth};
+use crate::backend::Backend;
 use crate::domain::{DomainCore, DomainUid};
 use crate::flush::{FlushError, Need};
 use crate::iova::SpaceError;
-use crate::pending::PendingUnmap;
+use crate::pending::{PendingUnmap, Seal};
 use crate::table::{Spares, TableError};
 
 /// State of a [`Range`]: nothing is mapped in it.
@@ -403,24 +403,8 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     pub fn unmap(self) -> PendingUnmap<O, B> {
         let core = &self.core;
         let unmapped = core.table.unmap(&core.pin(), self.span);
-        let depth = match unmapped.tables && !Fault::DetachLeafHint.is_on() {
-            true => FlushDepth::WalkCaches,
-            // Only leaves went from present to not present, and no table was taken away.
-            false => FlushDepth::Leaves,
-        };
-        let need = Need {
-            sequence: core.note_unmap(),
-            span: self.span,
-            depth,
-        };
-        let need = match self.state.debt {
-            Some(debt) if !Fault::DropDebt.is_on() => need.and(debt),
-            _ => need,
-        };
-        let walkers = unmapped
-            .tables
-            .then(|| core.system.quiescence.retire_epoch());
-        PendingUnmap::new(self, need, walkers)
+        let seal = Seal::of_unmap(core, self.span, unmapped.tables, self.state.debt);
+        PendingUnmap::new(self, seal)
     }
 }
 

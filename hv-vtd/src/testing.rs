@@ -438,6 +438,9 @@ impl CacheMaintenance for Machine {
         let at = from.as_u64();
         self.log.note(Event::WriteBack { at, bytes });
     }
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        self.write_back(from, bytes);
+    }
     fn walker_fence(&self) {
         self.log.note(Event::Fence);
     }

@@ -63,6 +63,9 @@ impl<T: CacheMaintenance> CacheMaintenance for &T {
     fn write_back(&self, from: PhysAddr, bytes: u64) {
         (**self).write_back(from, bytes);
     }
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        (**self).write_back_and_drop(from, bytes);
+    }
     fn walker_fence(&self) {
         (**self).walker_fence();
     }

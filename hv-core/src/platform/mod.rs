@@ -153,11 +153,15 @@ pub trait PciConfig: Send + Sync {
     fn config_write32(&self, function: PciAddress, offset: u16, value: u32);
 }
 
-/// Makes stores visible to table walkers that do not snoop the CPU's caches.
+/// Makes stores visible to table walkers and devices that do not snoop the CPU's caches, and theirs to the CPU.
 pub trait CacheMaintenance: Send + Sync {
     /// Writes back every cache line that holds one of the `bytes` bytes at `from`, and returns when
     /// a walker that does not snoop would read them.
     fn write_back(&self, from: PhysAddr, bytes: u64);
+
+    /// As [`write_back`](Self::write_back), for a device that does not snoop, and drops the lines: what the CPU
+    /// reads of the bytes afterwards comes from memory, as the device left it.
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64);
 
     /// Orders all earlier stores of this CPU before all later ones, as the walkers see them.
     ///

@@ -100,6 +100,10 @@ impl CacheMaintenance for Platform {
         self.memory().write_back(from, bytes);
     }
 
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        self.memory().write_back_and_drop(from, bytes);
+    }
+
     #[inline]
     fn walker_fence(&self) {
         self.memory().walker_fence();

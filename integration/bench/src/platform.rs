@@ -136,6 +136,10 @@ impl<const SNOOPS: bool> CacheMaintenance for Memory<SNOOPS> {
         store_fence();
     }
 
+    fn write_back_and_drop(&self, from: PhysAddr, _bytes: u64) {
+        panic!("a table drops lines of {from} from the cache");
+    }
+
     #[inline]
     fn walker_fence(&self) {
         if SNOOPS {

@@ -175,6 +175,10 @@ impl CacheMaintenance for BareMetal {
         cache::write_back(from, bytes);
     }
 
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        cache::write_back_and_drop(from, bytes);
+    }
+
     fn walker_fence(&self) {
         cache::store_fence();
     }

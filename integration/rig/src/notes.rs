@@ -149,6 +149,13 @@ impl Rig {
         self.core.quiet().bus.lending = tenant;
     }
 
+    /// The driver keeps these frames, and may map them in this tenant's domain again by itself.
+    pub fn kept(&self, tenant: Tenant, frames: PhysRange) {
+        let first = frame_of(frames.start().as_u64());
+        let lent = (tenant, first, frames.pages().get());
+        self.core.quiet().bus.lent.push(lent);
+    }
+
     /// A range is about to be unmapped by a driver that gives its frames to the platform by itself.
     pub fn leaving(&self, tenant: Tenant, range: IovaRange) {
         self.turn(tenant, range, Phase::Leaving, None);

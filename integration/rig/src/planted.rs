@@ -206,6 +206,11 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::SkipTombstone, LOST_TABLES),
     planted(Fault::SkipFreezeGrace, LOST_TABLES),
     planted(Fault::OtherAttemptsReceipt, LOST_TABLES),
+    planted(Fault::BounceSkipped, &[Rule::ForeignMemory]),
+    planted(Fault::BounceCopiesWholePage, &[Rule::ForeignMemory]),
+    planted(Fault::BounceKeepsOldBytes, &[Rule::ForeignMemory]),
+    planted(Fault::BounceCopiesBackWholePage, &[Rule::ForeignMemory]),
+    planted(Fault::DeferredReleasesRangeEarly, STALE),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -258,6 +263,14 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::ProtectDropsDirty, LOOM),
     (Fault::ClearDirtyByStore, LOOM),
     (Fault::PendingWithoutKind, LOOM),
+    (
+        Fault::IgnoreDmaMask,
+        "the ownership tests: the rig's devices can say every address",
+    ),
+    (
+        Fault::SyncSkipsCaches,
+        "the ownership tests: the rig's devices snoop",
+    ),
 ];
 
 /// It takes several CPUs in the middle of something.

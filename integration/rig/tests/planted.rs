@@ -140,6 +140,11 @@ mod caught {
         skip_tombstone: SkipTombstone,
         skip_freeze_grace: SkipFreezeGrace,
         other_attempts_receipt: OtherAttemptsReceipt,
+        bounce_skipped: BounceSkipped,
+        bounce_copies_whole_page: BounceCopiesWholePage,
+        bounce_keeps_old_bytes: BounceKeepsOldBytes,
+        bounce_copies_back_whole_page: BounceCopiesBackWholePage,
+        deferred_releases_range_early: DeferredReleasesRangeEarly,
     }
 
     /// What a failure prints is short, and leads to the same failure.

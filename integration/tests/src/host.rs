@@ -19,6 +19,8 @@ use hv_rig::cpus;
 
 /// Words of one frame.
 const WORDS: u64 = PageSize::Size4K.bytes() / 8;
+/// Words of a cache line.
+const LINE_WORDS: u64 = 8;
 /// Distance between the first frames of two hosts, so that no two hosts share an address.
 const HOST_STRIDE: u64 = 4 << 30;
 /// What a free frame holds: as a table word it is damaged, as data it is easy to see.
@@ -76,7 +78,12 @@ pub struct Host {
     looks: AtomicU64,
     start: std::time::Instant,
     written_back: AtomicU64,
+    /// What the CPU's caches hold of data, where they are played.
+    lines: Mutex<Option<Lines>>,
 }
+
+/// Cache lines by number, with what the CPU sees of them.
+type Lines = HashMap<u64, [u64; LINE_WORDS as usize]>;
 
 /// Locks, also after another test thread panicked with the lock held.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -110,6 +117,7 @@ impl Host {
             looks: AtomicU64::new(0),
             start: std::time::Instant::now(),
             written_back: AtomicU64::new(0),
+            lines: Mutex::new(None),
         }
     }
 
@@ -184,6 +192,57 @@ impl Host {
         lock(&self.pci).stubborn.push(function);
     }
 
+    /// From now on devices do not snoop: what the CPU reads and writes of data stays in lines of its caches until
+    /// they are written back, or dropped; no line ever goes by itself.
+    pub fn play_caches(&self) {
+        *lock(&self.lines) = Some(Lines::new());
+    }
+
+    /// Lets the CPU see, and perhaps change, the word at `at`: in its caches, if they are played.
+    fn cpu_word(&self, at: PhysAddr, change: impl Fn(u64) -> Option<u64>) -> u64 {
+        let index = self.word_index(at) as u64;
+        let mut lines = lock(&self.lines);
+        let Some(lines) = lines.as_mut() else {
+            let word = &self.words[index as usize];
+            // ORDERING: Acquire pairs with what devices write; Relaxed to change plain data, of which two bytes
+            // of a word may have two writers.
+            return match word.fetch_update(Ordering::Relaxed, Ordering::Acquire, &change) {
+                Ok(word) | Err(word) => word,
+            };
+        };
+        let first = index / LINE_WORDS * LINE_WORDS;
+        let line = lines.entry(index / LINE_WORDS).or_insert_with(|| {
+            // ORDERING: Acquire, as above.
+            std::array::from_fn(|word| self.words[first as usize + word].load(Ordering::Acquire))
+        });
+        let word = &mut line[(index % LINE_WORDS) as usize];
+        let seen = *word;
+        *word = change(seen).unwrap_or(seen);
+        seen
+    }
+
+    /// Writes the played lines of these bytes back, and drops them if asked to.
+    fn clean(&self, from: PhysAddr, bytes: u64, dropped: bool) {
+        let mut lines = lock(&self.lines);
+        let Some(lines) = lines.as_mut() else {
+            return;
+        };
+        let first = self.word_index(from) as u64 / LINE_WORDS;
+        let last = (from.as_u64() + bytes - 1 - self.base) / 8 / LINE_WORDS;
+        for number in first..=last {
+            let Some(line) = lines.get(&number) else {
+                continue;
+            };
+            for (word, value) in (number * LINE_WORDS..).zip(line) {
+                // ORDERING: Release, as DMA is seen in order.
+                self.words[word as usize].store(*value, Ordering::Release);
+            }
+            if dropped {
+                lines.remove(&number);
+            }
+        }
+    }
+
     /// How many bytes were written back for walkers that do not snoop.
     pub fn bytes_written_back(&self) -> u64 {
         // ORDERING: Relaxed, a count for tests.
@@ -221,6 +280,12 @@ impl Host {
     }
 
     fn set_frame(&self, index: usize, value: u64) {
+        if let Some(lines) = lock(&self.lines).as_mut() {
+            let first = index as u64 * WORDS / LINE_WORDS;
+            (first..first + WORDS / LINE_WORDS).for_each(|line| {
+                lines.remove(&line);
+            });
+        }
         for word in &self.words[index * WORDS as usize..(index + 1) * WORDS as usize] {
             // ORDERING: Relaxed, the frame belongs to the allocator, whose lock publishes it.
             word.store(value, Ordering::Relaxed);
@@ -292,7 +357,7 @@ unsafe impl PhysMemory for Host {
         for (at, byte) in (from.as_u64()..).zip(out) {
             let at = PhysAddr::new(at);
             assert!(self.is_out(at), "{at} is read after it was freed");
-            *byte = self.device_read(at).to_le_bytes()[at.as_u64() as usize % 8];
+            *byte = self.cpu_word(at, |_| None).to_le_bytes()[at.as_u64() as usize % 8];
         }
     }
 
@@ -301,9 +366,7 @@ unsafe impl PhysMemory for Host {
             let at = PhysAddr::new(at);
             assert!(self.is_out(at), "{at} is written after it was freed");
             let shift = at.as_u64() % 8 * 8;
-            let word = &self.words[self.word_index(at)];
-            // ORDERING: Relaxed, plain data; two bytes of a word may have two writers.
-            let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            self.cpu_word(at, |word| {
                 Some(word & !(0xff << shift) | u64::from(*byte) << shift)
             });
         }
@@ -311,7 +374,7 @@ unsafe impl PhysMemory for Host {
 
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
         let shift = from.as_u64() % 8 * 8;
-        (self.device_read(from) >> shift) as u32
+        (self.cpu_word(from, |_| None) >> shift) as u32
     }
 }
 
@@ -364,9 +427,14 @@ impl PciConfig for Host {
 }
 
 impl CacheMaintenance for Host {
-    fn write_back(&self, _from: PhysAddr, bytes: u64) {
+    fn write_back(&self, from: PhysAddr, bytes: u64) {
         // ORDERING: Relaxed, a count for tests.
         self.written_back.fetch_add(bytes, Ordering::Relaxed);
+        self.clean(from, bytes, false);
+    }
+
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        self.clean(from, bytes, true);
     }
 
     fn walker_fence(&self) {

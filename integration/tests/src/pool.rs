@@ -167,6 +167,8 @@ unsafe impl PhysMemory for Pool {
 impl CacheMaintenance for Pool {
     fn write_back(&self, _from: PhysAddr, _bytes: u64) {}
 
+    fn write_back_and_drop(&self, _from: PhysAddr, _bytes: u64) {}
+
     fn walker_fence(&self) {
         // ORDERING: SeqCst, the strongest that a walker on another thread can need.
         std::sync::atomic::fence(Ordering::SeqCst);

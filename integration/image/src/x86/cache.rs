@@ -76,10 +76,22 @@ fn line_starts(from: u64, bytes: u64, line: u64) -> impl Iterator<Item = u64> {
 /// Writes back every line that holds one of the `bytes` bytes at `from`, and waits until that is
 /// done.
 pub fn write_back(from: PhysAddr, bytes: u64) {
-    let lines = lines();
-    for start in line_starts(from.as_u64(), bytes, lines.bytes) {
+    each_line(from, bytes, lines().instruction);
+    store_fence();
+}
+
+/// As [`write_back`], and drops the lines: what is read afterwards comes from memory.
+pub fn write_back_and_drop(from: PhysAddr, bytes: u64) {
+    // `clflush` is ordered with stores and with itself, on every x86_64 CPU; loads wait for the fence.
+    each_line(from, bytes, Instruction::Flush);
+    // SAFETY: every x86_64 CPU has `mfence`; it changes nothing but order.
+    unsafe { asm!("mfence", options(nostack, preserves_flags)) };
+}
+
+fn each_line(from: PhysAddr, bytes: u64, instruction: Instruction) {
+    for start in line_starts(from.as_u64(), bytes, lines().bytes) {
         let line = physical::pointer(PhysAddr::new(start));
-        match lines.instruction {
+        match instruction {
             // SAFETY: CPUID says that the instruction exists; it changes no memory content and does
             // not need the address to be writable, and an identity-mapped address
             // cannot fault.
@@ -96,7 +108,6 @@ pub fn write_back(from: PhysAddr, bytes: u64) {
             },
         }
     }
-    store_fence();
 }
 
 /// Orders earlier stores and write-backs of this CPU before its later stores, for every observer.
@@ -124,6 +135,7 @@ mod tests {
         let words = [7u64; 100];
         let address = (&raw const words).expose_provenance() as u64;
         write_back(PhysAddr::new(address), 800);
+        write_back_and_drop(PhysAddr::new(address), 800);
         assert_eq!(words, [7; 100]);
     }
 }

@@ -27,6 +27,9 @@ impl World {
         let Some((members, tenant)) = self.attached(choice[0]) else {
             return;
         };
+        if choice[1] >> 40 & 1 == 1 {
+            return self.lend(&members, tenant, choice);
+        }
         let rig = self.rig().clone();
         let Some(space) = self.kernel.get_mut(&tenant.0) else {
             return;
@@ -239,6 +242,8 @@ impl World {
 /// Ends a domain, if nothing is attached to it; else it comes back.
 pub(crate) fn end<O: Household>(memories: &Memories, space: Space<O>) -> Option<Space<O>> {
     let rig = &memories.rig;
+    let mut space = space;
+    space.unstick(rig);
     match space.domain.destroy() {
         Ok(teardown) => {
             if space.attached != 0 {
@@ -247,6 +252,10 @@ pub(crate) fn end<O: Household>(memories: &Memories, space: Space<O>) -> Option<
             }
             rig.ended(space.tenant);
             for run in teardown {
+                O::give_back(memories, run);
+            }
+            // What was deferred is the CPU's already, and the domain has flushed it.
+            for (_, run) in space.waiting {
                 O::give_back(memories, run);
             }
             None

@@ -6,6 +6,7 @@
 
 mod acts;
 mod groups;
+mod lend;
 mod op;
 mod run;
 mod shared;

@@ -55,7 +55,7 @@ pub enum Kind {
     Share,
     /// Forgets a mapped range, or a pending value.
     Forget,
-    /// Makes a coherent buffer, which CPU and device both write, and frees it.
+    /// Makes a coherent buffer, which CPU and device both write, and frees it; or lends memory for a while.
     Buffer,
     /// Turns a member's bus mastering off and on.
     BusMaster,

@@ -6,8 +6,8 @@ use hv_core::{
     PageSize, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Domain, FlushError, FlushSpan, Free, Iommu, Level, MapError, MapRefusal, Mapped, PendingUnmap,
-    Range, Receipt,
+    Bidirectional, Domain, FlushError, FlushSpan, Free, Iommu, Level, MapError, MapRefusal, Mapped,
+    PendingScatter, PendingUnmap, Range, Receipt,
 };
 use hv_vtd::Vtd;
 
@@ -101,6 +101,10 @@ pub(crate) struct Space<O: Household> {
     pub(crate) old: Option<Receipt>,
     /// Whether something is mapped or pending that nobody holds any more.
     pub(crate) forgot: bool,
+    /// What came back before its flush, with the addresses that wait for it.
+    pub(crate) waiting: Vec<(IovaRange, FrameRun<O::Memory>)>,
+    /// Lists of which a part was mapped, and that a unit did not let go of.
+    pub(crate) stuck: Vec<PendingScatter<Backend, Bidirectional>>,
     /// Groups that are attached, or were wedged while attached.
     pub(crate) attached: usize,
 }
@@ -117,6 +121,8 @@ impl<O: Household> Space<O> {
             unseen: Vec::new(),
             old: None,
             forgot: false,
+            waiting: Vec::new(),
+            stuck: Vec::new(),
             attached: 0,
         }
     }

@@ -8,6 +8,7 @@
 mod entries;
 mod faults;
 mod flushes;
+mod lending;
 mod ownership;
 mod sizes;
 mod stand;

@@ -5,9 +5,7 @@ use hv_core::{
     PageSize, Pasid, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, BufferRequest, Claimed, DirtyBitmap, Domain, DomainConfig, FlushSpan, Free,
-    Group, InterruptsIsolated, Mapped, Needs, PendingUnmap, Range, SharedRange, TrustedDevice,
-    UserDomain,
+    Attached, Bidirectional, Blocked, BufferRequest, Claimed, DeferredConfig, DirtyBitmap, DmaConfig, Domain, DomainConfig, FlushSpan, Free, Group, InterruptsIsolated, Mapped, Needs, PendingUnmap, Range, SharedRange, Trust, TrustedDevice, UserDomain,
 };
 use hv_tests::fake::{Fake, UserStage};
 use hv_tests::host::Host;
@@ -153,6 +151,33 @@ fn pasids(
     group.close_pasids().ok()?.detach().ok()
 }
 
+fn lent(domain: &Domain<KernelPaging, Fake>, frames: FrameRun<Hypervisor>, host: &Host) {
+    let dma = domain.dma_device(DmaConfig::default());
+    let Ok(mapping) = dma.map(frames, Bidirectional) else {
+        return;
+    };
+    let mut turn = mapping.sync_for_cpu();
+    let _ = turn.write(0, &[1]);
+    if let Ok(frames) = turn.sync_for_device().unmap().flush() {
+        let _ = frames.write(host, 0, &[2]);
+        host.free_frames(frames);
+    }
+}
+
+fn deferred(
+    domain: &Domain<KernelPaging, Fake>,
+    frames: FrameRun<Hypervisor>,
+    config: DeferredConfig,
+) -> Option<FrameRun<Hypervisor>> {
+    domain.allow_deferred_flush(config).ok()?;
+    let dma = domain.dma_device(DmaConfig {
+        trust: Trust::Trusted,
+        ..DmaConfig::default()
+    });
+    let mapping = dma.map(frames, Bidirectional).ok()?;
+    mapping.unmap_deferred().ok()
+}
+
 fn main() {
     // Only that it compiles counts.
     let _ = (
@@ -170,5 +195,7 @@ fn main() {
         untranslated,
         replaced,
         pasids,
+        lent,
+        deferred,
     );
 }

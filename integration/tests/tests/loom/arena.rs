@@ -304,6 +304,11 @@ impl CacheMaintenance for Arena {
         }
     }
 
+    /// Walkers only: no device of this platform goes past the caches.
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        self.write_back(from, bytes);
+    }
+
     /// Nothing: CPUs must not depend on a fence that is made for walkers.
     fn walker_fence(&self) {}
 }

@@ -1,4 +1,4 @@
-//! The DMA API of the hypervisor's own drivers: memory that CPU and device both see.
+//! Coherent buffers: memory that CPU and device both see, all the time.
 
 #![expect(
     unsafe_code,
@@ -8,12 +8,17 @@
 use core::fmt;
 
 use hv_core::platform::{FrameSource, OutOfFrames, PhysMemory};
-use hv_core::sync::Ordering;
-use hv_core::{Iova, KernelPaging, OutOfBounds, PageCount, PageSize, Perms, PhysAddr, Shared};
+use hv_core::{
+    Iova, KernelPaging, OutOfBounds, Owner, PageCount, PageSize, Perms, PhysAddr, Shared,
+};
 use thiserror::Error;
 
+use super::error::DmaRefusal;
+use super::mask::DmaMask;
+use super::{DmaOwner, Hold, device};
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainCore};
+use crate::flush::FlushError;
 use crate::iova::SpaceError;
 use crate::pending::{PendingUnmap, RedeemRefusal};
 use crate::range::{Free, MapError, MapRefusal, Mapped, Range};
@@ -33,7 +38,20 @@ pub enum DmaError {
     /// A unit did not take the mapping: it is wedged, or was busy. The buffer's frames stay with the
     /// domain.
     #[error(transparent)]
-    NotVisible(#[from] crate::flush::FlushError),
+    NotVisible(#[from] FlushError),
+    /// The device cannot have such a buffer.
+    #[error(transparent)]
+    Device(DmaRefusal),
+}
+
+impl From<DmaRefusal> for DmaError {
+    fn from(refusal: DmaRefusal) -> Self {
+        match refusal {
+            DmaRefusal::Space(error) => error.into(),
+            DmaRefusal::Map(error) => error.into(),
+            other => Self::Device(other),
+        }
+    }
 }
 
 /// What a driver wants of a buffer.
@@ -60,60 +78,52 @@ impl<B: Backend> Domain<KernelPaging, B> {
     ) -> Result<Range<KernelPaging, B, Free>, SpaceError> {
         self.allocate_within(pages, align, self.core.caps.last)
     }
+}
 
-    /// A zeroed buffer that the CPU and the domain's devices see at once.
+impl<O: Owner, B: Backend> Domain<O, B> {
+    /// A zeroed buffer that the CPU and the domain's devices see at once, for devices that can say every
+    /// address of the domain and snoop. For others, [`dma_device`](Self::dma_device).
     ///
     /// # Errors
     /// [`DmaError`]; nothing is taken then.
-    pub fn alloc_coherent(&self, request: BufferRequest) -> Result<CoherentBuffer<B>, DmaError> {
-        let platform = self.core.system.backend.platform();
-        let frames = platform.alloc_frames(request.pages, request.align)?;
-        let range = match self.allocate(request.pages, request.align) {
-            Ok(range) => range,
-            Err(error) => {
-                platform.free_frames(frames);
-                return Err(error.into());
-            }
-        };
-        let at = frames.range().start();
-        match range.map_with(frames, request.perms, request.align) {
-            Ok(range) => {
-                let view = CpuView::new(&self.core);
-                Ok(CoherentBuffer { range, at, view })
-            }
-            Err(MapError::Refused {
-                range,
-                frames,
-                reason,
-            }) => {
-                platform.free_frames(frames);
-                self.core.free_iova(range.span());
-                Err(reason.into())
-            }
-            Err(MapError::NotVisible { reason, .. }) => Err(reason.into()),
+    pub fn alloc_coherent(&self, request: BufferRequest) -> Result<CoherentBuffer<B>, DmaError>
+    where
+        O: DmaOwner,
+    {
+        alloc(&self.core, DmaMask::ALL, request)
+    }
+}
+
+/// A zeroed buffer at addresses that `mask` has.
+pub(super) fn alloc<B: Backend>(
+    core: &Shared<DomainCore<B>>,
+    mask: DmaMask,
+    request: BufferRequest,
+) -> Result<CoherentBuffer<B>, DmaError> {
+    let hold = Hold::new(core);
+    let platform = core.system.backend.platform();
+    let frames = platform.alloc_frames(request.pages, request.align)?;
+    let span = match device::addresses(&hold, mask, request.pages, request.align.into()) {
+        Ok(span) => span,
+        Err(error) => {
+            platform.free_frames(frames);
+            return Err(error.into());
         }
-    }
-}
-
-/// The right of the CPU to reach memory that a domain's table holds. While one exists, the domain does
-/// not end, so the memory goes to nobody else.
-///
-/// # Invariants
-/// The domain counts it in `buffers`.
-struct CpuView<B: Backend>(Shared<DomainCore<B>>);
-
-impl<B: Backend> CpuView<B> {
-    fn new(core: &Shared<DomainCore<B>>) -> Self {
-        // ORDERING: Relaxed, callers hold `&Domain`, so `destroy` happens after this.
-        core.buffers.fetch_add(1, Ordering::Relaxed);
-        Self(core.clone())
-    }
-}
-
-impl<B: Backend> Drop for CpuView<B> {
-    fn drop(&mut self) {
-        // ORDERING: Release: the CPU's last access happens before `destroy` sees the count.
-        self.0.buffers.fetch_sub(1, Ordering::Release);
+    };
+    let at = frames.range().start();
+    let range = Range::new(core.clone(), (), span, Free(()));
+    match range.map_with(frames, request.perms, request.align) {
+        Ok(range) => Ok(CoherentBuffer {
+            range,
+            at,
+            view: hold,
+        }),
+        Err(MapError::Refused { frames, reason, .. }) => {
+            platform.free_frames(frames);
+            core.free_iova(span);
+            Err(reason.into())
+        }
+        Err(MapError::NotVisible { reason, .. }) => Err(reason.into()),
     }
 }
 
@@ -128,7 +138,7 @@ impl<B: Backend> Drop for CpuView<B> {
 pub struct CoherentBuffer<B: Backend> {
     range: Range<KernelPaging, B, Mapped>,
     at: PhysAddr,
-    view: CpuView<B>,
+    view: Hold<B>,
 }
 
 /// A buffer that could not be freed yet. It is unmapped, and its frames stay with the domain until

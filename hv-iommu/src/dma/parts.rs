@@ -1,0 +1,128 @@
+//! Runs of frames one behind the other in addresses that nobody else has: mapped, unmapped, taken back.
+
+#![expect(
+    unsafe_code,
+    reason = "tells the table whose the words under allocated addresses are"
+)]
+
+use hv_core::{IovaRange, PageSize, Perms, PhysRange};
+
+use crate::backend::Backend;
+use crate::domain::DomainCore;
+use crate::table::TableError;
+
+/// Addresses of a domain, taken from its free ones and held by this value alone, with the runs of hypervisor
+/// frames ("parts") that are mapped there. Each method is told the same domain and the same parts.
+///
+/// # Invariants
+/// No range token names an address of it. In the table nothing stands under it but the leaves of the first
+/// `mapped` parts, present or pending, without those of the first `redeemed`.
+#[derive(Clone)]
+pub(super) struct Placed {
+    span: IovaRange,
+    mapped: usize,
+    redeemed: usize,
+}
+
+/// Each part with the addresses that it has in `span`.
+fn places(
+    span: IovaRange,
+    parts: impl IntoIterator<Item = PhysRange>,
+) -> impl Iterator<Item = (IovaRange, PhysRange)> {
+    let mut next = Some(span.start());
+    // All parts together are as long as the span, so neither step fails.
+    parts.into_iter().map_while(move |part| {
+        let here = IovaRange::new(next?, part.pages()).ok()?;
+        next = next?.checked_add(part.pages().bytes());
+        Some((here, part))
+    })
+}
+
+impl Placed {
+    /// For addresses that were just taken from the domain's free ones.
+    pub(super) fn new(span: IovaRange) -> Self {
+        // INVARIANT: what was there before was redeemed when the addresses went back to the domain.
+        Self {
+            span,
+            mapped: 0,
+            redeemed: 0,
+        }
+    }
+
+    /// The addresses.
+    pub(super) fn span(&self) -> IovaRange {
+        self.span
+    }
+
+    /// How many parts were mapped.
+    pub(super) fn mapped(&self) -> usize {
+        self.mapped
+    }
+
+    /// Maps the parts one behind the other; units are not told yet.
+    ///
+    /// # Errors
+    /// Why a part was not mapped; those before it are.
+    #[inline]
+    pub(super) fn map<B: Backend>(
+        &mut self,
+        core: &DomainCore<B>,
+        parts: impl IntoIterator<Item = PhysRange>,
+        perms: Perms,
+    ) -> Result<(), TableError> {
+        let guard = core.pin();
+        let granted = core.granted(perms);
+        for (here, part) in places(self.span, parts) {
+            let (to, largest) = (part.start(), PageSize::Size1G);
+            // SAFETY: by the invariant these addresses, which the table translates, are this value's alone,
+            // and nothing is under those of this part: all that was ever mapped there was redeemed.
+            unsafe {
+                core.table
+                    .map_vacant(&guard, here, to, granted, largest, None)
+            }?;
+            self.mapped += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes what is mapped pending. Whether tables were detached.
+    #[inline]
+    pub(super) fn unmap<B: Backend>(
+        &self,
+        core: &DomainCore<B>,
+        parts: impl IntoIterator<Item = PhysRange>,
+    ) -> bool {
+        let guard = core.pin();
+        let mapped = places(self.span, parts).take(self.mapped);
+        mapped.fold(false, |tables, (here, _)| {
+            tables | core.table.unmap(&guard, here).tables
+        })
+    }
+
+    /// Empties the words of what was mapped. An attempt that failed goes on where it was.
+    ///
+    /// # Errors
+    /// [`TableError`]; the parts that are left are as they were.
+    ///
+    /// # Safety
+    /// A receipt has opened the seal of the unmap.
+    #[inline]
+    pub(super) unsafe fn redeem<B: Backend>(
+        &mut self,
+        core: &DomainCore<B>,
+        parts: impl IntoIterator<Item = PhysRange>,
+    ) -> Result<(), TableError> {
+        let guard = core.pin();
+        let left = places(self.span, parts)
+            .take(self.mapped)
+            .skip(self.redeemed);
+        for (here, part) in left {
+            // SAFETY: by the invariant the addresses are this value's alone, and each part is opened once. By
+            // the caller's promise a flush of them, begun after the unmap, has completed, deep enough for
+            // what was detached, and so has the grace period.
+            unsafe { core.table.redeem(&guard, here, part.start(), |_, _| ()) }?;
+            self.redeemed += 1;
+        }
+        Ok(())
+    }
+}
