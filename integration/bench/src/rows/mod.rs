@@ -11,6 +11,7 @@ mod micro;
 mod peer;
 mod range;
 mod single;
+mod streams;
 mod threads;
 mod unsnooped;
 
@@ -270,6 +271,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(invalidations::ROWS)
         .chain(attach::ROWS)
         .chain(guest::ROWS)
+        .chain(streams::ROWS)
         .chain(counts::ROWS)
         .chain(addresses::ROWS)
         .chain(micro::ROWS)
