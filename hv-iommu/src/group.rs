@@ -5,16 +5,18 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 use hv_core::platform::PciConfig;
-use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Segment, Shared, UserManaged, VmId};
+use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Shared, UserManaged, VmId};
 
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
 use crate::pasid::WithPasids;
+use crate::reserved::ReservedRegion;
+use crate::rest::AtRest;
 use crate::shape::{LetsThrough, Paging, Shape};
 use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
 use crate::system::System;
-use crate::topology::{FunctionKind, PciFunction};
+use crate::topology::{GroupPlan, PciFunction, group_plans};
 
 /// A group's number, in order of discovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,8 +35,9 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// State of a group that reaches no memory and belongs to nobody. Every group starts here and comes
-/// back here between owners. Also the shape of a domain through which nobody reaches memory.
+/// State of a group that reaches no memory and belongs to nobody: anybody may claim it. Groups start and end
+/// [`AtRest`], mostly as this.
+/// Also the shape of a domain through which nobody reaches memory.
 #[derive(Debug)]
 pub struct Blocked(pub(crate) ());
 
@@ -82,10 +85,15 @@ pub struct Inner<B: Backend> {
     pub(crate) requesters: Vec<PciAddress>,
     /// The ports and bridges on the way to the members.
     pub(crate) upstream: Vec<PciAddress>,
+    /// What firmware wants mapped for the members, each as firmware gave it.
+    pub(crate) regions: Vec<ReservedRegion>,
+    /// Whether firmware's wish does not count for the present claim.
+    pub(crate) is_overridden: bool,
     pub(crate) system: Shared<System<B>>,
 }
 
-/// A group of devices in one of its states: [`Blocked`], [`Claimed`], [`Attached`] or [`Wedged`].
+/// A group of devices in one of its states: [`Blocked`], [`Pinned`](crate::Pinned) and
+/// [`NeedsReset`](crate::NeedsReset) at rest, [`Claimed`], [`Attached`], or [`Wedged`].
 ///
 /// The value is the right to move the group on. There is one per group, and each step consumes it.
 ///
@@ -96,6 +104,30 @@ pub struct Inner<B: Backend> {
 pub struct Group<B: Backend, S> {
     pub(crate) inner: Inner<B>,
     pub(crate) state: S,
+}
+
+impl<O: Owner> Claimed<O> {
+    pub(crate) fn by(owner: O::Id) -> Self {
+        Self { owner }
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// Stops all members from sending requests.
+    pub(crate) fn silence(&self) {
+        for member in &self.members {
+            clear_bus_mastering(self.system.backend.platform(), *member);
+        }
+    }
+
+    /// Whether a function does not answer: it was removed.
+    pub(crate) fn is_gone(&self, member: PciAddress) -> bool {
+        self.system
+            .backend
+            .platform()
+            .config_read32(member, COMMAND)
+            == u32::MAX
+    }
 }
 
 impl<B: Backend, S> Group<B, S> {
@@ -135,9 +167,27 @@ impl<B: Backend> Group<B, Blocked> {
     pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>> {
         self.into_state(Claimed { owner: () })
     }
+}
 
+/// States of a group that a guest may claim: [`Blocked`] alone. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "a guest may claim a group that is `Blocked`, this one is `{Self}`",
+    label = "this group is not to be had by a guest as it is",
+    note = "`Pinned`: firmware goes on using it; `override_firmware` takes a policy that says why it may not",
+    note = "`NeedsReset`: a guest had it before; `reset_members` first",
+    note = "`Attached`, `Claimed`: somebody has it; `detach` and `release` it, and look at what comes back",
+    note = "`Wedged`: reset its unit and `recover` it"
+)]
+pub trait ForGuests: sealed::Sealed {}
+impl ForGuests for Blocked {}
+impl sealed::Sealed for Blocked {}
+
+impl<B: Backend, S> Group<B, S> {
     /// Claims the group for one guest.
-    pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>> {
+    pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>>
+    where
+        S: ForGuests,
+    {
         self.into_state(Claimed { owner: vm })
     }
 }
@@ -146,11 +196,6 @@ impl<B: Backend, O: Owner> Group<B, Claimed<O>> {
     /// Who of its kind claimed the group.
     pub fn owner(&self) -> O::Id {
         self.state.owner
-    }
-
-    /// Gives the claim up.
-    pub fn release(self) -> Group<B, Blocked> {
-        self.into_state(Blocked(()))
     }
 
     pub(crate) fn again(inner: Inner<B>, owner: O::Id) -> Self {
@@ -192,7 +237,8 @@ impl<B: Backend, S> Group<B, S> {
     /// reach this domain's addresses.
     ///
     /// # Errors
-    /// [`AttachError::NotAMember`], [`AttachError::NoBusMastering`] when the function did not take the
+    /// [`AttachError::NotAMember`], [`AttachError::Gone`] when a function does not answer,
+    /// [`AttachError::NoBusMastering`] when the function did not take the
     /// setting, or [`AttachError::Unit`] when the unit is wedged: its devices stay cut off.
     pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
     where
@@ -210,12 +256,13 @@ impl<B: Backend, S> Group<B, S> {
         }
         let platform = self.inner.system.backend.platform();
         for function in self.inner.upstream.iter().chain([&member]) {
-            let command = set_command(platform, *function, COMMAND_BUS_MASTER, true);
+            let function = *function;
+            if self.inner.is_gone(function) {
+                return Err(AttachError::Gone { function });
+            }
+            let command = set_command(platform, function, COMMAND_BUS_MASTER, true);
             if command & COMMAND_BUS_MASTER == 0 {
-                return Err(AttachError::NoBusMastering {
-                    function: *function,
-                    command,
-                });
+                return Err(AttachError::NoBusMastering { function, command });
             }
         }
         // Once more after the setting: a unit that wedged meanwhile is seen here, or cuts the member
@@ -277,47 +324,22 @@ impl<B: Backend, S> fmt::Debug for Group<B, S> {
     }
 }
 
-/// Which endpoints belong together: those behind one conventional bridge, else the functions of
-/// one device, which may reach each other without passing the IOMMU.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Key {
-    Bridge(PciAddress),
-    Device(Segment, u8, u8),
-}
-
-/// Sorts the endpoints into groups. A group of which some requester is covered by no unit, or by
+/// Sorts the functions into groups. A group of which some requester is covered by no unit, or by
 /// another unit than the rest, is left out: it can never be claimed.
 pub(crate) fn discover<B: Backend>(
     system: &Shared<System<B>>,
     functions: &[PciFunction],
-) -> Result<Vec<Group<B, Blocked>>, OutOfMemory> {
-    let mut keys: Vec<Key> = Vec::new();
-    let mut groups = Vec::new();
-    let endpoints = functions
-        .iter()
-        .filter(|function| function.kind == FunctionKind::Endpoint);
+) -> Result<Vec<AtRest<B>>, OutOfMemory> {
+    let plans = group_plans(functions)?;
     // Firmware may have left devices sending, also some that no unit covers.
-    for endpoint in endpoints.clone() {
-        clear_bus_mastering(system.backend.platform(), endpoint.address);
+    for member in plans.iter().flat_map(|plan| &plan.members) {
+        clear_bus_mastering(system.backend.platform(), *member);
     }
-    for endpoint in endpoints.clone() {
-        let key = key_of(endpoint.address, functions);
-        if !keys.contains(&key) {
-            push(&mut keys, key)?;
-        }
-    }
-    for (number, key) in (0..).zip(keys) {
-        let mut members = Vec::new();
-        for endpoint in endpoints
-            .clone()
-            .filter(|endpoint| key_of(endpoint.address, functions) == key)
-        {
-            if !members.contains(&endpoint.address) {
-                push(&mut members, endpoint.address)?;
-            }
-        }
-        if let Some(group) = group(system, GroupId(number), key, members, functions)? {
-            push(&mut groups, group)?;
+    let mut groups = Vec::new();
+    let plans = plans.into_iter().filter(|plan| !plan.members.is_empty());
+    for (number, plan) in (0..).zip(plans) {
+        if let Some(inner) = group(system, GroupId(number), plan)? {
+            push(&mut groups, inner.rest())?;
         }
     }
     Ok(groups)
@@ -326,34 +348,14 @@ pub(crate) fn discover<B: Backend>(
 fn group<B: Backend>(
     system: &Shared<System<B>>,
     id: GroupId,
-    key: Key,
-    members: Vec<PciAddress>,
-    functions: &[PciFunction],
-) -> Result<Option<Group<B, Blocked>>, OutOfMemory> {
-    let mut requesters = Vec::new();
-    for member in &members {
-        push(&mut requesters, *member)?;
-    }
-    if let Key::Bridge(bridge) = key {
-        // A conventional bridge may put its own id, or that of function 0 of the bus behind it, on
-        // what it forwards.
-        push(&mut requesters, bridge)?;
-        let buses = functions.iter().find(|function| function.address == bridge);
-        if let Some(buses) = buses.and_then(|function| function.kind.buses()) {
-            let alias =
-                PciAddress::from_requester(bridge.segment(), u16::from(buses.secondary) << 8);
-            if !requesters.contains(&alias) {
-                push(&mut requesters, alias)?;
-            }
-        }
-    }
-    let mut upstream = Vec::new();
-    for port in functions {
-        let above = |member: &PciAddress| is_above(port, *member);
-        if members.iter().any(above) {
-            push(&mut upstream, port.address)?;
-        }
-    }
+    plan: GroupPlan,
+) -> Result<Option<Inner<B>>, OutOfMemory> {
+    let GroupPlan {
+        members,
+        requesters,
+        upstream,
+        ports: _,
+    } = plan;
     let unit = members
         .first()
         .and_then(|member| system.backend.unit_of(*member));
@@ -365,44 +367,30 @@ fn group<B: Backend>(
         log::warn!("{id} {members:?} is not covered by one unit: it can never be claimed");
         return Ok(None);
     };
-    let inner = Inner {
+    let mut regions: Vec<ReservedRegion> = Vec::new();
+    for requester in &requesters {
+        for region in system.backend.reserved_for(*requester) {
+            // Firmware names a region once for each device that shares it.
+            if !regions.contains(&region) {
+                push(&mut regions, region)?;
+            }
+        }
+    }
+    Ok(Some(Inner {
         id,
         unit,
         caps,
         members,
         requesters,
         upstream,
+        regions,
+        is_overridden: false,
         system: system.clone(),
-    };
-    Ok(Some(Group {
-        inner,
-        state: Blocked(()),
     }))
 }
 
-/// Whether `port` is a bridge on the way to `member`.
-fn is_above(port: &PciFunction, member: PciAddress) -> bool {
-    let behind = port
-        .kind
-        .buses()
-        .is_some_and(|buses| buses.contains(member.bus()));
-    behind && port.address.segment() == member.segment()
-}
-
-fn key_of(endpoint: PciAddress, functions: &[PciFunction]) -> Key {
-    // The bridge nearest to the root decides: all behind it looks like it.
-    let bridge = functions
-        .iter()
-        .filter(|function| matches!(function.kind, FunctionKind::ConventionalBridge(_)))
-        .filter(|function| is_above(function, endpoint))
-        .min_by_key(|function| function.address.bus());
-    match bridge {
-        Some(bridge) => Key::Bridge(bridge.address),
-        None => Key::Device(endpoint.segment(), endpoint.bus(), endpoint.device()),
-    }
-}
-
-fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
+/// Appends to a list, or says that there is no memory for that.
+pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
     let bytes = size_of::<T>();
     list.try_reserve(1).map_err(|_| OutOfMemory { bytes })?;
     list.push(item);

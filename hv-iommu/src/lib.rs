@@ -17,6 +17,7 @@ mod attach;
 mod backend;
 mod bind;
 mod capability;
+mod claims;
 mod destroy;
 mod dirty;
 mod dma;
@@ -32,8 +33,10 @@ mod isolation;
 mod migration;
 mod nested;
 pub mod order;
+mod parked;
 mod pasid;
 mod pending;
+mod pinned;
 pub mod quiesce;
 mod range;
 pub mod reach;
@@ -41,7 +44,9 @@ mod reclaim;
 mod recover;
 mod replace;
 mod request;
+mod reserved;
 mod resize;
+mod rest;
 pub mod shape;
 mod shared_range;
 mod spec;
@@ -57,6 +62,7 @@ pub use backend::{
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
 };
+pub use claims::{ClaimError, GroupTable};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
 pub use dma::{
@@ -69,12 +75,15 @@ pub use dma::{
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
-pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
+pub use group::{
+    Attached, AttachedGroup, Blocked, Claimed, ForGuests, Group, GroupId, MaySend, Wedged,
+};
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
 pub use migration::{MadeForABus, iommu_domain_alloc};
 pub use nested::{InvalidateError, InvalidateRefusal, NestedError};
+pub use parked::Parked;
 pub use pasid::{
     PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
 };
@@ -83,10 +92,15 @@ pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames
 pub use reclaim::ReclaimError;
 pub use replace::{GaplessReplace, ReplaceFailed, Replaced};
 pub use request::{CoherentWalks, DomainRequest, Needs, UserDomain};
+pub use reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
 pub use resize::{Cut, CutError, CutRefusal};
+pub use rest::{AtRest, NeedsReset, Pinned};
 pub use shape::{
     Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
-pub use topology::{BusRange, FunctionKind, PciFunction};
+pub use topology::{
+    AccessControl, BusRange, FunctionKind, GroupPlan, PciFunction, PhantomBits, VirtualFunctions,
+    group_plans,
+};
