@@ -7,6 +7,7 @@ mod guest;
 mod invalidations;
 mod lanes;
 mod latency;
+mod lend;
 mod micro;
 mod peer;
 mod range;
@@ -271,6 +272,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(attach::ROWS)
         .chain(guest::ROWS)
         .chain(counts::ROWS)
+        .chain(lend::ROWS)
         .chain(addresses::ROWS)
         .chain(micro::ROWS)
         .collect();
