@@ -7,6 +7,7 @@ mod guest;
 mod invalidations;
 mod lanes;
 mod latency;
+mod lend;
 mod micro;
 mod peer;
 mod range;
@@ -273,6 +274,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(guest::ROWS)
         .chain(streams::ROWS)
         .chain(counts::ROWS)
+        .chain(lend::ROWS)
         .chain(addresses::ROWS)
         .chain(micro::ROWS)
         .collect();
