@@ -12,7 +12,6 @@ mod micro;
 mod peer;
 mod range;
 mod single;
-mod streams;
 mod threads;
 mod unsnooped;
 
@@ -272,7 +271,6 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(invalidations::ROWS)
         .chain(attach::ROWS)
         .chain(guest::ROWS)
-        .chain(streams::ROWS)
         .chain(counts::ROWS)
         .chain(lend::ROWS)
         .chain(addresses::ROWS)
