@@ -24,6 +24,7 @@ mod dma;
 mod domain;
 mod flush;
 mod format;
+pub mod front;
 mod group;
 mod handle;
 mod identity;
@@ -49,6 +50,7 @@ mod resize;
 mod rest;
 pub mod shape;
 mod shared_range;
+mod space;
 mod spec;
 mod system;
 pub mod table;
@@ -99,6 +101,10 @@ pub use shape::{
     Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
+pub use space::{
+    AddressSpace, AddressSpaceError, BulkPart, MappingKind, ReservedFor, SpaceMapping,
+    SpaceTeardown, TableQuota,
+};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
 pub use topology::{
     AccessControl, BusRange, FunctionKind, GroupPlan, PciFunction, PhantomBits, VirtualFunctions,
