@@ -3,10 +3,11 @@
 //! The cases of `alloc_hwpt_nested` in the tests of Linux iommufd; those on wrong kinds of objects do not
 //! compile here.
 
-use hv_core::{Access, Gpa, GuestMemory, Iova, PageSize, Perms, UserManaged};
+use hv_core::{Access, Gpa, GuestMemory, Iova, OwnerId, PageSize, Perms, UserManaged};
 use hv_iommu::{
     AttachError, AttachFailed, Attached, BadRequest, Claimed, DestroyRefusal, DirtyBitmap, Domain,
-    Group, InvalidateRefusal, Mapped, Needs, Nested, NestedError, ParentPaging, Range, UnitCaps,
+    FaultNotice, Group, InvalidateRefusal, Mapped, Needs, Nested, NestedError, ParentPaging, Range,
+    UnitCaps,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, UserStage};
 
@@ -90,6 +91,21 @@ fn a_users_first_stage_reaches_what_its_parent_maps_and_no_more() {
     assert_eq!(guest.dma(AT), Ok(direct.to.as_u64()));
     assert_eq!(guest.dma(Iova::new(6 << 12)), Err(DmaFault::NotMapped));
     assert_eq!(guest.dma(Iova::new(7 << 12)), Err(DmaFault::NotMapped));
+    // Its faults are told as those of the nested domain, at the address that the device sent.
+    let mut faults = Vec::new();
+    guest
+        .machine
+        .iommu
+        .take_faults(|notice| faults.push(notice));
+    let told = faults.iter().map(|notice| match notice {
+        FaultNotice::Fault(report) => {
+            let (_, domain, owner) = report.bound_to.unwrap();
+            assert_eq!((domain, owner), (stage.uid(), OwnerId::Vm(vm(1))));
+            report.fault.address.as_u64() >> 12
+        }
+        FaultNotice::Lost(unit) => panic!("{unit} lost a fault"),
+    });
+    assert!(told.eq([6, 7]));
     // A table that the parent does not map is not walked.
     let outside = guest.stage(TABLE, &[]);
     let nowhere = UserStage {
