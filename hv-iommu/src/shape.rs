@@ -31,7 +31,7 @@ pub enum Stages {
     Refused,
 }
 
-/// The shape of a [`Domain`](crate::Domain) of owner `O` on backend `B`. Closed.
+/// The shape of a [`Domain`] of owner `O` on backend `B`. Closed.
 #[diagnostic::on_unimplemented(
     message = "there is no `{Self}` domain of `{O}` on `{B}`",
     label = "no such domain",
