@@ -30,7 +30,7 @@ const WINDOWS: [(u64, ByteWindow); 8] = [
 /// How many pages of the run the window fills in part.
 fn bounced(pages: u64, window: ByteWindow) -> u64 {
     let head = window.offset != 0;
-    let tail = (window.offset + window.bytes) % 4096 != 0;
+    let tail = !(window.offset + window.bytes).is_multiple_of(4096);
     match pages {
         1 => u64::from(head || tail),
         _ => u64::from(head) + u64::from(tail),
