@@ -16,12 +16,14 @@ use crate::{FrameOwner, Hypervisor, PageCount, PageSize, PhysAddr, PhysRange};
 ///
 /// A `FrameRun<Hypervisor>` is the one owner of its frames: it moves into a mapping and comes back
 /// with a flush receipt. A `FrameRun<Guest>` is a pin: while it exists, also inside a mapping, the
-/// guest's memory can be neither freed nor taken back ([`GuestMemory`](crate::GuestMemory)).
+/// guest's memory can be neither freed nor taken back ([`GuestMemory`](crate::GuestMemory)). It has no
+/// access by the CPU: what it pins may be memory of the guest, memory lent to it, or registers of a device.
 ///
 /// Dropping a run frees nothing. The frames are lost to their owner, never reused by mistake.
 ///
 /// # Invariants
-/// The frames are RAM of `owner`. For [`Hypervisor`] no other run, table or buffer names them.
+/// For [`Hypervisor`] the frames are RAM, and no other run, table or buffer names them. For
+/// [`Guest`](crate::Guest) `owner` was given them, and a pin is counted for each page.
 #[must_use = "dropping a run of frames loses the memory for good"]
 pub struct FrameRun<F: FrameOwner> {
     range: PhysRange,
@@ -74,8 +76,8 @@ impl<F: FrameOwner> FrameRun<F> {
     /// Takes ownership of the frames of `range` for `owner`.
     ///
     /// # Safety
-    /// The frames are RAM. For [`Hypervisor`] nothing else owns or uses any of them. For [`Guest`]
-    /// they belong to `owner` and a pin is held for each page until this run is unpinned.
+    /// For [`Hypervisor`] the frames are RAM and nothing else owns or uses any of them. For
+    /// [`Guest`](crate::Guest) they were given to `owner`, and a pin is held for each page until this run is unpinned.
     pub unsafe fn from_raw(range: PhysRange, owner: F::Id) -> Self {
         // INVARIANT: the caller's promise.
         Self { range, owner }

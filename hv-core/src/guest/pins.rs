@@ -1,0 +1,218 @@
+//! Which pages of a run are pinned: counted by range, at the same price for a run of any length.
+
+use alloc::vec::Vec;
+
+use crate::sync::{AtomicU64, Ordering};
+use crate::{OutOfMemory, PageSize};
+
+/// Granules whose edges are summed up in one word, so that a look at the end of a run need not read all of it.
+const BLOCK: u64 = 512;
+
+/// Who holds pages of one run of memory.
+///
+/// A pinned run is one more at the granule where it begins and one less at that where it ends: the sum of
+/// these edges up to a granule says how many runs hold all of it. So a run of a terabyte costs as many words as
+/// one of a granule, and it may come back in other pieces than it went out. What a run holds of a granule in
+/// part is counted in pages.
+///
+/// # Invariants
+/// For each granule, pages in `parts` and a granule's worth of pages for each run in the sum of `edges` up to it
+/// are, together, the pages that live runs hold of it (all arithmetic wraps; the sums do not). `blocks` has
+/// the sums of [`BLOCK`] edges each.
+pub(super) struct PinBook {
+    /// Log2 of the pages in a granule.
+    shift: u32,
+    /// How far into its first granule the run begins, in pages.
+    skew: u64,
+    edges: Vec<AtomicU64>,
+    blocks: Vec<AtomicU64>,
+    parts: Vec<AtomicU64>,
+}
+
+impl PinBook {
+    /// Nothing is pinned of a run of `pages` pages, the first of which has the number `first` in the space in
+    /// which granules are aligned.
+    pub(super) fn new(first: u64, pages: u64, granule: PageSize) -> Result<Self, OutOfMemory> {
+        let shift = granule.shift() - PageSize::Size4K.shift();
+        let skew = first & (granule.pages() - 1);
+        let granules = (skew + pages).div_ceil(granule.pages());
+        // Where granules are pages, no run holds one in part.
+        let parts = if shift == 0 { 0 } else { granules };
+        // INVARIANT: all zero, and no runs.
+        Ok(Self {
+            shift,
+            skew,
+            edges: zeroes(granules + 1)?,
+            blocks: zeroes((granules + 1).div_ceil(BLOCK))?,
+            parts: zeroes(parts)?,
+        })
+    }
+
+    /// Counts `pages` pages from page `first` of the run as pinned once more.
+    pub(super) fn pin(&self, first: u64, pages: u64) {
+        self.count(first, pages, 1);
+    }
+
+    /// Counts `pages` pages from page `first` of the run as pinned once less.
+    pub(super) fn unpin(&self, first: u64, pages: u64) {
+        self.count(first, pages, u64::MAX);
+    }
+
+    /// How many pins there are on granules that have a page of these, in pages. Exact when nobody pins or
+    /// unpins meanwhile.
+    pub(super) fn held(&self, first: u64, pages: u64) -> u64 {
+        let from = self.skew + first;
+        let (low, high) = (
+            from >> self.shift,
+            (from + pages.saturating_sub(1)) >> self.shift,
+        );
+        let block = low / BLOCK;
+        let before = sum(&self.blocks, 0, block);
+        let mut covering = before.wrapping_add(sum(&self.edges, block * BLOCK, low));
+        let mut held: u64 = 0;
+        for granule in low..=high {
+            covering = covering.wrapping_add(sum(&self.edges, granule, granule + 1));
+            let whole = covering.wrapping_mul(1 << self.shift);
+            let part = sum(&self.parts, granule, granule + 1);
+            held = held.wrapping_add(whole.wrapping_add(part));
+        }
+        held
+    }
+
+    /// Counts a run `sign` times, which is 1 or, wrapped, -1.
+    fn count(&self, first: u64, pages: u64, sign: u64) {
+        let granule = 1_u64 << self.shift;
+        let (from, end) = (self.skew + first, self.skew + first + pages);
+        let head = from.next_multiple_of(granule).min(end);
+        if head > from {
+            let part = sign.wrapping_mul(head - from);
+            add(&self.parts, from >> self.shift, part);
+        }
+        let (low, high) = (head >> self.shift, end >> self.shift);
+        if high > low {
+            let less = sign.wrapping_neg();
+            add(&self.edges, low, sign);
+            add(&self.edges, high, less);
+            if low / BLOCK != high / BLOCK {
+                add(&self.blocks, low / BLOCK, sign);
+                add(&self.blocks, high / BLOCK, less);
+            }
+        }
+        let tail = high << self.shift;
+        if end > tail.max(head) {
+            add(&self.parts, high, sign.wrapping_mul(end - tail.max(head)));
+        }
+    }
+}
+
+fn zeroes(count: u64) -> Result<Vec<AtomicU64>, OutOfMemory> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut words = Vec::new();
+    words.try_reserve_exact(count).map_err(|_| OutOfMemory {
+        bytes: count.saturating_mul(size_of::<AtomicU64>()),
+    })?;
+    for _ in 0..count {
+        words.push(AtomicU64::new(0));
+    }
+    Ok(words)
+}
+
+fn add(words: &[AtomicU64], index: u64, value: u64) {
+    if let Some(word) = words.get(index as usize) {
+        // ORDERING: Relaxed, the counts guard nothing but what `&mut GuestMemory` does, and whatever made that
+        // borrow exclusive comes after every pin and unpin.
+        word.fetch_add(value, Ordering::Relaxed);
+    }
+}
+
+fn sum(words: &[AtomicU64], from: u64, to: u64) -> u64 {
+    let some = words.get(from as usize..to as usize).unwrap_or(&[]);
+    some.iter().fold(0, |sum, word| {
+        // ORDERING: Relaxed, as in `add`.
+        sum.wrapping_add(word.load(Ordering::Relaxed))
+    })
+}
+
+#[cfg(all(test, not(hv_loom)))]
+mod tests {
+    use super::*;
+
+    /// xorshift64.
+    fn next(state: &mut u64) -> u64 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state
+    }
+
+    /// Random runs, split and given back in pieces, against a count per page.
+    #[test]
+    fn runs_that_come_back_in_other_pieces_are_counted_like_pages() {
+        for (granule, pages, skew) in [
+            (PageSize::Size4K, 1300_u64, 5),
+            (PageSize::Size2M, 3 * 512 + 17, 0),
+            (PageSize::Size2M, 700, 300),
+            (PageSize::Size2M, 9, 511),
+        ] {
+            let mut state = 0x9e37_79b9_7f4a_7c15;
+            let book = PinBook::new(skew, pages, granule).unwrap();
+            let mut model = std::vec![0_u64; pages as usize];
+            let mut live: Vec<(u64, u64)> = Vec::new();
+            let step = granule.pages();
+            for round in 0..4000 {
+                let start = next(&mut state) % pages;
+                let count = 1 + next(&mut state) % (pages - start);
+                if next(&mut state).is_multiple_of(2) || live.is_empty() {
+                    book.pin(start, count);
+                    model[start as usize..(start + count) as usize]
+                        .iter_mut()
+                        .for_each(|page| *page += 1);
+                    live.push((start, count));
+                } else {
+                    let index = next(&mut state) as usize % live.len();
+                    let (start, count) = live.swap_remove(index);
+                    let cut = next(&mut state) % count;
+                    let (gone, rest) = match next(&mut state) % 2 {
+                        0 => ((start, cut), (start + cut, count - cut)),
+                        _ => ((start + cut, count - cut), (start, cut)),
+                    };
+                    live.extend([rest].into_iter().filter(|rest| rest.1 != 0));
+                    if gone.1 != 0 {
+                        book.unpin(gone.0, gone.1);
+                        model[gone.0 as usize..(gone.0 + gone.1) as usize]
+                            .iter_mut()
+                            .for_each(|page| *page -= 1);
+                    }
+                }
+                let start = next(&mut state) % pages;
+                let count = 1 + next(&mut state) % (pages - start);
+                let low = ((start + skew) / step * step).saturating_sub(skew);
+                let high = ((start + count + skew).div_ceil(step) * step - skew).min(pages);
+                let expected = model[low as usize..high as usize].iter().sum::<u64>();
+                assert_eq!(
+                    book.held(start, count),
+                    expected,
+                    "{granule}, round {round}"
+                );
+            }
+            for (start, count) in live {
+                book.unpin(start, count);
+            }
+            assert_eq!(book.held(0, pages), 0);
+        }
+    }
+
+    #[test]
+    fn a_book_of_many_blocks_adds_up() {
+        let pages = 5 * BLOCK;
+        let book = PinBook::new(0, pages, PageSize::Size4K).unwrap();
+        book.pin(100, 4 * BLOCK);
+        book.pin(3 * BLOCK, BLOCK);
+        assert_eq!(book.held(0, 100), 0);
+        assert_eq!(book.held(3 * BLOCK + 7, 1), 2);
+        assert_eq!(book.held(4 * BLOCK + 100, BLOCK - 100), 0);
+        assert_eq!(book.held(0, pages), 5 * BLOCK);
+        book.unpin(100, 4 * BLOCK);
+        assert_eq!(book.held(0, pages), BLOCK);
+    }
+}
