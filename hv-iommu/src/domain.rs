@@ -527,7 +527,7 @@ fn domain_caps(unit: &UnitCaps, config: DomainConfig) -> Result<DomainCaps, Doma
 }
 
 /// All addresses up to `last`.
-fn whole_space(last: Iova) -> Result<IovaRange, DomainError> {
+pub(crate) fn whole_space(last: Iova) -> Result<IovaRange, DomainError> {
     let too_few = DomainError::TooManyBits {
         needed: 13,
         found: 12,

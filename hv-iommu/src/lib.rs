@@ -44,6 +44,7 @@ mod request;
 mod resize;
 pub mod shape;
 mod shared_range;
+mod space;
 mod spec;
 mod system;
 pub mod table;
@@ -88,5 +89,9 @@ pub use shape::{
     Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
+pub use space::{
+    AddressSpace, AddressSpaceError, BulkPart, MappingKind, ReservedFor, SpaceMapping,
+    SpaceTeardown, TableQuota,
+};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
 pub use topology::{BusRange, FunctionKind, PciFunction};

@@ -202,6 +202,11 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
         self.seal.need.span
     }
 
+    /// What has to come to pass for it to open.
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
+    }
+
     /// Opens the value: the range is free again, and the frames come back.
     ///
     /// # Errors

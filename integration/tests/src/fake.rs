@@ -23,6 +23,7 @@ pub use format::FakeFormat;
 pub use shapes::{FIRST_STAGE_WORDS, Features, Forget, Stage, UserStage};
 pub use unit::FAULT_LOG;
 
+use crate::heap;
 use crate::host::{Host, lock};
 use shapes::{Bound, Way};
 use unit::{Effect, Unit, Who};
@@ -393,6 +394,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         requester: PciAddress,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let _exempt = heap::exempt();
         let way = Way::Tables(binding);
         self.put(index, (requester, None), Bound { way })
     }
@@ -403,10 +405,12 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<FlushTicket, UnitError> {
+        let _exempt = heap::exempt();
         self.take(index, (requester, None), domain)
     }
 
     fn submit(&self, index: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        let _exempt = heap::exempt();
         let (mut unit, answer) = self.called(index, Call::Submit)?;
         if unit.wedged {
             let job = unit.after_refusal.take();
@@ -432,6 +436,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn poll(&self, index: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError> {
+        let _exempt = heap::exempt();
         let mut unit = self.unit(index)?;
         while unit.completed < ticket.sequence {
             if unit.wedged {
@@ -458,6 +463,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn wedge(&self, index: UnitIndex) {
+        let _exempt = heap::exempt();
         if let Ok(mut unit) = self.unit(index) {
             unit.wedged = true;
             unit.log.push(Logged::Wedge);
@@ -465,6 +471,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn reset(&self, index: UnitIndex) -> Result<(), UnitError> {
+        let _exempt = heap::exempt();
         let (mut unit, answer) = self.called(index, Call::Reset)?;
         if !unit.wedged {
             return Err(UnitError::NotWedged { unit: index });
@@ -496,6 +503,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn take_fault(&self, index: UnitIndex) -> Option<FaultEvent> {
+        let _exempt = heap::exempt();
         let mut unit = self.unit(index).ok()?;
         if let Some(fault) = unit.faults.pop_front() {
             return Some(FaultEvent::Fault(fault));

@@ -7,6 +7,8 @@ pub mod dmar_build;
 #[cfg(not(hv_loom))]
 pub mod fake;
 #[cfg(not(hv_loom))]
+pub mod heap;
+#[cfg(not(hv_loom))]
 pub mod host;
 #[cfg(not(hv_loom))]
 pub mod pool;

@@ -1,0 +1,197 @@
+//! The sorted table of an address space: its range tokens, each with what it maps.
+
+use alloc::vec::Vec;
+use core::mem;
+use core::ops::Range as Indices;
+
+use hv_core::{Gpa, GpaRange, Iova, IovaRange, OutOfMemory, Perms, UserManaged};
+
+use super::{MappingKind, SpaceMapping};
+use crate::backend::Backend;
+use crate::pending::PendingUnmap;
+use crate::range::{Free, Mapped, Range};
+
+/// Where the token of an area is on its way.
+pub(super) enum State<B: Backend> {
+    /// Mapped.
+    Mapped(Range<UserManaged, B, Mapped>),
+    /// Unmapped, and not flushed yet.
+    Pending(PendingUnmap<UserManaged, B>),
+    /// Free, but not yet given back to the domain, whose list could not grow.
+    Vacant(Range<UserManaged, B, Free>),
+    /// For the moment between two of these.
+    Taken,
+}
+
+/// One range token and what it maps.
+pub(super) struct Area<B: Backend> {
+    pub(super) span: IovaRange,
+    /// Where the memory behind it begins in the guest.
+    pub(super) gpa: Gpa,
+    pub(super) perms: Perms,
+    pub(super) kind: MappingKind,
+    /// While a bulk map is taken in: where the slot begins that this is a piece of.
+    pub(super) slot: Option<Gpa>,
+    pub(super) state: State<B>,
+}
+
+impl<B: Backend> Area<B> {
+    /// What is mapped; `None` where nothing is any more.
+    pub(super) fn describe(&self) -> Option<SpaceMapping> {
+        match self.state {
+            State::Mapped(_) => Some(SpaceMapping {
+                span: self.span,
+                gpa: GpaRange::new(self.gpa, self.span.pages()).ok()?,
+                perms: self.perms,
+                kind: self.kind,
+            }),
+            State::Pending(_) | State::Vacant(_) | State::Taken => None,
+        }
+    }
+
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(self.state, State::Mapped(_))
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state, State::Pending(_))
+    }
+
+    /// Takes the state out, to put another one in its place.
+    pub(super) fn take(&mut self) -> State<B> {
+        mem::replace(&mut self.state, State::Taken)
+    }
+}
+
+/// All areas of a space.
+///
+/// # Invariants
+/// Sorted by address, without overlaps. There is room for `promised` more.
+pub(super) struct Areas<B: Backend> {
+    list: Vec<Area<B>>,
+    promised: usize,
+}
+
+impl<B: Backend> Areas<B> {
+    pub(super) fn new() -> Self {
+        // INVARIANT: empty, nothing promised.
+        Self {
+            list: Vec::new(),
+            promised: 0,
+        }
+    }
+
+    pub(super) fn all(&self) -> &[Area<B>] {
+        &self.list
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&Area<B>> {
+        self.list.get(index)
+    }
+
+    pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut Area<B>> {
+        self.list.get_mut(index)
+    }
+
+    /// Makes room for `more` areas besides those that were promised before.
+    pub(super) fn reserve(&mut self, more: usize) -> Result<(), OutOfMemory> {
+        let wanted = self.promised.saturating_add(more);
+        self.list.try_reserve(wanted).map_err(|_| OutOfMemory {
+            bytes: wanted.saturating_mul(size_of::<Area<B>>()),
+        })
+    }
+
+    /// As [`reserve`](Self::reserve), for later.
+    pub(super) fn promise(&mut self, more: usize) -> Result<(), OutOfMemory> {
+        self.reserve(more)?;
+        self.promised += more;
+        Ok(())
+    }
+
+    /// The room for `areas` is used now, or not needed.
+    pub(super) fn keep_promise(&mut self, areas: usize) {
+        self.promised = self.promised.saturating_sub(areas);
+    }
+
+    /// Puts an area, which overlaps no other, in its place. Room for it was made before.
+    pub(super) fn insert(&mut self, area: Area<B>) -> usize {
+        let start = area.span.start();
+        let at = self
+            .list
+            .partition_point(|other| other.span.start() < start);
+        self.list.insert(at, area);
+        at
+    }
+
+    pub(super) fn remove(&mut self, index: usize) -> Option<Area<B>> {
+        (index < self.list.len()).then(|| self.list.remove(index))
+    }
+
+    /// The area that `at` lies in.
+    pub(super) fn with(&self, at: Iova) -> Option<usize> {
+        let after = self.list.partition_point(|area| area.span.start() <= at);
+        let index = after.checked_sub(1)?;
+        self.list
+            .get(index)
+            .is_some_and(|area| area.span.contains(at))
+            .then_some(index)
+    }
+
+    /// The areas that share a page with `range`.
+    pub(super) fn meeting(&self, range: IovaRange) -> Indices<usize> {
+        let low = self
+            .list
+            .partition_point(|area| area.span.last() < range.start());
+        let high = self
+            .list
+            .partition_point(|area| area.span.start() <= range.last());
+        low..high
+    }
+
+    /// The pieces of slots are whole mappings from now on.
+    pub(super) fn forget_slots(&mut self) {
+        self.list.iter_mut().for_each(|area| area.slot = None);
+    }
+
+    /// Removes the areas among `indices` that are gone.
+    pub(super) fn sweep(&mut self, indices: Indices<usize>) {
+        let gone = |area: &Area<B>| matches!(area.state, State::Taken);
+        let some = self.list.get(indices.clone()).unwrap_or(&[]);
+        if some.iter().all(gone) {
+            if indices.end <= self.list.len() {
+                self.list.drain(indices);
+            }
+            return;
+        }
+        for index in indices.rev() {
+            if self.list.get(index).is_some_and(gone) {
+                self.list.remove(index);
+            }
+        }
+    }
+
+    /// Tries once more to give vacant ranges back to the domain.
+    pub(super) fn settle_vacant(&mut self) {
+        let any = |area: &Area<B>| matches!(area.state, State::Vacant(_));
+        if !self.list.iter().any(any) {
+            return;
+        }
+        for area in &mut self.list {
+            area.settle_vacant();
+        }
+        self.sweep(0..self.list.len());
+    }
+}
+
+impl<B: Backend> Area<B> {
+    /// Gives a vacant range back to the domain, if its list can grow.
+    pub(super) fn settle_vacant(&mut self) {
+        self.state = match self.take() {
+            State::Vacant(range) => match range.release() {
+                Ok(()) => State::Taken,
+                Err((range, _)) => State::Vacant(range),
+            },
+            other => other,
+        };
+    }
+}

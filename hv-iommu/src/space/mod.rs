@@ -1,0 +1,156 @@
+//! A guest's address space: which of its memory its devices reach, and at which addresses.
+//!
+//! An [`AddressSpace`] owns a domain of the guest and every range token of it. Mappings go in and out whole; to
+//! cut one is a step of its own ([`AddressSpace::split`]). Every call does all of what it was asked for or
+//! nothing; the one exception is a unit that does not complete a flush: what was unmapped then stays pending, and
+//! its memory pinned, until [`AddressSpace::retry`].
+//!
+//! Calls change the space by `&mut`: a guest's control path. A huge guest is mapped by several CPUs with
+//! [`AddressSpace::bulk`], whose parts are mapped without the space at hand.
+
+mod access;
+mod areas;
+mod bulk;
+mod end;
+mod error;
+mod map;
+mod quota;
+mod unmap;
+mod windows;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use hv_core::{Gpa, GpaRange, GuestMemory, Iova, IovaRange, Perms, Shared, UserManaged, VmId};
+
+use crate::backend::Backend;
+use crate::domain::Domain;
+use areas::{Area, Areas};
+use windows::Window;
+
+pub use bulk::BulkPart;
+pub use end::SpaceTeardown;
+pub use error::AddressSpaceError;
+pub use quota::TableQuota;
+pub use windows::ReservedFor;
+
+/// What stands behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingKind {
+    /// Memory: the guest's own, or lent to it.
+    Memory,
+    /// Registers of a device.
+    Registers,
+}
+
+/// A mapping of an address space, as told to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceMapping {
+    /// The addresses that devices use.
+    pub span: IovaRange,
+    /// What of the guest they reach.
+    pub gpa: GpaRange,
+    /// What devices may do. Wider than what was asked for where the unit has no write-only mappings.
+    pub perms: Perms,
+    /// What stands behind it.
+    pub kind: MappingKind,
+}
+
+/// The address space of a guest's devices, over a domain that the guest decides on.
+///
+/// Dropping it frees nothing, as with a domain: [`destroy`](Self::destroy) ends it.
+///
+/// # Invariants
+/// All ranges of the domain that are not free are here: mapped or pending in `areas`, reserved in `reserved`, or
+/// with a [`BulkPart`]. Areas have one slot of the guest's memory behind them each. No allowed range meets a
+/// reserved one.
+#[must_use = "a dropped address space is lost with all it maps; destroy it"]
+pub struct AddressSpace<B: Backend> {
+    domain: Domain<UserManaged, B>,
+    areas: Areas<B>,
+    allowed: Vec<IovaRange>,
+    reserved: Vec<Window<B>>,
+    quota: Option<Shared<TableQuota>>,
+    /// Table pages that were charged to the quota for this space.
+    charged: u64,
+    /// How many of these are for parts of a bulk map that are not back.
+    promised_tables: u64,
+}
+
+impl<B: Backend> AddressSpace<B> {
+    /// An empty address space over `domain`, which has no ranges yet, with its table pages charged to `quota`.
+    ///
+    /// # Errors
+    /// The domain, with [`AddressSpaceError::Quota`] when its tables are too many already.
+    pub fn new(
+        domain: Domain<UserManaged, B>,
+        quota: Option<Shared<TableQuota>>,
+    ) -> Result<Self, (Domain<UserManaged, B>, AddressSpaceError)> {
+        let charged = domain.table_pages();
+        if let Some(quota) = &quota
+            && let Err(error) = quota.take(charged)
+        {
+            return Err((domain, error));
+        }
+        // INVARIANT: nothing is mapped, reserved or allowed.
+        Ok(Self {
+            domain,
+            areas: Areas::new(),
+            allowed: Vec::new(),
+            reserved: Vec::new(),
+            quota,
+            charged,
+            promised_tables: 0,
+        })
+    }
+
+    /// The domain, to attach groups to it.
+    pub fn domain(&self) -> &Domain<UserManaged, B> {
+        &self.domain
+    }
+
+    /// Whose space it is.
+    pub fn vm(&self) -> VmId {
+        self.domain.owner
+    }
+
+    /// The mappings, by address.
+    pub fn mappings(&self) -> impl Iterator<Item = SpaceMapping> {
+        self.areas.all().iter().filter_map(Area::describe)
+    }
+
+    /// The mapping that `at` lies in.
+    pub fn find(&self, at: Iova) -> Option<SpaceMapping> {
+        let index = self.areas.with(at)?;
+        self.areas.get(index).and_then(Area::describe)
+    }
+
+    /// How many table pages are charged for this space: those that it has, and those that maps in progress may
+    /// still take.
+    pub fn charged(&self) -> u64 {
+        self.charged
+    }
+
+    fn check_memory(&self, memory: &GuestMemory) -> Result<(), AddressSpaceError> {
+        let (space, found) = (self.vm(), memory.vm());
+        if space != found {
+            return Err(AddressSpaceError::ForeignMemory {
+                space,
+                memory: found,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> fmt::Debug for AddressSpace<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.areas.all().len();
+        write!(f, "address space of {count} areas over {:?}", self.domain)
+    }
+}
+
+/// The guest address `offset` bytes behind `start`. Callers stay within a range of the guest.
+fn gpa_after(start: Gpa, offset: u64) -> Gpa {
+    start.checked_add(offset).unwrap_or(start)
+}
