@@ -23,6 +23,7 @@ mod dma;
 mod domain;
 mod flush;
 mod format;
+pub mod front;
 mod group;
 mod handle;
 mod identity;

@@ -64,7 +64,7 @@ impl<B: Backend> AddressSpace<B> {
         self.map_kind(memory, at, gpa, perms, MappingKind::Registers)
     }
 
-    pub(super) fn map_kind(
+    pub(crate) fn map_kind(
         &mut self,
         memory: &GuestMemory,
         at: Iova,
