@@ -8,6 +8,7 @@
 mod entries;
 mod faults;
 mod flushes;
+mod guests;
 mod lending;
 mod ownership;
 mod sizes;
