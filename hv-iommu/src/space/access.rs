@@ -81,7 +81,9 @@ impl<B: Backend> AddressSpace<B> {
     /// As [`dirty`](Self::dirty), and forgets it: when this returns, what devices write is noted again.
     ///
     /// # Errors
-    /// [`AddressSpaceError::NoDirtyTracking`]; [`AddressSpaceError::Unit`] when a unit did not complete the flush, after
+    /// [`AddressSpaceError::NoDirtyTracking`]; [`AddressSpaceError::Cuts`] when a large page is only partly in the
+    /// range, since what was written of its rest would be forgotten with it: [`split`](Self::split) it, or ask for
+    /// all of it. [`AddressSpaceError::Unit`] when a unit did not complete the flush, after
     /// the pages were shown: devices may write without that being noted again until a flush of the range works.
     pub fn dirty_and_clear(
         &mut self,
@@ -90,6 +92,16 @@ impl<B: Backend> AddressSpace<B> {
     ) -> Result<(), AddressSpaceError> {
         self.check_dirty()?;
         let core = &self.domain.core;
+        let behind = range.last().checked_add(1);
+        for border in [Some(range.start()), behind].into_iter().flatten() {
+            if !core.table.is_leaf_boundary(&core.pin(), border) {
+                let mapping = self.mapping_at(border)?.span;
+                return Err(AddressSpaceError::Cuts {
+                    wanted: range,
+                    mapping,
+                });
+            }
+        }
         core.table.dirty_and_clear(&core.pin(), range, &mut show);
         let _ = core.flush(FlushSpan::Pages(range), FlushDepth::Leaves)?;
         Ok(())

@@ -1,9 +1,9 @@
 //! iommufd `access_rw` and `access_rw_unaligned`: bytes through the mappings, at every offset round a page edge.
 
-use hv_core::{Gpa, Iova, Perms};
-use hv_iommu::AddressSpaceError;
+use hv_core::{Gpa, GuestMemory, Iova, Perms};
+use hv_iommu::{AddressSpace, AddressSpaceError, Domain, Needs};
 
-use super::machine::{gpas, iovas, vm};
+use super::machine::{NIC, gpas, iovas, vm};
 use super::space::{PAGE, guest};
 
 #[test]
@@ -70,5 +70,89 @@ fn dirty_pages_are_told_only_where_units_note_them() {
     assert_eq!(one.space.dirty(range, |_, _| panic!("a page")), none);
     let cleared = one.space.dirty_and_clear(range, |_, _| panic!("a page"));
     assert_eq!(cleared, none);
+    one.end();
+}
+
+/// A guest whose domain tracks what devices write.
+fn tracked() -> super::space::Guest {
+    let mut machine = super::machine::Machine::new();
+    let group = machine.take(NIC).claim_for_guest(vm(1));
+    let needs = Needs {
+        dirty_tracking: true,
+        coherent_walks: false,
+    };
+    let domain = Domain::user_domain_alloc(&group, super::machine::PLAIN.with(needs)).unwrap();
+    let space = AddressSpace::new(domain, None).unwrap();
+    let isolated = super::machine::isolated();
+    let group = group.attach_for_guest(space.domain(), &isolated).unwrap();
+    group.enable_bus_mastering(NIC).unwrap();
+    let mut memory = GuestMemory::new(vm(1));
+    memory.give(Gpa::new(0), machine.host().frames(64)).unwrap();
+    super::space::Guest {
+        machine,
+        group,
+        space,
+        memory,
+    }
+}
+
+/// iommufd `get_dirty_bitmap` and `get_dirty_bitmap_no_clear`.
+#[test]
+fn get_dirty_bitmap_tells_the_pages_that_were_written_until_they_are_cleared() {
+    let mut one = tracked();
+    one.map(0x10_0000, 0, 16);
+    let range = iovas(0x10_0000, 16);
+    let written = [0x10_0000, 0x10_3000, 0x10_f000];
+    for at in written {
+        assert!(one.writes(at + 8));
+    }
+    one.machine
+        .fake
+        .dma_read(NIC, Iova::new(0x10_5000))
+        .unwrap();
+    for _ in 0..2 {
+        let mut seen = Vec::new();
+        one.space
+            .dirty(range, |at, _| seen.push(at.as_u64()))
+            .unwrap();
+        assert_eq!(seen, written);
+    }
+    let mut seen = Vec::new();
+    let show = |at: Iova, _| seen.push(at.as_u64());
+    one.space.dirty_and_clear(range, show).unwrap();
+    assert_eq!(seen, written);
+    one.space
+        .dirty(range, |at, _| panic!("{at} is still noted"))
+        .unwrap();
+    // Noted again: the flush made the unit look again.
+    assert!(one.writes(0x10_3000));
+    let mut again = Vec::new();
+    one.space
+        .dirty(range, |at, _| again.push(at.as_u64()))
+        .unwrap();
+    assert_eq!(again, [0x10_3000]);
+    one.end();
+}
+
+#[test]
+fn what_was_written_of_a_large_page_is_not_forgotten_with_a_part_of_it() {
+    let mut one = tracked();
+    one.give(0x4000_0000, 512);
+    one.map(0x4000_0000, 0x4000_0000, 512);
+    assert!(one.writes(0x4010_0000));
+    let mapping = iovas(0x4000_0000, 512);
+    for wanted in [
+        iovas(0x4000_0000, 8),
+        iovas(0x401f_0000, 16),
+        iovas(0x4000_1000, 1),
+    ] {
+        let refused = one.space.dirty_and_clear(wanted, |_, _| panic!("a page"));
+        assert_eq!(refused, Err(AddressSpaceError::Cuts { wanted, mapping }));
+    }
+    let mut seen = 0;
+    one.space
+        .dirty_and_clear(mapping, |_, _| seen += 1)
+        .unwrap();
+    assert_eq!(seen, 1);
     one.end();
 }

@@ -203,6 +203,70 @@ fn objects_are_bounded_and_a_busy_space_stays() {
     assert_eq!(memory.pinned_pages(), 0);
 }
 
+/// iommufd `get_dirty_bitmap`: bits in guest memory, also where the bitmap is not aligned.
+#[test]
+fn get_dirty_bitmap_sets_a_bit_for_each_page_that_was_written() {
+    let mut stand = Stand::new(100);
+    stand.maker.dirty_tracking = true;
+    let id = stand.create();
+    stand.done(&requests::map(
+        id,
+        READ | WRITE,
+        0x10_0000,
+        MEMORY,
+        20 * PAGE,
+    ));
+    let Stand {
+        machine,
+        memory,
+        maker,
+        mut front,
+    } = stand;
+    let (host, far) = (machine.fake.host(), super::machine::FAR);
+    let isolated = super::machine::isolated();
+    let domain = front.space(id).unwrap().domain();
+    let group = maker.group.attach_for_guest(domain, &isolated).unwrap();
+    group.enable_bus_mastering(far).unwrap();
+    for page in [0, 9, 10, 19] {
+        let at = hv_core::Iova::new(0x10_0000 + page * PAGE);
+        machine.fake.dma_write(far, at, page).unwrap();
+    }
+    let bitmap = MEMORY + 40 * PAGE + 3;
+    let bits = || {
+        let mut bytes = [0; 4];
+        let at = hv_core::Gpa::new(bitmap);
+        memory.read(host, at, &mut bytes).unwrap();
+        bytes
+    };
+    memory
+        .write(host, hv_core::Gpa::new(bitmap), &[0; 4])
+        .unwrap();
+    let mut call = |flags, at, pages| {
+        let request = requests::dirty(id, flags, at, pages * PAGE, bitmap);
+        front.call(&memory, host, &mut NoSpaces, &request)
+    };
+    assert_eq!(call(1, 0x10_1000, 19).values[0], 3);
+    assert_eq!(bits(), [0, 0b11, 0b100, 0]);
+    assert_eq!(call(0, 0x10_0000, 20).values[0], 4);
+    assert_eq!(bits(), [1, 0b111, 0b1100, 0], "bits are only set");
+    assert_eq!(call(0, 0x10_0000, 20).values[0], 0);
+    // A bitmap that leaves the guest's memory: nothing is cleared.
+    machine
+        .fake
+        .dma_write(far, hv_core::Iova::new(0x10_0000), 1)
+        .unwrap();
+    let over = requests::dirty(id, 0, 0x10_0000, 20 * PAGE, MEMORY + 64 * PAGE - 2);
+    let refused = front.call(&memory, host, &mut NoSpaces, &over);
+    assert_eq!(refused.refused, Some(Code::NotMemory));
+    let mut call = |flags| {
+        let request = requests::dirty(id, flags, 0x10_0000, 20 * PAGE, bitmap);
+        front.call(&memory, host, &mut NoSpaces, &request)
+    };
+    assert_eq!(call(1).values[0], 1);
+    drop(group.detach().unwrap());
+    front.end(&memory).unwrap();
+}
+
 struct NoSpaces;
 
 impl hv_iommu::front::SpaceMaker<hv_tests::fake::Fake> for NoSpaces {

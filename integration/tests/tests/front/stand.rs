@@ -2,7 +2,7 @@
 
 use hv_core::{Gpa, GuestMemory, Shared, UserManaged, VmId};
 use hv_iommu::front::{Code, Front, Reply, SpaceMaker};
-use hv_iommu::{AddressSpace, Claimed, Domain, DomainConfig, Group, TableQuota};
+use hv_iommu::{AddressSpace, Claimed, Domain, DomainConfig, Group, Needs, TableQuota};
 use hv_tests::fake::Fake;
 
 use super::machine::{FAR, Machine, PLAIN, vm};
@@ -12,6 +12,7 @@ use super::requests;
 pub(crate) struct Maker {
     pub(crate) group: Group<Fake, Claimed<UserManaged>>,
     pub(crate) quota: Shared<TableQuota>,
+    pub(crate) dirty_tracking: bool,
 }
 
 impl SpaceMaker<Fake> for Maker {
@@ -20,8 +21,12 @@ impl SpaceMaker<Fake> for Maker {
             address_bits,
             ..PLAIN
         };
-        let domain =
-            Domain::user_domain_alloc(&self.group, config).map_err(|_| Code::NoSuchSpace)?;
+        let needs = Needs {
+            dirty_tracking: self.dirty_tracking,
+            coherent_walks: false,
+        };
+        let domain = Domain::user_domain_alloc(&self.group, config.with(needs))
+            .map_err(|_| Code::NoSuchSpace)?;
         AddressSpace::new(domain, Some(self.quota.clone())).map_err(|(domain, error)| {
             assert_eq!(domain.destroy().unwrap().count(), 0);
             error.into()
@@ -55,7 +60,11 @@ impl Stand {
         Self {
             machine,
             memory,
-            maker: Maker { group, quota },
+            maker: Maker {
+                group,
+                quota,
+                dirty_tracking: false,
+            },
             front: Front::new().unwrap(),
         }
     }
