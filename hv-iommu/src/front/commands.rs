@@ -144,7 +144,7 @@ impl<B: Backend> Front<B> {
         let space = self.objects.space_mut(id)?;
         match kind {
             WindowKind::Allowed => space.allow(range)?,
-            WindowKind::Reserved => space.reserve(range, ReservedFor::Guest)?,
+            WindowKind::Reserved => space.reserve(range, ReservedFor::User)?,
         }
         let window = WindowObject {
             space: id,

@@ -18,7 +18,7 @@ pub enum ReservedFor {
     /// Something that the hypervisor wants to keep free.
     Hypervisor,
     /// Something that the guest wants to keep free.
-    Guest,
+    User,
 }
 
 impl fmt::Display for ReservedFor {
@@ -27,7 +27,7 @@ impl fmt::Display for ReservedFor {
             Self::Hardware => "for interrupt messages or other use by hardware",
             Self::Firmware => "by firmware",
             Self::Hypervisor => "by the hypervisor",
-            Self::Guest => "by the guest",
+            Self::User => "by the guest",
         })
     }
 }

@@ -34,13 +34,13 @@ fn area_allowed_and_reserved_refuse_each_other() {
             refused,
             Err(AddressSpaceError::Reserved { wanted, by, why })
         );
-        let twice = one.space.reserve(wanted, ReservedFor::Guest);
+        let twice = one.space.reserve(wanted, ReservedFor::User);
         assert_eq!(twice, Err(AddressSpaceError::Reserved { wanted, by, why }));
     }
     // Taken back, each may be the other.
     one.space.disallow(allowed).unwrap();
     one.space.unreserve(by).unwrap();
-    one.space.reserve(allowed, ReservedFor::Guest).unwrap();
+    one.space.reserve(allowed, ReservedFor::User).unwrap();
     one.space.allow(by).unwrap();
     let wanted = iovas(0x300_0000, 1);
     let unknown = Err(AddressSpaceError::NoSuchWindow { wanted });
@@ -90,7 +90,7 @@ fn bc06_nothing_is_mapped_over_what_is_reserved() {
     one.map(0xfef0_0000, 0, 1);
     // What is mapped cannot be reserved.
     let (wanted, taken) = (iovas(0xfedf_e000, 2), iovas(0xfedf_f000, 1));
-    let refused = one.space.reserve(wanted, ReservedFor::Guest);
+    let refused = one.space.reserve(wanted, ReservedFor::User);
     assert_eq!(refused, Err(AddressSpaceError::Overlap { wanted, taken }));
     one.end();
 }
