@@ -93,6 +93,8 @@ faults! {
     UnbindIotlbOtherId = "unbind_iotlb_other_id",
     /// Detaching a group takes down the entry of its first requester only.
     UnbindSkipsAlias = "unbind_skips_alias",
+    /// Groups do not know the phantom functions of their members.
+    ForgetPhantoms = "forget_phantoms",
     /// A detached group keeps bus mastering.
     ClaimKeepsBusMastering = "claim_keeps_bus_mastering",
 

@@ -5,7 +5,7 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 use hv_core::platform::PciConfig;
-use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Segment, Shared, UserManaged, VmId};
+use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Shared, UserManaged, VmId};
 
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
@@ -14,7 +14,7 @@ use crate::pasid::WithPasids;
 use crate::shape::{LetsThrough, Paging, Shape};
 use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
 use crate::system::System;
-use crate::topology::{FunctionKind, PciFunction};
+use crate::topology::{GroupPlan, PciFunction, group_plans};
 
 /// A group's number, in order of discovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -277,46 +277,21 @@ impl<B: Backend, S> fmt::Debug for Group<B, S> {
     }
 }
 
-/// Which endpoints belong together: those behind one conventional bridge, else the functions of
-/// one device, which may reach each other without passing the IOMMU.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Key {
-    Bridge(PciAddress),
-    Device(Segment, u8, u8),
-}
-
-/// Sorts the endpoints into groups. A group of which some requester is covered by no unit, or by
+/// Sorts the functions into groups. A group of which some requester is covered by no unit, or by
 /// another unit than the rest, is left out: it can never be claimed.
 pub(crate) fn discover<B: Backend>(
     system: &Shared<System<B>>,
     functions: &[PciFunction],
 ) -> Result<Vec<Group<B, Blocked>>, OutOfMemory> {
-    let mut keys: Vec<Key> = Vec::new();
-    let mut groups = Vec::new();
-    let endpoints = functions
-        .iter()
-        .filter(|function| function.kind == FunctionKind::Endpoint);
+    let plans = group_plans(functions)?;
     // Firmware may have left devices sending, also some that no unit covers.
-    for endpoint in endpoints.clone() {
-        clear_bus_mastering(system.backend.platform(), endpoint.address);
+    for member in plans.iter().flat_map(|plan| &plan.members) {
+        clear_bus_mastering(system.backend.platform(), *member);
     }
-    for endpoint in endpoints.clone() {
-        let key = key_of(endpoint.address, functions);
-        if !keys.contains(&key) {
-            push(&mut keys, key)?;
-        }
-    }
-    for (number, key) in (0..).zip(keys) {
-        let mut members = Vec::new();
-        for endpoint in endpoints
-            .clone()
-            .filter(|endpoint| key_of(endpoint.address, functions) == key)
-        {
-            if !members.contains(&endpoint.address) {
-                push(&mut members, endpoint.address)?;
-            }
-        }
-        if let Some(group) = group(system, GroupId(number), key, members, functions)? {
+    let mut groups = Vec::new();
+    let plans = plans.into_iter().filter(|plan| !plan.members.is_empty());
+    for (number, plan) in (0..).zip(plans) {
+        if let Some(group) = group(system, GroupId(number), plan) {
             push(&mut groups, group)?;
         }
     }
@@ -326,34 +301,14 @@ pub(crate) fn discover<B: Backend>(
 fn group<B: Backend>(
     system: &Shared<System<B>>,
     id: GroupId,
-    key: Key,
-    members: Vec<PciAddress>,
-    functions: &[PciFunction],
-) -> Result<Option<Group<B, Blocked>>, OutOfMemory> {
-    let mut requesters = Vec::new();
-    for member in &members {
-        push(&mut requesters, *member)?;
-    }
-    if let Key::Bridge(bridge) = key {
-        // A conventional bridge may put its own id, or that of function 0 of the bus behind it, on
-        // what it forwards.
-        push(&mut requesters, bridge)?;
-        let buses = functions.iter().find(|function| function.address == bridge);
-        if let Some(buses) = buses.and_then(|function| function.kind.buses()) {
-            let alias =
-                PciAddress::from_requester(bridge.segment(), u16::from(buses.secondary) << 8);
-            if !requesters.contains(&alias) {
-                push(&mut requesters, alias)?;
-            }
-        }
-    }
-    let mut upstream = Vec::new();
-    for port in functions {
-        let above = |member: &PciAddress| is_above(port, *member);
-        if members.iter().any(above) {
-            push(&mut upstream, port.address)?;
-        }
-    }
+    plan: GroupPlan,
+) -> Option<Group<B, Blocked>> {
+    let GroupPlan {
+        members,
+        requesters,
+        upstream,
+        ports: _,
+    } = plan;
     let unit = members
         .first()
         .and_then(|member| system.backend.unit_of(*member));
@@ -363,7 +318,7 @@ fn group<B: Backend>(
     let caps = unit.and_then(|unit| system.backend.unit_caps(unit));
     let (Some(unit), Some(caps), true) = (unit, caps, same) else {
         log::warn!("{id} {members:?} is not covered by one unit: it can never be claimed");
-        return Ok(None);
+        return None;
     };
     let inner = Inner {
         id,
@@ -374,35 +329,14 @@ fn group<B: Backend>(
         upstream,
         system: system.clone(),
     };
-    Ok(Some(Group {
+    Some(Group {
         inner,
         state: Blocked(()),
-    }))
+    })
 }
 
-/// Whether `port` is a bridge on the way to `member`.
-fn is_above(port: &PciFunction, member: PciAddress) -> bool {
-    let behind = port
-        .kind
-        .buses()
-        .is_some_and(|buses| buses.contains(member.bus()));
-    behind && port.address.segment() == member.segment()
-}
-
-fn key_of(endpoint: PciAddress, functions: &[PciFunction]) -> Key {
-    // The bridge nearest to the root decides: all behind it looks like it.
-    let bridge = functions
-        .iter()
-        .filter(|function| matches!(function.kind, FunctionKind::ConventionalBridge(_)))
-        .filter(|function| is_above(function, endpoint))
-        .min_by_key(|function| function.address.bus());
-    match bridge {
-        Some(bridge) => Key::Bridge(bridge.address),
-        None => Key::Device(endpoint.segment(), endpoint.bus(), endpoint.device()),
-    }
-}
-
-fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
+/// Appends to a list, or says that there is no memory for that.
+pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
     let bytes = size_of::<T>();
     list.try_reserve(1).map_err(|_| OutOfMemory { bytes })?;
     list.push(item);

@@ -89,4 +89,7 @@ pub use shape::{
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
-pub use topology::{BusRange, FunctionKind, PciFunction};
+pub use topology::{
+    AccessControl, BusRange, FunctionKind, GroupPlan, PciFunction, PhantomBits, VirtualFunctions,
+    group_plans,
+};

@@ -2,7 +2,9 @@
 //!
 //! Rules (Linux `dmar.c`, Xen `vtd/dmar.c`): a scope that names the function, or a bridge scope
 //! behind which the function lies, beats the unit that covers the rest of the segment. Two units
-//! with such a claim disagree, and the function belongs to neither.
+//! with such a claim disagree, and the function belongs to neither. No scope can name a virtual or phantom
+//! function: its requests pass the unit of the function that it is one of (Linux
+//! `device_lookup_iommu`, Xen `acpi_find_matched_drhd_unit`).
 
 mod scope;
 
@@ -108,9 +110,18 @@ struct Doubt {
     unit: UnitIndex,
 }
 
+/// An id that a function sends with beside its own.
+#[derive(Clone, Copy, Debug)]
+struct OtherId {
+    id: PciAddress,
+    of: PciAddress,
+}
+
 /// The map from requesters to units.
 #[derive(Debug)]
 pub struct Coverage {
+    /// Sorted by id.
+    other_ids: Vec<OtherId>,
     functions: Vec<FunctionClaim>,
     buses: Vec<BusClaim>,
     rest: Vec<Rest>,
@@ -139,6 +150,7 @@ impl Coverage {
         functions: &[PciFunction],
     ) -> Result<Self, CoverageError> {
         let mut map = Self {
+            other_ids: other_ids(functions)?,
             functions: Vec::new(),
             buses: Vec::new(),
             rest: Vec::new(),
@@ -197,6 +209,15 @@ impl Coverage {
         Ok(map)
     }
 
+    /// The function whose id, or one of whose ids, this is.
+    fn function_of(&self, requester: PciAddress) -> PciAddress {
+        let found = self
+            .other_ids
+            .binary_search_by_key(&requester, |other| other.id);
+        let other = found.ok().and_then(|index| self.other_ids.get(index));
+        other.map_or(requester, |other| other.of)
+    }
+
     fn claim(&mut self, unit: UnitIndex, target: Target) -> Result<(), OutOfMemory> {
         let function = target.function;
         push(&mut self.functions, FunctionClaim { function, unit })?;
@@ -245,6 +266,7 @@ impl Coverage {
 
     /// Whether some unit names `requester` or a bridge above it, instead of taking what is left.
     pub fn is_named(&self, requester: PciAddress) -> bool {
+        let requester = self.function_of(requester);
         let (segment, bus) = (requester.segment(), requester.bus());
         let behind = |claim: &BusClaim| claim.segment == segment && claim.buses.contains(bus);
         self.functions
@@ -254,6 +276,7 @@ impl Coverage {
     }
 
     fn verdict(&self, requester: PciAddress) -> Verdict {
+        let requester = self.function_of(requester);
         let (segment, bus) = (requester.segment(), requester.bus());
         let named = self
             .functions
@@ -286,6 +309,29 @@ impl Coverage {
             Verdict::Covered(rest.unit)
         }
     }
+}
+
+/// The ids of virtual and phantom functions that no listed function has for its own.
+fn other_ids(functions: &[PciFunction]) -> Result<Vec<OtherId>, OutOfMemory> {
+    let mut others = Vec::new();
+    let mut listed = Vec::new();
+    for function in functions {
+        let of = function.address;
+        push(&mut listed, of)?;
+        for id in function.virtual_ids() {
+            push(&mut others, OtherId { id, of })?;
+        }
+    }
+    listed.sort_unstable();
+    for function in functions {
+        let of = function.address;
+        let phantoms = function.phantom_ids();
+        for id in phantoms.filter(|id| listed.binary_search(id).is_err()) {
+            push(&mut others, OtherId { id, of })?;
+        }
+    }
+    others.sort_unstable_by_key(|other| (other.id, other.of));
+    Ok(others)
 }
 
 impl fmt::Display for Coverage {

@@ -3,7 +3,7 @@
 use std::vec::Vec;
 
 use hv_core::{PciAddress, Segment};
-use hv_iommu::{FunctionKind, PciFunction, UnitIndex};
+use hv_iommu::{FunctionKind, PciFunction, PhantomBits, UnitIndex, VirtualFunctions};
 
 use super::*;
 use crate::dmar::ScopeKind;
@@ -30,10 +30,7 @@ fn machine(functions: &[Is]) -> Machine {
 fn functions(addresses: &[PciAddress]) -> Vec<PciFunction> {
     addresses
         .iter()
-        .map(|&address| PciFunction {
-            address,
-            kind: FunctionKind::Endpoint,
-        })
+        .map(|&address| PciFunction::new(address, FunctionKind::Endpoint))
         .collect()
 }
 
@@ -233,6 +230,31 @@ fn a_bridge_without_buses_and_a_scope_for_nothing_are_no_problem() {
     assert_eq!(map.problems(), []);
     assert_eq!(map.unit_of(at(0, 3, 0)), Some(index(0)));
     assert_eq!(map.unit_of(at(1, 0, 0)), None);
+}
+
+#[test]
+fn bc13_virtual_and_phantom_functions_are_behind_the_unit_of_their_function() {
+    let physical = at(0, 2, 0);
+    let machine = machine(&[Endpoint(physical), Endpoint(at(0, 2, 2))]);
+    let named = vec![scope(ScopeKind::Endpoint, 0, &[(2, 0)])];
+    let dmar = table(vec![unit(0, 0, false, named), unit(1, 0, true, vec![])]);
+    let functions = [
+        PciFunction {
+            phantoms: PhantomBits::from_device_capabilities(2 << 3),
+            virtual_functions: VirtualFunctions::from_registers(1, 2, 0x10, 0x100),
+            ..PciFunction::new(physical, FunctionKind::Endpoint)
+        },
+        PciFunction::new(at(0, 2, 2), FunctionKind::Endpoint),
+    ];
+    let map = Coverage::new(&machine, &dmar, &functions).unwrap();
+    for id in [physical, at(0, 2, 4), at(0, 2, 6), at(0, 4, 0), at(1, 4, 0)] {
+        assert_eq!(map.unit_of(id), Some(index(0)), "{id}");
+        assert!(map.is_named(id), "{id}");
+    }
+    // What is a function of its own is no phantom; what is neither is not theirs.
+    for id in [at(0, 2, 2), at(0, 2, 1), at(2, 4, 0)] {
+        assert_eq!(map.unit_of(id), Some(index(1)), "{id}");
+    }
 }
 
 #[test]

@@ -88,16 +88,15 @@ fn own_segments(machine: &Machine) -> Dmar {
 }
 
 fn endpoint(address: hv_core::PciAddress) -> PciFunction {
-    let kind = FunctionKind::Endpoint;
-    PciFunction { address, kind }
+    PciFunction::new(address, FunctionKind::Endpoint)
 }
 
 fn port(address: hv_core::PciAddress, secondary: u8, subordinate: u8) -> PciFunction {
-    let kind = FunctionKind::ExpressPort(BusRange {
+    let kind = FunctionKind::RootPort(BusRange {
         secondary,
         subordinate,
     });
-    PciFunction { address, kind }
+    PciFunction::new(address, kind)
 }
 
 fn discover(machine: &Machine) -> Result<Discovery<Machine>, BringUpError> {

@@ -249,10 +249,8 @@ pub fn subsystem() -> (
         platform: Platform,
         submitted: AtomicU64::new(0),
     };
-    let device = PciFunction {
-        address: PciAddress::from_requester(Segment(0), 8),
-        kind: FunctionKind::Endpoint,
-    };
+    let address = PciAddress::from_requester(Segment(0), 8);
+    let device = PciFunction::new(address, FunctionKind::Endpoint);
     let (iommu, groups) =
         Iommu::new(backend, &[device], Config::default()).expect("the host has memory");
     let group = groups.into_iter().next().expect("one device, one group");

@@ -9,7 +9,7 @@ use hv_vtd::{BringUpError, CoveragePolicy, UnitInfo, Vtd};
 use thiserror::Error;
 
 use crate::machine::Machine;
-use crate::pci::Function;
+use crate::pci::{self, Function};
 use crate::platform::BareMetal;
 
 /// The backend of this image.
@@ -59,7 +59,9 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         .map_err(|_| OutOfMemory {
             bytes: machine.functions.len() * size_of::<PciFunction>(),
         })?;
-    functions.extend(machine.functions.iter().map(Function::topology));
+    pci::isolate(machine.platform, &machine.functions);
+    let facts = |function: &Function| function.topology(machine.platform);
+    functions.extend(machine.functions.iter().map(facts));
     let discovery = Vtd::discover(machine.platform, &dmar, &functions, CoveragePolicy::Strict)?;
     let units = discovery.units().copied().collect();
     let backend = discovery.bring_up()?;

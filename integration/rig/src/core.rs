@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hv_core::Access;
+use hv_core::{Access, PciAddress};
 use hv_iommu::table::Mapping;
 
 use crate::bus::{Bus, Counts, Frames};
@@ -169,6 +169,8 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
     for (model, bridge) in machine.all_functions() {
         let bridges = machine.bridges_above(model.address);
         let mut requesters = vec![model.address.requester()];
+        let phantoms = model.facts().phantom_ids();
+        requesters.extend(phantoms.map(PciAddress::requester));
         for bridge in bridges
             .iter()
             .filter_map(|index| machine.functions.get(*index))

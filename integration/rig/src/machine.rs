@@ -3,7 +3,7 @@
 use std::fmt;
 
 use hv_core::{PciAddress, Segment};
-use hv_iommu::{BusRange, FunctionKind};
+use hv_iommu::{BusRange, FunctionKind, PciFunction, PhantomBits};
 use thiserror::Error;
 
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
@@ -142,6 +142,8 @@ pub struct FunctionModel {
     pub address: PciAddress,
     /// What it is.
     pub kind: FunctionKind,
+    /// Which other function numbers it sends with.
+    pub phantoms: PhantomBits,
     /// Whether firmware left bus mastering on.
     pub left_on: bool,
 }
@@ -235,10 +237,26 @@ const fn at(segment: u16, bus: u8, device: u8, function: u8) -> PciAddress {
 }
 
 const fn endpoint(address: PciAddress) -> FunctionModel {
-    FunctionModel {
-        address,
-        kind: FunctionKind::Endpoint,
-        left_on: false,
+    FunctionModel::new(address, FunctionKind::Endpoint)
+}
+
+impl FunctionModel {
+    /// A function that sends with its own id and was left without bus mastering.
+    pub const fn new(address: PciAddress, kind: FunctionKind) -> Self {
+        Self {
+            address,
+            kind,
+            phantoms: PhantomBits::NONE,
+            left_on: false,
+        }
+    }
+
+    /// What an embedder would find out about it.
+    pub fn facts(&self) -> PciFunction {
+        PciFunction {
+            phantoms: self.phantoms,
+            ..PciFunction::new(self.address, self.kind)
+        }
     }
 }
 
@@ -275,19 +293,12 @@ impl Machine {
             endpoint(at(0, 0, 1, 0)),
             endpoint(at(0, 0, 2, 0)),
             endpoint(at(0, 0, 2, 1)),
-            FunctionModel {
-                address: at(0, 0, 0x1c, 0),
-                kind: FunctionKind::ExpressPort(buses(1)),
-                left_on: false,
-            },
+            FunctionModel::new(at(0, 0, 0x1c, 0), FunctionKind::RootPort(buses(1))),
             endpoint(at(0, 1, 0, 0)),
         ];
         if rng.one_in(2) {
-            functions.push(FunctionModel {
-                address: at(0, 0, 0x1e, 0),
-                kind: FunctionKind::ConventionalBridge(buses(2)),
-                left_on: false,
-            });
+            let bridge = FunctionKind::ConventionalBridge(buses(2));
+            functions.push(FunctionModel::new(at(0, 0, 0x1e, 0), bridge));
             functions.extend([endpoint(at(0, 2, 1, 0)), endpoint(at(0, 2, 2, 0))]);
         }
         let mut units = Vec::new();
@@ -316,7 +327,14 @@ impl Machine {
             function.left_on = rng.one_in(2);
         }
         let temper = Temper::draw(&mut rng);
-        // Of its own, so that the rest of a machine does not depend on it.
+        // Of their own, so that the rest of a machine does not depend on them.
+        let mut rng = Rng::new(seed ^ 0x7068_616e_746f_6d73);
+        if let Some(function) = functions.first_mut()
+            && rng.one_in(3)
+        {
+            let bits = 1 + rng.below(3) as u32;
+            function.phantoms = PhantomBits::from_device_capabilities(bits << 3);
+        }
         let mut rng = Rng::new(seed ^ 0x6272_6964_6765);
         let host_bridge = match rng.below(4) {
             0 => rng.pick(&STIFF_BRIDGES).copied(),

@@ -52,7 +52,7 @@ pub(crate) struct Function {
 impl Function {
     /// Whether it does DMA of its own.
     pub(crate) fn is_endpoint(&self) -> bool {
-        self.kind == FunctionKind::Endpoint
+        self.kind.buses().is_none()
     }
 
     /// Reads configuration space. What is not there reads as all ones.

@@ -123,6 +123,7 @@ pub const PLANTED: &[Planted] = &[
             Rule::WrongAnswer,
         ],
     ),
+    planted(Fault::ForgetPhantoms, &[Rule::MappedFaulted]),
     planted(Fault::ClaimKeepsBusMastering, &[Rule::NotCutOff]),
     planted(Fault::DomainIdZero, &[Rule::BadContext]),
     planted(Fault::FreeIdEarly, &[Rule::DomainId]),

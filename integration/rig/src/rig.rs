@@ -113,12 +113,7 @@ impl Rig {
     /// The functions, as an embedder enumerates them.
     pub fn functions(&self) -> Vec<PciFunction> {
         let functions = self.machine.all_functions();
-        functions
-            .map(|(function, _)| PciFunction {
-                address: function.address,
-                kind: function.kind,
-            })
-            .collect()
+        functions.map(|(function, _)| function.facts()).collect()
     }
 
     /// Firmware's DMAR table.

@@ -82,6 +82,7 @@ mod caught {
         unbind_context_other_id: UnbindContextOtherId,
         unbind_iotlb_other_id: UnbindIotlbOtherId,
         unbind_skips_alias: UnbindSkipsAlias,
+        forget_phantoms: ForgetPhantoms,
         claim_keeps_bus_mastering: ClaimKeepsBusMastering,
         domain_id_zero: DomainIdZero,
         free_id_early: FreeIdEarly,

@@ -4,7 +4,6 @@ use core::fmt;
 
 use hv_core::PciAddress;
 use hv_core::platform::PciConfig;
-use hv_iommu::{BusRange, FunctionKind, PciFunction};
 
 use super::kind;
 use super::spec::{
@@ -193,39 +192,6 @@ impl Function {
         }
     }
 
-    /// What it is to the IOMMU crates.
-    pub fn topology(&self) -> PciFunction {
-        let kind = match self.header {
-            Header::Bridge {
-                secondary,
-                subordinate,
-            } => {
-                let buses = match secondary {
-                    // Firmware gave it no buses: a range that holds none.
-                    0 => BusRange {
-                        secondary: u8::MAX,
-                        subordinate: 0,
-                    },
-                    _ => BusRange {
-                        secondary,
-                        subordinate,
-                    },
-                };
-                match self.port {
-                    Some(
-                        PortType::RootPort | PortType::UpstreamPort | PortType::DownstreamPort,
-                    ) => FunctionKind::ExpressPort(buses),
-                    _ => FunctionKind::ConventionalBridge(buses),
-                }
-            }
-            Header::Endpoint | Header::Other(_) => FunctionKind::Endpoint,
-        };
-        PciFunction {
-            address: self.address,
-            kind,
-        }
-    }
-
     /// Where its capability with this id is in configuration space; `None` if it has none, or the
     /// list is broken.
     pub fn capability(&self, config: &impl PciConfig, id: u8) -> Option<u8> {
@@ -331,20 +297,7 @@ mod tests {
         );
         assert_eq!(function.port, Some(PortType::RootPort));
         assert_eq!(function.kind(), "PCIe root port");
-        let behind = function.topology().kind.buses().unwrap();
-        assert!(behind.contains(4) && behind.contains(6) && !behind.contains(7));
         assert_eq!(function.capability(&bus, 0x05), Some(0x40));
-    }
-
-    #[test]
-    fn bridges_without_a_port_type_are_conventional_and_may_lead_nowhere() {
-        let bus = FakeBus::new();
-        bus.add_bridge(address(), 0, 0);
-        let function = Function::read(&bus, address()).unwrap();
-        let FunctionKind::ConventionalBridge(behind) = function.topology().kind else {
-            panic!("{:?}", function.topology());
-        };
-        assert!((0..=255).all(|bus| !behind.contains(bus)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod function;
 mod kind;
 mod scan;
 mod spec;
+mod topology;
 
 #[cfg(test)]
 mod fake;
@@ -14,3 +15,4 @@ pub use bar::{Bar, BarError, memory_bar};
 pub use ecam::Ecam;
 pub use function::{Class, Function, Header, Identity, PortType};
 pub use scan::{clear_bus_mastering, scan};
+pub use topology::isolate;

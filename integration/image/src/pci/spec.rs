@@ -67,6 +67,25 @@ pub(super) const EXPRESS_PORT_SHIFT: u32 = 20;
 /// Width of the device/port type.
 pub(super) const EXPRESS_PORT_MASK: u32 = 0xf;
 
+/// Device capabilities, from the start of the PCI Express capability (PCI Express Base, "Device Capabilities
+/// Register"; Linux `PCI_EXP_DEVCAP`).
+pub(super) const EXPRESS_DEVICE_CAPABILITIES: u16 = 0x04;
+
+/// Extended capability id of access control services (PCI Express Base, "ACS Extended Capability"; Linux
+/// `PCI_EXT_CAP_ID_ACS`).
+pub(super) const EXTENDED_ACS: u16 = 0x0d;
+/// In the ACS capability: capability (15:0) and control (31:16) register.
+pub(super) const ACS_REGISTERS: u16 = 0x04;
+/// Extended capability id of SR-IOV (PCI Express Base, "SR-IOV Extended Capability"; Linux
+/// `PCI_EXT_CAP_ID_SRIOV`).
+pub(super) const EXTENDED_SRIOV: u16 = 0x10;
+/// In the SR-IOV capability: control (15:0) and status (31:16).
+pub(super) const SRIOV_CONTROL: u16 = 0x08;
+/// In the SR-IOV capability: the number of virtual functions (15:0).
+pub(super) const SRIOV_COUNT: u16 = 0x10;
+/// In the SR-IOV capability: offset of the first virtual function (15:0) and their stride (31:16).
+pub(super) const SRIOV_PLACES: u16 = 0x14;
+
 /// First extended capability: id (15:0), version (19:16), next (31:20).
 pub(super) const EXTENDED_CAPABILITIES: u16 = 0x100;
 /// Extended capability id.

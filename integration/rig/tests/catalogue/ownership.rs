@@ -2,8 +2,8 @@
 
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Gpa, GuestMemory, GuestMemoryError, Iova, PageSize, Perms, VmId};
-use hv_iommu::{AttachFailed, Domain, InterruptsIsolated, MapError};
-use hv_rig::{Outcome, Temper};
+use hv_iommu::{AttachFailed, Domain, InterruptsIsolated, MapError, PhantomBits};
+use hv_rig::{Machine, Outcome, Temper};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::stand::{BAD, Stand, WAIT, count, iovas, on_machines, pci, small, two_units};
@@ -71,6 +71,31 @@ fn bc05_xsa_400_every_alias_moves_or_none() {
             }
         },
     );
+}
+
+#[test]
+fn bc05_xsa_449_phantom_functions_come_and_go_with_their_function() {
+    // The device picks one of its eight ids for each request.
+    let phantoms = |machine: &mut Machine| {
+        machine.functions[0].phantoms = PhantomBits::from_device_capabilities(3 << 3);
+    };
+    on_machines(20, phantoms, |stand| {
+        let group = stand.take(pci(0, 1, 0));
+        assert_eq!(group.members(), [pci(0, 1, 0)]);
+        let one = stand.kernel(group);
+        let mapped = one.map(iovas(0x10_0000, 1));
+        for _ in 0..40 {
+            assert!(one.writes(0x10_0000));
+        }
+        one.unmap_and_free(mapped);
+        stand.groups.push(one.end());
+        for _ in 0..40 {
+            let outcome = stand
+                .rig
+                .access(pci(0, 1, 0), Iova::new(0x10_0000), Access::Write);
+            assert!(!matches!(outcome, Outcome::Reached { .. }));
+        }
+    });
 }
 
 #[test]

@@ -96,10 +96,7 @@ fn a_function_that_is_listed_twice_is_one_member() {
         reserved: Vec::new(),
     };
     let fake: Fake = Fake::new(Host::new(64, &[NIC], time), config);
-    let endpoint = PciFunction {
-        address: NIC,
-        kind: FunctionKind::Endpoint,
-    };
+    let endpoint = PciFunction::new(NIC, FunctionKind::Endpoint);
     let setup = Iommu::new(fake.clone(), &[endpoint, endpoint], Config::default());
     let (_iommu, mut groups) = setup.unwrap();
     let group = groups.pop().unwrap().claim_for_hypervisor();

@@ -105,28 +105,19 @@ fn functions() -> Vec<PciFunction> {
         NIC, TWIN[0], TWIN[1], DISK, OLD[0], OLD[1], FAR, LOST, TORN, SPLIT,
     ];
     let mut functions: Vec<_> = endpoints
-        .map(|address| PciFunction {
-            address,
-            kind: FunctionKind::Endpoint,
-        })
+        .map(|address| PciFunction::new(address, FunctionKind::Endpoint))
         .into();
     functions.extend([
-        PciFunction {
-            address: PORT,
-            kind: FunctionKind::ExpressPort(buses(1, 1)),
-        },
-        PciFunction {
-            address: BRIDGE,
-            kind: FunctionKind::ConventionalBridge(buses(2, 2)),
-        },
-        PciFunction {
-            address: TORN_BRIDGE,
-            kind: FunctionKind::ConventionalBridge(buses(0x90, 0x90)),
-        },
-        PciFunction {
-            address: SPLIT_BRIDGE,
-            kind: FunctionKind::ConventionalBridge(buses(0x50, 0x50)),
-        },
+        PciFunction::new(PORT, FunctionKind::RootPort(buses(1, 1))),
+        PciFunction::new(BRIDGE, FunctionKind::ConventionalBridge(buses(2, 2))),
+        PciFunction::new(
+            TORN_BRIDGE,
+            FunctionKind::ConventionalBridge(buses(0x90, 0x90)),
+        ),
+        PciFunction::new(
+            SPLIT_BRIDGE,
+            FunctionKind::ConventionalBridge(buses(0x50, 0x50)),
+        ),
     ]);
     functions
 }
