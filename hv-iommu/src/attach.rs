@@ -8,12 +8,13 @@ use thiserror::Error;
 
 use crate::backend::{Backend, HwDomainId, UnitError, UnitIndex};
 use crate::bind::{
-    BindFailed, bind_all, bound_requesters, register, silence, unbind_all, unregister, wedged,
+    BindFailed, bind_all, bound_requesters, register, unbind_all, unregister, wedged,
 };
 use crate::capability::Unmet;
 use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::InterruptsIsolated;
+use crate::reserved::{ReservedKind, ReservedRegion};
 use crate::shape::{Confines, Shape};
 
 /// Why a group was not attached, or a member not changed.
@@ -66,6 +67,25 @@ pub enum AttachError {
         unit: UnitIndex,
         /// The witness's.
         witnessed: UnitIndex,
+    },
+    /// Firmware's region of a device is not mapped in the domain, which was made for another group.
+    #[error(
+        "{group} needs {region} mapped, which {domain} does not have: make a domain for this group, others may \
+         join it"
+    )]
+    RegionNotMapped {
+        /// The group.
+        group: GroupId,
+        /// The domain.
+        domain: DomainUid,
+        /// The region.
+        region: ReservedRegion,
+    },
+    /// The function does not answer: it was removed.
+    #[error("{function} does not answer any more")]
+    Gone {
+        /// The function.
+        function: PciAddress,
     },
     /// The domain has ended.
     #[error("{0} has ended")]
@@ -260,6 +280,16 @@ pub(crate) fn check_tables<B: Backend>(
     if core.table.root().is_none() {
         return Err(AttachError::Ended(core.uid));
     }
+    let missing = |region: &ReservedRegion| {
+        region.kind == ReservedKind::Pinned && !core.regions.lock().contains(region)
+    };
+    if let Some(region) = inner.regions_to_map().find(missing) {
+        return Err(AttachError::RegionNotMapped {
+            group: inner.id,
+            domain: core.uid,
+            region,
+        });
+    }
     let (need, have) = (&core.caps, &inner.caps);
     let level = need.level.number();
     let wanted_bits = u64::from(64 - need.last.as_u64().leading_zeros());
@@ -340,7 +370,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             state: Attached { owner, core },
         } = self;
         if !Fault::ClaimKeepsBusMastering.is_on() {
-            silence(&inner);
+            inner.silence();
         }
         let anchor = S::anchor(&core);
         match unbind_all(&inner, &anchor, bound_requesters(&inner)) {

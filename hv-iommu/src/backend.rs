@@ -13,6 +13,7 @@ use hv_core::{Access, Iova, IovaRange, PageSize, PciAddress};
 use thiserror::Error;
 
 use crate::format::{Format, Level, RootPointer};
+use crate::reserved::ReservedRegion;
 
 /// One IOMMU of the machine, numbered from 0 in the order of discovery; at most 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -353,9 +354,13 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// The unit that translates for `requester`, or `None` when no unit covers it.
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex>;
 
-    /// Ranges that devices use for something else than memory, such as interrupt messages: no
+    /// Ranges that all devices use for something else than memory, such as interrupt messages: no
     /// domain maps them.
     fn reserved(&self) -> &[IovaRange];
+
+    /// What firmware wants mapped for `requester`, one to one, each region as firmware gave it. Always the same,
+    /// and no [windows](Self::reserved).
+    fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion>;
 
     /// The format of the second-stage tables of a unit with such capabilities.
     fn format(&self, caps: &UnitCaps) -> Self::Format;

@@ -9,7 +9,7 @@ use hv_core::{OutOfMemory, Owner, PciAddress};
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitError};
-use crate::group::{Group, Hold, Inner, Wedged, clear_bus_mastering};
+use crate::group::{Group, Hold, Inner, Wedged};
 use crate::shape::Shape;
 use crate::system::Bound;
 
@@ -48,13 +48,6 @@ pub(crate) fn wedged<B: Backend>(
     let error = stuck.error;
     let state = Wedged { error, holds };
     Group { inner, state }
-}
-
-/// Takes bus mastering from all members.
-pub(crate) fn silence<B: Backend>(inner: &Inner<B>) {
-    for member in &inner.members {
-        clear_bus_mastering(inner.system.backend.platform(), *member);
-    }
 }
 
 /// Enters the group into the register, before its entries are live: a unit that wedges cuts it off. Counts

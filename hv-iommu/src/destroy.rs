@@ -65,6 +65,12 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
         return Err(DestroyError { domain, reason });
     }
     domain.core.drain_bounce_pool();
+    if let Err(why) = domain.unmap_regions() {
+        let uid = domain.core.uid;
+        log::warn!("{uid}: firmware's regions are still mapped: {why}");
+        let reason = DestroyRefusal::Busy;
+        return Err(DestroyError { domain, reason });
+    }
     domain.held.closed = domain.held.closed.or_else(|| domain.core.table.close());
     let Some(root) = domain.held.closed else {
         let reason = DestroyRefusal::Ended;

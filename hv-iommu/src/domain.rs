@@ -5,12 +5,13 @@
     reason = "makes the one table whose guards are all of one quiescence"
 )]
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
 use hv_core::platform::Cpus;
-use hv_core::sync::{AtomicUsize, Ordering};
+use hv_core::sync::{AtomicUsize, Mutex, Ordering};
 use hv_core::{
     Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize, Perms,
     PhysRange, Shared, TryLock, UserManaged,
@@ -27,11 +28,13 @@ use crate::handle::PlatformHandle;
 use crate::ids::{IdLease, Users};
 use crate::iova::{IovaAlign, IovaAllocator, SpaceError};
 use crate::order::FlushOrder;
+use crate::pinned::PinnedRegion;
 use crate::quiesce::Guard;
 use crate::range::{Free, Range, TableFrames};
 use crate::reach::Reach;
 use crate::reclaim::RECLAIM_FROM;
 use crate::request::{DomainRequest, NO_NESTING, UserDomain};
+use crate::reserved::ReservedRegion;
 use crate::shape::{Pages, Paging, ParentPaging, Shape, Stages};
 use crate::system::System;
 use crate::table::{Geometry, Mapping, Table, TableError, Translation};
@@ -109,6 +112,21 @@ pub enum DomainError {
     /// All domain ids of the hardware are taken.
     #[error("all domain ids are taken")]
     NoDomainId,
+    /// Firmware's region of a device cannot be kept free for it: it overlaps another one or an interrupt window,
+    /// or is beyond the addresses asked for.
+    #[error("the domain cannot hold {region}: {why}")]
+    Region {
+        /// The region.
+        region: ReservedRegion,
+        /// Why not.
+        why: SpaceError,
+    },
+    /// Firmware's region of a device is where the unit reaches no memory.
+    #[error("the unit cannot reach the memory of {region}")]
+    RegionUnreachable {
+        /// The region.
+        region: ReservedRegion,
+    },
     /// The root table needs a frame.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -140,6 +158,8 @@ pub struct DomainCore<B: Backend> {
     pub(crate) id: HwDomainId,
     pub(crate) caps: DomainCaps,
     pub(crate) table: Table<B::Format, PlatformHandle<B>>,
+    /// Regions of firmware that are mapped, from before anything can be attached.
+    pub(crate) regions: Mutex<Vec<ReservedRegion>>,
     pub(crate) space: IovaAllocator,
     pub(crate) reach: Reach,
     /// Flushes begun so far.
@@ -216,7 +236,9 @@ impl<B: Backend> DomainCore<B> {
 }
 
 /// What only a domain with tables has, beside what it shares.
-pub struct TablesHeld {
+pub struct TablesHeld<O: Owner, B: Backend> {
+    /// Firmware's regions of the group that it was made for.
+    pub(crate) pinned: Vec<PinnedRegion<O, B>>,
     pub(crate) lease: IdLease,
     /// The root after `destroy` closed the table and before the grace period was over.
     pub(crate) closed: Option<RootPointer>,
@@ -240,7 +262,8 @@ pub struct Domain<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
 }
 
 impl<B: Backend> Domain<KernelPaging, B> {
-    /// A paging domain for the hypervisor's driver of `group`.
+    /// A paging domain for the hypervisor's driver of `group`. What firmware wants mapped for the group's devices
+    /// is mapped in it.
     ///
     /// # Errors
     /// [`DomainError`].
@@ -249,7 +272,17 @@ impl<B: Backend> Domain<KernelPaging, B> {
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
         let cpus = group.system().backend.platform().cpu_count();
-        Self::for_group(group, request.into(), false, cpus)
+        let mut domain = Self::for_group(group, request.into(), false, cpus)?;
+        match domain.map_regions(&group.inner) {
+            Ok(()) => Ok(domain),
+            Err(error) => {
+                match domain.destroy() {
+                    Ok(teardown) => teardown.for_each(drop),
+                    Err(stays) => log::error!("a domain that failed is left over: {stays}"),
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -392,6 +425,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             id: lease.id(),
             caps,
             table,
+            regions: Mutex::new(Vec::new()),
             space,
             reach: Reach::new(),
             flushes: FlushOrder::new(),
@@ -424,6 +458,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         registry.domains.push(core.clone());
         drop(registry);
         let held = TablesHeld {
+            pinned: Vec::new(),
             lease,
             closed: None,
         };

@@ -11,6 +11,8 @@ use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
 use crate::pasid::WithPasids;
+use crate::reserved::ReservedRegion;
+use crate::rest::AtRest;
 use crate::shape::{LetsThrough, Paging, Shape};
 use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
 use crate::system::System;
@@ -33,8 +35,9 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// State of a group that reaches no memory and belongs to nobody. Every group starts here and comes
-/// back here between owners. Also the shape of a domain through which nobody reaches memory.
+/// State of a group that reaches no memory and belongs to nobody: anybody may claim it. Groups start and end
+/// [`AtRest`], mostly as this.
+/// Also the shape of a domain through which nobody reaches memory.
 #[derive(Debug)]
 pub struct Blocked(pub(crate) ());
 
@@ -82,10 +85,15 @@ pub struct Inner<B: Backend> {
     pub(crate) requesters: Vec<PciAddress>,
     /// The ports and bridges on the way to the members.
     pub(crate) upstream: Vec<PciAddress>,
+    /// What firmware wants mapped for the members, each as firmware gave it.
+    pub(crate) regions: Vec<ReservedRegion>,
+    /// Whether firmware's wish does not count for the present claim.
+    pub(crate) is_overridden: bool,
     pub(crate) system: Shared<System<B>>,
 }
 
-/// A group of devices in one of its states: [`Blocked`], [`Claimed`], [`Attached`] or [`Wedged`].
+/// A group of devices in one of its states: [`Blocked`], [`Pinned`](crate::Pinned) and
+/// [`NeedsReset`](crate::NeedsReset) at rest, [`Claimed`], [`Attached`], or [`Wedged`].
 ///
 /// The value is the right to move the group on. There is one per group, and each step consumes it.
 ///
@@ -96,6 +104,30 @@ pub struct Inner<B: Backend> {
 pub struct Group<B: Backend, S> {
     pub(crate) inner: Inner<B>,
     pub(crate) state: S,
+}
+
+impl<O: Owner> Claimed<O> {
+    pub(crate) fn by(owner: O::Id) -> Self {
+        Self { owner }
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// Stops all members from sending requests.
+    pub(crate) fn silence(&self) {
+        for member in &self.members {
+            clear_bus_mastering(self.system.backend.platform(), *member);
+        }
+    }
+
+    /// Whether a function does not answer: it was removed.
+    pub(crate) fn is_gone(&self, member: PciAddress) -> bool {
+        self.system
+            .backend
+            .platform()
+            .config_read32(member, COMMAND)
+            == u32::MAX
+    }
 }
 
 impl<B: Backend, S> Group<B, S> {
@@ -135,9 +167,27 @@ impl<B: Backend> Group<B, Blocked> {
     pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>> {
         self.into_state(Claimed { owner: () })
     }
+}
 
+/// States of a group that a guest may claim: [`Blocked`] alone. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "a guest may claim a group that is `Blocked`, this one is `{Self}`",
+    label = "this group is not to be had by a guest as it is",
+    note = "`Pinned`: firmware goes on using it; `override_firmware` takes a policy that says why it may not",
+    note = "`NeedsReset`: a guest had it before; `reset_members` first",
+    note = "`Attached`, `Claimed`: somebody has it; `detach` and `release` it, and look at what comes back",
+    note = "`Wedged`: reset its unit and `recover` it"
+)]
+pub trait ForGuests: sealed::Sealed {}
+impl ForGuests for Blocked {}
+impl sealed::Sealed for Blocked {}
+
+impl<B: Backend, S> Group<B, S> {
     /// Claims the group for one guest.
-    pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>> {
+    pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>>
+    where
+        S: ForGuests,
+    {
         self.into_state(Claimed { owner: vm })
     }
 }
@@ -146,11 +196,6 @@ impl<B: Backend, O: Owner> Group<B, Claimed<O>> {
     /// Who of its kind claimed the group.
     pub fn owner(&self) -> O::Id {
         self.state.owner
-    }
-
-    /// Gives the claim up.
-    pub fn release(self) -> Group<B, Blocked> {
-        self.into_state(Blocked(()))
     }
 
     pub(crate) fn again(inner: Inner<B>, owner: O::Id) -> Self {
@@ -192,7 +237,8 @@ impl<B: Backend, S> Group<B, S> {
     /// reach this domain's addresses.
     ///
     /// # Errors
-    /// [`AttachError::NotAMember`], [`AttachError::NoBusMastering`] when the function did not take the
+    /// [`AttachError::NotAMember`], [`AttachError::Gone`] when a function does not answer,
+    /// [`AttachError::NoBusMastering`] when the function did not take the
     /// setting, or [`AttachError::Unit`] when the unit is wedged: its devices stay cut off.
     pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
     where
@@ -210,12 +256,13 @@ impl<B: Backend, S> Group<B, S> {
         }
         let platform = self.inner.system.backend.platform();
         for function in self.inner.upstream.iter().chain([&member]) {
-            let command = set_command(platform, *function, COMMAND_BUS_MASTER, true);
+            let function = *function;
+            if self.inner.is_gone(function) {
+                return Err(AttachError::Gone { function });
+            }
+            let command = set_command(platform, function, COMMAND_BUS_MASTER, true);
             if command & COMMAND_BUS_MASTER == 0 {
-                return Err(AttachError::NoBusMastering {
-                    function: *function,
-                    command,
-                });
+                return Err(AttachError::NoBusMastering { function, command });
             }
         }
         // Once more after the setting: a unit that wedged meanwhile is seen here, or cuts the member
@@ -282,7 +329,7 @@ impl<B: Backend, S> fmt::Debug for Group<B, S> {
 pub(crate) fn discover<B: Backend>(
     system: &Shared<System<B>>,
     functions: &[PciFunction],
-) -> Result<Vec<Group<B, Blocked>>, OutOfMemory> {
+) -> Result<Vec<AtRest<B>>, OutOfMemory> {
     let plans = group_plans(functions)?;
     // Firmware may have left devices sending, also some that no unit covers.
     for member in plans.iter().flat_map(|plan| &plan.members) {
@@ -291,8 +338,8 @@ pub(crate) fn discover<B: Backend>(
     let mut groups = Vec::new();
     let plans = plans.into_iter().filter(|plan| !plan.members.is_empty());
     for (number, plan) in (0..).zip(plans) {
-        if let Some(group) = group(system, GroupId(number), plan) {
-            push(&mut groups, group)?;
+        if let Some(inner) = group(system, GroupId(number), plan)? {
+            push(&mut groups, inner.rest())?;
         }
     }
     Ok(groups)
@@ -302,7 +349,7 @@ fn group<B: Backend>(
     system: &Shared<System<B>>,
     id: GroupId,
     plan: GroupPlan,
-) -> Option<Group<B, Blocked>> {
+) -> Result<Option<Inner<B>>, OutOfMemory> {
     let GroupPlan {
         members,
         requesters,
@@ -318,21 +365,28 @@ fn group<B: Backend>(
     let caps = unit.and_then(|unit| system.backend.unit_caps(unit));
     let (Some(unit), Some(caps), true) = (unit, caps, same) else {
         log::warn!("{id} {members:?} is not covered by one unit: it can never be claimed");
-        return None;
+        return Ok(None);
     };
-    let inner = Inner {
+    let mut regions: Vec<ReservedRegion> = Vec::new();
+    for requester in &requesters {
+        for region in system.backend.reserved_for(*requester) {
+            // Firmware names a region once for each device that shares it.
+            if !regions.contains(&region) {
+                push(&mut regions, region)?;
+            }
+        }
+    }
+    Ok(Some(Inner {
         id,
         unit,
         caps,
         members,
         requesters,
         upstream,
+        regions,
+        is_overridden: false,
         system: system.clone(),
-    };
-    Some(Group {
-        inner,
-        state: Blocked(()),
-    })
+    }))
 }
 
 /// Appends to a list, or says that there is no memory for that.

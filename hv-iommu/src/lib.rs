@@ -34,6 +34,7 @@ mod nested;
 pub mod order;
 mod pasid;
 mod pending;
+mod pinned;
 pub mod quiesce;
 mod range;
 pub mod reach;
@@ -41,7 +42,9 @@ mod reclaim;
 mod recover;
 mod replace;
 mod request;
+mod reserved;
 mod resize;
+mod rest;
 pub mod shape;
 mod shared_range;
 mod spec;
@@ -69,7 +72,9 @@ pub use dma::{
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
-pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, MaySend, Wedged};
+pub use group::{
+    Attached, AttachedGroup, Blocked, Claimed, ForGuests, Group, GroupId, MaySend, Wedged,
+};
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
@@ -83,7 +88,9 @@ pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames
 pub use reclaim::ReclaimError;
 pub use replace::{GaplessReplace, ReplaceFailed, Replaced};
 pub use request::{CoherentWalks, DomainRequest, Needs, UserDomain};
+pub use reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
 pub use resize::{Cut, CutError, CutRefusal};
+pub use rest::{AtRest, NeedsReset, Pinned};
 pub use shape::{
     Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
 };

@@ -207,6 +207,23 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// # Errors
     /// [`RedeemError`] with this value, when the receipt does not cover it.
     pub fn redeem(self, receipt: &Receipt) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        let (range, frames) = self.open(receipt)?;
+        // SAFETY: the entries under this range were the record of a run of `owner` that moved into
+        // the mapping; they were emptied just now, by the one owner of the range, so this run is
+        // the only one. The receipt proves that no device reaches the frames any more.
+        let mut frames = unsafe { FrameRun::from_raw(frames, range.owner) };
+        if Fault::LoseLastFrame.is_on()
+            && let Some(all_but_one) = PageCount::new(frames.pages().get() - 1)
+        {
+            frames = frames
+                .split_at(all_but_one)
+                .map_or_else(|error| error.run, |(most, _lost)| most);
+        }
+        Ok((range, frames))
+    }
+
+    /// Empties the entries, and says what they named.
+    fn open(self, receipt: &Receipt) -> Result<(Range<O, B, Free>, PhysRange), RedeemError<O, B>> {
         if let Err(reason) = self.seal.opens(&self.range.core, receipt) {
             return Err(RedeemError {
                 pending: self,
@@ -245,17 +262,6 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
                 reason,
             });
         };
-        // SAFETY: the entries under this range were the record of a run of `owner` that moved into
-        // the mapping; they were emptied just now, by the one owner of the range, so this run is
-        // the only one. The receipt proves that no device reaches the frames any more.
-        let mut frames = unsafe { FrameRun::from_raw(frames, self.range.owner) };
-        if Fault::LoseLastFrame.is_on()
-            && let Some(all_but_one) = PageCount::new(frames.pages().get() - 1)
-        {
-            frames = frames
-                .split_at(all_but_one)
-                .map_or_else(|error| error.run, |(most, _lost)| most);
-        }
         Ok((self.range.into_state(Free(())), frames))
     }
 
@@ -265,9 +271,21 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     /// # Errors
     /// [`RedeemError`] with this value, when the flush failed.
     pub fn flush(self) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        self.flush_and(Self::redeem)
+    }
+
+    /// As [`flush`](Self::flush), where the entries named no frames of the owner.
+    pub(crate) fn flush_open(self) -> Result<(), RedeemError<O, B>> {
+        self.flush_and(Self::open).map(drop)
+    }
+
+    fn flush_and<T>(
+        self,
+        open: impl FnOnce(Self, &Receipt) -> Result<T, RedeemError<O, B>>,
+    ) -> Result<T, RedeemError<O, B>> {
         let core = self.range.core.clone();
         let redeemed = match self.seal.flush(&core) {
-            Ok(receipt) => self.redeem(&receipt),
+            Ok(receipt) => open(self, &receipt),
             Err(error) => Err(RedeemError {
                 pending: self,
                 reason: error.into(),

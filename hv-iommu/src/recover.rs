@@ -11,7 +11,8 @@ use hv_core::sync::{AtomicU64, Ordering};
 
 use crate::backend::{Backend, UnitError, UnitIndex};
 use crate::bind::unregister;
-use crate::group::{Blocked, Group, Inner, Wedged, clear_bus_mastering};
+use crate::group::{Group, Inner, Wedged, clear_bus_mastering};
+use crate::rest::AtRest;
 use crate::system::{Iommu, Registry, System};
 
 /// Which units were declared wedged, read without a lock.
@@ -186,23 +187,21 @@ impl<B: Backend> Iommu<B> {
 }
 
 impl<B: Backend> Group<B, Wedged<B>> {
-    /// Gives the group back, blocked, once its unit was [reset](Iommu::reset_unit): no entry of it is
+    /// Gives the group back, at rest, once its unit was [reset](Iommu::reset_unit): no entry of it is
     /// left in memory or in the unit, and its domain can be destroyed as far as this group goes.
     /// Whoever wants it claims it anew, and resets its devices before they get bus mastering.
     ///
     /// # Errors
     /// The group, while its unit is wedged, or when the unit did not forget an entry that was still
     /// present.
-    pub fn recover(self) -> Result<Group<B, Blocked>, Self> {
+    pub fn recover(self) -> Result<AtRest<B>, Self> {
         let Self { inner, mut state } = self;
         // The unit was cut off after the last entry of this group was taken down, so the bit is clear
         // only after a reset that began later: what is not present now was forgotten by that.
         if inner.system.wedged.has(inner.unit) {
             return Err(Self { inner, state });
         }
-        for member in &inner.members {
-            clear_bus_mastering(inner.system.backend.platform(), *member);
-        }
+        inner.silence();
         if let Err(error) = take_down(&inner, &state) {
             inner.system.cut_off(inner.unit);
             state.error = error;
@@ -215,8 +214,11 @@ impl<B: Backend> Group<B, Wedged<B>> {
             }
             unregister(&inner, &hold.anchor);
         }
-        let state = Blocked(());
-        Ok(Group { inner, state })
+        let owner = state.holds.iter().find_map(|hold| hold.anchor.entries());
+        Ok(match owner {
+            Some((_, owner)) => inner.rest_after(owner),
+            None => inner.rest(),
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::anchor::Anchor;
 use crate::attach::{AttachError, check};
 use crate::backend::{Backend, Binding, UnitError, UnitIndex};
 use crate::bind::{
-    BindFailed, bind_all, bound_requesters, register, silence, unbind_all, unregister, wedged,
+    BindFailed, bind_all, bound_requesters, register, unbind_all, unregister, wedged,
 };
 use crate::capability::ReplaceBackend;
 use crate::domain::Domain;
@@ -108,7 +108,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             state: Attached { owner, core },
         } = group;
         if new.entries().is_none() {
-            silence(&inner);
+            inner.silence();
         }
         if let Err(stuck) = unbind_all(&inner, &old, bound_requesters(&inner)) {
             unregister(&inner, &new);
@@ -138,7 +138,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
                 ReplaceFailed::Refused { group, error }
             }
             Err(BindFailed::TakenBack(back)) => {
-                silence(&inner);
+                inner.silence();
                 unregister(&inner, &old);
                 let group = Group::again(inner, owner);
                 ReplaceFailed::Unbound { group, error, back }

@@ -74,7 +74,7 @@ pub enum Identity {}
     note = "for `Nested`, map in the parent; `Identity` and `Blocked` map nothing at all: use a `Paging` domain"
 )]
 pub trait Pages<O: Owner, B: Backend>:
-    Shape<O, B> + Inside<O, B, Core = Shared<DomainCore<B>>, Held = TablesHeld>
+    Shape<O, B> + Inside<O, B, Core = Shared<DomainCore<B>>, Held = TablesHeld<O, B>>
 {
 }
 
@@ -188,7 +188,7 @@ macro_rules! tables {
     ($shape:ty, $owner:ident, [$($generic:tt)*]) => {
         impl<$($generic)*> Inside<$owner, B> for $shape {
             type Core = Shared<DomainCore<B>>;
-            type Held = TablesHeld;
+            type Held = TablesHeld<$owner, B>;
             fn anchor(core: &Self::Core) -> Anchor<B> {
                 Anchor::Tables(core.clone())
             }

@@ -10,10 +10,11 @@ use thiserror::Error;
 
 use crate::backend::{Backend, FaultEvent, RawFault, UnitCaps, UnitIndex};
 use crate::domain::{DomainCore, DomainUid};
-use crate::group::{Blocked, Group, GroupId};
+use crate::group::GroupId;
 use crate::ids::DomainIds;
 use crate::quiesce::{Guard, Quiescence, RetireEpoch, Stay};
 use crate::recover::{Resets, WedgedUnits};
+use crate::rest::AtRest;
 use crate::topology::PciFunction;
 
 /// What an embedder chooses for the whole subsystem.
@@ -138,7 +139,7 @@ impl<B: Backend> Iommu<B> {
     pub const FAULTS_PER_CALL: usize = 256;
 
     /// Sets the subsystem up over units that are running, and gives every group of devices among
-    /// `functions`, blocked.
+    /// `functions`, at rest.
     ///
     /// # Errors
     /// [`SetupError`].
@@ -146,7 +147,7 @@ impl<B: Backend> Iommu<B> {
         backend: B,
         functions: &[PciFunction],
         config: Config,
-    ) -> Result<(Self, Vec<Group<B, Blocked>>), SetupError> {
+    ) -> Result<(Self, Vec<AtRest<B>>), SetupError> {
         let caps =
             (0..backend.unit_count()).filter_map(|index| backend.unit_caps(UnitIndex::new(index)?));
         // One id serves a domain on all units, so the unit with the fewest decides.

@@ -8,8 +8,8 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction, UnitCaps,
-    UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction,
+    ReservedRegion, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::SecondStage;
@@ -17,6 +17,7 @@ use crate::coverage::{Coverage, CoveragePolicy};
 use crate::discovery::Discovery;
 use crate::dmar::Dmar;
 use crate::error::BringUpError;
+use crate::regions::Regions;
 use crate::spec::second_stage::{INTERRUPT_WINDOW, INTERRUPT_WINDOW_BYTES};
 use crate::unit::{Enabled, Unit, UnitInfo};
 
@@ -28,6 +29,7 @@ pub struct Vtd<P: Platform> {
     platform: P,
     units: Vec<Unit<P, Enabled>>,
     coverage: Coverage,
+    regions: Regions,
     reserved: [IovaRange; 1],
 }
 
@@ -37,7 +39,7 @@ impl<P: Platform> Vtd<P> {
     ///
     /// # Errors
     /// [`BringUpError`]: a function that no unit covers (if the policy is strict), a unit that
-    /// this version does not drive, a reserved region with its device.
+    /// this version does not drive, a reserved region that firmware goes on using (likewise).
     pub fn discover(
         platform: P,
         dmar: &Dmar,
@@ -51,6 +53,7 @@ impl<P: Platform> Vtd<P> {
         platform: P,
         units: Vec<Unit<P, Enabled>>,
         coverage: Coverage,
+        regions: Regions,
     ) -> Result<Self, RangeError> {
         let start = Iova::new(INTERRUPT_WINDOW);
         let pages = PageCount::for_bytes(INTERRUPT_WINDOW_BYTES).unwrap_or(PageCount::ONE);
@@ -58,6 +61,7 @@ impl<P: Platform> Vtd<P> {
             platform,
             units,
             coverage,
+            regions,
             reserved: [IovaRange::new(start, pages)?],
         })
     }
@@ -124,6 +128,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
             return &[];
         }
         &self.reserved
+    }
+
+    fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
+        self.regions.of(&self.coverage, requester)
     }
 
     fn format(&self, _caps: &UnitCaps) -> SecondStage {

@@ -2,16 +2,17 @@
 
 use alloc::vec::Vec;
 
-use hv_core::platform::{PciConfig, Platform};
+use hv_core::platform::Platform;
 use hv_iommu::{PciFunction, UnitIndex};
 use log::{info, warn};
 
 use crate::backend::Vtd;
 use crate::bus_master;
-use crate::coverage::{self, Coverage, CoverageError, CoveragePolicy};
+use crate::coverage::{Coverage, CoverageError, CoveragePolicy};
 use crate::dmar::{Dmar, push};
 use crate::error::BringUpError;
 use crate::quirks;
+use crate::regions::Regions;
 use crate::unit::{Discovered, Unit, UnitInfo};
 
 /// The units of a machine, looked at but not touched.
@@ -19,6 +20,7 @@ pub struct Discovery<P: Platform> {
     platform: P,
     units: Vec<Unit<P, Discovered>>,
     coverage: Coverage,
+    regions: Regions,
     functions: Vec<PciFunction>,
 }
 
@@ -38,7 +40,7 @@ impl<P: Platform> Discovery<P> {
         if policy == CoveragePolicy::Strict {
             refuse_doubtful(dmar, &coverage, functions)?;
         }
-        refuse_regions(&platform, dmar)?;
+        let regions = Regions::new(&platform, dmar, policy)?;
         let live_resize = quirks::live_resize(&platform, functions);
         if !live_resize {
             warn!("VT-d: page sizes of this machine's mappings change with a gap only");
@@ -69,6 +71,7 @@ impl<P: Platform> Discovery<P> {
             platform,
             units,
             coverage,
+            regions,
             functions: kept,
         })
     }
@@ -101,6 +104,7 @@ impl<P: Platform> Discovery<P> {
             platform,
             units,
             coverage,
+            regions,
             functions,
         } = self;
         bus_master::turn_off(&platform, &functions)?;
@@ -109,7 +113,7 @@ impl<P: Platform> Discovery<P> {
         let units = on_all(units, |unit| unit.flush(&platform))?;
         let units = on_all(units, |unit| unit.enable(&platform))?;
         info!("VT-d: {} units translate", units.len());
-        Ok(Vtd::new(platform, units, coverage)?)
+        Ok(Vtd::new(platform, units, coverage, regions)?)
     }
 }
 
@@ -143,35 +147,6 @@ fn refuse_doubtful(
     let named = |function: &PciFunction| coverage.is_named(function.address);
     if dmar.warnings.len() > 1 || !functions.iter().all(named) {
         return Err(BringUpError::Doubtful { what: *what });
-    }
-    Ok(())
-}
-
-/// Refuses a reserved region whose device is there; others are logged.
-fn refuse_regions<C: PciConfig>(config: &C, dmar: &Dmar) -> Result<(), BringUpError> {
-    for region in &dmar.regions {
-        for scope in &region.scopes {
-            if !scope.kind.is_pci() {
-                // An ACPI device: whether it is there cannot be seen, and it uses its region.
-                return Err(BringUpError::ReservedRegionOfOther {
-                    region: region.region,
-                    kind: scope.kind,
-                });
-            }
-            match coverage::resolve(config, region.segment, scope) {
-                Ok(target) if coverage::is_present(config, target.function) => {
-                    return Err(BringUpError::ReservedRegion {
-                        region: region.region,
-                        device: target.function,
-                    });
-                }
-                Ok(target) => info!(
-                    "VT-d: region {} is for {}, which is not there",
-                    region.region, target.function
-                ),
-                Err(why) => info!("VT-d: region {} is for nobody: {why}", region.region),
-            }
-        }
     }
     Ok(())
 }

@@ -39,8 +39,9 @@ pub enum BringUpError {
     Unit(#[from] UnitError),
     /// Firmware wants a region mapped for a device that is on this machine.
     #[error(
-        "firmware reserves {region} for {device} (RMRR), which this version cannot keep mapped: \
-         expected no such device, found one; turn it off in the firmware setup"
+        "firmware goes on using {region} with {device} (RMRR), and bring-up would stop that: expected no such \
+         device, found one; turn it off in the firmware setup, or accept by a lenient policy that it stands \
+         still until the hypervisor claims it"
     )]
     ReservedRegion {
         /// The region.
@@ -50,8 +51,8 @@ pub enum BringUpError {
     },
     /// Firmware wants a region mapped for something that is no PCI function.
     #[error(
-        "firmware reserves {region} for a scope of kind {kind:?} (RMRR), which this version cannot \
-         keep mapped: expected PCI functions only"
+        "firmware reserves {region} for a scope of kind {kind:?} (RMRR), which bring-up would stop: expected PCI \
+         functions only"
     )]
     ReservedRegionOfOther {
         /// The region.

@@ -20,6 +20,7 @@ mod error;
 mod faults;
 mod queue;
 mod quirks;
+mod regions;
 mod ring;
 mod second_stage;
 pub mod spec;

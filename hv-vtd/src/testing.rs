@@ -278,6 +278,11 @@ impl Machine {
         config.insert((at, 0x18), buses);
     }
 
+    /// Changes base class and subclass.
+    pub(crate) fn set_class(&self, at: PciAddress, class: u32) {
+        self.config.lock().unwrap().insert((at, 0x08), class << 16);
+    }
+
     /// Makes a function a host bridge (or what the class says) whose bus master bit is fixed.
     pub(crate) fn fix_bus_master(&self, at: PciAddress, class: u32) {
         self.config.lock().unwrap().insert((at, 0x08), class << 16);

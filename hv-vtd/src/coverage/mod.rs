@@ -210,7 +210,7 @@ impl Coverage {
     }
 
     /// The function whose id, or one of whose ids, this is.
-    fn function_of(&self, requester: PciAddress) -> PciAddress {
+    pub(crate) fn function_of(&self, requester: PciAddress) -> PciAddress {
         let found = self
             .other_ids
             .binary_search_by_key(&requester, |other| other.id);

@@ -14,6 +14,10 @@ pub const CONFIG_CLASS: u16 = 0x08;
 pub const CLASS_HOST_BRIDGE: u32 = 0x0600;
 /// Base class and subclass of an ISA bridge.
 pub const CLASS_ISA_BRIDGE: u32 = 0x0601;
+/// Base class and subclass of a USB controller.
+pub const CLASS_USB: u32 = 0x0c03;
+/// Base class of a display controller.
+pub const BASE_CLASS_DISPLAY: u32 = 0x03;
 /// Configuration space: header type in bits 23:16.
 pub const CONFIG_HEADER_TYPE: u16 = 0x0c;
 /// Header type of a PCI-to-PCI bridge, without the multi-function bit.
@@ -46,5 +50,6 @@ mod tests {
         }
         assert_eq!(COMMAND_BUS_MASTER, 0x4);
         assert_eq!((HEADER_TYPE, HEADER_TYPE_BRIDGE), (0x7f, 1));
+        assert_eq!((CLASS_USB, BASE_CLASS_DISPLAY), (0x0c03, 0x03));
     }
 }

@@ -4,7 +4,8 @@ use super::*;
 use crate::dmar::{Defect, Expected, Finding, Rmrr};
 use crate::testing::Behaviour;
 use crate::{CoverageError, CoverageProblem, UnitRefusal};
-use hv_iommu::{Backend, UnitError};
+use hv_core::{Iova, IovaRange};
+use hv_iommu::{Backend, ReservedKind, ReservedRegion, UnitError, VirtualFunctions};
 
 /// What a step of bring-up looks like from outside, per unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -342,7 +343,7 @@ fn bus_mastering_is_off_everywhere_before_anything_and_stays_off() {
 }
 
 #[test]
-fn reserved_regions_of_devices_that_are_there_refuse_the_machine() {
+fn bc06_reserved_regions_of_devices_that_are_there_refuse_the_machine_or_are_known() {
     let machine = Machine::new(&[(CAP, ECAP)]);
     let device = at(0, 0x14, 0);
     let mut dmar = own_segments(&machine);
@@ -360,6 +361,79 @@ fn reserved_regions_of_devices_that_are_there_refuse_the_machine() {
         Vtd::discover(machine.clone(), &dmar, &[], strict).err(),
         Some(BringUpError::ReservedRegion { region, device })
     );
+    // A lenient policy knows the region and for whom it is: for the device and all that it is.
+    let functions = [PciFunction {
+        virtual_functions: VirtualFunctions::from_registers(1, 1, 8, 1),
+        ..endpoint(device)
+    }];
+    let lenient = CoveragePolicy::Lenient;
+    let vtd = Vtd::discover(machine.clone(), &dmar, &functions, lenient);
+    let vtd = vtd.unwrap().bring_up().unwrap();
+    assert!(!machine.masters(device), "it stands still");
+    let start = Iova::new(region.start().as_u64());
+    let expected = ReservedRegion {
+        range: IovaRange::new(start, region.pages()).unwrap(),
+        kind: ReservedKind::Pinned,
+    };
+    for requester in [device, at(0, 0x15, 0)] {
+        let found: Vec<_> = vtd.reserved_for(requester).collect();
+        assert_eq!(found, [expected], "{requester}");
+    }
+    assert_eq!(vtd.reserved_for(at(0, 0x14, 1)).count(), 0);
+}
+
+#[test]
+fn bc06_regions_that_firmware_is_done_with_refuse_no_machine() {
+    let region = PhysRange::new(PhysAddr::new(0x3e2e_0000), PageCount::ONE).unwrap();
+    let strict = CoveragePolicy::Strict;
+    let (device, bridge) = (at(0, 0x14, 0), at(0, 0x1c, 0));
+    let rows = [
+        // USB, a display, another display; storage, a serial bus that is not USB, a processor.
+        (0x0c03, Some(ReservedKind::Relaxable)),
+        (0x0300, Some(ReservedKind::Relaxable)),
+        (0x0380, Some(ReservedKind::Relaxable)),
+        (0x0106, None),
+        (0x0c05, None),
+        (0x0b40, None),
+    ];
+    for (class, kind) in rows {
+        let machine = Machine::new(&[(CAP, ECAP)]);
+        machine.add_endpoint(device);
+        machine.set_class(device, class);
+        let mut dmar = own_segments(&machine);
+        dmar.regions.push(Rmrr {
+            place: Place::record(RecordKind::Rmrr, 120),
+            segment: Segment(0),
+            region,
+            scopes: vec![scope(ScopeKind::Endpoint, 0, &[(0x14, 0)])],
+        });
+        let found = Vtd::discover(machine.clone(), &dmar, &[endpoint(device)], strict);
+        let Some(kind) = kind else {
+            let refused = BringUpError::ReservedRegion { region, device };
+            assert_eq!(found.err(), Some(refused), "{class:#x}");
+            continue;
+        };
+        let vtd = found.unwrap().bring_up().unwrap();
+        let kinds: Vec<_> = vtd.reserved_for(device).map(|region| region.kind).collect();
+        assert_eq!(kinds, [kind], "{class:#x}");
+    }
+    // What is behind a bridge may be anything, and all of it is meant.
+    let machine = Machine::new(&[(CAP, ECAP)]);
+    machine.add_bridge(bridge, 2, 3);
+    machine.set_class(bridge, 0x0c03);
+    let mut dmar = own_segments(&machine);
+    dmar.regions.push(Rmrr {
+        place: Place::record(RecordKind::Rmrr, 120),
+        segment: Segment(0),
+        region,
+        scopes: vec![scope(ScopeKind::Bridge, 0, &[(0x1c, 0)])],
+    });
+    let lenient = CoveragePolicy::Lenient;
+    let vtd = Vtd::discover(machine, &dmar, &[port(bridge, 2, 3)], lenient);
+    let vtd = vtd.unwrap().bring_up().unwrap();
+    for (bus, count) in [(1, 0), (2, 1), (3, 1), (4, 0)] {
+        assert_eq!(vtd.reserved_for(at(bus, 0, 0)).count(), count, "bus {bus}");
+    }
 }
 
 /// Shows: bc13.

@@ -17,8 +17,9 @@ use hv_core::{
     Segment,
 };
 use hv_iommu::{
-    Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind, HwDomainId,
-    Iommu, Level, LevelSet, PciFunction, UnitCaps, UnitError, UnitIndex,
+    AtRest, Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind,
+    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, UnitCaps, UnitError,
+    UnitIndex,
 };
 use hv_vtd::SecondStage;
 
@@ -199,6 +200,10 @@ unsafe impl Backend for Instantly {
         &[]
     }
 
+    fn reserved_for(&self, _requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
+        core::iter::empty()
+    }
+
     fn format(&self, _caps: &UnitCaps) -> SecondStage {
         SecondStage::new()
     }
@@ -253,6 +258,7 @@ pub fn subsystem() -> (
     let device = PciFunction::new(address, FunctionKind::Endpoint);
     let (iommu, groups) =
         Iommu::new(backend, &[device], Config::default()).expect("the host has memory");
-    let group = groups.into_iter().next().expect("one device, one group");
+    let mut groups = groups.into_iter().flat_map(AtRest::claimable);
+    let group = groups.next().expect("one device, one group");
     (iommu, group)
 }

@@ -66,9 +66,13 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
     let units = discovery.units().copied().collect();
     let backend = discovery.bring_up()?;
     let (iommu, groups) = Iommu::new(backend, &functions, Config::default())?;
+    // Those that firmware goes on using, which a strict policy would have refused, stay blocked.
+    let groups = groups
+        .into_iter()
+        .filter_map(|group| group.claimable().ok());
     Ok(Subsystem {
         iommu,
-        groups,
+        groups: groups.collect(),
         units,
     })
 }

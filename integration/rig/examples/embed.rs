@@ -5,7 +5,7 @@ use std::error::Error;
 use hv_core::platform::FrameSource;
 use hv_core::{Gpa, GuestMemory, Iova, IovaRange, PageCount, PageSize, Perms, VmId};
 use hv_iommu::{
-    BufferRequest, Config, Domain, DomainConfig, FaultNotice, InterruptsIsolated, Iommu,
+    AtRest, BufferRequest, Config, Domain, DomainConfig, FaultNotice, InterruptsIsolated, Iommu,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -19,7 +19,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let table = dmar::parse(&platform.dmar())?;
     let discovery = Vtd::discover(platform.clone(), &table, &functions, CoveragePolicy::Strict)?;
     let (iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
-    let [nic, disk] = <[_; 2]>::try_from(groups).map_err(|_| "the machine has two devices")?;
+    // No device is firmware's here.
+    let free: Vec<_> = groups.into_iter().flat_map(AtRest::claimable).collect();
+    let [nic, disk] = <[_; 2]>::try_from(free).map_err(|_| "the machine has two devices")?;
 
     // The hypervisor's own driver has the first device, in a domain that the hypervisor fills.
     let device = nic.members()[0];

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hv_core::platform::FrameSource;
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms};
-use hv_iommu::{Config, Domain, DomainConfig, Iommu};
+use hv_iommu::{AtRest, Config, Domain, DomainConfig, Iommu};
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
@@ -31,7 +31,7 @@ pub(crate) fn live_through(seed: u64) -> Result<(), Box<dyn Error>> {
     // Each group has a domain of its own, as deep as its unit can have it.
     let range = IovaRange::new(Iova::new(PLACE), PageCount::ONE)?;
     let mut attached = Vec::new();
-    for group in groups {
+    for group in groups.into_iter().flat_map(AtRest::claimable) {
         let caps = iommu
             .unit_caps(group.unit())
             .ok_or("a unit that is there")?;
@@ -76,7 +76,7 @@ pub(crate) fn live_through(seed: u64) -> Result<(), Box<dyn Error>> {
     rig.wake(unit.index());
     iommu.reset_unit(unit)?;
     let group = wedged.recover().map_err(|group| group.error())?;
-    println!("{} is blocked again", group.id());
+    println!("at rest again: {group:?}");
     let (range, frames) = failed.pending.flush()?;
     rig.free_frames(frames);
     range.release().map_err(|(_, error)| error)?;

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitCaps, UnitError,
-    UnitIndex,
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, ReservedRegion, UnitCaps,
+    UnitError, UnitIndex,
 };
 
 pub use format::FakeFormat;
@@ -129,12 +129,15 @@ pub struct FakeConfig {
     pub coverage: Vec<(u8, u8, usize)>,
     /// What no domain maps.
     pub reserved: Vec<IovaRange>,
+    /// What firmware wants mapped, and for whom.
+    pub regions: Vec<(PciAddress, ReservedRegion)>,
 }
 
 struct Inner {
     host: Host,
     coverage: Vec<(u8, u8, usize)>,
     reserved: Vec<IovaRange>,
+    regions: Vec<(PciAddress, ReservedRegion)>,
     units: Vec<Mutex<Unit>>,
 }
 
@@ -161,6 +164,7 @@ impl<T> Fake<T> {
             host,
             coverage: config.coverage,
             reserved: config.reserved,
+            regions: config.regions,
             units: units.collect(),
         };
         Self {
@@ -381,6 +385,12 @@ unsafe impl<T: 'static> Backend for Fake<T> {
 
     fn reserved(&self) -> &[IovaRange] {
         &self.inner.reserved
+    }
+
+    fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
+        let regions = self.inner.regions.iter();
+        let of = regions.filter(move |(other, _)| *other == requester);
+        of.map(|(_, region)| *region)
     }
 
     fn format(&self, _caps: &UnitCaps) -> FakeFormat {

@@ -8,8 +8,8 @@
 use hv_core::{KernelPaging, PciAddress};
 use hv_iommu::table::{Geometry, Table};
 use hv_iommu::{
-    Backend, Binding, Blocked, Config, Domain, DomainConfig, FlushTicket, Group, HwDomainId, Iommu,
-    Level, UnitIndex,
+    AtRest, Backend, Binding, Blocked, Config, Domain, DomainConfig, FlushTicket, Group,
+    HwDomainId, Iommu, Level, UnitIndex,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -116,13 +116,14 @@ impl Whole {
         let (rig, units) = bring_up();
         let (iommu, groups) =
             Iommu::new(units, &rig.functions(), Config::default()).expect("the host has memory");
-        let group = groups.into_iter().next().expect("a device");
+        let mut groups = groups.into_iter().flat_map(AtRest::claimable);
+        let group = groups.next().expect("a device");
         let group = group.claim_for_hypervisor();
         let domain = Domain::paging_domain_alloc(&group, DomainConfig::default())
             .expect("the unit has 39 bits");
         Self {
             domain,
-            group: Some(group.release()),
+            group: group.release().claimable().ok(),
             _iommu: iommu,
         }
     }
@@ -133,7 +134,7 @@ impl Whole {
             let group = self.group.take().expect("the group is at rest");
             let attached = group.claim_for_hypervisor().attach(&self.domain);
             let group = attached.expect("the unit is well").detach();
-            self.group = Some(group.expect("the unit is well").release());
+            self.group = group.expect("the unit is well").release().claimable().ok();
         }
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use hv_core::platform::FrameSource;
 use hv_core::{PageCount, PageSize, Perms};
-use hv_iommu::{Config, Domain, DomainConfig, Iommu};
+use hv_iommu::{AtRest, Config, Domain, DomainConfig, Iommu};
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
@@ -19,7 +19,8 @@ fn count() -> Result<Vec<(u64, u64)>> {
     let table = dmar::parse(&rig.dmar())?;
     let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)?;
     let (_iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
-    let group = groups.into_iter().next().context("a rig without groups")?;
+    let mut groups = groups.into_iter().flat_map(AtRest::claimable);
+    let group = groups.next().context("a rig without groups")?;
     let group = group.claim_for_hypervisor();
     let domain = Domain::paging_domain_alloc(&group, DomainConfig::default())?;
     let _group = group.attach(&domain).map_err(|_| anyhow!("no attach"))?;

@@ -8,7 +8,7 @@ use hv_core::{
     KernelPaging, OutOfBounds, Owner, PageCount, PageSize, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, Group,
+    AtRest, Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, Group,
     InterruptsIsolated,
 };
 
@@ -276,12 +276,19 @@ impl Context<'_> {
             body(self, &domain, driver)
         });
         let detached = attached.detach().or_fail("detaching the drive")?;
-        self.groups.push(detached.release());
+        self.rested(detached.release())?;
         domain
             .destroy()
             .or_fail("ending the domain")?
             .for_each(leftover);
         result
+    }
+
+    /// Puts a group back to those at rest.
+    fn rested(&mut self, group: AtRest<Backend>) -> Result<(), Failure> {
+        let group = group.claimable().or_fail("having the drive's group back")?;
+        self.groups.push(group);
+        Ok(())
     }
 
     /// Runs `body` with the drive attached to a fresh domain of the guest that owns `guest`, in
@@ -335,7 +342,9 @@ impl Context<'_> {
             .map_err(|(_, error)| error)
             .or_fail("releasing the guest's addresses")?;
         let detached = attached.detach().or_fail("detaching the drive")?;
-        self.groups.push(detached.release());
+        // Nothing but the reset that its driver begins with is left to do.
+        let released = detached.release();
+        self.rested(released.without_reset("each driver resets the controller before it uses it"))?;
         let leftover = domain
             .destroy()
             .or_fail("ending the guest's domain")?

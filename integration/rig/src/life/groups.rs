@@ -2,7 +2,7 @@
 
 use hv_core::{PciAddress, VmId};
 use hv_iommu::table::TableError;
-use hv_iommu::{AttachError, AttachFailed, Domain, DomainConfig, DomainError, UnitError};
+use hv_iommu::{AtRest, AttachError, AttachFailed, Domain, DomainConfig, DomainError, UnitError};
 
 use super::space::{Backend, Household, Space};
 use super::world::{GUESTS, Held, World};
@@ -39,8 +39,8 @@ impl World {
     pub(crate) fn release(&mut self, choice: [u64; 3]) {
         let index = self.pick(choice[0]);
         self.groups[index] = match self.take(index) {
-            Held::Kernel(group) => Held::Blocked(group.release()),
-            Held::Guest(group) => Held::Blocked(group.release()),
+            Held::Kernel(group) => at_rest(group.release()),
+            Held::Guest(group) => at_rest(AtRest::ToReset(group.release())),
             other => other,
         };
     }
@@ -322,7 +322,7 @@ impl World {
                         Ok(group) => {
                             self.rig().detached(&members);
                             self.left(tenant);
-                            Held::Blocked(group)
+                            at_rest(group)
                         }
                         Err(group) => {
                             let unit = group.unit().index();
@@ -339,6 +339,16 @@ impl World {
             };
         }
     }
+}
+
+/// A group at rest, after the reset that it may need. The devices of a life remember nothing.
+fn at_rest(group: AtRest<Backend>) -> Held {
+    let group = match group {
+        AtRest::ToReset(group) => group.without_reset("the rig's devices remember nothing"),
+        other => other,
+    };
+    // No machine that is drawn has regions of firmware.
+    group.claimable().map_or(Held::Moving, Held::Blocked)
 }
 
 /// Does something to each member, and gives the errors.

@@ -74,7 +74,12 @@ pub(crate) fn bring_up(rig: &Rig) -> Result<(Subsystem, Vec<Group<Backend, Block
     let backend = backend.map_err(|error| error.to_string())?;
     rig.watch();
     let config = Config { wait: WAIT };
-    Subsystem::new(backend, &functions, config).map_err(|error| error.to_string())
+    let (iommu, groups) =
+        Subsystem::new(backend, &functions, config).map_err(|error| error.to_string())?;
+    let free = groups
+        .into_iter()
+        .filter_map(|group| group.claimable().ok());
+    Ok((iommu, free.collect()))
 }
 
 /// Does something with one of the domains, whoever owns it.

@@ -56,10 +56,11 @@ impl Stand {
             .unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
         rig.watch();
         let (iommu, groups) = Iommu::new(backend, &functions, Config { wait: WAIT }).unwrap();
+        let groups = groups.into_iter().map(|group| group.claimable().unwrap());
         Self {
             rig,
             iommu,
-            groups,
+            groups: groups.collect(),
             tenants: std::cell::Cell::new(1),
         }
     }
@@ -199,7 +200,7 @@ impl Kernel {
         self.rig.detaching(&members, self.tenant);
         let claimed = group.detach().unwrap();
         self.rig.detached(&members);
-        claimed.release()
+        claimed.release().claimable().unwrap()
     }
 
     /// Ends the domain, with all that it maps.

@@ -142,7 +142,7 @@ fn wedged_a_reset_of_a_unit_that_still_hangs_fails_and_a_group_recovers_after_on
         stand.rig.wake(0);
         stand.iommu.reset_unit(unit).unwrap();
         stand.rig.wedged(0, false);
-        let blocked = wedged.recover().unwrap();
+        let blocked = wedged.recover().unwrap().claimable().unwrap();
         stand.rig.detached(&members);
         let teardown = refused.domain.destroy().unwrap();
         stand.rig.ended(one.tenant);

@@ -5,6 +5,7 @@ use hv_core::{
     PageSize, Pasid, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
+    AtRest, FirmwareOverridden, NeedsReset,
     Attached, Bidirectional, Blocked, BufferRequest, Claimed, DeferredConfig, DirtyBitmap, DmaConfig, Domain, DomainConfig, FlushSpan, Free, Group, InterruptsIsolated, Mapped, Needs, PendingUnmap, Range, SharedRange, Trust, TrustedDevice, UserDomain,
 };
 use hv_tests::fake::{Fake, UserStage};
@@ -21,11 +22,25 @@ fn driver(group: Group<Fake, Blocked>, member: PciAddress, config: DomainConfig)
 }
 
 fn guest(driver: Driver, vm: VmId, config: DomainConfig) -> Option<Group<Fake, Blocked>> {
-    let group = driver.detach().ok()?.release().claim_for_guest(vm);
+    let group = driver.detach().ok()?.release().claimable().ok()?.claim_for_guest(vm);
     let domain = Domain::user_domain_alloc(&group, config).ok()?;
     let isolated = InterruptsIsolated::override_unsafe_interrupts("a compile-pass case");
     let group = group.attach_for_guest(&domain, &isolated).ok()?;
-    Some(group.detach().ok()?.release())
+    let group: Group<Fake, NeedsReset> = group.detach().ok()?.release();
+    let reset = group.reset_members(|_| Ok::<_, ()>(())).ok()?;
+    reset.claimable().ok()
+}
+
+fn firmwares(found: AtRest<Fake>, vm: VmId) -> Option<Group<Fake, Claimed<UserManaged>>> {
+    let group = match found {
+        AtRest::Claimable(group) => group,
+        AtRest::ToReset(group) => group.without_reset("a compile-pass case").claimable().ok()?,
+        AtRest::ForHypervisor(group) => {
+            let policy = FirmwareOverridden::override_pinned_regions("a compile-pass case");
+            group.override_firmware(&policy)
+        }
+    };
+    Some(group.claim_for_guest(vm))
 }
 
 fn moved(
@@ -183,6 +198,7 @@ fn main() {
     let _ = (
         driver,
         guest,
+        firmwares,
         moved,
         guest_memory,
         one_by_one,

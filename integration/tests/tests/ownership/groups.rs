@@ -94,12 +94,18 @@ fn a_function_that_is_listed_twice_is_one_member() {
         units: vec![full_unit()],
         coverage: vec![(0, 0xff, 0)],
         reserved: Vec::new(),
+        regions: Vec::new(),
     };
     let fake: Fake = Fake::new(Host::new(64, &[NIC], time), config);
     let endpoint = PciFunction::new(NIC, FunctionKind::Endpoint);
     let setup = Iommu::new(fake.clone(), &[endpoint, endpoint], Config::default());
     let (_iommu, mut groups) = setup.unwrap();
-    let group = groups.pop().unwrap().claim_for_hypervisor();
+    let group = groups
+        .pop()
+        .unwrap()
+        .claimable()
+        .unwrap()
+        .claim_for_hypervisor();
     assert!(groups.is_empty());
     assert_eq!(group.members(), [NIC]);
     let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();

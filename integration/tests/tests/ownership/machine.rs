@@ -7,8 +7,8 @@ use hv_core::{
     Segment, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, BusRange, Config, Domain, DomainConfig, FunctionKind, Group,
-    InterruptsIsolated, Iommu, Level, LevelSet, PciFunction, UnitCaps,
+    AtRest, Attached, Blocked, BusRange, Config, Domain, DomainConfig, FunctionKind, Group,
+    InterruptsIsolated, Iommu, Level, LevelSet, PciFunction, ReservedRegion, UnitCaps,
 };
 use hv_tests::fake::{Fake, FakeConfig};
 use hv_tests::host::{Host, Time};
@@ -93,7 +93,7 @@ pub(crate) struct Machine {
     pub(crate) iommu: Iommu<Fake>,
     /// The other end of the backend that `iommu` has.
     pub(crate) fake: Fake,
-    groups: Vec<Group<Fake, Blocked>>,
+    groups: Vec<AtRest<Fake>>,
 }
 
 fn functions() -> Vec<PciFunction> {
@@ -136,6 +136,26 @@ impl Machine {
 
     /// The machine with these units and clock, and its host as `prepare` leaves it.
     pub(crate) fn build(units: [UnitCaps; 2], time: Time, prepare: impl FnOnce(&Host)) -> Self {
+        let nothing = |host: &Host| {
+            prepare(host);
+            Vec::new()
+        };
+        Self::build_with(units, time, nothing)
+    }
+
+    /// The machine with the regions that firmware wants mapped, and for whom.
+    pub(crate) fn with_regions(
+        regions: impl FnOnce(&Host) -> Vec<(PciAddress, ReservedRegion)>,
+    ) -> Self {
+        let time = Time::PerLook(Duration::from_micros(1));
+        Self::build_with([full_unit(), full_unit()], time, regions)
+    }
+
+    fn build_with(
+        units: [UnitCaps; 2],
+        time: Time,
+        prepare: impl FnOnce(&Host) -> Vec<(PciAddress, ReservedRegion)>,
+    ) -> Self {
         #[cfg(hv_fault)]
         if let Ok(name) = std::env::var("HV_FAULT") {
             match hv_core::fault::Fault::from_name(&name) {
@@ -146,11 +166,12 @@ impl Machine {
         let functions = functions();
         let present: Vec<_> = functions.iter().map(|function| function.address).collect();
         let host = Host::new(4096, &present, time);
-        prepare(&host);
+        let regions = prepare(&host);
         let config = FakeConfig {
             units: units.into(),
             coverage: vec![(0, 0x3f, 0), (0x40, 0x7f, 1)],
             reserved: vec![iovas(0xfee0_0000, 256)],
+            regions,
         };
         let fake = Fake::new(host, config);
         let wait = match time {
@@ -171,13 +192,18 @@ impl Machine {
 
     /// Whether there is a group with this function that nobody took yet.
     pub(crate) fn has(&self, member: PciAddress) -> bool {
-        let with = |group: &&Group<Fake, Blocked>| group.members().contains(&member);
+        let with = |group: &&AtRest<Fake>| group.members().contains(&member);
         self.groups.iter().find(with).is_some()
     }
 
-    /// The group with this function.
+    /// The group with this function, that anybody may claim.
     pub(crate) fn take(&mut self, member: PciAddress) -> Group<Fake, Blocked> {
-        let with = |group: &Group<Fake, Blocked>| group.members().contains(&member);
+        self.take_at_rest(member).claimable().unwrap()
+    }
+
+    /// The group with this function.
+    pub(crate) fn take_at_rest(&mut self, member: PciAddress) -> AtRest<Fake> {
+        let with = |group: &AtRest<Fake>| group.members().contains(&member);
         let index = self.groups.iter().position(with).unwrap();
         self.groups.swap_remove(index)
     }

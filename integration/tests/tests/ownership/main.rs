@@ -28,6 +28,7 @@ mod heap;
 mod machine;
 mod mapping;
 mod pending;
+mod pinned;
 mod receipts;
 mod reclaim;
 mod recover;

@@ -303,7 +303,7 @@ fn a_group_recovers_and_the_domain_forgets_its_unit_no_sooner_or_later() {
         assert_eq!(end_domain(domain, machine.host()), 0, "{plans:?}");
         drop(nic);
         // Another owner has it now.
-        let group = group.claim_for_guest(vm(3));
+        let group = group.claimable().unwrap().claim_for_guest(vm(3));
         let domain = Domain::user_domain_alloc(&group, PLAIN).unwrap();
         let group = group.attach_for_guest(&domain, &isolated()).unwrap();
         group.enable_bus_mastering(OLD[0]).unwrap();

@@ -1,0 +1,79 @@
+//! Addresses that firmware or hardware keeps for itself, and the policy that lets one go.
+
+use core::fmt;
+
+use hv_core::{IovaRange, PageSize, PhysAddr, PhysRange};
+
+/// Why a range of a requester's addresses is reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReservedKind {
+    /// Writes there are interrupt messages, not memory.
+    InterruptWindow,
+    /// Firmware goes on using the device through this memory, at the same address: it has to stay mapped
+    /// one to one as long as the device may do DMA.
+    Pinned,
+    /// Firmware used the device so while the machine started, and does no more.
+    Relaxable,
+}
+
+impl fmt::Display for ReservedKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InterruptWindow => "interrupt window",
+            Self::Pinned => "pinned by firmware",
+            Self::Relaxable => "used by firmware at start",
+        })
+    }
+}
+
+/// A reserved range, as firmware or hardware gave it: never merged with another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// The device's addresses.
+    pub range: IovaRange,
+    /// Why they are reserved.
+    pub kind: ReservedKind,
+}
+
+impl ReservedRegion {
+    /// The memory that firmware wants mapped there: the same addresses. `None` for a window, or when no
+    /// memory can have them.
+    pub(crate) fn memory(&self) -> Option<PhysRange> {
+        match self.kind {
+            ReservedKind::InterruptWindow => None,
+            ReservedKind::Pinned | ReservedKind::Relaxable => {
+                let start = PhysAddr::new(self.range.start().as_u64());
+                PhysRange::new(start, self.range.pages()).ok()
+            }
+        }
+    }
+}
+
+impl fmt::Display for ReservedRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kib = self.range.pages().get() * (PageSize::Size4K.bytes() >> 10);
+        write!(f, "{} ({kib} KiB, {})", self.range, self.kind)
+    }
+}
+
+/// The policy that takes a device from firmware although firmware says that it goes on using it.
+///
+/// What firmware does through the device then faults, or reaches what the new owner mapped at the region's
+/// addresses. Right for a device of which the embedder knows that firmware's claim is out of date; wrong for all
+/// others. Written down in the log with each use.
+#[derive(Debug)]
+pub struct FirmwareOverridden {
+    reason: &'static str,
+}
+
+impl FirmwareOverridden {
+    /// Takes the responsibility, and says why.
+    pub fn override_pinned_regions(reason: &'static str) -> Self {
+        Self { reason }
+    }
+
+    /// Why the override was used.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
