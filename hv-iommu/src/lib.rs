@@ -17,6 +17,7 @@ mod attach;
 mod backend;
 mod bind;
 mod capability;
+mod claims;
 mod destroy;
 mod dirty;
 mod dma;
@@ -32,6 +33,7 @@ mod isolation;
 mod migration;
 mod nested;
 pub mod order;
+mod parked;
 mod pasid;
 mod pending;
 mod pinned;
@@ -60,6 +62,7 @@ pub use backend::{
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
 };
+pub use claims::{ClaimError, GroupTable};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
 pub use dma::{
@@ -80,6 +83,7 @@ pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
 pub use migration::{MadeForABus, iommu_domain_alloc};
 pub use nested::{InvalidateError, InvalidateRefusal, NestedError};
+pub use parked::Parked;
 pub use pasid::{
     PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
 };

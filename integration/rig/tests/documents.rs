@@ -10,6 +10,10 @@ use hv_rig::planted::{ELSEWHERE, PLANTED};
 #[path = "../examples/wedged.rs"]
 mod wedged;
 
+#[expect(dead_code, reason = "as an example it starts at `main`")]
+#[path = "../examples/groups.rs"]
+mod groups;
+
 /// A file of the rig's folder, or of the workspace.
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -114,4 +118,10 @@ fn the_second_example_works_on_every_machine() {
         let lived = wedged::live_through(seed);
         assert!(lived.is_ok(), "seed {seed}: {}", lived.unwrap_err());
     }
+}
+
+#[test]
+fn the_table_of_groups_works() {
+    let lived = groups::run();
+    assert!(lived.is_ok(), "{}", lived.unwrap_err());
 }

@@ -243,6 +243,11 @@ impl Host {
         }
     }
 
+    /// Pulls a function out: from now on it does not answer.
+    pub fn unplug(&self, function: PciAddress) {
+        lock(&self.pci).commands.remove(&function);
+    }
+
     /// How many bytes were written back for walkers that do not snoop.
     pub fn bytes_written_back(&self) -> u64 {
         // ORDERING: Relaxed, a count for tests.

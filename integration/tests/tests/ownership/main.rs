@@ -16,6 +16,7 @@
 mod addresses;
 mod attach;
 mod buffers;
+mod claims;
 mod debts;
 mod detach;
 mod dma;
@@ -33,6 +34,7 @@ mod receipts;
 mod reclaim;
 mod recover;
 mod refusals;
+mod resets;
 mod resize;
 mod rollback;
 mod shared;

@@ -1,0 +1,184 @@
+//! A table of groups at rest, from which several tenants claim at once.
+
+use alloc::vec::Vec;
+
+use hv_core::sync::Mutex;
+use hv_core::{KernelPaging, OutOfMemory, OwnerId, PciAddress, UserManaged, VmId};
+
+use thiserror::Error;
+
+use crate::backend::Backend;
+use crate::group::{Claimed, Group, GroupId, push};
+use crate::rest::AtRest;
+
+/// Why a group was not claimed. It is where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ClaimError {
+    /// There is no such group.
+    #[error("there is no {0}")]
+    Unknown(GroupId),
+    /// Somebody has it.
+    #[error("{group} is held by {holder}")]
+    Held {
+        /// The group.
+        group: GroupId,
+        /// Who has it.
+        holder: OwnerId,
+    },
+    /// Firmware goes on using it, so that no guest may have it.
+    #[error(
+        "{0} is pinned by firmware: only the hypervisor may claim it, or an override take it from firmware"
+    )]
+    Pinned(GroupId),
+    /// A guest had it, and its devices were not reset since.
+    #[error("{group} was {last}'s and has to be reset first")]
+    NeedsReset {
+        /// The group.
+        group: GroupId,
+        /// The guest.
+        last: VmId,
+    },
+}
+
+enum Place<B: Backend> {
+    Here(AtRest<B>),
+    With(OwnerId),
+}
+
+struct Slot<B: Backend> {
+    id: GroupId,
+    place: Place<B>,
+}
+
+/// The groups of a machine that nobody holds, and who holds the others.
+///
+/// # Invariants
+/// A slot's group is here, or was handed out to the owner that the slot names and has not come back.
+pub struct GroupTable<B: Backend>(Mutex<Vec<Slot<B>>>);
+
+impl<B: Backend> GroupTable<B> {
+    /// A table of these groups.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]. The groups are lost then, blocked.
+    pub fn new(groups: Vec<AtRest<B>>) -> Result<Self, OutOfMemory> {
+        let mut slots = Vec::new();
+        for group in groups {
+            let id = group.id();
+            let place = Place::Here(group);
+            push(&mut slots, Slot { id, place })?;
+        }
+        Ok(Self(Mutex::new(slots)))
+    }
+
+    /// Claims a group for one guest.
+    ///
+    /// # Errors
+    /// [`ClaimError`] names who has it, or what is in the way.
+    pub fn claim_for_guest(
+        &self,
+        group: GroupId,
+        vm: VmId,
+    ) -> Result<Group<B, Claimed<UserManaged>>, ClaimError> {
+        self.take(group, OwnerId::Vm(vm), |found| match found {
+            AtRest::Claimable(group) => Ok(group.claim_for_guest(vm)),
+            AtRest::ForHypervisor(pinned) => {
+                Err((AtRest::ForHypervisor(pinned), ClaimError::Pinned(group)))
+            }
+            AtRest::ToReset(used) => Err(to_reset(used)),
+        })
+    }
+
+    /// Claims a group for the hypervisor's own driver.
+    ///
+    /// # Errors
+    /// [`ClaimError`] names who has it, or what is in the way.
+    pub fn claim_for_hypervisor(
+        &self,
+        group: GroupId,
+    ) -> Result<Group<B, Claimed<KernelPaging>>, ClaimError> {
+        self.take(group, OwnerId::Hypervisor, |found| match found {
+            AtRest::Claimable(group) => Ok(group.claim_for_hypervisor()),
+            AtRest::ForHypervisor(group) => Ok(group.claim_for_hypervisor()),
+            AtRest::ToReset(used) => Err(to_reset(used)),
+        })
+    }
+
+    /// Takes a group as it is: to reset its devices, or to take it from firmware. The hypervisor holds it until it
+    /// is put back.
+    ///
+    /// # Errors
+    /// [`ClaimError::Unknown`], [`ClaimError::Held`].
+    pub fn take_at_rest(&self, group: GroupId) -> Result<AtRest<B>, ClaimError> {
+        self.take(group, OwnerId::Hypervisor, Ok)
+    }
+
+    /// Puts a group back that was taken from here.
+    ///
+    /// # Errors
+    /// The group, if it was not.
+    pub fn put_back(&self, group: AtRest<B>) -> Result<(), AtRest<B>> {
+        let mut slots = self.0.lock();
+        let id = group.id();
+        let slot = slots.iter_mut().find(|slot| slot.id == id);
+        match slot {
+            Some(slot) if matches!(slot.place, Place::With(_)) => {
+                // INVARIANT: it is here.
+                slot.place = Place::Here(group);
+                Ok(())
+            }
+            _ => Err(group),
+        }
+    }
+
+    /// The group at rest that has this function; `None` if somebody holds it.
+    pub fn find(&self, member: PciAddress) -> Option<GroupId> {
+        let slots = self.0.lock();
+        let has = |slot: &&Slot<B>| match &slot.place {
+            Place::Here(group) => group.members().contains(&member),
+            Place::With(_) => false,
+        };
+        slots.iter().find(has).map(|slot| slot.id)
+    }
+
+    /// Who holds a group: `None` if nobody does, or there is none.
+    pub fn holder(&self, group: GroupId) -> Option<OwnerId> {
+        let slots = self.0.lock();
+        let slot = slots.iter().find(|slot| slot.id == group)?;
+        match slot.place {
+            Place::Here(_) => None,
+            Place::With(holder) => Some(holder),
+        }
+    }
+
+    /// Hands a group out under the lock. Claiming writes no register and waits for nothing.
+    fn take<T>(
+        &self,
+        group: GroupId,
+        by: OwnerId,
+        claim: impl FnOnce(AtRest<B>) -> Result<T, (AtRest<B>, ClaimError)>,
+    ) -> Result<T, ClaimError> {
+        let mut slots = self.0.lock();
+        let slot = slots.iter_mut().find(|slot| slot.id == group);
+        let slot = slot.ok_or(ClaimError::Unknown(group))?;
+        // INVARIANT: handed out to `by` from here on, or put back below.
+        match core::mem::replace(&mut slot.place, Place::With(by)) {
+            Place::Here(found) => claim(found).map_err(|(found, error)| {
+                slot.place = Place::Here(found);
+                error
+            }),
+            Place::With(holder) => {
+                slot.place = Place::With(holder);
+                Err(ClaimError::Held { group, holder })
+            }
+        }
+    }
+}
+
+fn to_reset<B: Backend>(used: Group<B, crate::rest::NeedsReset>) -> (AtRest<B>, ClaimError) {
+    let (group, last) = (used.id(), used.last_owner());
+    (
+        AtRest::ToReset(used),
+        ClaimError::NeedsReset { group, last },
+    )
+}
