@@ -10,3 +10,4 @@ fn mistake(group: Group<Fake, Blocked>, one: VmId, other: VmId) {
 }
 
 fn main() {}
+// Shows: bc05, T10.

@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Pinned>, vm: VmId) {
 }
 
 fn main() {}
+// Shows: bc06, T19.

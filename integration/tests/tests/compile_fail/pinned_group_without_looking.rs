@@ -9,3 +9,4 @@ fn mistake(group: AtRest<Fake>, vm: VmId) {
 }
 
 fn main() {}
+// Shows: bc05, bc06, T19.

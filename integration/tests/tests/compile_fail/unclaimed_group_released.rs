@@ -8,3 +8,4 @@ fn mistake(group: Group<Fake, Blocked>) {
 }
 
 fn main() {}
+// Shows: T10.

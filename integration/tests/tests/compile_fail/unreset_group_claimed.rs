@@ -9,3 +9,4 @@ fn mistake(group: Group<Fake, Claimed<UserManaged>>, next: VmId) {
 }
 
 fn main() {}
+// Shows: bc05.
