@@ -367,7 +367,12 @@ fn a_first_stage_that_a_unit_cannot_walk_is_refused_at_attach() {
     stage.destroy().unwrap();
     // Another guest's group does not fit either.
     let stage = guest.stage(TABLE, &[]);
-    let group = group.release().claim_for_guest(vm(2));
+    let group = group
+        .release()
+        .without_reset("a test")
+        .claimable()
+        .unwrap()
+        .claim_for_guest(vm(2));
     let refused = group.attach_for_guest(&stage, &isolated());
     assert!(matches!(
         refused,
