@@ -5,15 +5,20 @@ use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, IovaRange, PageSize, Perms, PhysAddr};
 use hv_iommu::table::TableError;
 use hv_iommu::{
-    AtRest, AttachError, AttachFailed, BufferRequest, Domain, DomainError, FirmwareOverridden,
-    FlushSpan, Group, Pinned, ReservedKind, ReservedRegion, SpaceError,
+    AtRest, AttachError, AttachFailed, BufferRequest, Domain, DomainConfig, DomainError,
+    FirmwareOverridden, FlushSpan, Group, Pinned, ReservedKind, ReservedRegion, SpaceError,
 };
 use hv_tests::fake::{DmaFault, Fake};
 use hv_tests::host::Host;
 
 use super::machine::{
-    ALIAS, BRIDGE, DISK, FAR, Machine, NIC, OLD, PLAIN, TWIN, end_domain, iovas, isolated, pages,
-    vm,
+    ALIAS, BRIDGE, DISK, FAR, Machine, NIC, OLD, TWIN, end_domain, iovas, isolated, pages, vm,
+};
+
+/// A domain that has the addresses of the host's frames.
+const WIDE: DomainConfig = DomainConfig {
+    address_bits: 48,
+    largest_page: PageSize::Size1G,
 };
 
 /// A region of this kind in frames that nobody else gets.
@@ -86,7 +91,7 @@ fn bc06_xsa_378_regions_are_each_as_firmware_gave_them_and_go_with_the_whole_gro
 fn bc06_xsa_400_a_region_is_mapped_before_its_device_is_attached_and_after_every_transition() {
     let (mut machine, region) = machine();
     let mut group = pinned(machine.take_at_rest(NIC)).claim_for_hypervisor();
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     let reaches = |machine: &Machine| {
         for at in each_page(region.range) {
             let to = machine.fake.dma(NIC, at, Access::Write);
@@ -118,7 +123,7 @@ fn bc06_xsa_400_a_region_is_mapped_before_its_device_is_attached_and_after_every
 fn bc06_d41501f_no_caller_can_have_or_unmap_a_page_of_a_region() {
     let (mut machine, region) = machine();
     let group = pinned(machine.take_at_rest(NIC)).claim_for_hypervisor();
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     for at in each_page(region.range) {
         let wanted = iovas(at.as_u64(), 1);
         assert_eq!(
@@ -159,7 +164,7 @@ fn bc06_the_end_of_a_domain_hands_no_memory_of_firmware_out() {
     let (_firmwares, drivers) = parts.unwrap();
     let memory = drivers.range();
     let group = pinned(machine.take_at_rest(NIC)).claim_for_hypervisor();
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     let range = domain.reserve(iovas(memory.start().as_u64(), 1)).unwrap();
     drop(range.map(drivers, Perms::Read).unwrap());
     let back: Vec<_> = domain
@@ -180,7 +185,7 @@ fn bc06_xsa_460_a_region_that_cannot_be_mapped_leaves_nothing() {
     let mut failing = 0;
     let domain = loop {
         host.fail_allocation_after(Some(failing));
-        let domain = Domain::paging_domain_alloc(&group, PLAIN);
+        let domain = Domain::paging_domain_alloc(&group, WIDE);
         host.fail_allocation_after(None);
         let Err(error) = domain else {
             break domain.unwrap();
@@ -193,7 +198,7 @@ fn bc06_xsa_460_a_region_that_cannot_be_mapped_leaves_nothing() {
         assert_eq!(machine.iommu.domains_in_use(), 0);
         failing += 1;
     };
-    assert_eq!(failing, 3, "the root and two tables");
+    assert_eq!(failing, 4, "the root and three tables");
     assert_eq!(end_domain(domain, host), 0);
     assert_eq!(host.frames_out(), out);
 }
@@ -201,7 +206,7 @@ fn bc06_xsa_460_a_region_that_cannot_be_mapped_leaves_nothing() {
 #[test]
 fn bc06_regions_that_overlap_or_are_out_of_reach_are_refused() {
     let window = iovas(0xfee0_0000, 1);
-    let far = iovas(1 << 40, 1);
+    let far = iovas(1 << 48, 1);
     let kind = ReservedKind::Pinned;
     let mut given = Vec::new();
     let mut machine = Machine::with_regions(|host| {
@@ -222,7 +227,7 @@ fn bc06_regions_that_overlap_or_are_out_of_reach_are_refused() {
     });
     for (device, expected) in [NIC, DISK, FAR].into_iter().zip(given) {
         let group = pinned(machine.take_at_rest(device)).claim_for_hypervisor();
-        let Err(error) = Domain::paging_domain_alloc(&group, PLAIN) else {
+        let Err(error) = Domain::paging_domain_alloc(&group, WIDE) else {
             panic!("{expected}");
         };
         let wanted = expected.range;
@@ -254,7 +259,7 @@ fn bc06_xsa_386_a_domain_without_the_region_does_not_take_the_group() {
     assert_eq!(error, expected);
     assert_eq!(machine.fake.bound(NIC), None);
     // The other way round: the domain of the pinned group takes both.
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     let group = group.attach(&domain).unwrap();
     let other = disk.group.detach().unwrap().attach(&domain).unwrap();
     assert!(group.detach().is_ok() && other.detach().is_ok());
@@ -266,7 +271,7 @@ fn a_pinned_group_goes_to_a_guest_by_an_override_that_counts_once() {
     let policy = FirmwareOverridden::override_pinned_regions("a test");
     let group = pinned(machine.take_at_rest(NIC)).override_firmware(&policy);
     let group = group.claim_for_guest(vm(1));
-    let domain = Domain::user_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::user_domain_alloc(&group, WIDE).unwrap();
     assert!(
         domain.reserve(region.range).is_ok(),
         "the guest has all addresses"
@@ -275,7 +280,7 @@ fn a_pinned_group_goes_to_a_guest_by_an_override_that_counts_once() {
     let released = group.detach().unwrap().release();
     let again = released.reset_members(|_| Ok::<_, ()>(())).unwrap();
     let group = pinned(again).claim_for_hypervisor();
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     assert!(domain.translate(region.range.start()).is_some());
 }
 
@@ -288,7 +293,7 @@ fn a_region_that_firmware_is_done_with_hinders_no_guest() {
     });
     let region = kept.unwrap();
     let group = machine.take(NIC).claim_for_hypervisor();
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     assert!(
         domain.translate(region.range.start()).is_some(),
         "for the hypervisor's driver"
@@ -302,7 +307,7 @@ fn a_region_that_firmware_is_done_with_hinders_no_guest() {
     assert!(!region.range.overlaps(&iovas(buffer.iova().as_u64(), 1)));
     drop(buffer);
     let group = group.release().claimable().unwrap().claim_for_guest(vm(2));
-    let guests = Domain::user_domain_alloc(&group, PLAIN).unwrap();
+    let guests = Domain::user_domain_alloc(&group, WIDE).unwrap();
     assert!(guests.translate(region.range.start()).is_none());
     assert!(guests.reserve(region.range).is_ok());
 }
