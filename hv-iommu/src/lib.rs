@@ -83,7 +83,7 @@ pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
 pub use migration::{MadeForABus, iommu_domain_alloc};
 pub use nested::{InvalidateError, InvalidateRefusal, NestedError};
-pub use parked::Parked;
+pub use parked::{Parked, ParkedGroup};
 pub use pasid::{
     PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
 };

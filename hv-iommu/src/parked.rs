@@ -16,6 +16,9 @@ pub struct Parked<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
     core: S::Core,
 }
 
+/// A group whose devices are being reset.
+pub type ParkedGroup<O, B, S = Paging> = Group<B, Parked<O, B, S>>;
+
 impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// Takes bus mastering from all members and the group from its domain, with every id that its devices may
     /// send with, until [`unpark`](Group::unpark). For the reset of a function, or of the bus that it is on: what
@@ -23,7 +26,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     ///
     /// # Errors
     /// The group, wedged, as for [`detach`](Group::detach).
-    pub fn park(self) -> Result<Group<B, Parked<O, B, S>>, Group<B, Wedged<B>>> {
+    pub fn park(self) -> Result<ParkedGroup<O, B, S>, Group<B, Wedged<B>>> {
         let Self {
             inner,
             state: Attached { owner, core },

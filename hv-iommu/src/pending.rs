@@ -223,7 +223,7 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     }
 
     /// Empties the entries, and says what they named.
-    fn open(self, receipt: &Receipt) -> Result<(Range<O, B, Free>, PhysRange), RedeemError<O, B>> {
+    fn open(self, receipt: &Receipt) -> Result<Opened<O, B>, RedeemError<O, B>> {
         if let Err(reason) = self.seal.opens(&self.range.core, receipt) {
             return Err(RedeemError {
                 pending: self,
@@ -295,6 +295,9 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
         redeemed
     }
 }
+
+/// The range, free, and what its entries named.
+type Opened<O, B> = (Range<O, B, Free>, PhysRange);
 
 /// What a receipt gives back: the range, free, and the frames.
 pub type Redeemed<O, B> = (Range<O, B, Free>, FrameRun<<O as Owner>::Memory>);

@@ -34,6 +34,9 @@ enum State<O: Owner, B: Backend> {
     Pending(PendingUnmap<O, B>),
 }
 
+/// A region that was not mapped, and why.
+type NotMapped<B> = (Range<KernelPaging, B, Free>, DomainError);
+
 impl<B: Backend> Domain<KernelPaging, B> {
     /// Reserves all regions of a group's devices, then maps each. The domain is new.
     ///
@@ -82,7 +85,7 @@ impl<B: Backend> Domain<KernelPaging, B> {
         &self,
         region: ReservedRegion,
         range: Range<KernelPaging, B, Free>,
-    ) -> Result<Range<KernelPaging, B, Mapped>, (Range<KernelPaging, B, Free>, DomainError)> {
+    ) -> Result<Range<KernelPaging, B, Mapped>, NotMapped<B>> {
         let core = &self.core;
         let Some(memory) = region.memory().filter(|memory| core.reaches(memory)) else {
             return Err((range, DomainError::RegionUnreachable { region }));
