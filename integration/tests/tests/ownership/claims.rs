@@ -53,7 +53,7 @@ fn bc05_a_group_that_somebody_has_is_refused_with_its_holder() {
     let AtRest::ToReset(used) = table.take_at_rest(nic).unwrap() else {
         panic!("was reset by nobody");
     };
-    let Err((used, why)) = used.reset_members(|member| Err(member)) else {
+    let Err((used, why)) = used.reset_members(Err::<(), _>) else {
         panic!("a reset that failed");
     };
     assert_eq!(why, NIC);

@@ -15,12 +15,10 @@ const AT: Iova = Iova::new(0x4000);
 /// All ids that the group behind the conventional bridge may use.
 const REQUESTERS: [PciAddress; 4] = [OLD[0], OLD[1], BRIDGE, ALIAS];
 
+type Attachment = Group<Fake, Attached<KernelPaging, Fake>>;
+
 /// The group behind the bridge, attached, with a page mapped.
-fn setup() -> (
-    Machine,
-    Group<Fake, Attached<KernelPaging, Fake>>,
-    Domain<KernelPaging, Fake>,
-) {
+fn setup() -> (Machine, Attachment, Domain<KernelPaging, Fake>) {
     let mut machine = Machine::new();
     let group = machine.take(OLD[0]).claim_for_hypervisor();
     let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
