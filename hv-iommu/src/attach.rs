@@ -53,7 +53,9 @@ pub enum AttachError {
         found: u64,
     },
     /// The word that was given for trusted devices is of another group.
-    #[error("{trusted} was vouched for, not {group}")]
+    #[error(
+        "{trusted} was vouched for in another claim, or is not {group}: vouch for the claimed group"
+    )]
     NotVouchedFor {
         /// The group.
         group: GroupId,
@@ -78,6 +80,16 @@ pub enum AttachError {
         group: GroupId,
         /// The domain.
         domain: DomainUid,
+        /// The region.
+        region: ReservedRegion,
+    },
+    /// Firmware goes on using a device of the group, which a blocked domain would refuse everything.
+    #[error(
+        "{group} needs {region} mapped, so it is not attached to a blocked domain: `park` it for a while, or `detach` it"
+    )]
+    RegionBlocked {
+        /// The group.
+        group: GroupId,
         /// The region.
         region: ReservedRegion,
     },

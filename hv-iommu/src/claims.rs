@@ -3,13 +3,14 @@
 use alloc::vec::Vec;
 
 use hv_core::sync::Mutex;
-use hv_core::{KernelPaging, OutOfMemory, OwnerId, PciAddress, UserManaged, VmId};
+use hv_core::{KernelPaging, OutOfMemory, OwnerId, PciAddress, Shared, UserManaged, VmId};
 
 use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::group::{Claimed, Group, GroupId, push};
 use crate::rest::AtRest;
+use crate::system::System;
 
 /// Why a group was not claimed. It is where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -47,6 +48,8 @@ enum Place<B: Backend> {
 
 struct Slot<B: Backend> {
     id: GroupId,
+    /// Of which the group is: others number theirs alike.
+    system: Shared<System<B>>,
     place: Place<B>,
 }
 
@@ -57,16 +60,16 @@ struct Slot<B: Backend> {
 pub struct GroupTable<B: Backend>(Mutex<Vec<Slot<B>>>);
 
 impl<B: Backend> GroupTable<B> {
-    /// A table of these groups.
+    /// A table of these groups, of one subsystem.
     ///
     /// # Errors
     /// [`OutOfMemory`]. The groups are lost then, blocked.
     pub fn new(groups: Vec<AtRest<B>>) -> Result<Self, OutOfMemory> {
         let mut slots = Vec::new();
         for group in groups {
-            let id = group.id();
+            let (id, system) = (group.id(), group.system().clone());
             let place = Place::Here(group);
-            push(&mut slots, Slot { id, place })?;
+            push(&mut slots, Slot { id, system, place })?;
         }
         Ok(Self(Mutex::new(slots)))
     }
@@ -120,8 +123,9 @@ impl<B: Backend> GroupTable<B> {
     pub fn put_back(&self, group: AtRest<B>) -> Result<(), AtRest<B>> {
         let mut slots = self.0.lock();
         let id = group.id();
-        let slot = slots.iter_mut().find(|slot| slot.id == id);
-        match slot {
+        let same =
+            |slot: &&mut Slot<B>| slot.id == id && Shared::ptr_eq(&slot.system, group.system());
+        match slots.iter_mut().find(same) {
             Some(slot) if matches!(slot.place, Place::With(_)) => {
                 // INVARIANT: it is here.
                 slot.place = Place::Here(group);

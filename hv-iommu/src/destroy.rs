@@ -65,6 +65,8 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
         return Err(DestroyError { domain, reason });
     }
     domain.core.drain_bounce_pool();
+    // From here on the domain takes no group that needs a region, also if its end is put off.
+    domain.core.regions.lock().clear();
     if let Err(why) = domain.unmap_regions() {
         let uid = domain.core.uid;
         log::warn!("{uid}: firmware's regions are still mapped: {why}");

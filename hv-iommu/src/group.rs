@@ -89,6 +89,8 @@ pub struct Inner<B: Backend> {
     pub(crate) regions: Vec<ReservedRegion>,
     /// Whether firmware's wish does not count for the present claim.
     pub(crate) is_overridden: bool,
+    /// How often a claim of it has ended: what somebody said about its devices in an earlier one does not count.
+    pub(crate) claims: u64,
     pub(crate) system: Shared<System<B>>,
 }
 
@@ -385,6 +387,7 @@ fn group<B: Backend>(
         upstream,
         regions,
         is_overridden: false,
+        claims: 0,
         system: system.clone(),
     }))
 }

@@ -32,11 +32,14 @@ impl<B: Backend> Clone for IdentityCore<B> {
 
 /// Somebody's word that the devices of one group may reach all memory.
 ///
-/// It is the only way to an identity domain; who gives it, and why, is in the log. A device that others
+/// It is the only way to an identity domain; who gives it, and why, is in the log. It counts for the claim in which it
+/// was given: once the group was released, others may have had the devices. A device that others
 /// can plug in, or whose firmware others can write, is never to be trusted.
 #[must_use = "trust that is not used is better not given"]
 pub struct TrustedDevice<B: Backend> {
     group: GroupId,
+    /// In which claim of the group it was given.
+    claim: u64,
     system: Shared<System<B>>,
     reason: &'static str,
 }
@@ -51,6 +54,7 @@ impl<B: Backend> TrustedDevice<B> {
         );
         Self {
             group: group.id(),
+            claim: group.inner.claims,
             system: group.system().clone(),
             reason,
         }
@@ -105,7 +109,9 @@ impl<B: IdentityBackend> Group<B, Claimed<KernelPaging>> {
         domain: &Domain<KernelPaging, B, Identity>,
         trusted: TrustedDevice<B>,
     ) -> Result<AttachedGroup<KernelPaging, B, Identity>, AttachFailed<KernelPaging, B>> {
-        let same = Shared::ptr_eq(self.system(), &trusted.system) && self.id() == trusted.group;
+        let same = Shared::ptr_eq(self.system(), &trusted.system)
+            && self.id() == trusted.group
+            && self.inner.claims == trusted.claim;
         if !same {
             let error = AttachError::NotVouchedFor {
                 group: self.id(),

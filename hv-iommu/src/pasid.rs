@@ -249,7 +249,8 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             Ok(()) => {}
             Err(UnitError::NotBound { .. }) if bound.is_err() => {}
             Err(error) => {
-                attachment.down = true;
+                // With `NotBound` nothing was taken down; else the entry is down and may still be cached.
+                attachment.down |= !matches!(error, UnitError::NotBound { .. });
                 return Err(PasidError::Stuck(attachment, error));
             }
         }

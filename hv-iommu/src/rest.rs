@@ -2,11 +2,12 @@
 
 use core::fmt;
 
-use hv_core::{KernelPaging, OwnerId, PciAddress, UserManaged, VmId};
+use hv_core::{KernelPaging, OwnerId, PciAddress, Shared, UserManaged, VmId};
 
 use crate::backend::Backend;
 use crate::group::{Blocked, Claimed, Group, GroupId, Inner};
 use crate::reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
+use crate::system::System;
 
 /// State of a group with a device that firmware goes on using. It reaches no memory and belongs to nobody. The
 /// hypervisor may claim it; a domain that is made for it then maps firmware's regions. A guest may not.
@@ -49,6 +50,10 @@ impl<B: Backend> AtRest<B> {
         self.inner().id
     }
 
+    pub(crate) fn system(&self) -> &Shared<System<B>> {
+        &self.inner().system
+    }
+
     /// The functions in the group.
     pub fn members(&self) -> &[PciAddress] {
         &self.inner().members
@@ -76,6 +81,7 @@ impl<B: Backend> fmt::Debug for AtRest<B> {
 impl<B: Backend> Inner<B> {
     /// The group at rest, nothing of whose last owner is left in its devices.
     pub(crate) fn rest(mut self) -> AtRest<B> {
+        self.claims = self.claims.wrapping_add(1);
         // An override counts for one claim.
         self.is_overridden = false;
         if self

@@ -17,6 +17,7 @@ use crate::group::{Blocked, Inner};
 use crate::identity::IdentityCore;
 use crate::ids::IdLease;
 use crate::nested::NestedCore;
+use crate::reserved::{ReservedKind, ReservedRegion};
 
 /// What a request of a device goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,8 +295,15 @@ impl<O: Owner, B: Backend> Inside<O, B> for Blocked {
         true
     }
 
-    fn check((): &(), _inner: &Inner<B>) -> Result<(), AttachError> {
-        Ok(())
+    fn check((): &(), inner: &Inner<B>) -> Result<(), AttachError> {
+        let pinned = |region: &ReservedRegion| region.kind == ReservedKind::Pinned;
+        match inner.regions_to_map().find(pinned) {
+            Some(region) => Err(AttachError::RegionBlocked {
+                group: inner.id,
+                region,
+            }),
+            None => Ok(()),
+        }
     }
 
     unsafe fn bind(

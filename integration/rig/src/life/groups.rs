@@ -194,7 +194,7 @@ impl World {
         for error in failed {
             match error {
                 // It was pulled out.
-                AttachError::NoBusMastering { .. } => {}
+                AttachError::NoBusMastering { .. } | AttachError::Gone { .. } => {}
                 AttachError::Unit(UnitError::Wedged { unit })
                     if self.wedged.contains(&unit.index()) => {}
                 other => self

@@ -7,7 +7,7 @@ use hv_iommu::{
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
-use super::machine::{DISK, FAR, Machine, NIC, end_domain, iovas};
+use super::machine::{DISK, FAR, Machine, NIC, end_domain, iovas, vm};
 
 type Untranslated = Group<Fake, Attached<KernelPaging, Fake, Identity>>;
 
@@ -134,4 +134,29 @@ fn a_device_is_moved_out_of_identity_and_translates_from_then_on() {
     identity.destroy().unwrap();
     let _group = group.detach().unwrap();
     assert_eq!(end_domain(paging, machine.host()), 1);
+}
+
+#[test]
+fn bc05_the_word_for_a_device_does_not_outlive_the_claim() {
+    let mut machine = Machine::new();
+    let group = machine.take(NIC).claim_for_hypervisor();
+    let trusted = TrustedDevice::vouch_for(&group, "a test");
+    let domain = Domain::identity_domain_alloc(&group, &trusted).unwrap();
+    // A guest has the device in between, and may have written its firmware.
+    let group = group.release().claimable().unwrap().claim_for_guest(vm(7));
+    let group = group.release().without_reset("a test").claimable().unwrap();
+    let group = group.claim_for_hypervisor();
+    let Err(AttachFailed::Refused { group, error }) = group.attach_untranslated(&domain, trusted)
+    else {
+        panic!("attached on a word from before the guest");
+    };
+    assert!(
+        matches!(error, AttachError::NotVouchedFor { .. }),
+        "{error}"
+    );
+    assert_eq!(machine.fake.bound(NIC), None);
+    let again = TrustedDevice::vouch_for(&group, "a test");
+    let group = group.attach_untranslated(&domain, again).unwrap();
+    let _group = group.detach().unwrap();
+    domain.destroy().unwrap();
 }

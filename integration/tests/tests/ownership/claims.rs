@@ -128,3 +128,19 @@ fn bc05_of_many_who_claim_at_once_one_gets_the_group() {
             .unwrap();
     }
 }
+
+#[test]
+fn bc05_a_group_of_another_subsystem_is_not_put_back() {
+    let (_machine, table) = table();
+    let (_other, elsewhere) = self::table();
+    let nic = ids(&table, NIC);
+    let held = table.claim_for_guest(nic, vm(1)).unwrap();
+    let foreign = elsewhere.take_at_rest(ids(&elsewhere, NIC)).unwrap();
+    assert_eq!(foreign.id(), nic);
+    let foreign = table.put_back(foreign).expect_err("it is not from here");
+    assert_eq!(table.holder(nic), Some(OwnerId::Vm(vm(1))));
+    elsewhere.put_back(foreign).unwrap();
+    table
+        .put_back(held.release().without_reset("a test"))
+        .unwrap();
+}

@@ -1,15 +1,18 @@
 //! Regions that firmware goes on using: reserved before they are mapped, there as long as the domain is, and in
 //! nobody else's hands.
 
+use std::sync::{Arc, Mutex};
+
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, IovaRange, PageSize, Perms, PhysAddr};
 use hv_iommu::table::TableError;
 use hv_iommu::{
-    AtRest, AttachError, AttachFailed, BufferRequest, Domain, DomainConfig, DomainError,
-    FirmwareOverridden, FlushSpan, Group, Pinned, ReservedKind, ReservedRegion, SpaceError,
+    AtRest, AttachError, AttachFailed, BufferRequest, DestroyRefusal, Domain, DomainConfig,
+    DomainError, FirmwareOverridden, FlushSpan, Group, Pinned, ReservedKind, ReservedRegion,
+    SpaceError,
 };
 use hv_tests::fake::{DmaFault, Fake};
-use hv_tests::host::Host;
+use hv_tests::host::{Host, Moment};
 
 use super::machine::{
     ALIAS, BRIDGE, DISK, FAR, Machine, NIC, OLD, TWIN, end_domain, iovas, isolated, pages, vm,
@@ -310,4 +313,71 @@ fn a_region_that_firmware_is_done_with_hinders_no_guest() {
     let guests = Domain::user_domain_alloc(&group, WIDE).unwrap();
     assert!(guests.translate(region.range.start()).is_none());
     assert!(guests.reserve(region.range).is_ok());
+}
+
+#[test]
+fn bc06_xsa_386_an_end_that_was_put_off_takes_no_group_without_its_region() {
+    let mut kept = None;
+    let mut machine = Machine::with_regions(|host| {
+        let memory = host.frames_aligned(512, PageSize::Size2M).into_range();
+        let start = Iova::new(memory.start().as_u64());
+        let range = IovaRange::new(start, memory.pages()).unwrap();
+        let kind = ReservedKind::Pinned;
+        kept = Some(ReservedRegion { range, kind });
+        vec![(NIC, ReservedRegion { range, kind })]
+    });
+    let region = kept.unwrap();
+    let group = pinned(machine.take_at_rest(NIC)).claim_for_hypervisor();
+    // Small pages, so that the region has a table of its own, which goes only when nobody walks.
+    let config = DomainConfig {
+        largest_page: PageSize::Size4K,
+        ..WIDE
+    };
+    let domain = Domain::paging_domain_alloc(&group, config).unwrap();
+    let range = domain.reserve(iovas(0x4000, 1)).unwrap();
+    let frames = machine.host().frames(1);
+    let slot = Arc::new(Mutex::new(Some(domain)));
+    let (inside, outcome) = (Arc::clone(&slot), Arc::new(Mutex::new(None)));
+    let found = Arc::clone(&outcome);
+    let hook = Arc::new(move |moment| {
+        if moment == Moment::Allocation
+            && let Some(domain) = inside.lock().unwrap().take()
+        {
+            *found.lock().unwrap() = Some(domain.destroy().map(drop));
+        }
+    });
+    machine.host().set_hook(Some(hook));
+    let _mapped = range.map(frames, Perms::Read).unwrap();
+    machine.host().set_hook(None);
+    let outcome = outcome.lock().unwrap().take().unwrap();
+    let refused = outcome.expect_err("the walk goes on");
+    assert_eq!(refused.reason, DestroyRefusal::Busy);
+    let Err(AttachFailed::Refused { group, error }) = group.attach(&refused.domain) else {
+        panic!("attached to a domain whose region is half gone");
+    };
+    let (id, domain) = (group.id(), refused.domain.uid());
+    let missing = AttachError::RegionNotMapped {
+        group: id,
+        domain,
+        region,
+    };
+    assert_eq!(error, missing);
+    end_domain(refused.domain, machine.host());
+}
+
+#[test]
+fn bc06_xsa_400_a_group_that_firmware_uses_is_not_put_into_a_blocked_domain() {
+    let (mut machine, region) = machine();
+    let group = pinned(machine.take_at_rest(NIC)).claim_for_hypervisor();
+    let (blocked, domain) = (
+        Domain::blocked(&group),
+        Domain::paging_domain_alloc(&group, WIDE).unwrap(),
+    );
+    let group = group.attach(&domain).unwrap();
+    let Err(refused) = group.replace_with_gap(&blocked) else {
+        panic!("blocked");
+    };
+    let said = refused.to_string();
+    assert!(said.contains(&region.to_string()), "{said}");
+    assert!(machine.fake.bound(NIC).is_some());
 }
