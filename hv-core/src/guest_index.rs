@@ -44,6 +44,7 @@ fn cut(index: usize, length: usize) -> usize {
 mod tests {
     use super::*;
 
+    /// Shows: bc20.
     #[test]
     fn the_check_and_the_mask_agree() {
         for length in [0_usize, 1, 2, 63, 64, 1 << 16] {

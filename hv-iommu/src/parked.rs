@@ -54,7 +54,8 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Parked<O, B, S>> {
     }
 
     /// Puts the group back into its domain, as it was. Bus mastering is off, whatever the reset left: who drives
-    /// a device sets it up before it sends.
+    /// a device sets it up before it sends. What keeps groups apart (ACS) and was cleared by the reset has to be set
+    /// again before.
     ///
     /// # Errors
     /// [`AttachFailed`]: the group, claimed and without a domain, or wedged.

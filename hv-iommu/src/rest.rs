@@ -157,6 +157,10 @@ impl<B: Backend> Group<B, NeedsReset> {
     /// Resets the group's devices: calls `reset` for each member, one after the other, while none of them reaches
     /// memory. A member that is gone needs no reset.
     ///
+    /// Groups are kept apart by what the functions and the ports above them were set to at discovery. A reset may clear
+    /// that (the ACS control of a function with several siblings, of the ports below a bridge that was reset): whoever
+    /// resets sets it again before this returns.
+    ///
     /// # Errors
     /// The group, with the first error of `reset`. Call again: all members are reset then.
     pub fn reset_members<E>(

@@ -54,7 +54,7 @@ pub(crate) use deferred::DmaState;
 #[diagnostic::on_unimplemented(
     message = "the DMA API is for domains of the hypervisor's drivers, this one is `{Self}`",
     label = "a guest, or its VMM, decides what this domain maps",
-    note = "map the guest's own memory instead: `GuestMemory::pin`, then `Domain::reserve` and `Range::map`; \
+    note = "map the guest's own memory instead: `AddressSpace`, or `GuestMemory::pin`, `Domain::reserve` and `Range::map`; \
             what is unmapped comes back by receipt alone"
 )]
 pub trait DmaOwner: Owner {}

@@ -16,4 +16,3 @@ fn moved(
 }
 
 fn main() {}
-// Shows: bc15.

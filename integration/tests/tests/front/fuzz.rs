@@ -231,7 +231,7 @@ fn live(seed: u64) -> (u64, u64) {
 }
 
 #[test]
-fn bc20_whatever_a_guest_sends_the_front_does_what_the_model_does() {
+fn whatever_a_guest_sends_the_front_does_what_the_model_does() {
     if let Some(seed) = std::env::var("HV_FUZZ_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
