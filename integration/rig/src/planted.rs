@@ -125,6 +125,9 @@ pub const PLANTED: &[Planted] = &[
     ),
     planted(Fault::ForgetPhantoms, &[Rule::MappedFaulted]),
     planted(Fault::ClaimKeepsBusMastering, &[Rule::NotCutOff]),
+    planted(Fault::RegionNotMapped, &[Rule::MappedFaulted]),
+    planted(Fault::RegionNotAsked, &[Rule::WrongAnswer]),
+    planted(Fault::RegionHandedOut, &[Rule::DoubleFree]),
     planted(Fault::DomainIdZero, &[Rule::BadContext]),
     planted(Fault::FreeIdEarly, &[Rule::DomainId]),
     planted(
@@ -292,6 +295,7 @@ pub fn hunt(lives: u64) -> Option<(u64, Violation)> {
             drilled = drilled.or_else(|| drill::tables(seed));
         }
         let found = drilled.or_else(|| Some(Life::new(seed, OPERATIONS).live().failure?.violation));
+        let found = found.or_else(|| (seed < 8).then(|| drill::regions(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })
 }
