@@ -223,6 +223,8 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::InstallByStore,
         "the loom models: it takes two CPUs in the middle of one map each",
     ),
+    (Fault::HolderNotedLate, LOOM),
+    (Fault::UnregisterEarly, LOOM),
     (Fault::PublishRelaxed, LOOM),
     (Fault::SharedRelaxed, LOOM),
     (Fault::DirtyByStore, LOOM),
