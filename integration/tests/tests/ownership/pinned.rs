@@ -9,8 +9,7 @@ use hv_iommu::table::TableError;
 use hv_iommu::{
     AtRest, AttachError, AttachFailed, BufferRequest, DestroyRefusal, Domain, DomainConfig,
     DomainError, FirmwareOverridden, FlushSpan, Group, Pinned, ReplaceFailed, ReservedKind,
-    ReservedRegion,
-    SpaceError,
+    ReservedRegion, SpaceError,
 };
 use hv_tests::fake::{DmaFault, Fake};
 use hv_tests::host::{Host, Moment};
