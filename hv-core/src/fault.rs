@@ -98,6 +98,20 @@ faults! {
     /// A detached group keeps bus mastering.
     ClaimKeepsBusMastering = "claim_keeps_bus_mastering",
 
+    // Groups, and who has them.
+    /// Who claimed a group is noted after the lock of the table of groups was let go of.
+    HolderNotedLate = "holder_noted_late",
+    /// A group is out of the register of bound devices before its unit forgot its entries.
+    UnregisterEarly = "unregister_early",
+
+    // What firmware reserves.
+    /// A region that firmware goes on using is reserved in its group's domain, and not mapped.
+    RegionNotMapped = "region_not_mapped",
+    /// A group with a region of firmware is taken by domains that do not map it.
+    RegionNotAsked = "region_not_asked",
+    /// The memory of a region comes out of the end of its domain as frames.
+    RegionHandedOut = "region_handed_out",
+
     // Domain ids.
     /// Id 0 is given to a domain, and the unit accepts it.
     DomainIdZero = "domain_id_zero",

@@ -336,6 +336,10 @@ pub enum FaultEvent {
 ///   requests in flight that used something of it have reached memory. Tickets of before the call
 ///   count as completed then, or fail; until then none of them completes because of the reset.
 ///   Translation was on all the time.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no backend whose units are up",
+    note = "the backend's crate gives one at the end of bringing its units up"
+)]
 pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// The hypervisor's platform.
     type Platform: Platform;

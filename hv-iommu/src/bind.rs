@@ -81,11 +81,15 @@ pub(crate) fn register<B: Backend>(
 
 /// Takes the group's entries of one domain from the register, and the group from the domain's count.
 pub(crate) fn unregister<B: Backend>(inner: &Inner<B>, anchor: &Anchor<B>) {
+    strike_out(inner, anchor);
+    anchor.let_go();
+}
+
+/// Takes the group's entries of one domain from the register.
+pub(crate) fn strike_out<B: Backend>(inner: &Inner<B>, anchor: &Anchor<B>) {
     let mut registry = inner.system.registry.lock();
     let other = |bound: &Bound| bound.group != inner.id || bound.domain != anchor.uid();
     registry.bound.retain(|bound| other(bound));
-    drop(registry);
-    anchor.let_go();
 }
 
 /// Binds every requester of the group, or none. The group is registered.

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use hv_core::fault::Fault;
 use hv_core::sync::Mutex;
 use hv_core::{KernelPaging, OutOfMemory, OwnerId, PciAddress, Shared, UserManaged, VmId};
 
@@ -165,12 +166,24 @@ impl<B: Backend> GroupTable<B> {
         let mut slots = self.0.lock();
         let slot = slots.iter_mut().find(|slot| slot.id == group);
         let slot = slot.ok_or(ClaimError::Unknown(group))?;
+        let late = Fault::HolderNotedLate.is_on();
+        let noted = if late { OwnerId::Hypervisor } else { by };
         // INVARIANT: handed out to `by` from here on, or put back below.
-        match core::mem::replace(&mut slot.place, Place::With(by)) {
-            Place::Here(found) => claim(found).map_err(|(found, error)| {
-                slot.place = Place::Here(found);
-                error
-            }),
+        match core::mem::replace(&mut slot.place, Place::With(noted)) {
+            Place::Here(found) => {
+                let claimed = claim(found).map_err(|(found, error)| {
+                    slot.place = Place::Here(found);
+                    error
+                });
+                drop(slots);
+                if late && claimed.is_ok() {
+                    let mut slots = self.0.lock();
+                    let slot = slots.iter_mut().find(|slot| slot.id == group);
+                    slot.into_iter()
+                        .for_each(|slot| slot.place = Place::With(by));
+                }
+                claimed
+            }
             Place::With(holder) => {
                 slot.place = Place::With(holder);
                 Err(ClaimError::Held { group, holder })

@@ -157,11 +157,31 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     fn tombstone(&self, page: PhysAddr) -> u64;
 }
 
-/// Where a table starts and how many levels it has: one value, so that the two cannot disagree.
+/// Where a table starts and how many levels it has: one value, which only tables give, so that the two cannot
+/// disagree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RootPointer {
+    pub(crate) page: PhysAddr,
+    pub(crate) level: Level,
+}
+
+impl RootPointer {
+    /// The root of a table that this crate did not build.
+    ///
+    /// # Safety
+    /// Whoever is told of it walks from `page` as from a root of `level`: it is one, in the format of the backend
+    /// that is told, as long as anybody walks there.
+    pub const unsafe fn from_raw(page: PhysAddr, level: Level) -> Self {
+        Self { page, level }
+    }
+
     /// The root table's frame.
-    pub page: PhysAddr,
+    pub const fn page(self) -> PhysAddr {
+        self.page
+    }
+
     /// The level of the root table.
-    pub level: Level,
+    pub const fn level(self) -> Level {
+        self.level
+    }
 }

@@ -7,6 +7,7 @@
 
 use alloc::vec::Vec;
 
+use hv_core::fault::Fault;
 use hv_core::{KernelPaging, OutOfMemory, Owner, PageSize, Perms};
 
 use crate::backend::Backend;
@@ -57,6 +58,7 @@ impl<B: Backend> Domain<KernelPaging, B> {
         let mut failed = None;
         for PinnedRegion { region, state } in pinned.drain(..) {
             let state = match state {
+                State::Free(range) if Fault::RegionNotMapped.is_on() => State::Free(range),
                 State::Free(range) if failed.is_none() => match self.map_region(region, range) {
                     Ok(range) => State::Mapped(range),
                     Err((range, error)) => {
@@ -121,6 +123,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         while let Some(PinnedRegion { region, state }) = self.held.pinned.pop() {
             let pending = match state {
                 State::Free(_) => continue,
+                State::Mapped(_) if Fault::RegionHandedOut.is_on() => continue,
                 State::Mapped(range) => range.unmap(),
                 State::Pending(pending) => pending,
             };

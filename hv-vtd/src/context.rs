@@ -179,7 +179,7 @@ impl ContextTables {
         binding: Binding,
         aw: u8,
     ) -> Result<(), UnitError> {
-        let page = binding.root.page;
+        let page = binding.root.page();
         if !caps::fits(page, context.phys_bits) {
             return Err(too_wide(context, page));
         }

@@ -19,10 +19,18 @@ use hv_core::{
     CpuId, EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange,
     Segment,
 };
+use hv_iommu::{Level, RootPointer};
 
 mod unit;
 
 pub(crate) use unit::{Behaviour, FakeUnit};
+
+/// The root of a table that no unit of these tests walks.
+pub(crate) fn root(page: u64, levels: u8) -> RootPointer {
+    let level = Level::new(levels).unwrap();
+    // SAFETY: the unit of these tests does not walk tables.
+    unsafe { RootPointer::from_raw(PhysAddr::new(page), level) }
+}
 
 /// Something that the driver did, or the unit because of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,7 @@ mod reset;
 use std::vec::Vec;
 
 use hv_core::{PageCount, PhysAddr, PhysRange, Segment};
-use hv_iommu::{
-    Binding, BusRange, FunctionKind, HwDomainId, Level, PciFunction, RootPointer, UnitIndex,
-};
+use hv_iommu::{Binding, BusRange, FunctionKind, HwDomainId, PciFunction, UnitIndex};
 
 use crate::dmar::{Dmar, Drhd, Header, PathStep, Place, RecordKind, Scope, ScopeKind, TableFlags};
 use crate::testing::{Event, Machine, at, base};
@@ -127,10 +125,7 @@ fn domain(number: u16) -> HwDomainId {
 
 fn binding(page: u64, levels: u8, number: u16) -> Binding {
     Binding {
-        root: RootPointer {
-            page: PhysAddr::new(page),
-            level: Level::new(levels).unwrap(),
-        },
+        root: crate::testing::root(page, levels),
         domain: domain(number),
         dirty: false,
     }

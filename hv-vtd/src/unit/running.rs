@@ -65,7 +65,7 @@ impl<P: Platform> Unit<P, Enabled> {
     /// The AW field for a binding that this unit can do.
     fn check(&self, binding: Binding) -> Result<u8, UnitError> {
         let unit = self.index;
-        let level = binding.root.level;
+        let level = binding.root.level();
         let domain = binding.domain.get();
         let zero = domain == NO_DOMAIN.get() && !Fault::DomainIdZero.is_on();
         if zero || u32::from(domain) >= self.caps.domain_ids {

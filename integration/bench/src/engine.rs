@@ -553,7 +553,7 @@ where
     fn mapped(&self) -> Vec<Mapped> {
         let root = self.table.root().expect("the table has not ended");
         // SAFETY: the root of a table in the arena, which is at rest.
-        unsafe { leaves(root.page.as_u64(), u32::from(root.level.number())) }
+        unsafe { leaves(root.page().as_u64(), u32::from(root.level().number())) }
     }
 }
 

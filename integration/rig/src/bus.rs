@@ -32,6 +32,8 @@ pub struct Counts {
 #[derive(Default)]
 pub(crate) struct Frames {
     taken: BTreeMap<u64, u64>,
+    /// Those of them that firmware keeps.
+    firmwares: Vec<(u64, u64)>,
     /// Allocations to let through before one fails.
     pub(crate) fail_in: Option<u64>,
     pub(crate) allocations: u64,
@@ -43,6 +45,12 @@ impl Frames {
     pub(crate) fn is_out(&self, frame: u64) -> bool {
         let run = self.taken.range(..=frame).next_back();
         run.is_some_and(|(first, pages)| frame - first < *pages)
+    }
+
+    /// These frames are firmware's from the beginning: nobody is given them, and nobody gives them back.
+    pub(crate) fn keep(&mut self, first: u64, pages: u64) {
+        self.taken.insert(first, pages);
+        self.firmwares.push((first, pages));
     }
 
     /// Takes the lowest free run, so that what just came back is used again at once.
@@ -74,6 +82,10 @@ impl Frames {
 
     /// Takes frames back, in other pieces than they were given if need be. Says whether all were out.
     pub(crate) fn give_back(&mut self, first: u64, pages: u64) -> bool {
+        let kept = |(kept, count): &(u64, u64)| *kept < first + pages && first < kept + count;
+        if self.firmwares.iter().any(kept) {
+            return false;
+        }
         let mut left = first;
         while left < first + pages {
             let Some((&start, &count)) = self.taken.range(..=left).next_back() else {

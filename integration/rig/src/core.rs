@@ -80,9 +80,14 @@ impl Core {
                 unit.leave_over(&requesters, &mut rng);
             }
         }
+        let mut frames = Frames::default();
+        for region in &machine.regions {
+            let first = frame_of(region.memory.start().as_u64());
+            frames.keep(first, region.memory.pages().get());
+        }
         let bus = Bus {
             memory: Memory::new(&sides, temper.weak_stores, poison),
-            frames: Frames::default(),
+            frames,
             functions,
             ledger: Ledger::default(),
             requests: Vec::new(),

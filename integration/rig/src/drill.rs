@@ -1,19 +1,23 @@
 //! Drills: what a life on one CPU does not come to. Requests beyond what a queue holds; threads that map in the
-//! very tables that other threads take out.
+//! very tables that other threads take out; a device that firmware goes on using.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hv_core::platform::FrameSource;
-use hv_core::{Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms};
+use hv_core::{
+    Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms, PhysAddr,
+    PhysRange,
+};
 use hv_iommu::{
-    Backend as _, Domain, DomainConfig, FlushDepth, FlushRequest, FlushSpan, HwDomainId, UnitIndex,
+    AtRest, AttachFailed, Backend as _, Config, Domain, DomainConfig, FlushDepth, FlushRequest,
+    FlushSpan, HwDomainId, Iommu, UnitIndex,
 };
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 use crate::ledger::Tenant;
 use crate::life::bring_up;
-use crate::machine::Machine;
+use crate::machine::{Machine, RegionModel};
 use crate::rig::Rig;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
@@ -135,6 +139,83 @@ pub(crate) fn tables(seed: u64) -> Option<Violation> {
     let violation = rig.verdict().err().map(|failure| failure.violation);
     rig.retire();
     violation
+}
+
+/// Where firmware's region is: in the middle of what the driver's frames are taken from.
+const REGION: u64 = 0x1_0000_8000;
+
+/// A device that firmware goes on using, through memory that it reserved: in the domain of that device, in no other,
+/// and in nobody's hands after the end.
+pub(crate) fn regions(seed: u64) -> Option<Violation> {
+    let mut machine = Machine::draw(seed);
+    for unit in &mut machine.units {
+        // Wide enough to reach memory at its own addresses.
+        unit.cap.mgaw = unit.cap.mgaw.max(39);
+    }
+    let device = machine.functions.first()?.address;
+    let memory = PhysRange::new(PhysAddr::new(REGION), PageCount::new(3)?).ok()?;
+    let functions = vec![device];
+    machine.regions = vec![RegionModel { memory, functions }];
+    let rig = Rig::new(machine).ok()?;
+    region_of(&rig, device, memory);
+    rig.verdict().err().map(|failure| failure.violation)
+}
+
+/// Claims the device for the hypervisor, has it use its region, and ends the domain. `None` when that cannot go on.
+fn region_of(rig: &Rig, device: PciAddress, memory: PhysRange) -> Option<()> {
+    let table = dmar::parse(&rig.dmar()).ok()?;
+    let functions = rig.functions();
+    let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Lenient);
+    let backend = discovery.and_then(hv_vtd::Discovery::bring_up).ok()?;
+    rig.watch();
+    let (_iommu, groups) = Iommu::new(backend, &functions, Config::default()).ok()?;
+    let (mut pinned, mut other) = (None, None);
+    for group in groups {
+        match group {
+            AtRest::ForHypervisor(group) => pinned = Some(group),
+            AtRest::Claimable(group) => other = Some(group),
+            AtRest::ToReset(_) => {}
+        }
+    }
+    let (group, other) = (
+        pinned?.claim_for_hypervisor(),
+        other?.claim_for_hypervisor(),
+    );
+    let members = group.members().to_vec();
+    let config = DomainConfig {
+        address_bits: 34,
+        ..DomainConfig::default()
+    };
+    let without = Domain::paging_domain_alloc(&other, config).ok()?;
+    let group = match group.attach(&without) {
+        Err(AttachFailed::Refused { group, .. }) => group,
+        _ => {
+            let what = "a domain without its region took a device of firmware";
+            rig.broken(Rule::WrongAnswer, what);
+            return None;
+        }
+    };
+    let domain = Domain::paging_domain_alloc(&group, config).ok()?;
+    let (tenant, range) = (
+        Tenant(1),
+        IovaRange::new(Iova::new(REGION), memory.pages()).ok()?,
+    );
+    rig.mapping(tenant, range, memory, Perms::ReadWrite);
+    rig.mapped(tenant, range, Perms::ReadWrite);
+    rig.attaching(&members, tenant);
+    let group = group.attach(&domain).ok()?;
+    rig.attached(&members, tenant);
+    group.enable_bus_mastering(device).ok()?;
+    rig.access(device, range.last(), Access::Write);
+    rig.idle(40);
+    rig.detaching(&members, tenant);
+    drop(group.detach().ok()?);
+    rig.detached(&members);
+    rig.unmapping(tenant, range);
+    let teardown = domain.destroy().ok()?;
+    rig.ended(tenant);
+    teardown.for_each(|run| rig.free_frames(run));
+    Some(())
 }
 
 /// Maps a page, has the device write there, and unmaps it again. `None` when that cannot go on.

@@ -35,7 +35,7 @@ mod vtd;
 pub use bus::Counts;
 pub use cell::RigCell;
 pub use ledger::Tenant;
-pub use machine::{FunctionModel, Impossible, Machine, Temper, UnitModel};
+pub use machine::{FunctionModel, Impossible, Machine, RegionModel, Temper, UnitModel};
 pub use platform::RigRegisters;
 pub use request::Outcome;
 pub use rig::{Blocked, Failure, Rig};

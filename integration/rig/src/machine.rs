@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use hv_core::{PciAddress, Segment};
+use hv_core::{PciAddress, PhysRange, Segment};
 use hv_iommu::{BusRange, FunctionKind, PciFunction, PhantomBits};
 use thiserror::Error;
 
+use crate::memory::{BASE, FRAME_BYTES, FRAMES};
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
 use crate::vtd::{self, Cap, Ecap};
@@ -148,6 +149,15 @@ pub struct FunctionModel {
     pub left_on: bool,
 }
 
+/// Memory that firmware reserves for devices that it goes on using (RMRR).
+#[derive(Clone, Debug)]
+pub struct RegionModel {
+    /// The memory, inside the rig's; the devices have it at the same addresses.
+    pub memory: PhysRange,
+    /// The functions that it is for, all of one segment.
+    pub functions: Vec<PciAddress>,
+}
+
 /// A machine to play.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -159,6 +169,8 @@ pub struct Machine {
     pub units: Vec<UnitModel>,
     /// The functions but for the host bridge.
     pub functions: Vec<FunctionModel>,
+    /// What firmware reserves. Nobody is given these frames.
+    pub regions: Vec<RegionModel>,
     /// Vendor and device id of a host bridge at 00:00.0, as configuration space has them, if it is listed.
     pub host_bridge: Option<u32>,
     /// How bad it is.
@@ -213,6 +225,15 @@ pub enum Impossible {
     Twice {
         /// The function.
         function: PciAddress,
+    },
+    /// A region is not memory of the rig, overlaps another one, or is for no function that is there.
+    #[error(
+        "region {memory}: expected memory of the rig, of no other region, for functions of one segment that are \
+         there"
+    )]
+    Region {
+        /// The region.
+        memory: PhysRange,
     },
     /// A scope names a function that is not there, so its path cannot be walked.
     #[error("unit {unit} lists {function}, which is not there")]
@@ -274,6 +295,7 @@ impl Machine {
                 ecap,
             }],
             functions: vec![endpoint(at(0, 0, 1, 0)), endpoint(at(0, 0, 2, 0))],
+            regions: Vec::new(),
             host_bridge: None,
             temper: Temper::CALM,
         }
@@ -346,6 +368,7 @@ impl Machine {
             host_address_bits,
             units,
             functions,
+            regions: Vec::new(),
             host_bridge,
             temper,
         }
@@ -411,6 +434,26 @@ impl Machine {
                 return Err(Impossible::NotCovered { function });
             }
         }
+        for (index, region) in self.regions.iter().enumerate() {
+            let memory = region.memory;
+            let mut before = self.regions.iter().take(index);
+            let inside = (BASE..BASE + FRAMES * FRAME_BYTES).contains(&memory.start().as_u64())
+                && memory.last().as_u64() < BASE + FRAMES * FRAME_BYTES;
+            let Some(first) = region.functions.first() else {
+                return Err(Impossible::Region { memory });
+            };
+            let is_there = |function: &PciAddress| {
+                let mut functions = self.functions.iter();
+                function.segment() == first.segment()
+                    && functions.any(|other| other.address == *function)
+            };
+            if !inside
+                || before.any(|other| other.memory.overlaps(&memory))
+                || !region.functions.iter().all(is_there)
+            {
+                return Err(Impossible::Region { memory });
+            }
+        }
         Ok(())
     }
 
@@ -447,6 +490,8 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
+    use hv_core::{PageCount, PhysAddr};
+
     use super::*;
 
     fn refused(change: impl FnOnce(&mut Machine)) -> String {
@@ -471,6 +516,22 @@ mod tests {
         assert!(twice.contains("is there twice"), "{twice}");
         let lost = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 9, 1, 0)]));
         assert!(lost.contains("09:01.0, which is not there"), "{lost}");
+        let region = |start, functions: &[PciAddress]| RegionModel {
+            memory: PhysRange::new(PhysAddr::new(start), PageCount::ONE).unwrap(),
+            functions: functions.to_vec(),
+        };
+        let device = at(0, 0, 1, 0);
+        let end = BASE + FRAMES * FRAME_BYTES;
+        for wrong in [
+            vec![region(BASE - FRAME_BYTES, &[device])],
+            vec![region(end, &[device])],
+            vec![region(BASE, &[device]), region(BASE, &[device])],
+            vec![region(BASE, &[])],
+            vec![region(BASE, &[device, at(0, 9, 1, 0)])],
+        ] {
+            let found = refused(|machine| machine.regions = wrong);
+            assert!(found.contains("expected memory of the rig"), "{found}");
+        }
     }
 
     #[test]

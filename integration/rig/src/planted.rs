@@ -125,6 +125,9 @@ pub const PLANTED: &[Planted] = &[
     ),
     planted(Fault::ForgetPhantoms, &[Rule::MappedFaulted]),
     planted(Fault::ClaimKeepsBusMastering, &[Rule::NotCutOff]),
+    planted(Fault::RegionNotMapped, &[Rule::MappedFaulted]),
+    planted(Fault::RegionNotAsked, &[Rule::WrongAnswer]),
+    planted(Fault::RegionHandedOut, &[Rule::DoubleFree]),
     planted(Fault::DomainIdZero, &[Rule::BadContext]),
     planted(Fault::FreeIdEarly, &[Rule::DomainId]),
     planted(
@@ -220,6 +223,8 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::InstallByStore,
         "the loom models: it takes two CPUs in the middle of one map each",
     ),
+    (Fault::HolderNotedLate, LOOM),
+    (Fault::UnregisterEarly, LOOM),
     (Fault::PublishRelaxed, LOOM),
     (Fault::SharedRelaxed, LOOM),
     (Fault::DirtyByStore, LOOM),
@@ -292,6 +297,7 @@ pub fn hunt(lives: u64) -> Option<(u64, Violation)> {
             drilled = drilled.or_else(|| drill::tables(seed));
         }
         let found = drilled.or_else(|| Some(Life::new(seed, OPERATIONS).live().failure?.violation));
+        let found = found.or_else(|| (seed < 8).then(|| drill::regions(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })
 }

@@ -17,7 +17,7 @@ use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
 use crate::trace::{Event, Trace};
 use crate::vtd;
-use crate::vtd::spec::dmar::{self, Drhd, Scope};
+use crate::vtd::spec::dmar::{self, Drhd, Rmrr, Scope};
 
 /// A software machine with IOMMUs. Cheap to clone; clones are the same machine.
 ///
@@ -133,7 +133,16 @@ impl Rig {
                     .collect(),
             })
             .collect();
-        dmar::table(self.machine.host_address_bits, 0, &drhds)
+        let regions = self.machine.regions.iter();
+        let rmrrs: Vec<_> = regions
+            .map(|region| Rmrr {
+                segment: region.functions.first().map_or(0, |f| f.segment().0),
+                base: region.memory.start().as_u64(),
+                limit: region.memory.last().as_u64(),
+                scopes: region.functions.iter().map(|f| self.scope(*f)).collect(),
+            })
+            .collect();
+        dmar::table(self.machine.host_address_bits, 0, &drhds, &rmrrs)
     }
 
     /// The scope of a function: the bus that its path starts at, and the way from there.

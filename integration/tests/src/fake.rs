@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, ReservedRegion, UnitCaps,
-    UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Level, ReservedRegion,
+    RootPointer, UnitCaps, UnitError, UnitIndex,
 };
 
 pub use format::FakeFormat;
@@ -27,6 +27,12 @@ use crate::heap;
 use crate::host::{Host, lock};
 use shapes::{Bound, Way};
 use unit::{Effect, Unit, Who};
+
+/// The root of a table of somebody else, for entries through which no device sends.
+pub const fn some_root() -> RootPointer {
+    // SAFETY: nobody walks there.
+    unsafe { RootPointer::from_raw(PhysAddr::new(0x1000), Level::LEAF) }
+}
 
 /// When a unit completes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

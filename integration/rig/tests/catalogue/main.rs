@@ -11,6 +11,7 @@ mod flushes;
 mod guests;
 mod lending;
 mod ownership;
+mod regions;
 mod sizes;
 mod stand;
 mod timeouts;

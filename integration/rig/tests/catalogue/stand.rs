@@ -8,8 +8,8 @@ use hv_core::{
     Perms, Segment,
 };
 use hv_iommu::{
-    Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped, PendingUnmap,
-    Range,
+    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped,
+    PendingUnmap, Pinned, Range,
 };
 use hv_rig::{FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -41,26 +41,41 @@ pub(crate) struct Stand {
     pub(crate) rig: Rig,
     pub(crate) iommu: Iommu<Backend>,
     pub(crate) groups: Vec<Group<Backend, Blocked>>,
+    /// Those that firmware goes on using.
+    pub(crate) pinned: Vec<Group<Backend, Pinned>>,
     tenants: std::cell::Cell<u64>,
 }
 
 impl Stand {
     /// Brings this machine up, by the strict policy.
     pub(crate) fn new(machine: Machine) -> Self {
+        Self::with_policy(machine, CoveragePolicy::Strict)
+    }
+
+    /// Brings this machine up.
+    pub(crate) fn with_policy(machine: Machine, policy: CoveragePolicy) -> Self {
         let seed = machine.seed;
         let rig = Rig::new(machine).unwrap();
         let table = dmar::parse(&rig.dmar()).unwrap();
         let functions = rig.functions();
-        let backend = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)
+        let backend = Vtd::discover(rig.clone(), &table, &functions, policy)
             .and_then(hv_vtd::Discovery::bring_up)
             .unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
         rig.watch();
-        let (iommu, groups) = Iommu::new(backend, &functions, Config { wait: WAIT }).unwrap();
-        let groups = groups.into_iter().map(|group| group.claimable().unwrap());
+        let (iommu, at_rest) = Iommu::new(backend, &functions, Config { wait: WAIT }).unwrap();
+        let (mut groups, mut pinned) = (Vec::new(), Vec::new());
+        for group in at_rest {
+            match group {
+                AtRest::Claimable(group) => groups.push(group),
+                AtRest::ForHypervisor(group) => pinned.push(group),
+                used @ AtRest::ToReset(_) => panic!("{used:?}, and nobody had it"),
+            }
+        }
         Self {
             rig,
             iommu,
-            groups: groups.collect(),
+            groups,
+            pinned,
             tenants: std::cell::Cell::new(1),
         }
     }
@@ -76,6 +91,17 @@ impl Stand {
         let has = |group: &Group<Backend, Blocked>| group.members().contains(&function);
         let index = self.groups.iter().position(has).unwrap();
         self.groups.swap_remove(index)
+    }
+
+    /// Fresh frames.
+    pub(crate) fn frames(&self, pages: u64) -> FrameRun<Hypervisor> {
+        let frames = self.rig.alloc_frames(count(pages), PageSize::Size4K);
+        frames.unwrap()
+    }
+
+    /// Gives frames to the platform.
+    pub(crate) fn give_back(&self, frames: FrameRun<Hypervisor>) {
+        self.rig.free_frames(frames);
     }
 
     /// All rules were kept.

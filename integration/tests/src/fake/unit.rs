@@ -334,7 +334,7 @@ impl Unit {
     ) -> Result<PhysAddr, DmaFault> {
         let (domain, root) = (binding.domain.get(), binding.root);
         let notes = binding.dirty && access == Access::Write;
-        let bits = shift(root.level.number() + 1).min(self.caps.iova_bits.into());
+        let bits = shift(root.level().number() + 1).min(self.caps.iova_bits.into());
         if at.as_u64() >> bits != 0 {
             return Err(DmaFault::TooWide);
         }
@@ -343,7 +343,7 @@ impl Unit {
             Access::Write => WRITE,
         };
         let place = |level: u8| (domain, level, at.as_u64() >> shift(level));
-        for level in 1..=root.level.number() {
+        for level in 1..=root.level().number() {
             if let Some(leaf) = self.leaves.get(&place(level)) {
                 let (leaf, span) = (leaf.value, 1 << shift(level));
                 if notes && leaf.bits & WRITE != 0 && leaf.bits & WRITTEN == 0 {
@@ -358,11 +358,11 @@ impl Unit {
                 };
             }
         }
-        if (1..=root.level.number()).any(|level| self.absent.contains_key(&place(level))) {
+        if (1..=root.level().number()).any(|level| self.absent.contains_key(&place(level))) {
             return Err(DmaFault::NotMapped);
         }
-        let (mut level, mut table) = (root.level.number(), root.page);
-        for below in 1..root.level.number() {
+        let (mut level, mut table) = (root.level().number(), root.page());
+        for below in 1..root.level().number() {
             let place = (domain, below, at.as_u64() >> shift(below + 1));
             if let Some(link) = self.links.get(&place) {
                 (level, table) = (below, link.value);

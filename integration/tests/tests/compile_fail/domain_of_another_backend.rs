@@ -15,4 +15,4 @@ fn mistake(
 }
 
 fn main() {}
-// Shows: T3.
+// Shows: bc08, T3.

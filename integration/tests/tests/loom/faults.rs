@@ -7,8 +7,8 @@ use hv_core::fault::Fault;
 
 use crate::explore::{Model, hunt};
 use crate::{
-    allocating, detaching, dirty, ending, flushing, mapping, quiescence, reclaiming, resizing,
-    unmapping,
+    allocating, claiming, detaching, dirty, ending, faulting, flushing, mapping, quiescence,
+    reclaiming, resizing, unmapping,
 };
 
 /// A fault, and the models that must fail because of it.
@@ -74,6 +74,18 @@ const FLUSHING: &[Row] = &[
     (
         Fault::LeaveForAll,
         &[flushing::a_unit_stays_as_long_as_one_device_is_on_it],
+    ),
+];
+
+/// Groups, and who has them.
+const OWNING: &[Row] = &[
+    (
+        Fault::HolderNotedLate,
+        &[claiming::bc05_of_two_claims_one_gets_the_group],
+    ),
+    (
+        Fault::UnregisterEarly,
+        &[faulting::bc19_a_fault_is_told_while_its_device_goes],
     ),
 ];
 
@@ -351,7 +363,7 @@ fn each_fault_is_noticed() {
     let only = std::env::var("HV_LOOM_FAULT").ok();
     let mut unnoticed = Vec::new();
     for (fault, models) in [
-        WAITING, FLUSHING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
+        WAITING, FLUSHING, OWNING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
     ]
     .concat()
     {

@@ -167,7 +167,7 @@ impl<'a> Walker<'a> {
     /// Walks from the deepest link that is cached, and caches what it finds.
     fn walk_tables(&mut self, page: u64, write: bool, dirties: bool) -> Result<PhysAddr, Stop> {
         let root = self.root;
-        if page >> root.level.number() != 0 {
+        if page >> root.level().number() != 0 {
             return Err(Stop::Fault);
         }
         let fitting = self.cache.links.iter();
@@ -175,7 +175,7 @@ impl<'a> Walker<'a> {
         let deepest = fitting.min_by_key(|link| link.level);
         let (mut level, mut table) = match deepest {
             Some(link) => (link.level, link.table),
-            None => (root.level.number(), root.page),
+            None => (root.level().number(), root.page()),
         };
         loop {
             let index = (page >> (level - 1)) as usize % WORDS;

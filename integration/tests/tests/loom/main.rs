@@ -1,4 +1,5 @@
-//! Loom models of the lock-free second-stage table: the engine itself, not a copy of it.
+//! Loom models of the lock-free second-stage table, and of what else several CPUs do at once: the code itself, not
+//! a copy of it.
 //!
 //! Everything here needs loom in place of the machine's atomics and is empty without it. `cargo xtask loom`
 //! runs it with the flags that it needs; by hand:
@@ -25,10 +26,13 @@
 
 mod allocating;
 mod arena;
+mod board;
+mod claiming;
 mod detaching;
 mod dirty;
 mod ending;
 mod explore;
+mod faulting;
 #[cfg(hv_fault)]
 mod faults;
 mod flushing;

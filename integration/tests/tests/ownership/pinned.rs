@@ -8,8 +8,8 @@ use hv_core::{Access, Iova, IovaRange, PageSize, Perms, PhysAddr};
 use hv_iommu::table::TableError;
 use hv_iommu::{
     AtRest, AttachError, AttachFailed, BufferRequest, DestroyRefusal, Domain, DomainConfig,
-    DomainError, FirmwareOverridden, FlushSpan, Group, Pinned, ReservedKind, ReservedRegion,
-    SpaceError,
+    DomainError, FirmwareOverridden, FlushSpan, Group, Pinned, ReplaceFailed, ReservedKind,
+    ReservedRegion, SpaceError,
 };
 use hv_tests::fake::{DmaFault, Fake};
 use hv_tests::host::{Host, Moment};
@@ -264,6 +264,20 @@ fn bc06_xsa_386_a_domain_without_the_region_does_not_take_the_group() {
     // The other way round: the domain of the pinned group takes both.
     let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     let group = group.attach(&domain).unwrap();
+    // Nor is it moved there, with a gap or without, and its device notices nothing.
+    let Err(ReplaceFailed::Refused { group, error }) = group.replace_with_gap(&disk.domain) else {
+        panic!("moved to where the region is not");
+    };
+    assert_eq!(error, expected);
+    let gapless = group.gapless().unwrap();
+    let Err(ReplaceFailed::Refused { group, error }) = group.replace(&disk.domain, &gapless) else {
+        panic!("moved to where the region is not");
+    };
+    assert_eq!(error, expected);
+    group.enable_bus_mastering(NIC).unwrap();
+    let at = region.range.start();
+    let to = machine.fake.dma(NIC, at, Access::Write);
+    assert_eq!(to, Ok(PhysAddr::new(at.as_u64())));
     let other = disk.group.detach().unwrap().attach(&domain).unwrap();
     assert!(group.detach().is_ok() && other.detach().is_ok());
 }

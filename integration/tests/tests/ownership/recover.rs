@@ -2,12 +2,12 @@
 
 use std::sync::mpsc;
 
-use hv_core::{Access, Iova, KernelPaging, Perms, PhysAddr};
+use hv_core::{Access, Iova, KernelPaging, Perms};
 use hv_iommu::{
     AttachFailed, Attached, Backend, Binding, DestroyRefusal, Domain, FlushError, FlushSpan, Group,
-    Level, RedeemRefusal, RootPointer, UnitError, UnitIndex, Wedged,
+    RedeemRefusal, UnitError, UnitIndex, Wedged,
 };
-use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged};
+use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, some_root};
 
 use super::machine::{
     DISK, Driver, FAR, Machine, NIC, OLD, PLAIN, end_domain, full_unit, iovas, isolated, vm,
@@ -324,10 +324,7 @@ fn an_entry_that_is_still_there_is_taken_down_and_waited_for() {
     let attached: Group<_, Attached<KernelPaging, _>> = driver.group;
     let mut group = attached.detach().unwrap_err();
     let left = Binding {
-        root: RootPointer {
-            page: PhysAddr::new(0x1000),
-            level: Level::LEAF,
-        },
+        root: some_root(),
         domain: driver.domain.hw_id(),
         dirty: false,
     };

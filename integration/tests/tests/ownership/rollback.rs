@@ -1,11 +1,11 @@
 //! An attach or detach that fails half-way: the group comes back whole, or wedged, never in between.
 
-use hv_core::{KernelPaging, PciAddress, PhysAddr};
+use hv_core::{KernelPaging, PciAddress};
 use hv_iommu::{
     AttachError, AttachFailed, Attached, Binding, Claimed, DestroyRefusal, Domain, Group,
-    HwDomainId, Level, RootPointer, UnitCaps, UnitError, Wedged,
+    HwDomainId, UnitCaps, UnitError, Wedged,
 };
-use hv_tests::fake::{Answer, Call, Completion, Fake, Logged};
+use hv_tests::fake::{Answer, Call, Completion, Fake, Logged, some_root};
 
 use super::machine::{ALIAS, BRIDGE, Machine, OLD, PLAIN, full_unit};
 
@@ -167,10 +167,7 @@ fn an_entry_of_somebody_else_is_left_alone() {
             let (machine, group, domain) = setup();
             let other = HwDomainId::new(77);
             let foreign = Binding {
-                root: RootPointer {
-                    page: PhysAddr::new(0x1000),
-                    level: Level::LEAF,
-                },
+                root: some_root(),
                 domain: if same_domain { domain.hw_id() } else { other },
                 dirty: false,
             };

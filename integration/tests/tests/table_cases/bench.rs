@@ -64,7 +64,7 @@ impl Bench {
         let arena = Arc::new(Arena::new(1024));
         // SAFETY: all guards and all of reclaim are of this value's one quiescence, on its one CPU.
         let table = unsafe { Table::new(SecondStage::new(), geometry, arena.clone()) }.unwrap();
-        let root = table.root().unwrap().page.as_u64();
+        let root = table.root().unwrap().page().as_u64();
         Self {
             arena,
             table,

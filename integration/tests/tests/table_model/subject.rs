@@ -159,7 +159,7 @@ impl Subject {
         };
         // SAFETY: all guards and all of reclaim are of this value's one quiescence, on its one CPU.
         let table = unsafe { Table::new(SecondStage::new(), geometry, arena.clone()) }.unwrap();
-        let root = table.root().unwrap().page.as_u64();
+        let root = table.root().unwrap().page().as_u64();
         let subject = Self {
             shape,
             arena,

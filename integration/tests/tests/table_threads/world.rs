@@ -216,7 +216,7 @@ impl World {
             let table = caches.links.get(&(level, page >> (9 * level)))?;
             Some((level, *table))
         });
-        let root = self.table.root().unwrap().page.as_u64();
+        let root = self.table.root().unwrap().page().as_u64();
         let (mut level, mut table) = cached.unwrap_or((4, root));
         loop {
             let index = (page >> (9 * (level - 1))) as usize & 511;

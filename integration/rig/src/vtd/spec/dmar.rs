@@ -15,6 +15,19 @@ pub(crate) struct Drhd {
     pub(crate) scopes: Vec<Scope>,
 }
 
+/// A reserved memory region (VT-d manual, Reserved Memory Region Reporting Structure).
+#[derive(Clone, Debug)]
+pub(crate) struct Rmrr {
+    /// The PCI segment of its functions.
+    pub(crate) segment: u16,
+    /// The first byte.
+    pub(crate) base: u64,
+    /// The last byte.
+    pub(crate) limit: u64,
+    /// Whom it is for.
+    pub(crate) scopes: Vec<Scope>,
+}
+
 /// What a unit lists (VT-d manual, device scope).
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
@@ -39,13 +52,17 @@ const DRHD: u16 = 0;
 const DRHD_BYTES: usize = 16;
 /// Flag of a unit's structure: it takes the rest of its segment.
 const INCLUDE_PCI_ALL: u8 = 1 << 0;
+/// Type of a reserved region's structure (VT-d manual, remapping structure types).
+const RMRR: u16 = 1;
+/// Bytes of a reserved region's structure without its scopes.
+const RMRR_BYTES: usize = 24;
 /// Bytes of a scope without its path.
 const SCOPE_BYTES: usize = 6;
 
-/// A DMAR table of these units, for a host with addresses of so many bits, 1 to 256. `flags` are those of
+/// A DMAR table of these units and reserved regions, for a host with addresses of so many bits, 1 to 256. `flags` are those of
 /// the table: bit 0 for interrupt remapping (VT-d manual, DMA Remapping Reporting Structure). Units that
-/// take the rest come last, as the manual demands within a segment.
-pub(crate) fn table(host_address_bits: u8, flags: u8, units: &[Drhd]) -> Vec<u8> {
+/// take the rest come last, as the manual demands within a segment; regions come after all units.
+pub(crate) fn table(host_address_bits: u8, flags: u8, units: &[Drhd], regions: &[Rmrr]) -> Vec<u8> {
     let mut table = Vec::with_capacity(256);
     table.extend(b"DMAR");
     table.extend([0; 4]);
@@ -63,6 +80,7 @@ pub(crate) fn table(host_address_bits: u8, flags: u8, units: &[Drhd]) -> Vec<u8>
             table.extend(structure(unit));
         }
     }
+    table.extend(regions.iter().flat_map(reserved));
     let length = (table.len() as u32).to_le_bytes();
     for (to, byte) in table.iter_mut().skip(LENGTH_AT).zip(length) {
         *to = byte;
@@ -83,6 +101,19 @@ fn structure(unit: &Drhd) -> Vec<u8> {
     bytes.extend([flags, unit.size_pages_log2 & 0xf]);
     bytes.extend(unit.segment.to_le_bytes());
     bytes.extend(unit.base.to_le_bytes());
+    bytes.extend(scopes);
+    bytes
+}
+
+fn reserved(region: &Rmrr) -> Vec<u8> {
+    let scopes: Vec<u8> = region.scopes.iter().flat_map(scope).collect();
+    let mut bytes = Vec::with_capacity(RMRR_BYTES + scopes.len());
+    bytes.extend(RMRR.to_le_bytes());
+    bytes.extend(((RMRR_BYTES + scopes.len()) as u16).to_le_bytes());
+    bytes.extend([0; 2]);
+    bytes.extend(region.segment.to_le_bytes());
+    bytes.extend(region.base.to_le_bytes());
+    bytes.extend(region.limit.to_le_bytes());
     bytes.extend(scopes);
     bytes
 }
@@ -125,7 +156,7 @@ mod tests {
                 path,
             }],
         };
-        let table = table(39, 1, &[rest, listed]);
+        let table = table(39, 1, &[rest, listed], &[]);
         assert_eq!(
             table[0..10],
             [b'D', b'M', b'A', b'R', 90, 0, 0, 0, 1, table[9]]
@@ -148,8 +179,28 @@ mod tests {
     }
 
     #[test]
+    fn a_region_has_its_bytes_in_place() {
+        let (kind, start_bus, path) = (1, 0, vec![(2, 1)]);
+        let region = Rmrr {
+            segment: 7,
+            base: 0x1_0010_0000,
+            limit: 0x1_0010_4fff,
+            scopes: vec![Scope {
+                kind,
+                start_bus,
+                path,
+            }],
+        };
+        let table = table(39, 0, &[], &[region]);
+        assert_eq!(table[48..56], [1, 0, 32, 0, 0, 0, 7, 0]);
+        assert_eq!(table[56..64], [0, 0, 0x10, 0, 1, 0, 0, 0]);
+        assert_eq!(table[64..72], [0xff, 0x4f, 0x10, 0, 1, 0, 0, 0]);
+        assert_eq!(table[72..], [1, 8, 0, 0, 0, 0, 2, 1]);
+    }
+
+    #[test]
     fn a_table_without_units_is_a_header() {
-        assert_eq!(table(64, 0, &[]).len(), 48);
-        assert_eq!(table(64, 0, &[])[36], 63);
+        assert_eq!(table(64, 0, &[], &[]).len(), 48);
+        assert_eq!(table(64, 0, &[], &[])[36], 63);
     }
 }

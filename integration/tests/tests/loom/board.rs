@@ -1,0 +1,275 @@
+//! A machine for models of the whole subsystem: two devices behind one unit that does at once what it is asked.
+//!
+//! Its own state is behind plain locks, which order nothing between the CPUs of a model.
+
+#![expect(
+    unsafe_code,
+    reason = "promises what the backend and platform traits demand"
+)]
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hv_core::platform::{
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
+    Registers, RegistersError,
+};
+use hv_core::sync::{AtomicU64, Ordering};
+use hv_core::{
+    Access, CpuId, FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, PciAddress,
+    PhysAddr, PhysRange, Segment,
+};
+use hv_iommu::{
+    AtRest, Backend, Binding, Config, FaultClass, FaultEvent, FlushRequest, FlushTicket,
+    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion,
+    UnitCaps, UnitError, UnitIndex,
+};
+use hv_vtd::SecondStage;
+
+use crate::arena::{Arena, Word};
+
+/// The devices.
+pub(crate) const DEVICES: [PciAddress; 2] = [
+    PciAddress::from_requester(Segment(0), 1 << 3),
+    PciAddress::from_requester(Segment(0), 2 << 3),
+];
+
+/// The platform and the unit.
+pub(crate) struct Board {
+    arena: Arena,
+    /// The command register of each device.
+    commands: Mutex<HashMap<PciAddress, u32>>,
+    bound: Mutex<HashMap<PciAddress, HwDomainId>>,
+    faults: Mutex<VecDeque<RawFault>>,
+    /// How many entries were taken down. Loading it says who has noticed that.
+    unbound: AtomicU64,
+}
+
+/// The subsystem on a board whose CPU 0 has `frames` frames, and the group of each device.
+pub(crate) fn machine(frames: usize) -> (Iommu<Board>, Vec<AtRest<Board>>) {
+    let board = Board {
+        arena: Arena::new([frames, 0, 0], true),
+        commands: Mutex::new(DEVICES.map(|device| (device, 0)).into()),
+        bound: Mutex::new(HashMap::new()),
+        faults: Mutex::new(VecDeque::new()),
+        unbound: AtomicU64::new(0),
+    };
+    let functions = DEVICES.map(|device| PciFunction::new(device, FunctionKind::Endpoint));
+    let wait = Duration::from_secs(1);
+    Iommu::new(board, &functions, Config { wait }).unwrap()
+}
+
+impl Board {
+    /// A device sends a request that is refused.
+    pub(crate) fn fault(&self, requester: PciAddress) {
+        self.faults.lock().unwrap().push_back(RawFault {
+            requester,
+            address: Iova::new(0x1000),
+            access: Access::Write,
+            class: FaultClass::NotPermitted,
+            code: 6,
+        });
+    }
+
+    /// How many entries were taken down, as far as this CPU has noticed.
+    pub(crate) fn unbound(&self) -> u64 {
+        // ORDERING: Relaxed, as little as can be noticed.
+        self.unbound.load(Ordering::Relaxed)
+    }
+}
+
+// SAFETY: an entry is a word in a map, and nothing of it is cached, so that whatever is asked to be forgotten is
+// already. No device of a model reaches memory.
+unsafe impl Backend for Board {
+    type Platform = Self;
+    type Format = SecondStage<1>;
+
+    fn platform(&self) -> &Self {
+        self
+    }
+
+    fn unit_count(&self) -> usize {
+        1
+    }
+
+    fn unit_caps(&self, _unit: UnitIndex) -> Option<UnitCaps> {
+        Some(UnitCaps {
+            levels: LevelSet::EMPTY.with(Level::new(1)?),
+            largest_page: PageSize::Size4K,
+            coherent: true,
+            domain_ids: 4,
+            iova_bits: 13,
+            phys_bits: 46,
+            sync_on_map: false,
+            write_only: true,
+            live_resize: true,
+            nested: false,
+            dirty: false,
+        })
+    }
+
+    fn unit_of(&self, _requester: PciAddress) -> Option<UnitIndex> {
+        UnitIndex::new(0)
+    }
+
+    fn reserved(&self) -> &[IovaRange] {
+        &[]
+    }
+
+    fn reserved_for(&self, _requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
+        std::iter::empty()
+    }
+
+    fn format(&self, _caps: &UnitCaps) -> SecondStage<1> {
+        SecondStage::new()
+    }
+
+    unsafe fn bind(
+        &self,
+        _unit: UnitIndex,
+        requester: PciAddress,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let before = self.bound.lock().unwrap().insert(requester, binding.domain);
+        assert_eq!(before, None, "{requester} is bound twice");
+        Ok(None)
+    }
+
+    fn unbind(
+        &self,
+        _unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        // ORDERING: Relaxed, as in `unbound`.
+        self.unbound.fetch_add(1, Ordering::Relaxed);
+        let before = self.bound.lock().unwrap().remove(&requester);
+        assert_eq!(before, Some(domain), "{requester} is bound to another");
+        Ok(FlushTicket { sequence: 1 })
+    }
+
+    fn submit(&self, _unit: UnitIndex, _request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        Ok(FlushTicket { sequence: 1 })
+    }
+
+    fn poll(&self, _unit: UnitIndex, _ticket: FlushTicket) -> Result<bool, UnitError> {
+        Ok(true)
+    }
+
+    fn wedge(&self, unit: UnitIndex) {
+        panic!("{unit} is well");
+    }
+
+    fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        Err(UnitError::NotWedged { unit })
+    }
+
+    fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {
+        let fault = self.faults.lock().unwrap().pop_front();
+        fault.map(FaultEvent::Fault)
+    }
+}
+
+impl FrameSource for Board {
+    fn alloc_frames(
+        &self,
+        pages: PageCount,
+        align: PageSize,
+    ) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        self.arena.alloc_frames(pages, align)
+    }
+
+    fn free_frames(&self, run: FrameRun<Hypervisor>) {
+        FrameSource::free_frames(&self.arena, run);
+    }
+}
+
+// SAFETY: as the arena's, which it hands on to.
+unsafe impl PhysMemory for Board {
+    type Cell = Word;
+
+    unsafe fn cells(&self, frame: PhysAddr) -> &[Word] {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.arena.cells(frame) }
+    }
+
+    unsafe fn read(&self, from: PhysAddr, _out: &mut [u8]) {
+        panic!("nothing is at {from}");
+    }
+
+    unsafe fn write(&self, to: PhysAddr, _bytes: &[u8]) {
+        panic!("nothing is at {to}");
+    }
+
+    unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
+        panic!("nothing is at {from}");
+    }
+}
+
+/// The block of registers that the board does not have.
+pub(crate) enum NoRegisters {}
+
+impl Mmio for NoRegisters {
+    fn read32(&self, _offset: u32) -> u32 {
+        match *self {}
+    }
+    fn write32(&self, _offset: u32, _value: u32) {
+        match *self {}
+    }
+    fn read64(&self, _offset: u32) -> u64 {
+        match *self {}
+    }
+    fn write64(&self, _offset: u32, _value: u64) {
+        match *self {}
+    }
+}
+
+impl Registers for Board {
+    type Block = NoRegisters;
+
+    fn map_registers(&self, range: PhysRange) -> Result<NoRegisters, RegistersError> {
+        let reason = "the board has no registers";
+        Err(RegistersError { range, reason })
+    }
+}
+
+impl PciConfig for Board {
+    fn config_read32(&self, function: PciAddress, _offset: u16) -> u32 {
+        let commands = self.commands.lock().unwrap();
+        commands.get(&function).copied().unwrap_or(u32::MAX)
+    }
+
+    fn config_write32(&self, function: PciAddress, _offset: u16, value: u32) {
+        self.commands.lock().unwrap().insert(function, value);
+    }
+}
+
+impl CacheMaintenance for Board {
+    fn write_back(&self, from: PhysAddr, bytes: u64) {
+        self.arena.write_back(from, bytes);
+    }
+
+    fn write_back_and_drop(&self, from: PhysAddr, bytes: u64) {
+        self.arena.write_back(from, bytes);
+    }
+
+    fn walker_fence(&self) {}
+}
+
+impl Clock for Board {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(0)
+    }
+}
+
+// SAFETY: as the arena's: each thread of a model makes itself another CPU.
+unsafe impl Cpus for Board {
+    fn current_cpu(&self) -> CpuId {
+        self.arena.current_cpu()
+    }
+
+    fn cpu_count(&self) -> usize {
+        self.arena.cpu_count()
+    }
+}
