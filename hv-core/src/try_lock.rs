@@ -48,6 +48,7 @@ impl<T> TryLock<T> {
 
     /// Runs `act` on the value, unless another CPU, or an interrupted caller on this one, is at it:
     /// `None` then.
+    #[inline]
     pub fn with<R>(&self, act: impl FnOnce(&mut T) -> R) -> Option<R> {
         // ORDERING: Acquire pairs with `Release::drop`; Relaxed on failure, nothing is looked at.
         let taken = self

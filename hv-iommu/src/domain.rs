@@ -190,6 +190,7 @@ impl<B: Backend> DomainCore<B> {
     ///
     /// # Errors
     /// [`SpaceError`]; nothing was taken then.
+    #[inline]
     pub(crate) fn alloc_iova(
         &self,
         pages: PageCount,
@@ -201,22 +202,30 @@ impl<B: Backend> DomainCore<B> {
     }
 
     /// Takes back what `alloc_iova` gave, whole.
+    #[inline]
     pub(crate) fn free_iova(&self, range: IovaRange) {
         // Room for it was made when it went out.
         if let Err(error) = self.release_iova(range) {
-            log::error!("{range} stays taken in {}: {error}", self.uid);
+            self.report_taken(range, error);
         }
+    }
+
+    #[cold]
+    fn report_taken(&self, range: IovaRange, error: SpaceError) {
+        log::error!("{range} stays taken in {}: {error}", self.uid);
     }
 
     /// Takes back a range that was taken, or a part of one.
     ///
     /// # Errors
     /// [`SpaceError`]; it stays taken then.
+    #[inline]
     pub(crate) fn release_iova(&self, range: IovaRange) -> Result<(), SpaceError> {
         self.space.release(self.system.backend.platform(), range)
     }
 
     /// What a mapping with these permissions really lets the device do.
+    #[inline]
     pub(crate) fn granted(&self, perms: Perms) -> Perms {
         match perms {
             Perms::Write if !self.caps.write_only => Perms::ReadWrite,
@@ -225,6 +234,7 @@ impl<B: Backend> DomainCore<B> {
     }
 
     /// Whether the domain may map these frames at all.
+    #[inline]
     pub(crate) fn reaches(&self, frames: &PhysRange) -> bool {
         frames
             .last()

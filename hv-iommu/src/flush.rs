@@ -53,6 +53,7 @@ impl Need {
 
 impl Receipt {
     /// Whether it is of `domain` and meets `need`.
+    #[inline]
     pub(crate) fn meets(&self, domain: DomainUid, need: &Need) -> Result<(), RedeemRefusal> {
         if self.domain != domain {
             return Err(RedeemRefusal::OtherDomain {
@@ -149,6 +150,7 @@ impl<B: Backend> DomainCore<B> {
     }
 
     /// The flush counter to note after pending words were stored.
+    #[inline]
     pub(crate) fn note_unmap(&self) -> u64 {
         self.flushes.note()
     }
@@ -157,6 +159,7 @@ impl<B: Backend> DomainCore<B> {
     ///
     /// Links as well, also when this map linked no table: another CPU may have linked it just now and
     /// not have flushed yet.
+    #[inline]
     pub(crate) fn sync_map(&self, range: IovaRange) -> Result<(), FlushError> {
         // ORDERING: SeqCst pairs with the fence of `Reach::enter`: either the unit that is entering is
         // seen here, or its walks, which begin after that fence, see the new leaves.

@@ -41,6 +41,7 @@ impl FlushOrder {
     }
 
     /// The number of the first flush that is young enough for words stored before this call.
+    #[inline]
     pub fn note(&self) -> u64 {
         // ORDERING: SeqCst: the words are visible before the counter is read; pairs with `begin`.
         if !Fault::SkipNoteFence.is_on() {

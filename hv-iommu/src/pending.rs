@@ -78,6 +78,7 @@ impl Seal {
     }
 
     /// Whether `receipt` opens it.
+    #[inline]
     pub(crate) fn opens<B: Backend>(
         &self,
         core: &DomainCore<B>,
@@ -97,6 +98,7 @@ impl Seal {
         Ok(receipt)
     }
 
+    #[inline]
     fn is_walked<B: Backend>(&self, core: &DomainCore<B>) -> bool {
         if Fault::SkipDetachGrace.is_on() {
             return false;

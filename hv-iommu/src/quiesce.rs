@@ -22,6 +22,7 @@
 
 use alloc::vec::Vec;
 use core::marker::PhantomData;
+use core::num::NonZeroU64;
 
 use hv_core::fault::Fault;
 use hv_core::platform::Cpus;
@@ -53,7 +54,7 @@ pub struct Quiescence {
 
 /// An epoch after which something retired may be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RetireEpoch(u64);
+pub struct RetireEpoch(NonZeroU64);
 
 /// Proof that this CPU walks tables. Tables it can reach are not freed while it lives.
 ///
@@ -198,16 +199,17 @@ impl Quiescence {
             // `pin`. A guard that begins later cannot reach what was unlinked.
             fence(Ordering::SeqCst);
         }
-        let epochs = if Fault::OneEpoch.is_on() { 1 } else { 2 };
+        let further = if Fault::OneEpoch.is_on() { 0 } else { 1 };
         // ORDERING: Acquire, ordered behind the fence; the value only has to be no newer than now.
-        RetireEpoch(self.epoch.load(Ordering::Acquire) + epochs)
+        let epoch = self.epoch.load(Ordering::Acquire);
+        RetireEpoch(NonZeroU64::MIN.saturating_add(epoch + further))
     }
 
     /// Whether every guard that was alive at `retired` has ended. Tries to bring that about.
     pub fn has_passed(&self, retired: RetireEpoch) -> bool {
         self.advance();
         // ORDERING: Acquire pairs with the CAS of `advance`: the ended walks happened before.
-        self.epoch.load(Ordering::Acquire) >= retired.0
+        self.epoch.load(Ordering::Acquire) >= retired.0.get()
     }
 
     fn advance(&self) {

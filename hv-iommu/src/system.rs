@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hv_core::platform::Cpus;
-use hv_core::sync::Mutex;
+use hv_core::sync::{Mutex, Ordering};
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
@@ -56,7 +56,8 @@ pub(crate) struct Bound {
 /// What has to be found without its value at hand.
 ///
 /// `domains` keeps every core alive until a control-path call sweeps it, so that dropping a range
-/// or a pending value never frees memory.
+/// or a pending value never frees memory, and so that values of the DMA API need no more than to be counted
+/// in a core.
 pub(crate) struct Registry<B: Backend> {
     pub(crate) bound: Vec<Bound>,
     pub(crate) domains: Vec<Shared<DomainCore<B>>>,
@@ -88,12 +89,12 @@ impl<B: Backend> System<B> {
         self.quiescence.has_passed(retired)
     }
 
-    /// Lets go of domains that nobody refers to any more. Control path only.
+    /// Lets go of domains that nobody refers to any more, and no value of the DMA API holds. Control path only.
     pub(crate) fn sweep(&self) {
         loop {
             let unused = {
                 let mut registry = self.registry.lock();
-                let index = registry.domains.iter().position(Shared::is_sole_owner);
+                let index = registry.domains.iter().position(is_unused);
                 index.map(|index| registry.domains.swap_remove(index))
             };
             // Dropped without the lock: freeing a core takes its time.
@@ -102,6 +103,14 @@ impl<B: Backend> System<B> {
             }
         }
     }
+}
+
+/// Whether nobody refers to the domain but the register.
+fn is_unused<B: Backend>(core: &Shared<DomainCore<B>>) -> bool {
+    // ORDERING: Acquire pairs with the decrement when a hold goes: its last access to the core has happened. A hold
+    // that an owner made is seen here, since that owner let go before the answer of `is_sole_owner`, which is an
+    // Acquire too; a hold that a hold made was counted beside it. So zero is lasting.
+    Shared::is_sole_owner(core) && core.buffers.load(Ordering::Acquire) == 0
 }
 
 /// One fault, with who caused it as far as that is known.

@@ -103,7 +103,7 @@ pub(super) fn alloc<B: Backend>(
     let hold = Hold::new(core);
     let platform = core.system.backend.platform();
     let frames = platform.alloc_frames(request.pages, request.align)?;
-    let span = match device::addresses(&hold, mask, request.pages, request.align.into()) {
+    let span = match device::addresses(core, mask, request.pages, request.align.into()) {
         Ok(span) => span,
         Err(error) => {
             platform.free_frames(frames);

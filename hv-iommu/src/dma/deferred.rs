@@ -16,12 +16,13 @@ use hv_core::sync::Mutex;
 use hv_core::{FrameRun, Hypervisor, OutOfMemory, Owner};
 use thiserror::Error;
 
-use super::DmaOwner;
+use super::body::Body;
 use super::bounce::Pool;
 use super::device::Trust;
 use super::direction::Direction;
 use super::parts::Placed;
-use super::stream::{Body, StreamMapping};
+use super::stream::StreamMapping;
+use super::{DmaOwner, Hold};
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::{FlushError, Receipt};
@@ -333,7 +334,7 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
     /// # Errors
     /// [`DeferError`] with the mapping, which is as it was.
     pub fn unmap_deferred(mut self) -> Result<FrameRun<Hypervisor>, DeferError<B, D>> {
-        let core = self.stream.hold.0.clone();
+        let core = Hold::new(&self.stream.hold);
         let queue = match self.place_in_queue(&core) {
             Ok(queue) => queue,
             Err(reason) => {

@@ -2,14 +2,14 @@
 
 use core::fmt;
 
-use hv_core::{Iova, IovaRange, Owner, PageCount};
+use hv_core::{Iova, IovaRange, Owner, PageCount, Shared};
 
 use super::coherent::{self, BufferRequest, CoherentBuffer, DmaError};
 use super::error::DmaRefusal;
 use super::mask::DmaMask;
 use super::{DmaOwner, Hold};
 use crate::backend::Backend;
-use crate::domain::{Domain, DomainUid};
+use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::iova::{IovaAlign, SpaceError};
 
 /// Whether a device may see bytes beside its buffers. Fixed when its [`DmaDevice`] is made.
@@ -50,8 +50,9 @@ pub struct DmaConfig {
 /// Drivers that share a domain have one each; what one of them maps, the others' devices reach too. One may
 /// be made before any device is attached. The domain does not end while one exists.
 pub struct DmaDevice<B: Backend> {
-    pub(super) hold: Hold<B>,
+    pub(super) core: Shared<DomainCore<B>>,
     pub(super) config: DmaConfig,
+    _hold: Hold<B>,
 }
 
 impl<O: Owner, B: Backend> Domain<O, B> {
@@ -67,7 +68,11 @@ impl<O: Owner, B: Backend> Domain<O, B> {
             );
         }
         let hold = Hold::new(&self.core);
-        DmaDevice { hold, config }
+        DmaDevice {
+            core: self.core.clone(),
+            config,
+            _hold: hold,
+        }
     }
 }
 
@@ -79,7 +84,7 @@ impl<B: Backend> DmaDevice<B> {
 
     /// The domain.
     pub fn domain(&self) -> DomainUid {
-        self.hold.0.uid
+        self.core.uid
     }
 
     /// A zeroed buffer that the CPU and the domain's devices see at once.
@@ -90,27 +95,28 @@ impl<B: Backend> DmaDevice<B> {
         if self.config.snooping == Snooping::DoesNotSnoop {
             return Err(DmaRefusal::DoesNotSnoop.into());
         }
-        coherent::alloc(&self.hold.0, self.config.mask, request)
+        coherent::alloc(&self.core, self.config.mask, request)
     }
 
     /// Addresses that the device can say.
+    #[inline]
     pub(super) fn addresses(
         &self,
         pages: PageCount,
         align: IovaAlign,
     ) -> Result<IovaRange, DmaRefusal> {
-        addresses(&self.hold, self.config.mask, pages, align)
+        addresses(&self.core, self.config.mask, pages, align)
     }
 }
 
 /// Addresses of the domain that `mask` has.
+#[inline]
 pub(super) fn addresses<B: Backend>(
-    hold: &Hold<B>,
+    core: &DomainCore<B>,
     mask: DmaMask,
     pages: PageCount,
     align: IovaAlign,
 ) -> Result<IovaRange, DmaRefusal> {
-    let core = &hold.0;
     let limit = limit(mask).min(core.caps.last);
     core.alloc_iova(pages, align, limit)
         .map_err(|error| match error {
@@ -130,6 +136,6 @@ fn limit(mask: DmaMask) -> Iova {
 
 impl<B: Backend> fmt::Debug for DmaDevice<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DMA through {} ({:?})", self.hold.0.uid, self.config)
+        write!(f, "DMA through {} ({:?})", self.core.uid, self.config)
     }
 }

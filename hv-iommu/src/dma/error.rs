@@ -5,8 +5,8 @@ use core::fmt;
 use hv_core::PageCount;
 use thiserror::Error;
 
+use super::body::ByteWindow;
 use super::mask::DmaMask;
-use super::stream::ByteWindow;
 use crate::flush::FlushError;
 use crate::iova::{IovaAlign, SpaceError};
 use crate::pending::RedeemRefusal;

@@ -19,6 +19,12 @@
 //! No map, unmap or flush here allocates from the heap. All of it is for domains of
 //! [`KernelPaging`](hv_core::KernelPaging): a guest decides for itself what it maps.
 
+#![expect(
+    unsafe_code,
+    reason = "holds a domain by a count that lies in the domain"
+)]
+
+mod body;
 mod bounce;
 mod coherent;
 mod deferred;
@@ -31,12 +37,16 @@ mod scatter;
 mod stream;
 mod sync;
 
+use core::ops::Deref;
+use core::ptr::NonNull;
+
 use hv_core::sync::Ordering;
 use hv_core::{KernelPaging, Owner, Shared};
 
 use crate::backend::Backend;
 use crate::domain::DomainCore;
 
+pub use body::ByteWindow;
 pub use bounce::BounceError;
 pub use coherent::{BufferRequest, CoherentBuffer, DmaError, FreeError};
 pub use deferred::{DeferError, DeferRefusal, DeferredConfig, DeferredError};
@@ -45,7 +55,7 @@ pub use direction::{Bidirectional, CpuWrites, Direction, FromDevice, ToDevice};
 pub use error::{DmaMapError, DmaRefusal, PendingError};
 pub use mask::DmaMask;
 pub use scatter::{PendingScatter, ScatterError, ScatterFull, ScatterList, ScatterMapping};
-pub use stream::{ByteWindow, PendingStream, StreamError, StreamMapping};
+pub use stream::{PendingStream, StreamError, StreamMapping};
 pub use sync::StreamOnCpu;
 
 pub(crate) use deferred::DmaState;
@@ -60,27 +70,50 @@ pub(crate) use deferred::DmaState;
 pub trait DmaOwner: Owner {}
 impl DmaOwner for KernelPaging {}
 
-/// Keeps a domain from ending: the CPU reaches memory that its table holds, or the table holds memory for a
-/// value that says what becomes of it.
+/// Keeps a domain from ending, and its core where it is: the CPU reaches memory that its table holds, or the
+/// table holds memory for a value that says what becomes of it.
+///
+/// One counter does for both, not a counted pointer besides: mappings come and go by the million, and each count is a
+/// locked operation.
 ///
 /// # Invariants
-/// The domain counts it in `buffers`.
-struct Hold<B: Backend>(Shared<DomainCore<B>>);
+/// The core, which is in its system's register of domains, counts it in `buffers`. The register keeps a core
+/// that counts any (`System::sweep`), and the core keeps the system, whose the register is.
+struct Hold<B: Backend>(NonNull<DomainCore<B>>);
+
+// SAFETY: a hold gives `&DomainCore` on whichever thread has it, as a `Shared` does, and takes nothing apart when it
+// is dropped; the count is atomic.
+unsafe impl<B: Backend> Send for Hold<B> where Shared<DomainCore<B>>: Send {}
+// SAFETY: as above.
+unsafe impl<B: Backend> Sync for Hold<B> where Shared<DomainCore<B>>: Sync {}
 
 impl<B: Backend> Hold<B> {
     /// For callers that hold the domain, or a hold.
     #[inline]
-    fn new(core: &Shared<DomainCore<B>>) -> Self {
-        // ORDERING: Relaxed: callers hold `&Domain` or are counted already, so `destroy` happens after this.
+    fn new(core: &DomainCore<B>) -> Self {
+        // ORDERING: Relaxed: callers hold `&Domain` or are counted already, so `destroy` and the sweep that
+        // finds nobody else happen after this.
         core.buffers.fetch_add(1, Ordering::Relaxed);
-        Self(core.clone())
+        // INVARIANT: counted just now; only domains that were registered have callers.
+        Self(NonNull::from(core))
+    }
+}
+
+impl<B: Backend> Deref for Hold<B> {
+    type Target = DomainCore<B>;
+    #[inline]
+    fn deref(&self) -> &DomainCore<B> {
+        // SAFETY: the pointer came from a reference. By the invariant the core is counted in for as long as
+        // `self` lives, and so stays in the register; nobody has it mutably there.
+        unsafe { self.0.as_ref() }
     }
 }
 
 impl<B: Backend> Drop for Hold<B> {
     #[inline]
     fn drop(&mut self) {
-        // ORDERING: Release: the last access under this hold happens before `destroy` sees the count.
-        self.0.buffers.fetch_sub(1, Ordering::Release);
+        // ORDERING: Release: the last access under this hold happens before `destroy`, or the sweep that frees
+        // the core, sees the count. Nothing of the core is looked at after this.
+        self.buffers.fetch_sub(1, Ordering::Release);
     }
 }

@@ -20,8 +20,8 @@ use crate::table::TableError;
 #[derive(Clone)]
 pub(super) struct Placed {
     span: IovaRange,
-    mapped: usize,
-    redeemed: usize,
+    mapped: u32,
+    redeemed: u32,
 }
 
 /// Each part with the addresses that it has in `span`.
@@ -56,7 +56,7 @@ impl Placed {
 
     /// How many parts were mapped.
     pub(super) fn mapped(&self) -> usize {
-        self.mapped
+        self.mapped as usize
     }
 
     /// Maps the parts one behind the other; units are not told yet.
@@ -85,6 +85,61 @@ impl Placed {
         Ok(())
     }
 
+    /// As [`map`](Self::map) for a single part.
+    ///
+    /// # Errors
+    /// Why it was not mapped.
+    #[inline]
+    pub(super) fn map_one<B: Backend>(
+        &mut self,
+        core: &DomainCore<B>,
+        part: PhysRange,
+        perms: Perms,
+    ) -> Result<(), TableError> {
+        let guard = core.pin();
+        let (to, granted) = (part.start(), core.granted(perms));
+        // SAFETY: as in `map`; the one part is as long as the addresses.
+        unsafe {
+            core.table
+                .map_vacant(&guard, self.span, to, granted, PageSize::Size1G, None)
+        }?;
+        self.mapped = 1;
+        Ok(())
+    }
+
+    /// As [`unmap`](Self::unmap) for a single part.
+    #[inline]
+    pub(super) fn unmap_one<B: Backend>(&self, core: &DomainCore<B>) -> bool {
+        let guard = core.pin();
+        self.mapped != 0 && core.table.unmap(&guard, self.span).tables
+    }
+
+    /// As [`redeem`](Self::redeem) for a single part.
+    ///
+    /// # Errors
+    /// [`TableError`]; it is as it was.
+    ///
+    /// # Safety
+    /// A receipt has opened the seal of the unmap.
+    #[inline]
+    pub(super) unsafe fn redeem_one<B: Backend>(
+        &mut self,
+        core: &DomainCore<B>,
+        part: PhysRange,
+    ) -> Result<(), TableError> {
+        if self.redeemed == self.mapped {
+            return Ok(());
+        }
+        let guard = core.pin();
+        // SAFETY: as in `redeem`.
+        unsafe {
+            core.table
+                .redeem(&guard, self.span, part.start(), |_, _| ())
+        }?;
+        self.redeemed = 1;
+        Ok(())
+    }
+
     /// Makes what is mapped pending. Whether tables were detached.
     #[inline]
     pub(super) fn unmap<B: Backend>(
@@ -93,7 +148,7 @@ impl Placed {
         parts: impl IntoIterator<Item = PhysRange>,
     ) -> bool {
         let guard = core.pin();
-        let mapped = places(self.span, parts).take(self.mapped);
+        let mapped = places(self.span, parts).take(self.mapped());
         mapped.fold(false, |tables, (here, _)| {
             tables | core.table.unmap(&guard, here).tables
         })
@@ -114,8 +169,8 @@ impl Placed {
     ) -> Result<(), TableError> {
         let guard = core.pin();
         let left = places(self.span, parts)
-            .take(self.mapped)
-            .skip(self.redeemed);
+            .take(self.mapped())
+            .skip(self.redeemed as usize);
         for (here, part) in left {
             // SAFETY: by the invariant the addresses are this value's alone, and each part is opened once. By
             // the caller's promise a flush of them, begun after the unmap, has completed, deep enough for

@@ -166,13 +166,13 @@ impl<B: Backend> DmaDevice<B> {
         let hull = match self.place(&mut list) {
             Ok(hull) => hull,
             Err(reason) => {
-                list.let_go(&self.hold.0);
+                list.let_go(&self.core);
                 let value = list;
                 return Err(DmaMapError::Refused { value, reason });
             }
         };
         let mapping = ScatterMapping {
-            hold: Hold::new(&self.hold.0),
+            hold: Hold::new(&self.core),
             list,
             hull,
             snooping: self.config.snooping,
@@ -184,7 +184,7 @@ impl<B: Backend> DmaDevice<B> {
 
     /// Takes addresses for all runs. Gives the smallest range that covers them.
     fn place(&self, list: &mut ScatterList) -> Result<IovaRange, DmaRefusal> {
-        let core = &self.hold.0;
+        let core = &self.core;
         let first = *list.runs.first().ok_or(DmaRefusal::Empty)?;
         if let Some(frames) = list.runs.iter().find(|run| !core.reaches(run)) {
             let (frames, bits) = (*frames, core.caps.phys_bits);
@@ -214,15 +214,15 @@ impl<B: Backend> DmaDevice<B> {
 
 impl<B: Backend, D: Direction> ScatterMapping<B, D> {
     fn map(mut self) -> Result<Self, ScatterError<B, D>> {
-        let core = self.hold.0.clone();
+        let core = &self.hold;
         let mut places = self.list.places();
         let mapped =
-            places.try_for_each(|(placed, runs)| placed.map(&core, runs.iter().copied(), D::PERMS));
+            places.try_for_each(|(placed, runs)| placed.map(core, runs.iter().copied(), D::PERMS));
         drop(places);
         if let Err(error) = mapped {
             let reason = MapRefusal::from(error).into();
             if self.list.placed.iter().all(|placed| placed.mapped() == 0) {
-                self.list.let_go(&core);
+                self.list.let_go(core);
                 let value = self.list;
                 return Err(DmaMapError::Refused { value, reason });
             }
@@ -261,12 +261,12 @@ impl<B: Backend, D: Direction> ScatterMapping<B, D> {
     /// Makes the memory unreachable for walks from now on. What is cached goes with the flush that the
     /// pending value asks for: one for all runs.
     pub fn unmap(mut self) -> PendingScatter<B, D> {
-        let core = self.hold.0.clone();
+        let core = &self.hold;
         let places = self.list.places();
         let tables = places.fold(false, |tables, (placed, runs)| {
-            tables | placed.unmap(&core, runs.iter().copied())
+            tables | placed.unmap(core, runs.iter().copied())
         });
-        let seal = Seal::of_unmap(&core, self.hull, tables, None);
+        let seal = Seal::of_unmap(core, self.hull, tables, None);
         PendingScatter {
             mapping: self,
             seal,
@@ -278,7 +278,7 @@ impl<B: Backend, D: Direction> ScatterMapping<B, D> {
         if self.snooping == Snooping::Snoops {
             return;
         }
-        let platform = self.hold.0.system.backend.platform();
+        let platform = self.hold.system.backend.platform();
         for run in &self.list.runs {
             platform.write_back_and_drop(run.start(), run.pages().bytes());
         }
@@ -307,7 +307,7 @@ impl<B: Backend, D: Direction> PendingScatter<B, D> {
 
     fn open(&mut self, receipt: &Receipt) -> Result<(), RedeemRefusal> {
         let mapping = &mut self.mapping;
-        let core = &mapping.hold.0;
+        let core = &mapping.hold;
         self.seal.opens(core, receipt)?;
         for (placed, runs) in mapping.list.places() {
             // SAFETY: the receipt was just seen to open the seal of the unmap of all places.
@@ -325,7 +325,7 @@ impl<B: Backend, D: Direction> PendingScatter<B, D> {
     /// # Errors
     /// [`PendingError`] with this value, when the flush failed.
     pub fn flush(self) -> Result<ScatterList, PendingError<Self>> {
-        let core = self.mapping.hold.0.clone();
+        let core = Hold::new(&self.mapping.hold);
         let opened = match self.seal.flush(&core) {
             Ok(receipt) => self.redeem(&receipt),
             Err(error) => Err(PendingError {

@@ -9,13 +9,11 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use hv_core::fault::Fault;
-use hv_core::platform::CacheMaintenance;
-use hv_core::{
-    FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr, PhysRange,
-};
+use hv_core::{FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, Perms, PhysRange};
 
 use super::Hold;
-use super::bounce::{self, PagePart};
+use super::body::{self, Body, BouncePage, ByteWindow};
+use super::bounce;
 use super::device::{DmaDevice, Snooping, Trust};
 use super::direction::Direction;
 use super::error::{DmaMapError, DmaRefusal, PendingError};
@@ -25,93 +23,6 @@ use crate::flush::Receipt;
 use crate::iova::IovaAlign;
 use crate::pending::{RedeemRefusal, Seal};
 use crate::range::MapRefusal;
-
-/// Bytes of a page.
-const PAGE: u64 = PageSize::Size4K.bytes();
-
-/// Bytes of a run of frames: where they begin, and how many they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ByteWindow {
-    /// Bytes from the start of the run.
-    pub offset: u64,
-    /// How many there are.
-    pub bytes: u64,
-}
-
-impl fmt::Display for ByteWindow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes at offset {:#x}", self.bytes, self.offset)
-    }
-}
-
-impl ByteWindow {
-    /// All of a run.
-    fn whole(pages: PageCount) -> Self {
-        Self {
-            offset: 0,
-            bytes: pages.bytes(),
-        }
-    }
-
-    /// Whether the bytes begin in the first of `pages` pages and end in the last.
-    fn fits(self, pages: PageCount) -> bool {
-        let end = self.offset.checked_add(self.bytes);
-        let spared = |end: u64| pages.bytes().checked_sub(end);
-        self.bytes != 0
-            && self.offset < PAGE
-            && end.and_then(spared).is_some_and(|rest| rest < PAGE)
-    }
-}
-
-/// A page of a buffer that stays with the CPU, and the bounce page that the device has in its place.
-#[derive(Clone, Copy, Debug)]
-struct Edge {
-    own: PhysAddr,
-    bounce: PhysAddr,
-    part: PagePart,
-}
-
-/// What a mapping is of.
-///
-/// # Invariants
-/// `run` is a run of hypervisor frames that was given up for this value. Those of its pages that no edge
-/// keeps are the middle; `edges` are the first and the last page, if bounced, in this order, one if they
-/// are the same. The bounce pages are the domain's pool's.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Body {
-    pub(super) run: PhysRange,
-    window: ByteWindow,
-    edges: [Option<Edge>; 2],
-}
-
-impl Body {
-    /// The pages that the device reaches, in order.
-    pub(super) fn parts(&self) -> impl Iterator<Item = PhysRange> + use<> {
-        let page = |edge: Option<Edge>| PhysRange::new(edge?.bounce, PageCount::ONE).ok();
-        let [head, tail] = self.edges;
-        [page(head), self.middle(), page(tail)]
-            .into_iter()
-            .flatten()
-    }
-
-    /// Where the window begins in memory.
-    pub(super) fn first_byte(&self) -> Option<PhysAddr> {
-        self.run.start().checked_add(self.window.offset)
-    }
-
-    fn middle(&self) -> Option<PhysRange> {
-        let [head, tail] = self.edges.map(|edge| u64::from(edge.is_some()));
-        if head + tail == 0 {
-            return Some(self.run);
-        }
-        let pages = PageCount::new(self.run.pages().get().checked_sub(head + tail)?)?;
-        PhysRange::new(self.run.page(head)?, pages).ok()
-    }
-
-    fn edges(&self) -> impl Iterator<Item = Edge> + use<> {
-        self.edges.into_iter().flatten()
-    }
-}
 
 /// A body at its place: what the states of a stream have in common.
 ///
@@ -156,6 +67,7 @@ impl<B: Backend> DmaDevice<B> {
     ///
     /// # Errors
     /// [`StreamError`], with the run.
+    #[inline]
     pub fn map<D: Direction>(
         &self,
         run: FrameRun<Hypervisor>,
@@ -172,33 +84,36 @@ impl<B: Backend> DmaDevice<B> {
     ///
     /// # Errors
     /// [`StreamError`], with the run.
+    #[inline]
     pub fn map_bytes<D: Direction>(
         &self,
         run: FrameRun<Hypervisor>,
         window: ByteWindow,
         _direction: D,
     ) -> Result<StreamMapping<B, D>, StreamError<B, D>> {
-        let taken = self
-            .check(&run, window)
-            .and_then(|()| self.edges(run.range(), window))
-            .and_then(|edges| {
-                let place = self.addresses(run.pages(), alignment(run.range()));
-                place
-                    .map(|span| (edges, span))
-                    .inspect_err(|_| self.give_back(edges))
-            });
-        let (edges, span) = match taken {
-            Ok(taken) => taken,
+        if let Err(reason) = self.check(&run, window) {
+            return Err(DmaMapError::Refused { value: run, reason });
+        }
+        let bounce = match self.bounce_pages(run.pages(), window) {
+            Ok(bounce) => bounce,
             Err(reason) => return Err(DmaMapError::Refused { value: run, reason }),
         };
-        // INVARIANT: the run is given up for this value; its edges and addresses were taken just now.
+        let span = match self.addresses(run.pages(), alignment(run.range())) {
+            Ok(span) => span,
+            Err(reason) => {
+                self.give_back(bounce);
+                return Err(DmaMapError::Refused { value: run, reason });
+            }
+        };
+        // INVARIANT: the run is given up for this value; its bounce pages and addresses were taken
+        // just now.
         let stream = Stream {
-            hold: Hold::new(&self.hold.0),
+            hold: Hold::new(&self.core),
             placed: Placed::new(span),
             body: Body {
                 run: run.into_range(),
                 window,
-                edges,
+                bounce,
             },
             trust: self.config.trust,
             snooping: self.config.snooping,
@@ -208,8 +123,9 @@ impl<B: Backend> DmaDevice<B> {
         stream.map()
     }
 
+    #[inline]
     fn check(&self, run: &FrameRun<Hypervisor>, window: ByteWindow) -> Result<(), DmaRefusal> {
-        let core = &self.hold.0;
+        let core = &self.core;
         if !window.fits(run.pages()) {
             let pages = run.pages();
             return Err(DmaRefusal::Window { window, pages });
@@ -221,65 +137,46 @@ impl<B: Backend> DmaDevice<B> {
         Ok(())
     }
 
-    /// The pages of the run that the device must not have, each with a bounce page.
-    fn edges(&self, run: PhysRange, window: ByteWindow) -> Result<[Option<Edge>; 2], DmaRefusal> {
+    /// Bounce pages for the pages of the run that the device must not have.
+    #[inline]
+    fn bounce_pages(
+        &self,
+        pages: PageCount,
+        window: ByteWindow,
+    ) -> Result<[Option<BouncePage>; 2], DmaRefusal> {
         let exclusive = (self.config.trust, self.config.snooping);
         if exclusive == (Trust::Trusted, Snooping::Snoops) || Fault::BounceSkipped.is_on() {
             return Ok([None; 2]);
         }
-        let wanted = partial_pages(run.pages(), window);
-        let count = wanted.iter().flatten().count();
-        if count == 0 {
-            return Ok([None; 2]);
+        let wanted = body::partial_pages(pages, window).map(|page| page.is_some());
+        match wanted {
+            [false, false] => Ok([None; 2]),
+            _ => self.take_bounce_pages(wanted),
         }
-        let mut pool = self.hold.0.dma.pool.lock();
+    }
+
+    #[cold]
+    fn take_bounce_pages(&self, wanted: [bool; 2]) -> Result<[Option<BouncePage>; 2], DmaRefusal> {
+        let count = wanted.iter().filter(|wanted| **wanted).count();
+        let mut pool = self.core.dma.pool.lock();
         let missing = pool.missing(count);
         if missing != 0 {
             return Err(DmaRefusal::NoBouncePages { missing });
         }
-        Ok(wanted.map(|page| {
-            let (index, part) = page?;
-            let (own, bounce) = (run.page(index)?, pool.take()?);
-            Some(Edge { own, bounce, part })
-        }))
+        Ok(wanted.map(|wanted| wanted.then(|| pool.take().map(BouncePage::new)).flatten()))
     }
 
     /// Gives bounce pages back that nothing was mapped to.
-    fn give_back(&self, edges: [Option<Edge>; 2]) {
-        let mut pool = self.hold.0.dma.pool.lock();
-        edges
-            .into_iter()
-            .flatten()
-            .for_each(|edge| pool.put(edge.bounce));
+    #[cold]
+    fn give_back(&self, bounce: [Option<BouncePage>; 2]) {
+        let mut pool = self.core.dma.pool.lock();
+        let pages = bounce.into_iter().flatten();
+        pages.for_each(|bounce| pool.put(bounce.page()));
     }
-}
-
-/// Which of `pages` pages the window fills in part, with the part: the first, and the last if it is another.
-fn partial_pages(pages: PageCount, window: ByteWindow) -> [Option<(u64, PagePart)>; 2] {
-    let last = pages.get() - 1;
-    let end = window.offset + window.bytes - last * PAGE;
-    if last == 0 {
-        let part = PagePart {
-            offset: window.offset,
-            bytes: window.bytes,
-        };
-        return [(window.bytes != PAGE).then_some((0, part)), None];
-    }
-    let head = PagePart {
-        offset: window.offset,
-        bytes: PAGE - window.offset,
-    };
-    let tail = PagePart {
-        offset: 0,
-        bytes: end,
-    };
-    [
-        (window.offset != 0).then_some((0, head)),
-        (end != PAGE).then_some((last, tail)),
-    ]
 }
 
 /// The alignment of addresses at which a run takes the fewest leaves.
+#[inline]
 pub(super) fn alignment(run: PhysRange) -> IovaAlign {
     let fits = |size: &PageSize| run.pages().get() >= size.pages() && run.start().is_aligned(*size);
     let largest = PageSize::ALL.into_iter().rev().find(fits);
@@ -288,35 +185,30 @@ pub(super) fn alignment(run: PhysRange) -> IovaAlign {
 
 impl<B: Backend> Stream<B> {
     /// Puts the edges' bytes where the device finds them, and writes back what the CPU's caches hold.
+    #[inline]
     fn fill(&self) {
-        let memory = self.hold.0.system.backend.platform();
-        for edge in self.body.edges() {
-            // SAFETY: the page is of the run that this value has, the bounce page the pool gave it.
-            unsafe { bounce::fill(memory, edge.own, edge.bounce, edge.part) };
+        if self.body.is_bounced() {
+            body::fill_edges(&*self.hold, self.body);
         }
         self.drop_lines();
     }
 
     /// Maps the parts, or takes all of it back.
+    #[inline]
     fn map<D: Direction>(mut self) -> Result<StreamMapping<B, D>, StreamError<B, D>> {
-        let parts = self.body.parts();
-        if let Err(error) = self.placed.map(&self.hold.0, parts, D::PERMS) {
-            let reason = MapRefusal::from(error).into();
-            if self.placed.mapped() == 0 {
-                let value = self.go_home();
-                return Err(DmaMapError::Refused { value, reason });
+        let mapped = match self.body.is_bounced() {
+            false => self.placed.map_one(&self.hold, self.body.run, D::PERMS),
+            true => {
+                let (placed, mapped) =
+                    body::map_parts(&*self.hold, self.placed.clone(), self.body, D::PERMS);
+                self.placed = placed;
+                mapped
             }
-            let pending: PendingStream<B, D> = self.unmap();
-            return Err(match pending.flush_untold() {
-                Ok(value) => DmaMapError::Refused { value, reason },
-                Err(error) => DmaMapError::Stuck {
-                    pending: error.pending,
-                    reason,
-                    flush: error.reason,
-                },
-            });
+        };
+        if let Err(error) = mapped {
+            return Err(self.take_back(MapRefusal::from(error).into()));
         }
-        let synced = self.hold.0.sync_map(self.placed.span());
+        let synced = self.hold.sync_map(self.placed.span());
         let mapping = StreamMapping {
             stream: self,
             direction: PhantomData,
@@ -327,9 +219,31 @@ impl<B: Backend> Stream<B> {
         }
     }
 
+    /// Unmaps what was mapped before a part could not be.
+    #[cold]
+    fn take_back<D: Direction>(mut self, reason: DmaRefusal) -> StreamError<B, D> {
+        if self.placed.mapped() == 0 {
+            let value = self.go_home();
+            return DmaMapError::Refused { value, reason };
+        }
+        let pending: PendingStream<B, D> = self.unmap();
+        match pending.flush_untold() {
+            Ok(value) => DmaMapError::Refused { value, reason },
+            Err(error) => DmaMapError::Stuck {
+                pending: error.pending,
+                reason,
+                flush: error.reason,
+            },
+        }
+    }
+
+    #[inline]
     fn unmap<D: Direction>(self) -> PendingStream<B, D> {
-        let tables = self.placed.unmap(&self.hold.0, self.body.parts());
-        let seal = Seal::of_unmap(&self.hold.0, self.placed.span(), tables, None);
+        let tables = match self.body.is_bounced() {
+            false => self.placed.unmap_one(&self.hold),
+            true => body::unmap_parts(&*self.hold, self.placed.clone(), self.body),
+        };
+        let seal = Seal::of_unmap(&self.hold, self.placed.span(), tables, None);
         PendingStream {
             stream: self,
             seal,
@@ -338,16 +252,26 @@ impl<B: Backend> Stream<B> {
     }
 
     /// Takes back what the seal was for.
+    #[inline]
     fn redeem(
         &mut self,
         receipt: &Receipt,
         seal: &Seal,
         copy: bool,
     ) -> Result<FrameRun<Hypervisor>, RedeemRefusal> {
-        let core = &self.hold.0;
+        let core = &self.hold;
         seal.opens(core, receipt)?;
-        // SAFETY: the receipt was just seen to open the seal of this unmap.
-        unsafe { self.placed.redeem(core, self.body.parts()) }?;
+        match self.body.is_bounced() {
+            // SAFETY: the receipt was just seen to open the seal of this unmap.
+            false => unsafe { self.placed.redeem_one(core, self.body.run) }?,
+            true => {
+                // SAFETY: as above.
+                let (placed, redeemed) =
+                    unsafe { body::redeem_parts(core, self.placed.clone(), self.body) };
+                self.placed = placed;
+                redeemed?;
+            }
+        }
         if copy {
             self.copy_back();
         }
@@ -355,9 +279,10 @@ impl<B: Backend> Stream<B> {
     }
 
     /// The run as it was, when the table holds nothing of it; bounce pages and addresses go back.
+    #[inline]
     fn go_home(&mut self) -> FrameRun<Hypervisor> {
         self.home = true;
-        let core = &self.hold.0;
+        let core = &self.hold;
         self.body.put_bounce_pages(core);
         core.free_iova(self.placed.span());
         // SAFETY: by the invariant the run was given up for this value; the table holds nothing of it, and
@@ -372,25 +297,17 @@ impl<B: Backend> Stream<B> {
 
     /// Copies what a device wrote into bounce pages to where it belongs, after dropping what the CPU's caches
     /// hold of it.
+    #[inline]
     pub(super) fn copy_back(&self) {
         self.drop_lines();
-        let memory = self.hold.0.system.backend.platform();
-        for edge in self.body.edges() {
-            let part = match Fault::BounceCopiesBackWholePage.is_on() {
-                true => PagePart {
-                    offset: 0,
-                    bytes: PAGE,
-                },
-                false => edge.part,
-            };
-            // SAFETY: the page is of the run that this value has, the bounce page the pool gave it.
-            unsafe { bounce::copy(memory, edge.bounce, edge.own, part) };
+        if self.body.is_bounced() {
+            body::copy_edges_back(&*self.hold, self.body);
         }
     }
 
     /// Copies what the CPU wrote into bounce pages, and writes it back.
     pub(super) fn copy_out(&self) {
-        let memory = self.hold.0.system.backend.platform();
+        let memory = self.hold.system.backend.platform();
         for edge in self.body.edges() {
             // SAFETY: the page is of the run that this value has, the bounce page the pool gave it.
             unsafe { bounce::copy(memory, edge.own, edge.bounce, edge.part) };
@@ -400,45 +317,20 @@ impl<B: Backend> Stream<B> {
 
     /// Memory and what the CPU sees of the mapped pages are the same, and no line of them is cached, where
     /// the device does not snoop. No line holds anything else: pages that are shared are bounced.
+    #[inline]
     fn drop_lines(&self) {
-        if self.snooping == Snooping::Snoops || Fault::SyncSkipsCaches.is_on() {
-            return;
-        }
-        let platform = self.hold.0.system.backend.platform();
-        for part in self.body.parts() {
-            platform.write_back_and_drop(part.start(), part.pages().bytes());
-        }
-    }
-}
-
-impl Body {
-    /// Gives the bounce pages back to their pool, when no device reaches them any more.
-    pub(super) fn put_bounce_pages<B: Backend>(&self, core: &crate::domain::DomainCore<B>) {
-        if self.edges.iter().any(Option::is_some) {
-            let mut pool = core.dma.pool.lock();
-            self.edges().for_each(|edge| pool.put(edge.bounce));
+        if self.snooping == Snooping::DoesNotSnoop && !Fault::SyncSkipsCaches.is_on() {
+            body::drop_lines_of(&*self.hold, self.body);
         }
     }
 }
 
 impl<B: Backend> Drop for Stream<B> {
     /// The table keeps what it holds; pages that it does not hold are kept for the end of the domain.
+    #[inline]
     fn drop(&mut self) {
-        if self.home || self.body.edges.iter().all(Option::is_none) {
-            return;
-        }
-        let mut pool = self.hold.0.dma.pool.lock();
-        for own in self.body.edges().map(|edge| edge.own) {
-            if let Ok(page) = PhysRange::new(own, PageCount::ONE) {
-                pool.keep_orphan(page);
-            }
-        }
-        let middle = self.body.middle();
-        for part in self.body.parts().skip(self.placed.mapped()) {
-            match Some(part) == middle {
-                true => pool.keep_orphan(part),
-                false => pool.put(part.start()),
-            }
+        if !self.home && self.body.is_bounced() {
+            body::keep_orphans(&*self.hold, self.placed.clone(), self.body);
         }
     }
 }
@@ -462,16 +354,17 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
 
     /// What the device may do with it. More than the direction says where the unit has no write-only mappings.
     pub fn granted(&self) -> Perms {
-        self.stream.hold.0.granted(D::PERMS)
+        self.stream.hold.granted(D::PERMS)
     }
 
     /// Whether the device has bounce pages in the place of some of the run's.
     pub fn is_bounced(&self) -> bool {
-        self.stream.body.edges.iter().any(Option::is_some)
+        self.stream.body.is_bounced()
     }
 
     /// Makes the memory unreachable for walks from now on. What is cached goes with the flush that the
     /// pending value asks for.
+    #[inline]
     pub fn unmap(self) -> PendingStream<B, D> {
         self.stream.unmap()
     }
@@ -487,6 +380,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
     ///
     /// # Errors
     /// [`PendingError`] with this value, when the receipt does not cover it.
+    #[inline]
     pub fn redeem(self, receipt: &Receipt) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
         self.open(receipt, D::PERMS.writable())
     }
@@ -496,21 +390,21 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
     /// # Errors
     /// [`PendingError`] with this value, when the flush failed.
     pub fn flush(self) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
-        let hold = Hold::new(&self.stream.hold.0);
-        let opened = match self.seal.flush(&hold.0) {
+        let hold = Hold::new(&self.stream.hold);
+        let opened = match self.seal.flush(&hold) {
             Ok(receipt) => self.redeem(&receipt),
             Err(error) => Err(PendingError {
                 reason: error.into(),
                 pending: self,
             }),
         };
-        hold.0.assist_reclaim();
+        hold.assist_reclaim();
         opened
     }
 
     /// As [`flush`](Self::flush), for a mapping that no device was told of.
     fn flush_untold(self) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
-        match self.seal.flush(&self.stream.hold.0) {
+        match self.seal.flush(&self.stream.hold) {
             Ok(receipt) => self.open(&receipt, false),
             Err(error) => Err(PendingError {
                 reason: error.into(),
@@ -519,6 +413,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
         }
     }
 
+    #[inline]
     fn open(
         mut self,
         receipt: &Receipt,

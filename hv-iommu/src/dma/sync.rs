@@ -93,7 +93,7 @@ impl<B: Backend, D: Direction> StreamOnCpu<B, D> {
     }
 
     fn platform(&self) -> &B::Platform {
-        self.mapping.stream.hold.0.system.backend.platform()
+        self.mapping.stream.hold.system.backend.platform()
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) struct Class(u8);
 
 impl Class {
     /// The class of this length.
+    #[inline]
     pub(super) fn of(pages: PageCount) -> Option<Self> {
         let pages = pages.get();
         let order = pages.trailing_zeros() as u8;
@@ -33,6 +34,7 @@ impl Class {
     }
 
     /// The class of this range, if ranges like it are what its length is cached for.
+    #[inline]
     pub(super) fn of_range(range: &IovaRange) -> Option<Self> {
         let class = Self::of(range.pages())?;
         let first = pages_of(range).first;
@@ -54,6 +56,7 @@ impl Class {
     }
 
     /// The range of this class that starts at this page.
+    #[inline]
     pub(super) fn range(self, page: u64) -> Option<IovaRange> {
         range_at(page, self.pages())
     }
@@ -69,8 +72,13 @@ struct Magazine(ArrayVec<u64, ROUNDS>);
 
 impl Magazine {
     /// The range that came last of those that end before the page `limit`.
+    #[inline]
     fn take_below(&mut self, class: Class, limit: u64) -> Option<u64> {
-        let last = limit.checked_sub(class.pages().get())?;
+        let last = limit.checked_sub(1 << class.order())?;
+        // Nearly all serve nearly all limits: then it is a pop.
+        if self.0.last().is_some_and(|page| *page <= last) && !Fault::CacheKeepsRange.is_on() {
+            return self.0.pop();
+        }
         let at = self.0.iter().rposition(|page| *page <= last)?;
         match Fault::CacheKeepsRange.is_on() {
             true => self.0.get(at).copied(),
@@ -102,6 +110,17 @@ struct Pair {
     previous: Magazine,
 }
 
+impl Pair {
+    /// Loads a magazine that is not full, if there is room for a full one.
+    #[cold]
+    fn make_room(&mut self, class: Class, central: &Mutex<Central>) {
+        mem::swap(&mut self.loaded, &mut self.previous);
+        if self.loaded.0.is_full() {
+            central.lock().take_over(class, &mut self.loaded);
+        }
+    }
+}
+
 /// What one CPU has. On cache lines of its own.
 #[derive(Default)]
 #[repr(align(128))]
@@ -111,16 +130,29 @@ pub(super) struct CpuCache {
 
 impl CpuCache {
     /// A range of this class that ends before the page `limit`. `central` is locked only when both magazines are empty.
+    #[inline]
     pub(super) fn take(
         &mut self,
         class: Class,
         limit: u64,
         central: &Mutex<Central>,
     ) -> Option<u64> {
-        let Pair { loaded, previous } = self.pairs.get_mut(class.index())?;
+        let loaded = &mut self.pairs.get_mut(class.index())?.loaded;
         if let Some(page) = loaded.take_below(class, limit) {
             return Some(page);
         }
+        self.take_after_loaded(class, limit, central)
+    }
+
+    /// As [`take`](Self::take), when the loaded magazine has no such range.
+    #[cold]
+    fn take_after_loaded(
+        &mut self,
+        class: Class,
+        limit: u64,
+        central: &Mutex<Central>,
+    ) -> Option<u64> {
+        let Pair { loaded, previous } = self.pairs.get_mut(class.index())?;
         if loaded.0.is_empty() {
             if previous.0.is_empty() {
                 *loaded = central.lock().full_magazine(class)?;
@@ -134,17 +166,15 @@ impl CpuCache {
 
     /// Keeps the range of this class that starts at `page`, if there is room. `central` is locked only when both magazines
     /// are full.
+    #[inline]
     pub(super) fn keep(&mut self, class: Class, page: u64, central: &Mutex<Central>) -> bool {
-        let Some(Pair { loaded, previous }) = self.pairs.get_mut(class.index()) else {
+        let Some(pair) = self.pairs.get_mut(class.index()) else {
             return false;
         };
-        if loaded.0.is_full() {
-            mem::swap(loaded, previous);
-            if loaded.0.is_full() {
-                central.lock().take_over(class, loaded);
-            }
+        if pair.loaded.0.is_full() {
+            pair.make_room(class, central);
         }
-        loaded.0.try_push(page).is_ok()
+        pair.loaded.0.try_push(page).is_ok()
     }
 
     /// Makes free what is wanted of all that it has, a magazine at a time. Whether all of that found room.

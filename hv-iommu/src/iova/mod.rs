@@ -178,6 +178,7 @@ impl IovaAllocator {
     ///
     /// # Errors
     /// [`SpaceError`]; nothing was taken then.
+    #[inline]
     pub fn alloc(
         &self,
         cpus: &impl Cpus,
@@ -192,6 +193,18 @@ impl IovaAllocator {
                 return Ok(range);
             }
         }
+        self.alloc_central(class, pages, align, limit)
+    }
+
+    /// Takes a range of the free ones, for a length that is of `class`, if that is cached.
+    #[inline(never)]
+    fn alloc_central(
+        &self,
+        class: Option<Class>,
+        pages: PageCount,
+        align: IovaAlign,
+        limit: Iova,
+    ) -> Result<IovaRange, SpaceError> {
         // A cache keeps only ranges of the alignment that all of their class have, so that one is tried first.
         let cached = class.filter(|_| !self.caches.is_empty());
         let natural = cached.map(|_| IovaAlign::natural(pages));
@@ -229,6 +242,7 @@ impl IovaAllocator {
     ///
     /// # Errors
     /// [`SpaceError`], when there is no memory to note one more piece of a range that was cut: it stays taken then.
+    #[inline]
     pub fn release(&self, cpus: &impl Cpus, range: IovaRange) -> Result<(), SpaceError> {
         if let (Some(class), Some(cache)) = (Class::of_range(&range), self.cache(cpus)) {
             let page = range.start().as_u64() / PageSize::Size4K.bytes();
@@ -237,6 +251,11 @@ impl IovaAllocator {
                 return Ok(());
             }
         }
+        self.release_central(range)
+    }
+
+    #[inline(never)]
+    fn release_central(&self, range: IovaRange) -> Result<(), SpaceError> {
         self.central.lock().space.release(range)
     }
 

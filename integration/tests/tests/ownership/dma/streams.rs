@@ -10,7 +10,7 @@ use hv_iommu::{
 use hv_tests::fake::{Answer, Call, DmaFault};
 
 use super::{filled, flushes, reads, word, writes};
-use crate::heap::taken_by;
+use crate::heap::{freed_by, taken_by};
 use crate::machine::{FAR, Machine, NIC, end_domain, full_unit};
 
 #[test]
@@ -146,6 +146,28 @@ fn bc21_xsa_207_a_domain_does_not_end_while_its_dma_api_is_in_use_and_gives_all_
     drop((mapped, pending));
     assert_eq!(end_domain(error.domain, machine.host()), 5);
     assert_eq!(machine.host().frames_out(), 0);
+}
+
+#[test]
+fn bc21_a_mapping_keeps_a_domain_that_was_dropped_where_it_is() {
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let dma = driver.domain.dma_device(Default::default());
+    let (one, two) = (filled(&machine, 1, 7), filled(&machine, 1, 8));
+    let mapped = dma.map(one, ToDevice).unwrap();
+    let pending = dma.map(two, ToDevice).unwrap().unmap();
+    drop(dma);
+    drop(driver.group.detach().unwrap());
+    drop(driver.domain);
+    assert_eq!(freed_by(|| machine.iommu.sweep()).1, 0, "both hold it");
+    let two = pending.flush().unwrap();
+    assert_eq!(freed_by(|| machine.iommu.sweep()).1, 0, "one holds it");
+    assert_eq!(word(machine.host(), &two, 0), 8);
+    let one = mapped.unmap().flush().unwrap();
+    assert_eq!(word(machine.host(), &one, 0), 7);
+    assert_ne!(freed_by(|| machine.iommu.sweep()).1, 0, "nobody holds it");
+    machine.host().free_frames(one);
+    machine.host().free_frames(two);
 }
 
 #[test]
