@@ -20,8 +20,9 @@ const BATCHES: u64 = 4096;
 
 /// A driver that lends the same pages over and over. Its domain reaches no unit, so that a flush is a receipt.
 struct Driver {
-    domain: Domain<KernelPaging, Instantly>,
-    dma: DmaDevice<Instantly>,
+    /// Both are there until the end of the row.
+    domain: Option<Domain<KernelPaging, Instantly>>,
+    dma: Option<DmaDevice<Instantly>>,
     runs: Vec<FrameRun<Hypervisor>>,
     pending: Vec<PendingStream<Instantly, Bidirectional>>,
 }
@@ -44,8 +45,8 @@ impl Driver {
             .map(|range| unsafe { FrameRun::from_raw(range, ()) })
             .collect();
         Self {
-            domain,
-            dma,
+            domain: Some(domain),
+            dma: Some(dma),
             runs,
             pending: Vec::with_capacity(BATCH as usize),
         }
@@ -53,18 +54,31 @@ impl Driver {
 
     #[inline(never)]
     fn lend(&mut self) {
+        let (Some(dma), Some(domain)) = (&self.dma, &self.domain) else {
+            return;
+        };
         for _ in 0..BATCHES {
             for run in self.runs.drain(..) {
-                let mapped = self.dma.map(run, Bidirectional);
+                let mapped = dma.map(run, Bidirectional);
                 let mapped = mapped.expect("there are frames and addresses");
                 self.pending.push(mapped.unmap());
             }
-            let receipt = self.domain.flush(FlushSpan::Domain);
+            let receipt = domain.flush(FlushSpan::Domain);
             let receipt = receipt.expect("no unit is asked");
             for pending in self.pending.drain(..) {
                 self.runs
                     .push(pending.redeem(&receipt).expect("it was flushed"));
             }
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        drop(self.dma.take());
+        if let Some(Ok(teardown)) = self.domain.take().map(Domain::destroy) {
+            // Nothing is mapped, so this frees tables.
+            teardown.for_each(drop);
         }
     }
 }
