@@ -77,6 +77,14 @@ impl Seal {
         Self { need, walkers }
     }
 
+    /// What opens both: one flush for the two, and the younger of their grace periods.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            need: self.need.and(other.need),
+            walkers: self.walkers.max(other.walkers),
+        }
+    }
+
     /// Whether `receipt` opens it.
     #[inline]
     pub(crate) fn opens<B: Backend>(

@@ -76,6 +76,10 @@ pub enum Code {
     NoSuchSpace = 29,
     /// Something that the hypervisor should have prevented.
     Internal = 30,
+    /// A mapping begins at that address already: there is nothing to cut.
+    BeginsThere = 31,
+    /// The guest may not have more mappings.
+    TooManyMappings = 32,
 }
 
 impl From<AddressSpaceError> for Code {
@@ -97,6 +101,8 @@ impl From<AddressSpaceError> for Code {
             E::Cuts { .. } => Self::Cuts,
             E::Widens { .. } | E::NotPermitted { .. } => Self::Widens,
             E::Quota { .. } => Self::Quota,
+            E::BeginsThere { .. } => Self::BeginsThere,
+            E::TooManyMappings { .. } => Self::TooManyMappings,
             E::NoDirtyTracking => Self::NoDirtyTracking,
             E::Space(SpaceError::OutOfMemory(_)) | E::OutOfMemory(_) => Self::OutOfMemory,
             E::Space(_) => Self::Overlap,

@@ -133,10 +133,10 @@ impl<B: Backend> AddressSpace<B> {
         // One place for each slot is promised already; each cut makes one piece more.
         let pieces = whole.pieces.len().saturating_add(parts.get());
         let mut all = Vec::new();
-        let ready = room(&mut all, parts.get()).and_then(|()| self.areas.promise(parts.get()));
-        if let Err(error) = ready {
+        let ready = room(&mut all, parts.get()).map_err(Into::into);
+        if let Err(error) = ready.and_then(|()| self.promise_cuts(parts.get())) {
             self.call_off(memory, whole.pieces, whole.tables);
-            return Err(error.into());
+            return Err(error);
         }
         let pages = whole.pages().div_ceil(parts.get() as u64).max(1);
         while all.len() + 1 < parts.get() && whole.pages() > pages {
@@ -149,7 +149,18 @@ impl<B: Backend> AddressSpace<B> {
         all.push(whole);
         let cut: usize = all.iter().map(|part| part.pieces.len()).sum();
         self.areas.keep_promise(pieces.saturating_sub(cut));
+        self.settle_mappings();
         Ok(all)
+    }
+
+    /// Makes and charges room for `cuts` more pieces.
+    fn promise_cuts(&mut self, cuts: usize) -> Result<(), AddressSpaceError> {
+        self.areas.promise(cuts)?;
+        let charged = self.charge_mappings(0);
+        if charged.is_err() {
+            self.areas.keep_promise(cuts);
+        }
+        charged
     }
 
     /// Takes the parts of [`bulk`](Self::bulk) back. If all of them were mapped, what they map is the space's;
@@ -212,7 +223,7 @@ impl<B: Backend> AddressSpace<B> {
     ) -> Result<(), AddressSpaceError> {
         let span = IovaRange::new(Iova::from(gpa.start()), gpa.pages())?;
         self.check_place(span)?;
-        // Its own place, should the domain not take the addresses back.
+        // Its own place, should the domain not take the addresses back. Charged with its tables.
         self.areas.promise(1)?;
         let run = match MappingKind::Memory.pin(memory, gpa) {
             Ok(run) => run,
@@ -222,7 +233,7 @@ impl<B: Backend> AddressSpace<B> {
             }
         };
         let tables = self.most_tables(span, run.range().start());
-        let charged = self.charge(tables);
+        let charged = self.charge(tables, 0);
         let range = charged.and_then(|()| {
             self.promised_tables += tables;
             whole.tables += tables;
@@ -327,7 +338,10 @@ impl<B: Backend> AddressSpace<B> {
             let (span, state) = match piece.state {
                 PieceState::Free(range, run) => {
                     unpin(memory, run);
-                    (range.span(), State::Vacant(range))
+                    match range.release() {
+                        Ok(()) => continue,
+                        Err((range, _)) => (range.span(), State::Vacant(range)),
+                    }
                 }
                 PieceState::Mapped(range) => (range.span(), State::Pending(range.unmap())),
                 PieceState::Taken => continue,
@@ -342,7 +356,6 @@ impl<B: Backend> AddressSpace<B> {
                 state,
             });
         }
-        self.areas.settle_vacant();
         if let Some(spans) = spans {
             let indices = self.areas.meeting(spans);
             // What does not open stays pending: `retry`.

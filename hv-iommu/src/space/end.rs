@@ -25,14 +25,22 @@ impl<B: Backend> AddressSpace<B> {
             reserved,
             quota,
             charged,
+            charged_mappings,
             promised_tables,
         } = self;
         match domain.destroy() {
-            Ok(teardown) => Ok(SpaceTeardown {
-                teardown,
-                quota,
-                charged,
-            }),
+            Ok(teardown) => {
+                // They take no heap any more: the entries of the tables remain the record.
+                drop(areas);
+                if let Some(quota) = &quota {
+                    quota.give_back_mappings(charged_mappings);
+                }
+                Ok(SpaceTeardown {
+                    teardown,
+                    quota,
+                    charged,
+                })
+            }
             Err(DestroyError { domain, reason }) => {
                 let space = Self {
                     domain,
@@ -41,6 +49,7 @@ impl<B: Backend> AddressSpace<B> {
                     reserved,
                     quota,
                     charged,
+                    charged_mappings,
                     promised_tables,
                 };
                 Err((space, reason))

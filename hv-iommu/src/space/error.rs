@@ -1,6 +1,6 @@
 //! Why a call of an address space did nothing.
 
-use hv_core::{GuestMemoryError, IovaRange, OutOfMemory, Perms, RangeError, VmId};
+use hv_core::{GuestMemoryError, Iova, IovaRange, OutOfMemory, Perms, RangeError, VmId};
 use thiserror::Error;
 
 use super::ReservedFor;
@@ -97,6 +97,12 @@ pub enum AddressSpaceError {
         /// What was asked for.
         wanted: IovaRange,
     },
+    /// A mapping cannot be cut where it begins.
+    #[error("a mapping begins at {at} already: there is nothing to cut")]
+    BeginsThere {
+        /// Where it was to be cut.
+        at: Iova,
+    },
     /// The range holds only a part of a mapping.
     #[error("{wanted} would cut {mapping}: split it first")]
     Cuts {
@@ -128,6 +134,18 @@ pub enum AddressSpaceError {
         needed: u64,
         /// How many are left.
         left: u64,
+    },
+    /// The guest may not have more mappings.
+    #[error(
+        "the guest may have {limit} mappings, waiting for a flush or not: {used} are there, {needed} more do not fit"
+    )]
+    TooManyMappings {
+        /// How many more it would have been.
+        needed: u64,
+        /// How many it has.
+        used: u64,
+        /// The most that it may have, over all of its address spaces.
+        limit: u64,
     },
     /// No unit of the domain notes what devices write.
     #[error("the domain does not track what devices write")]

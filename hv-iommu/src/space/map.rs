@@ -78,7 +78,7 @@ impl<B: Backend> AddressSpace<B> {
         self.areas.reserve(1)?;
         let run = kind.pin(memory, gpa)?;
         let needed = self.most_tables(span, run.range().start());
-        if let Err(error) = self.charge(needed) {
+        if let Err(error) = self.charge(needed, 1) {
             unpin(memory, run);
             return Err(error);
         }
@@ -128,11 +128,9 @@ impl<B: Backend> AddressSpace<B> {
                 reason,
             }) => {
                 unpin(memory, frames);
-                let index = self.areas.insert(area(perms, State::Vacant(range)));
-                if let Some(area) = self.areas.get_mut(index) {
-                    area.settle_vacant();
+                if let Err((range, _)) = range.release() {
+                    self.areas.insert(area(perms, State::Vacant(range)));
                 }
-                self.areas.sweep(index..index + 1);
                 Err(reason.into())
             }
             Err(MapError::NotVisible { range, reason }) => {
@@ -148,8 +146,8 @@ impl<B: Backend> AddressSpace<B> {
     /// a moment in which a device faults.
     ///
     /// # Errors
-    /// [`AddressSpaceError::NotMapped`] where nothing is mapped or a mapping begins already,
-    /// [`AddressSpaceError::Cut`] where a unit cannot follow a change of page size,
+    /// [`AddressSpaceError::NotMapped`], [`AddressSpaceError::BeginsThere`],
+    /// [`AddressSpaceError::TooManyMappings`], [`AddressSpaceError::Quota`], [`AddressSpaceError::Cut`] where a unit cannot follow a change of page size,
     /// [`AddressSpaceError::Range`] when `at` is not the begin of a page. Nothing was changed then, but perhaps the
     /// sizes of pages.
     pub fn split(&mut self, at: Iova) -> Result<(), AddressSpaceError> {
@@ -160,9 +158,10 @@ impl<B: Backend> AddressSpace<B> {
         let area = area.ok_or(not_mapped)?;
         let (offset, gpa) = (at.as_u64() - area.span.start().as_u64(), area.gpa);
         let (perms, kind) = (area.perms, area.kind);
-        let pages = PageCount::for_bytes(offset).ok_or(not_mapped)?;
+        let begins = AddressSpaceError::BeginsThere { at };
+        let pages = PageCount::for_bytes(offset).ok_or(begins)?;
         self.areas.reserve(1)?;
-        self.charge(TABLES_OF_A_CUT)?;
+        self.charge(TABLES_OF_A_CUT, 1)?;
         let Some(area) = self.areas.get_mut(index) else {
             return Err(not_mapped);
         };
@@ -212,7 +211,8 @@ impl<B: Backend> AddressSpace<B> {
     /// holds its own pin.
     ///
     /// # Errors
-    /// [`AddressSpaceError::NotMapped`] or [`AddressSpaceError::Cuts`] when `from` is not inside of one mapping,
+    /// [`AddressSpaceError::ForeignMemory`] when the source is another guest's, [`AddressSpaceError::NotMapped`] or
+    /// [`AddressSpaceError::Cuts`] when `from` is not inside of one mapping,
     /// [`AddressSpaceError::Widens`], and as for [`map`](Self::map).
     pub fn copy_from(
         &mut self,
@@ -222,6 +222,7 @@ impl<B: Backend> AddressSpace<B> {
         at: Iova,
         perms: Perms,
     ) -> Result<SpaceMapping, AddressSpaceError> {
+        self.check_owner(source.vm())?;
         let (gpa, kind) = source.source_of(from, perms)?;
         self.map_kind(memory, at, gpa, perms, kind)
     }

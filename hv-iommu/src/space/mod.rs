@@ -73,12 +73,15 @@ pub struct AddressSpace<B: Backend> {
     quota: Option<Shared<TableQuota>>,
     /// Table pages that were charged to the quota for this space.
     charged: u64,
-    /// How many of these are for parts of a bulk map that are not back.
+    /// Mappings that were charged to it.
+    charged_mappings: u64,
+    /// How many of the table pages are for parts of a bulk map that are not back.
     promised_tables: u64,
 }
 
 impl<B: Backend> AddressSpace<B> {
-    /// An empty address space over `domain`, which has no ranges yet, with its table pages charged to `quota`.
+    /// An empty address space over `domain`, which has no ranges yet, with its table pages and mappings charged to
+    /// `quota`. Without one nothing but memory bounds what a guest has mapped, and what it takes of the heap.
     ///
     /// # Errors
     /// The domain, with [`AddressSpaceError::Quota`] when its tables are too many already.
@@ -100,6 +103,7 @@ impl<B: Backend> AddressSpace<B> {
             reserved: Vec::new(),
             quota,
             charged,
+            charged_mappings: 0,
             promised_tables: 0,
         })
     }
@@ -132,14 +136,16 @@ impl<B: Backend> AddressSpace<B> {
     }
 
     fn check_memory(&self, memory: &GuestMemory) -> Result<(), AddressSpaceError> {
-        let (space, found) = (self.vm(), memory.vm());
-        if space != found {
-            return Err(AddressSpaceError::ForeignMemory {
-                space,
-                memory: found,
-            });
+        self.check_owner(memory.vm())
+    }
+
+    /// What is mapped here is of the space's own guest.
+    fn check_owner(&self, memory: VmId) -> Result<(), AddressSpaceError> {
+        let space = self.vm();
+        match space == memory {
+            true => Ok(()),
+            false => Err(AddressSpaceError::ForeignMemory { space, memory }),
         }
-        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! How many table pages a guest may take, over all of its address spaces.
+//! How many table pages and mappings a guest may take, over all of its address spaces.
 
 use hv_core::sync::{AtomicU64, Ordering};
 
@@ -6,31 +6,85 @@ use super::{AddressSpace, AddressSpaceError};
 use crate::backend::Backend;
 use hv_core::{IovaRange, PageSize, PhysAddr};
 
-/// A limit on table pages that the address spaces of a guest share, in a [`Shared`](hv_core::Shared).
+/// How many mappings a table page has entries for.
+const MAPPINGS_PER_TABLE: u64 = 512;
+
+/// A limit on table pages, and one on mappings, that the address spaces of a guest share, in a
+/// [`Shared`](hv_core::Shared).
 ///
 /// Maps are charged for what they may take at most, before they take anything, and settled by what the tables
-/// really have.
+/// and the list of mappings really have.
+///
+/// A mapping takes at most [`HEAP_PER_MAPPING`](Self::HEAP_PER_MAPPING) bytes of the hypervisor's heap in a list
+/// that grows by doubling and does not shrink before its space ends, so for `n` mappings at once the list of a space
+/// may hold room for `2 n`, and for `3 n` while it grows. What was unmapped and waits for a flush counts as mapped.
+/// Besides, each mapping may cut a range of free addresses in two, which is one more entry for the domain.
 #[derive(Debug)]
 pub struct TableQuota {
     limit: u64,
     used: AtomicU64,
+    mappings: u64,
+    mapped: AtomicU64,
 }
 
 impl TableQuota {
-    /// A quota of `limit` pages.
+    /// What bounds the heap that one mapping takes, in bytes.
+    pub const HEAP_PER_MAPPING: usize = 160;
+
+    /// A quota of `limit` pages, and of 512 mappings for each of these: as many as their entries could name, so
+    /// it is the pages that bound a guest. [`with_mappings`](Self::with_mappings) where the heap is to be bounded tighter.
     pub fn new(limit: u64) -> Self {
+        Self::with_mappings(limit, limit.saturating_mul(MAPPINGS_PER_TABLE))
+    }
+
+    /// A quota of `limit` pages and `mappings` mappings.
+    pub fn with_mappings(limit: u64, mappings: u64) -> Self {
         Self {
             limit,
             used: AtomicU64::new(0),
+            mappings,
+            mapped: AtomicU64::new(0),
         }
     }
 
-    /// The limit, in pages.
+    /// The most mappings.
+    pub fn mappings_limit(&self) -> u64 {
+        self.mappings
+    }
+
+    /// How many mappings are charged.
+    pub fn mappings_used(&self) -> u64 {
+        // ORDERING: Relaxed, a figure.
+        self.mapped.load(Ordering::Relaxed)
+    }
+
+    fn take_mappings(&self, needed: u64) -> Result<(), AddressSpaceError> {
+        // ORDERING: Relaxed, a sum that guards nothing but itself.
+        let taken = self
+            .mapped
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(needed).filter(|sum| *sum <= self.mappings)
+            });
+        taken
+            .map(drop)
+            .map_err(|used| AddressSpaceError::TooManyMappings {
+                needed,
+                used,
+                limit: self.mappings,
+            })
+    }
+
+    pub(super) fn give_back_mappings(&self, mappings: u64) {
+        // ORDERING: Relaxed, as in `take_mappings`.
+        self.mapped.fetch_sub(mappings, Ordering::Relaxed);
+    }
+
+    /// The most table pages.
     pub fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// How many pages are charged.
+    /// How many table pages are charged.
     pub fn used(&self) -> u64 {
         // ORDERING: Relaxed, a figure.
         self.used.load(Ordering::Relaxed)
@@ -70,8 +124,39 @@ impl<B: Backend> AddressSpace<B> {
         all.saturating_sub(1)
     }
 
-    /// Charges `needed` more pages. Where the quota is used up, empty tables are given back first.
-    pub(super) fn charge(&mut self, needed: u64) -> Result<(), AddressSpaceError> {
+    /// Charges `needed` more pages and `mappings` more mappings than there are and were promised, or nothing. Where
+    /// the pages are used up, empty tables are given back first.
+    pub(super) fn charge(&mut self, needed: u64, mappings: u64) -> Result<(), AddressSpaceError> {
+        self.charge_tables(needed)?;
+        let charged = self.charge_mappings(mappings);
+        if charged.is_err() {
+            self.settle();
+        }
+        charged
+    }
+
+    /// Charges `more` mappings than there are and were promised.
+    pub(super) fn charge_mappings(&mut self, more: u64) -> Result<(), AddressSpaceError> {
+        let wanted = (self.areas.count() as u64).saturating_add(more);
+        if let Some(quota) = &self.quota {
+            quota.take_mappings(wanted.saturating_sub(self.charged_mappings))?;
+            self.charged_mappings = self.charged_mappings.max(wanted);
+        }
+        Ok(())
+    }
+
+    /// Has the charge be the mappings that there are and that were promised. All of these were charged before.
+    pub(super) fn settle_mappings(&mut self) {
+        let actual = self.areas.count() as u64;
+        if let Some(quota) = &self.quota
+            && let Some(less) = self.charged_mappings.checked_sub(actual)
+        {
+            quota.give_back_mappings(less);
+            self.charged_mappings = actual;
+        }
+    }
+
+    fn charge_tables(&mut self, needed: u64) -> Result<(), AddressSpaceError> {
         let Some(quota) = &self.quota else {
             self.charged += needed;
             return Ok(());
@@ -98,5 +183,6 @@ impl<B: Backend> AddressSpace<B> {
             }
         }
         self.charged = actual;
+        self.settle_mappings();
     }
 }

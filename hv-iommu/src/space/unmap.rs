@@ -7,9 +7,8 @@ use hv_core::{GpaRange, GuestMemory, IovaRange};
 use super::areas::{Area, State};
 use super::map::unpin;
 use super::{AddressSpace, AddressSpaceError};
-use crate::backend::{Backend, FlushSpan};
-use crate::flush::Need;
-use crate::pending::RedeemRefusal;
+use crate::backend::Backend;
+use crate::pending::{RedeemRefusal, Seal};
 
 impl<B: Backend> AddressSpace<B> {
     /// Unmaps every mapping in `range` and gives their pins back. Gives how many bytes that were.
@@ -55,6 +54,7 @@ impl<B: Backend> AddressSpace<B> {
     /// [`AddressSpaceError::Unit`] as for [`unmap`](Self::unmap), [`AddressSpaceError::ForeignMemory`].
     pub fn unmap_all(&mut self, memory: &GuestMemory) -> Result<u64, AddressSpaceError> {
         self.check_memory(memory)?;
+        self.areas.settle_vacant();
         self.take_down(memory, 0..self.areas.all().len(), |_| true)
     }
 
@@ -69,6 +69,7 @@ impl<B: Backend> AddressSpace<B> {
         gpa: GpaRange,
     ) -> Result<u64, AddressSpaceError> {
         self.check_memory(memory)?;
+        self.areas.settle_vacant();
         let reaches = |area: &Area<B>| {
             let behind = GpaRange::new(area.gpa, area.span.pages());
             behind.is_ok_and(|behind| behind.overlaps(&gpa))
@@ -83,6 +84,7 @@ impl<B: Backend> AddressSpace<B> {
     /// [`AddressSpaceError::Unit`], [`AddressSpaceError::Redeem`]; what did not open stays pending.
     pub fn retry(&mut self, memory: &GuestMemory) -> Result<u64, AddressSpaceError> {
         self.check_memory(memory)?;
+        self.areas.settle_vacant();
         self.take_down(memory, 0..self.areas.all().len(), |_| false)
     }
 
@@ -94,7 +96,7 @@ impl<B: Backend> AddressSpace<B> {
         indices: Indices<usize>,
         chosen: impl Fn(&Area<B>) -> bool,
     ) -> Result<u64, AddressSpaceError> {
-        let mut need: Option<Need> = None;
+        let mut seal: Option<Seal> = None;
         for index in indices.clone() {
             let Some(area) = self.areas.get_mut(index) else {
                 continue;
@@ -107,39 +109,40 @@ impl<B: Backend> AddressSpace<B> {
                 other => other,
             };
             if let State::Pending(pending) = &area.state {
-                let this = pending.seal().need;
-                need = Some(need.map_or(this, |need| need.and(this)));
+                let this = *pending.seal();
+                seal = Some(seal.map_or(this, |seal| seal.and(this)));
             }
         }
-        let Some(need) = need else {
+        let Some(seal) = seal else {
             return Ok(0);
         };
         let core = self.domain.core.clone();
-        let receipt = core.flush(FlushSpan::Pages(need.span), need.depth)?;
+        // The one wait, for walkers too: below it is only seen whether they have left.
+        let receipt = seal.flush(&core)?;
         let mut bytes = 0;
         let mut refused: Option<RedeemRefusal> = None;
         for index in indices.clone() {
             let Some(area) = self.areas.get_mut(index) else {
                 continue;
             };
-            area.state = match area.take() {
-                State::Pending(pending) => {
-                    pending.seal().await_walkers(&core);
-                    match pending.redeem(&receipt) {
-                        Ok((range, run)) => {
-                            bytes += range.span().pages().bytes();
-                            unpin(memory, run);
-                            State::Vacant(range)
-                        }
-                        Err(error) => {
-                            refused = Some(error.reason);
-                            State::Pending(error.pending)
-                        }
-                    }
+            let pending = match area.take() {
+                State::Pending(pending) => pending,
+                other => {
+                    area.state = other;
+                    continue;
                 }
-                other => other,
             };
-            area.settle_vacant();
+            match pending.redeem(&receipt) {
+                Ok((range, run)) => {
+                    bytes += range.span().pages().bytes();
+                    unpin(memory, run);
+                    self.areas.vacate(index, range);
+                }
+                Err(error) => {
+                    refused = Some(error.reason);
+                    area.state = State::Pending(error.pending);
+                }
+            }
         }
         self.areas.sweep(indices);
         core.assist_reclaim();

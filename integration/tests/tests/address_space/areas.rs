@@ -126,9 +126,11 @@ fn a_split_is_asked_for_by_name() {
         one.space.split(Iova::new(cut)).unwrap();
         assert!(one.writes(cut) && one.writes(cut - 1));
         // There is a border already.
-        let wanted = iovas(cut, 1);
-        let again = one.space.split(Iova::new(cut));
-        assert_eq!(again, Err(AddressSpaceError::NotMapped { wanted }));
+        let at = Iova::new(cut);
+        let before = (one.listed(), one.space.charged());
+        let again = one.space.split(at);
+        assert_eq!(again, Err(AddressSpaceError::BeginsThere { at }));
+        assert_eq!((one.listed(), one.space.charged()), before);
     }
     assert_eq!(
         one.listed(),
@@ -348,5 +350,28 @@ fn mock_domain_a_map_that_the_table_refuses_leaves_nothing() {
         failing += 1;
     }
     assert_eq!(failing, 4);
+    one.end();
+}
+
+/// Every second mapping goes in one call, and what stays is where it was.
+#[test]
+fn revoke_takes_every_second_mapping_out_in_one_pass() {
+    const EACH: u64 = 500;
+    let mut one = guest(vm(1));
+    let at = |number: u64| 0x10_0000 + number * 2 * PAGE;
+    for number in 0..2 * EACH {
+        one.map(at(number), number % 2 * PAGE, 1);
+    }
+    one.machine.fake.take_log(0);
+    let revoked = one.space.revoke(&one.memory, gpas(PAGE, 1));
+    assert_eq!(revoked, Ok(EACH * PAGE));
+    let log = one.machine.fake.take_log(0);
+    assert_eq!(log.len(), 1, "{log:?}");
+    let left: Vec<_> = (0..EACH).map(|number| (at(2 * number), 0, 1)).collect();
+    assert_eq!(one.listed(), left);
+    assert!(one.writes(at(0)) && !one.writes(at(1)) && one.writes(at(2)));
+    assert_eq!(one.memory.pinned_pages(), EACH);
+    // The places are free again.
+    one.map(at(1), PAGE, 1);
     one.end();
 }

@@ -120,3 +120,31 @@ fn a_copy_does_not_allow_more_than_its_source() {
     assert_eq!(copy.unwrap().kind, MappingKind::Memory);
     one.end();
 }
+
+#[test]
+fn a_copy_out_of_another_guests_space_is_refused_and_changes_nothing() {
+    let mut one = guest(vm(1));
+    let mut other = guest(vm(2));
+    other.map(0x1000, 0x3000, 4);
+    one.map(0x1000, 0, 1);
+    let at = Iova::new(0x9000);
+    let from = iovas(0x2000, 2);
+    let refused = one
+        .space
+        .copy_from(&one.memory, &other.space, from, at, Perms::Read);
+    let (space, memory) = (vm(1), vm(2));
+    let expected = AddressSpaceError::ForeignMemory { space, memory };
+    assert_eq!(refused, Err(expected));
+    assert_eq!(one.listed(), [(0x1000, 0, 1)]);
+    assert_eq!(
+        (one.memory.pinned_pages(), other.memory.pinned_pages()),
+        (1, 4)
+    );
+    // Where nothing is mapped it is the guest that counts, too.
+    let nothing = one
+        .space
+        .copy_from(&one.memory, &other.space, iovas(0x8000, 1), at, Perms::Read);
+    assert_eq!(nothing, Err(expected));
+    one.end();
+    other.end();
+}

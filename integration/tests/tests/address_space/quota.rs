@@ -2,9 +2,11 @@
 
 use hv_core::{Iova, Perms, Shared};
 use hv_iommu::{AddressSpace, AddressSpaceError, Domain, TableQuota};
+use hv_tests::fake::{Answer, Call};
+use hv_tests::heap;
 
 use super::machine::{FAR, Machine, PLAIN, gpas, iovas, vm};
-use super::space::{end_space, guest_on};
+use super::space::{PAGE, end_space, guest_on};
 
 fn quota(limit: u64) -> Shared<TableQuota> {
     Shared::try_new(TableQuota::new(limit)).unwrap()
@@ -82,4 +84,106 @@ fn a_bulk_map_is_charged_before_and_settled_after() {
     assert_eq!(one.memory.pinned_pages(), 0);
     one.end();
     assert_eq!(limit.used(), 0);
+}
+
+/// A guest that maps one page all over fills the hypervisor's heap no further than the quota says.
+#[test]
+fn mappings_are_bounded_and_come_back_one_by_one() {
+    assert_eq!(quota(5).mappings_limit(), 5 * 512);
+    let limit = Shared::try_new(TableQuota::with_mappings(100, 3)).unwrap();
+    let mut one = guest_on(Machine::new(), vm(1), Some(limit.clone()));
+    one.map(0x1000, 0, 2);
+    one.map(0x8000, 0, 2);
+    one.space.split(Iova::new(0x2000)).unwrap();
+    assert_eq!(limit.mappings_used(), 3);
+    let before = (one.listed(), limit.used(), one.memory.pinned_pages());
+    let (needed, used) = (1, 3);
+    let full = AddressSpaceError::TooManyMappings {
+        needed,
+        used,
+        limit: 3,
+    };
+    let mapped = one
+        .space
+        .map(&one.memory, Iova::new(0x4000_0000), gpas(0, 1), Perms::Read);
+    assert_eq!(mapped, Err(full));
+    assert_eq!(one.space.split(Iova::new(0x9000)), Err(full));
+    let guest = one.space.map_guest(&one.memory, Perms::Read);
+    assert!(guest.is_err(), "{guest:?}");
+    let after = (one.listed(), limit.used(), one.memory.pinned_pages());
+    assert_eq!((after, limit.mappings_used()), (before, 3));
+    one.space.unmap(&one.memory, iovas(0x2000, 1)).unwrap();
+    assert_eq!(limit.mappings_used(), 2);
+    // What waits for a flush is held by the space as before.
+    one.machine.fake.plan(0, Call::Submit, 0, Answer::Busy);
+    assert!(one.space.unmap_all(&one.memory).is_err());
+    assert_eq!(limit.mappings_used(), 2);
+    one.space.retry(&one.memory).unwrap();
+    assert_eq!(limit.mappings_used(), 0);
+    one.map(0x1000, 0, 2);
+    one.end();
+    assert_eq!((limit.used(), limit.mappings_used()), (0, 0));
+}
+
+#[test]
+fn pieces_of_a_bulk_map_are_charged_until_they_are_joined() {
+    let limit = Shared::try_new(TableQuota::with_mappings(100, 6)).unwrap();
+    let mut one = guest_on(Machine::new(), vm(1), Some(limit.clone()));
+    one.give(0x4000_0000, 2048);
+    let parts = |count| std::num::NonZeroUsize::new(count).unwrap();
+    // Two slots, and up to five cuts.
+    let refused = one.space.bulk(&one.memory, Perms::Read, parts(5));
+    let over = matches!(
+        refused,
+        Err(AddressSpaceError::TooManyMappings { limit: 6, .. })
+    );
+    assert!(over, "{refused:?}");
+    assert_eq!((limit.mappings_used(), one.memory.pinned_pages()), (0, 0));
+    for adopted in [true, false] {
+        let mut all = one.space.bulk(&one.memory, Perms::Read, parts(4)).unwrap();
+        assert!(limit.mappings_used() > 2);
+        if adopted {
+            all.iter_mut().for_each(hv_iommu::BulkPart::map);
+        }
+        assert_eq!(one.space.adopt(&one.memory, all).is_ok(), adopted);
+        assert_eq!(limit.mappings_used(), if adopted { 2 } else { 0 });
+        one.space.unmap_all(&one.memory).unwrap();
+        assert_eq!(limit.mappings_used(), 0);
+    }
+    one.end();
+}
+
+/// More pieces come back than went out, and the domain's list of free ranges cannot grow: the space keeps the piece,
+/// charged, until the next call.
+#[test]
+fn what_the_domain_could_not_take_back_is_kept_and_settled_by_the_next_call() {
+    const PAGES: u64 = 512;
+    let limit = quota(100);
+    let mut one = guest_on(Machine::new(), vm(1), Some(limit.clone()));
+    one.give(0x4000_0000, PAGES);
+    let at = |number: u64| 0x8000_0000 + number * PAGE;
+    one.map(at(0), 0x4000_0000, PAGES);
+    for number in 1..PAGES {
+        one.space.split(Iova::new(at(number))).unwrap();
+    }
+    let mut left = PAGES;
+    let (mut kept, mut times) = (false, 0);
+    for number in (1..PAGES).step_by(2) {
+        // What is kept goes back with the next unmap, which finds memory.
+        heap::fail_after((!kept).then_some(0));
+        let unmapped = one.space.unmap(&one.memory, iovas(at(number), 1));
+        kept = !kept && heap::count() > 0;
+        heap::fail_after(None);
+        assert_eq!(unmapped, Ok(PAGE));
+        left -= 1;
+        times += u64::from(kept);
+        assert_eq!(limit.mappings_used(), left + u64::from(kept));
+        assert_eq!(one.listed().len() as u64, left);
+    }
+    assert!(times > 0 && !kept, "the list did not grow");
+    assert_eq!(limit.mappings_used(), left);
+    for number in (1..PAGES).step_by(2) {
+        one.map(at(number), 0, 1);
+    }
+    one.end();
 }

@@ -1,14 +1,16 @@
 //! Units that do not answer while a guest's mappings come and go.
 
+use std::ops::ControlFlow;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use hv_core::platform::FrameSource;
+use hv_core::platform::{Clock, FrameSource};
 use hv_core::{Gpa, GuestMemoryError, Iova, Perms};
-use hv_iommu::{AddressSpaceError, FlushError, UnitCaps, UnitError, UnitIndex};
+use hv_iommu::{AddressSpaceError, FlushError, RedeemRefusal, UnitCaps, UnitError, UnitIndex};
 use hv_tests::fake::{Answer, Call, Completion};
 
 use super::machine::{Machine, full_unit, gpas, iovas, vm};
-use super::space::{PAGE, guest, guest_on};
+use super::space::{PAGE, end_space, guest, guest_on};
 
 #[test]
 fn bc01_xsa_373_what_was_not_flushed_stays_pinned_until_a_flush_works() {
@@ -102,5 +104,49 @@ fn frames_of_a_pending_mapping_come_back_with_the_end() {
     let host = one.machine.host();
     let spare = host.frames(1);
     host.free_frames(spare);
+    one.end();
+}
+
+/// A CPU stays in a walk, of another space even, for longer than a wait lasts.
+#[test]
+fn one_call_waits_for_walkers_once_however_many_tables_it_detached() {
+    const AREAS: u64 = 8;
+    let mut one = guest(vm(1));
+    let mut other = one.other_space();
+    other
+        .map(&one.memory, Iova::new(0x1000), gpas(0, 1), Perms::Read)
+        .unwrap();
+    one.give(0x4000_0000, 1024);
+    // Not aligned in the guest, so each fills a table of small pages.
+    for number in 0..AREAS {
+        one.map(0x8000_0000 + number * 512 * PAGE, 0x4000_1000, 512);
+    }
+    let tables = one.space.domain().table_pages();
+    let (entered, seen) = mpsc::channel();
+    let (go, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let domain = other.domain();
+        let walker = scope.spawn(move || {
+            let _ = domain.mappings(iovas(0, 16), |_| {
+                entered.send(()).unwrap();
+                let _ = wait.recv_timeout(Duration::from_secs(10));
+                ControlFlow::Continue(())
+            });
+        });
+        seen.recv_timeout(Duration::from_secs(10)).unwrap();
+        let start = one.machine.host().now();
+        let refused = one.space.unmap_all(&one.memory);
+        let waited = one.machine.host().now().since(start);
+        let walked = AddressSpaceError::Redeem(RedeemRefusal::StillWalked);
+        assert_eq!(refused, Err(walked));
+        // The deadline of the machine is a millisecond.
+        let (least, most) = (Duration::from_millis(1), Duration::from_millis(2));
+        assert!((least..most).contains(&waited), "{waited:?}");
+        assert_eq!(one.space.domain().table_pages(), tables);
+        go.send(()).unwrap();
+        walker.join().unwrap();
+    });
+    assert_eq!(one.space.retry(&one.memory), Ok(AREAS * 512 * PAGE));
+    end_space(other, &one.memory);
     one.end();
 }

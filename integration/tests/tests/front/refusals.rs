@@ -1,5 +1,6 @@
 //! Each refusal has a code of its own and changes nothing.
 
+use hv_iommu::TableQuota;
 use hv_iommu::front::Code;
 
 use super::requests::{self, READ, WRITE};
@@ -101,7 +102,8 @@ fn every_refusal_has_its_own_code_and_changes_nothing() {
             requests::map(other, READ, 0x9000, MEMORY, PAGE),
         ),
         (Code::NotMapped, requests::unmap(id, 0x1000, PAGE)),
-        (Code::NotMapped, requests::split(id, 0x9000)),
+        (Code::NotMapped, requests::split(id, 0x8000)),
+        (Code::BeginsThere, requests::split(id, 0x9000)),
         (Code::NotMapped, requests::query(id, 0xd000)),
         (Code::Cuts, requests::unmap(id, 0xa000, 8 * PAGE)),
         (
@@ -138,6 +140,27 @@ fn every_refusal_has_its_own_code_and_changes_nothing() {
         assert_eq!(stand.refused(&request), code, "{request:x?}");
         assert_eq!(stand.state(&[id, other]), before, "{code:?}");
     }
+    stand.end();
+}
+
+#[test]
+fn a_guest_with_all_its_mappings_is_told_so() {
+    let mut stand = Stand::with(TableQuota::with_mappings(100, 2));
+    let id = stand.create();
+    stand.done(&requests::map(id, READ, 0x9000, MEMORY, 4 * PAGE));
+    stand.done(&requests::split(id, 0xa000));
+    let before = stand.state(&[id]);
+    for request in [
+        requests::map(id, READ, 0x1000, MEMORY, PAGE),
+        requests::copy(id, READ, id, 0x9000, 0x1000, PAGE),
+        requests::split(id, 0xb000),
+    ] {
+        assert_eq!(stand.refused(&request), Code::TooManyMappings);
+        assert_eq!(stand.state(&[id]), before);
+    }
+    // Numbers never change their meaning.
+    let numbers = [Code::Internal, Code::BeginsThere, Code::TooManyMappings];
+    assert_eq!(numbers.map(|code| code as u32), [30, 31, 32]);
     stand.end();
 }
 

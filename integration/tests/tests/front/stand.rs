@@ -1,6 +1,6 @@
 //! A guest that talks to a front.
 
-use hv_core::{Gpa, GuestMemory, Shared, UserManaged, VmId};
+use hv_core::{Gpa, GuestMemory, Shared, UserManaged};
 use hv_iommu::front::{Code, Front, Reply, SpaceMaker};
 use hv_iommu::{AddressSpace, Claimed, Domain, DomainConfig, Group, Needs, TableQuota};
 use hv_tests::fake::Fake;
@@ -46,17 +46,18 @@ pub(crate) const MEMORY: u64 = 0x10_0000;
 
 impl Stand {
     pub(crate) fn new(quota: u64) -> Self {
-        Self::of(vm(1), quota)
+        Self::with(TableQuota::new(quota))
     }
 
-    fn of(vm: VmId, quota: u64) -> Self {
+    pub(crate) fn with(quota: TableQuota) -> Self {
+        let vm = vm(1);
         let mut machine = Machine::new();
         let mut memory = GuestMemory::new(vm);
         memory
             .give(Gpa::new(MEMORY), machine.host().frames(64))
             .unwrap();
         let group = machine.take(FAR).claim_for_guest(vm);
-        let quota = Shared::try_new(TableQuota::new(quota)).unwrap();
+        let quota = Shared::try_new(quota).unwrap();
         Self {
             machine,
             memory,
@@ -114,6 +115,7 @@ impl Stand {
             self.memory.pinned_pages(),
             self.machine.host().frames_out(),
             self.maker.quota.used(),
+            self.maker.quota.mappings_used(),
             self.front.objects(),
         );
         format!("{spaces:x?} {held:?}")
@@ -133,6 +135,6 @@ impl Stand {
         hv_core::platform::FrameSource::free_frames(machine.host(), frames);
         assert_eq!(machine.host().frames_out(), 0);
         assert_eq!(machine.iommu.domains_in_use(), 0);
-        assert_eq!(maker.quota.used(), 0);
+        assert_eq!((maker.quota.used(), maker.quota.mappings_used()), (0, 0));
     }
 }
