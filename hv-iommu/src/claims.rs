@@ -1,4 +1,7 @@
 //! A table of groups at rest, from which several tenants claim at once.
+//!
+//! The loom models `bc05_of_two_claims_one_gets_the_group` and `bc05_a_group_goes_from_holder_to_holder` pin that each
+//! group has one holder.
 
 use alloc::vec::Vec;
 

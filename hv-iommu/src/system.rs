@@ -1,4 +1,8 @@
 //! The subsystem as a whole: the backend, the register of domains and bound devices, faults.
+//!
+//! Whom a fault is told to be of while its device goes elsewhere, the loom models
+//! `bc19_a_fault_is_told_while_its_device_goes` and
+//! `bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves` pin.
 
 use alloc::vec::Vec;
 use core::time::Duration;

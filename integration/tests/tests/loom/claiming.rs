@@ -98,10 +98,8 @@ fn claim_against_release() {
             panic!("{error}");
         };
         let holders = [1, 2].map(|number| OwnerId::Vm(VmId::new(number).unwrap()));
-        let who = match holders.iter().position(|other| *other == holder) {
-            Some(guest) => guest,
-            None => 2,
-        };
+        let guest = holders.iter().position(|other| *other == holder);
+        let who = guest.unwrap_or(2);
         assert!(who != by && all[who].is_ok(), "{error}");
     }
     assert!(all.contains(&Ok(())));

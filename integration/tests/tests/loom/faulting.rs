@@ -20,15 +20,13 @@ const SMALL: DomainConfig = DomainConfig {
 /// Who caused a fault, as it is told.
 type Culprit = Option<(GroupId, DomainUid, OwnerId)>;
 
+/// The group of a device that its driver has claimed, or attached.
+type Ours = Group<Board, Claimed<KernelPaging>>;
+type Working = Group<Board, Attached<KernelPaging, Board>>;
+
 // On its own: the stacks of a model's threads are small.
 #[inline(never)]
-fn attached(
-    group: Group<Board, Claimed<KernelPaging>>,
-) -> (
-    Group<Board, Attached<KernelPaging, Board>>,
-    Domain<KernelPaging, Board>,
-    Culprit,
-) {
+fn attached(group: Ours) -> (Working, Domain<KernelPaging, Board>, Culprit) {
     let domain = Domain::paging_domain_alloc(&group, SMALL).unwrap();
     let culprit = Some((group.id(), domain.uid(), OwnerId::Hypervisor));
     let group = group.attach(&domain).unwrap();
@@ -40,6 +38,25 @@ fn attached(
 fn end(iommu: &Iommu<Board>, domain: Domain<KernelPaging, Board>) {
     assert_eq!(domain.destroy().unwrap().count(), 0);
     iommu.sweep();
+}
+
+// On its own, as above.
+#[inline(never)]
+fn detached(
+    iommu: &Iommu<Board>,
+    group: Working,
+    domain: Domain<KernelPaging, Board>,
+) -> Box<Ours> {
+    let group = Box::new(group.detach().unwrap());
+    end(iommu, domain);
+    group
+}
+
+// On its own, as above.
+#[inline(never)]
+fn claimed_anew(group: Box<Ours>) -> Box<Ours> {
+    let group = group.release().claimable().unwrap();
+    Box::new(group.claim_for_hypervisor())
 }
 
 #[inline(never)]
@@ -58,7 +75,7 @@ fn faults(iommu: &Iommu<Board>) -> Vec<Culprit> {
 /// A machine whose CPU 0 has this many frames, and a device of it, claimed.
 // On its own, as above.
 #[inline(never)]
-fn device(frames: usize) -> (Iommu<Board>, Group<Board, Claimed<KernelPaging>>) {
+fn device(frames: usize) -> (Iommu<Board>, Ours) {
     let (iommu, mut groups) = machine(frames);
     let group = groups.remove(0).claimable().unwrap();
     (iommu, group.claim_for_hypervisor())
@@ -114,10 +131,8 @@ fn faults_against_reassignment() {
             found
         })
     };
-    let group = group.detach().unwrap();
-    end(&iommu, domain);
-    let group = group.release().claimable().unwrap();
-    let (group, domain, new) = attached(group.claim_for_hypervisor());
+    let group = claimed_anew(detached(&iommu, group, domain));
+    let (group, domain, new) = attached(*group);
     let found = reader.join().unwrap();
     // In the order in which the device was: with the old one, with nobody, with the new one.
     let place = |culprit: &Culprit| match culprit {
@@ -135,8 +150,7 @@ fn faults_against_reassignment() {
         [1, ..] => saw("nobody's"),
         _ => {}
     }
-    drop(group.detach().unwrap());
-    end(&iommu, domain);
+    drop(detached(&iommu, group, domain));
     assert_eq!(iommu.domains_in_use(), 0);
 }
 
