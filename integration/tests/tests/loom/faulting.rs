@@ -54,7 +54,7 @@ fn detached(
 
 // On its own, as above.
 #[inline(never)]
-fn claimed_anew(group: Box<Ours>) -> Box<Ours> {
+fn claimed_anew(group: Ours) -> Box<Ours> {
     let group = group.release().claimable().unwrap();
     Box::new(group.claim_for_hypervisor())
 }
@@ -131,7 +131,7 @@ fn faults_against_reassignment() {
             found
         })
     };
-    let group = claimed_anew(detached(&iommu, group, domain));
+    let group = claimed_anew(*detached(&iommu, group, domain));
     let (group, domain, new) = attached(*group);
     let found = reader.join().unwrap();
     // In the order in which the device was: with the old one, with nobody, with the new one.
