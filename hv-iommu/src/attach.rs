@@ -116,6 +116,14 @@ pub enum AttachError {
         /// The group.
         group: GroupId,
     },
+    /// The group was cut off for its faults.
+    #[error(
+        "{group} was cut off because it caused too many faults: `detach` it, reset its devices, and attach it anew"
+    )]
+    CutOff {
+        /// The group.
+        group: GroupId,
+    },
     /// The function's command register did not take bus mastering.
     #[error("{function} did not take bus mastering: its command register reads {command:#06x}")]
     NoBusMastering {

@@ -309,11 +309,28 @@ pub struct RawFault {
     pub code: u16,
 }
 
+/// One recorded fault of a source that is no function of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrayFault {
+    /// What the hardware calls the source.
+    pub source: u32,
+    /// The page that was asked for, where the record has one.
+    pub address: Iova,
+    /// In which direction.
+    pub access: Access,
+    /// What kind of mistake it is.
+    pub class: FaultClass,
+    /// The vendor's reason code.
+    pub code: u16,
+}
+
 /// What a look at a unit's fault log gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultEvent {
     /// One fault; its record is free again.
     Fault(RawFault),
+    /// One fault of a source that is no function of the machine; its record is free again.
+    Stray(StrayFault),
     /// Faults were lost because the log was full; the condition was cleared.
     Overflow,
 }
@@ -423,6 +440,13 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::Busy`] while another context resets the
     /// unit, else what the unit did not do. It is wedged as before then.
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError>;
+
+    /// Asks a unit to record no more faults of a bound requester, until it is bound anew. Its requests are judged as
+    /// before. Called under a lock: it waits for no hardware.
+    ///
+    /// # Errors
+    /// [`UnitError`]: faults of it may go on being recorded.
+    fn quiet(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
     /// Takes one event from the unit's fault log, if there is one.
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent>;

@@ -9,6 +9,7 @@ use hv_core::{OutOfMemory, Owner, PciAddress};
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitError};
+use crate::faults::Meter;
 use crate::group::{Group, Hold, Inner, Wedged};
 use crate::shape::Shape;
 use crate::system::Bound;
@@ -73,6 +74,7 @@ pub(crate) fn register<B: Backend>(
             group: inner.id,
             domain: anchor.uid(),
             owner,
+            meter: Meter::default(),
         }));
     drop(registry);
     anchor.hold();

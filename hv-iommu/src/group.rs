@@ -241,7 +241,8 @@ impl<B: Backend, S> Group<B, S> {
     /// # Errors
     /// [`AttachError::NotAMember`], [`AttachError::Gone`] when a function does not answer,
     /// [`AttachError::NoBusMastering`] when the function did not take the
-    /// setting, or [`AttachError::Unit`] when the unit is wedged: its devices stay cut off.
+    /// setting, [`AttachError::CutOff`] when the group caused too many faults, or [`AttachError::Unit`] when the unit is
+    /// wedged: its devices stay cut off.
     pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
     where
         S: MaySend,
@@ -256,6 +257,7 @@ impl<B: Backend, S> Group<B, S> {
         if self.inner.system.wedged.has(unit) {
             return Err(UnitError::Wedged { unit }.into());
         }
+        self.inner.check_not_cut_off()?;
         let platform = self.inner.system.backend.platform();
         for function in self.inner.upstream.iter().chain([&member]) {
             let function = *function;
@@ -273,7 +275,10 @@ impl<B: Backend, S> Group<B, S> {
             clear_bus_mastering(platform, member);
             return Err(UnitError::Wedged { unit }.into());
         }
-        Ok(())
+        // Likewise: who cuts the group off for its faults does so under the lock that this takes.
+        self.inner.check_not_cut_off().inspect_err(|_| {
+            clear_bus_mastering(platform, member);
+        })
     }
 
     /// Stops `member` from sending requests.

@@ -22,6 +22,7 @@ mod destroy;
 mod dirty;
 mod dma;
 mod domain;
+mod faults;
 mod flush;
 mod format;
 pub mod front;
@@ -59,7 +60,7 @@ mod topology;
 pub use attach::{AttachError, AttachFailed, NeedsNoWitness};
 pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
-    HwDomainId, LevelSet, RawFault, UnitCaps, UnitError, UnitIndex,
+    HwDomainId, LevelSet, RawFault, StrayFault, UnitCaps, UnitError, UnitIndex,
 };
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
@@ -75,6 +76,7 @@ pub use dma::{
     Snooping, StreamError, StreamMapping, StreamOnCpu, ToDevice, Trust,
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
+pub use faults::{CutOff, FaultBudget, FaultNotice, FaultReport};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
 pub use group::{
@@ -105,7 +107,7 @@ pub use space::{
     AddressSpace, AddressSpaceError, BulkPart, MappingKind, ReservedFor, SpaceMapping,
     SpaceTeardown, TableQuota,
 };
-pub use system::{Config, FaultNotice, FaultReport, Iommu, SetupError};
+pub use system::{Config, Iommu, SetupError};
 pub use topology::{
     AccessControl, BusRange, FunctionKind, GroupPlan, PciFunction, PhantomBits, VirtualFunctions,
     group_plans,

@@ -1,8 +1,4 @@
-//! The subsystem as a whole: the backend, the register of domains and bound devices, faults.
-//!
-//! Whom a fault is told to be of while its device goes elsewhere, the loom models
-//! `bc19_a_fault_is_told_while_its_device_goes` and
-//! `bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves` pin.
+//! The subsystem as a whole: the backend, the register of domains and bound devices.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -12,8 +8,9 @@ use hv_core::sync::{Mutex, Ordering};
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
-use crate::backend::{Backend, FaultEvent, RawFault, UnitCaps, UnitIndex};
+use crate::backend::{Backend, UnitCaps, UnitIndex};
 use crate::domain::{DomainCore, DomainUid};
+use crate::faults::{FaultBudget, Meter};
 use crate::group::GroupId;
 use crate::ids::DomainIds;
 use crate::quiesce::{Guard, Quiescence, RetireEpoch, Stay};
@@ -26,6 +23,8 @@ use crate::topology::PciFunction;
 pub struct Config {
     /// How long a unit may take for one request before it counts as wedged.
     pub wait: Duration,
+    /// How many faults a group of devices may cause before it is cut off.
+    pub faults: FaultBudget,
 }
 
 impl Default for Config {
@@ -33,6 +32,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             wait: Duration::from_secs(1),
+            faults: FaultBudget::default(),
         }
     }
 }
@@ -55,6 +55,8 @@ pub(crate) struct Bound {
     pub(crate) group: GroupId,
     pub(crate) domain: DomainUid,
     pub(crate) owner: OwnerId,
+    /// The faults that it has caused.
+    pub(crate) meter: Meter,
 }
 
 /// What has to be found without its value at hand.
@@ -74,6 +76,7 @@ pub(crate) struct System<B: Backend> {
     pub(crate) quiescence: Quiescence,
     pub(crate) ids: DomainIds,
     pub(crate) wait: Duration,
+    pub(crate) budget: FaultBudget,
     pub(crate) registry: Mutex<Registry<B>>,
     pub(crate) wedged: WedgedUnits,
     domain_ids: u32,
@@ -117,26 +120,6 @@ fn is_unused<B: Backend>(core: &Shared<DomainCore<B>>) -> bool {
     Shared::is_sole_owner(core) && core.buffers.load(Ordering::Acquire) == 0
 }
 
-/// One fault, with who caused it as far as that is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FaultReport {
-    /// The unit that recorded it.
-    pub unit: UnitIndex,
-    /// What it recorded.
-    pub fault: RawFault,
-    /// The requester's group, domain and owner, if it was bound when the fault was taken.
-    pub bound_to: Option<(GroupId, DomainUid, OwnerId)>,
-}
-
-/// What a look at the fault logs gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultNotice {
-    /// A fault.
-    Fault(FaultReport),
-    /// The unit lost faults because its log was full.
-    Lost(UnitIndex),
-}
-
 /// The IOMMU subsystem of a machine. A cheap handle; clones lead to the same subsystem.
 pub struct Iommu<B: Backend>(pub(crate) Shared<System<B>>);
 
@@ -147,10 +130,6 @@ impl<B: Backend> Clone for Iommu<B> {
 }
 
 impl<B: Backend> Iommu<B> {
-    /// The most fault events that one call of [`take_faults`](Self::take_faults) takes per unit, so
-    /// that a storm costs bounded time.
-    pub const FAULTS_PER_CALL: usize = 256;
-
     /// Sets the subsystem up over units that are running, and gives every group of devices among
     /// `functions`, at rest.
     ///
@@ -172,6 +151,7 @@ impl<B: Backend> Iommu<B> {
             quiescence: Quiescence::new(backend.platform().cpu_count())?,
             ids: DomainIds::new(domain_ids)?,
             wait: config.wait,
+            budget: config.faults,
             registry: Mutex::new(Registry {
                 bound: Vec::new(),
                 domains: Vec::new(),
@@ -217,35 +197,5 @@ impl<B: Backend> Iommu<B> {
     /// How many domains hold a domain id of the hardware.
     pub fn domains_in_use(&self) -> u32 {
         self.0.ids.in_use(self.0.domain_ids)
-    }
-
-    /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
-    /// each, and tells `report` of every event.
-    ///
-    /// Takes a lock that attaching and detaching take too: not for a handler that may interrupt a
-    /// call into this subsystem on its own CPU.
-    pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) {
-        for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
-            for _ in 0..Self::FAULTS_PER_CALL {
-                match self.0.backend.take_fault(unit) {
-                    None => break,
-                    Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
-                    Some(FaultEvent::Fault(fault)) => report(FaultNotice::Fault(FaultReport {
-                        unit,
-                        fault,
-                        bound_to: self.bound_to(fault.requester),
-                    })),
-                }
-            }
-        }
-    }
-
-    fn bound_to(&self, requester: PciAddress) -> Option<(GroupId, DomainUid, OwnerId)> {
-        let registry = self.0.registry.lock();
-        let bound = registry
-            .bound
-            .iter()
-            .find(|bound| bound.requester == requester)?;
-        Some((bound.group, bound.domain, bound.owner))
     }
 }

@@ -175,6 +175,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         self.unit(unit)?.reset(&self.platform)
     }
 
+    fn quiet(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
+        self.unit(unit)?.quiet(&self.platform, requester)
+    }
+
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
         self.unit(unit).ok()?.take_fault()
     }

@@ -270,6 +270,36 @@ impl ContextTables {
     }
 }
 
+impl ContextTables {
+    /// Stops faults of a bound requester from being recorded, and says under which id its entry may be cached.
+    pub(crate) fn quiet<P: Platform>(
+        &self,
+        context: &TableContext<'_, P>,
+        requester: PciAddress,
+    ) -> Result<HwDomainId, UnitError> {
+        let _edit = self.edit.lock();
+        let not_bound = UnitError::NotBound {
+            requester,
+            domain: HwDomainId::new(0),
+        };
+        let entry = self.context_entry(context, requester)?.ok_or(not_bound)?;
+        // ORDERING: Relaxed, the edit lock orders all writers of the entry.
+        let low = ContextLow::from_bits(entry.low.load(Ordering::Relaxed));
+        if !low.p() {
+            return Err(not_bound);
+        }
+        // ORDERING: Relaxed, as above.
+        let high = ContextHigh::from_bits(entry.high.load(Ordering::Relaxed));
+        // ORDERING: Relaxed, one store that changes one bit, which decides what is recorded and nothing about where
+        // requests go: whichever value the unit reads, the entry is the same binding.
+        entry
+            .low
+            .store(low.with_fpd(true).into_bits(), Ordering::Relaxed);
+        context.publish(entry.at, WORD_BYTES);
+        Ok(HwDomainId::new(high.did()))
+    }
+}
+
 fn too_wide<P: Platform>(context: &TableContext<'_, P>, page: PhysAddr) -> UnitError {
     UnitError::Hardware {
         unit: context.unit,

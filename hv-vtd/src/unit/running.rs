@@ -116,6 +116,19 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.queue.submit(&self.queue_with(platform), &batch)
     }
 
+    /// Stops faults of a bound requester from being recorded. See [`hv_iommu::Backend::quiet`].
+    pub(crate) fn quiet(&self, platform: &P, requester: PciAddress) -> Result<(), UnitError> {
+        let tables = self.tables_with(platform);
+        let domain = self.state.tables.quiet(&tables, requester)?;
+        let mut batch = Batch::new();
+        batch.push(Descriptor::context_device(domain, requester.requester()));
+        // Nobody waits: until it is done, a few more faults are recorded.
+        self.state
+            .queue
+            .submit(&self.queue_with(platform), &batch)?;
+        Ok(())
+    }
+
     /// Asks for a flush. See [`hv_iommu::Backend::submit`].
     pub(crate) fn submit(
         &self,

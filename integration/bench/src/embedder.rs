@@ -240,6 +240,10 @@ unsafe impl Backend for Instantly {
         Err(UnitError::NotWedged { unit })
     }
 
+    fn quiet(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
+        Ok(())
+    }
+
     fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {
         None
     }

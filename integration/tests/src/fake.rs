@@ -518,6 +518,13 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         Ok(())
     }
 
+    fn quiet(&self, index: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
+        let _exempt = heap::exempt();
+        let mut unit = self.unit(index)?;
+        unit.quiet.insert(requester);
+        Ok(())
+    }
+
     fn take_fault(&self, index: UnitIndex) -> Option<FaultEvent> {
         let _exempt = heap::exempt();
         let mut unit = self.unit(index).ok()?;

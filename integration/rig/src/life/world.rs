@@ -6,7 +6,8 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{Gpa, GuestMemory, KernelPaging, PageCount, PageSize, UserManaged, VmId};
 use hv_iommu::{
-    Attached, Blocked, Claimed, Config, FlushError, Group, InterruptsIsolated, UnitError, Wedged,
+    Attached, Blocked, Claimed, Config, FaultBudget, FlushError, Group, InterruptsIsolated,
+    UnitError, Wedged,
 };
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
@@ -73,7 +74,11 @@ pub(crate) fn bring_up(rig: &Rig) -> Result<(Subsystem, Vec<Group<Backend, Block
     let backend = discovery.and_then(hv_vtd::Discovery::bring_up);
     let backend = backend.map_err(|error| error.to_string())?;
     rig.watch();
-    let config = Config { wait: WAIT };
+    let config = Config {
+        wait: WAIT,
+        // Lives are all faults; what a budget does has a test of its own.
+        faults: FaultBudget::UNLIMITED,
+    };
     let (iommu, groups) =
         Subsystem::new(backend, &functions, config).map_err(|error| error.to_string())?;
     let free = groups

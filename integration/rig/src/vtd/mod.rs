@@ -147,7 +147,8 @@ impl Unit {
     fn fault(&mut self, bus: &mut Bus, request: &Request, reason: u8) -> Step {
         let read = request.access == hv_core::Access::Read;
         let (low, high) = spec::fault::record(request.requester, request.address, read, reason);
-        if !self.faults.record(low, high) {
+        let is_told = !walk::is_quiet(request);
+        if is_told && !self.faults.record(low, high) {
             self.status_of_faults |= spec::registers::FSTS_PFO;
         }
         bus.note_unit(self.index, || {

@@ -128,7 +128,9 @@ impl Unit {
         let (low, high) = (bus.memory.load(entry), bus.memory.load(entry + 8));
         let before = if at == entry { (old, high) } else { (low, old) };
         let (was, is) = (before.0 & 1 != 0, low & 1 != 0);
-        if was && is && old != new {
+        // Whether faults are recorded decides nothing about where requests go: one bit, changed by one store.
+        let only_telling = at == entry && old ^ new == entries::FAULT_PROCESSING_DISABLE;
+        if was && is && old != new && !only_telling {
             let what = format!(
                 "context entry at {entry:#x} changed from {:#x} {:#x} to {low:#x} {high:#x} while present",
                 before.0, before.1

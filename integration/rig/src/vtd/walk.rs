@@ -53,6 +53,16 @@ impl Walk {
     }
 }
 
+/// Whether the entry that a request goes through says that its faults are not recorded.
+pub(super) fn is_quiet(request: &Request) -> bool {
+    match &request.progress {
+        Progress::Vtd(Walk::Bound { context } | Walk::Tables { context, .. }) => {
+            context.fault_processing_disabled
+        }
+        _ => false,
+    }
+}
+
 /// Index of an address inside a table page, in bytes.
 const fn word_at(table: u64, index: u64) -> u64 {
     table + index * 8

@@ -62,7 +62,11 @@ impl Stand {
             .and_then(hv_vtd::Discovery::bring_up)
             .unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
         rig.watch();
-        let (iommu, at_rest) = Iommu::new(backend, &functions, Config { wait: WAIT }).unwrap();
+        let config = Config {
+            wait: WAIT,
+            ..Config::default()
+        };
+        let (iommu, at_rest) = Iommu::new(backend, &functions, config).unwrap();
         let (mut groups, mut pinned) = (Vec::new(), Vec::new());
         for group in at_rest {
             match group {

@@ -119,6 +119,7 @@ impl<T> Fake<T> {
         }
         unit.log.push(Logged::Bind(requester, bound.domain()));
         unit.bindings.insert(who, bound);
+        unit.quiet.remove(&requester);
         let Answer::Completes(completion) = answer else {
             return Err(broken(index));
         };

@@ -3,7 +3,7 @@
 //! It is the worst that the contract of `Backend` allows: it caches all that it reads, forgets only
 //! at the moment of a completion, and then only what was asked for and was read before the request.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use hv_core::fault::Fault;
 use hv_core::{Access, Iova, PageSize, Pasid, PciAddress, PhysAddr};
@@ -77,6 +77,8 @@ pub(super) struct Unit {
     pub(super) log: Vec<Logged>,
     pub(super) faults: VecDeque<RawFault>,
     pub(super) lost_faults: bool,
+    /// Requesters whose faults are not recorded.
+    pub(super) quiet: HashSet<PciAddress>,
     contexts: HashMap<Who, Cached<Option<Bound>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
@@ -111,6 +113,7 @@ impl Unit {
             log: Vec::new(),
             faults: VecDeque::new(),
             lost_faults: false,
+            quiet: HashSet::new(),
             contexts: HashMap::new(),
             leaves: HashMap::new(),
             links: HashMap::new(),
@@ -255,6 +258,9 @@ impl Unit {
                 class,
                 code: class as u16,
             };
+            if self.quiet.contains(&requester) {
+                return result;
+            }
             if self.faults.len() < FAULT_LOG {
                 self.faults.push_back(fault);
             } else {

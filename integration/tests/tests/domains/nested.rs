@@ -103,7 +103,7 @@ fn a_users_first_stage_reaches_what_its_parent_maps_and_no_more() {
             assert_eq!((domain, owner), (stage.uid(), OwnerId::Vm(vm(1))));
             report.fault.address.as_u64() >> 12
         }
-        FaultNotice::Lost(unit) => panic!("{unit} lost a fault"),
+        other => panic!("{other:?}"),
     });
     assert!(told.eq([6, 7]));
     // A table that the parent does not map is not walked.

@@ -57,7 +57,15 @@ pub(crate) fn machine(frames: usize) -> (Iommu<Board>, Vec<AtRest<Board>>) {
     };
     let functions = DEVICES.map(|device| PciFunction::new(device, FunctionKind::Endpoint));
     let wait = Duration::from_secs(1);
-    Iommu::new(board, &functions, Config { wait }).unwrap()
+    Iommu::new(
+        board,
+        &functions,
+        Config {
+            wait,
+            ..Config::default()
+        },
+    )
+    .unwrap()
 }
 
 impl Board {
@@ -163,6 +171,10 @@ unsafe impl Backend for Board {
 
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
         Err(UnitError::NotWedged { unit })
+    }
+
+    fn quiet(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
+        Ok(())
     }
 
     fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {

@@ -1,10 +1,13 @@
 //! Faults: who caused them, in which group and domain, and what a full log says.
 
-use hv_core::{Access, Iova, KernelPaging, Owner, Perms, UserManaged};
-use hv_iommu::{FaultClass, FaultNotice, FaultReport};
-use hv_tests::fake::{DmaFault, FAULT_LOG};
+use std::time::Duration;
 
-use super::machine::{ALIAS, Machine, NIC, OLD, TWIN, iovas, vm};
+use hv_core::{Access, Iova, KernelPaging, Owner, PciAddress, Perms, UserManaged};
+use hv_iommu::{AttachError, FaultBudget, FaultClass, FaultNotice, FaultReport};
+use hv_tests::fake::{DmaFault, FAULT_LOG};
+use hv_tests::host::Time;
+
+use super::machine::{ALIAS, Machine, NIC, OLD, TWIN, full_unit, iovas, isolated, vm};
 
 fn notices(machine: &Machine) -> Vec<FaultNotice> {
     let mut found = Vec::new();
@@ -15,7 +18,7 @@ fn notices(machine: &Machine) -> Vec<FaultNotice> {
 fn reports(machine: &Machine) -> Vec<FaultReport> {
     let report = |notice| match notice {
         FaultNotice::Fault(report) => report,
-        FaultNotice::Lost(unit) => panic!("{unit} lost faults"),
+        other => panic!("{other:?}"),
     };
     notices(machine).into_iter().map(report).collect()
 }
@@ -122,4 +125,83 @@ fn a_storm_is_told_in_bounded_steps_with_what_was_lost() {
         |notice: &FaultNotice| matches!(notice, FaultNotice::Lost(unit) if unit.index() == 0);
     assert_eq!(found.iter().position(lost), Some(FAULT_LOG));
     assert_eq!(notices(&machine), []);
+}
+
+/// Faults of a device at page after page, looked at after each.
+fn storm(machine: &Machine, device: PciAddress, faults: u64) -> Vec<FaultNotice> {
+    let mut found = Vec::new();
+    for page in 0..faults {
+        let at = Iova::new(page * 0x1000);
+        machine.fake.dma(device, at, Access::Read).unwrap_err();
+        found.extend(notices(machine));
+    }
+    found
+}
+
+fn sends(machine: &Machine, device: PciAddress) -> bool {
+    machine.host().bus_master(device).unwrap()
+}
+
+/// Shows: bc19.
+#[test]
+fn bc19_a_device_that_faults_without_end_is_cut_off_and_its_owner_told_once() {
+    let budget = FaultBudget::default();
+    let most = u64::from(budget.faults);
+    let mut machine = Machine::new();
+    let loose = machine.guest(TWIN[1], vm(7));
+    let well = machine.driver(NIC);
+    // As many as the budget allows are told, and nothing happens.
+    let within = storm(&machine, TWIN[1], most);
+    assert_eq!(within.len() as u64, most);
+    assert!(
+        within
+            .iter()
+            .all(|notice| matches!(notice, FaultNotice::Fault(_)))
+    );
+    assert!(sends(&machine, TWIN[1]));
+    // One more, and many more.
+    let after = storm(&machine, TWIN[1], 100);
+    let [FaultNotice::Fault(_), FaultNotice::CutOff(told)] = after[..] else {
+        panic!("{after:?}");
+    };
+    assert_eq!((told.requester, told.group), (TWIN[1], loose.group.id()));
+    assert_eq!((told.domain, told.budget), (loose.domain.uid(), budget));
+    assert_eq!(told.owner, UserManaged::owner_id(vm(7)));
+    for twin in TWIN {
+        assert!(!sends(&machine, twin), "{twin}: the group moves whole");
+        let refused = loose.group.enable_bus_mastering(twin).unwrap_err();
+        assert_eq!(
+            refused,
+            AttachError::CutOff {
+                group: loose.group.id()
+            }
+        );
+        assert!(!sends(&machine, twin));
+    }
+    // The others go on, and are told of.
+    assert!(sends(&machine, NIC));
+    assert_eq!(storm(&machine, NIC, 3).len(), 3);
+    // The way back is a detach, and to be attached anew.
+    let group = loose.group.detach().unwrap();
+    let group = group.attach_for_guest(&loose.domain, &isolated()).unwrap();
+    group.enable_bus_mastering(TWIN[1]).unwrap();
+    assert_eq!(storm(&machine, TWIN[1], 3).len(), 3);
+    drop(well);
+}
+
+/// Shows: bc19.
+#[test]
+fn bc19_faults_that_come_slowly_cut_nobody_off() {
+    let budget = FaultBudget::default();
+    // The clock moves on by more than the budget's time at each look.
+    let time = Time::PerLook(budget.within + Duration::from_nanos(1));
+    let mut machine = Machine::build([full_unit(), full_unit()], time, |_| ());
+    let driver = machine.driver(NIC);
+    let found = storm(&machine, NIC, u64::from(budget.faults) * 3);
+    assert!(
+        found
+            .iter()
+            .all(|notice| matches!(notice, FaultNotice::Fault(_)))
+    );
+    driver.group.enable_bus_mastering(NIC).unwrap();
 }

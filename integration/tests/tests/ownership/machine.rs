@@ -178,7 +178,11 @@ impl Machine {
             Time::Real => Duration::from_secs(20),
             Time::PerLook(_) => Duration::from_millis(1),
         };
-        let (iommu, groups) = Iommu::new(fake.clone(), &functions, Config { wait }).unwrap();
+        let config = Config {
+            wait,
+            ..Config::default()
+        };
+        let (iommu, groups) = Iommu::new(fake.clone(), &functions, config).unwrap();
         Self {
             iommu,
             fake,

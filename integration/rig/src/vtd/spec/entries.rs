@@ -154,6 +154,10 @@ pub(crate) enum BadContext {
     TableAboveHostWidth(u64),
 }
 
+/// The bit of a present context entry that a driver may change (VT-d manual, context entry, FPD): faults of the
+/// requester are not recorded.
+pub(crate) const FAULT_PROCESSING_DISABLE: u64 = 1 << 1;
+
 /// What a context entry says, `None` if it is not present (VT-d manual, context entry): P in 0, FPD in 1,
 /// TT in 3:2, tables in 63:12, AW in 66:64, domain id in 87:72; 70:67 ignored, all else reserved.
 pub(crate) fn context(low: u64, high: u64, limits: &Limits) -> Result<Option<Context>, BadContext> {

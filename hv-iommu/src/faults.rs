@@ -1,0 +1,233 @@
+//! Faults: whose they are, and how many of them a device may cause before it is cut off.
+//!
+//! Whom a fault is told to be of while its device goes elsewhere, the loom models
+//! `bc19_a_fault_is_told_while_its_device_goes` and
+//! `bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves` pin.
+
+use core::time::Duration;
+
+use hv_core::platform::{Clock, Instant};
+use hv_core::{OwnerId, PciAddress};
+
+use crate::attach::AttachError;
+use crate::backend::{Backend, FaultEvent, RawFault, StrayFault, UnitIndex};
+use crate::domain::DomainUid;
+use crate::group::{GroupId, Inner, clear_bus_mastering};
+use crate::system::{Iommu, Registry, System};
+
+/// How many faults a group of devices may cause in a time before it is cut off.
+///
+/// A device that faults again and again fills the log that it shares with others, and costs time on each look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultBudget {
+    /// How many faults are still in order.
+    pub faults: u32,
+    /// In what time.
+    pub within: Duration,
+}
+
+impl FaultBudget {
+    /// No device is ever cut off for its faults.
+    pub const UNLIMITED: Self = Self {
+        faults: u32::MAX,
+        within: Duration::ZERO,
+    };
+}
+
+impl Default for FaultBudget {
+    /// A thousand a second: a driver with a bug causes some, a device that a guest turned loose causes millions.
+    fn default() -> Self {
+        Self {
+            faults: 1000,
+            within: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What of its budget a requester has used up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Meter {
+    /// When the present stretch of time began; `None` before the first fault.
+    since: Option<Instant>,
+    /// Faults since then.
+    faults: u32,
+    /// Whether the group was cut off for its faults.
+    pub(crate) cut_off: bool,
+}
+
+impl Meter {
+    /// Counts a fault. Says whether that is one too many.
+    fn count(&mut self, now: Instant, budget: FaultBudget) -> bool {
+        match self.since {
+            Some(since) if now <= since.after(budget.within) => {
+                self.faults = self.faults.saturating_add(1);
+            }
+            _ => {
+                self.since = Some(now);
+                self.faults = 1;
+            }
+        }
+        self.faults > budget.faults
+    }
+}
+
+/// One fault, with who caused it as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultReport {
+    /// The unit that recorded it.
+    pub unit: UnitIndex,
+    /// What it recorded.
+    pub fault: RawFault,
+    /// The requester's group, domain and owner, if it was bound when the fault was taken.
+    pub bound_to: Option<(GroupId, DomainUid, OwnerId)>,
+}
+
+/// What a look at the fault logs gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultNotice {
+    /// A fault.
+    Fault(FaultReport),
+    /// A fault of something that no function of the machine sends as.
+    Stray(UnitIndex, StrayFault),
+    /// The unit lost faults because its log was full.
+    Lost(UnitIndex),
+    /// A group caused more faults than its budget allows: its devices have no bus mastering any more, and its units
+    /// record no more of its faults. It gets both back after a detach, by being attached anew.
+    CutOff(CutOff),
+}
+
+/// A group that was cut off for its faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// The unit that recorded the faults.
+    pub unit: UnitIndex,
+    /// The requester that caused them.
+    pub requester: PciAddress,
+    /// Its group.
+    pub group: GroupId,
+    /// The domain that the group is attached to, still.
+    pub domain: DomainUid,
+    /// Whose the group is: who has to be told.
+    pub owner: OwnerId,
+    /// What it exceeded.
+    pub budget: FaultBudget,
+}
+
+/// Whose a requester is, and what its fault came to.
+enum Counted {
+    /// Of nobody.
+    Unbound,
+    /// Of a group that goes on.
+    Within(GroupId, DomainUid, OwnerId),
+    /// Of a group that was cut off by this fault.
+    OneTooMany(GroupId, DomainUid, OwnerId),
+    /// Of a group that was cut off before: what was in the log still.
+    Late,
+}
+
+impl<B: Backend> Iommu<B> {
+    /// The most fault events that one call of [`take_faults`](Self::take_faults) takes per unit, so
+    /// that a storm costs bounded time.
+    pub const FAULTS_PER_CALL: usize = 256;
+
+    /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
+    /// each, and tells `report` of every event. A group that exceeds its [`FaultBudget`] is cut off, which is told
+    /// once; what it leaves in the log is dropped.
+    ///
+    /// Takes a lock that attaching and detaching take too: not for a handler that may interrupt a
+    /// call into this subsystem on its own CPU.
+    pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) {
+        for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
+            for _ in 0..Self::FAULTS_PER_CALL {
+                match self.0.backend.take_fault(unit) {
+                    None => break,
+                    Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
+                    Some(FaultEvent::Stray(fault)) => report(FaultNotice::Stray(unit, fault)),
+                    Some(FaultEvent::Fault(fault)) => self.0.judge(unit, fault, &mut report),
+                }
+            }
+        }
+    }
+}
+
+impl<B: Backend> System<B> {
+    /// Tells of a fault, and cuts its device off where it was one too many.
+    fn judge(&self, unit: UnitIndex, fault: RawFault, report: &mut impl FnMut(FaultNotice)) {
+        let told = |bound_to| {
+            FaultNotice::Fault(FaultReport {
+                unit,
+                fault,
+                bound_to,
+            })
+        };
+        match self.count(fault.requester) {
+            Counted::Unbound => report(told(None)),
+            Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
+            Counted::Late => {}
+            Counted::OneTooMany(group, domain, owner) => {
+                report(told(Some((group, domain, owner))));
+                let budget = self.budget;
+                log::error!(
+                    "{group} of {owner} is cut off: {} caused more than {} faults within {:?}",
+                    fault.requester,
+                    budget.faults,
+                    budget.within
+                );
+                report(FaultNotice::CutOff(CutOff {
+                    unit,
+                    requester: fault.requester,
+                    group,
+                    domain,
+                    owner,
+                    budget,
+                }));
+            }
+        }
+    }
+
+    /// Counts a fault of `requester` under the budget of its group.
+    fn count(&self, requester: PciAddress) -> Counted {
+        let now = self.backend.platform().now();
+        let mut registry = self.registry.lock();
+        let bound = |entry: &&mut crate::system::Bound| entry.requester == requester;
+        let Some(bound) = registry.bound.iter_mut().find(bound) else {
+            return Counted::Unbound;
+        };
+        let (group, domain, owner) = (bound.group, bound.domain, bound.owner);
+        if bound.meter.cut_off {
+            return Counted::Late;
+        }
+        if !bound.meter.count(now, self.budget) {
+            return Counted::Within(group, domain, owner);
+        }
+        self.silence_group(&mut registry, group);
+        Counted::OneTooMany(group, domain, owner)
+    }
+
+    /// Takes bus mastering from a group's devices and stops their faults from being recorded. Under the registry's
+    /// lock, which every binding and unbinding takes, so that the entries that are changed are this group's.
+    fn silence_group(&self, registry: &mut Registry<B>, group: GroupId) {
+        for bound in registry
+            .bound
+            .iter_mut()
+            .filter(|bound| bound.group == group)
+        {
+            bound.meter.cut_off = true;
+            clear_bus_mastering(self.backend.platform(), bound.requester);
+            // What cannot be asked for now costs others room in the log, no more.
+            let _ = self.backend.quiet(bound.unit, bound.requester);
+        }
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// Refuses if the group was cut off for its faults.
+    pub(crate) fn check_not_cut_off(&self) -> Result<(), AttachError> {
+        let registry = self.system.registry.lock();
+        let mut ours = registry.bound.iter().filter(|bound| bound.group == self.id);
+        if ours.any(|bound| bound.meter.cut_off) {
+            return Err(AttachError::CutOff { group: self.id });
+        }
+        Ok(())
+    }
+}
