@@ -65,7 +65,7 @@ pub use backend::{
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
 };
-pub use claims::{ClaimError, GroupTable};
+pub use claims::{ClaimError, GroupTable, Whereabouts};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
 pub use dma::{
