@@ -7,7 +7,7 @@ use std::mem::replace;
 use hv_core::{KernelPaging, PciAddress, UserManaged, VmId};
 use hv_iommu::{
     AtRest, Attached, Config, Domain, DomainConfig, Group, GroupId, GroupTable, InterruptsIsolated,
-    Iommu, Parked, Wedged,
+    Iommu, Parked, Wedged, Whereabouts,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
