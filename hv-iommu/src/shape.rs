@@ -95,6 +95,32 @@ pub trait Confines<O: Owner, B: Backend>: Shape<O, B> {}
 )]
 pub trait LetsThrough<O: Owner, B: Backend>: Shape<O, B> {}
 
+impl<O: Owner, B: Backend> Shape<O, B> for Paging {
+    const STAGES: Stages = Stages::Second;
+    type Ended = Teardown<O, B>;
+
+    fn end(domain: Domain<O, B, Self>) -> Result<Self::Ended, DestroyError<O, B, Self>> {
+        crate::destroy::end_tables(domain)
+    }
+}
+impl<O: Owner, B: Backend> Pages<O, B> for Paging {}
+impl<O: Owner, B: Backend> Confines<O, B> for Paging {}
+impl<O: Owner, B: Backend> LetsThrough<O, B> for Paging {}
+
+impl<B: Backend> Shape<UserManaged, B> for ParentPaging {
+    const STAGES: Stages = Stages::Second;
+    type Ended = Teardown<UserManaged, B>;
+
+    fn end(
+        domain: Domain<UserManaged, B, Self>,
+    ) -> Result<Self::Ended, DestroyError<UserManaged, B, Self>> {
+        crate::destroy::end_tables(domain)
+    }
+}
+impl<B: Backend> Pages<UserManaged, B> for ParentPaging {}
+impl<B: Backend> Confines<UserManaged, B> for ParentPaging {}
+impl<B: Backend> LetsThrough<UserManaged, B> for ParentPaging {}
+
 impl<B: NestedBackend> Shape<UserManaged, B> for Nested {
     const STAGES: Stages = Stages::FirstOnSecond;
     type Ended = ();
@@ -158,24 +184,9 @@ unsafe fn bind_tables<B: Backend>(
     unsafe { backend.bind(unit, requester, binding) }
 }
 
-/// What shapes with tables of their own are.
+/// What [`Inside`] is for shapes with tables of their own.
 macro_rules! tables {
     ($shape:ty, $owner:ident, [$($generic:tt)*]) => {
-        impl<$($generic)*> Pages<$owner, B> for $shape {}
-        impl<$($generic)*> Confines<$owner, B> for $shape {}
-        impl<$($generic)*> LetsThrough<$owner, B> for $shape {}
-
-        impl<$($generic)*> Shape<$owner, B> for $shape {
-            const STAGES: Stages = Stages::Second;
-            type Ended = Teardown<$owner, B>;
-
-            fn end(
-                domain: Domain<$owner, B, Self>,
-            ) -> Result<Self::Ended, DestroyError<$owner, B, Self>> {
-                crate::destroy::end_tables(domain)
-            }
-        }
-
         impl<$($generic)*> Inside<$owner, B> for $shape {
             type Core = Shared<DomainCore<B>>;
             type Held = TablesHeld<$owner, B>;
@@ -222,9 +233,8 @@ impl<B: NestedBackend> Inside<UserManaged, B> for Nested {
     fn check(core: &Self::Core, inner: &Inner<B>) -> Result<(), AttachError> {
         crate::attach::check_tables(&core.parent, inner)?;
         let backend = &core.parent.system.backend;
-        let unit = inner.unit;
-        let served = backend.serves_stage(unit, &core.stage);
-        served.map_err(|unmet| AttachError::Incompatible { unit, unmet })
+        let served = backend.serves_stage(inner.unit, &core.stage);
+        served.map_err(|unmet| AttachError::incompatible(inner.unit, unmet))
     }
 
     unsafe fn bind(
@@ -255,11 +265,11 @@ impl<B: IdentityBackend> Inside<KernelPaging, B> for Identity {
 
     fn check(core: &Self::Core, inner: &Inner<B>) -> Result<(), AttachError> {
         crate::attach::check_id(core.ties.id, inner)?;
-        let (unit, unmet) = (inner.unit, crate::identity::NO_PASS_THROUGH);
-        match core.system.backend.passes_through(unit) {
-            true => Ok(()),
-            false => Err(AttachError::Incompatible { unit, unmet }),
-        }
+        let passes = core.system.backend.passes_through(inner.unit);
+        passes
+            .then_some(())
+            .ok_or(crate::identity::NO_PASS_THROUGH)
+            .map_err(|unmet| AttachError::incompatible(inner.unit, unmet))
     }
 
     unsafe fn bind(
