@@ -1,7 +1,5 @@
 //! Setting the subsystem up, and the table of its groups.
 
-use std::time::Duration;
-
 use hv_core::PciAddress;
 use hv_iommu::{
     AtRest, Config, FunctionKind, GroupTable, Iommu, PciFunction, SetupError, Whereabouts,
@@ -15,8 +13,8 @@ const DEVICES: [PciAddress; 7] = [NIC, TWIN[0], TWIN[1], DISK, FAR, OLD[0], OLD[
 
 fn set_up(machine: &Machine) -> Result<Vec<AtRest<Fake>>, SetupError> {
     let functions = DEVICES.map(|device| PciFunction::new(device, FunctionKind::Endpoint));
-    let wait = Duration::from_millis(1);
-    let set_up = Iommu::new(machine.fake.clone(), &functions, Config { wait });
+    let config = Config::default();
+    let set_up = Iommu::new(machine.fake.clone(), &functions, config);
     set_up.map(|(_, groups)| groups)
 }
 
