@@ -12,6 +12,7 @@ use crate::bind::{
 };
 use crate::capability::Unmet;
 use crate::domain::{Domain, DomainCore, DomainUid};
+use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::InterruptsIsolated;
 use crate::reserved::{ReservedKind, ReservedRegion};
@@ -41,16 +42,12 @@ pub enum AttachError {
         domain: DomainUid,
     },
     /// The group's unit cannot do what the domain was built for.
-    #[error("{unit} cannot serve the domain: {what} needs {needed}, the unit has {found}")]
+    #[error("{unit} cannot serve the domain: {unmet}")]
     Incompatible {
         /// The unit.
         unit: UnitIndex,
-        /// Which property.
-        what: &'static str,
-        /// What the domain needs.
-        needed: u64,
-        /// What the unit has.
-        found: u64,
+        /// What it lacks.
+        unmet: Unmet,
     },
     /// The word that was given for trusted devices is of another group.
     #[error(
@@ -132,18 +129,6 @@ pub enum AttachError {
         /// The register.
         command: u16,
     },
-}
-
-impl AttachError {
-    /// That a unit lacks something.
-    pub(crate) const fn incompatible(unit: UnitIndex, unmet: Unmet) -> Self {
-        Self::Incompatible {
-            unit,
-            what: unmet.what,
-            needed: unmet.needed,
-            found: unmet.found,
-        }
-    }
 }
 
 /// What a failed attach gives back: the group as it was claimed, or wedged when taking back what had
@@ -287,7 +272,8 @@ pub(crate) fn check_id<B: Backend>(id: HwDomainId, inner: &Inner<B>) -> Result<(
             needed,
             found,
         };
-        return Err(AttachError::incompatible(inner.unit, unmet));
+        let unit = inner.unit;
+        return Err(AttachError::Incompatible { unit, unmet });
     }
     Ok(())
 }
@@ -313,20 +299,14 @@ pub(crate) fn check_tables<B: Backend>(
         });
     }
     let (need, have) = (&core.caps, &inner.caps);
+    let depths = have.levels.iter().map(Level::number);
+    let deepest = depths.max().unwrap_or(0);
     let level = need.level.number();
+    let has_depth = have.levels.has(need.level);
     let wanted_bits = u64::from(64 - need.last.as_u64().leading_zeros());
     let rows = [
         (
-            "table depth",
-            u64::from(level),
-            if have.levels.has(need.level) {
-                u64::from(level)
-            } else {
-                0
-            },
-        ),
-        (
-            "largest page",
+            "bytes of the largest page",
             need.largest_page.bytes(),
             have.largest_page.bytes(),
         ),
@@ -362,14 +342,17 @@ pub(crate) fn check_tables<B: Backend>(
             u64::from(have.dirty),
         ),
     ];
-    match rows.into_iter().find(|(_, needed, found)| needed > found) {
+    let depth = (!has_depth).then_some(("levels of tables", level.into(), deepest.into()));
+    let lacking = rows.into_iter().find(|(_, needed, found)| needed > found);
+    match depth.or(lacking) {
         Some((what, needed, found)) => {
             let unmet = Unmet {
                 what,
                 needed,
                 found,
             };
-            Err(AttachError::incompatible(inner.unit, unmet))
+            let unit = inner.unit;
+            Err(AttachError::Incompatible { unit, unmet })
         }
         None => check_id(core.id, inner),
     }

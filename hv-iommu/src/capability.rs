@@ -17,7 +17,6 @@ use crate::backend::{Backend, Binding, FlushTicket, HwDomainId, UnitError, UnitI
 
 /// Something that was asked for and that a unit does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{what} needs {needed}, the unit has {found}")]
 pub struct Unmet {
     /// Which property.
     pub what: &'static str,
@@ -34,6 +33,21 @@ impl Unmet {
             what,
             needed: 1,
             found: 0,
+        }
+    }
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            what,
+            needed,
+            found,
+        } = *self;
+        if self == &Self::absent(what) {
+            write!(f, "the unit has no support for {what}")
+        } else {
+            write!(f, "{what}: needed {needed}, the unit has {found}")
         }
     }
 }

@@ -4,6 +4,7 @@
 //! group has one holder.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use hv_core::fault::Fault;
 use hv_core::sync::Mutex;
@@ -50,11 +51,81 @@ enum Place<B: Backend> {
     With(OwnerId),
 }
 
+/// Where the group of a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// In the table: nobody holds it.
+    AtRest(GroupId),
+    /// With somebody.
+    Held {
+        /// The group.
+        group: GroupId,
+        /// Who has it.
+        holder: OwnerId,
+    },
+}
+
+impl Whereabouts {
+    /// Of which group.
+    pub const fn group(self) -> GroupId {
+        match self {
+            Self::AtRest(group) | Self::Held { group, .. } => group,
+        }
+    }
+
+    /// Who has it, if somebody has.
+    pub const fn holder(self) -> Option<OwnerId> {
+        match self {
+            Self::AtRest(_) => None,
+            Self::Held { holder, .. } => Some(holder),
+        }
+    }
+}
+
+impl fmt::Display for Whereabouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtRest(group) => write!(f, "{group} is at rest"),
+            Self::Held { group, holder } => write!(f, "{group} is held by {holder}"),
+        }
+    }
+}
+
 struct Slot<B: Backend> {
     id: GroupId,
+    /// The functions, which are asked for while the group is away too.
+    members: Vec<PciAddress>,
     /// Of which the group is: others number theirs alike.
     system: Shared<System<B>>,
     place: Place<B>,
+}
+
+impl<B: Backend> Slot<B> {
+    /// A slot for a group that is not in it yet.
+    fn of(group: &AtRest<B>) -> Result<Self, OutOfMemory> {
+        let mut members = Vec::new();
+        let found = group.members();
+        members
+            .try_reserve_exact(found.len())
+            .map_err(|_| OutOfMemory {
+                bytes: size_of_val(found),
+            })?;
+        members.extend_from_slice(found);
+        Ok(Self {
+            id: group.id(),
+            members,
+            system: group.system().clone(),
+            place: Place::With(OwnerId::Hypervisor),
+        })
+    }
+
+    fn whereabouts(&self) -> Whereabouts {
+        let group = self.id;
+        match self.place {
+            Place::Here(_) => Whereabouts::AtRest(group),
+            Place::With(holder) => Whereabouts::Held { group, holder },
+        }
+    }
 }
 
 /// The groups of a machine that nobody holds, and who holds the others.
@@ -67,13 +138,17 @@ impl<B: Backend> GroupTable<B> {
     /// A table of these groups, of one subsystem.
     ///
     /// # Errors
-    /// [`OutOfMemory`]. The groups are lost then, blocked.
-    pub fn new(groups: Vec<AtRest<B>>) -> Result<Self, OutOfMemory> {
+    /// The groups, with [`OutOfMemory`].
+    pub fn new(groups: Vec<AtRest<B>>) -> Result<Self, (Vec<AtRest<B>>, OutOfMemory)> {
         let mut slots = Vec::new();
-        for group in groups {
-            let (id, system) = (group.id(), group.system().clone());
-            let place = Place::Here(group);
-            push(&mut slots, Slot { id, system, place })?;
+        for group in &groups {
+            if let Err(error) = Slot::of(group).and_then(|slot| push(&mut slots, slot)) {
+                return Err((groups, error));
+            }
+        }
+        for (slot, group) in slots.iter_mut().zip(groups) {
+            // INVARIANT: it is here.
+            slot.place = Place::Here(group);
         }
         Ok(Self(Mutex::new(slots)))
     }
@@ -139,24 +214,18 @@ impl<B: Backend> GroupTable<B> {
         }
     }
 
-    /// The group at rest that has this function; `None` if somebody holds it.
-    pub fn find(&self, member: PciAddress) -> Option<GroupId> {
+    /// The group that has this function, and who holds it; `None` if no group of the table has it.
+    pub fn find(&self, member: PciAddress) -> Option<Whereabouts> {
         let slots = self.0.lock();
-        let has = |slot: &&Slot<B>| match &slot.place {
-            Place::Here(group) => group.members().contains(&member),
-            Place::With(_) => false,
-        };
-        slots.iter().find(has).map(|slot| slot.id)
+        let slot = slots.iter().find(|slot| slot.members.contains(&member))?;
+        Some(slot.whereabouts())
     }
 
-    /// Who holds a group: `None` if nobody does, or there is none.
-    pub fn holder(&self, group: GroupId) -> Option<OwnerId> {
+    /// Where a group is; `None` if it is none of the table's.
+    pub fn whereabouts(&self, group: GroupId) -> Option<Whereabouts> {
         let slots = self.0.lock();
         let slot = slots.iter().find(|slot| slot.id == group)?;
-        match slot.place {
-            Place::Here(_) => None,
-            Place::With(holder) => Some(holder),
-        }
+        Some(slot.whereabouts())
     }
 
     /// Hands a group out under the lock. Claiming writes no register and waits for nothing.

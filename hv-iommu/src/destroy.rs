@@ -106,21 +106,22 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
 pub enum DestroyRefusal {
     /// Groups, or PASIDs of them, are attached, or were wedged while attached.
     #[error(
-        "{attachments} groups or PASIDs are attached to the domain or were never cleanly detached"
+        "the domain is in use; groups or PASIDs that are attached to it or were never cleanly detached: {attachments}"
     )]
     Attached {
         /// How many.
         attachments: usize,
     },
     /// Nested domains stand on it.
-    #[error("{children} nested domains stand on the domain; destroy them first")]
+    #[error("nested domains that stand on the domain, to be destroyed first: {children}")]
     HasChildren {
         /// How many.
         children: usize,
     },
     /// The CPU still reaches memory of the domain through values of the DMA API, or could.
     #[error(
-        "{buffers} buffers, mappings or devices of the domain's DMA API are still alive; free or drop them first"
+        "buffers, mappings and devices of the domain's DMA API that are still alive, to be freed or dropped first: \
+         {buffers}"
     )]
     BuffersInUse {
         /// How many.

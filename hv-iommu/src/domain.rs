@@ -23,7 +23,7 @@ use crate::capability::Unmet;
 use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
 use crate::format::{Level, RootPointer};
-use crate::group::{Blocked, Claimed, Group};
+use crate::group::{Blocked, Group, Inner};
 use crate::handle::PlatformHandle;
 use crate::ids::{IdLease, Users};
 use crate::iova::{IovaAlign, IovaAllocator, SpaceError};
@@ -36,6 +36,7 @@ use crate::reclaim::RECLAIM_FROM;
 use crate::request::{DomainRequest, NO_NESTING, UserDomain};
 use crate::reserved::ReservedRegion;
 use crate::shape::{Pages, Paging, ParentPaging, Shape, Stages};
+use crate::states::HeldBy;
 use crate::system::System;
 use crate::table::{Geometry, Mapping, Table, TableError, Translation};
 
@@ -260,8 +261,9 @@ pub struct TablesHeld<O: Owner, B: Backend> {
 /// ([`Nested`](crate::shape::Nested)), nothing ([`Identity`](crate::shape::Identity)), or that they are
 /// refused ([`Blocked`]). A method exists where it makes sense.
 ///
-/// One with tables is made for a claimed group, since what the group's unit can do decides what can be
-/// built; it can be made before any device is attached, and for one device while another does the DMA.
+/// One with tables is made for a group that its owner holds, since what the group's unit can do decides what can be
+/// built; it can be made before any device is attached, for one device while another does the DMA, and for an attached
+/// group as the one that replaces the present one.
 /// There is no way to make one for a bus. Dropping a domain frees nothing and leaves devices attached;
 /// `destroy` ends it.
 #[must_use = "a dropped domain is lost with all it maps; destroy it"]
@@ -273,16 +275,16 @@ pub struct Domain<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
 
 impl<B: Backend> Domain<KernelPaging, B> {
     /// A paging domain for the hypervisor's driver of `group`. What firmware wants mapped for the group's devices
-    /// is mapped in it.
+    /// is mapped in it. An attached group serves too, for a domain that replaces the one that it is in.
     ///
     /// # Errors
     /// [`DomainError`].
     pub fn paging_domain_alloc(
-        group: &Group<B, Claimed<KernelPaging>>,
+        group: &Group<B, impl HeldBy<KernelPaging>>,
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
         let cpus = group.system().backend.platform().cpu_count();
-        let mut domain = Self::for_group(group, request.into(), false, cpus)?;
+        let mut domain = Self::for_group(&group.inner, (), request.into(), false, cpus)?;
         match domain.map_regions(&group.inner) {
             Ok(()) => Ok(domain),
             Err(error) => {
@@ -302,10 +304,10 @@ impl<B: Backend> Domain<UserManaged, B> {
     /// # Errors
     /// [`DomainError`].
     pub fn user_domain_alloc(
-        group: &Group<B, Claimed<UserManaged>>,
+        group: &Group<B, impl HeldBy<UserManaged>>,
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
-        Self::for_group(group, request.into(), false, 0)
+        Self::for_group(&group.inner, group.state.owner(), request.into(), false, 0)
     }
 
     /// A domain on which the guest's own first stages can stand, or a plain one where the unit has no such
@@ -314,7 +316,7 @@ impl<B: Backend> Domain<UserManaged, B> {
     /// # Errors
     /// [`DomainError`], also when the request itself cannot be met: no part of that is left out.
     pub fn user_domain_alloc_or_plain(
-        group: &Group<B, Claimed<UserManaged>>,
+        group: &Group<B, impl HeldBy<UserManaged>>,
         request: impl Into<DomainRequest>,
     ) -> Result<UserDomain<B>, DomainError> {
         let request = request.into();
@@ -336,20 +338,20 @@ impl<B: Backend> Domain<UserManaged, B, ParentPaging> {
     /// # Errors
     /// [`DomainError`]: [`DomainError::Unmet`] when the group's unit cannot translate twice.
     pub fn user_parent_alloc(
-        group: &Group<B, Claimed<UserManaged>>,
+        group: &Group<B, impl HeldBy<UserManaged>>,
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
-        Self::for_group(group, request.into(), true, 0)
+        Self::for_group(&group.inner, group.state.owner(), request.into(), true, 0)
     }
 }
 
 impl<O: Owner, B: Backend> Domain<O, B, Blocked> {
     /// The domain through which nobody reaches memory, for the owner of `group`. It takes nothing and
     /// needs no end.
-    pub fn blocked(group: &Group<B, Claimed<O>>) -> Self {
+    pub fn blocked(group: &Group<B, impl HeldBy<O>>) -> Self {
         Self {
             core: (),
-            owner: group.owner(),
+            owner: group.state.owner(),
             held: (),
         }
     }
@@ -385,17 +387,17 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Domain<O, B, S> {
 impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
     /// With caches of free addresses for so many CPUs: none for a guest, which chooses its addresses itself.
     fn for_group(
-        group: &Group<B, Claimed<O>>,
+        group: &Inner<B>,
+        owner: O::Id,
         request: DomainRequest,
         nested: bool,
         iova_caches: usize,
     ) -> Result<Self, DomainError> {
         let DomainRequest { config, needs } = request;
-        let system = group.system();
+        let (system, unit_caps) = (&group.system, group.caps);
         system.sweep();
-        let unit_caps = group.unit_caps();
         let unmet = |unmet| DomainError::Unmet {
-            unit: group.unit(),
+            unit: group.unit,
             unmet,
         };
         if nested && !unit_caps.nested {
@@ -428,7 +430,6 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
                 return Err(error.into());
             }
         };
-        let owner = group.owner();
         let core = DomainCore {
             uid: DomainUid::fresh(),
             owner: O::owner_id(owner),

@@ -10,11 +10,11 @@ use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Shared, UserManaged,
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
-use crate::pasid::WithPasids;
 use crate::reserved::ReservedRegion;
 use crate::rest::AtRest;
-use crate::shape::{LetsThrough, Paging, Shape};
+use crate::shape::{Paging, Shape};
 use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
+use crate::states::{ForGuests, ForTheHypervisor, GivesUp, MaySend};
 use crate::system::System;
 use crate::topology::{GroupPlan, PciFunction, group_plans};
 
@@ -44,7 +44,7 @@ pub struct Blocked(pub(crate) ());
 /// State of a group that was claimed. It still reaches no memory.
 #[derive(Debug)]
 pub struct Claimed<O: Owner> {
-    owner: O::Id,
+    pub(crate) owner: O::Id,
 }
 
 /// State of a group whose devices translate through a domain of shape `S`.
@@ -108,12 +108,6 @@ pub struct Group<B: Backend, S> {
     pub(crate) state: S,
 }
 
-impl<O: Owner> Claimed<O> {
-    pub(crate) fn by(owner: O::Id) -> Self {
-        Self { owner }
-    }
-}
-
 impl<B: Backend> Inner<B> {
     /// Stops all members from sending requests.
     pub(crate) fn silence(&self) {
@@ -152,10 +146,6 @@ impl<B: Backend, S> Group<B, S> {
         &self.inner.system
     }
 
-    pub(crate) fn unit_caps(&self) -> UnitCaps {
-        self.inner.caps
-    }
-
     pub(crate) fn into_state<T>(self, state: T) -> Group<B, T> {
         Group {
             inner: self.inner,
@@ -164,26 +154,6 @@ impl<B: Backend, S> Group<B, S> {
     }
 }
 
-impl<B: Backend> Group<B, Blocked> {
-    /// Claims the group for the hypervisor's own driver.
-    pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>> {
-        self.into_state(Claimed { owner: () })
-    }
-}
-
-/// States of a group that a guest may claim: [`Blocked`] alone. Exists for its message.
-#[diagnostic::on_unimplemented(
-    message = "a guest may claim a group that is `Blocked`, this one is `{Self}`",
-    label = "this group is not to be had by a guest as it is",
-    note = "`Pinned`: firmware goes on using it; `override_firmware` takes a policy that says why it may not",
-    note = "`NeedsReset`: a guest had it before; `reset_members` first",
-    note = "`Attached`, `Claimed`: somebody has it; `detach` and `release` it, and look at what comes back",
-    note = "`Wedged`: reset its unit and `recover` it"
-)]
-pub trait ForGuests: sealed::Sealed {}
-impl ForGuests for Blocked {}
-impl sealed::Sealed for Blocked {}
-
 impl<B: Backend, S> Group<B, S> {
     /// Claims the group for one guest.
     pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>>
@@ -191,6 +161,24 @@ impl<B: Backend, S> Group<B, S> {
         S: ForGuests,
     {
         self.into_state(Claimed { owner: vm })
+    }
+
+    /// Claims the group for the hypervisor's own driver. A domain that is made for a [`Pinned`](crate::Pinned) one maps
+    /// firmware's regions one to one before any device is attached, and keeps them mapped until its end.
+    pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>>
+    where
+        S: ForTheHypervisor,
+    {
+        self.into_state(Claimed { owner: () })
+    }
+
+    /// Gives the claim up. The hypervisor's group is [`AtRest`] then; a guest's [`NeedsReset`](crate::NeedsReset), since
+    /// its devices are to be reset before the next claim.
+    pub fn release<Rest>(self) -> Rest
+    where
+        S: GivesUp<B, Rest>,
+    {
+        S::give_up(self)
     }
 }
 
@@ -213,23 +201,6 @@ impl<B: Backend, O: Owner, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     pub fn owner(&self) -> O::Id {
         self.state.owner
     }
-}
-
-/// States of a group whose devices may send requests: [`Attached`] alone. Exists for its message.
-#[diagnostic::on_unimplemented(
-    message = "devices may send requests while their group is `Attached`, this one is `{Self}`",
-    label = "this group has no domain",
-    note = "`attach` the group to a domain first; what the domain maps is all that they reach then"
-)]
-pub trait MaySend: sealed::Sealed {}
-impl<O: Owner, B: Backend, S: LetsThrough<O, B>> MaySend for Attached<O, B, S> {}
-impl<O: Owner, B: Backend, S: LetsThrough<O, B>> MaySend for WithPasids<O, B, S> {}
-impl<O: Owner, B: Backend, S: LetsThrough<O, B>> sealed::Sealed for Attached<O, B, S> {}
-impl<O: Owner, B: Backend, S: LetsThrough<O, B>> sealed::Sealed for WithPasids<O, B, S> {}
-
-mod sealed {
-    //! Keeps states of groups from being added elsewhere.
-    pub trait Sealed {}
 }
 
 impl<B: Backend, S> Group<B, S> {

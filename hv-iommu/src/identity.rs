@@ -10,6 +10,7 @@ use crate::destroy::{DestroyError, DestroyRefusal};
 use crate::domain::{Domain, DomainError};
 use crate::group::{AttachedGroup, Claimed, Group, GroupId};
 use crate::shape::Identity;
+use crate::states::HeldBy;
 use crate::system::System;
 
 /// What a unit lacks that always translates.
@@ -46,7 +47,7 @@ pub struct TrustedDevice<B: Backend> {
 
 impl<B: Backend> TrustedDevice<B> {
     /// Vouches for every device of `group`. `reason` is logged, now and when it is used.
-    pub fn vouch_for(group: &Group<B, Claimed<KernelPaging>>, reason: &'static str) -> Self {
+    pub fn vouch_for(group: &Group<B, impl HeldBy<KernelPaging>>, reason: &'static str) -> Self {
         log::warn!(
             "BYPASS: {} {:?} are trusted with all memory: {reason}",
             group.id(),
@@ -67,7 +68,7 @@ impl<B: IdentityBackend> Domain<KernelPaging, B, Identity> {
     /// # Errors
     /// [`DomainError`]: [`DomainError::Unmet`] when the group's unit translates always.
     pub fn identity_domain_alloc(
-        group: &Group<B, Claimed<KernelPaging>>,
+        group: &Group<B, impl HeldBy<KernelPaging>>,
         trusted: &TrustedDevice<B>,
     ) -> Result<Self, DomainError> {
         let system = group.system();

@@ -53,6 +53,7 @@ pub mod shape;
 mod shared_range;
 mod space;
 mod spec;
+mod states;
 mod system;
 pub mod table;
 mod topology;
@@ -65,7 +66,7 @@ pub use backend::{
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
 };
-pub use claims::{ClaimError, GroupTable};
+pub use claims::{ClaimError, GroupTable, Whereabouts};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
 pub use dma::{
@@ -73,15 +74,13 @@ pub use dma::{
     DeferRefusal, DeferredConfig, DeferredError, Direction, DmaConfig, DmaDevice, DmaError,
     DmaMapError, DmaMask, DmaOwner, DmaRefusal, FreeError, FromDevice, PendingError,
     PendingScatter, PendingStream, ScatterError, ScatterFull, ScatterList, ScatterMapping,
-    Snooping, StreamError, StreamMapping, StreamOnCpu, ToDevice, Trust,
+    SeenByCpu, Snooping, StreamError, StreamMapping, StreamOnCpu, ToDevice, Trust, UnmappedInTurn,
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{CutOff, FaultBudget, FaultNotice, FaultReport};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer};
-pub use group::{
-    Attached, AttachedGroup, Blocked, Claimed, ForGuests, Group, GroupId, MaySend, Wedged,
-};
+pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedged};
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
@@ -104,9 +103,10 @@ pub use shape::{
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use space::{
-    AddressSpace, AddressSpaceError, BulkPart, MappingKind, ReservedFor, SpaceMapping,
+    AddressSpace, AddressSpaceError, BulkPart, MappingKind, ReservedFor, SpaceMapping, SpaceOwner,
     SpaceTeardown, TableQuota,
 };
+pub use states::{ClaimedUnseen, ForGuests, ForTheHypervisor, GivesUp, HeldBy, MaySend};
 pub use system::{Config, Iommu, SetupError};
 pub use topology::{
     AccessControl, BusRange, FunctionKind, GroupPlan, PciFunction, PhantomBits, VirtualFunctions,

@@ -12,7 +12,7 @@ use crate::shape::{Paging, Shape};
 /// State of a group that reaches no memory while one of its devices is reset. It keeps its owner and its domain,
 /// which counts it as attached and cannot be destroyed meanwhile.
 pub struct Parked<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
-    owner: O::Id,
+    pub(crate) owner: O::Id,
     core: S::Core,
 }
 

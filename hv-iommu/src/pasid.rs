@@ -22,7 +22,7 @@ use crate::shape::{LetsThrough, Pages, Paging, Shape, binding};
 
 /// State of an attached group whose functions' PASIDs have domains of their own.
 pub struct WithPasids<O: Owner, B: Backend, S: Shape<O, B>> {
-    attached: Attached<O, B, S>,
+    pub(crate) attached: Attached<O, B, S>,
     slots: Mutex<Vec<Slot>>,
 }
 

@@ -54,9 +54,14 @@ impl<B: Backend> Domain<KernelPaging, B> {
             let state = State::Free(range);
             self.held.pinned.push(PinnedRegion { region, state });
         }
-        let mut pinned = core::mem::take(&mut self.held.pinned);
+        let count = self.held.pinned.len();
+        let mut room = Vec::new();
+        room.try_reserve_exact(count).map_err(|_| OutOfMemory {
+            bytes: count * size_of::<PinnedRegion<KernelPaging, B>>(),
+        })?;
+        let pinned = core::mem::replace(&mut self.held.pinned, room);
         let mut failed = None;
-        for PinnedRegion { region, state } in pinned.drain(..) {
+        for PinnedRegion { region, state } in pinned {
             let state = match state {
                 State::Free(range) if Fault::RegionNotMapped.is_on() => State::Free(range),
                 State::Free(range) if failed.is_none() => match self.map_region(region, range) {
@@ -68,14 +73,13 @@ impl<B: Backend> Domain<KernelPaging, B> {
                 },
                 other => other,
             };
-            // Within what was reserved above.
+            // Within the room that was made for it.
             self.held.pinned.push(PinnedRegion { region, state });
         }
         if let Some(error) = failed {
             return Err(error);
         }
         let mut known = self.core.regions.lock();
-        let count = self.held.pinned.len();
         known.try_reserve(count).map_err(|_| OutOfMemory {
             bytes: count * size_of::<ReservedRegion>(),
         })?;

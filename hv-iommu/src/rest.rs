@@ -7,6 +7,7 @@ use hv_core::{KernelPaging, OwnerId, PciAddress, Shared, UserManaged, VmId};
 use crate::backend::Backend;
 use crate::group::{Blocked, Claimed, Group, GroupId, Inner};
 use crate::reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
+use crate::states::ClaimedUnseen;
 use crate::system::System;
 
 /// State of a group with a device that firmware goes on using. It reaches no memory and belongs to nobody. The
@@ -19,6 +20,13 @@ pub struct Pinned(());
 #[derive(Debug)]
 pub struct NeedsReset {
     last: VmId,
+}
+
+impl NeedsReset {
+    /// After this guest.
+    pub(crate) fn after(last: VmId) -> Self {
+        Self { last }
+    }
 }
 
 /// A group at rest: blocked, and nobody's. Which of these it is depends on the machine and on who had it before,
@@ -43,6 +51,23 @@ impl<B: Backend> AtRest<B> {
             Self::Claimable(group) => Ok(group),
             other => Err(other),
         }
+    }
+
+    /// Does not compile: whether anybody may claim the group is asked first, and the error says how.
+    pub fn claim_for_guest(self, vm: VmId) -> Group<B, Claimed<UserManaged>>
+    where
+        Self: ClaimedUnseen,
+    {
+        let _ = vm;
+        self.never()
+    }
+
+    /// Does not compile, like [`claim_for_guest`](Self::claim_for_guest).
+    pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>>
+    where
+        Self: ClaimedUnseen,
+    {
+        self.never()
     }
 
     /// The group's number.
@@ -99,7 +124,7 @@ impl<B: Backend> Inner<B> {
     pub(crate) fn rest_after(self, owner: OwnerId) -> AtRest<B> {
         match owner {
             OwnerId::Vm(last) => {
-                let state = NeedsReset { last };
+                let state = NeedsReset::after(last);
                 AtRest::ToReset(Group { inner: self, state })
             }
             OwnerId::Hypervisor => self.rest(),
@@ -127,12 +152,6 @@ impl<B: Backend, S> Group<B, S> {
 }
 
 impl<B: Backend> Group<B, Pinned> {
-    /// Claims the group for the hypervisor's own driver. A domain that is made for it maps firmware's regions
-    /// one to one before any device is attached, and keeps them mapped until its end.
-    pub fn claim_for_hypervisor(self) -> Group<B, Claimed<KernelPaging>> {
-        self.into_state(Claimed::by(()))
-    }
-
     /// Takes the group from firmware, for one claim. The log says why.
     pub fn override_firmware(self, policy: &FirmwareOverridden) -> Group<B, Blocked> {
         for region in self.inner.regions_to_map() {
@@ -188,20 +207,5 @@ impl<B: Backend> Group<B, NeedsReset> {
             self.state.last
         );
         self.inner.rest()
-    }
-}
-
-impl<B: Backend> Group<B, Claimed<KernelPaging>> {
-    /// Gives the claim up.
-    pub fn release(self) -> AtRest<B> {
-        self.inner.rest()
-    }
-}
-
-impl<B: Backend> Group<B, Claimed<UserManaged>> {
-    /// Gives the guest's claim up. Its devices are to be reset before the next.
-    pub fn release(self) -> Group<B, NeedsReset> {
-        let last = self.owner();
-        self.into_state(NeedsReset { last })
     }
 }

@@ -233,8 +233,9 @@ impl<B: NestedBackend> Inside<UserManaged, B> for Nested {
     fn check(core: &Self::Core, inner: &Inner<B>) -> Result<(), AttachError> {
         crate::attach::check_tables(&core.parent, inner)?;
         let backend = &core.parent.system.backend;
-        let served = backend.serves_stage(inner.unit, &core.stage);
-        served.map_err(|unmet| AttachError::incompatible(inner.unit, unmet))
+        let unit = inner.unit;
+        let served = backend.serves_stage(unit, &core.stage);
+        served.map_err(|unmet| AttachError::Incompatible { unit, unmet })
     }
 
     unsafe fn bind(
@@ -265,11 +266,11 @@ impl<B: IdentityBackend> Inside<KernelPaging, B> for Identity {
 
     fn check(core: &Self::Core, inner: &Inner<B>) -> Result<(), AttachError> {
         crate::attach::check_id(core.ties.id, inner)?;
-        let passes = core.system.backend.passes_through(inner.unit);
-        passes
-            .then_some(())
-            .ok_or(crate::identity::NO_PASS_THROUGH)
-            .map_err(|unmet| AttachError::incompatible(inner.unit, unmet))
+        let (unit, unmet) = (inner.unit, crate::identity::NO_PASS_THROUGH);
+        match core.system.backend.passes_through(unit) {
+            true => Ok(()),
+            false => Err(AttachError::Incompatible { unit, unmet }),
+        }
     }
 
     unsafe fn bind(

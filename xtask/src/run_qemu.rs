@@ -41,7 +41,8 @@ pub(crate) struct Options {
     /// Seconds that QEMU may run before it is killed
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
-    /// Build the image with planted faults and switch this one on; may be given several times
+    /// Build the image with planted faults and switch this one on; may be given several times. One alone runs the scenario
+    /// that has to catch it, unless others are named, and the run is good if that fails
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     fault: Vec<String>,
     /// Show every serial line and the output of every tool
@@ -91,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             bail!("unknown fault {fault:?}: `cargo xtask run-qemu --list` shows the known ones");
         }
     }
-    let scenarios = scenarios::pick(&options.scenario)?;
+    let (scenarios, expect) = plan(&options.fault, scenarios::pick(&options.scenario)?);
     let flavour = if options.fault.is_empty() {
         Flavour::Plain
     } else {
@@ -107,13 +108,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         extra: options.qemu_arg.clone(),
     };
     let limit = Duration::from_secs(options.timeout);
-    let run = qemu_run::run(
-        &ready.qemu,
-        &machine,
-        limit,
-        Expectation::Pass,
-        options.verbose,
-    )?;
+    let run = qemu_run::run(&ready.qemu, &machine, limit, expect, options.verbose)?;
     let (passed, failed) = summary(&run, &scenarios);
     if let Some(file) = &options.trace {
         println!("VT-d trace of QEMU: {}", file.display());
@@ -122,14 +117,50 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         json::write(file, &run, ready.qemu.version, options.smp)?;
         println!("report: {}", file.display());
     }
-    println!(
-        "{passed} passed, {failed} failed in {}",
-        seconds(run.elapsed)
-    );
-    if !run.problems.is_empty() {
-        bail!("the run is not good: see the contradictions above");
+    let faults = options.fault.join(", ");
+    match (expect, run.problems.is_empty()) {
+        (Expectation::Caught(scenario), true) => {
+            println!(
+                "caught in {}: {scenario} failed, as it has to with {faults} planted",
+                seconds(run.elapsed)
+            );
+            Ok(())
+        }
+        (Expectation::Caught(scenario), false) => {
+            bail!("{scenario} did not catch {faults} as it has to: see the contradictions above")
+        }
+        (Expectation::Pass, good) => {
+            println!(
+                "{passed} passed, {failed} failed in {}",
+                seconds(run.elapsed)
+            );
+            match (good, faults.is_empty()) {
+                (true, true) => Ok(()),
+                (true, false) => bail!("no scenario failed, though {faults} was planted"),
+                (false, true) => bail!("the run is not good: see the contradictions above"),
+                (false, false) => bail!(
+                    "with {faults} planted the run is not good: scenarios above that failed caught it, if they are \
+                     listed for it (`--list`)"
+                ),
+            }
+        }
     }
-    Ok(())
+}
+
+/// Which scenarios are run with these faults, and what the run has to do: one fault has to be caught by the one
+/// scenario that is left, if there is one.
+fn plan(faults: &[String], picked: Vec<&'static str>) -> (Vec<&'static str>, Expectation) {
+    let [fault] = faults else {
+        return (picked, Expectation::Pass);
+    };
+    let catches = |scenario: &&&str| PLANTED_FAULTS.contains(&(fault.as_str(), **scenario));
+    let all = picked.len() == scenarios::ALL.len();
+    match picked.iter().find(catches) {
+        Some(scenario) if all || picked.len() == 1 => {
+            (vec![scenario], Expectation::Caught(scenario))
+        }
+        _ => (picked, Expectation::Pass),
+    }
 }
 
 /// Prints what the verdict rests on or what speaks against it; counts the scenarios that passed and those that did not.
@@ -191,6 +222,25 @@ mod tests {
             parse(&["--qemu-arg", "-d", "--qemu-arg=int,cpu_reset", "--verbose"]).unwrap();
         assert_eq!(options.qemu_arg, ["-d", "int,cpu_reset"]);
         assert!(options.verbose);
+    }
+
+    #[test]
+    fn one_fault_is_caught_by_one_scenario() {
+        let all: Vec<&str> = scenarios::ALL.iter().map(|known| known.name).collect();
+        let one = ["skip_iotlb_flush".to_owned()];
+        let two = [one[0].clone(), "swap_neighbours".to_owned()];
+        let caught = |scenario| (vec![scenario], Expectation::Caught(scenario));
+        assert_eq!(plan(&one, all.clone()), caught("revoke"));
+        assert_eq!(plan(&one, vec!["reassign"]), caught("reassign"));
+        for (faults, picked) in [
+            (&one[..], vec!["revoke", "reassign"]),
+            (&one[..], vec!["discover"]),
+            (&two[..], all.clone()),
+            (&[], all.clone()),
+        ] {
+            let (scenarios, expect) = plan(faults, picked.clone());
+            assert_eq!((scenarios, expect), (picked, Expectation::Pass));
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Why guest memory could not be given, pinned, lent or taken back.
 
+use core::fmt;
+
 use thiserror::Error;
 
 use crate::{Gpa, GpaRange, OutOfBounds, OutOfMemory, PhysRange, RangeError, VmId};
@@ -30,11 +32,14 @@ pub enum GuestMemoryError {
     /// The slot starts elsewhere.
     #[error("no run of the guest's memory starts at {0}")]
     NoSuchSlot(Gpa),
-    /// Pages are still held by mappings or pending values.
-    #[error("guest range {range} is still pinned ({pages} pages)")]
+    /// Pages are still held by mappings or pending values: of the range, or of the blocks in which it lies and by which
+    /// pins are watched.
+    #[error("{}", pinned(range, watched, *pages))]
     Pinned {
         /// What was asked for.
         range: GpaRange,
+        /// Where pins were looked for: more than the range, where only a neighbour may be pinned.
+        watched: GpaRange,
         /// How many pins are held there, in pages.
         pages: u64,
     },
@@ -91,4 +96,15 @@ pub enum GuestMemoryError {
     /// A CPU access leaves the guest's memory.
     #[error(transparent)]
     OutOfBounds(#[from] OutOfBounds),
+}
+
+fn pinned(range: &GpaRange, watched: &GpaRange, pages: u64) -> impl fmt::Display {
+    fmt::from_fn(move |f| match range == watched {
+        true => write!(f, "guest range {range} is still pinned (pins: {pages})"),
+        false => write!(
+            f,
+            "guest range {range} shares watched blocks with pages that are still pinned (pins: {pages}, in {watched}), its \
+             own or its neighbours': take whole blocks, or give memory by `give_watched` with smaller ones"
+        ),
+    })
 }

@@ -160,6 +160,7 @@ impl GuestMemory {
             self.pinned.fetch_sub(pages.get(), Ordering::Relaxed);
             return Err(GuestMemoryError::Pinned {
                 range,
+                watched: range,
                 pages: before,
             });
         }
@@ -228,8 +229,13 @@ impl GuestMemory {
         let whole = slot.gpa;
         let (head, pages) = (slot.pages_to(range.start()), range.pages().get());
         let held = slot.book.held(slot.first + head, pages);
-        if held != 0 {
-            return Err(GuestMemoryError::Pinned { range, pages: held });
+        if held.pages != 0 {
+            let (pages, watched) = (held.pages, slot.watched(range, held));
+            return Err(GuestMemoryError::Pinned {
+                range,
+                watched,
+                pages,
+            });
         }
         match slot.kind() {
             SlotKind::Ram => {}
@@ -290,9 +296,14 @@ impl GuestMemory {
                 _ => GuestMemoryError::NotLent { range },
             });
         }
-        let pages = slot.book.held(slot.first, range.pages().get());
-        if pages != 0 {
-            return Err(GuestMemoryError::Pinned { range, pages });
+        let held = slot.book.held(slot.first, range.pages().get());
+        if held.pages != 0 {
+            let (pages, watched) = (held.pages, slot.watched(range, held));
+            return Err(GuestMemoryError::Pinned {
+                range,
+                watched,
+                pages,
+            });
         }
         let removed = self.remove(gpa).map(|(backing, _, _)| backing);
         removed.ok_or(no_slot)

@@ -24,9 +24,20 @@ pub(super) struct PinBook {
     shift: u32,
     /// How far into its first granule the run begins, in pages.
     skew: u64,
+    /// How many pages the run has.
+    pages: u64,
     edges: Vec<AtomicU64>,
     blocks: Vec<AtomicU64>,
     parts: Vec<AtomicU64>,
+}
+
+/// What is pinned of some pages, as far as the book tells.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Held {
+    /// Pins on the granules that have a page of these, in pages.
+    pub(super) pages: u64,
+    /// One of them is on one of these pages, and not just in the same granule.
+    pub(super) beyond_doubt: bool,
 }
 
 impl PinBook {
@@ -42,6 +53,7 @@ impl PinBook {
         Ok(Self {
             shift,
             skew,
+            pages,
             edges: zeroes(granules + 1)?,
             blocks: zeroes((granules + 1).div_ceil(BLOCK))?,
             parts: zeroes(parts)?,
@@ -58,25 +70,42 @@ impl PinBook {
         self.count(first, pages, u64::MAX);
     }
 
-    /// How many pins there are on granules that have a page of these, in pages. Exact when nobody pins or
-    /// unpins meanwhile.
-    pub(super) fn held(&self, first: u64, pages: u64) -> u64 {
+    /// How many pins there are on granules that have a page of these. Exact when nobody pins or unpins meanwhile.
+    pub(super) fn held(&self, first: u64, pages: u64) -> Held {
         let from = self.skew + first;
-        let (low, high) = (
-            from >> self.shift,
-            (from + pages.saturating_sub(1)) >> self.shift,
-        );
+        let end = from + pages;
+        let (low, high) = (from >> self.shift, end.saturating_sub(1) >> self.shift);
         let block = low / BLOCK;
         let before = sum(&self.blocks, 0, block);
         let mut covering = before.wrapping_add(sum(&self.edges, block * BLOCK, low));
-        let mut held: u64 = 0;
+        let mut held = Held::default();
         for granule in low..=high {
             covering = covering.wrapping_add(sum(&self.edges, granule, granule + 1));
             let whole = covering.wrapping_mul(1 << self.shift);
             let part = sum(&self.parts, granule, granule + 1);
-            held = held.wrapping_add(whole.wrapping_add(part));
+            let sum = whole.wrapping_add(part);
+            held.pages = held.pages.wrapping_add(sum);
+            let (starts, ends) = self.within(granule);
+            let inside = from <= starts && ends <= end;
+            held.beyond_doubt |= whole != 0 || (inside && sum != 0);
         }
         held
+    }
+
+    /// The pages of the run in granules that have a page of these: the first one's number, and how many they are.
+    pub(super) fn watched(&self, first: u64, pages: u64) -> (u64, u64) {
+        let from = self.skew + first;
+        let last = from + pages.saturating_sub(1);
+        let (start, _) = self.within(from >> self.shift);
+        let (_, end) = self.within(last >> self.shift);
+        (start - self.skew, end - start)
+    }
+
+    /// Where the run's pages in a granule begin and end.
+    fn within(&self, granule: u64) -> (u64, u64) {
+        let starts = granule << self.shift;
+        let ends = starts + (1 << self.shift);
+        (starts.max(self.skew), ends.min(self.skew + self.pages))
     }
 
     /// Counts a run `sign` times, which is 1 or, wrapped, -1.
@@ -190,7 +219,7 @@ mod tests {
                 let high = ((start + count + skew).div_ceil(step) * step - skew).min(pages);
                 let expected = model[low as usize..high as usize].iter().sum::<u64>();
                 assert_eq!(
-                    book.held(start, count),
+                    book.held(start, count).pages,
                     expected,
                     "{granule}, round {round}"
                 );
@@ -198,7 +227,7 @@ mod tests {
             for (start, count) in live {
                 book.unpin(start, count);
             }
-            assert_eq!(book.held(0, pages), 0);
+            assert_eq!(book.held(0, pages).pages, 0);
         }
     }
 
@@ -208,11 +237,11 @@ mod tests {
         let book = PinBook::new(0, pages, PageSize::Size4K).unwrap();
         book.pin(100, 4 * BLOCK);
         book.pin(3 * BLOCK, BLOCK);
-        assert_eq!(book.held(0, 100), 0);
-        assert_eq!(book.held(3 * BLOCK + 7, 1), 2);
-        assert_eq!(book.held(4 * BLOCK + 100, BLOCK - 100), 0);
-        assert_eq!(book.held(0, pages), 5 * BLOCK);
+        assert_eq!(book.held(0, 100).pages, 0);
+        assert_eq!(book.held(3 * BLOCK + 7, 1).pages, 2);
+        assert_eq!(book.held(4 * BLOCK + 100, BLOCK - 100).pages, 0);
+        assert_eq!(book.held(0, pages).pages, 5 * BLOCK);
         book.unpin(100, 4 * BLOCK);
-        assert_eq!(book.held(0, pages), BLOCK);
+        assert_eq!(book.held(0, pages).pages, BLOCK);
     }
 }

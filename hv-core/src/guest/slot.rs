@@ -1,8 +1,10 @@
 //! One run of what a guest was given, and its place in the guest.
 
 use super::Loan;
-use super::pins::PinBook;
-use crate::{FrameRun, Gpa, GpaRange, Hypervisor, MmioRun, PageSize, PhysRange, Shared, VmId};
+use super::pins::{Held, PinBook};
+use crate::{
+    FrameRun, Gpa, GpaRange, Hypervisor, MmioRun, PageCount, PageSize, PhysRange, Shared, VmId,
+};
 
 /// What stands behind a slot.
 pub(super) enum Backing {
@@ -77,5 +79,20 @@ impl Slot {
     /// How many whole pages into the slot `at` is, which does not lie before it.
     pub(super) fn pages_to(&self, at: Gpa) -> u64 {
         (at.as_u64() - self.gpa.start().as_u64()) >> PageSize::Size4K.shift()
+    }
+
+    /// Where pins of a part of the slot were looked for, when these were found: in the part, where they are known to be
+    /// there, or in the blocks that it shares with its neighbours, other slots' among them.
+    pub(super) fn watched(&self, part: GpaRange, held: Held) -> GpaRange {
+        if held.beyond_doubt {
+            return part;
+        }
+        let before = self.first + self.pages_to(part.start());
+        let (first, pages) = self.book.watched(before, part.pages().get());
+        let back = (before - first) << PageSize::Size4K.shift();
+        let start = part.start().as_u64().checked_sub(back).map(Gpa::new);
+        let range = start.zip(PageCount::new(pages));
+        let range = range.and_then(|(start, pages)| GpaRange::new(start, pages).ok());
+        range.unwrap_or(part)
     }
 }

@@ -119,11 +119,32 @@ fn bc17_a_balloon_takes_what_is_not_pinned_and_nothing_else() {
         let beside = memory.take_back_part(gpas(0x40_2000, 1));
         match granule {
             PageSize::Size4K => assert_eq!(beside.unwrap().range().start().as_u64(), 0x8020_2000),
-            // Pins are watched by 2 MiB: refused, rather than taken by mistake.
-            _ => assert!(matches!(
-                beside,
-                Err(GuestMemoryError::Pinned { pages: 4, .. })
-            )),
+            // Pins are watched by 2 MiB: refused, rather than taken by mistake, and the error says that it may be
+            // a neighbour.
+            _ => {
+                let error = beside.unwrap_err();
+                let (range, watched) = (gpas(0x40_2000, 1), gpas(0x40_0000, 512));
+                let expected = GuestMemoryError::Pinned {
+                    range,
+                    watched,
+                    pages: 4,
+                };
+                assert_eq!(error, expected);
+                assert!(error.to_string().contains("or its neighbours'"), "{error}");
+            }
+        }
+        // What holds all that is pinned in its blocks is told that it is pinned itself.
+        let whole = memory.take_back_part(gpas(0x40_0000, 512 + 7));
+        let range = gpas(0x40_0000, 512 + 7);
+        let (watched, pages) = (range, 4);
+        let expected = GuestMemoryError::Pinned {
+            range,
+            watched,
+            pages,
+        };
+        match granule {
+            PageSize::Size4K => assert!(whole.is_err(), "a page of it is gone"),
+            _ => assert_eq!(whole.unwrap_err(), expected),
         }
         let tail = memory.take_back_part(gpas(0x80_0000, 7)).unwrap();
         assert_eq!(tail.range(), frames(0x8060_0000, 7).range());

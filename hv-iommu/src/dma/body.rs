@@ -46,6 +46,19 @@ impl ByteWindow {
         }
     }
 
+    /// What is wrong with a window that does not fit a run of `pages` pages, in words.
+    pub(super) fn misfit(self, pages: PageCount) -> impl fmt::Display {
+        let end = self.offset.checked_add(self.bytes);
+        fmt::from_fn(move |f| match end {
+            _ if self.bytes == 0 => write!(f, "{self}: there is nothing to map"),
+            Some(end) if end <= pages.bytes() => write!(
+                f,
+                "{self} leave out whole pages of the run's {pages}: split those off the run first"
+            ),
+            _ => write!(f, "{self} pass the end of the run of {pages}"),
+        })
+    }
+
     /// Whether the bytes begin in the first of `pages` pages and end in the last.
     #[inline]
     pub(super) fn fits(self, pages: PageCount) -> bool {

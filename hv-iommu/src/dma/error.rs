@@ -33,13 +33,15 @@ pub enum DmaRefusal {
     Map(#[from] MapRefusal),
     /// The buffer is not page-whole, the device must not see its neighbours, and the pool of bounce pages is
     /// empty: see [`Domain::fill_bounce_pool`](crate::Domain::fill_bounce_pool).
-    #[error("{missing} more bounce pages are needed than the domain's pool has")]
+    #[error(
+        "the domain's pool of bounce pages is too small: {missing} missing, see `Domain::fill_bounce_pool`"
+    )]
     NoBouncePages {
         /// How many frames are missing.
         missing: u64,
     },
-    /// The bytes do not begin in the first page of the run and end in its last.
-    #[error("{window} do not begin in the first and end in the last of {pages}: split the run")]
+    /// There are no bytes, they pass the end of the run, or they do not begin in its first page and end in its last.
+    #[error("{}", window.misfit(*pages))]
     Window {
         /// The bytes that were asked for.
         window: ByteWindow,

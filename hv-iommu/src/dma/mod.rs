@@ -56,7 +56,7 @@ pub use error::{DmaMapError, DmaRefusal, PendingError};
 pub use mask::DmaMask;
 pub use scatter::{PendingScatter, ScatterError, ScatterFull, ScatterList, ScatterMapping};
 pub use stream::{PendingStream, StreamError, StreamMapping};
-pub use sync::StreamOnCpu;
+pub use sync::{SeenByCpu, StreamOnCpu, UnmappedInTurn};
 
 pub(crate) use deferred::DmaState;
 

@@ -11,7 +11,7 @@ use hv_core::platform::PhysMemory;
 use hv_core::{Iova, OutOfBounds, PhysAddr};
 
 use super::direction::{CpuWrites, Direction};
-use super::stream::StreamMapping;
+use super::stream::{PendingStream, StreamMapping};
 use crate::backend::Backend;
 
 /// A streaming mapping at which it is the CPU's turn. The device's driver has seen to it that the device
@@ -24,7 +24,55 @@ pub struct StreamOnCpu<B: Backend, D: Direction> {
     mapping: StreamMapping<B, D>,
 }
 
+/// Streaming mappings that the CPU reads and writes in the device's turn: none. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "the device has this buffer, so the CPU has no view of it: it is a `{Self}`",
+    label = "it is the device's turn",
+    note = "for a turn of the CPU: `sync_for_cpu()` gives a `StreamOnCpu` to read and write, whose `sync_for_device()` \
+            ends the turn",
+    note = "for good: `unmap()`, and `flush()` what that gives: the frames come back"
+)]
+pub trait SeenByCpu {
+    /// Whatever the caller is to give: it is never called.
+    fn never<T>(&self) -> T;
+}
+
+/// Streaming mappings that are unmapped in the CPU's turn: none. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "a mapping is not unmapped in the CPU's turn: this is a `{Self}`",
+    label = "what the CPU wrote may not be where the device, or who has the frames next, looks for it",
+    note = "`sync_for_device()` ends the turn and gives the mapping back; `unmap()` that"
+)]
+pub trait UnmappedInTurn {
+    /// Whatever the caller is to give: it is never called.
+    fn never<T>(self) -> T;
+}
+
 impl<B: Backend, D: Direction> StreamMapping<B, D> {
+    /// Does not compile: it is the device's turn, and the error says how the CPU gets its own.
+    ///
+    /// # Errors
+    /// None: it is never called.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), OutOfBounds>
+    where
+        Self: SeenByCpu,
+    {
+        let _ = (offset, out);
+        self.never()
+    }
+
+    /// Does not compile, like [`read`](Self::read).
+    ///
+    /// # Errors
+    /// None: it is never called.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), OutOfBounds>
+    where
+        Self: SeenByCpu,
+    {
+        let _ = (offset, bytes);
+        self.never()
+    }
+
     /// The CPU's turn: what the device wrote is seen from here on.
     pub fn sync_for_cpu(self) -> StreamOnCpu<B, D> {
         if D::PERMS.writable() {
@@ -35,6 +83,14 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
 }
 
 impl<B: Backend, D: Direction> StreamOnCpu<B, D> {
+    /// Does not compile: the turn ends first, and the error says how.
+    pub fn unmap(self) -> PendingStream<B, D>
+    where
+        Self: UnmappedInTurn,
+    {
+        self.never()
+    }
+
     /// The device's turn: what the CPU wrote is seen from here on.
     pub fn sync_for_device(self) -> StreamMapping<B, D> {
         if D::PERMS.readable() {

@@ -21,7 +21,9 @@ mod windows;
 use alloc::vec::Vec;
 use core::fmt;
 
-use hv_core::{Gpa, GpaRange, GuestMemory, Iova, IovaRange, Perms, Shared, UserManaged, VmId};
+use hv_core::{
+    Gpa, GpaRange, GuestMemory, Iova, IovaRange, Owner, Perms, Shared, UserManaged, VmId,
+};
 
 use crate::backend::Backend;
 use crate::domain::Domain;
@@ -79,16 +81,34 @@ pub struct AddressSpace<B: Backend> {
     promised_tables: u64,
 }
 
+/// Owners whose domains have an address space: [`UserManaged`] alone. Exists for its message.
+#[diagnostic::on_unimplemented(
+    message = "an address space is a guest's, this domain is of `{Self}`",
+    label = "a driver of the hypervisor decides what this domain maps",
+    note = "for a guest: `Domain::user_domain_alloc(&group, ..)`, with the group that is claimed for it",
+    note = "for a driver: the domain's DMA API, `Domain::dma_device` and `Domain::alloc_coherent`"
+)]
+pub trait SpaceOwner: Owner + Sized {
+    /// The same domain.
+    fn of_a_guest<B: Backend>(domain: Domain<Self, B>) -> Domain<UserManaged, B>;
+}
+
+impl SpaceOwner for UserManaged {
+    fn of_a_guest<B: Backend>(domain: Domain<Self, B>) -> Domain<UserManaged, B> {
+        domain
+    }
+}
+
 impl<B: Backend> AddressSpace<B> {
     /// An empty address space over `domain`, which has no ranges yet, with its table pages and mappings charged to
     /// `quota`. Without one nothing but memory bounds what a guest has mapped, and what it takes of the heap.
     ///
     /// # Errors
     /// The domain, with [`AddressSpaceError::Quota`] when its tables are too many already.
-    pub fn new(
-        domain: Domain<UserManaged, B>,
+    pub fn new<O: SpaceOwner>(
+        domain: Domain<O, B>,
         quota: Option<Shared<TableQuota>>,
-    ) -> Result<Self, (Domain<UserManaged, B>, AddressSpaceError)> {
+    ) -> Result<Self, (Domain<O, B>, AddressSpaceError)> {
         let charged = domain.table_pages();
         if let Some(quota) = &quota
             && let Err(error) = quota.take(charged)
@@ -97,7 +117,7 @@ impl<B: Backend> AddressSpace<B> {
         }
         // INVARIANT: nothing is mapped, reserved or allowed.
         Ok(Self {
-            domain,
+            domain: O::of_a_guest(domain),
             areas: Areas::new(),
             allowed: Vec::new(),
             reserved: Vec::new(),

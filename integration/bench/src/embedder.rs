@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
     Registers, RegistersError,
 };
 use hv_core::{
@@ -21,6 +21,7 @@ use hv_iommu::{
     HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, UnitCaps, UnitError,
     UnitIndex,
 };
+use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
 
 use crate::platform::{Memory, SNOOPED};
@@ -29,21 +30,6 @@ use crate::window::LEVELS;
 /// The arena as a whole platform.
 #[derive(Debug)]
 pub struct Platform;
-
-/// Registers of no device.
-#[derive(Debug)]
-pub struct NoRegisters;
-
-impl Mmio for NoRegisters {
-    fn read32(&self, _offset: u32) -> u32 {
-        u32::MAX
-    }
-    fn write32(&self, _offset: u32, _value: u32) {}
-    fn read64(&self, _offset: u32) -> u64 {
-        u64::MAX
-    }
-    fn write64(&self, _offset: u32, _value: u64) {}
-}
 
 impl Platform {
     fn memory(&self) -> &'static Memory<true> {
@@ -134,10 +120,7 @@ impl Registers for Platform {
     type Block = NoRegisters;
 
     fn map_registers(&self, range: PhysRange) -> Result<NoRegisters, RegistersError> {
-        Err(RegistersError {
-            range,
-            reason: "the benchmark has no registers",
-        })
+        NoRegisters::refuse(range)
     }
 }
 

@@ -7,7 +7,7 @@ use std::mem::replace;
 use hv_core::{KernelPaging, PciAddress, UserManaged, VmId};
 use hv_iommu::{
     AtRest, Attached, Config, Domain, DomainConfig, Group, GroupId, GroupTable, InterruptsIsolated,
-    Iommu, Parked, Wedged,
+    Iommu, Parked, Wedged, Whereabouts,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -55,6 +55,12 @@ impl Groups {
         let group = claimed.attach(&domain)?;
         self.held.insert(id, Slot::Driver(group, domain));
         Ok(())
+    }
+
+    /// Where the group of a function is, and who has it.
+    fn find(&self, function: PciAddress) -> Result<Whereabouts, Failed> {
+        let found = self.at_rest.find(function);
+        found.ok_or_else(|| format!("no group has {function}").into())
     }
 
     /// Passes a device through. Who asks for one that is taken hears who has it.
@@ -145,7 +151,7 @@ pub(crate) fn run() -> Result<(), Failed> {
     let ids: Vec<_> = groups.iter().map(AtRest::id).collect();
     let [nic, disk] = <[_; 2]>::try_from(ids).map_err(|_| "the machine has two devices")?;
     let mut groups = Groups {
-        at_rest: GroupTable::new(groups)?,
+        at_rest: GroupTable::new(groups).map_err(|(_, error)| error)?,
         held: BTreeMap::new(),
         isolated: InterruptsIsolated::override_unsafe_interrupts("an example"),
     };
@@ -158,10 +164,7 @@ pub(crate) fn run() -> Result<(), Failed> {
         println!("{by} asks: {refused}");
     }
     groups.begin_reset(nic);
-    println!(
-        "{nic} is being reset, {:?} has it",
-        groups.at_rest.holder(nic)
-    );
+    println!("{} and being reset", groups.find(functions[0].address)?);
     groups.end_reset(nic)?;
 
     // The card is pulled out of its slot: nobody waits for it, and there is nothing to reset.
@@ -169,7 +172,7 @@ pub(crate) fn run() -> Result<(), Failed> {
     groups.take_back(nic)?;
     rig.plug(functions[0].address, true);
     groups.give(nic, vm(2)?)?;
-    println!("now {nic} is with {:?}", groups.at_rest.holder(nic));
+    println!("now {}", groups.find(functions[0].address)?);
     groups.take_back(nic)?;
     groups.take_back(disk)?;
     Ok(rig.verdict()?)

@@ -11,6 +11,7 @@
 #![doc = include_str!("../examples/embed.rs")]
 #![doc = "```"]
 
+mod absent;
 mod bus;
 mod cell;
 mod core;
@@ -32,6 +33,7 @@ mod rule;
 mod trace;
 mod vtd;
 
+pub use absent::NoRegisters;
 pub use bus::Counts;
 pub use cell::RigCell;
 pub use ledger::Tenant;

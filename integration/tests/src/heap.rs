@@ -70,6 +70,11 @@ pub fn fail_after(successes: Option<u64>) {
     FAIL_IN.set(successes);
 }
 
+/// Whether the allocation that was to fail has not come yet.
+pub fn is_due() -> bool {
+    FAIL_IN.get().is_some()
+}
+
 /// How many allocations this thread made since [`fail_after`].
 pub fn count() -> u64 {
     COUNT.get()

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
     Registers, RegistersError,
 };
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
-use hv_rig::cpus;
+use hv_rig::{NoRegisters, cpus};
 
 /// Words of one frame.
 const WORDS: u64 = PageSize::Size4K.bytes() / 8;
@@ -141,6 +141,11 @@ impl Host {
     /// Makes the one allocation fail that comes after `successes` more; `None` takes that back.
     pub fn fail_allocation_after(&self, successes: Option<u64>) {
         lock(&self.allocator).fail_in = successes;
+    }
+
+    /// Whether the allocation that was to fail has not come yet.
+    pub fn is_failure_due(&self) -> bool {
+        lock(&self.allocator).fail_in.is_some()
     }
 
     /// Calls `hook` at every [`Moment`].
@@ -383,30 +388,11 @@ unsafe impl PhysMemory for Host {
     }
 }
 
-/// The block of registers that this host does not have.
-pub enum NoBlock {}
-
-impl Mmio for NoBlock {
-    fn read32(&self, _offset: u32) -> u32 {
-        match *self {}
-    }
-    fn write32(&self, _offset: u32, _value: u32) {
-        match *self {}
-    }
-    fn read64(&self, _offset: u32) -> u64 {
-        match *self {}
-    }
-    fn write64(&self, _offset: u32, _value: u64) {
-        match *self {}
-    }
-}
-
 impl Registers for Host {
-    type Block = NoBlock;
+    type Block = NoRegisters;
 
-    fn map_registers(&self, range: PhysRange) -> Result<NoBlock, RegistersError> {
-        let reason = "this host has no registers";
-        Err(RegistersError { range, reason })
+    fn map_registers(&self, range: PhysRange) -> Result<NoRegisters, RegistersError> {
+        NoRegisters::refuse(range)
     }
 }
 

@@ -5,6 +5,8 @@ pub mod arena;
 #[cfg(not(hv_loom))]
 pub mod dmar_build;
 #[cfg(not(hv_loom))]
+pub mod failing;
+#[cfg(not(hv_loom))]
 pub mod fake;
 #[cfg(not(hv_loom))]
 pub mod heap;

@@ -8,6 +8,7 @@ use hv_iommu::{
 
 use super::unit::{Effect, Who};
 use super::{Answer, Call, Fake, Logged, broken};
+use crate::heap;
 
 /// What an entry leads to.
 #[derive(Clone, Copy, Debug)]
@@ -207,6 +208,7 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
         parent: Binding,
         stage: &Stage,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let _exempt = heap::exempt();
         let way = Way::Nested(parent, *stage);
         self.put(index, (requester, None), Bound { way })
     }
@@ -240,6 +242,7 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
         stage: &Stage,
         invalidation: &Forget,
     ) -> Result<FlushTicket, UnitError> {
+        let _exempt = heap::exempt();
         let (mut unit, answer) = self.called(index, Call::Nested)?;
         if unit.wedged {
             return Err(UnitError::Wedged { unit: index });
@@ -269,6 +272,7 @@ unsafe impl<T: 'static> PasidBackend for Fake<T> {
         pasid: Pasid,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let _exempt = heap::exempt();
         let way = Way::Tables(binding);
         self.put(index, (requester, Some(pasid)), Bound { way })
     }
@@ -280,6 +284,7 @@ unsafe impl<T: 'static> PasidBackend for Fake<T> {
         pasid: Pasid,
         domain: HwDomainId,
     ) -> Result<FlushTicket, UnitError> {
+        let _exempt = heap::exempt();
         self.take(index, (requester, Some(pasid)), domain)
     }
 }
@@ -297,6 +302,7 @@ unsafe impl<T: 'static> IdentityBackend for Fake<T> {
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let _exempt = heap::exempt();
         let way = Way::Untranslated(domain);
         self.put(index, (requester, None), Bound { way })
     }
@@ -317,6 +323,7 @@ unsafe impl<T: 'static> ReplaceBackend for Fake<T> {
         from: HwDomainId,
         to: Binding,
     ) -> Result<FlushTicket, UnitError> {
+        let _exempt = heap::exempt();
         let who = (requester, None);
         let (mut unit, answer) = self.called(index, Call::Rebind)?;
         let domain = from;

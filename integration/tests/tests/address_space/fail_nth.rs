@@ -1,13 +1,17 @@
-//! iommufd_fail_nth: whole scenarios with their n-th allocation failing, for n = 0, 1, 2, ... until one passes;
-//! allocations of the heap and of frames. After each: no frame out, no pin held, no domain left.
+//! Scenarios of an address space with each of their allocations failing, of the heap and of frames. After each: no frame
+//! out, no pin held, no domain left, and the same goes through again. [`hv_tests::failing`] is the loop.
 
 use std::num::NonZeroUsize;
 
 use hv_core::platform::FrameSource;
-use hv_core::{Gpa, GuestMemory, Iova, PageSize, Perms, Shared};
-use hv_iommu::{AddressSpace, AddressSpaceError, BulkPart, Domain, ReservedFor, TableQuota};
+use hv_core::{FrameRun, Gpa, GuestMemory, Hypervisor, Iova, PageSize, Perms, Shared, UserManaged};
+use hv_iommu::{
+    AddressSpace, AddressSpaceError, BulkPart, Claimed, Domain, Group, ReservedFor, TableQuota,
+};
+use hv_tests::failing::{Outcome, Source, Stand, each, text};
 use hv_tests::fake::Fake;
 use hv_tests::heap;
+use hv_tests::host::Host;
 
 use super::machine::{FAR, Machine, NIC, PLAIN, gpas, iovas, vm};
 use super::space::end_space;
@@ -15,71 +19,70 @@ use super::space::end_space;
 /// What a scenario is given, and the error that it stops at.
 type Scenario =
     fn(&mut GuestMemory, &mut AddressSpace<Fake>, &mut AddressSpace<Fake>, &Machine) -> Outcome;
-type Outcome = Result<(), String>;
 
-fn text(error: impl std::fmt::Debug) -> String {
-    // The message itself is memory, too.
-    let _exempt = heap::exempt();
-    format!("{error:?}")
+/// Two groups of a guest, and frames to give it, in the order in which it gets them.
+struct Ready {
+    machine: Machine,
+    memory: GuestMemory,
+    groups: [Group<Fake, Claimed<UserManaged>>; 2],
+    given: [Option<FrameRun<Hypervisor>>; 2],
 }
 
-/// Runs it until no allocation fails; gives how many failed.
-fn fail_nth(frames: bool, scenario: Scenario) -> u64 {
-    let mut failing = 0;
-    loop {
+impl Ready {
+    fn new() -> Self {
         let mut machine = Machine::new();
-        let mut memory = GuestMemory::new(vm(1));
-        // The failing allocations begin with the spaces.
-        let one = machine.take(NIC).claim_for_guest(vm(1));
-        let two = machine.take(FAR).claim_for_guest(vm(1));
-        let given = [
-            machine.host().frames(64),
-            machine.host().frames_aligned(2560, PageSize::Size2M),
-        ];
-        arm(&machine, frames, Some(failing));
-        let mut given = given.into_iter();
-        let outcome = live(&machine, &mut memory, [&one, &two], &mut given, scenario);
-        arm(&machine, frames, None);
-        drop(
-            given
-                .map(|run| machine.host().free_frames(run))
-                .collect::<Vec<_>>(),
-        );
-        assert_eq!(memory.pinned_pages(), 0, "{failing}: {outcome:?}");
-        let slots: Vec<_> = memory.slots().map(|slot| slot.range.start()).collect();
+        let groups = [NIC, FAR].map(|member| machine.take(member).claim_for_guest(vm(1)));
+        let given = Self::frames(&machine);
+        Self {
+            machine,
+            memory: GuestMemory::new(vm(1)),
+            groups,
+            given,
+        }
+    }
+
+    fn frames(machine: &Machine) -> [Option<FrameRun<Hypervisor>>; 2] {
+        let host = machine.host();
+        [
+            Some(host.frames(64)),
+            Some(host.frames_aligned(2560, PageSize::Size2M)),
+        ]
+    }
+}
+
+impl Stand for Ready {
+    fn host(&self) -> &Host {
+        self.machine.host()
+    }
+
+    fn take_down(&mut self) {
+        let host = self.machine.host();
+        let given = self.given.iter_mut().filter_map(Option::take);
+        given.for_each(|run| host.free_frames(run));
+        assert_eq!(self.memory.pinned_pages(), 0);
+        let slots: Vec<_> = self.memory.slots().map(|slot| slot.range.start()).collect();
         for slot in slots {
-            machine.host().free_frames(memory.take_back(slot).unwrap());
+            host.free_frames(self.memory.take_back(slot).unwrap());
         }
-        assert_eq!(machine.host().frames_out(), 0, "{failing}: {outcome:?}");
-        assert_eq!(machine.iommu.domains_in_use(), 0, "{failing}: {outcome:?}");
-        if outcome.is_ok() {
-            return failing;
-        }
-        failing += 1;
-        assert!(failing < 500, "{outcome:?}");
+        assert_eq!(host.frames_out(), 0);
+        assert_eq!(self.machine.iommu.domains_in_use(), 0);
+        self.given = Self::frames(&self.machine);
     }
 }
 
-fn arm(machine: &Machine, frames: bool, failing: Option<u64>) {
-    match frames {
-        true => machine.host().fail_allocation_after(failing),
-        false => heap::fail_after(failing),
-    }
-}
-
-fn live(
-    machine: &Machine,
-    memory: &mut GuestMemory,
-    groups: [&hv_iommu::Group<Fake, hv_iommu::Claimed<hv_core::UserManaged>>; 2],
-    given: &mut dyn Iterator<Item = hv_core::FrameRun<hv_core::Hypervisor>>,
-    scenario: Scenario,
-) -> Outcome {
-    let places = [Gpa::new(0), Gpa::new(0x4000_0000)];
-    for place in places {
-        if let Some(run) = given.next()
+/// The failing allocations begin with what the guest is given.
+fn live(ready: &mut Ready, scenario: Scenario) -> Outcome {
+    let Ready {
+        machine,
+        memory,
+        groups,
+        given,
+    } = ready;
+    for (place, given) in [Gpa::new(0), Gpa::new(0x4000_0000)].into_iter().zip(given) {
+        if let Some(run) = given.take()
             && let Err((run, error)) = memory.give(place, run)
         {
-            machine.host().free_frames(run);
+            *given = Some(run);
             return Err(text(error));
         }
     }
@@ -234,7 +237,7 @@ const SCENARIOS: [(&str, Scenario, u64, u64); 4] = [
 #[test]
 fn bc18_xsa_460_every_scenario_unwinds_whichever_allocation_of_the_heap_fails() {
     for (name, scenario, at_least, _) in SCENARIOS {
-        let failed = fail_nth(false, scenario);
+        let failed = each(Source::Heap, Ready::new, |ready| live(ready, scenario));
         println!("{name}: {failed} allocations of the heap failed, one by one");
         assert!(failed >= at_least, "{name}: {failed} only");
     }
@@ -243,7 +246,7 @@ fn bc18_xsa_460_every_scenario_unwinds_whichever_allocation_of_the_heap_fails() 
 #[test]
 fn bc18_xsa_460_every_scenario_unwinds_whichever_allocation_of_frames_fails() {
     for (name, scenario, _, at_least) in SCENARIOS {
-        let failed = fail_nth(true, scenario);
+        let failed = each(Source::Frames, Ready::new, |ready| live(ready, scenario));
         println!("{name}: {failed} allocations of frames failed, one by one");
         assert!(failed >= at_least, "{name}: {failed} only");
     }

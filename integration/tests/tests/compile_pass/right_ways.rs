@@ -51,6 +51,11 @@ fn moved(
     group.attach(next).ok()
 }
 
+fn to_a_new_domain(group: Driver, config: DomainConfig) -> Option<Driver> {
+    let next = Domain::paging_domain_alloc(&group, config).ok()?;
+    group.replace_with_gap(&next).ok()
+}
+
 fn guest_memory(domain: &Domain<UserManaged, Fake>, memory: &GuestMemory, at: GpaRange) {
     let Ok(pin) = memory.pin(at) else { return };
     let Ok(span) = IovaRange::new(at.start().into(), at.pages()) else {
@@ -210,6 +215,7 @@ fn main() {
         nested,
         untranslated,
         replaced,
+        to_a_new_domain,
         pasids,
         lent,
         deferred,

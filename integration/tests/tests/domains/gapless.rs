@@ -1,11 +1,14 @@
 //! Replacing a group's domain without a gap, where the unit can: each request goes through one of the two.
 
 use hv_core::{Access, KernelPaging};
-use hv_iommu::{AttachError, DestroyRefusal, Domain, ReplaceFailed};
+use hv_iommu::{AttachError, Domain, ReplaceFailed};
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features, Logged};
 
-use super::machine::{FAR, Machine, NIC, OLD, PLAIN, end_domain};
-use super::replace::{IN_ONE, IN_TWO, REQUESTERS, Stand, ends, stand, translates};
+use super::machine::{FAR, Machine, NIC, PLAIN, end_domain};
+use super::replace::{
+    Attachment, IN_ONE, IN_TWO, REQUESTERS, Space, Stand, recovers, refused_at_each_step, stand,
+    translates,
+};
 
 #[test]
 fn each_entry_is_switched_and_never_absent() {
@@ -68,29 +71,16 @@ fn a_unit_that_cannot_gives_no_witness_and_another_units_does_not_serve() {
 
 #[test]
 fn bc05_xsa_400_a_switch_that_fails_is_taken_back() {
-    for answer in [Answer::Refuses, Answer::RefusesLate] {
-        for step in 0..REQUESTERS.len() {
-            let Stand {
-                machine,
-                group,
-                one,
-                two,
-            } = stand();
-            let gapless = group.gapless().unwrap();
-            machine.fake.plan(0, Call::Rebind, step, answer);
-            let Err(ReplaceFailed::Refused { group, .. }) = group.replace(&two, &gapless) else {
-                panic!("step {step}, {answer:?}");
-            };
-            assert_eq!(group.domain(), one.uid());
-            translates(&machine, IN_ONE);
-            assert_eq!(machine.fake.cached(0, two.hw_id()), 0);
-            let entry = |call: &Logged| !matches!(call, Logged::Rebind(..));
-            let log = machine.fake.take_log(0);
-            assert!(!log.iter().any(entry), "no entry was down: {log:?}");
-            let _group = group.detach().unwrap();
-            ends(&machine, one, two);
-        }
-    }
+    let moved = |group: Attachment, to: &Space| {
+        let gapless = group.gapless().unwrap();
+        group.replace(to, &gapless)
+    };
+    refused_at_each_step(Call::Rebind, moved, |machine, two| {
+        assert_eq!(machine.fake.cached(0, two.hw_id()), 0);
+        let entry = |call: &Logged| !matches!(call, Logged::Rebind(..));
+        let log = machine.fake.take_log(0);
+        assert!(!log.iter().any(entry), "no entry was down: {log:?}");
+    });
 }
 
 #[test]
@@ -123,28 +113,7 @@ fn bc05_xsa_302_a_switch_that_is_lost_wedges_the_group_in_both_domains() {
                 Err(ReplaceFailed::Refused { .. }) if back.is_some() && step == 0 => continue,
                 other => panic!("step {step}, {answer:?}: {:?}", other.map(drop)),
             };
-            for requester in REQUESTERS {
-                assert_eq!(machine.fake.bound(requester), None, "step {step}");
-            }
-            for member in OLD {
-                assert_eq!(machine.host().bus_master(member), Some(false));
-            }
-            let attached = DestroyRefusal::Attached { attachments: 1 };
-            let [one, two] = [one, two].map(|domain| {
-                let refused = domain.destroy().unwrap_err();
-                assert_eq!(refused.reason, attached, "step {step}, {answer:?}");
-                refused.domain
-            });
-            machine.iommu.reset_unit(group.unit()).unwrap();
-            let group = group.recover().unwrap();
-            // Neither domain reaches the unit any more.
-            machine.fake.take_log(0);
-            for domain in [&one, &two] {
-                let _ = domain.flush(hv_iommu::FlushSpan::Domain).unwrap();
-            }
-            assert_eq!(machine.fake.take_log(0), [], "step {step}, {answer:?}");
-            drop(group);
-            ends(&machine, one, two);
+            recovers((machine, one, two), group, [true, true]);
         }
     }
 }

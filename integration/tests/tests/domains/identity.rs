@@ -92,7 +92,9 @@ fn a_unit_that_always_translates_says_so() {
     let Err(AttachFailed::Refused { error, .. }) = far.attach_untranslated(&domain, trusted) else {
         panic!("attached");
     };
-    assert!(matches!(error, AttachError::Incompatible { needed: 1, .. }));
+    assert_eq!(error, AttachError::Incompatible { unit, unmet });
+    let said = "unit 1 cannot serve the domain: the unit has no support for passing requests through untranslated";
+    assert_eq!(error.to_string(), said);
     assert_eq!(machine.fake.bound(FAR), None);
 }
 

@@ -16,4 +16,5 @@ mod nested;
 mod origin;
 mod pasid;
 mod replace;
+mod replacements;
 mod witnesses;

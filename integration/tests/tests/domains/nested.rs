@@ -7,7 +7,7 @@ use hv_core::{Access, Gpa, GuestMemory, Iova, OwnerId, PageSize, Perms, UserMana
 use hv_iommu::{
     AttachError, AttachFailed, Attached, BadRequest, Claimed, DestroyRefusal, DirtyBitmap, Domain,
     FaultNotice, Group, InvalidateRefusal, Mapped, Needs, Nested, NestedError, ParentPaging, Range,
-    UnitCaps,
+    UnitCaps, Unmet,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, UserStage};
 
@@ -374,9 +374,11 @@ fn a_first_stage_that_a_unit_cannot_walk_is_refused_at_attach() {
     };
     let expected = AttachError::Incompatible {
         unit: group.unit(),
-        what: "levels of a first stage",
-        needed: 2,
-        found: 1,
+        unmet: Unmet {
+            what: "levels of a first stage",
+            needed: 2,
+            found: 1,
+        },
     };
     assert_eq!(error, expected);
     assert_eq!(guest.machine.fake.bound(NIC), None);

@@ -171,16 +171,10 @@ fn a_parent_is_refused_by_a_unit_that_cannot_stand_under_a_first_stage() {
     else {
         panic!("attached");
     };
-    let AttachError::Incompatible {
-        what,
-        needed,
-        found,
-        ..
-    } = error
-    else {
+    let AttachError::Incompatible { unmet, .. } = error else {
         panic!("{error}");
     };
-    assert_eq!((what, needed, found), ("users' own first stages", 1, 0));
+    assert_eq!(unmet, Unmet::absent("users' own first stages"));
 }
 
 #[test]

@@ -5,8 +5,8 @@
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging, PciAddress, Perms};
 use hv_iommu::{
-    AttachError, Attached, DestroyRefusal, Domain, DomainConfig, Group, LevelSet, ReplaceFailed,
-    UnitCaps, UnitError,
+    AttachError, Attached, DestroyRefusal, Domain, DomainConfig, FlushSpan, Group, LevelSet,
+    Paging, ReplaceFailed, UnitCaps, UnitError, Unmet,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged};
 
@@ -156,7 +156,15 @@ fn a_domain_that_does_not_fit_leaves_the_group_where_it_is() {
     let Err(ReplaceFailed::Refused { group, error }) = driver.group.replace_with_gap(&deep) else {
         panic!("moved");
     };
-    assert!(matches!(error, AttachError::Incompatible { needed: 4, .. }));
+    let unit = group.unit();
+    let unmet = Unmet {
+        what: "levels of tables",
+        needed: 4,
+        found: 3,
+    };
+    assert_eq!(error, AttachError::Incompatible { unit, unmet });
+    let said = "unit 0 cannot serve the domain: levels of tables: needed 4, the unit has 3";
+    assert_eq!(error.to_string(), said);
     assert_eq!(group.domain(), driver.domain.uid());
     assert_eq!(machine.fake.take_log(0), []);
     assert_eq!(
@@ -194,8 +202,13 @@ fn a_group_is_parked_in_the_blocked_domain_and_comes_back() {
     ends(&machine, one, two);
 }
 
-#[test]
-fn bc05_xsa_400_a_bind_that_is_refused_takes_the_group_back_to_its_old_domain() {
+/// Has the unit refuse each call of this kind in turn, before and after it did what was asked: the group must be whole
+/// in its old domain. `check` sees what is left of the new one.
+pub(crate) fn refused_at_each_step(
+    call: Call,
+    moved: impl Fn(Attachment, &Space) -> Result<Attachment, ReplaceFailed<KernelPaging, Fake, Paging>>,
+    check: impl Fn(&Machine, &Space),
+) {
     for answer in [Answer::Refuses, Answer::RefusesLate] {
         for step in 0..REQUESTERS.len() {
             let Stand {
@@ -204,8 +217,8 @@ fn bc05_xsa_400_a_bind_that_is_refused_takes_the_group_back_to_its_old_domain() 
                 one,
                 two,
             } = stand();
-            machine.fake.plan(0, Call::Bind, step, answer);
-            let Err(ReplaceFailed::Refused { group, error }) = group.replace_with_gap(&two) else {
+            machine.fake.plan(0, call, step, answer);
+            let Err(ReplaceFailed::Refused { group, error }) = moved(group, &two) else {
                 panic!("step {step}, {answer:?}");
             };
             let failed = AttachError::Unit(UnitError::Hardware {
@@ -217,10 +230,17 @@ fn bc05_xsa_400_a_bind_that_is_refused_takes_the_group_back_to_its_old_domain() 
             assert_eq!(error, failed);
             assert_eq!(group.domain(), one.uid());
             translates(&machine, IN_ONE);
+            check(&machine, &two);
             let _group = group.detach().unwrap();
             ends(&machine, one, two);
         }
     }
+}
+
+#[test]
+fn bc05_xsa_400_a_bind_that_is_refused_takes_the_group_back_to_its_old_domain() {
+    let moved = |group: Attachment, to: &Space| group.replace_with_gap(to);
+    refused_at_each_step(Call::Bind, moved, |_, _| ());
 }
 
 #[test]
@@ -257,8 +277,8 @@ const LOST: [Answer; 3] = [
     Answer::Completes(Completion::Fails),
 ];
 
-/// Asserts that a wedged group keeps `held`, and that all comes back after a reset.
-fn recovers(
+/// Asserts that a wedged group keeps `held`, and that all comes back after a reset, when neither domain reaches the unit.
+pub(crate) fn recovers(
     stand: (Machine, Space, Space),
     group: Group<Fake, hv_iommu::Wedged<Fake>>,
     held: [bool; 2],
@@ -285,6 +305,11 @@ fn recovers(
     }
     machine.iommu.reset_unit(group.unit()).unwrap();
     let _group = group.recover().unwrap();
+    machine.fake.take_log(0);
+    for domain in &kept {
+        let _ = domain.flush(FlushSpan::Domain).unwrap();
+    }
+    assert_eq!(machine.fake.take_log(0), []);
     for domain in kept {
         assert_eq!(end_domain(domain, machine.host()), 1);
     }

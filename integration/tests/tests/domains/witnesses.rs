@@ -88,9 +88,7 @@ fn a_tracked_domain_refuses_a_device_whose_unit_does_not_track() {
     };
     let expected = AttachError::Incompatible {
         unit: far.unit(),
-        what: "dirty tracking",
-        needed: 1,
-        found: 0,
+        unmet: Unmet::absent("dirty tracking"),
     };
     assert_eq!(error, expected);
     let plain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();

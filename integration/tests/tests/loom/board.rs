@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
     Registers, RegistersError,
 };
 use hv_core::sync::{AtomicU64, Ordering};
@@ -25,6 +25,7 @@ use hv_iommu::{
     FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion,
     UnitCaps, UnitError, UnitIndex,
 };
+use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
 
 use crate::arena::{Arena, Word};
@@ -219,30 +220,11 @@ unsafe impl PhysMemory for Board {
     }
 }
 
-/// The block of registers that the board does not have.
-pub(crate) enum NoRegisters {}
-
-impl Mmio for NoRegisters {
-    fn read32(&self, _offset: u32) -> u32 {
-        match *self {}
-    }
-    fn write32(&self, _offset: u32, _value: u32) {
-        match *self {}
-    }
-    fn read64(&self, _offset: u32) -> u64 {
-        match *self {}
-    }
-    fn write64(&self, _offset: u32, _value: u64) {
-        match *self {}
-    }
-}
-
 impl Registers for Board {
     type Block = NoRegisters;
 
     fn map_registers(&self, range: PhysRange) -> Result<NoRegisters, RegistersError> {
-        let reason = "the board has no registers";
-        Err(RegistersError { range, reason })
+        NoRegisters::refuse(range)
     }
 }
 

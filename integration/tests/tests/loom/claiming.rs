@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hv_core::{OwnerId, VmId};
-use hv_iommu::{AtRest, ClaimError, GroupId, GroupTable};
+use hv_iommu::{AtRest, ClaimError, GroupId, GroupTable, Whereabouts};
 
 use crate::arena::{Use, become_cpu};
 use crate::board::{Board, DEVICES, machine};
@@ -20,7 +20,7 @@ impl Shared {
     fn new() -> Arc<Self> {
         let (_, groups) = machine(0);
         let table = GroupTable::new(groups).unwrap();
-        let group = table.find(DEVICES[0]).unwrap();
+        let group = table.find(DEVICES[0]).unwrap().group();
         let held = Use::new();
         Arc::new(Self { table, group, held })
     }
@@ -29,7 +29,8 @@ impl Shared {
     fn claim(&self, number: u16, puts_back: bool) -> Result<(), ClaimError> {
         let vm = VmId::new(number).unwrap();
         let group = self.table.claim_for_guest(self.group, vm)?;
-        assert_eq!(self.table.holder(self.group), Some(OwnerId::Vm(vm)));
+        let here = self.table.find(DEVICES[0]).unwrap();
+        assert_eq!(here.holder(), Some(OwnerId::Vm(vm)));
         self.held.have_alone();
         if puts_back {
             let rest = group.release().without_reset("a model");
@@ -103,7 +104,8 @@ fn claim_against_release() {
         assert!(who != by && all[who].is_ok(), "{error}");
     }
     assert!(all.contains(&Ok(())));
-    assert_eq!(shared.table.holder(shared.group), None);
+    let rest = Whereabouts::AtRest(shared.group);
+    assert_eq!(shared.table.whereabouts(shared.group), Some(rest));
 }
 
 models! {

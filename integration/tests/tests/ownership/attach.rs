@@ -58,17 +58,17 @@ fn bc08_xsa_390_a_unit_that_cannot_serve_the_domain_is_refused() {
     };
     let rows: [(&str, UnitCaps, DomainConfig, u64, u64); 6] = [
         (
-            "table depth",
+            "levels of tables",
             UnitCaps {
                 levels: LevelSet::EMPTY.with(level(3)),
                 ..full
             },
             deep,
             4,
-            0,
+            3,
         ),
         (
-            "largest page",
+            "bytes of the largest page",
             UnitCaps {
                 largest_page: PageSize::Size2M,
                 ..full
@@ -123,17 +123,11 @@ fn bc08_xsa_390_a_unit_that_cannot_serve_the_domain_is_refused() {
         let driver = machine.driver_with(NIC, config);
         let group = machine.take(FAR).claim_for_hypervisor();
         let (group, error) = refused(group.attach(&driver.domain));
-        let AttachError::Incompatible {
-            unit,
-            what,
-            needed,
-            found,
-        } = error
-        else {
+        let AttachError::Incompatible { unit, unmet } = error else {
             panic!("{row}: {error}");
         };
-        assert_eq!((unit, what), (group.unit(), row));
-        assert_eq!((needed, found), (needs, has), "{row}");
+        assert_eq!((unit, unmet.what), (group.unit(), row));
+        assert_eq!((unmet.needed, unmet.found), (needs, has), "{row}");
         assert_eq!(machine.fake.bound(FAR), None, "{row}");
 
         // The other way round it works: what the weak unit can do, the full one can.

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use hv_core::{OwnerId, VmId};
 use hv_iommu::{
     AtRest, ClaimError, Domain, FirmwareOverridden, GroupTable, ReservedKind, ReservedRegion,
+    Whereabouts,
 };
 
 use super::machine::{DISK, FAR, Machine, NIC, PLAIN, iovas, vm};
@@ -29,7 +30,11 @@ fn bc05_a_group_that_somebody_has_is_refused_with_its_holder() {
     let unknown = far.id();
     let (nic, holder) = (ids(&table, NIC), OwnerId::Vm(vm(1)));
     let group = table.claim_for_guest(nic, vm(1)).unwrap();
-    assert_eq!(table.holder(nic), Some(holder));
+    let held = Whereabouts::Held { group: nic, holder };
+    assert_eq!(table.find(NIC), Some(held));
+    assert_eq!(table.whereabouts(nic), Some(held));
+    assert_eq!(held.to_string(), format!("{nic} is held by vm1"));
+    assert_eq!(table.find(super::machine::LOST), None);
     let held = ClaimError::Held { group: nic, holder };
     assert_eq!(table.claim_for_guest(nic, vm(2)).err(), Some(held));
     assert_eq!(
@@ -45,7 +50,7 @@ fn bc05_a_group_that_somebody_has_is_refused_with_its_holder() {
 
     // Back in the table it waits for its reset, whoever asks; then it is anybody's.
     table.put_back(AtRest::ToReset(group.release())).unwrap();
-    assert_eq!(table.holder(nic), None);
+    assert_eq!(table.find(NIC), Some(Whereabouts::AtRest(nic)));
     let last = vm(1);
     let unreset = ClaimError::NeedsReset { group: nic, last };
     assert_eq!(table.claim_for_guest(nic, vm(2)).err(), Some(unreset));
@@ -71,7 +76,7 @@ fn bc05_a_group_that_somebody_has_is_refused_with_its_holder() {
 
 /// The number of the group with this function.
 fn ids(table: &GroupTable<hv_tests::fake::Fake>, member: hv_core::PciAddress) -> hv_iommu::GroupId {
-    table.find(member).unwrap()
+    table.find(member).unwrap().group()
 }
 
 #[test]
@@ -82,7 +87,8 @@ fn bc06_a_guest_is_told_that_a_group_is_firmwares() {
         table.claim_for_guest(far, vm(1)).err(),
         Some(ClaimError::Pinned(far))
     );
-    assert_eq!(table.holder(far), None, "it is where it was");
+    let here = Some(Whereabouts::AtRest(far));
+    assert_eq!(table.whereabouts(far), here, "it is where it was");
     let AtRest::ForHypervisor(group) = table.take_at_rest(far).unwrap() else {
         panic!("not firmware's");
     };
@@ -138,7 +144,8 @@ fn bc05_a_group_of_another_subsystem_is_not_put_back() {
     let foreign = elsewhere.take_at_rest(ids(&elsewhere, NIC)).unwrap();
     assert_eq!(foreign.id(), nic);
     let foreign = table.put_back(foreign).expect_err("it is not from here");
-    assert_eq!(table.holder(nic), Some(OwnerId::Vm(vm(1))));
+    let holder = table.find(NIC).and_then(Whereabouts::holder);
+    assert_eq!(holder, Some(OwnerId::Vm(vm(1))));
     elsewhere.put_back(foreign).unwrap();
     table
         .put_back(held.release().without_reset("a test"))

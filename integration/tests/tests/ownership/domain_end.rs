@@ -113,17 +113,15 @@ fn the_end_waits_for_a_cpu_that_walks() {
     assert_eq!(machine.host().frames_out(), 0);
 }
 
-#[test]
-fn an_end_that_gives_up_waiting_can_be_asked_for_again() {
-    let mut machine = Machine::new();
-    let group = machine.take(NIC).claim_for_hypervisor();
-    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+/// A domain whose end gave up, since it was asked for from inside a map, which cannot go on before the answer.
+pub(crate) fn ended_in_a_walk(
+    machine: &Machine,
+    domain: Domain<KernelPaging, Fake>,
+) -> Domain<KernelPaging, Fake> {
     let range = domain.reserve(iovas(0x4000, 1)).unwrap();
     let frames = machine.host().frames(1);
-    let slot = Arc::new(Mutex::new(Some(domain)));
-    let (inside, outcome) = (Arc::clone(&slot), Arc::new(Mutex::new(None)));
+    let (inside, outcome) = (Mutex::new(Some(domain)), Arc::new(Mutex::new(None)));
     let found = Arc::clone(&outcome);
-    // A hook that ends the domain from inside a walk: the walk cannot end before it returns.
     let hook = Arc::new(move |moment| {
         if moment == Moment::Allocation
             && let Some(domain) = inside.lock().unwrap().take()
@@ -137,14 +135,23 @@ fn an_end_that_gives_up_waiting_can_be_asked_for_again() {
     let outcome = outcome.lock().unwrap().take().unwrap();
     let refused = outcome.expect_err("the walk goes on");
     assert_eq!(refused.reason, DestroyRefusal::Busy);
-    let group = match group.attach(&refused.domain) {
+    refused.domain
+}
+
+#[test]
+fn an_end_that_gives_up_waiting_can_be_asked_for_again() {
+    let mut machine = Machine::new();
+    let group = machine.take(NIC).claim_for_hypervisor();
+    let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+    let domain = ended_in_a_walk(&machine, domain);
+    let group = match group.attach(&domain) {
         Err(AttachFailed::Refused { group, error }) => {
-            assert_eq!(error, AttachError::Ended(refused.domain.uid()));
+            assert_eq!(error, AttachError::Ended(domain.uid()));
             group
         }
         other => panic!("attached to a closed table: {:?}", other.map(drop)),
     };
-    assert_eq!(end_domain(refused.domain, machine.host()), 1);
+    assert_eq!(end_domain(domain, machine.host()), 1);
     assert_eq!(machine.host().frames_out(), 0);
     drop(group);
 }

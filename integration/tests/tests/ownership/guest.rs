@@ -10,8 +10,13 @@ use super::machine::{FAR, Machine, NIC, gpas, iovas, vm};
 fn assert_pinned(memory: &mut GuestMemory, pages: u64) {
     assert_eq!(memory.pinned_pages(), pages);
     let error = memory.take_back(Gpa::new(0)).unwrap_err();
-    let range = gpas(0, 64);
-    assert_eq!(error, GuestMemoryError::Pinned { range, pages });
+    let (range, watched) = (gpas(0, 64), gpas(0, 64));
+    let expected = GuestMemoryError::Pinned {
+        range,
+        watched,
+        pages,
+    };
+    assert_eq!(error, expected);
 }
 
 #[test]

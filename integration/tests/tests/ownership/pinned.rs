@@ -1,19 +1,18 @@
 //! Regions that firmware goes on using: reserved before they are mapped, there as long as the domain is, and in
 //! nobody else's hands.
 
-use std::sync::{Arc, Mutex};
-
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, IovaRange, PageSize, Perms, PhysAddr};
 use hv_iommu::table::TableError;
 use hv_iommu::{
-    AtRest, AttachError, AttachFailed, BufferRequest, DestroyRefusal, Domain, DomainConfig,
-    DomainError, FirmwareOverridden, FlushSpan, Group, Pinned, ReplaceFailed, ReservedKind,
-    ReservedRegion, SpaceError,
+    AtRest, AttachError, AttachFailed, BufferRequest, Domain, DomainConfig, DomainError,
+    FirmwareOverridden, FlushSpan, Group, Pinned, ReplaceFailed, ReservedKind, ReservedRegion,
+    SpaceError,
 };
 use hv_tests::fake::{DmaFault, Fake};
-use hv_tests::host::{Host, Moment};
+use hv_tests::host::Host;
 
+use super::domain_end::ended_in_a_walk;
 use super::machine::{
     ALIAS, BRIDGE, DISK, FAR, Machine, NIC, OLD, TWIN, end_domain, iovas, isolated, pages, vm,
 };
@@ -348,35 +347,17 @@ fn bc06_xsa_386_an_end_that_was_put_off_takes_no_group_without_its_region() {
         ..WIDE
     };
     let domain = Domain::paging_domain_alloc(&group, config).unwrap();
-    let range = domain.reserve(iovas(0x4000, 1)).unwrap();
-    let frames = machine.host().frames(1);
-    let slot = Arc::new(Mutex::new(Some(domain)));
-    let (inside, outcome) = (Arc::clone(&slot), Arc::new(Mutex::new(None)));
-    let found = Arc::clone(&outcome);
-    let hook = Arc::new(move |moment| {
-        if moment == Moment::Allocation
-            && let Some(domain) = inside.lock().unwrap().take()
-        {
-            *found.lock().unwrap() = Some(domain.destroy().map(drop));
-        }
-    });
-    machine.host().set_hook(Some(hook));
-    let _mapped = range.map(frames, Perms::Read).unwrap();
-    machine.host().set_hook(None);
-    let outcome = outcome.lock().unwrap().take().unwrap();
-    let refused = outcome.expect_err("the walk goes on");
-    assert_eq!(refused.reason, DestroyRefusal::Busy);
-    let Err(AttachFailed::Refused { group, error }) = group.attach(&refused.domain) else {
+    let domain = ended_in_a_walk(&machine, domain);
+    let Err(AttachFailed::Refused { group, error }) = group.attach(&domain) else {
         panic!("attached to a domain whose region is half gone");
     };
-    let (id, domain) = (group.id(), refused.domain.uid());
     let missing = AttachError::RegionNotMapped {
-        group: id,
-        domain,
+        group: group.id(),
+        domain: domain.uid(),
         region,
     };
     assert_eq!(error, missing);
-    end_domain(refused.domain, machine.host());
+    end_domain(domain, machine.host());
 }
 
 #[test]

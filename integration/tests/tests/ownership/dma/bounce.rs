@@ -192,13 +192,18 @@ fn windows_that_leave_pages_out_are_refused() {
     let driver = bouncing(&mut machine, 2);
     let dma = driver.domain.dma_device(DmaConfig::default());
     let mut run = filled(&machine, 3, 0);
-    for bad in [
-        window(0, 0),
-        window(0x1000, 0x2000),
-        window(0, 0x2000),
-        window(0, 0x3001),
-        window(1, u64::MAX),
-        window(0xfff, 0x2002),
+    let (empty, past_end, too_long) = (
+        "0 bytes at offset 0x0: there is nothing to map",
+        "pass the end of the run of 3 pages",
+        "leave out whole pages of the run's 3 pages: split those off the run first",
+    );
+    for (bad, said) in [
+        (window(0, 0), empty),
+        (window(0x1000, 0x2000), too_long),
+        (window(0, 0x2000), too_long),
+        (window(0, 0x3001), past_end),
+        (window(1, u64::MAX), past_end),
+        (window(0xfff, 0x2002), past_end),
     ] {
         let error = dma.map_bytes(run, bad, ToDevice).unwrap_err();
         let DmaMapError::Refused { value, reason } = error else {
@@ -206,6 +211,7 @@ fn windows_that_leave_pages_out_are_refused() {
         };
         let pages = pages(3);
         assert_eq!(reason, DmaRefusal::Window { window: bad, pages });
+        assert!(reason.to_string().contains(said), "{reason}");
         run = value;
     }
     let run = dma.map_bytes(run, window(0xfff, 0x1002), ToDevice).unwrap();
