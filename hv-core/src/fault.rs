@@ -261,6 +261,8 @@ faults! {
     SkipLateHarvest = "skip_late_harvest",
     /// An unmap does not look for such bits.
     SkipMergedHarvest = "skip_merged_harvest",
+    /// A look at dirty bits leaves out the tables that merges replaced.
+    LookSkipsMerges = "look_skips_merges",
     /// A change of permissions forgets that hardware wrote through the page.
     ProtectDropsDirty = "protect_drops_dirty",
     /// Dirty bits are cleared by a load and a store.

@@ -1,7 +1,14 @@
 //! Dirty tracking: which pages devices have written, of domains whose units note that.
 
+#![expect(
+    unsafe_code,
+    reason = "tells the table that a flush of what merges replaced has completed"
+)]
+
 use core::fmt;
 
+use hv_core::platform::Clock;
+use hv_core::sync::spin_hint;
 use hv_core::{Iova, IovaRange, Owner, PageCount, PageSize};
 use thiserror::Error;
 
@@ -9,7 +16,12 @@ use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::FlushError;
 use crate::format::Level;
+use crate::reclaim::ReclaimError;
 use crate::shape::Pages;
+use crate::table::MergedBits;
+
+/// How many bytes are looked at under one guard: no look keeps empty tables from coming back for longer.
+const STEP: u64 = 16 << 20;
 
 /// A bitmap has not as many bits as its range has pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -75,7 +87,7 @@ impl<'w> DirtyBitmap<'w> {
     }
 
     /// Marks the pages of a leaf that are in the range.
-    fn mark(&mut self, leaf: IovaRange) {
+    pub(crate) fn mark(&mut self, leaf: IovaRange) {
         let size = PageSize::Size4K.bytes();
         let start = self.range.start().as_u64();
         let (first, last) = (
@@ -124,6 +136,14 @@ pub enum DirtyError {
         /// As in [`DirtyError::ReachesOut`], if there is such a page.
         written: Option<IovaRange>,
     },
+    /// Pages were merged into a large one, and a unit that still knew of the small ones could not be made to
+    /// forget them: what was written through these is not known yet. Nothing was looked at or forgotten; call
+    /// again.
+    #[error("what was written through pages that were merged since is not known yet: {reason}")]
+    Merged {
+        /// Why.
+        reason: ReclaimError,
+    },
 }
 
 /// Witness that units note what devices write through a domain; the way to read that.
@@ -145,14 +165,18 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
 
 impl<B: Backend> DirtyTracking<'_, B> {
     /// Marks every page that a device has written since that was last cleared. Pages that are unmapped are
-    /// not marked: look before.
+    /// not marked: [`PendingUnmap::redeem_noting`](crate::PendingUnmap::redeem_noting) does that.
+    ///
+    /// Flushes first where pages of the range were [merged](crate::Range::merge) since the last reclaim: until then
+    /// units may note writes where the small pages were. What is merged during the call is for the next one.
     ///
     /// # Errors
-    /// [`DirtyError::ReachesOut`].
+    /// [`DirtyError::ReachesOut`], [`DirtyError::Merged`].
     pub fn read(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
-        let mut out = None;
-        let (table, guard, range) = (&self.core.table, self.core.pin(), bitmap.range());
-        table.dirty(&guard, range, |at, level| note(bitmap, &mut out, at, level));
+        let (mut out, range) = (None, bitmap.range());
+        self.take_merged(range)?;
+        let mut note = |at, level| note(bitmap, &mut out, at, level);
+        self.core.show_written(range, false, &mut note);
         reached(out)
     }
 
@@ -164,13 +188,10 @@ impl<B: Backend> DirtyTracking<'_, B> {
     /// # Errors
     /// [`DirtyError`]; nothing is lost: what was cleared is in the bitmap, or named by the error.
     pub fn read_and_clear(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
-        let mut out = None;
-        let (table, range) = (&self.core.table, bitmap.range());
-        let guard = self.core.pin();
-        table.dirty_and_clear(&guard, range, |at, level| {
-            note(bitmap, &mut out, at, level);
-        });
-        drop(guard);
+        let (mut out, range) = (None, bitmap.range());
+        self.take_merged(range)?;
+        let mut note = |at, level| note(bitmap, &mut out, at, level);
+        self.core.show_written(range, true, &mut note);
         // Leaves alone: links are as they were. What reaches out was cleared too.
         let span = out.map_or(range, |out: IovaRange| range.hull(&out));
         let flushed = self.core.flush(FlushSpan::Pages(span), FlushDepth::Leaves);
@@ -182,16 +203,91 @@ impl<B: Backend> DirtyTracking<'_, B> {
             }),
         }
     }
+
+    fn take_merged(&self, range: IovaRange) -> Result<(), DirtyError> {
+        let taken = self.core.take_merged_bits(range);
+        taken.map_err(|reason| DirtyError::Merged { reason })
+    }
+}
+
+impl<B: Backend> DomainCore<B> {
+    /// Shows every leaf in `range` that a device wrote through, the guard of each step apart; with `clear`,
+    /// forgets that it did, and a leaf may be shown twice.
+    pub(crate) fn show_written(
+        &self,
+        range: IovaRange,
+        clear: bool,
+        show: &mut dyn FnMut(Iova, Level),
+    ) {
+        let mut rest = Some(range);
+        let mut told = None;
+        while let Some(range) = rest {
+            let part;
+            (part, rest) = first_step(range);
+            // A large page is met in each of its steps. What is found cleared and set again is news.
+            let once = |at, level| {
+                let last = leaf_at(at, level).map(|leaf| leaf.last());
+                if clear || told != last {
+                    told = last;
+                    show(at, level);
+                }
+            };
+            let guard = self.pin();
+            match clear {
+                true => self.table.dirty_and_clear(&guard, part, once),
+                false => self.table.dirty(&guard, part, once),
+            }
+        }
+    }
+
+    /// Has leaves in `range` get the dirty bits that units set in tables that merges replaced, after the flush
+    /// that this takes.
+    ///
+    /// # Errors
+    /// [`ReclaimError`]; nothing was changed then.
+    pub(crate) fn take_merged_bits(&self, range: IovaRange) -> Result<(), ReclaimError> {
+        let clock = self.system.backend.platform();
+        let mut deadline = None;
+        let mut busy = || {
+            spin_hint();
+            let now = clock.now();
+            let end = *deadline.get_or_insert(now.after(self.system.wait));
+            (now <= end).then_some(()).ok_or(ReclaimError::Busy)
+        };
+        let (merges, span) = loop {
+            match self.table.merged_bits(range) {
+                MergedBits::Told => return Ok(()),
+                MergedBits::Busy => busy()?,
+                MergedBits::Waiting { merges, span } => break (merges, span),
+            }
+        };
+        let _ = self.flush(FlushSpan::Pages(span), FlushDepth::WalkCaches)?;
+        // SAFETY: the flush of just that span, walk caches included, was begun after the question and has
+        // completed on every unit.
+        while !unsafe { self.table.take_merged_bits(&self.pin(), merges, range) } {
+            busy()?;
+        }
+        Ok(())
+    }
+}
+
+/// What is looked at first of a range, and what is left.
+fn first_step(range: IovaRange) -> (IovaRange, Option<IovaRange>) {
+    let ahead = STEP - range.start().as_u64() % STEP;
+    let cut = PageCount::for_bytes(ahead).and_then(|pages| range.split_at(pages));
+    cut.map_or((range, None), |(part, rest)| (part, Some(rest)))
+}
+
+/// The leaf of a level that `at` lies in: the engine names the first address that it was asked about.
+pub(crate) fn leaf_at(at: Iova, level: Level) -> Option<IovaRange> {
+    let is = |size: &PageSize| Level::of(*size) == level;
+    let size = PageSize::ALL.into_iter().find(is)?;
+    IovaRange::new(at.align_down(size), PageCount::of(size)).ok()
 }
 
 /// Marks a leaf that was written, and notes it when it reaches out of the bitmap.
 fn note(bitmap: &mut DirtyBitmap<'_>, out: &mut Option<IovaRange>, at: Iova, level: Level) {
-    let size = PageSize::ALL
-        .into_iter()
-        .find(|size| Level::of(*size) == level);
-    // The engine names the first address that it was asked about, not that of the leaf.
-    let leaf = size.and_then(|size| IovaRange::new(at.align_down(size), PageCount::of(size)).ok());
-    let Some(leaf) = leaf else {
+    let Some(leaf) = leaf_at(at, level) else {
         return;
     };
     bitmap.mark(leaf);

@@ -10,12 +10,14 @@ use core::fmt;
 use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::spin_hint;
-use hv_core::{FrameRun, IovaRange, Owner, PageCount, PageSize, PhysAddr, PhysRange};
+use hv_core::{FrameRun, Iova, IovaRange, Owner, PageCount, PageSize, PhysAddr, PhysRange};
 use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::dirty::{DirtyBitmap, leaf_at};
 use crate::domain::{DomainCore, DomainUid};
 use crate::flush::{FlushError, Need, Receipt};
+use crate::format::Level;
 use crate::quiesce::RetireEpoch;
 use crate::range::{Free, Mapped, Range};
 use crate::table::TableError;
@@ -154,6 +156,14 @@ pub enum RedeemRefusal {
     /// The flush left walk caches alone, but tables were taken away or changed.
     #[error("the flush did not reach walk caches, which may hold tables of the range")]
     TooShallow,
+    /// The bitmap for what devices wrote has no bits for part of the range.
+    #[error("written pages of {range} cannot all be noted in a bitmap of {bitmap}")]
+    BitmapTooSmall {
+        /// The range.
+        range: IovaRange,
+        /// What the bitmap is of.
+        bitmap: IovaRange,
+    },
     /// A CPU may still walk in tables that were detached. Try again when it has left.
     #[error("a CPU is still walking the range's tables")]
     StillWalked,
@@ -217,12 +227,51 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
         &self.seal
     }
 
-    /// Opens the value: the range is free again, and the frames come back.
+    /// Opens the value: the range is free again, and the frames come back. Where units note what devices write, it
+    /// is forgotten: [`redeem_noting`](Self::redeem_noting) tells.
     ///
     /// # Errors
     /// [`RedeemError`] with this value, when the receipt does not cover it.
     pub fn redeem(self, receipt: &Receipt) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
-        let (range, frames) = self.open(receipt)?;
+        self.redeem_showing(receipt, |_, _| ())
+    }
+
+    /// As [`redeem`](Self::redeem), and marks every page that a device wrote since that was last cleared: the last
+    /// chance to hear of it. What was written of a large page counts for all of it.
+    ///
+    /// Marks nothing where the domain was not asked for with [`Needs::dirty_tracking`](crate::Needs).
+    ///
+    /// # Errors
+    /// As for [`redeem`](Self::redeem), and [`RedeemRefusal::BitmapTooSmall`] when the bitmap does not cover the
+    /// range; nothing was marked then.
+    pub fn redeem_noting(
+        self,
+        receipt: &Receipt,
+        bitmap: &mut DirtyBitmap<'_>,
+    ) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        let range = self.range.span;
+        if !bitmap.range().covers(&range) {
+            let bitmap = bitmap.range();
+            return Err(RedeemError {
+                pending: self,
+                reason: RedeemRefusal::BitmapTooSmall { range, bitmap },
+            });
+        }
+        self.redeem_showing(receipt, |at, level| {
+            // Leaves never reach beyond what mapped them.
+            if let Some(leaf) = leaf_at(at, level) {
+                bitmap.mark(leaf);
+            }
+        })
+    }
+
+    /// As [`redeem`](Self::redeem), and shows every leaf that a device wrote through.
+    pub(crate) fn redeem_showing(
+        self,
+        receipt: &Receipt,
+        written: impl FnMut(Iova, Level),
+    ) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        let (range, frames) = self.open(receipt, written)?;
         // SAFETY: the entries under this range were the record of a run of `owner` that moved into
         // the mapping; they were emptied just now, by the one owner of the range, so this run is
         // the only one. The receipt proves that no device reaches the frames any more.
@@ -238,7 +287,11 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
     }
 
     /// Empties the entries, and says what they named.
-    fn open(self, receipt: &Receipt) -> Result<Opened<O, B>, RedeemError<O, B>> {
+    fn open(
+        self,
+        receipt: &Receipt,
+        written: impl FnMut(Iova, Level),
+    ) -> Result<Opened<O, B>, RedeemError<O, B>> {
         if let Err(reason) = self.seal.opens(&self.range.core, receipt) {
             return Err(RedeemError {
                 pending: self,
@@ -251,10 +304,7 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
             // SAFETY: the receipt is of this domain's flush, on every unit that it reaches, begun after
             // the unmap, of the range, and of walk caches where tables were detached; the grace period
             // since then was just seen to be over.
-            unsafe {
-                core.table
-                    .redeem(&core.pin(), self.range.span, to, |_, _| ())
-            }
+            unsafe { core.table.redeem(&core.pin(), self.range.span, to, written) }
         };
         if let Err(error) = redeemed {
             let reason = error.into();
@@ -289,9 +339,29 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
         self.flush_and(Self::redeem)
     }
 
+    /// As [`flush`](Self::flush), and marks what devices wrote as [`redeem_noting`](Self::redeem_noting).
+    ///
+    /// # Errors
+    /// As for both.
+    pub fn flush_noting(
+        self,
+        bitmap: &mut DirtyBitmap<'_>,
+    ) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        self.flush_and(|pending, receipt| pending.redeem_noting(receipt, bitmap))
+    }
+
+    /// As [`flush`](Self::flush), and shows every leaf that a device wrote through.
+    pub(crate) fn flush_showing(
+        self,
+        written: impl FnMut(Iova, Level),
+    ) -> Result<Redeemed<O, B>, RedeemError<O, B>> {
+        self.flush_and(|pending, receipt| pending.redeem_showing(receipt, written))
+    }
+
     /// As [`flush`](Self::flush), where the entries named no frames of the owner.
     pub(crate) fn flush_open(self) -> Result<(), RedeemError<O, B>> {
-        self.flush_and(Self::open).map(drop)
+        self.flush_and(|pending, receipt| pending.open(receipt, |_, _| ()))
+            .map(drop)
     }
 
     fn flush_and<T>(

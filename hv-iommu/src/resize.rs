@@ -8,6 +8,7 @@ use hv_core::{Iova, IovaRange, Owner, PageCount, PageSize, Perms};
 use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::dirty::leaf_at;
 use crate::flush::{FlushError, Need, Receipt};
 use crate::format::Level;
 use crate::pending::{RedeemError, RedeemRefusal, Redeemed};
@@ -123,7 +124,8 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     }
 
     /// As [`split_large_at`](Self::split_large_at), for units that cannot follow a change of page size:
-    /// the range is unmapped, flushed and mapped again in two parts. **Meanwhile devices fault on it.**
+    /// the range is unmapped, flushed and mapped again in two parts. **Meanwhile devices fault on it.** Pages that a
+    /// device had written are noted as written again, and so are those between them.
     ///
     /// # Errors
     /// [`CutError`]: in the later cases the range is not mapped any more.
@@ -144,7 +146,30 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
             let reason = error.into();
             return Err(CutError::Refused { range, reason });
         }
-        let (range, frames) = self.unmap().flush().map_err(CutError::Pending)?;
+        let mut written: Option<IovaRange> = None;
+        let pending = self.unmap();
+        let flushed = pending.flush_showing(|at, level| {
+            written = match (written, leaf_at(at, level)) {
+                (Some(before), Some(leaf)) => Some(before.hull(&leaf)),
+                (before, leaf) => before.or(leaf),
+            };
+        });
+        let free = flushed.map_err(CutError::Pending)?;
+        let cut = Self::map_cut(free, pages, granted, &mut tables);
+        if let Some(written) = written {
+            core.table.mark_written(&core.pin(), written);
+        }
+        cut
+    }
+
+    /// Maps what was unmapped for a cut again, in two parts.
+    fn map_cut(
+        (range, frames): Redeemed<O, B>,
+        pages: PageCount,
+        granted: Perms,
+        tables: &mut TableFrames<'_, B>,
+    ) -> Result<Cut<O, B>, CutError<O, B>> {
+        let (span, largest) = (range.span, PageSize::Size1G);
         // Neither cut fails: that of the addresses was checked above, and the run is as long.
         let length = MapRefusal::Length {
             range: span.pages(),
@@ -170,7 +195,7 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
                 return Err(refused(range, whole));
             }
         };
-        let first = match first.map_from(low, granted, largest, &mut tables) {
+        let first = match first.map_from(low, granted, largest, tables) {
             Ok(first) => first,
             Err(failed) => {
                 return Err(CutError::Unmapped {
@@ -180,7 +205,7 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
                 });
             }
         };
-        match second.map_from(high, granted, largest, &mut tables) {
+        match second.map_from(high, granted, largest, tables) {
             Ok(second) => Ok((first, second)),
             Err(failed) => Err(CutError::Unmapped {
                 failed,

@@ -14,6 +14,7 @@ use hv_core::{
 use thiserror::Error;
 
 use crate::backend::{Backend, FlushDepth, FlushSpan};
+use crate::dirty::DirtyBitmap;
 use crate::flush::{FlushError, Need, Receipt};
 use crate::pending::RedeemRefusal;
 use crate::range::{Free, MapRefusal, Range, check_frames};
@@ -219,11 +220,39 @@ pub struct PendingPage<'r, O: Owner, B: Backend> {
 }
 
 impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
-    /// Opens the value: the page's place is empty again, and the frames come back.
+    /// Opens the value: the page's place is empty again, and the frames come back. Where units note what devices
+    /// write, it is forgotten: [`redeem_noting`](Self::redeem_noting) tells.
     ///
     /// # Errors
     /// This value, when the receipt does not cover it.
     pub fn redeem(self, receipt: &Receipt) -> Result<FrameRun<O::Memory>, (Self, RedeemRefusal)> {
+        self.open(receipt).map(|(frames, _)| frames)
+    }
+
+    /// As [`redeem`](Self::redeem), and marks the page if a device wrote it since that was last cleared.
+    ///
+    /// # Errors
+    /// As for [`redeem`](Self::redeem), and [`RedeemRefusal::BitmapTooSmall`] when the bitmap does not cover the
+    /// page; nothing was marked then.
+    pub fn redeem_noting(
+        self,
+        receipt: &Receipt,
+        bitmap: &mut DirtyBitmap<'_>,
+    ) -> Result<FrameRun<O::Memory>, (Self, RedeemRefusal)> {
+        let range = self.page;
+        if !bitmap.range().covers(&range) {
+            let bitmap = bitmap.range();
+            return Err((self, RedeemRefusal::BitmapTooSmall { range, bitmap }));
+        }
+        let (frames, written) = self.open(receipt)?;
+        if written {
+            bitmap.mark(range);
+        }
+        Ok(frames)
+    }
+
+    /// Empties the entry. The frames, and whether a device wrote them.
+    fn open(self, receipt: &Receipt) -> Result<(FrameRun<O::Memory>, bool), (Self, RedeemRefusal)> {
         let core = self.range.core();
         if let Err(reason) = receipt.meets(core.uid, &self.need) {
             return Err((self, reason));
@@ -237,13 +266,15 @@ impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
         let redeemed = core
             .table
             .redeem_shared(&core.pin(), self.page.start(), self.to, self.size);
-        if let Err(error) = redeemed {
-            return Err((self, error.into()));
-        }
+        let written = match redeemed {
+            Ok(written) => written,
+            Err(error) => return Err((self, error.into())),
+        };
         // SAFETY: the entry was the record of a run of this owner, and was emptied just now by the
         // holder of the one pending value for it. The receipt proves that no device reaches the
         // frames any more.
-        Ok(unsafe { FrameRun::from_raw(frames, self.range.owner()) })
+        let frames = unsafe { FrameRun::from_raw(frames, self.range.owner()) };
+        Ok((frames, written))
     }
 
     /// Flushes just this page and opens the value.

@@ -10,6 +10,7 @@ mod change;
 mod fast;
 mod iterate;
 mod map;
+mod merged;
 mod outcome;
 mod reclaim;
 mod shared;
@@ -31,6 +32,7 @@ use crate::quiesce::{Guard, Quiescence};
 use map::SparesOf;
 use reclaim::Reclaimer;
 
+pub use merged::MergedBits;
 pub use outcome::{
     Changed, Geometry, MapOutcome, Mapping, Redeemed, TableError, Translation, Unmapped,
 };
@@ -409,6 +411,36 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         mut dirty: impl FnMut(Iova, Level),
     ) {
         self.dirty_range(guard, range, true, &mut dirty);
+    }
+
+    /// What has to be done before [`dirty`](Self::dirty) tells all that was written through `range`: units that
+    /// have a link to a table that a merge replaced set dirty bits there, until a flush.
+    pub fn merged_bits(&self, range: IovaRange) -> MergedBits {
+        self.untold_merges(range)
+    }
+
+    /// Has the leaves of `range` get the dirty bits that were set in tables that merges replaced. Whether it could
+    /// look: not while a step of reclaim runs.
+    ///
+    /// # Safety
+    /// [`merged_bits`](Self::merged_bits) gave `merges` for this `range`, and the flush that it asked for was begun
+    /// after that and has completed on every unit.
+    pub unsafe fn take_merged_bits(
+        &self,
+        guard: &Guard<'_>,
+        merges: u64,
+        range: IovaRange,
+    ) -> bool {
+        self.tell_merges(guard, merges, range)
+    }
+
+    /// Marks every leaf of `range` as written by a device, where walkers note that.
+    pub fn mark_written(&self, guard: &Guard<'_>, range: IovaRange) {
+        if let Some((root, part)) = self.within(range)
+            && self.geometry.dirty
+        {
+            let _ = self.mark_dirty(guard, root, part);
+        }
     }
 
     /// One step towards giving empty tables back. Bounded, and waits for nobody. Not under a guard of

@@ -16,8 +16,8 @@ use hv_core::platform::{CacheMaintenance, Cpus};
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, PhysAddr};
 
+use super::merged::Merged;
 use super::spares::give_back;
-use super::unmap::Harvest;
 use super::walk::{CellOf, Page, Slot, leading_empty};
 use super::{MemoryHandle, Table};
 use crate::format::{Entry, Format, Level, RootPointer};
@@ -71,9 +71,11 @@ pub(super) struct Reclaimer {
     /// Tables that the attempt took out.
     retired: ArrayVec<Removed, { 2 * BATCH }>,
     /// Tables that merges replaced: they need the same receipt and grace period.
-    removed: ArrayVec<Removed, BATCH>,
+    pub(super) removed: ArrayVec<Merged, BATCH>,
     /// Those of them that the attempt's flush covers.
     covered: usize,
+    /// How many merges there were.
+    pub(super) merges: u64,
 }
 
 /// What a step of reclaim left to do.
@@ -111,6 +113,7 @@ impl Reclaimer {
             retired: ArrayVec::new(),
             removed: ArrayVec::new(),
             covered: 0,
+            merges: 0,
         }
     }
 
@@ -123,13 +126,18 @@ impl Reclaimer {
     pub(super) fn remove(&mut self, removed: Removed) {
         // INVARIANT: the merge's exchange took the one word that named the page. There is room: callers
         // have asked under the same lock.
-        let _ = self.removed.try_push(removed);
+        let _ = self.removed.try_push(Merged {
+            removed,
+            number: self.merges,
+            told: false,
+        });
+        self.merges += 1;
     }
 
     /// A page that no word names and that the end of the table has to free.
     pub(super) fn take_unnamed(&mut self) -> Option<PhysAddr> {
-        let removed = self.retired.pop().or_else(|| self.removed.pop())?;
-        Some(removed.page)
+        let merged = || self.removed.pop().map(|merged| merged.removed);
+        Some(self.retired.pop().or_else(merged)?.page)
     }
 }
 
@@ -351,23 +359,24 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The flush that the attempt waits for.
     fn owed(&self, reclaimer: &Reclaimer) -> ReclaimStep {
         let covered = reclaimer.removed.iter().take(reclaimer.covered);
-        let waiting = reclaimer.batch.iter().chain(covered);
-        let hull = waiting.fold(None, |hull: Option<(u64, u64)>, removed| {
-            let last = removed.at | (Self::span(removed.level) - 1);
-            let (from, to) = hull.unwrap_or((removed.at, last));
-            Some((from.min(removed.at), to.max(last)))
-        });
-        let (from, to) = hull.unwrap_or((0, 0));
-        let pages = PageCount::for_bytes(to - from + 1).unwrap_or(PageCount::ONE);
-        let start = Iova::new(from).align_down(PageSize::Size4K);
-        match IovaRange::new(start, pages) {
-            Ok(span) => ReclaimStep::Flush {
+        let covered = covered.map(|merged| &merged.removed);
+        match Self::hull(reclaimer.batch.iter().chain(covered)) {
+            Some(span) => ReclaimStep::Flush {
                 attempt: reclaimer.attempt,
                 span,
             },
-            // Not reached: the words of a table span whole pages below the table's end.
-            Err(_) => ReclaimStep::Again,
+            // Not reached: there is a table, or the attempt had ended.
+            None => ReclaimStep::Again,
         }
+    }
+
+    /// The addresses of these words, and what lies between.
+    pub(super) fn hull<'r>(removed: impl Iterator<Item = &'r Removed>) -> Option<IovaRange> {
+        let spans = removed.filter_map(|removed| {
+            let pages = PageCount::for_bytes(Self::span(removed.level))?;
+            IovaRange::new(Iova::new(removed.at).align_down(PageSize::Size4K), pages).ok()
+        });
+        spans.reduce(|hull, span| hull.hull(&span))
     }
 
     /// # Safety
@@ -416,13 +425,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 reclaimer.covered = reclaimer.removed.len();
             }
             let covered = core::mem::take(&mut reclaimer.covered);
-            let mut kept = ArrayVec::<Removed, BATCH>::new();
-            for removed in reclaimer.removed.drain(..covered) {
+            let mut kept = ArrayVec::<Merged, BATCH>::new();
+            for merged in reclaimer.removed.drain(..covered) {
                 // INVARIANT: from one list to the other. There is room, see above; what is kept goes back to
                 // where it came from.
-                let _ = match self.harvest_removed(&guard, root, &removed) {
-                    true => reclaimer.retired.try_push(removed).is_ok(),
-                    false => kept.try_push(removed).is_ok(),
+                let told = merged.told || self.harvest_removed(&guard, root, &merged.removed);
+                let _ = match told {
+                    true => reclaimer.retired.try_push(merged.removed).is_ok(),
+                    false => kept.try_push(merged).is_ok(),
                 };
             }
             reclaimer.removed.extend(kept);
@@ -432,81 +442,6 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             ReclaimStep::Again
         });
         step.unwrap_or(ReclaimStep::Busy)
-    }
-
-    /// Hardware may have written dirty bits into a merged table until the receipt: the leaf gets them.
-    /// Whether it did, or there were none; not where the leaf went with a table that its owner detached, who
-    /// may be freeing that: the owner finds the merged table by itself ([`harvest_merged`]).
-    ///
-    /// [`harvest_merged`]: Self::harvest_merged
-    fn harvest_removed(&self, guard: &Guard<'_>, root: RootPointer, removed: &Removed) -> bool {
-        if !self.geometry.dirty || Fault::SkipLateHarvest.is_on() {
-            return true;
-        }
-        let page = self.page(guard, removed.page);
-        let dirty = page.cells.iter().any(|cell| {
-            // ORDERING: Acquire: the receipt says that no more bits come.
-            cell.load(Ordering::Acquire) & F::DIRTY != 0
-        });
-        let span = Self::span(removed.level) - 1;
-        !dirty || self.mark_dirty(guard, root, (removed.at, removed.at | span))
-    }
-
-    /// Tells of what a device wrote through tables that merges replaced and that no attempt has come to yet.
-    /// For the owner of the span, whose receipt says that no more bits come. Whether it could look: not while
-    /// a step runs on another CPU, or was interrupted on this one.
-    pub(super) fn harvest_merged(
-        &self,
-        guard: &Guard<'_>,
-        (first, last): (u64, u64),
-        dirty: &mut Harvest<'_>,
-    ) -> bool {
-        let harvested = self.reclaim.with(|reclaimer| {
-            for removed in &reclaimer.removed {
-                let inside = removed.at >= first && removed.at <= last;
-                let Some(below) = removed.level.below().filter(|_| inside) else {
-                    continue;
-                };
-                let cells = self.page(guard, removed.page).cells.iter();
-                for (index, cell) in cells.enumerate() {
-                    // ORDERING: Acquire, as in `harvest_removed`.
-                    if cell.load(Ordering::Acquire) & F::DIRTY != 0 {
-                        let offset = Self::span(below) * index as u64;
-                        dirty(Iova::new(removed.at + offset), below);
-                    }
-                }
-            }
-        });
-        harvested.is_some()
-    }
-
-    /// Marks every leaf and pending word of a span as written through. Whether all of them were in reach.
-    fn mark_dirty(&self, guard: &Guard<'_>, root: RootPointer, span: (u64, u64)) -> bool {
-        let mut reached = true;
-        let _ = self.visit(guard, root, span, &mut |slot, word, _| {
-            let mut word = word;
-            // What changes meanwhile is looked at again; what was emptied was harvested by its owner.
-            loop {
-                match self.format.decode(word, slot.level) {
-                    Entry::Leaf { .. } | Entry::Pending { .. } => {}
-                    entry => {
-                        reached &= !matches!(entry, Entry::PendingTable { .. });
-                        break;
-                    }
-                }
-                let dirty = word | F::DIRTY;
-                // ORDERING: AcqRel and Acquire: the owner sees the bit, or this CPU the owner's change.
-                match slot
-                    .cell
-                    .compare_exchange(word, dirty, Ordering::AcqRel, Ordering::Acquire)
-                {
-                    Ok(_) => break,
-                    Err(found) => word = found,
-                }
-            }
-            ControlFlow::Continue(())
-        });
-        reached
     }
 
     pub(super) fn relink_unlinked(

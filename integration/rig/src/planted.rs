@@ -266,6 +266,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::MergeDropsDirty, LOOM),
     (Fault::SkipLateHarvest, LOOM),
     (Fault::SkipMergedHarvest, LOOM),
+    (Fault::LookSkipsMerges, LOOM),
     (Fault::ProtectDropsDirty, LOOM),
     (Fault::ClearDirtyByStore, LOOM),
     (Fault::PendingWithoutKind, LOOM),

@@ -8,14 +8,14 @@ use hv_tests::fake::{Answer, Call, Completion, Fake, Logged};
 
 use super::machine::{Driver, Machine, NIC, PLAIN, iovas, pages};
 
-const START: u64 = 0x4000_0000;
-const NEEDS: Needs = Needs {
+pub(super) const START: u64 = 0x4000_0000;
+pub(super) const NEEDS: Needs = Needs {
     dirty_tracking: true,
     coherent_walks: true,
 };
 
 /// A driver whose domain notes what its device writes.
-fn tracked() -> (Machine, Driver) {
+pub(super) fn tracked() -> (Machine, Driver) {
     let mut machine = Machine::new();
     let group = machine.take(NIC).claim_for_hypervisor();
     let domain = hv_iommu::Domain::paging_domain_alloc(&group, PLAIN.with(NEEDS)).unwrap();
@@ -24,19 +24,23 @@ fn tracked() -> (Machine, Driver) {
     (machine, Driver { group, domain })
 }
 
-fn mapped(machine: &Machine, driver: &Driver, count: u64) -> Range<KernelPaging, Fake, Mapped> {
+pub(super) fn mapped(
+    machine: &Machine,
+    driver: &Driver,
+    count: u64,
+) -> Range<KernelPaging, Fake, Mapped> {
     let range = driver.domain.reserve(iovas(START, count)).unwrap();
     let frames = machine.host().frames_aligned(count, PageSize::Size2M);
     range.map(frames, Perms::ReadWrite).unwrap()
 }
 
-fn write(machine: &Machine, page: u64) {
+pub(super) fn write(machine: &Machine, page: u64) {
     let at = Iova::new(START + (page << 12) + 8);
     machine.fake.dma_write(NIC, at, 1).unwrap();
 }
 
 /// The numbers of the marked pages, counted from `START`.
-fn marked(bitmap: &DirtyBitmap<'_>) -> Vec<u64> {
+pub(super) fn marked(bitmap: &DirtyBitmap<'_>) -> Vec<u64> {
     bitmap
         .pages()
         .map(|at| (at.as_u64() - START) >> 12)

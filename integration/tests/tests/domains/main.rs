@@ -7,6 +7,7 @@
 #![cfg(not(hv_loom))]
 
 mod dirty;
+mod dirty_gone;
 mod gapless;
 mod identity;
 #[expect(dead_code, reason = "shared with the ownership tests")]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hv_core::{PageSize, Perms};
+use hv_iommu::table::MergedBits;
 use loom::thread::JoinHandle;
 
 use crate::explore::{models, saw};
@@ -118,6 +119,30 @@ fn merged(notes: Notes) {
     world.end(&[frame(0), frame(1)]);
 }
 
+/// A look at what was written asks for a flush first, and does not wait for an attempt.
+fn merged_and_told() {
+    let world = begin(PageSize::Size4K);
+    let device = writer(&world, Notes::Dirty);
+    let merged = world.table.merge(&world.pin(), iova(0), PageSize::Size2M);
+    merged.unwrap();
+    let asked = world.table.merged_bits(pages(0, 2));
+    // The receipt is there.
+    let written = device.join().unwrap();
+    if world.dirty(pages(0, 2), false).is_empty() && !written.is_empty() {
+        saw("a bit comes late");
+    }
+    if let MergedBits::Waiting { merges, .. } = asked {
+        world.take_merged_bits(pages(0, 2), merges);
+        assert_eq!(world.table.merged_bits(pages(0, 2)), MergedBits::Told);
+    }
+    check(&written, &world.dirty(pages(0, 2), true));
+    // They are told once.
+    let attempt = world.reclaim_to_flush(1).expect("a table waits");
+    world.reclaim_flushed(attempt);
+    assert_eq!(world.dirty(pages(0, 2), false), BTreeSet::new());
+    world.end(&[frame(0), frame(1)]);
+}
+
 /// The merged page is unmapped and redeemed before the attempt's receipt.
 fn merged_and_unmapped() {
     let world = begin(PageSize::Size4K);
@@ -175,6 +200,10 @@ models! {
     dirty_set_against_merge: Two(3), sees ["the device writes", "a bit comes late"], || {
         merged(Notes::Dirty);
     };
+
+    /// So does a look that asks for its own flush.
+    dirty_set_against_merge_and_look: Two(3), sees ["the device writes", "a bit comes late"],
+        merged_and_told;
 
     /// The bits of a merged page are told when it is unmapped.
     dirty_set_against_merge_and_unmap: Two(3), sees ["the device writes"], merged_and_unmapped;

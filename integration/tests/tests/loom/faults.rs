@@ -280,6 +280,10 @@ const CHANGING: &[Row] = &[
         Fault::ProtectDropsDirty,
         &[dirty::dirty_set_against_protect],
     ),
+    (
+        Fault::LookSkipsMerges,
+        &[dirty::dirty_set_against_merge_and_look],
+    ),
     (Fault::ClearDirtyByStore, &[dirty::dirty_set_against_clear]),
     (
         Fault::DirtyByStore,

@@ -240,6 +240,13 @@ impl World {
         redeemed.map(|redeemed| redeemed.tables)
     }
 
+    /// Has leaves get the bits of tables that merges replaced.
+    pub(crate) fn take_merged_bits(&self, range: IovaRange, merges: u64) {
+        // SAFETY: as in `redeem`.
+        let looked = unsafe { self.table.take_merged_bits(&self.pin(), merges, range) };
+        assert!(looked, "nobody else is at it");
+    }
+
     /// Pages of a range that a device has written; with `clear`, forgets that it did.
     pub(crate) fn dirty(&self, range: IovaRange, clear: bool) -> BTreeSet<u64> {
         let mut dirty = BTreeSet::new();
