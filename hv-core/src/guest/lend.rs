@@ -1,10 +1,47 @@
 //! Memory that two guests share on purpose: lent by one, accepted by the other, counted on both sides.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use super::slot::{Backing, SlotKind};
 use super::{GuestMemory, GuestMemoryError};
-use crate::{FrameRun, Gpa, GpaRange, Guest, PageSize, PhysRange, VmId};
+use crate::sync::Mutex;
+use crate::{FrameRun, Gpa, GpaRange, Guest, OutOfMemory, PageSize, PhysRange, Shared, VmId};
+
+/// Which frames of one lender are accepted, and by whom.
+///
+/// # Invariants
+/// No two entries of one guest overlap: no two of its memories have the same frames, so a pin can be given back
+/// only to the memory that it is of. (What a guest owns is in one memory, since a run of frames is.)
+pub(super) struct Accepted(Mutex<Vec<(PhysRange, VmId)>>);
+
+impl Accepted {
+    pub(super) fn nothing() -> Self {
+        // INVARIANT: empty.
+        Self(Mutex::new(Vec::new()))
+    }
+
+    fn enter(&self, range: PhysRange, by: VmId) -> Result<(), GuestMemoryError> {
+        let mut list = self.0.lock();
+        let clash = |(other, to): &(PhysRange, VmId)| *to == by && other.overlaps(&range);
+        if list.iter().any(clash) {
+            return Err(GuestMemoryError::GivenTwice { range });
+        }
+        list.try_reserve(1).map_err(|_| OutOfMemory {
+            bytes: size_of::<(PhysRange, VmId)>(),
+        })?;
+        // INVARIANT: looked at just now, under the lock.
+        list.push((range, by));
+        Ok(())
+    }
+
+    fn leave(&self, range: PhysRange, by: VmId) {
+        let mut list = self.0.lock();
+        if let Some(index) = list.iter().position(|entry| *entry == (range, by)) {
+            list.swap_remove(index);
+        }
+    }
+}
 
 /// Memory of one guest that another one may use too, from [`GuestMemory::lend`] until
 /// [`GuestMemory::end_loan`]. Both are named in it.
@@ -16,6 +53,7 @@ use crate::{FrameRun, Gpa, GpaRange, Guest, PageSize, PhysRange, VmId};
 pub struct Loan {
     run: FrameRun<Guest>,
     to: VmId,
+    accepted: Shared<Accepted>,
 }
 
 impl Loan {
@@ -63,21 +101,28 @@ impl GuestMemory {
             }
             SlotKind::Registers => return Err(GuestMemoryError::Registers { range: slot.gpa }),
         }
+        let accepted = self.accepted()?;
         let run = self.pin_in(slot, range)?;
-        Ok(Loan { run, to })
+        Ok(Loan { run, to, accepted })
     }
 
     /// Lets the guest see what another one lends it, at `gpa`.
     ///
     /// # Errors
     /// The loan, with the reason: [`GuestMemoryError::NotForThisGuest`], [`GuestMemoryError::Overlap`],
-    /// [`GuestMemoryError::GivenTwice`], [`GuestMemoryError::OutOfMemory`].
+    /// [`GuestMemoryError::OutOfMemory`], [`GuestMemoryError::GivenTwice`] when frames of it were accepted by this
+    /// guest already, by this memory or another one.
     pub fn accept(&mut self, gpa: Gpa, loan: Loan) -> Result<GpaRange, (Loan, GuestMemoryError)> {
         if loan.to != self.vm {
             let (to, vm) = (loan.to, self.vm);
             return Err((loan, GuestMemoryError::NotForThisGuest { to, vm }));
         }
-        match self.room_for(gpa, loan.range(), PageSize::Size2M) {
+        let room = self.room_for(gpa, loan.range(), PageSize::Size2M);
+        let room = room.and_then(|room| {
+            loan.accepted.enter(loan.range(), loan.to)?;
+            Ok(room)
+        });
+        match room {
             Ok((gpa, book)) => {
                 self.insert(gpa, Backing::Lent(loan), book, 0);
                 Ok(gpa)
@@ -98,7 +143,10 @@ impl GuestMemory {
             return Err(GuestMemoryError::NotLent { range: slot.gpa });
         };
         match self.remove_unpinned(gpa, kind)? {
-            Backing::Lent(loan) => Ok(loan),
+            Backing::Lent(loan) => {
+                loan.accepted.leave(loan.range(), loan.to);
+                Ok(loan)
+            }
             // The kind was looked at.
             _ => Err(no_slot),
         }
@@ -109,8 +157,8 @@ impl GuestMemory {
     /// # Errors
     /// The loan, when it is of another guest's memory.
     pub fn end_loan(&self, loan: Loan) -> Result<(), (Loan, GuestMemoryError)> {
-        let to = loan.to;
-        self.unpin(loan.run)
-            .map_err(|(run, error)| (Loan { run, to }, error))
+        let Loan { run, to, accepted } = loan;
+        self.unpin(run)
+            .map_err(|(run, error)| (Loan { run, to, accepted }, error))
     }
 }

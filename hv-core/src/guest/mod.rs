@@ -12,11 +12,12 @@ mod tests;
 
 use alloc::vec::Vec;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::{
     FrameRun, Gpa, GpaRange, Guest, Hypervisor, MmioRun, PageCount, PageSize, PhysAddr, PhysRange,
     Shared, VmId,
 };
+use lend::Accepted;
 use pins::PinBook;
 use slot::{Backing, Slot};
 
@@ -44,6 +45,8 @@ pub struct GuestMemory {
     slots: Vec<Slot>,
     by_frames: Vec<(PhysAddr, Gpa)>,
     pinned: AtomicU64,
+    /// What was lent and is accepted; made with the first loan.
+    accepted: Mutex<Option<Shared<Accepted>>>,
 }
 
 impl GuestMemory {
@@ -55,7 +58,18 @@ impl GuestMemory {
             slots: Vec::new(),
             by_frames: Vec::new(),
             pinned: AtomicU64::new(0),
+            accepted: Mutex::new(None),
         }
+    }
+
+    /// What was lent of this memory and is accepted.
+    fn accepted(&self) -> Result<Shared<Accepted>, GuestMemoryError> {
+        let mut accepted = self.accepted.lock();
+        if let Some(accepted) = &*accepted {
+            return Ok(accepted.clone());
+        }
+        let made = Shared::try_new(Accepted::nothing()).map_err(|(_, error)| error)?;
+        Ok(accepted.insert(made).clone())
     }
 
     /// The guest.
@@ -173,7 +187,8 @@ impl GuestMemory {
     /// Gives a pin back: all of it or, if it was cut, in any pieces.
     ///
     /// # Errors
-    /// The run, when it is not of one slot of this guest's memory.
+    /// The run, when it is not of one slot of this guest's memory: also when it is of another memory of the same
+    /// guest, since no two of them have the same frames.
     pub fn unpin(&self, run: FrameRun<Guest>) -> Result<(), (FrameRun<Guest>, GuestMemoryError)> {
         let range = run.range();
         let slot = self
@@ -198,6 +213,16 @@ impl GuestMemory {
                 Err((run, error))
             }
         }
+    }
+
+    /// Where the guest sees these frames, which lie in one of its slots.
+    pub fn place_of(&self, frames: PhysRange) -> Option<GpaRange> {
+        let slot = self.slot_by_frame(frames.start())?;
+        let offset = slot.frames.covers(&frames).then(|| {
+            let bytes = frames.start().as_u64() - slot.frames.start().as_u64();
+            bytes >> PageSize::Size4K.shift()
+        })?;
+        GpaRange::new(slot.gpa.page(offset)?, frames.pages()).ok()
     }
 
     /// How many pages are pinned, each as often as a live run names it.

@@ -5,8 +5,19 @@ use alloc::vec::Vec;
 use crate::sync::{AtomicU64, Ordering};
 use crate::{OutOfMemory, PageSize};
 
-/// Granules whose edges are summed up in one word, so that a look at the end of a run need not read all of it.
+/// Granules that are summed up in a few words, so that a look at a long run need not read all of it.
 const BLOCK: u64 = 512;
+
+/// The sums of one block.
+struct Block {
+    /// Its edges.
+    edges: AtomicU64,
+    /// Each of its edges as often as there are granules from it to the block's end: the runs that these add to the
+    /// granules of the block, together.
+    weighed: AtomicU64,
+    /// Its parts.
+    parts: AtomicU64,
+}
 
 /// Who holds pages of one run of memory.
 ///
@@ -18,7 +29,7 @@ const BLOCK: u64 = 512;
 /// # Invariants
 /// For each granule, pages in `parts` and a granule's worth of pages for each run in the sum of `edges` up to it
 /// are, together, the pages that live runs hold of it (all arithmetic wraps; the sums do not). `blocks` has
-/// the sums of [`BLOCK`] edges each.
+/// the sums of [`BLOCK`] granules each.
 pub(super) struct PinBook {
     /// Log2 of the pages in a granule.
     shift: u32,
@@ -27,7 +38,7 @@ pub(super) struct PinBook {
     /// How many pages the run has.
     pages: u64,
     edges: Vec<AtomicU64>,
-    blocks: Vec<AtomicU64>,
+    blocks: Vec<Block>,
     parts: Vec<AtomicU64>,
 }
 
@@ -55,7 +66,11 @@ impl PinBook {
             skew,
             pages,
             edges: zeroes(granules + 1)?,
-            blocks: zeroes((granules + 1).div_ceil(BLOCK))?,
+            blocks: filled((granules + 1).div_ceil(BLOCK), || Block {
+                edges: AtomicU64::new(0),
+                weighed: AtomicU64::new(0),
+                parts: AtomicU64::new(0),
+            })?,
             parts: zeroes(parts)?,
         })
     }
@@ -71,15 +86,39 @@ impl PinBook {
     }
 
     /// How many pins there are on granules that have a page of these. Exact when nobody pins or unpins meanwhile.
+    /// Reads a few words for each block, and those of two blocks at most one by one.
     pub(super) fn held(&self, first: u64, pages: u64) -> Held {
         let from = self.skew + first;
         let end = from + pages;
         let (low, high) = (from >> self.shift, end.saturating_sub(1) >> self.shift);
         let block = low / BLOCK;
-        let before = sum(&self.blocks, 0, block);
+        let blocks = self.blocks.get(..block as usize).unwrap_or(&[]);
+        let before = blocks
+            .iter()
+            .fold(0, |sum: u64, block| sum.wrapping_add(read(&block.edges)));
         let mut covering = before.wrapping_add(sum(&self.edges, block * BLOCK, low));
         let mut held = Held::default();
-        for granule in low..=high {
+        let mut granule = low;
+        while granule <= high {
+            // A block of which all pages are asked about.
+            let last = granule + BLOCK - 1;
+            if granule % BLOCK == 0
+                && last <= high
+                && from <= self.within(granule).0
+                && self.within(last).1 <= end
+                && let Some(block) = self.blocks.get((granule / BLOCK) as usize)
+            {
+                let whole = covering.wrapping_mul(BLOCK);
+                let whole = whole
+                    .wrapping_add(read(&block.weighed))
+                    .wrapping_mul(1 << self.shift);
+                let sum = whole.wrapping_add(read(&block.parts));
+                held.pages = held.pages.wrapping_add(sum);
+                held.beyond_doubt |= sum != 0;
+                covering = covering.wrapping_add(read(&block.edges));
+                granule += BLOCK;
+                continue;
+            }
             covering = covering.wrapping_add(sum(&self.edges, granule, granule + 1));
             let whole = covering.wrapping_mul(1 << self.shift);
             let part = sum(&self.parts, granule, granule + 1);
@@ -88,6 +127,7 @@ impl PinBook {
             let (starts, ends) = self.within(granule);
             let inside = from <= starts && ends <= end;
             held.beyond_doubt |= whole != 0 || (inside && sum != 0);
+            granule += 1;
         }
         held
     }
@@ -114,52 +154,80 @@ impl PinBook {
         let (from, end) = (self.skew + first, self.skew + first + pages);
         let head = from.next_multiple_of(granule).min(end);
         if head > from {
-            let part = sign.wrapping_mul(head - from);
-            add(&self.parts, from >> self.shift, part);
+            self.count_part(from >> self.shift, sign.wrapping_mul(head - from));
         }
         let (low, high) = (head >> self.shift, end >> self.shift);
         if high > low {
             let less = sign.wrapping_neg();
             add(&self.edges, low, sign);
             add(&self.edges, high, less);
-            if low / BLOCK != high / BLOCK {
-                add(&self.blocks, low / BLOCK, sign);
-                add(&self.blocks, high / BLOCK, less);
+            let left = |granule: u64| BLOCK - granule % BLOCK;
+            if low / BLOCK == high / BLOCK {
+                if let Some(block) = self.blocks.get((low / BLOCK) as usize) {
+                    add_to(&block.weighed, sign.wrapping_mul(high - low));
+                }
+            } else {
+                for (granule, sign) in [(low, sign), (high, less)] {
+                    if let Some(block) = self.blocks.get((granule / BLOCK) as usize) {
+                        add_to(&block.edges, sign);
+                        add_to(&block.weighed, sign.wrapping_mul(left(granule)));
+                    }
+                }
             }
         }
         let tail = high << self.shift;
         if end > tail.max(head) {
-            add(&self.parts, high, sign.wrapping_mul(end - tail.max(head)));
+            self.count_part(high, sign.wrapping_mul(end - tail.max(head)));
+        }
+    }
+
+    fn count_part(&self, granule: u64, pages: u64) {
+        add(&self.parts, granule, pages);
+        if let Some(block) = self.blocks.get((granule / BLOCK) as usize) {
+            add_to(&block.parts, pages);
         }
     }
 }
 
 fn zeroes(count: u64) -> Result<Vec<AtomicU64>, OutOfMemory> {
+    filled(count, || AtomicU64::new(0))
+}
+
+fn filled<T>(count: u64, zero: impl Fn() -> T) -> Result<Vec<T>, OutOfMemory> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let mut words = Vec::new();
     words.try_reserve_exact(count).map_err(|_| OutOfMemory {
-        bytes: count.saturating_mul(size_of::<AtomicU64>()),
+        bytes: count.saturating_mul(size_of::<T>()),
     })?;
     for _ in 0..count {
-        words.push(AtomicU64::new(0));
+        words.push(zero());
     }
     Ok(words)
 }
 
 fn add(words: &[AtomicU64], index: u64, value: u64) {
     if let Some(word) = words.get(index as usize) {
-        // ORDERING: Relaxed, the counts guard nothing but what `&mut GuestMemory` does, and whatever made that
-        // borrow exclusive comes after every pin and unpin.
-        word.fetch_add(value, Ordering::Relaxed);
+        add_to(word, value);
     }
+}
+
+fn add_to(word: &AtomicU64, value: u64) {
+    // ORDERING: Relaxed, the counts guard nothing but what `&mut GuestMemory` does, and whatever made that
+    // borrow exclusive comes after every pin and unpin.
+    word.fetch_add(value, Ordering::Relaxed);
 }
 
 fn sum(words: &[AtomicU64], from: u64, to: u64) -> u64 {
     let some = words.get(from as usize..to as usize).unwrap_or(&[]);
-    some.iter().fold(0, |sum, word| {
-        // ORDERING: Relaxed, as in `add`.
-        sum.wrapping_add(word.load(Ordering::Relaxed))
-    })
+    some.iter()
+        .fold(0, |sum, word| sum.wrapping_add(read(word)))
+}
+
+fn read(word: &AtomicU64) -> u64 {
+    #[cfg(all(test, not(hv_loom)))]
+    tests::READS.with(|reads| reads.set(reads.get() + 1));
+    // ORDERING: Relaxed, as in `add_to`.
+    word.load(Ordering::Relaxed)
 }
 
 #[cfg(all(test, not(hv_loom)))]
@@ -228,6 +296,65 @@ mod tests {
                 book.unpin(start, count);
             }
             assert_eq!(book.held(0, pages).pages, 0);
+        }
+    }
+
+    std::thread_local! {
+        /// How many words this thread has read.
+        pub(super) static READS: core::cell::Cell<u64> = const { core::cell::Cell::new(0) };
+    }
+
+    fn reads(act: impl FnOnce() -> u64) -> (u64, u64) {
+        READS.with(|reads| reads.set(0));
+        let held = act();
+        (held, READS.with(core::cell::Cell::get))
+    }
+
+    /// A balloon asks, or whoever takes a slot back: a guest of terabytes does not keep a CPU for long.
+    #[test]
+    fn bc16_a_look_at_a_huge_run_reads_a_few_words_for_each_block() {
+        let pages = 1 << 22;
+        for (granule, granules) in [(PageSize::Size4K, pages), (PageSize::Size2M, pages / 512)] {
+            let book = PinBook::new(0, pages, granule).unwrap();
+            let bound = 4 * granules / BLOCK + 4 * BLOCK;
+            let (held, looks) = reads(|| book.held(0, pages).pages);
+            assert!(held == 0 && looks <= bound, "{looks} reads of {granule}");
+            // Pins in the first block and the last, one of them over all.
+            book.pin(3, 1);
+            book.pin(0, pages);
+            book.pin(pages - 5, 2);
+            let (held, looks) = reads(|| book.held(0, pages).pages);
+            assert!(held == pages + 3 && looks <= bound, "{held}, {looks} reads");
+            let (held, looks) = reads(|| book.held(1024, pages - 2048).pages);
+            assert!(held == pages - 2048 && looks <= bound, "{held}, {looks}");
+            book.unpin(0, 1024);
+            book.unpin(1024, pages - 1024);
+            assert_eq!(book.held(0, pages).pages, 3);
+        }
+    }
+
+    /// Runs over several blocks, cut and given back in pieces, against a count per page.
+    #[test]
+    fn sums_of_blocks_are_those_of_their_pages() {
+        let (pages, skew) = (4 * BLOCK + 77, 0);
+        let mut state = 0x1234_5678_9abc_def1;
+        let book = PinBook::new(skew, pages, PageSize::Size4K).unwrap();
+        let mut model = std::vec![0_u64; pages as usize];
+        for _ in 0..600 {
+            let start = next(&mut state) % pages;
+            let count = 1 + next(&mut state) % (pages - start);
+            let cut = next(&mut state) % count;
+            book.pin(start, count);
+            // A part of it stays.
+            if cut > 0 {
+                book.unpin(start, cut);
+            }
+            let stays = (start + cut) as usize..(start + count) as usize;
+            model[stays].iter_mut().for_each(|page| *page += 1);
+            let start = next(&mut state) % pages;
+            let count = 1 + next(&mut state) % (pages - start);
+            let expected = model[start as usize..(start + count) as usize].iter();
+            assert_eq!(book.held(start, count).pages, expected.sum::<u64>());
         }
     }
 

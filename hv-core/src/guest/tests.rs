@@ -215,6 +215,44 @@ fn bc17_a_loan_holds_both_sides_until_it_ends() {
     let _ = lender.take_back(Gpa::new(0)).unwrap();
 }
 
+/// Two memories of one guest: a pin of one cannot be given back to the other, so neither loses count of what
+/// devices reach.
+#[test]
+fn bc17_a_pin_goes_back_to_the_memory_that_it_is_of() {
+    let (mut one, mut two) = (GuestMemory::new(vm(2)), GuestMemory::new(vm(2)));
+    one.give(Gpa::new(0), frames(0x20_0000, 2)).unwrap();
+    two.give(Gpa::new(0), frames(0x30_0000, 2)).unwrap();
+    let run = one.pin(gpas(0, 1)).unwrap();
+    let (run, error) = two.unpin(run).unwrap_err();
+    assert!(matches!(error, GuestMemoryError::Foreign { .. }));
+    one.unpin(run).unwrap();
+    // What is lent twice over is accepted once, by whichever memory.
+    let mut lender = GuestMemory::new(vm(1));
+    lender.give(Gpa::new(0), frames(0x10_0000, 8)).unwrap();
+    let (first, second) = (
+        lender.lend(gpas(0, 4), vm(2)),
+        lender.lend(gpas(0x3000, 2), vm(2)),
+    );
+    one.accept(Gpa::new(0x9000), first.unwrap()).unwrap();
+    let (second, error) = two.accept(Gpa::new(0x9000), second.unwrap()).unwrap_err();
+    assert!(
+        matches!(error, GuestMemoryError::GivenTwice { .. }),
+        "{error}"
+    );
+    let pin = one.pin(gpas(0xc000, 1)).unwrap();
+    let (pin, error) = two.unpin(pin).unwrap_err();
+    assert!(matches!(error, GuestMemoryError::Foreign { .. }));
+    one.unpin(pin).unwrap();
+    // Another guest may have it too, and this one's other memory once the first gave it back.
+    let mut other = GuestMemory::new(vm(3));
+    let third = lender.lend(gpas(0x3000, 1), vm(3)).unwrap();
+    other.accept(Gpa::new(0), third).unwrap();
+    lender
+        .end_loan(one.hand_back(Gpa::new(0x9000)).unwrap())
+        .unwrap();
+    two.accept(Gpa::new(0x9000), second).unwrap();
+}
+
 #[test]
 fn registers_are_a_kind_of_their_own() {
     let mut memory = GuestMemory::new(vm(1));
