@@ -209,6 +209,13 @@ impl<O: Owner, B: Backend> Teardown<O, B> {
         }
     }
 
+    /// Whether a device wrote the frames that the last step handed out, since that was last cleared; where units
+    /// note that.
+    pub fn is_written(&self) -> bool {
+        let drain = self.rest.as_ref().map(|(drain, _)| drain);
+        drain.is_some_and(Drain::is_written)
+    }
+
     /// How many table pages were freed so far.
     pub fn tables_freed(&self) -> u64 {
         self.rest

@@ -103,8 +103,8 @@ pub use shape::{
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use space::{
-    AddressSpace, AddressSpaceError, BulkPart, MappingKind, ReservedFor, SpaceMapping, SpaceOwner,
-    SpaceTeardown, TableQuota,
+    AddressSpace, AddressSpaceError, BulkPart, Flushed, MappingKind, ReservedFor, SpaceMapping,
+    SpaceOwner, SpaceTeardown, TableQuota, Unmapping,
 };
 pub use states::{ClaimedUnseen, ForGuests, ForTheHypervisor, GivesUp, HeldBy, MaySend};
 pub use system::{Config, Iommu, SetupError};

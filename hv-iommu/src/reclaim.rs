@@ -73,7 +73,31 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
     }
 }
 
+/// What a bounded reclaim came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reclaimed {
+    /// No table of its beginning is empty any more.
+    All,
+    /// The steps were used up: call again.
+    Some,
+}
+
 impl<B: Backend> DomainCore<B> {
+    /// Gives empty tables back with no more than `steps` steps, each of which looks at a bounded number of tables.
+    /// Goes on where the last one stopped. Waits for no CPU longer than the steps take.
+    ///
+    /// # Errors
+    /// [`FlushError`]; what was unlinked is linked again.
+    pub(crate) fn reclaim_some(&self, steps: u64) -> Result<Reclaimed, FlushError> {
+        for _ in 0..steps {
+            if self.reclaim_step()? == ReclaimStep::Done {
+                return Ok(Reclaimed::All);
+            }
+            spin_hint();
+        }
+        Ok(Reclaimed::Some)
+    }
+
     /// One step, with the flush that it may ask for: [`ReclaimStep::Flush`] says that it completed, and that
     /// this or another CPU's was taken.
     fn reclaim_step(&self) -> Result<ReclaimStep, FlushError> {

@@ -75,7 +75,8 @@ pub enum Identity {}
     note = "for `Nested`, map in the parent; `Identity` and `Blocked` map nothing at all: use a `Paging` domain"
 )]
 pub trait Pages<O: Owner, B: Backend>:
-    Shape<O, B> + Inside<O, B, Core = Shared<DomainCore<B>>, Held = TablesHeld<O, B>>
+    Shape<O, B, Ended = Teardown<O, B>>
+    + Inside<O, B, Core = Shared<DomainCore<B>>, Held = TablesHeld<O, B>>
 {
 }
 

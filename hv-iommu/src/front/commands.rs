@@ -3,6 +3,7 @@
 use hv_core::platform::PhysMemory;
 use hv_core::{
     Gpa, GpaRange, GuestMemory, Iova, IovaRange, PageCount, PageRange, PageSize, Perms, RangeError,
+    UserManaged,
 };
 use zerocopy::FromBytes;
 
@@ -11,20 +12,24 @@ use super::objects::{Object, WindowKind, WindowObject};
 use super::wire::{self, command, flag};
 use super::{Code, Front, SpaceMaker};
 use crate::backend::Backend;
-use crate::space::{MappingKind, ReservedFor, SpaceMapping};
+use crate::shape::Pages;
+use crate::space::{
+    AddressSpace, AddressSpaceError, MappingKind, ReservedFor, SpaceMapping, Unmapping,
+};
 
 /// The most bytes that one call tells dirty pages of.
 const DIRTY_AT_ONCE: u64 = 1 << 30;
 
 type Values = [u64; 4];
 
-impl<B: Backend> Front<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> Front<B, S> {
     pub(super) fn act<M: PhysMemory>(
         &mut self,
         memory: &GuestMemory,
         platform: &M,
-        spaces: &mut dyn SpaceMaker<B>,
+        spaces: &mut dyn SpaceMaker<B, S>,
         request: &[u8],
+        written: &mut dyn FnMut(GpaRange),
     ) -> Result<Values, Code> {
         let (header, _) = wire::Header::read_from_prefix(request).map_err(|_| Code::TooShort)?;
         if header.version.get() != wire::VERSION {
@@ -43,22 +48,30 @@ impl<B: Backend> Front<B> {
             command::CREATE => self.create(spaces, decode(request)?),
             command::DESTROY => {
                 let id = one(decode(request)?)?;
-                let done = self.objects.destroy(id, memory)?;
+                let done = self.objects.destroy(id, memory, written)?;
                 Ok(value(u64::from(done)))
             }
             command::MAP => self.map(memory, decode(request)?),
             command::UNMAP => {
                 let (id, range) = span(decode(request)?)?;
                 let space = self.objects.space_mut(id)?;
-                Ok(value(space.unmap(memory, range)?))
+                space.check_memory(memory)?;
+                let begun = space.begin_unmap(range)?;
+                finish(space, memory, &begun, written)
             }
             command::UNMAP_ALL => {
                 let id = one(decode(request)?)?;
-                Ok(value(self.objects.space_mut(id)?.unmap_all(memory)?))
+                let space = self.objects.space_mut(id)?;
+                space.check_memory(memory)?;
+                let begun = space.begin_unmap_all();
+                finish(space, memory, &begun, written)
             }
             command::RETRY => {
                 let id = one(decode(request)?)?;
-                Ok(value(self.objects.space_mut(id)?.retry(memory)?))
+                let space = self.objects.space_mut(id)?;
+                space.check_memory(memory)?;
+                let begun = space.begin_retry();
+                finish(space, memory, &begun, written)
             }
             command::SPLIT => {
                 let (id, at) = at(decode(request)?)?;
@@ -88,7 +101,7 @@ impl<B: Backend> Front<B> {
 
     fn create(
         &mut self,
-        spaces: &mut dyn SpaceMaker<B>,
+        spaces: &mut dyn SpaceMaker<B, S>,
         request: wire::Create,
     ) -> Result<Values, Code> {
         zero(request.reserved.get())?;
@@ -199,6 +212,17 @@ impl<B: Backend> Front<B> {
             None => Ok(value(pages)),
         }
     }
+}
+
+/// Flushes what was taken out of a space, and tells of what was written there.
+fn finish<B: Backend, S: Pages<UserManaged, B>>(
+    space: &mut AddressSpace<B, S>,
+    memory: &GuestMemory,
+    begun: &Unmapping<B>,
+    written: &mut dyn FnMut(GpaRange),
+) -> Result<Values, Code> {
+    let flushed = begun.flush().map_err(AddressSpaceError::from)?;
+    Ok(value(space.finish_noting(memory, &flushed, written)?))
 }
 
 /// The layout at the begin of a request, all further bytes of which are zero.

@@ -17,30 +17,31 @@ pub mod wire;
 use core::fmt;
 
 use hv_core::platform::PhysMemory;
-use hv_core::{GuestMemory, OutOfMemory};
+use hv_core::{GpaRange, GuestMemory, OutOfMemory, UserManaged};
 
 use crate::backend::Backend;
 use crate::destroy::DestroyRefusal;
+use crate::shape::{Pages, Paging};
 use crate::space::AddressSpace;
 use objects::{Object, Objects};
 
 pub use code::{Code, Reply};
 
 /// Makes the address spaces that a guest asks for: a domain for a group that the guest holds, within its quota.
-pub trait SpaceMaker<B: Backend> {
+pub trait SpaceMaker<B: Backend, S: Pages<UserManaged, B> = Paging> {
     /// An empty address space with at least this many address bits.
     ///
     /// # Errors
     /// The code that the guest is told.
-    fn make(&mut self, address_bits: u8) -> Result<AddressSpace<B>, Code>;
+    fn make(&mut self, address_bits: u8) -> Result<AddressSpace<B, S>, Code>;
 }
 
 /// The address spaces of one guest, by number.
-pub struct Front<B: Backend> {
-    objects: Objects<B>,
+pub struct Front<B: Backend, S: Pages<UserManaged, B> = Paging> {
+    objects: Objects<B, S>,
 }
 
-impl<B: Backend> Front<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> Front<B, S> {
     /// The most objects that a guest has at once: spaces, and ranges that it allowed or reserved.
     pub const MOST_OBJECTS: usize = 64;
 
@@ -55,21 +56,37 @@ impl<B: Backend> Front<B> {
     }
 
     /// Does what a request asks for, or tells why not.
+    ///
+    /// What devices wrote through mappings that the request takes out is forgotten, where units note that:
+    /// [`call_noting`](Self::call_noting) tells.
     pub fn call<M: PhysMemory>(
         &mut self,
         memory: &GuestMemory,
         platform: &M,
-        spaces: &mut dyn SpaceMaker<B>,
+        spaces: &mut dyn SpaceMaker<B, S>,
         request: &[u8],
     ) -> Reply {
-        match self.act(memory, platform, spaces, request) {
+        self.call_noting(memory, platform, spaces, request, &mut |_| ())
+    }
+
+    /// As [`call`](Self::call), and tells of the guest's pages that devices wrote through mappings which the request
+    /// took out, or through a space that it ended: what a migration has to copy although no space names it any more.
+    pub fn call_noting<M: PhysMemory>(
+        &mut self,
+        memory: &GuestMemory,
+        platform: &M,
+        spaces: &mut dyn SpaceMaker<B, S>,
+        request: &[u8],
+        written: &mut dyn FnMut(GpaRange),
+    ) -> Reply {
+        match self.act(memory, platform, spaces, request, written) {
             Ok(values) => Reply::done(values),
             Err(code) => Reply::refused(code),
         }
     }
 
     /// The space with this number, to attach groups to it.
-    pub fn space(&self, id: u32) -> Option<&AddressSpace<B>> {
+    pub fn space(&self, id: u32) -> Option<&AddressSpace<B, S>> {
         match self.objects.find(id) {
             Some(Object::Space(space)) => Some(space),
             _ => None,
@@ -77,7 +94,7 @@ impl<B: Backend> Front<B> {
     }
 
     /// As [`space`](Self::space), for what the hypervisor does in it by itself.
-    pub fn space_mut(&mut self, id: u32) -> Option<&mut AddressSpace<B>> {
+    pub fn space_mut(&mut self, id: u32) -> Option<&mut AddressSpace<B, S>> {
         match self.objects.find_mut(id) {
             Some(Object::Space(space)) => Some(space),
             _ => None,
@@ -101,7 +118,7 @@ impl<B: Backend> Front<B> {
     }
 }
 
-impl<B: Backend> fmt::Debug for Front<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> fmt::Debug for Front<B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "front with {} objects", self.objects.count())
     }

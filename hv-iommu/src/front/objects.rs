@@ -3,11 +3,12 @@
 use alloc::vec::Vec;
 use core::mem;
 
-use hv_core::{GuestMemory, IovaRange, OutOfMemory, guest_index};
+use hv_core::{GpaRange, GuestMemory, IovaRange, OutOfMemory, UserManaged, guest_index};
 
 use super::Code;
 use crate::backend::Backend;
 use crate::destroy::DestroyRefusal;
+use crate::shape::Pages;
 use crate::space::{AddressSpace, SpaceTeardown};
 
 /// The bits of a number that are its index; those above are the generation.
@@ -32,31 +33,31 @@ pub(super) struct WindowObject {
     pub(super) kind: WindowKind,
 }
 
-pub(super) enum Object<B: Backend> {
+pub(super) enum Object<B: Backend, S: Pages<UserManaged, B>> {
     None,
-    Space(AddressSpace<B>),
+    Space(AddressSpace<B, S>),
     /// A space that is on its way out.
     Ending(SpaceTeardown<B>),
     Window(WindowObject),
 }
 
-struct Entry<B: Backend> {
+struct Entry<B: Backend, S: Pages<UserManaged, B>> {
     /// Never 0, so that no number is 0; another one with each object.
     generation: u16,
-    object: Object<B>,
+    object: Object<B, S>,
 }
 
 /// # Invariants
 /// A number leads to an object only if its generation is that of the entry.
-pub(super) struct Objects<B: Backend> {
-    entries: Vec<Entry<B>>,
+pub(super) struct Objects<B: Backend, S: Pages<UserManaged, B>> {
+    entries: Vec<Entry<B, S>>,
 }
 
-impl<B: Backend> Objects<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> Objects<B, S> {
     pub(super) fn new(count: usize) -> Result<Self, OutOfMemory> {
         let mut entries = Vec::new();
         entries.try_reserve_exact(count).map_err(|_| OutOfMemory {
-            bytes: count.saturating_mul(size_of::<Entry<B>>()),
+            bytes: count.saturating_mul(size_of::<Entry<B, S>>()),
         })?;
         for _ in 0..count {
             entries.push(Entry {
@@ -68,7 +69,7 @@ impl<B: Backend> Objects<B> {
     }
 
     pub(super) fn count(&self) -> usize {
-        let used = |entry: &&Entry<B>| !matches!(entry.object, Object::None);
+        let used = |entry: &&Entry<B, S>| !matches!(entry.object, Object::None);
         self.entries.iter().filter(used).count()
     }
 
@@ -87,18 +88,18 @@ impl<B: Backend> Objects<B> {
         (u32::from(entry.generation) == id >> INDEX_BITS).then_some(index)
     }
 
-    pub(super) fn find(&self, id: u32) -> Option<&Object<B>> {
+    pub(super) fn find(&self, id: u32) -> Option<&Object<B, S>> {
         let object = &self.entries.get(self.index(id)?)?.object;
         (!matches!(object, Object::None)).then_some(object)
     }
 
-    pub(super) fn find_mut(&mut self, id: u32) -> Option<&mut Object<B>> {
+    pub(super) fn find_mut(&mut self, id: u32) -> Option<&mut Object<B, S>> {
         let index = self.index(id)?;
         let object = &mut self.entries.get_mut(index)?.object;
         (!matches!(object, Object::None)).then_some(object)
     }
 
-    pub(super) fn space(&self, id: u32) -> Result<&AddressSpace<B>, Code> {
+    pub(super) fn space(&self, id: u32) -> Result<&AddressSpace<B, S>, Code> {
         match self.find(id) {
             Some(Object::Space(space)) => Ok(space),
             Some(Object::Window(_)) => Err(Code::WrongKind),
@@ -106,7 +107,7 @@ impl<B: Backend> Objects<B> {
         }
     }
 
-    pub(super) fn space_mut(&mut self, id: u32) -> Result<&mut AddressSpace<B>, Code> {
+    pub(super) fn space_mut(&mut self, id: u32) -> Result<&mut AddressSpace<B, S>, Code> {
         match self.find_mut(id) {
             Some(Object::Space(space)) => Ok(space),
             Some(Object::Window(_)) => Err(Code::WrongKind),
@@ -123,8 +124,8 @@ impl<B: Backend> Objects<B> {
     }
 
     /// Puts an object into a free entry and gives its number.
-    pub(super) fn insert(&mut self, object: Object<B>) -> Result<u32, (Object<B>, Code)> {
-        let free = |entry: &Entry<B>| matches!(entry.object, Object::None);
+    pub(super) fn insert(&mut self, object: Object<B, S>) -> Result<u32, (Object<B, S>, Code)> {
+        let free = |entry: &Entry<B, S>| matches!(entry.object, Object::None);
         let index = self.entries.iter().position(free);
         let Some((index, entry)) =
             index.and_then(|index| Some((index, self.entries.get_mut(index)?)))
@@ -139,13 +140,18 @@ impl<B: Backend> Objects<B> {
     }
 
     /// Takes an object out; its number leads nowhere from now on.
-    pub(super) fn remove(&mut self, id: u32) -> Option<Object<B>> {
+    pub(super) fn remove(&mut self, id: u32) -> Option<Object<B, S>> {
         let index = self.index(id)?;
         self.entries.get_mut(index).map(Entry::take)
     }
 
     /// Ends a space, or goes on with that; whether it is done.
-    pub(super) fn destroy(&mut self, id: u32, memory: &GuestMemory) -> Result<bool, Code> {
+    pub(super) fn destroy(
+        &mut self,
+        id: u32,
+        memory: &GuestMemory,
+        written: &mut dyn FnMut(GpaRange),
+    ) -> Result<bool, Code> {
         let index = self.index(id).ok_or(Code::UnknownId)?;
         let entry = self.entries.get_mut(index).ok_or(Code::UnknownId)?;
         match mem::replace(&mut entry.object, Object::None) {
@@ -167,7 +173,8 @@ impl<B: Backend> Objects<B> {
         self.drop_windows_of(id);
         let entry = self.entries.get_mut(index).ok_or(Code::UnknownId)?;
         if let Object::Ending(teardown) = &mut entry.object {
-            let done = (0..STEPS_AT_ONCE).any(|_| teardown.step(memory, WORDS_A_STEP));
+            let mut step = || teardown.step_noting(memory, WORDS_A_STEP, written);
+            let done = (0..STEPS_AT_ONCE).any(|_| step());
             if !done {
                 return Ok(false);
             }
@@ -202,8 +209,8 @@ impl<B: Backend> Objects<B> {
     }
 }
 
-impl<B: Backend> Entry<B> {
-    fn take(&mut self) -> Object<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> Entry<B, S> {
+    fn take(&mut self) -> Object<B, S> {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         mem::replace(&mut self.object, Object::None)
     }

@@ -1,13 +1,14 @@
 //! The hypervisor's view through a guest's mappings: bytes, and which pages devices wrote.
 
 use hv_core::platform::PhysMemory;
-use hv_core::{GuestMemory, Iova, IovaRange, PageCount, PageSize};
+use hv_core::{GuestMemory, Iova, IovaRange, PageCount, PageSize, UserManaged};
 
 use super::{AddressSpace, AddressSpaceError, SpaceMapping, gpa_after};
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::format::Level;
+use crate::shape::Pages;
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// Copies bytes out of guest memory, as a device would read them at `at`.
     ///
     /// # Errors
@@ -63,7 +64,10 @@ impl<B: Backend> AddressSpace<B> {
         Ok(())
     }
 
-    /// Shows every page in `range`, of whatever size, that a device wrote since that was last cleared.
+    /// Shows every page in `range`, of whatever size, that a device wrote since that was last cleared. Holds the
+    /// domain's tables for bounded steps only.
+    ///
+    /// What is unmapped is not shown: [`finish_noting`](Self::finish_noting) tells of it.
     ///
     /// # Errors
     /// [`AddressSpaceError::NoDirtyTracking`] where the domain does not note it.
@@ -74,7 +78,8 @@ impl<B: Backend> AddressSpace<B> {
     ) -> Result<(), AddressSpaceError> {
         self.check_dirty()?;
         let core = &self.domain.core;
-        core.table.dirty(&core.pin(), range, &mut show);
+        core.take_merged_bits(range)?;
+        core.show_written(range, false, &mut show);
         Ok(())
     }
 
@@ -102,12 +107,13 @@ impl<B: Backend> AddressSpace<B> {
                 });
             }
         }
-        core.table.dirty_and_clear(&core.pin(), range, &mut show);
+        core.take_merged_bits(range)?;
+        core.show_written(range, true, &mut show);
         let _ = core.flush(FlushSpan::Pages(range), FlushDepth::Leaves)?;
         Ok(())
     }
 
-    fn check_dirty(&self) -> Result<(), AddressSpaceError> {
+    pub(super) fn check_dirty(&self) -> Result<(), AddressSpaceError> {
         match self.domain.geometry().dirty {
             true => Ok(()),
             false => Err(AddressSpaceError::NoDirtyTracking),

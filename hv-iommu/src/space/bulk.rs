@@ -16,6 +16,7 @@ use super::{AddressSpace, AddressSpaceError, MappingKind};
 use crate::backend::Backend;
 use crate::domain::DomainUid;
 use crate::range::{Free, MapError, Mapped, Range};
+use crate::shape::Pages;
 
 /// A piece of the guest's memory on its way into the table.
 struct Piece<B: Backend> {
@@ -82,7 +83,7 @@ impl<B: Backend> BulkPart<B> {
     }
 }
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// Maps all memory of the guest, its own and what is lent to it, each slot where the guest sees it. Gives how many
     /// bytes that were.
     ///
@@ -125,7 +126,7 @@ impl<B: Backend> AddressSpace<B> {
         };
         room(&mut whole.pieces, slots().count())?;
         for slot in slots() {
-            if let Err(error) = self.begin(memory, slot.range, &mut whole) {
+            if let Err(error) = self.begin_slot(memory, slot.range, &mut whole) {
                 self.call_off(memory, whole.pieces, whole.tables);
                 return Err(error);
             }
@@ -215,7 +216,7 @@ impl<B: Backend> AddressSpace<B> {
     }
 
     /// Pins one slot and takes its addresses.
-    fn begin(
+    fn begin_slot(
         &mut self,
         memory: &GuestMemory,
         gpa: GpaRange,
@@ -358,8 +359,8 @@ impl<B: Backend> AddressSpace<B> {
         }
         if let Some(spans) = spans {
             let indices = self.areas.meeting(spans);
-            // What does not open stays pending: `retry`.
-            let _ = self.take_down(memory, indices, |_| false);
+            let begun = self.begin(indices, |_| false);
+            self.call_back(memory, begun);
         }
     }
 }

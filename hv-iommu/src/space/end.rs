@@ -2,17 +2,18 @@
 
 use core::fmt;
 
-use hv_core::{GuestMemory, Shared, UserManaged};
+use hv_core::{GpaRange, GuestMemory, Shared, UserManaged};
 
 use super::map::unpin;
 use super::{AddressSpace, TableQuota};
 use crate::backend::Backend;
 use crate::destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
+use crate::shape::Pages;
 
 /// How many table words are looked at at once.
 const WORDS_AT_ONCE: usize = 4096;
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// Ends the space with all that it maps. Mappings do not keep it; devices do.
     ///
     /// # Errors
@@ -26,6 +27,7 @@ impl<B: Backend> AddressSpace<B> {
             quota,
             charged,
             charged_mappings,
+            emptied,
             promised_tables,
         } = self;
         match domain.destroy() {
@@ -50,6 +52,7 @@ impl<B: Backend> AddressSpace<B> {
                     quota,
                     charged,
                     charged_mappings,
+                    emptied,
                     promised_tables,
                 };
                 Err((space, reason))
@@ -69,8 +72,24 @@ pub struct SpaceTeardown<B: Backend> {
 impl<B: Backend> SpaceTeardown<B> {
     /// Looks at no more than `words` table words, and gives pins back to the guest's memory. Whether that was all.
     pub fn step(&mut self, memory: &GuestMemory, words: usize) -> bool {
+        self.step_noting(memory, words, &mut |_| ())
+    }
+
+    /// As [`step`](Self::step), and tells of the guest's pages that devices wrote since that was last cleared: the
+    /// last chance to hear of it.
+    pub fn step_noting(
+        &mut self,
+        memory: &GuestMemory,
+        words: usize,
+        written: &mut dyn FnMut(GpaRange),
+    ) -> bool {
         match self.teardown.step(words) {
             TeardownStep::Frames(run) => {
+                if self.teardown.is_written()
+                    && let Some(gpas) = memory.place_of(run.range())
+                {
+                    written(gpas);
+                }
                 unpin(memory, run);
                 false
             }

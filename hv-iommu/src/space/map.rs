@@ -1,12 +1,15 @@
 //! Mapping guest memory, cutting mappings in two, and copying them.
 
-use hv_core::{FrameRun, GpaRange, Guest, GuestMemory, Iova, IovaRange, PageCount, Perms};
+use hv_core::{
+    FrameRun, GpaRange, Guest, GuestMemory, Iova, IovaRange, PageCount, Perms, UserManaged,
+};
 
 use super::areas::{Area, State};
 use super::{AddressSpace, AddressSpaceError, MappingKind, SpaceMapping, gpa_after};
 use crate::backend::Backend;
 use crate::range::MapError;
 use crate::resize::CutError;
+use crate::shape::Pages;
 
 /// The most tables that cutting one mapping takes: one for each page size above the smallest.
 const TABLES_OF_A_CUT: u64 = 2;
@@ -33,12 +36,12 @@ pub(super) fn unpin(memory: &GuestMemory, run: FrameRun<Guest>) {
     }
 }
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// Maps `gpa`, which lies in one slot of the guest's memory, at `at`, with the largest pages that fit.
     ///
     /// # Errors
     /// [`AddressSpaceError`]; nothing was changed, but for [`AddressSpaceError::Unit`] of a unit that has to be told
-    /// of new mappings and does not answer: what was mapped is pending then.
+    /// of new mappings and does not answer: what was mapped may be pending then.
     pub fn map(
         &mut self,
         memory: &GuestMemory,
@@ -135,8 +138,8 @@ impl<B: Backend> AddressSpace<B> {
             }
             Err(MapError::NotVisible { range, reason }) => {
                 let index = self.areas.insert(area(perms, State::Mapped(range)));
-                // If the flush fails as well, the area stays, pending.
-                let _ = self.take_down(memory, index..index + 1, |_| true);
+                let begun = self.begin(index..index + 1, |_| true);
+                self.call_back(memory, begun);
                 Err(reason.into())
             }
         }
@@ -214,10 +217,10 @@ impl<B: Backend> AddressSpace<B> {
     /// [`AddressSpaceError::ForeignMemory`] when the source is another guest's, [`AddressSpaceError::NotMapped`] or
     /// [`AddressSpaceError::Cuts`] when `from` is not inside of one mapping,
     /// [`AddressSpaceError::Widens`], and as for [`map`](Self::map).
-    pub fn copy_from(
+    pub fn copy_from<T: Pages<UserManaged, B>>(
         &mut self,
         memory: &GuestMemory,
-        source: &Self,
+        source: &AddressSpace<B, T>,
         from: IovaRange,
         at: Iova,
         perms: Perms,

@@ -1,12 +1,14 @@
 //! A guest's address space: which of its memory its devices reach, and at which addresses.
 //!
-//! An [`AddressSpace`] owns a domain of the guest and every range token of it. Mappings go in and out whole; to
+//! An [`AddressSpace`] owns a domain of the guest, plain or a parent of its first stages, and every range token of it. Mappings go in and out whole; to
 //! cut one is a step of its own ([`AddressSpace::split`]). Every call does all of what it was asked for or
 //! nothing; the one exception is a unit that does not complete a flush: what was unmapped then stays pending, and
 //! its memory pinned, until [`AddressSpace::retry`].
 //!
-//! Calls change the space by `&mut`: a guest's control path. A huge guest is mapped by several CPUs with
-//! [`AddressSpace::bulk`], whose parts are mapped without the space at hand.
+//! Calls change the space by `&mut`: a guest's control path. What waits for units does not need it: an unmap is
+//! [begun](AddressSpace::begin_unmap), [flushed](Unmapping::flush) without the space at hand, and
+//! [finished](AddressSpace::finish). A huge guest is mapped by several CPUs with [`AddressSpace::bulk`], whose parts
+//! are mapped without it too.
 
 mod access;
 mod areas;
@@ -27,13 +29,16 @@ use hv_core::{
 
 use crate::backend::Backend;
 use crate::domain::Domain;
+use crate::shape::{Pages, Paging};
 use areas::{Area, Areas};
+use quota::Emptied;
 use windows::Window;
 
 pub use bulk::BulkPart;
 pub use end::SpaceTeardown;
 pub use error::AddressSpaceError;
 pub use quota::TableQuota;
+pub use unmap::{Flushed, Unmapping};
 pub use windows::ReservedFor;
 
 /// What stands behind a mapping.
@@ -67,8 +72,8 @@ pub struct SpaceMapping {
 /// with a [`BulkPart`]. Areas have one slot of the guest's memory behind them each. No allowed range meets a
 /// reserved one.
 #[must_use = "a dropped address space is lost with all it maps; destroy it"]
-pub struct AddressSpace<B: Backend> {
-    domain: Domain<UserManaged, B>,
+pub struct AddressSpace<B: Backend, S: Pages<UserManaged, B> = Paging> {
+    domain: Domain<UserManaged, B, S>,
     areas: Areas<B>,
     allowed: Vec<IovaRange>,
     reserved: Vec<Window<B>>,
@@ -77,6 +82,7 @@ pub struct AddressSpace<B: Backend> {
     charged: u64,
     /// Mappings that were charged to it.
     charged_mappings: u64,
+    emptied: Emptied,
     /// How many of the table pages are for parts of a bulk map that are not back.
     promised_tables: u64,
 }
@@ -90,25 +96,30 @@ pub struct AddressSpace<B: Backend> {
 )]
 pub trait SpaceOwner: Owner + Sized {
     /// The same domain.
-    fn of_a_guest<B: Backend>(domain: Domain<Self, B>) -> Domain<UserManaged, B>;
+    fn of_a_guest<B: Backend, S: Pages<Self, B> + Pages<UserManaged, B>>(
+        domain: Domain<Self, B, S>,
+    ) -> Domain<UserManaged, B, S>;
 }
 
 impl SpaceOwner for UserManaged {
-    fn of_a_guest<B: Backend>(domain: Domain<Self, B>) -> Domain<UserManaged, B> {
+    fn of_a_guest<B: Backend, S: Pages<Self, B>>(domain: Domain<Self, B, S>) -> Domain<Self, B, S> {
         domain
     }
 }
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// An empty address space over `domain`, which has no ranges yet, with its table pages and mappings charged to
     /// `quota`. Without one nothing but memory bounds what a guest has mapped, and what it takes of the heap.
     ///
     /// # Errors
     /// The domain, with [`AddressSpaceError::Quota`] when its tables are too many already.
     pub fn new<O: SpaceOwner>(
-        domain: Domain<O, B>,
+        domain: Domain<O, B, S>,
         quota: Option<Shared<TableQuota>>,
-    ) -> Result<Self, (Domain<O, B>, AddressSpaceError)> {
+    ) -> Result<Self, (Domain<O, B, S>, AddressSpaceError)>
+    where
+        S: Pages<O, B>,
+    {
         let charged = domain.table_pages();
         if let Some(quota) = &quota
             && let Err(error) = quota.take(charged)
@@ -124,12 +135,13 @@ impl<B: Backend> AddressSpace<B> {
             quota,
             charged,
             charged_mappings: 0,
+            emptied: Emptied::default(),
             promised_tables: 0,
         })
     }
 
     /// The domain, to attach groups to it.
-    pub fn domain(&self) -> &Domain<UserManaged, B> {
+    pub fn domain(&self) -> &Domain<UserManaged, B, S> {
         &self.domain
     }
 
@@ -155,7 +167,7 @@ impl<B: Backend> AddressSpace<B> {
         self.charged
     }
 
-    fn check_memory(&self, memory: &GuestMemory) -> Result<(), AddressSpaceError> {
+    pub(crate) fn check_memory(&self, memory: &GuestMemory) -> Result<(), AddressSpaceError> {
         self.check_owner(memory.vm())
     }
 
@@ -169,7 +181,7 @@ impl<B: Backend> AddressSpace<B> {
     }
 }
 
-impl<B: Backend> fmt::Debug for AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> fmt::Debug for AddressSpace<B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.areas.all().len();
         write!(f, "address space of {count} areas over {:?}", self.domain)

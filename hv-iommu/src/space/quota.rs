@@ -4,10 +4,32 @@ use hv_core::sync::{AtomicU64, Ordering};
 
 use super::{AddressSpace, AddressSpaceError};
 use crate::backend::Backend;
-use hv_core::{IovaRange, PageSize, PhysAddr};
+use crate::reclaim::Reclaimed;
+use crate::shape::Pages;
+use hv_core::{IovaRange, PageSize, PhysAddr, UserManaged};
 
 /// How many mappings a table page has entries for.
 const MAPPINGS_PER_TABLE: u64 = 512;
+
+/// How many steps a map that meets the quota goes on looking for empty tables. Each table that an unmap may have
+/// left empty is good for one more.
+const STEPS_AT_ONCE: u64 = 64;
+
+/// How far a space is with getting its empty tables back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Emptied {
+    /// How many tables unmaps may have left empty, at most, since the last look began.
+    since: u64,
+    /// The steps that are left for a look, while one is under way.
+    look: Option<u64>,
+}
+
+impl Emptied {
+    /// An unmap may have left so many tables empty.
+    pub(super) fn add(&mut self, tables: u64) {
+        self.since = self.since.saturating_add(tables);
+    }
+}
 
 /// A limit on table pages, and one on mappings, that the address spaces of a guest share, in a
 /// [`Shared`](hv_core::Shared).
@@ -115,7 +137,7 @@ impl TableQuota {
     }
 }
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// The most table pages that mapping `span` to the frames at `to` can take.
     pub(super) fn most_tables(&self, span: IovaRange, to: PhysAddr) -> u64 {
         let table = &self.domain.core.table;
@@ -125,7 +147,8 @@ impl<B: Backend> AddressSpace<B> {
     }
 
     /// Charges `needed` more pages and `mappings` more mappings than there are and were promised, or nothing. Where
-    /// the pages are used up, empty tables are given back first.
+    /// the pages are used up, empty tables are given back first: those that a bounded look finds, which the next call
+    /// goes on with. Without an unmap in between nothing is looked for twice, so calls that are refused cost little.
     pub(super) fn charge(&mut self, needed: u64, mappings: u64) -> Result<(), AddressSpaceError> {
         self.charge_tables(needed)?;
         let charged = self.charge_mappings(mappings);
@@ -162,7 +185,7 @@ impl<B: Backend> AddressSpace<B> {
             return Ok(());
         };
         if quota.take(needed).is_err() {
-            self.domain.reclaim()?;
+            self.look_for_empty_tables()?;
             self.settle();
             let Some(quota) = &self.quota else {
                 return Ok(());
@@ -170,6 +193,24 @@ impl<B: Backend> AddressSpace<B> {
             quota.take(needed)?;
         }
         self.charged += needed;
+        Ok(())
+    }
+
+    /// Goes on with a look for empty tables, or begins one if there may be any.
+    fn look_for_empty_tables(&mut self) -> Result<(), AddressSpaceError> {
+        let core = &self.domain.core;
+        let credit = match self.emptied.look {
+            Some(credit) => credit,
+            None if self.emptied.since == 0 => return Ok(()),
+            None => {
+                core.table.reclaim_rewind();
+                core::mem::take(&mut self.emptied.since)
+            }
+        };
+        self.emptied.look = Some(0);
+        if core.reclaim_some(STEPS_AT_ONCE.saturating_add(credit))? == Reclaimed::All {
+            self.emptied.look = None;
+        }
         Ok(())
     }
 

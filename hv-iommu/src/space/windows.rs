@@ -7,6 +7,7 @@ use hv_core::{IovaRange, OutOfMemory, UserManaged};
 use super::{AddressSpace, AddressSpaceError};
 use crate::backend::Backend;
 use crate::range::{Free, Range};
+use crate::shape::Pages;
 
 /// What a range of an address space is reserved for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub(super) struct Window<B: Backend> {
     why: ReservedFor,
 }
 
-impl<B: Backend> AddressSpace<B> {
+impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// Keeps `range` free from now on.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use crate::format::{Entry, Format, Level, RootPointer};
 pub struct Drain {
     stack: ArrayVec<(PhysAddr, Level, usize), { Level::MAX.number() as usize }>,
     tables: u64,
+    written: bool,
 }
 
 /// What a step of a drain came to.
@@ -47,12 +48,21 @@ impl Drain {
     pub unsafe fn new(root: RootPointer) -> Self {
         let mut stack = ArrayVec::new();
         stack.push((root.page, root.level, 0));
-        Self { stack, tables: 0 }
+        Self {
+            stack,
+            tables: 0,
+            written: false,
+        }
     }
 
     /// How many table pages were freed.
     pub fn tables_freed(&self) -> u64 {
         self.tables
+    }
+
+    /// Whether a device wrote what the last step handed out.
+    pub fn is_written(&self) -> bool {
+        self.written
     }
 
     /// Goes on to the next leaf, pending or not, and gives the frames that it names. Looks at no more
@@ -93,6 +103,7 @@ impl Drain {
                 Entry::Leaf { to, .. } | Entry::Pending { to } => {
                     let pages = PageCount::for_bytes(Table::<F, H>::span(level));
                     if let Ok(run) = PhysRange::new(to, pages.unwrap_or(PageCount::ONE)) {
+                        self.written = table.geometry.dirty && word & F::DIRTY != 0;
                         return DrainStep::Frames(run);
                     }
                 }

@@ -74,8 +74,11 @@ fn dirty_pages_are_told_only_where_units_note_them() {
 }
 
 /// A guest whose domain tracks what devices write.
-fn tracked() -> super::space::Guest {
-    let mut machine = super::machine::Machine::new();
+pub(super) fn tracked() -> super::space::Guest {
+    tracked_on(super::machine::Machine::new())
+}
+
+pub(super) fn tracked_on(mut machine: super::machine::Machine) -> super::space::Guest {
     let group = machine.take(NIC).claim_for_guest(vm(1));
     let needs = Needs {
         dirty_tracking: true,

@@ -18,6 +18,7 @@ mod fail_nth;
 mod machine;
 mod quota;
 mod space;
+mod steps;
 mod units;
 mod windows;
 

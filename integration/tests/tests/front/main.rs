@@ -12,3 +12,4 @@ mod model;
 mod refusals;
 mod requests;
 mod stand;
+mod written;
