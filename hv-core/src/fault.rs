@@ -109,6 +109,8 @@ faults! {
     RegionNotMapped = "region_not_mapped",
     /// A group with a region of firmware is taken by domains that do not map it.
     RegionNotAsked = "region_not_asked",
+    /// What firmware wants mapped is not compared with the memory map.
+    RegionNotCompared = "region_not_compared",
     /// The memory of a region comes out of the end of its domain as frames.
     RegionHandedOut = "region_handed_out",
 
@@ -348,6 +350,9 @@ faults! {
     DeferredReleasesRangeEarly = "deferred_releases_range_early",
     /// Caches are left alone where a device does not snoop.
     SyncSkipsCaches = "sync_skips_caches",
+
+    /// What devices send does not snoop in a domain that was asked for it.
+    SnoopNotForced = "snoop_not_forced",
 
     // Fault records.
     /// A record is given back to the unit before all of it was read.

@@ -6,7 +6,7 @@ use hv_core::fault::Fault;
 use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, UserManaged};
 use thiserror::Error;
 
-use crate::backend::{Backend, HwDomainId, UnitError, UnitIndex};
+use crate::backend::{Backend, HwDomainId, Snoop, UnitError, UnitIndex};
 use crate::bind::{
     BindFailed, bind_all, bound_requesters, register, strike_out, unbind_all, unregister, wedged,
 };
@@ -15,6 +15,7 @@ use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::InterruptsIsolated;
+use crate::request::COHERENT_DMA;
 use crate::reserved::{ReservedKind, ReservedRegion};
 use crate::shape::{Confines, Shape};
 
@@ -340,6 +341,11 @@ pub(crate) fn check_tables<B: Backend>(
             "dirty tracking",
             u64::from(need.dirty),
             u64::from(have.dirty),
+        ),
+        (
+            COHERENT_DMA,
+            u64::from(need.snoop == Snoop::Forced),
+            u64::from(have.snoop_control),
         ),
     ];
     let depth = (!has_depth).then_some(("levels of tables", level.into(), deepest.into()));

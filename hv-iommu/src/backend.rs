@@ -108,6 +108,8 @@ pub struct UnitCaps {
     pub largest_page: PageSize,
     /// Whether table walks snoop the CPU's caches.
     pub coherent: bool,
+    /// Whether leaves can make what devices send snoop the CPU's caches, whatever a device asks for.
+    pub snoop_control: bool,
     /// How many domain ids there are, id 0 included.
     pub domain_ids: u32,
     /// Significant bits of an address that a device may send.
@@ -127,6 +129,16 @@ pub struct UnitCaps {
     /// Whether the unit notes in leaves what devices write, for bindings that ask for it. Only a unit
     /// that snoops can.
     pub dirty: bool,
+}
+
+/// What becomes of requests that ask not to snoop the CPU's caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Snoop {
+    /// They do not.
+    #[default]
+    AsAsked,
+    /// They snoop all the same. Only for units with [`UnitCaps::snoop_control`].
+    Forced,
 }
 
 /// What a device is bound to.
@@ -383,8 +395,8 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// and no [windows](Self::reserved).
     fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion>;
 
-    /// The format of the second-stage tables of a unit with such capabilities.
-    fn format(&self, caps: &UnitCaps) -> Self::Format;
+    /// The format of the second-stage tables of a unit with such capabilities, whose leaves do that about snooping.
+    fn format(&self, caps: &UnitCaps, snoop: Snoop) -> Self::Format;
 
     /// Binds `requester` to a domain.
     ///

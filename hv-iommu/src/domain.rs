@@ -18,7 +18,7 @@ use hv_core::{
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, UnitCaps, UnitIndex};
+use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitCaps, UnitIndex};
 use crate::capability::Unmet;
 use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
@@ -33,7 +33,7 @@ use crate::quiesce::Guard;
 use crate::range::{Free, Range, TableFrames};
 use crate::reach::Reach;
 use crate::reclaim::RECLAIM_FROM;
-use crate::request::{DomainRequest, NO_NESTING, UserDomain};
+use crate::request::{DomainRequest, NO_NESTING, UserDomain, whole_space};
 use crate::reserved::ReservedRegion;
 use crate::shape::{Pages, Paging, ParentPaging, Shape, Stages};
 use crate::states::HeldBy;
@@ -128,6 +128,12 @@ pub enum DomainError {
         /// The region.
         region: ReservedRegion,
     },
+    /// Firmware's region of a device is not firmware's, or the platform does not know: it may be anybody's.
+    #[error("the platform does not say that the memory of {region} is firmware's")]
+    RegionNotFirmwares {
+        /// The region.
+        region: ReservedRegion,
+    },
     /// The root table needs a frame.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -150,6 +156,8 @@ pub(crate) struct DomainCaps {
     pub(crate) nested: bool,
     /// Units note in its leaves what devices write.
     pub(crate) dirty: bool,
+    /// Its leaves make what devices send snoop.
+    pub(crate) snoop: Snoop,
 }
 
 /// The part of a domain that its ranges, pending values and attachments share.
@@ -407,6 +415,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         let caps = DomainCaps {
             nested,
             dirty: needs.dirty_tracking,
+            snoop: needs.snoop(),
             ..domain_caps(&unit_caps, config)?
         };
         let whole = whole_space(caps.last)?;
@@ -420,9 +429,10 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             dirty: caps.dirty,
         };
         let memory = PlatformHandle(system.clone());
+        let format = system.backend.format(&unit_caps, caps.snoop);
         // SAFETY: the table stays inside of the domain's core, whose guards, grace periods and reclaim are all
         // of the system's one quiescence, with the backend's one platform as its CPUs.
-        let table = unsafe { Table::new(system.backend.format(&unit_caps), geometry, memory) };
+        let table = unsafe { Table::new(format, geometry, memory) };
         let table = match table {
             Ok(table) => table,
             Err(error) => {
@@ -569,17 +579,8 @@ fn domain_caps(unit: &UnitCaps, config: DomainConfig) -> Result<DomainCaps, Doma
         live_resize: unit.live_resize,
         nested: false,
         dirty: false,
+        snoop: Snoop::AsAsked,
     })
-}
-
-/// All addresses up to `last`.
-pub(crate) fn whole_space(last: Iova) -> Result<IovaRange, DomainError> {
-    let too_few = DomainError::TooManyBits {
-        needed: 13,
-        found: 12,
-    };
-    let pages = PageCount::new(last.as_u64() / PageSize::Size4K.bytes() + 1).ok_or(too_few)?;
-    IovaRange::new(Iova::new(0), pages).map_err(|_| too_few)
 }
 
 impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Debug for Domain<O, B, S> {

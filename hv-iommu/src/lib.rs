@@ -61,7 +61,7 @@ mod topology;
 pub use attach::{AttachError, AttachFailed, NeedsNoWitness};
 pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
-    HwDomainId, LevelSet, RawFault, StrayFault, UnitCaps, UnitError, UnitIndex,
+    HwDomainId, LevelSet, RawFault, Snoop, StrayFault, UnitCaps, UnitError, UnitIndex,
 };
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
@@ -94,7 +94,7 @@ pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
 pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};
 pub use reclaim::ReclaimError;
 pub use replace::{GaplessReplace, ReplaceFailed, Replaced};
-pub use request::{CoherentWalks, DomainRequest, Needs, UserDomain};
+pub use request::{CoherentDma, CoherentWalks, DomainRequest, Needs, UserDomain};
 pub use reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
 pub use resize::{Cut, CutError, CutRefusal};
 pub use rest::{AtRest, NeedsReset, Pinned};

@@ -8,6 +8,7 @@
 use alloc::vec::Vec;
 
 use hv_core::fault::Fault;
+use hv_core::platform::MemoryMap;
 use hv_core::{KernelPaging, OutOfMemory, Owner, PageSize, Perms};
 
 use crate::backend::Backend;
@@ -96,10 +97,14 @@ impl<B: Backend> Domain<KernelPaging, B> {
         let Some(memory) = region.memory().filter(|memory| core.reaches(memory)) else {
             return Err((range, DomainError::RegionUnreachable { region }));
         };
+        let platform = core.system.backend.platform();
+        if !platform.firmware_may_use(memory) && !Fault::RegionNotCompared.is_on() {
+            return Err((range, DomainError::RegionNotFirmwares { region }));
+        }
         let (to, granted) = (memory.start(), core.granted(Perms::ReadWrite));
         let guard = core.pin();
         // SAFETY: the range was taken from the domain's free addresses, so no leaf is under it and nobody
-        // else makes one. What it leads to is no run of frames of anybody: firmware set it aside.
+        // else makes one. What it leads to is no run of frames of anybody: the platform says that it is firmware's.
         let mapped = unsafe {
             core.table
                 .map_vacant(&guard, region.range, to, granted, PageSize::Size1G, None)

@@ -219,6 +219,9 @@ pub struct PendingPage<'r, O: Owner, B: Backend> {
     need: Need,
 }
 
+/// The frames of a page, and whether a device wrote them.
+type Opened<O> = (FrameRun<<O as Owner>::Memory>, bool);
+
 impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
     /// Opens the value: the page's place is empty again, and the frames come back. Where units note what devices
     /// write, it is forgotten: [`redeem_noting`](Self::redeem_noting) tells.
@@ -252,7 +255,7 @@ impl<O: Owner, B: Backend> PendingPage<'_, O, B> {
     }
 
     /// Empties the entry. The frames, and whether a device wrote them.
-    fn open(self, receipt: &Receipt) -> Result<(FrameRun<O::Memory>, bool), (Self, RedeemRefusal)> {
+    fn open(self, receipt: &Receipt) -> Result<Opened<O>, (Self, RedeemRefusal)> {
         let core = self.range.core();
         if let Err(reason) = receipt.meets(core.uid, &self.need) {
             return Err((self, reason));

@@ -9,7 +9,7 @@ use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
     Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction,
-    ReservedRegion, UnitCaps, UnitError, UnitIndex,
+    ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::SecondStage;
@@ -134,8 +134,12 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         self.regions.of(&self.coverage, requester)
     }
 
-    fn format(&self, _caps: &UnitCaps) -> SecondStage {
-        SecondStage::new()
+    fn format(&self, caps: &UnitCaps, snoop: Snoop) -> SecondStage {
+        match snoop {
+            Snoop::Forced if caps.snoop_control => SecondStage::that_snoops(),
+            // A domain that needs more was refused.
+            Snoop::Forced | Snoop::AsAsked => SecondStage::new(),
+        }
     }
 
     unsafe fn bind(

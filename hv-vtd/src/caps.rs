@@ -32,6 +32,7 @@ pub(crate) fn unit_caps(cap: Cap, ecap: Ecap, host_address_bits: u8) -> Option<U
         levels: levels(cap),
         largest_page,
         coherent: ecap.c(),
+        snoop_control: ecap.sc(),
         domain_ids: cap.domain_ids()?,
         iova_bits: if Fault::IgnoreGuestWidth.is_on() {
             64
@@ -112,6 +113,8 @@ mod tests {
         assert_eq!(none.largest_page, PageSize::Size4K);
         assert_eq!(none.phys_bits, 52);
         assert!(caps(Cap::new(), Ecap::new().with_c(true)).coherent);
+        assert!(!none.snoop_control);
+        assert!(caps(Cap::new(), Ecap::new().with_sc(true)).snoop_control);
         assert!(caps(Cap::new().with_cm(true), Ecap::new()).sync_on_map);
         assert!(caps(Cap::new().with_rwbf(true), Ecap::new()).sync_on_map);
         assert!(caps(Cap::new().with_zlr(true), Ecap::new()).write_only);

@@ -49,6 +49,17 @@ pub enum BringUpError {
         /// The device.
         device: PciAddress,
     },
+    /// Firmware wants a region mapped that the platform does not say is firmware's.
+    #[error(
+        "firmware wants {region} mapped for {device} (RMRR): expected memory that the memory map reserves, found \
+         some that may be the hypervisor's or a guest's; a lenient policy would keep the device from every domain"
+    )]
+    RegionNotFirmwares {
+        /// The region.
+        region: PhysRange,
+        /// The device.
+        device: PciAddress,
+    },
     /// Firmware wants a region mapped for something that is no PCI function.
     #[error(
         "firmware reserves {region} for a scope of kind {kind:?} (RMRR), which bring-up would stop: expected PCI \

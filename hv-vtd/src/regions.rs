@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use hv_core::platform::PciConfig;
+use hv_core::platform::{MemoryMap, PciConfig};
 use hv_core::{Iova, IovaRange, PciAddress, PhysRange};
 use hv_iommu::{ReservedKind, ReservedRegion};
 use log::{info, warn};
@@ -29,9 +29,9 @@ pub(crate) struct Regions(Vec<Wish>);
 impl Regions {
     /// Finds out which regions are for devices that are there. A strict policy refuses those that firmware goes
     /// on using: bring-up stops every device, and this version maps a region only when the hypervisor claims
-    /// its group.
-    pub(crate) fn new<C: PciConfig>(
-        config: &C,
+    /// its group. It refuses those too whose memory is not firmware's; no policy has any of them mapped.
+    pub(crate) fn new<P: PciConfig + MemoryMap>(
+        config: &P,
         dmar: &Dmar,
         policy: CoveragePolicy,
     ) -> Result<Self, BringUpError> {
@@ -48,6 +48,10 @@ impl Regions {
                 match coverage::resolve(config, rmrr.segment, scope) {
                     Ok(target) if coverage::is_present(config, target.function) => {
                         let device = target.function;
+                        if !config.firmware_may_use(region) {
+                            let problem = BringUpError::RegionNotFirmwares { region, device };
+                            refuse(policy, problem)?;
+                        }
                         let kind = kind_of(config, &target);
                         if kind == ReservedKind::Pinned {
                             refuse(policy, BringUpError::ReservedRegion { region, device })?;

@@ -9,7 +9,7 @@ use hv_core::fault::Fault;
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Entry, Format, Level};
 
-use crate::spec::second_stage::{A, ADDRESS, D, F, K, PS, R, W, WB};
+use crate::spec::second_stage::{A, ADDRESS, D, F, K, PS, R, SNP, W, WB};
 
 /// Second-stage tables of VT-d, with 2^`INDEX_BITS` entries per table.
 ///
@@ -18,14 +18,22 @@ use crate::spec::second_stage::{A, ADDRESS, D, F, K, PS, R, W, WB};
 ///
 /// An unmapped leaf keeps its address with [`K`] set and its permission bits clear, a detached table its
 /// address alone, an unlinked empty one its address and [`F`]. Links have both permissions, so that the
-/// leaf alone decides. SNP (bit 11) is never set: it is reserved on units without snoop control.
+/// leaf alone decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SecondStage<const INDEX_BITS: u32 = 9>(());
+pub struct SecondStage<const INDEX_BITS: u32 = 9> {
+    /// What every leaf has beside: SNP or nothing.
+    beside: u64,
+}
 
 impl<const INDEX_BITS: u32> SecondStage<INDEX_BITS> {
-    /// The format. It has no options in this version.
+    /// The format for any unit.
     pub const fn new() -> Self {
-        Self(())
+        Self { beside: 0 }
+    }
+
+    /// The format whose leaves make devices snoop. Only for units with snoop control: SNP is reserved on others.
+    pub const fn that_snoops() -> Self {
+        Self { beside: SNP }
     }
 
     const fn permission_bits(perms: Perms) -> u64 {
@@ -84,7 +92,7 @@ unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
     #[inline]
     fn leaf(&self, level: Level, to: PhysAddr, perms: Perms) -> u64 {
         let size = if level == Level::LEAF { 0 } else { PS };
-        to.as_u64() & ADDRESS | Self::permission_bits(perms) | size
+        to.as_u64() & ADDRESS | Self::permission_bits(perms) | size | self.beside
     }
 
     #[inline]
@@ -187,6 +195,26 @@ mod tests {
         assert_eq!(FORMAT.table(at), 0x4020_0003);
         assert_eq!(FORMAT.pending(0x4020_0083), 0x0100_0000_4020_0000);
         assert_eq!(FORMAT.tombstone(at), 0x0400_0000_4020_0000);
+    }
+
+    #[test]
+    fn leaves_that_snoop_differ_in_one_bit_and_nothing_else_has_it() {
+        let snooping = SecondStage::<9>::that_snoops();
+        for level in levels() {
+            let to = PhysAddr::new(0x4000_0000);
+            for perms in PERMS {
+                let (plain, word) = (
+                    FORMAT.leaf(level, to, perms),
+                    snooping.leaf(level, to, perms),
+                );
+                assert_eq!((plain & SNP, word), (0, plain | SNP));
+                assert_eq!(snooping.decode(word, level), Entry::Leaf { to, perms });
+                assert_eq!(snooping.pending(word), FORMAT.pending(plain));
+            }
+        }
+        let at = PhysAddr::new(0x1000);
+        assert_eq!(snooping.table(at), FORMAT.table(at));
+        assert_eq!(snooping.tombstone(at), FORMAT.tombstone(at));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, Mmio, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use hv_core::sync::{AtomicU64, Ordering};
 use hv_core::{
@@ -200,6 +200,8 @@ pub(crate) struct Machine {
     clock: Arc<AtomicU64>,
     tick: Arc<AtomicU64>,
     interruption: Arc<Mutex<Option<Interruption>>>,
+    /// What is the hypervisor's of the memory that firmware names.
+    ram: Arc<Mutex<Vec<PhysRange>>>,
 }
 
 /// Where the registers of a unit are.
@@ -236,7 +238,13 @@ impl Machine {
             clock: Arc::new(AtomicU64::new(0)),
             tick: Arc::new(AtomicU64::new(10_000_000)),
             interruption: Arc::default(),
+            ram: Arc::default(),
         }
+    }
+
+    /// From now on this is the hypervisor's.
+    pub(crate) fn add_ram(&self, range: PhysRange) {
+        self.ram.lock().unwrap().push(range);
     }
 
     /// Another CPU does `job` when the driver comes to `point` after passing it `after` times.
@@ -402,6 +410,18 @@ impl Mmio for Block {
         if self.holds(offset, 8) {
             self.unit.write64(offset, value);
         }
+    }
+}
+
+// SAFETY: a test says which memory is the hypervisor's, and puts nothing into any other.
+unsafe impl MemoryMap for Machine {
+    fn firmware_may_use(&self, range: PhysRange) -> bool {
+        !self
+            .ram
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|ram| ram.overlaps(&range))
     }
 }
 

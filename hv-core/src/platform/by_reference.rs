@@ -1,8 +1,8 @@
 //! A shared reference to a platform is a platform: what lives for ever need not be moved in.
 
 use super::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use crate::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
 
@@ -40,6 +40,13 @@ unsafe impl<T: PhysMemory> PhysMemory for &T {
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
         // SAFETY: the caller's promise is the same.
         unsafe { (**self).read_u32(from) }
+    }
+}
+
+// SAFETY: every call is passed on as it is to an implementation that keeps the contract.
+unsafe impl<T: MemoryMap> MemoryMap for &T {
+    fn firmware_may_use(&self, range: PhysRange) -> bool {
+        (**self).firmware_may_use(range)
     }
 }
 

@@ -21,12 +21,28 @@ use crate::{
 
 /// Everything the subsystem needs of its hypervisor. Implemented by having all the parts.
 pub trait Platform:
-    FrameSource + PhysMemory + Registers + PciConfig + CacheMaintenance + Clock + Cpus + 'static
+    FrameSource
+    + PhysMemory
+    + MemoryMap
+    + Registers
+    + PciConfig
+    + CacheMaintenance
+    + Clock
+    + Cpus
+    + 'static
 {
 }
 
 impl<
-    P: FrameSource + PhysMemory + Registers + PciConfig + CacheMaintenance + Clock + Cpus + 'static,
+    P: FrameSource
+        + PhysMemory
+        + MemoryMap
+        + Registers
+        + PciConfig
+        + CacheMaintenance
+        + Clock
+        + Cpus
+        + 'static,
 > Platform for P
 {
 }
@@ -104,6 +120,21 @@ pub unsafe trait PhysMemory: Send + Sync {
     /// # Safety
     /// As for [`read`](Self::read), and `from` is a multiple of 4.
     unsafe fn read_u32(&self, from: PhysAddr) -> u32;
+}
+
+/// Knows which memory is not the hypervisor's.
+///
+/// Firmware's tables name memory that a device has to reach (RMRR, RMR). What they say is firmware's word alone, and
+/// has been wrong on shipped machines; it is believed only as far as the memory map agrees.
+///
+/// # Safety
+/// Where [`firmware_may_use`](Self::firmware_may_use) gives true, nothing in the range is the hypervisor's or a
+/// guest's, now or later: no [`FrameRun`] names it, no code, data or table is there, and no registers that
+/// decide who may do what, such as those of an interrupt controller or of an IOMMU.
+pub unsafe trait MemoryMap: Send + Sync {
+    /// Whether all of `range` is firmware's, so that a device may be let through to it at firmware's word: what the
+    /// memory map lists as reserved. False when in doubt.
+    fn firmware_may_use(&self, range: PhysRange) -> bool;
 }
 
 /// One mapped block of device registers. Offsets are bytes from its start; each access is done

@@ -152,7 +152,7 @@ impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     }
 
     fn check_reserved(&self, wanted: IovaRange) -> Result<(), AddressSpaceError> {
-        let whole = crate::domain::whole_space(self.domain.core.caps.last);
+        let whole = crate::request::whole_space(self.domain.core.caps.last);
         if let Ok(whole) = whole
             && !whole.covers(&wanted)
         {

@@ -16,6 +16,9 @@ pub const PS: u64 = 1 << 7;
 pub const A: u64 = 1 << 8;
 /// Hardware wrote through this leaf (bit 9), likewise.
 pub const D: u64 = 1 << 9;
+/// What devices send through this leaf snoops the processors' caches, also where it asks not to (bit 11). Leaves only,
+/// and only on units with ECAP.SC; reserved elsewhere. Source: Linux `vtdss.h`, Xen `vtd/iommu.h`.
+pub const SNP: u64 = 1 << 11;
 /// The address of a page or table (bits 51:12). Bits from the host address width are reserved.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -37,7 +40,7 @@ pub const INTERRUPT_WINDOW: u64 = 0xfee0_0000;
 pub const INTERRUPT_WINDOW_BYTES: u64 = 0x10_0000;
 
 const_assert_eq!((K | WB | F) & !SOFTWARE, 0);
-const_assert_eq!((R | W | PS | A | D | ADDRESS) & SOFTWARE, 0);
+const_assert_eq!((R | W | PS | A | D | SNP | ADDRESS) & SOFTWARE, 0);
 
 #[cfg(test)]
 mod tests {
@@ -51,6 +54,7 @@ mod tests {
             (PS, 0x80),
             (A, 0x100),
             (D, 0x200),
+            (SNP, 0x800),
             (K, 0x0100_0000_0000_0000),
             (WB, 0x0200_0000_0000_0000),
             (F, 0x0400_0000_0000_0000),

@@ -382,6 +382,44 @@ fn bc06_reserved_regions_of_devices_that_are_there_refuse_the_machine_or_are_kno
     assert_eq!(vtd.reserved_for(at(0, 0x14, 1)).count(), 0);
 }
 
+/// A region over memory of the hypervisor: no domain of a strict machine, and none of a lenient one.
+#[test]
+fn bc06_regions_are_compared_with_the_memory_map() {
+    let machine = Machine::new(&[(CAP, ECAP)]);
+    let device = at(0, 0x14, 0);
+    machine.add_endpoint(device);
+    // Firmware is done with USB controllers, which makes no difference.
+    machine.set_class(device, 0x0c03);
+    let pages = |start, count| {
+        PhysRange::new(PhysAddr::new(start), PageCount::new(count).unwrap()).unwrap()
+    };
+    let region = pages(0x3e2e_0000, 32);
+    let strict = CoveragePolicy::Strict;
+    let mut dmar = own_segments(&machine);
+    dmar.regions.push(Rmrr {
+        place: Place::record(RecordKind::Rmrr, 120),
+        segment: Segment(0),
+        region,
+        scopes: vec![scope(ScopeKind::Endpoint, 0, &[(0x14, 0)])],
+    });
+    // Just below and just above it.
+    machine.add_ram(pages(0x3e2d_f000, 1));
+    machine.add_ram(pages(0x3e30_0000, 1));
+    assert!(Vtd::discover(machine.clone(), &dmar, &[endpoint(device)], strict).is_ok());
+    // Its last page.
+    machine.add_ram(pages(0x3e2f_f000, 1));
+    machine.take_log();
+    assert_eq!(
+        Vtd::discover(machine.clone(), &dmar, &[endpoint(device)], strict).err(),
+        Some(BringUpError::RegionNotFirmwares { region, device })
+    );
+    let lenient = CoveragePolicy::Lenient;
+    let vtd = Vtd::discover(machine, &dmar, &[endpoint(device)], lenient);
+    let vtd = vtd.unwrap().bring_up().unwrap();
+    // Known, so that whoever makes a domain for the device is refused.
+    assert_eq!(vtd.reserved_for(device).count(), 1);
+}
+
 #[test]
 fn bc06_regions_that_firmware_is_done_with_refuse_no_machine() {
     let region = PhysRange::new(PhysAddr::new(0x3e2e_0000), PageCount::ONE).unwrap();

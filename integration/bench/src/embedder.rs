@@ -9,8 +9,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use hv_core::{
     CpuId, FrameRun, Hypervisor, IovaRange, PageCount, PageSize, PciAddress, PhysAddr, PhysRange,
@@ -18,7 +18,7 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind,
-    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, UnitCaps, UnitError,
+    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, Snoop, UnitCaps, UnitError,
     UnitIndex,
 };
 use hv_rig::NoRegisters;
@@ -116,6 +116,13 @@ impl Clock for Platform {
     }
 }
 
+// SAFETY: nothing is firmware's.
+unsafe impl MemoryMap for Platform {
+    fn firmware_may_use(&self, _range: PhysRange) -> bool {
+        false
+    }
+}
+
 impl Registers for Platform {
     type Block = NoRegisters;
 
@@ -161,6 +168,7 @@ unsafe impl Backend for Instantly {
 
     fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
         (unit.index() == 0).then_some(UnitCaps {
+            snoop_control: false,
             levels: LevelSet::EMPTY.with(Level::new(LEVELS as u8)?),
             largest_page: PageSize::Size1G,
             coherent: true,
@@ -187,7 +195,7 @@ unsafe impl Backend for Instantly {
         core::iter::empty()
     }
 
-    fn format(&self, _caps: &UnitCaps) -> SecondStage {
+    fn format(&self, _caps: &UnitCaps, _snoop: Snoop) -> SecondStage {
         SecondStage::new()
     }
 

@@ -147,7 +147,7 @@ impl Machine {
         // memory, which nothing uses, and the boot data was copied or lies elsewhere.
         let cpus = unsafe { Cpus::start(&madt, image.trampoline, &frames) }?;
 
-        let devices = DeviceSpace::new(info.ram, limit);
+        let devices = DeviceSpace::new(info.ram, info.firmware, limit);
         let config = Ecam::map(&mcfg, &devices)?;
         let mut functions = Vec::new();
         for region in config.regions() {

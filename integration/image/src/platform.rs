@@ -6,8 +6,8 @@
 
 use arrayvec::ArrayVec;
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use hv_core::sync::AtomicU64;
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
@@ -26,13 +26,34 @@ const WORDS: usize = PageSize::Size4K.bytes() as usize / size_of::<AtomicU64>();
 #[derive(Clone, Debug)]
 pub struct DeviceSpace {
     ram: ArrayVec<Span, 128>,
+    firmware: ArrayVec<Span, 128>,
     limit: PhysAddr,
 }
 
 impl DeviceSpace {
-    /// Device space below `limit`, beside `ram`.
-    pub const fn new(ram: ArrayVec<Span, 128>, limit: PhysAddr) -> Self {
-        Self { ram, limit }
+    /// Device space below `limit`, beside `ram` and what is `firmware`'s.
+    pub const fn new(
+        ram: ArrayVec<Span, 128>,
+        firmware: ArrayVec<Span, 128>,
+        limit: PhysAddr,
+    ) -> Self {
+        Self {
+            ram,
+            firmware,
+            limit,
+        }
+    }
+}
+
+impl DeviceSpace {
+    /// Whether the memory map lists nothing of the range as RAM, all of which is the image's or its guests'.
+    fn is_no_ram(&self, range: PhysRange) -> bool {
+        !self.ram.iter().any(|span| span.overlaps(range))
+    }
+
+    /// Whether the memory map says of all of the range that it is reserved, and of nothing of it that it is RAM.
+    pub fn is_firmwares(&self, range: PhysRange) -> bool {
+        self.is_no_ram(range) && self.firmware.iter().any(|span| span.covers(range))
     }
 }
 
@@ -44,7 +65,7 @@ impl Registers for DeviceSpace {
             let reason = "it lies above the identity map";
             return Err(RegistersError { range, reason });
         }
-        if self.ram.iter().any(|span| span.overlaps(range)) {
+        if !self.is_no_ram(range) {
             let reason = "the memory map says that it is RAM";
             return Err(RegistersError { range, reason });
         }
@@ -152,6 +173,21 @@ unsafe impl PhysMemory for BareMetal {
     }
 }
 
+/// Where interrupt controllers and IOMMUs have their registers.
+const REGISTERS: Span = Span::between(0xfec0_0000, 0x1_0000_0000);
+
+// SAFETY: the image and its guests use RAM of the memory map alone. Registers may be listed as reserved too: those
+// of interrupt controllers and IOMMUs are at the top of the first 4 GiB, those of configuration space where the
+// MCFG says.
+unsafe impl MemoryMap for BareMetal {
+    fn firmware_may_use(&self, range: PhysRange) -> bool {
+        let mut config = self.config.regions();
+        self.devices.is_firmwares(range)
+            && !REGISTERS.overlaps(range)
+            && !config.any(|region| region.range().overlaps(&range))
+    }
+}
+
 impl Registers for BareMetal {
     type Block = MmioBlock;
 
@@ -210,11 +246,38 @@ mod tests {
     #[test]
     fn ram_and_what_is_not_mapped_are_no_registers() {
         let ram = [Span::new(PhysAddr::new(0x10_0000), 0x10_0000)];
-        let devices = DeviceSpace::new(ram.into_iter().collect(), PhysAddr::new(1 << 32));
+        let (ram, none) = (ram.into_iter().collect(), ArrayVec::new());
+        let devices = DeviceSpace::new(ram, none, PhysAddr::new(1 << 32));
         let page = |at| PhysRange::new(PhysAddr::new(at), PageCount::ONE).unwrap();
         assert!(devices.map_registers(page(0xfed9_0000)).is_ok());
         assert!(devices.map_registers(page(0x20_0000)).is_ok());
         assert!(devices.map_registers(page(0x1f_f000)).is_err());
         assert!(devices.map_registers(page(1 << 32)).is_err());
+    }
+
+    #[test]
+    fn bc06_firmwares_is_what_the_map_reserves_and_does_not_call_ram() {
+        let span = |at, bytes| Span::new(PhysAddr::new(at), bytes);
+        let ram = [span(0x10_0000, 0x10_0000)].into_iter().collect();
+        // The second one claims a page of RAM too.
+        let firmware = [span(0x30_0000, 0x4000), span(0x1f_f000, 0x3000)];
+        let limit = PhysAddr::new(1 << 32);
+        let devices = DeviceSpace::new(ram, firmware.into_iter().collect(), limit);
+        let pages =
+            |at, count| PhysRange::new(PhysAddr::new(at), PageCount::new(count).unwrap()).unwrap();
+        for (at, count, expected) in [
+            (0x30_0000, 4, true),
+            (0x30_3000, 1, true),
+            // Beyond it, before it, in no entry at all, in RAM, over both.
+            (0x30_3000, 2, false),
+            (0x2f_f000, 2, false),
+            (0x40_0000, 1, false),
+            (0x10_0000, 1, false),
+            (0x1f_f000, 2, false),
+            (0x20_0000, 2, true),
+        ] {
+            let found = devices.is_firmwares(pages(at, count));
+            assert_eq!(found, expected, "{count} pages at {at:#x}");
+        }
     }
 }

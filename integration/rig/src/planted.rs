@@ -275,6 +275,14 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         "the ownership tests: the rig's devices can say every address",
     ),
     (
+        Fault::RegionNotCompared,
+        "the ownership tests: the rig's regions are firmware's",
+    ),
+    (
+        Fault::SnoopNotForced,
+        "the tests of domains: the rig's devices snoop",
+    ),
+    (
         Fault::SyncSkipsCaches,
         "the ownership tests: the rig's devices snoop",
     ),

@@ -5,8 +5,8 @@
 use std::sync::{Arc, OnceLock};
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, Mmio, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, Mmio, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
 
@@ -195,6 +195,14 @@ impl Mmio for RigRegisters {
     }
     fn write64(&self, offset: u32, value: u64) {
         self.write(offset, 64, value);
+    }
+}
+
+// SAFETY: the frames of a machine's regions are kept from everybody, see `Core::new`.
+unsafe impl MemoryMap for Rig {
+    fn firmware_may_use(&self, range: PhysRange) -> bool {
+        let regions = &self.machine().regions;
+        regions.iter().any(|region| region.memory.covers(&range))
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
     Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Level, ReservedRegion,
-    RootPointer, UnitCaps, UnitError, UnitIndex,
+    RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 pub use format::FakeFormat;
@@ -215,6 +215,15 @@ impl<T> Fake<T> {
             .map(|(to, ())| to)
     }
 
+    /// Whether a device's read of `at` snoops, although it asks not to.
+    ///
+    /// # Errors
+    /// [`DmaFault`].
+    pub fn is_snooped(&self, requester: PciAddress, at: Iova) -> Result<bool, DmaFault> {
+        let unit = self.index_of(requester).ok_or(DmaFault::NoUnit)?;
+        lock(&self.inner.units[unit]).is_snooped(self.host(), requester, at)
+    }
+
     /// A device reads the 64-bit word at `at`.
     ///
     /// # Errors
@@ -400,8 +409,8 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         of.map(|(_, region)| *region)
     }
 
-    fn format(&self, _caps: &UnitCaps) -> FakeFormat {
-        FakeFormat
+    fn format(&self, _caps: &UnitCaps, snoop: Snoop) -> FakeFormat {
+        FakeFormat::with(snoop)
     }
 
     unsafe fn bind(

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
 use hv_rig::{NoRegisters, cpus};
@@ -80,6 +80,8 @@ pub struct Host {
     written_back: AtomicU64,
     /// What the CPU's caches hold of data, where they are played.
     lines: Mutex<Option<Lines>>,
+    /// What of memory is firmware's.
+    set_aside: Mutex<Vec<PhysRange>>,
 }
 
 /// Cache lines by number, with what the CPU sees of them.
@@ -118,6 +120,7 @@ impl Host {
             start: std::time::Instant::now(),
             written_back: AtomicU64::new(0),
             lines: Mutex::new(None),
+            set_aside: Mutex::new(Vec::new()),
         }
     }
 
@@ -131,6 +134,11 @@ impl Host {
     pub fn is_out(&self, frame: PhysAddr) -> bool {
         let index = self.word_index(frame) / WORDS as usize;
         lock(&self.allocator).used[index]
+    }
+
+    /// Firmware has set this memory aside: frames that were given out, or memory that is not the host's.
+    pub fn set_aside(&self, range: PhysRange) {
+        lock(&self.set_aside).push(range);
     }
 
     /// How many allocations were asked for so far.
@@ -385,6 +393,15 @@ unsafe impl PhysMemory for Host {
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
         let shift = from.as_u64() % 8 * 8;
         (self.cpu_word(from, |_| None) >> shift) as u32
+    }
+}
+
+// SAFETY: only what a test has set aside, which it puts to no other use.
+unsafe impl MemoryMap for Host {
+    fn firmware_may_use(&self, range: PhysRange) -> bool {
+        lock(&self.set_aside)
+            .iter()
+            .any(|aside| aside.covers(&range))
     }
 }
 

@@ -122,8 +122,10 @@ pub(super) const CHECKS: &[Check] = &[
     ),
     case(
         18,
-        "interrupts of a device not isolated: `-EPERM`, unless a parameter of the module says otherwise",
-        "a guest's group is attached with a witness; the override is a constructor that says so",
+        "interrupts of a device not isolated: `-EPERM`, unless a parameter of the module says otherwise; DMA not \
+         coherent: `-EINVAL`",
+        "a guest's group is attached with a witness; the override is a constructor that says so. Coherent DMA is \
+         asked for, refused by its name where a unit cannot force it, and witnessed",
     ),
     case(
         19,

@@ -41,6 +41,16 @@ impl Span {
         }
     }
 
+    /// The bytes from `start` up to `end`.
+    pub const fn between(start: u64, end: u64) -> Self {
+        Self { start, end }
+    }
+
+    /// Whether the span holds all of `range`.
+    pub fn covers(&self, range: PhysRange) -> bool {
+        self.start <= range.start().as_u64() && self.end > range.last().as_u64()
+    }
+
     /// Whether the span holds a byte of `range`.
     pub fn overlaps(&self, range: PhysRange) -> bool {
         self.start < self.end

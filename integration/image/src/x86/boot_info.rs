@@ -26,6 +26,8 @@ pub struct BootInfo {
     pub command_line: &'static str,
     /// The RAM of the memory map.
     pub ram: ArrayVec<Span, MAX_MAP_ENTRIES>,
+    /// What the memory map says is reserved: firmware's, or nobody's.
+    pub firmware: ArrayVec<Span, MAX_MAP_ENTRIES>,
     /// What must not be handed out: low memory, the boot data, and modules.
     pub reserved: ArrayVec<Span, 16>,
     /// The ACPI root pointer, if the boot loader found one.
@@ -78,9 +80,14 @@ impl BootInfo {
         if map.is_empty() {
             return Err(wrong_map);
         }
-        let mut ram = ArrayVec::new();
-        for entry in map.iter().filter(|entry| entry.ty() == MemmapType::Ram) {
-            ram.try_push(Span::new(PhysAddr::new(entry.addr), entry.size))
+        let (mut ram, mut firmware) = (ArrayVec::new(), ArrayVec::new());
+        for entry in map {
+            let list = match entry.ty() {
+                MemmapType::Ram => &mut ram,
+                MemmapType::Reserved => &mut firmware,
+                _ => continue,
+            };
+            list.try_push(Span::new(PhysAddr::new(entry.addr), entry.size))
                 .map_err(|_| wrong_map)?;
         }
         let command_line = match reader.cmdline() {
@@ -114,6 +121,7 @@ impl BootInfo {
         Ok(Self {
             command_line,
             ram,
+            firmware,
             reserved,
             rsdp: (raw.rsdp_paddr != 0).then(|| PhysAddr::new(raw.rsdp_paddr)),
         })

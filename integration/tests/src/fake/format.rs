@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "promises what the format trait demands")]
 
 use hv_core::{Perms, PhysAddr};
-use hv_iommu::{Entry, Format, Level};
+use hv_iommu::{Entry, Format, Level, Snoop};
 
 /// The device may read through this leaf.
 pub(super) const READ: u64 = 1 << 0;
@@ -21,12 +21,29 @@ const MARKED: u64 = 1 << 5;
 const USED: u64 = 1 << 6;
 /// Hardware wrote through it: noted where a binding asks for it.
 pub(super) const WRITTEN: u64 = 1 << 7;
+/// What devices send through this leaf snoops, whatever they ask for.
+pub(super) const SNOOPED: u64 = 1 << 8;
 /// Where the page or table is.
 pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
 
 /// Second-stage tables of the fake: 512 words per table, one bit per meaning.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FakeFormat;
+pub struct FakeFormat {
+    /// What every leaf has beside.
+    beside: u64,
+}
+
+impl FakeFormat {
+    /// The format whose leaves do that about snooping.
+    pub const fn with(snoop: Snoop) -> Self {
+        Self {
+            beside: match snoop {
+                Snoop::AsAsked => 0,
+                Snoop::Forced => SNOOPED,
+            },
+        }
+    }
+}
 
 // SAFETY: the kinds of words differ in their flag bits: none, READ or WRITE alone, LINK with SAVED and
 // MARKED, WAITS alone, MARKED alone, none but an address. Each encoder keeps the address bits and sets
@@ -48,7 +65,7 @@ unsafe impl Format for FakeFormat {
         let flags = word & !ADDRESS & !(READ | WRITE);
         match (perms, flags & !(USED | WRITTEN)) {
             _ if word == 0 => Entry::Empty,
-            (Some(perms), 0) => Entry::Leaf { to, perms },
+            (Some(perms), 0 | SNOOPED) => Entry::Leaf { to, perms },
             (None, WAITS) => Entry::Pending { to },
             (None, MARKED) => Entry::Tombstone { page: to },
             (None, bits) if bits & !(SAVED | MARKED) == LINK => Entry::Table {
@@ -67,7 +84,7 @@ unsafe impl Format for FakeFormat {
             Perms::Write => WRITE,
             Perms::ReadWrite => READ | WRITE,
         };
-        to.as_u64() & ADDRESS | bits
+        to.as_u64() & ADDRESS | bits | self.beside
     }
 
     fn table(&self, page: PhysAddr) -> u64 {

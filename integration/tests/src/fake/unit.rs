@@ -11,7 +11,7 @@ use hv_iommu::{
     Binding, FaultClass, FlushDepth, FlushRequest, FlushSpan, HwDomainId, RawFault, UnitCaps,
 };
 
-use super::format::{ADDRESS, LINK, READ, WRITE, WRITTEN};
+use super::format::{ADDRESS, LINK, READ, SNOOPED, WRITE, WRITTEN};
 use super::shapes::{Bound, Features, Forget, Stage, Way};
 use super::{Completion, DmaFault, Logged, Plan};
 use crate::host::Host;
@@ -270,6 +270,21 @@ impl Unit {
         result
     }
 
+    /// Whether a read that asks not to snoop does all the same. Of an entry that leads to tables.
+    pub(super) fn is_snooped(
+        &mut self,
+        host: &Host,
+        requester: PciAddress,
+        at: Iova,
+    ) -> Result<bool, DmaFault> {
+        let who = (requester, None);
+        self.translate(host, who, at, Access::Read)?;
+        let domain = self.context(who).ok_or(DmaFault::NotBound)?.domain().get();
+        let place = |level: u8| (domain, level, at.as_u64() >> shift(level));
+        let leaf = (1..=3).find_map(|level| self.leaves.get(&place(level)));
+        Ok(leaf.is_some_and(|leaf| leaf.value.bits & SNOOPED != 0))
+    }
+
     fn look_up(
         &mut self,
         host: &Host,
@@ -397,7 +412,7 @@ impl Unit {
                 }
                 let leaf = Leaf {
                     to,
-                    bits: word & (READ | WRITE | WRITTEN),
+                    bits: word & (READ | WRITE | WRITTEN | SNOOPED),
                 };
                 let cached = self.stamp(leaf);
                 self.leaves.insert(place(level), cached);
@@ -423,7 +438,8 @@ impl Unit {
         let too_large = size > self.caps.largest_page.bytes();
         let write_only = word & READ == 0 && !self.caps.write_only;
         let too_far = to >> self.caps.phys_bits != 0;
-        if too_large || write_only || too_far || !to.is_multiple_of(size) {
+        let uncontrolled = word & SNOOPED != 0 && !self.caps.snoop_control;
+        if too_large || write_only || too_far || uncontrolled || !to.is_multiple_of(size) {
             return Err(DmaFault::Malformed(word));
         }
         Ok(())

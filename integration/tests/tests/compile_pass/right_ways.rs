@@ -109,6 +109,7 @@ fn tracked(group: &Group<Fake, Claimed<KernelPaging>>, range: IovaRange, words: 
     let needs = Needs {
         dirty_tracking: true,
         coherent_walks: true,
+        coherent_dma: false,
     };
     let request = DomainConfig::default().with(needs);
     let Ok(domain) = Domain::paging_domain_alloc(group, request) else {

@@ -12,6 +12,7 @@ pub(super) const START: u64 = 0x4000_0000;
 pub(super) const NEEDS: Needs = Needs {
     dirty_tracking: true,
     coherent_walks: true,
+    coherent_dma: false,
 };
 
 /// A driver whose domain notes what its device writes.

@@ -143,6 +143,7 @@ fn dirty(world: &mut World) -> Outcome {
     let needs = Needs {
         dirty_tracking: true,
         coherent_walks: true,
+        coherent_dma: false,
     };
     world.in_domain(PLAIN.with(needs), |world, domain| {
         world.attached(domain, |world, group| {

@@ -24,6 +24,7 @@ impl SpaceMaker<Fake> for Maker {
         let needs = Needs {
             dirty_tracking: self.dirty_tracking,
             coherent_walks: false,
+            coherent_dma: false,
         };
         let domain = Domain::user_domain_alloc(&self.group, config.with(needs))
             .map_err(|_| Code::NoSuchSpace)?;

@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hv_core::platform::{
-    CacheMaintenance, Clock, Cpus, FrameSource, Instant, OutOfFrames, PciConfig, PhysMemory,
-    Registers, RegistersError,
+    CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, OutOfFrames, PciConfig,
+    PhysMemory, Registers, RegistersError,
 };
 use hv_core::sync::{AtomicU64, Ordering};
 use hv_core::{
@@ -22,7 +22,7 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultClass, FaultEvent, FlushRequest, FlushTicket,
-    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion,
+    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion, Snoop,
     UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
@@ -104,6 +104,7 @@ unsafe impl Backend for Board {
 
     fn unit_caps(&self, _unit: UnitIndex) -> Option<UnitCaps> {
         Some(UnitCaps {
+            snoop_control: false,
             levels: LevelSet::EMPTY.with(Level::new(1)?),
             largest_page: PageSize::Size4K,
             coherent: true,
@@ -130,7 +131,7 @@ unsafe impl Backend for Board {
         std::iter::empty()
     }
 
-    fn format(&self, _caps: &UnitCaps) -> SecondStage<1> {
+    fn format(&self, _caps: &UnitCaps, _snoop: Snoop) -> SecondStage<1> {
         SecondStage::new()
     }
 
@@ -217,6 +218,13 @@ unsafe impl PhysMemory for Board {
 
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
         panic!("nothing is at {from}");
+    }
+}
+
+// SAFETY: nothing is firmware's.
+unsafe impl MemoryMap for Board {
+    fn firmware_may_use(&self, _range: PhysRange) -> bool {
+        false
     }
 }
 

@@ -72,6 +72,7 @@ pub(crate) fn full_unit() -> UnitCaps {
         levels: LevelSet::EMPTY.with(level(3)).with(level(4)),
         largest_page: PageSize::Size1G,
         coherent: true,
+        snoop_control: true,
         domain_ids: 16,
         iova_bits: 48,
         phys_bits: 46,

@@ -26,6 +26,7 @@ const WIDE: DomainConfig = DomainConfig {
 /// A region of this kind in frames that nobody else gets.
 fn region(host: &Host, count: u64, kind: ReservedKind) -> ReservedRegion {
     let memory = host.frames(count).into_range();
+    host.set_aside(memory);
     let start = Iova::new(memory.start().as_u64());
     let range = IovaRange::new(start, memory.pages()).unwrap();
     ReservedRegion { range, kind }
@@ -158,6 +159,7 @@ fn bc06_the_end_of_a_domain_hands_no_memory_of_firmware_out() {
     let mut parts = None;
     let mut machine = Machine::with_regions(|host| {
         let (firmwares, drivers) = host.frames(6).split_at(pages(5)).unwrap();
+        host.set_aside(firmwares.range());
         let range = iovas(firmwares.range().start().as_u64(), 5);
         parts = Some((firmwares, drivers));
         let kind = ReservedKind::Pinned;
@@ -300,6 +302,41 @@ fn a_pinned_group_goes_to_a_guest_by_an_override_that_counts_once() {
     assert!(domain.translate(region.range.start()).is_some());
 }
 
+/// Firmware's table names memory that the hypervisor, or a guest, has.
+#[test]
+fn bc06_a_region_over_memory_of_the_hypervisor_is_mapped_in_no_domain() {
+    for kind in [ReservedKind::Pinned, ReservedKind::Relaxable] {
+        let mut kept = None;
+        let mut machine = Machine::with_regions(|host| {
+            // Firmware has all but the last page of it.
+            let memory = host.frames(3).into_range();
+            let (own, _) = memory.split_at(pages(2)).unwrap();
+            host.set_aside(own);
+            let start = Iova::new(memory.start().as_u64());
+            let range = IovaRange::new(start, memory.pages()).unwrap();
+            kept = Some(ReservedRegion { range, kind });
+            vec![(NIC, kept.unwrap())]
+        });
+        let region = kept.unwrap();
+        let (before, ids) = (machine.host().frames_out(), machine.iommu.domains_in_use());
+        let group = match machine.take_at_rest(NIC) {
+            AtRest::ForHypervisor(group) => group.claim_for_hypervisor(),
+            other => other.claimable().unwrap().claim_for_hypervisor(),
+        };
+        let refused = Domain::paging_domain_alloc(&group, WIDE).unwrap_err();
+        assert_eq!(refused, DomainError::RegionNotFirmwares { region });
+        let after = (machine.host().frames_out(), machine.iommu.domains_in_use());
+        assert_eq!(after, (before, ids), "nothing is left of it");
+        // Nor does a domain that was made for another device take it, as long as firmware goes on with it.
+        let other = machine.take(FAR).claim_for_hypervisor();
+        let domain = Domain::paging_domain_alloc(&other, WIDE).unwrap();
+        assert_eq!(
+            group.attach(&domain).is_ok(),
+            kind == ReservedKind::Relaxable
+        );
+    }
+}
+
 #[test]
 fn a_region_that_firmware_is_done_with_hinders_no_guest() {
     let mut kept = None;
@@ -333,6 +370,7 @@ fn bc06_xsa_386_an_end_that_was_put_off_takes_no_group_without_its_region() {
     let mut kept = None;
     let mut machine = Machine::with_regions(|host| {
         let memory = host.frames_aligned(512, PageSize::Size2M).into_range();
+        host.set_aside(memory);
         let start = Iova::new(memory.start().as_u64());
         let range = IovaRange::new(start, memory.pages()).unwrap();
         let kind = ReservedKind::Pinned;
