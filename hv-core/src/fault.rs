@@ -261,6 +261,8 @@ faults! {
     SkipLateHarvest = "skip_late_harvest",
     /// An unmap does not look for such bits.
     SkipMergedHarvest = "skip_merged_harvest",
+    /// A leaf that is emptied where it stands says nothing of what its owner did to the table.
+    EmptyRelaxed = "empty_relaxed",
     /// A change of permissions forgets that hardware wrote through the page.
     ProtectDropsDirty = "protect_drops_dirty",
     /// Dirty bits are cleared by a load and a store.
@@ -281,6 +283,12 @@ faults! {
     ClaimedIsEmpty = "claimed_is_empty",
     /// Ranges move between caches while caches are emptied one after the other.
     DepotOpenWhileEmptying = "depot_open_while_emptying",
+    /// Who holds on to a domain is added up before who ended is.
+    HoldsBegunFirst = "holds_begun_first",
+    /// A hold on a domain ends without publishing what was done under it.
+    HoldEndsRelaxed = "hold_ends_relaxed",
+    /// The end of a domain does not look whether who held it last has left its cache of addresses.
+    HoldClaimNotAwaited = "hold_claim_not_awaited",
 
     // Flushes.
     /// Translations are not invalidated, but the wait for them is done.

@@ -107,6 +107,18 @@ impl<B: Backend> DmaDevice<B> {
     ) -> Result<IovaRange, DmaRefusal> {
         addresses(&self.core, self.config.mask, pages, align)
     }
+
+    /// The same, with a hold on the domain.
+    #[inline]
+    pub(super) fn addresses_held(
+        &self,
+        pages: PageCount,
+        align: IovaAlign,
+    ) -> Result<(Hold<B>, IovaRange), DmaRefusal> {
+        let (core, mask) = (&*self.core, self.config.mask);
+        Hold::with_addresses(core, pages, align, last_of(core, mask))
+            .map_err(|error| refused(core, mask, error))
+    }
 }
 
 /// Addresses of the domain that `mask` has.
@@ -117,14 +129,25 @@ pub(super) fn addresses<B: Backend>(
     pages: PageCount,
     align: IovaAlign,
 ) -> Result<IovaRange, DmaRefusal> {
-    let limit = limit(mask).min(core.caps.last);
-    core.alloc_iova(pages, align, limit)
-        .map_err(|error| match error {
-            SpaceError::Full { pages, align, .. } if limit < core.caps.last => {
-                DmaRefusal::BeyondMask { pages, align, mask }
-            }
-            other => other.into(),
-        })
+    core.alloc_iova(pages, align, last_of(core, mask))
+        .map_err(|error| refused(core, mask, error))
+}
+
+/// Why there are no addresses: whether the domain or the device has too few.
+#[cold]
+fn refused<B: Backend>(core: &DomainCore<B>, mask: DmaMask, error: SpaceError) -> DmaRefusal {
+    match error {
+        SpaceError::Full { pages, align, .. } if last_of(core, mask) < core.caps.last => {
+            DmaRefusal::BeyondMask { pages, align, mask }
+        }
+        other => other.into(),
+    }
+}
+
+/// The last address of the domain that the device can say.
+#[inline]
+fn last_of<B: Backend>(core: &DomainCore<B>, mask: DmaMask) -> Iova {
+    limit(mask).min(core.caps.last)
 }
 
 fn limit(mask: DmaMask) -> Iova {

@@ -37,14 +37,15 @@ mod scatter;
 mod stream;
 mod sync;
 
+use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use hv_core::sync::Ordering;
-use hv_core::{KernelPaging, Owner, Shared};
+use hv_core::{Iova, IovaRange, KernelPaging, Owner, PageCount, Shared};
 
 use crate::backend::Backend;
 use crate::domain::DomainCore;
+use crate::iova::{IovaAlign, SpaceError};
 
 pub use body::ByteWindow;
 pub use bounce::BounceError;
@@ -73,16 +74,16 @@ impl DmaOwner for KernelPaging {}
 /// Keeps a domain from ending, and its core where it is: the CPU reaches memory that its table holds, or the
 /// table holds memory for a value that says what becomes of it.
 ///
-/// One counter does for both, not a counted pointer besides: mappings come and go by the million, and each count is a
-/// locked operation.
+/// One count does for both, not a counted pointer besides: mappings come and go by the million, and each count is a
+/// locked operation unless it goes with the addresses of the mapping.
 ///
 /// # Invariants
-/// The core, which is in its system's register of domains, counts it in `buffers`. The register keeps a core
-/// that counts any (`System::sweep`), and the core keeps the system, whose the register is.
+/// The core, which is in its system's register of domains, counts it among the holders of its addresses. The register
+/// keeps a core that counts any (`System::sweep`), and the core keeps the system, whose the register is.
 struct Hold<B: Backend>(NonNull<DomainCore<B>>);
 
 // SAFETY: a hold gives `&DomainCore` on whichever thread has it, as a `Shared` does, and takes nothing apart when it
-// is dropped; the count is atomic.
+// is dropped; the count may begin on one CPU and end on another.
 unsafe impl<B: Backend> Send for Hold<B> where Shared<DomainCore<B>>: Send {}
 // SAFETY: as above.
 unsafe impl<B: Backend> Sync for Hold<B> where Shared<DomainCore<B>>: Sync {}
@@ -91,11 +92,39 @@ impl<B: Backend> Hold<B> {
     /// For callers that hold the domain, or a hold.
     #[inline]
     fn new(core: &DomainCore<B>) -> Self {
-        // ORDERING: Relaxed: callers hold `&Domain` or are counted already, so `destroy` and the sweep that
-        // finds nobody else happen after this.
-        core.buffers.fetch_add(1, Ordering::Relaxed);
+        core.space.hold();
         // INVARIANT: counted just now; only domains that were registered have callers.
         Self(NonNull::from(core))
+    }
+
+    /// A hold with addresses, counted together. For callers that hold the domain, or a hold.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; nothing was taken then.
+    #[inline]
+    fn with_addresses(
+        core: &DomainCore<B>,
+        pages: PageCount,
+        align: IovaAlign,
+        limit: Iova,
+    ) -> Result<(Self, IovaRange), SpaceError> {
+        let cpus = core.system.backend.platform();
+        let span = core.space.alloc_held(cpus, pages, align, limit)?;
+        // INVARIANT: counted with the addresses; only domains that were registered have callers.
+        Ok((Self(NonNull::from(core)), span))
+    }
+
+    /// Gives addresses back, whole, and lets go.
+    #[inline]
+    fn end_with(self, span: IovaRange) {
+        let hold = ManuallyDrop::new(self);
+        let core: &DomainCore<B> = &hold;
+        let cpus = core.system.backend.platform();
+        // Counted with the addresses: nothing of the core is looked at after this.
+        if let Err(error) = core.space.release_held(cpus, span) {
+            core.report_taken(span, error);
+            drop(ManuallyDrop::into_inner(hold));
+        }
     }
 }
 
@@ -112,8 +141,7 @@ impl<B: Backend> Deref for Hold<B> {
 impl<B: Backend> Drop for Hold<B> {
     #[inline]
     fn drop(&mut self) {
-        // ORDERING: Release: the last access under this hold happens before `destroy`, or the sweep that frees
-        // the core, sees the count. Nothing of the core is looked at after this.
-        self.buffers.fetch_sub(1, Ordering::Release);
+        // Nothing of the core is looked at after this.
+        self.space.let_go();
     }
 }

@@ -11,6 +11,7 @@ mod fast;
 mod iterate;
 mod map;
 mod outcome;
+mod place;
 mod reclaim;
 mod shared;
 mod spares;
@@ -34,6 +35,7 @@ use reclaim::Reclaimer;
 pub use outcome::{
     Changed, Geometry, MapOutcome, Mapping, Redeemed, TableError, Translation, Unmapped,
 };
+pub use place::LeafPlace;
 pub use reclaim::{BATCH, ReclaimStep};
 pub use spares::Spares;
 pub use teardown::{Drain, DrainStep};
