@@ -299,7 +299,8 @@ pub(super) fn drop_lines_of<B: Backend>(core: &DomainCore<B>, body: Body) {
     }
 }
 
-/// Keeps the pages of a dropped mapping that the table does not hold for the end of the domain.
+/// Keeps the pages of a dropped mapping that the table does not hold for the end of the domain: those that were never
+/// mapped, and those whose words a redeem emptied before it failed at another part.
 #[cold]
 pub(super) fn keep_orphans<B: Backend>(core: &DomainCore<B>, placed: Placed, body: Body) {
     let mut pool = core.dma.pool.lock();
@@ -308,11 +309,10 @@ pub(super) fn keep_orphans<B: Backend>(core: &DomainCore<B>, placed: Placed, bod
             pool.keep_orphan(page);
         }
     }
-    let middle = body.middle();
-    for part in body.parts().skip(placed.mapped()) {
-        match Some(part) == middle {
-            true => pool.keep_orphan(part),
-            false => pool.put(part.start()),
+    // Bounce pages too: what they stood in for has its place in the list as long as they are not in the pool again.
+    for (index, part) in body.parts().enumerate() {
+        if !placed.is_held(index) {
+            pool.keep_orphan(part);
         }
     }
 }

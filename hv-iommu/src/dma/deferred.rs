@@ -16,13 +16,13 @@ use hv_core::sync::Mutex;
 use hv_core::{FrameRun, Hypervisor, OutOfMemory, Owner};
 use thiserror::Error;
 
+use super::DmaOwner;
 use super::body::Body;
 use super::bounce::Pool;
-use super::device::Trust;
 use super::direction::Direction;
 use super::parts::Placed;
 use super::stream::StreamMapping;
-use super::DmaOwner;
+use super::trust::{Gate, Trust};
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::{FlushError, Receipt};
@@ -31,6 +31,7 @@ use crate::pending::Seal;
 /// What the DMA API keeps for a domain.
 pub(crate) struct DmaState {
     pub(crate) pool: Mutex<Pool>,
+    pub(crate) gate: Gate,
     deferred: Queue,
 }
 
@@ -38,6 +39,7 @@ impl DmaState {
     pub(crate) fn new() -> Self {
         Self {
             pool: Mutex::new(Pool::new()),
+            gate: Gate::new(),
             deferred: Queue(Mutex::new(QueueState {
                 config: None,
                 waiting: Vec::new(),
@@ -79,7 +81,9 @@ pub enum DeferRefusal {
     #[error("the domain flushes strictly: `Domain::allow_deferred_flush` was not called")]
     NotAllowed,
     /// An untrusted device would keep the buffer while the CPU uses it for something else.
-    #[error("the device is not trusted: unmap, and wait for the receipt")]
+    #[error(
+        "the device is not trusted: unmap, and wait for the receipt; or map by a `Domain::trusting_dma_device`"
+    )]
     Untrusted,
     /// The flush that had to come first failed.
     #[error(transparent)]

@@ -8,7 +8,8 @@
 //! | [`ScatterMapping`] | as a stream, of many runs behind one range of addresses | one `unmap` and one receipt for all |
 //!
 //! A [`DmaDevice`] is a domain as one of its devices sees it: how many address bits the device has
-//! ([`DmaMask`]), whether it is trusted ([`Trust`]), whether it snoops the CPU's caches ([`Snooping`]). An
+//! ([`DmaMask`]), whether it is trusted ([`Trust`]), whether it snoops the CPU's caches ([`Snooping`]). Since all devices
+//! of a domain reach what one was lent, a domain trusts one only where all its groups are trusted. An
 //! untrusted device sees no byte beside a buffer: where a buffer begins or ends inside a page, that page stays
 //! with the CPU, and the device gets a bounce page with the buffer's bytes and zeros, out of a pool that is
 //! filled beforehand.
@@ -36,6 +37,7 @@ mod parts;
 mod scatter;
 mod stream;
 mod sync;
+mod trust;
 
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
@@ -51,15 +53,17 @@ pub use body::ByteWindow;
 pub use bounce::BounceError;
 pub use coherent::{BufferRequest, CoherentBuffer, DmaError, FreeError};
 pub use deferred::{DeferError, DeferRefusal, DeferredConfig, DeferredError};
-pub use device::{DmaConfig, DmaDevice, Snooping, Trust};
+pub use device::{DmaConfig, DmaDevice, Snooping};
 pub use direction::{Bidirectional, CpuWrites, Direction, FromDevice, ToDevice};
 pub use error::{DmaMapError, DmaRefusal, PendingError};
 pub use mask::DmaMask;
 pub use scatter::{PendingScatter, ScatterError, ScatterFull, ScatterList, ScatterMapping};
 pub use stream::{PendingStream, StreamError, StreamMapping};
 pub use sync::{SeenByCpu, StreamOnCpu, UnmappedInTurn};
+pub use trust::{Trust, TrustRefusal};
 
 pub(crate) use deferred::DmaState;
+pub(crate) use trust::Gate;
 
 /// Owners whose domains have the DMA API: [`KernelPaging`] alone. Exists for its message.
 #[diagnostic::on_unimplemented(

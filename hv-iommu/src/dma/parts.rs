@@ -63,6 +63,11 @@ impl Placed {
         self.mapped as usize
     }
 
+    /// Whether the table holds the part with this number, present or pending.
+    pub(super) fn is_held(&self, part: usize) -> bool {
+        (self.redeemed as usize..self.mapped()).contains(&part)
+    }
+
     /// Maps the parts one behind the other; units are not told yet.
     ///
     /// # Errors

@@ -15,10 +15,11 @@ use hv_core::{FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, Perms,
 use super::Hold;
 use super::body::{self, Body, BouncePage, ByteWindow};
 use super::bounce;
-use super::device::{DmaDevice, Snooping, Trust};
+use super::device::{DmaDevice, Snooping};
 use super::direction::Direction;
 use super::error::{DmaMapError, DmaRefusal, PendingError};
 use super::parts::Placed;
+use super::trust::Trust;
 use crate::backend::Backend;
 use crate::flush::Receipt;
 use crate::iova::IovaAlign;
@@ -113,7 +114,7 @@ impl<B: Backend> DmaDevice<B> {
             hold: ManuallyDrop::new(hold),
             placed: Placed::new(span),
             body: Body::new(run.into_range(), window, bounce),
-            trust: self.config.trust,
+            trust: self.trust,
             snooping: self.config.snooping,
             home: false,
         };
@@ -142,7 +143,7 @@ impl<B: Backend> DmaDevice<B> {
         pages: PageCount,
         window: ByteWindow,
     ) -> Result<[Option<BouncePage>; 2], DmaRefusal> {
-        let exclusive = (self.config.trust, self.config.snooping);
+        let exclusive = (self.trust, self.config.snooping);
         if exclusive == (Trust::Trusted, Snooping::Snoops) || Fault::BounceSkipped.is_on() {
             return Ok([None; 2]);
         }
