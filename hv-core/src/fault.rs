@@ -265,6 +265,8 @@ faults! {
     SkipMergedHarvest = "skip_merged_harvest",
     /// A look at dirty bits leaves out the tables that merges replaced.
     LookSkipsMerges = "look_skips_merges",
+    /// A leaf that is emptied where it stands says nothing of what its owner did to the table.
+    EmptyRelaxed = "empty_relaxed",
     /// A change of permissions forgets that hardware wrote through the page.
     ProtectDropsDirty = "protect_drops_dirty",
     /// Dirty bits are cleared by a load and a store.
@@ -285,6 +287,12 @@ faults! {
     ClaimedIsEmpty = "claimed_is_empty",
     /// Ranges move between caches while caches are emptied one after the other.
     DepotOpenWhileEmptying = "depot_open_while_emptying",
+    /// Who holds on to a domain is added up before who ended is.
+    HoldsBegunFirst = "holds_begun_first",
+    /// A hold on a domain ends without publishing what was done under it.
+    HoldEndsRelaxed = "hold_ends_relaxed",
+    /// The end of a domain does not look whether who held it last has left its cache of addresses.
+    HoldClaimNotAwaited = "hold_claim_not_awaited",
 
     // Flushes.
     /// Translations are not invalidated, but the wait for them is done.

@@ -30,6 +30,7 @@ unsafe impl<T: Send> Sync for TryLock<T> {}
 struct Release<'l>(&'l AtomicBool);
 
 impl Drop for Release<'_> {
+    #[inline]
     fn drop(&mut self) {
         // ORDERING: Release: what was done to the value happens before the next holder looks.
         self.0

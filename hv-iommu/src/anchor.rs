@@ -6,6 +6,7 @@ use hv_core::{Owner, OwnerId, PciAddress, Shared};
 
 use crate::attach::AttachError;
 use crate::backend::{Backend, FlushTicket, HwDomainId, UnitError, UnitIndex};
+use crate::dma::Gate;
 use crate::domain::{DomainCore, DomainUid};
 use crate::group::Inner;
 use crate::ids::Users;
@@ -73,15 +74,34 @@ impl<B: Backend> Anchor<B> {
         }
     }
 
-    /// Counts a group in. The caller has `&Domain`, or is counted already.
-    pub(crate) fn hold(&self) {
-        if let Some(attachments) = self.attachments() {
-            attachments.enter();
+    /// Where trust counts: in the tables that the DMA API lends by.
+    fn gate(&self) -> Option<&Gate> {
+        match self {
+            Self::Tables(core) => Some(&core.dma.gate),
+            Self::Nested(..) | Self::Identity(_) | Self::Nothing => None,
         }
     }
 
-    /// Counts a group out, after the unit forgot its entries.
-    pub(crate) fn let_go(&self) {
+    /// Counts a group in, or a PASID of it. The caller has `&Domain`, or is counted already.
+    ///
+    /// # Errors
+    /// [`AttachError::Exposed`]; it is not counted then.
+    pub(crate) fn hold(&self, inner: &Inner<B>) -> Result<(), AttachError> {
+        if self.gate().is_some_and(|gate| !gate.enter(inner.trust)) {
+            return Err(AttachError::exposed(inner.id, self.uid()));
+        }
+        if let Some(attachments) = self.attachments() {
+            attachments.enter();
+        }
+        Ok(())
+    }
+
+    /// Counts a group out, or a PASID of it, after the unit forgot its entries. Its trust is what it was when it came:
+    /// it changes only while a group is claimed and attached to nothing.
+    pub(crate) fn let_go(&self, inner: &Inner<B>) {
+        if let Some(gate) = self.gate() {
+            gate.leave(inner.trust);
+        }
         if let Some(attachments) = self.attachments() {
             attachments.leave();
         }

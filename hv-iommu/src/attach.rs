@@ -91,6 +91,17 @@ pub enum AttachError {
         /// The region.
         region: ReservedRegion,
     },
+    /// The domain's DMA API trusts its devices with more than their buffers, and nobody gave their word for this group.
+    #[error(
+        "{domain} lends its devices what shares pages with buffers, and {group} is not trusted with that: give its \
+         word by `Group::trust`, or make a domain for it"
+    )]
+    Exposed {
+        /// The group.
+        group: GroupId,
+        /// The domain.
+        domain: DomainUid,
+    },
     /// The function does not answer: it was removed.
     #[error("{function} does not answer any more")]
     Gone {
@@ -219,8 +230,7 @@ pub(crate) fn attach<O: Owner, B: Backend, S: Shape<O, B>>(
     let owner = group.owner();
     let inner = group.inner;
     let anchor = S::anchor(&domain.core);
-    let checked = check(&inner, owner, domain)
-        .and_then(|()| register(&inner, &anchor).map_err(AttachError::from));
+    let checked = check(&inner, owner, domain).and_then(|()| register(&inner, &anchor));
     if let Err(error) = checked {
         let group = Group::again(inner, owner);
         return Err(AttachFailed::Refused { group, error });

@@ -53,10 +53,13 @@ pub(crate) fn wedged<B: Backend>(
 
 /// Enters the group into the register, before its entries are live: a unit that wedges cuts it off. Counts
 /// it in its domain.
+///
+/// # Errors
+/// [`AttachError::OutOfMemory`], [`AttachError::Exposed`]; nothing was entered or counted then.
 pub(crate) fn register<B: Backend>(
     inner: &Inner<B>,
     anchor: &Anchor<B>,
-) -> Result<(), OutOfMemory> {
+) -> Result<(), AttachError> {
     let Some((_, owner)) = anchor.entries() else {
         return Ok(());
     };
@@ -66,6 +69,7 @@ pub(crate) fn register<B: Backend>(
         let bytes = count * size_of::<Bound>();
         OutOfMemory { bytes }
     })?;
+    anchor.hold(inner)?;
     registry
         .bound
         .extend(inner.requesters.iter().map(|requester| Bound {
@@ -76,15 +80,13 @@ pub(crate) fn register<B: Backend>(
             owner,
             meter: Meter::default(),
         }));
-    drop(registry);
-    anchor.hold();
     Ok(())
 }
 
 /// Takes the group's entries of one domain from the register, and the group from the domain's count.
 pub(crate) fn unregister<B: Backend>(inner: &Inner<B>, anchor: &Anchor<B>) {
     strike_out(inner, anchor);
-    anchor.let_go();
+    anchor.let_go(inner);
 }
 
 /// Takes the group's entries of one domain from the register.

@@ -9,7 +9,7 @@ use core::fmt;
 
 use hv_core::fault::Fault;
 use hv_core::platform::Clock;
-use hv_core::sync::{Ordering, spin_hint};
+use hv_core::sync::spin_hint;
 use hv_core::{FrameRun, Owner, Shared};
 use thiserror::Error;
 
@@ -46,9 +46,9 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
         let reason = DestroyRefusal::Attached { attachments };
         return Err(DestroyError { domain, reason });
     }
-    // ORDERING: Acquire pairs with the decrement when a buffer goes: the CPU's last access through
-    // it has happened. Making buffers needs `&Domain`, so the count cannot grow again.
-    let buffers = domain.core.buffers.load(Ordering::Acquire);
+    // The CPU's last access through each has happened. Making the first takes `&Domain`, and further ones one that is
+    // alive, so the count cannot grow again.
+    let buffers = domain.core.space.holders();
     if buffers != 0 {
         let reason = DestroyRefusal::BuffersInUse { buffers };
         return Err(DestroyError { domain, reason });

@@ -11,7 +11,7 @@ use core::ops::ControlFlow;
 use core::sync::atomic::AtomicU64 as MachineU64;
 
 use hv_core::platform::Cpus;
-use hv_core::sync::{AtomicUsize, Mutex, Ordering};
+use hv_core::sync::{Mutex, Ordering};
 use hv_core::{
     Iova, IovaRange, KernelPaging, OutOfMemory, Owner, OwnerId, PageCount, PageSize, Perms,
     PhysRange, Shared, TryLock, UserManaged,
@@ -169,6 +169,7 @@ pub struct DomainCore<B: Backend> {
     pub(crate) table: Table<B::Format, PlatformHandle<B>>,
     /// Regions of firmware that are mapped, from before anything can be attached.
     pub(crate) regions: Mutex<Vec<ReservedRegion>>,
+    /// Counts values of the DMA API that are alive, too: devices, buffers, mappings.
     pub(crate) space: IovaAllocator,
     pub(crate) reach: Reach,
     /// Flushes begun so far.
@@ -177,8 +178,6 @@ pub struct DomainCore<B: Backend> {
     pub(crate) attachments: Users,
     /// Nested domains that stand on this one.
     pub(crate) children: Users,
-    /// Values of the DMA API that are alive: devices, buffers, mappings.
-    pub(crate) buffers: AtomicUsize,
     /// Bounce pages, and what waits for a deferred flush.
     pub(crate) dma: DmaState,
     /// From how many table pages on unmaps help to reclaim empty ones.
@@ -220,7 +219,7 @@ impl<B: Backend> DomainCore<B> {
     }
 
     #[cold]
-    fn report_taken(&self, range: IovaRange, error: SpaceError) {
+    pub(crate) fn report_taken(&self, range: IovaRange, error: SpaceError) {
         log::error!("{range} stays taken in {}: {error}", self.uid);
     }
 
@@ -452,7 +451,6 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             flushes: FlushOrder::new(),
             attachments: Users::none(),
             children: Users::none(),
-            buffers: AtomicUsize::new(0),
             dma: DmaState::new(),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
             assist: TryLock::new(()),

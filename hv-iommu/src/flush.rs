@@ -3,6 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
+use arrayvec::ArrayVec;
 use hv_core::IovaRange;
 use hv_core::fault::Fault;
 use hv_core::platform::Clock;
@@ -187,18 +188,17 @@ impl<B: Backend> DomainCore<B> {
             span,
             depth,
         };
-        let mut tickets = [None; UnitIndex::LIMIT];
+        // As many as there may be units, so each has its place.
+        let mut tickets = ArrayVec::<(UnitIndex, FlushTicket), { UnitIndex::LIMIT }>::new();
         let mut failed = None;
         let resets = self.system.wedged.resets();
         for unit in self.reach.units() {
-            if Fault::OneUnitFlushed.is_on() && tickets.iter().any(Option::is_some) {
+            if Fault::OneUnitFlushed.is_on() && !tickets.is_empty() {
                 break;
             }
             match self.system.backend.submit(unit, request) {
                 Ok(ticket) => {
-                    if let Some(slot) = tickets.get_mut(unit.index()) {
-                        *slot = Some((unit, ticket));
-                    }
+                    let _ = tickets.try_push((unit, ticket));
                 }
                 Err(error) => {
                     self.system.request_failed(unit, error, resets);
@@ -206,7 +206,7 @@ impl<B: Backend> DomainCore<B> {
                 }
             }
         }
-        for (unit, ticket) in tickets.into_iter().flatten() {
+        for (unit, ticket) in tickets {
             if let Err(error) = self.system.wait(unit, ticket, "an invalidation") {
                 failed = Some(error);
             }

@@ -10,6 +10,7 @@ use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Shared, UserManaged,
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
+use crate::dma::Trust;
 use crate::reserved::ReservedRegion;
 use crate::rest::AtRest;
 use crate::shape::{Paging, Shape};
@@ -91,6 +92,8 @@ pub struct Inner<B: Backend> {
     pub(crate) is_overridden: bool,
     /// How often a claim of it has ended: what somebody said about its devices in an earlier one does not count.
     pub(crate) claims: u64,
+    /// Whether somebody gave their word for the devices in the present claim.
+    pub(crate) trust: Trust,
     pub(crate) system: Shared<System<B>>,
 }
 
@@ -364,6 +367,7 @@ fn group<B: Backend>(
         regions,
         is_overridden: false,
         claims: 0,
+        trust: Trust::Untrusted,
         system: system.clone(),
     }))
 }

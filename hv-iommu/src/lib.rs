@@ -74,7 +74,8 @@ pub use dma::{
     DeferRefusal, DeferredConfig, DeferredError, Direction, DmaConfig, DmaDevice, DmaError,
     DmaMapError, DmaMask, DmaOwner, DmaRefusal, FreeError, FromDevice, PendingError,
     PendingScatter, PendingStream, ScatterError, ScatterFull, ScatterList, ScatterMapping,
-    SeenByCpu, Snooping, StreamError, StreamMapping, StreamOnCpu, ToDevice, Trust, UnmappedInTurn,
+    SeenByCpu, Snooping, StreamError, StreamMapping, StreamOnCpu, ToDevice, Trust, TrustRefusal,
+    UnmappedInTurn,
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{CutOff, FaultBudget, FaultNotice, FaultReport};

@@ -210,7 +210,6 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         let (inner, core) = (&self.inner, &domain.core);
         let (unit, system) = (inner.unit, &inner.system);
         let anchor = T::anchor(core);
-        anchor.hold();
         let mut attachment = PasidAttachment {
             group: inner.id,
             member,
@@ -219,8 +218,12 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             down: false,
             owner: PhantomData,
         };
+        if let Err(error) = anchor.hold(inner) {
+            self.free_slot(&attachment);
+            return Err(PasidError::Refused(error.into()));
+        }
         let refused = |attachment: PasidAttachment<O, B>, error: AttachError| {
-            anchor.let_go();
+            anchor.let_go(inner);
             self.free_slot(&attachment);
             Err(PasidError::Refused(error.into()))
         };
@@ -290,7 +293,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         }
         let anchor = crate::anchor::Anchor::Tables(core);
         anchor.leave(inner.unit);
-        anchor.let_go();
+        anchor.let_go(inner);
         self.free_slot(&attachment);
         Ok(())
     }

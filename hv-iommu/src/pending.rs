@@ -51,6 +51,43 @@ pub(crate) struct Seal {
     walkers: Option<RetireEpoch>,
 }
 
+/// A [`Seal`] without its span and without a debt, for who knows the span anyway: mappings are moved by the million.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    sequence: u64,
+    walkers: Option<RetireEpoch>,
+    depth: FlushDepth,
+}
+
+impl Mark {
+    /// For the span that was just unmapped, with tables detached or not.
+    #[inline]
+    pub(crate) fn of_unmap<B: Backend>(
+        core: &DomainCore<B>,
+        span: IovaRange,
+        tables: bool,
+    ) -> Self {
+        let Seal { need, walkers } = Seal::of_unmap(core, span, tables, None);
+        Self {
+            sequence: need.sequence,
+            walkers,
+            depth: need.depth,
+        }
+    }
+
+    /// The seal of the span that this was made of.
+    #[inline]
+    pub(crate) fn seal(self, span: IovaRange) -> Seal {
+        let need = Need {
+            sequence: self.sequence,
+            span,
+            depth: self.depth,
+        };
+        let walkers = self.walkers;
+        Seal { need, walkers }
+    }
+}
+
 impl Seal {
     /// For `span`, which was just unmapped, with tables detached or not, and with what devices may still use
     /// of an earlier page size or permission.

@@ -75,6 +75,7 @@ impl Reach {
     }
 
     /// Whether some requester is bound to a first stage on the domain.
+    #[inline]
     pub fn has_nested(&self) -> bool {
         // ORDERING: Acquire pairs with `leave_nested`; that none is missed is due to the SeqCst fences, as for
         // `units`.
@@ -100,13 +101,17 @@ impl Reach {
     /// The units, as they are now.
     pub fn units(&self) -> impl Iterator<Item = UnitIndex> + use<> {
         // ORDERING: Acquire pairs with `leave`; that no unit is missed is due to the SeqCst fences.
-        let units = self.units.load(Ordering::Acquire);
-        (0..UnitIndex::LIMIT)
-            .filter(move |index| units & (1 << index) != 0)
-            .filter_map(UnitIndex::new)
+        let mut units = self.units.load(Ordering::Acquire);
+        core::iter::from_fn(move || {
+            let lowest = units.trailing_zeros() as usize;
+            // The lowest bit goes; of none, none.
+            units &= units.wrapping_sub(1);
+            UnitIndex::new(lowest)
+        })
     }
 
     /// Whether a new mapping has to be flushed on some unit.
+    #[inline]
     pub fn syncs_on_map(&self) -> bool {
         // ORDERING: Acquire, as above; no unit is missed, due to the fences here and in `enter`.
         self.sync_on_map.load(Ordering::Acquire) != 0

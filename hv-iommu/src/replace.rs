@@ -162,7 +162,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             let (owner, core) = (self.state.owner, domain.core.clone());
             return Ok(Prepared::There(self.into_state(Attached { owner, core })));
         }
-        let ready = checked.and_then(|()| register(&self.inner, new).map_err(AttachError::from));
+        let ready = checked.and_then(|()| register(&self.inner, new));
         match ready {
             Ok(()) => Ok(Prepared::Ready(self)),
             Err(error) => Err(ReplaceFailed::Refused { group: self, error }),

@@ -5,6 +5,7 @@ use core::fmt;
 use hv_core::{KernelPaging, OwnerId, PciAddress, Shared, UserManaged, VmId};
 
 use crate::backend::Backend;
+use crate::dma::Trust;
 use crate::group::{Blocked, Claimed, Group, GroupId, Inner};
 use crate::reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
 use crate::states::ClaimedUnseen;
@@ -107,8 +108,9 @@ impl<B: Backend> Inner<B> {
     /// The group at rest, nothing of whose last owner is left in its devices.
     pub(crate) fn rest(mut self) -> AtRest<B> {
         self.claims = self.claims.wrapping_add(1);
-        // An override counts for one claim.
+        // An override and a word given count for one claim.
         self.is_overridden = false;
+        self.trust = Trust::Untrusted;
         if self
             .regions_to_map()
             .any(|region| region.kind == ReservedKind::Pinned)

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hv_core::platform::Cpus;
-use hv_core::sync::{Mutex, Ordering};
+use hv_core::sync::Mutex;
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
@@ -114,10 +114,10 @@ impl<B: Backend> System<B> {
 
 /// Whether nobody refers to the domain but the register.
 fn is_unused<B: Backend>(core: &Shared<DomainCore<B>>) -> bool {
-    // ORDERING: Acquire pairs with the decrement when a hold goes: its last access to the core has happened. A hold
-    // that an owner made is seen here, since that owner let go before the answer of `is_sole_owner`, which is an
-    // Acquire too; a hold that a hold made was counted beside it. So zero is lasting.
-    Shared::is_sole_owner(core) && core.buffers.load(Ordering::Acquire) == 0
+    // A hold that an owner made is seen here, since that owner let go before the answer of `is_sole_owner`, which is
+    // an Acquire; a hold that a hold made was counted beside it. So zero is lasting, and all has happened that was done
+    // under holds.
+    Shared::is_sole_owner(core) && core.space.holders() == 0
 }
 
 /// The IOMMU subsystem of a machine. A cheap handle; clones lead to the same subsystem.

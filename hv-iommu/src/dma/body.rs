@@ -70,6 +70,13 @@ impl ByteWindow {
     }
 }
 
+/// A window as what it leaves of the first and of the last page of its run, which takes less room.
+#[derive(Clone, Copy, Debug)]
+struct Margins {
+    head: u16,
+    tail: u16,
+}
+
 /// A page of a buffer that stays with the CPU, and the bounce page that the device has in its place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Edge {
@@ -87,7 +94,7 @@ pub(super) struct Edge {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Body {
     pub(super) run: PhysRange,
-    pub(super) window: ByteWindow,
+    margins: Margins,
     pub(super) bounce: [Option<BouncePage>; 2],
 }
 
@@ -110,6 +117,35 @@ impl BouncePage {
 }
 
 impl Body {
+    /// For a run that is given up for it, a window that [fits](ByteWindow::fits) it, and bounce pages for its partial
+    /// pages.
+    #[inline]
+    pub(super) fn new(run: PhysRange, window: ByteWindow, bounce: [Option<BouncePage>; 2]) -> Self {
+        let tail = run.pages().bytes() - (window.offset + window.bytes);
+        // Both are less than a page, since the window fits.
+        let margins = Margins {
+            head: window.offset as u16,
+            tail: tail as u16,
+        };
+        // INVARIANT: as the caller says.
+        Self {
+            run,
+            margins,
+            bounce,
+        }
+    }
+
+    /// The bytes of the run that are lent.
+    #[inline]
+    pub(super) fn window(&self) -> ByteWindow {
+        let Margins { head, tail } = self.margins;
+        let (offset, tail) = (u64::from(head), u64::from(tail));
+        ByteWindow {
+            offset,
+            bytes: self.run.pages().bytes() - offset - tail,
+        }
+    }
+
     /// Whether some of the run's pages are bounced.
     #[inline]
     pub(super) fn is_bounced(&self) -> bool {
@@ -127,7 +163,7 @@ impl Body {
 
     /// Where the window begins in memory.
     pub(super) fn first_byte(&self) -> Option<PhysAddr> {
-        self.run.start().checked_add(self.window.offset)
+        self.run.start().checked_add(self.margins.head.into())
     }
 
     fn middle(&self) -> Option<PhysRange> {
@@ -141,7 +177,7 @@ impl Body {
 
     pub(super) fn edges(&self) -> impl Iterator<Item = Edge> + use<> {
         let run = self.run;
-        let pages = partial_pages(run.pages(), self.window);
+        let pages = partial_pages(run.pages(), self.window());
         pages
             .into_iter()
             .zip(self.bounce)
@@ -263,7 +299,8 @@ pub(super) fn drop_lines_of<B: Backend>(core: &DomainCore<B>, body: Body) {
     }
 }
 
-/// Keeps the pages of a dropped mapping that the table does not hold for the end of the domain.
+/// Keeps the pages of a dropped mapping that the table does not hold for the end of the domain: those that were never
+/// mapped, and those whose words a redeem emptied before it failed at another part.
 #[cold]
 pub(super) fn keep_orphans<B: Backend>(core: &DomainCore<B>, placed: Placed, body: Body) {
     let mut pool = core.dma.pool.lock();
@@ -272,11 +309,10 @@ pub(super) fn keep_orphans<B: Backend>(core: &DomainCore<B>, placed: Placed, bod
             pool.keep_orphan(page);
         }
     }
-    let middle = body.middle();
-    for part in body.parts().skip(placed.mapped()) {
-        match Some(part) == middle {
-            true => pool.keep_orphan(part),
-            false => pool.put(part.start()),
+    // Bounce pages too: what they stood in for has its place in the list as long as they are not in the pool again.
+    for (index, part) in body.parts().enumerate() {
+        if !placed.is_held(index) {
+            pool.keep_orphan(part);
         }
     }
 }

@@ -6,6 +6,7 @@
 )]
 
 use alloc::vec::Vec;
+use core::mem;
 
 use hv_core::fault::Fault;
 use hv_core::platform::{FrameSource, PhysMemory};
@@ -21,6 +22,8 @@ use crate::range::MapRefusal;
 const PAGE: u64 = PageSize::Size4K.bytes();
 /// Bytes that are copied through the stack at once.
 const CHUNK: usize = 256;
+/// Runs that a bounce page may leave behind: itself, what it stood in for, and a middle.
+const ORPHANS: usize = 3;
 /// What a bounce page holds beside the buffer's bytes.
 const ZEROS: [u8; CHUNK] = [0; CHUNK];
 
@@ -45,9 +48,9 @@ pub enum BounceError {
 ///
 /// # Invariants
 /// `free` are frames of the platform that nothing else names; `all` counts them and those in use. `orphans`
-/// are frames that a driver gave up for a mapping, that no table holds, and whose mapping was dropped: two
-/// runs at most per bounce page that is not in `free`. Both lists have room for what may come, so that
-/// putting something there allocates nothing.
+/// are frames of a mapping that was dropped and that no table holds: for each bounce page that is not in `free` at most
+/// itself, the page that it stood in for, and a middle. Both lists have room for what may come, so that putting
+/// something there allocates nothing.
 pub(crate) struct Pool {
     free: Vec<PhysAddr>,
     all: usize,
@@ -77,7 +80,7 @@ impl Pool {
         self.free.push(page);
     }
 
-    /// Keeps frames of a driver, whose value was dropped, for the end of the domain.
+    /// Keeps frames of a mapping, whose value was dropped, for the end of the domain.
     pub(super) fn keep_orphan(&mut self, frames: PhysRange) {
         // By the invariant there is room.
         if self.orphans.len() < self.orphans.capacity() {
@@ -89,15 +92,48 @@ impl Pool {
         self.orphans.pop()
     }
 
-    fn room(&mut self, more: usize) -> Result<(), OutOfMemory> {
-        let wanted = self.all.saturating_add(more);
-        let bytes = wanted.saturating_mul(size_of::<PhysRange>());
-        let out = |_| OutOfMemory { bytes };
-        let missing = wanted.saturating_sub(self.free.len());
-        self.free.try_reserve_exact(missing).map_err(out)?;
-        let missing = wanted.saturating_mul(2).saturating_sub(self.orphans.len());
-        self.orphans.try_reserve_exact(missing).map_err(out)
+    /// Adds pages, with lists that have the room; the old lists come out, to be freed without the lock. Not if pages came
+    /// or went meanwhile, so that the room may not do.
+    fn grow(&mut self, lists: &mut Lists, pages: &[PhysAddr]) -> bool {
+        if lists.before != self.all {
+            return false;
+        }
+        // All within the room that `Lists` made, so nothing is allocated.
+        lists.free.append(&mut self.free);
+        lists.free.extend_from_slice(pages);
+        lists.orphans.append(&mut self.orphans);
+        mem::swap(&mut lists.free, &mut self.free);
+        mem::swap(&mut lists.orphans, &mut self.orphans);
+        self.all += pages.len();
+        true
     }
+}
+
+/// Empty lists for a pool that had `before` pages and is to have more.
+struct Lists {
+    before: usize,
+    free: Vec<PhysAddr>,
+    orphans: Vec<PhysRange>,
+}
+
+impl Lists {
+    fn new(before: usize, more: usize) -> Result<Self, OutOfMemory> {
+        let wanted = before.saturating_add(more);
+        Ok(Self {
+            before,
+            free: with_room(wanted)?,
+            orphans: with_room(wanted.saturating_mul(ORPHANS))?,
+        })
+    }
+}
+
+/// An empty list with room for that many.
+fn with_room<T>(count: usize) -> Result<Vec<T>, OutOfMemory> {
+    let mut list = Vec::new();
+    let bytes = count.saturating_mul(size_of::<T>());
+    list.try_reserve_exact(count)
+        .map_err(|_| OutOfMemory { bytes })?;
+    Ok(list)
 }
 
 /// The run of a page of the pool.
@@ -121,45 +157,50 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     where
         O: DmaOwner,
     {
-        let platform = self.core.system.backend.platform();
         let count = usize::try_from(pages.get()).unwrap_or(usize::MAX);
-        let mut pool = self.core.dma.pool.lock();
-        pool.room(count)?;
-        let before = pool.free.len();
-        let mut failed = None;
-        for taken in 0..pages.get() {
-            let frames = match platform.alloc_frames(PageCount::ONE, PageSize::Size4K) {
-                Ok(frames) => frames,
-                Err(_) => {
-                    let missing = pages.get() - taken;
-                    failed = Some(BounceError::OutOfFrames { missing });
-                    break;
+        let mut taken = with_room(count)?;
+        let filled = self.fill_from_platform(pages, &mut taken);
+        if filled.is_err() {
+            let platform = self.core.system.backend.platform();
+            for page in taken {
+                // SAFETY: it was taken just now, and the pool does not have it.
+                if let Some(run) = unsafe { run_of(page) } {
+                    platform.free_frames(run);
                 }
-            };
+            }
+        }
+        filled
+    }
+
+    /// Takes pages into `taken`, and gives the pool all of them. Nothing is allocated under the pool's lock.
+    fn fill_from_platform(
+        &self,
+        pages: PageCount,
+        taken: &mut Vec<PhysAddr>,
+    ) -> Result<(), BounceError> {
+        let platform = self.core.system.backend.platform();
+        for missing in (1..=pages.get()).rev() {
+            let frames = platform
+                .alloc_frames(PageCount::ONE, PageSize::Size4K)
+                .map_err(|_| BounceError::OutOfFrames { missing })?;
             if !self.core.reaches(&frames.range()) {
                 let refusal = MapRefusal::PhysTooWide {
                     frames: frames.range(),
                     bits: self.core.caps.phys_bits,
                 };
                 platform.free_frames(frames);
-                failed = Some(refusal.into());
-                break;
+                return Err(refusal.into());
             }
-            // INVARIANT: the run was alone and is given up; there is room for it.
-            pool.free.push(frames.into_range().start());
+            // INVARIANT: the run was alone and is given up for its place here; there is room.
+            taken.push(frames.into_range().start());
         }
-        let Some(error) = failed else {
-            pool.all += count;
-            return Ok(());
-        };
-        while pool.free.len() > before {
-            let Some(page) = pool.free.pop() else { break };
-            // SAFETY: it was put there just now, under the lock that is still held.
-            if let Some(run) = unsafe { run_of(page) } {
-                platform.free_frames(run);
+        loop {
+            let before = self.core.dma.pool.lock().all;
+            let mut lists = Lists::new(before, taken.len())?;
+            if self.core.dma.pool.lock().grow(&mut lists, taken) {
+                return Ok(());
             }
         }
-        Err(error)
     }
 
     /// Gives the bounce pages that stand in for nothing back to the platform. Gives how many.

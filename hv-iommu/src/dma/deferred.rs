@@ -16,13 +16,13 @@ use hv_core::sync::Mutex;
 use hv_core::{FrameRun, Hypervisor, OutOfMemory, Owner};
 use thiserror::Error;
 
+use super::DmaOwner;
 use super::body::Body;
 use super::bounce::Pool;
-use super::device::Trust;
 use super::direction::Direction;
 use super::parts::Placed;
 use super::stream::StreamMapping;
-use super::{DmaOwner, Hold};
+use super::trust::{Gate, Trust};
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::{FlushError, Receipt};
@@ -31,6 +31,7 @@ use crate::pending::Seal;
 /// What the DMA API keeps for a domain.
 pub(crate) struct DmaState {
     pub(crate) pool: Mutex<Pool>,
+    pub(crate) gate: Gate,
     deferred: Queue,
 }
 
@@ -38,6 +39,7 @@ impl DmaState {
     pub(crate) fn new() -> Self {
         Self {
             pool: Mutex::new(Pool::new()),
+            gate: Gate::new(),
             deferred: Queue(Mutex::new(QueueState {
                 config: None,
                 waiting: Vec::new(),
@@ -79,7 +81,9 @@ pub enum DeferRefusal {
     #[error("the domain flushes strictly: `Domain::allow_deferred_flush` was not called")]
     NotAllowed,
     /// An untrusted device would keep the buffer while the CPU uses it for something else.
-    #[error("the device is not trusted: unmap, and wait for the receipt")]
+    #[error(
+        "the device is not trusted: unmap, and wait for the receipt; or map by a `Domain::trusting_dma_device`"
+    )]
     Untrusted,
     /// The flush that had to come first failed.
     #[error(transparent)]
@@ -334,22 +338,18 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
     /// # Errors
     /// [`DeferError`] with the mapping, which is as it was.
     pub fn unmap_deferred(mut self) -> Result<FrameRun<Hypervisor>, DeferError<B, D>> {
-        let core = Hold::new(&self.stream.hold);
-        let queue = match self.place_in_queue(&core) {
-            Ok(queue) => queue,
-            Err(reason) => {
-                let mapping = self;
-                return Err(DeferError { mapping, reason });
-            }
-        };
+        if let Err(reason) = self.take_slot() {
+            let mapping = self;
+            return Err(DeferError { mapping, reason });
+        }
         let stream = &mut self.stream;
-        let tables = stream.placed.unmap(&core, stream.body.parts());
-        let seal = Seal::of_unmap(&core, stream.placed.span(), tables, None);
+        let tables = stream.placed.unmap(&stream.hold, stream.body.parts());
+        let seal = Seal::of_unmap(&stream.hold, stream.placed.span(), tables, None);
         if D::PERMS.writable() {
             stream.copy_back();
         }
         let run = stream.body.run;
-        let since = core.system.backend.platform().now();
+        let since = stream.hold.system.backend.platform().now();
         // INVARIANT: the stream goes home without its addresses, run and bounce pages: the run is handed out
         // below, and what is put here has the rest.
         let waiting = Waiting {
@@ -358,9 +358,11 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
             seal,
             since,
         };
-        stream.is_home();
+        // SAFETY: the stream is consumed, and not looked at again.
+        let hold = unsafe { stream.leave() };
+        let queue = &hold.dma.deferred;
         if Fault::DeferredReleasesRangeEarly.is_on() {
-            queue.release_early(&core, waiting);
+            queue.release_early(&hold, waiting);
         } else {
             queue.put(waiting);
         }
@@ -371,8 +373,9 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
         Ok(unsafe { FrameRun::from_raw(run, ()) })
     }
 
-    /// A place in the queue, after a flush if it takes one.
-    fn place_in_queue<'c>(&self, core: &'c DomainCore<B>) -> Result<&'c Queue, DeferRefusal> {
+    /// Takes a place in the queue, after a flush if it takes one.
+    fn take_slot(&self) -> Result<(), DeferRefusal> {
+        let core = &*self.stream.hold;
         let queue = &core.dma.deferred;
         if queue.0.lock().config.is_none() {
             return Err(DeferRefusal::NotAllowed);
@@ -382,11 +385,11 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
         }
         let now = core.system.backend.platform().now();
         if queue.slot(Some(now)) {
-            return Ok(queue);
+            return Ok(());
         }
         core.flush_deferred()?;
         match queue.slot(None) {
-            true => Ok(queue),
+            true => Ok(()),
             false => Err(DeferRefusal::Full),
         }
     }

@@ -1,4 +1,4 @@
-//! A domain as one of its devices sees it: address bits, trust, snooping.
+//! A domain as one of its devices sees it: address bits, snooping, and whether it is trusted.
 
 use core::fmt;
 
@@ -7,22 +7,11 @@ use hv_core::{Iova, IovaRange, Owner, PageCount, Shared};
 use super::coherent::{self, BufferRequest, CoherentBuffer, DmaError};
 use super::error::DmaRefusal;
 use super::mask::DmaMask;
+use super::trust::Trust;
 use super::{DmaOwner, Hold};
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::iova::{IovaAlign, SpaceError};
-
-/// Whether a device may see bytes beside its buffers. Fixed when its [`DmaDevice`] is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Trust {
-    /// It sees the bytes of its buffers and zeros, nothing else: plugged in by anybody, or with firmware from
-    /// elsewhere.
-    #[default]
-    Untrusted,
-    /// It may see what shares a page with a buffer, and keep a buffer for a moment longer where its driver
-    /// asks for that (deferred flush).
-    Trusted,
-}
 
 /// Whether a device's requests see what is in the CPU's caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -39,8 +28,6 @@ pub enum Snooping {
 pub struct DmaConfig {
     /// The addresses that it can say.
     pub mask: DmaMask,
-    /// Whether it may see more than its buffers.
-    pub trust: Trust,
     /// Whether it snoops.
     pub snooping: Snooping,
 }
@@ -52,34 +39,41 @@ pub struct DmaConfig {
 pub struct DmaDevice<B: Backend> {
     pub(super) core: Shared<DomainCore<B>>,
     pub(super) config: DmaConfig,
+    pub(super) trust: Trust,
     _hold: Hold<B>,
 }
 
 impl<O: Owner, B: Backend> Domain<O, B> {
-    /// The DMA API for a device of this domain.
+    /// The DMA API for a device of this domain that is not trusted: it sees no byte beside its buffers, nor any after
+    /// its receipt. [`trusting_dma_device`](Self::trusting_dma_device) is for others.
     pub fn dma_device(&self, config: DmaConfig) -> DmaDevice<B>
     where
         O: DmaOwner,
     {
-        if config.trust == Trust::Trusted {
-            log::info!(
-                "{}: a device is trusted with what shares pages with its buffers",
-                self.uid()
-            );
-        }
-        let hold = Hold::new(&self.core);
-        DmaDevice {
-            core: self.core.clone(),
-            config,
-            _hold: hold,
-        }
+        DmaDevice::new(&self.core, config, Trust::Untrusted)
     }
 }
 
 impl<B: Backend> DmaDevice<B> {
+    /// For callers that hold the domain, and know whether its devices are trusted.
+    pub(super) fn new(core: &Shared<DomainCore<B>>, config: DmaConfig, trust: Trust) -> Self {
+        let hold = Hold::new(core);
+        Self {
+            core: core.clone(),
+            config,
+            trust,
+            _hold: hold,
+        }
+    }
+
     /// What is known of the device.
     pub fn config(&self) -> DmaConfig {
         self.config
+    }
+
+    /// Whether it may see more than its buffers.
+    pub fn trust(&self) -> Trust {
+        self.trust
     }
 
     /// The domain.
@@ -107,6 +101,18 @@ impl<B: Backend> DmaDevice<B> {
     ) -> Result<IovaRange, DmaRefusal> {
         addresses(&self.core, self.config.mask, pages, align)
     }
+
+    /// The same, with a hold on the domain.
+    #[inline]
+    pub(super) fn addresses_held(
+        &self,
+        pages: PageCount,
+        align: IovaAlign,
+    ) -> Result<(Hold<B>, IovaRange), DmaRefusal> {
+        let (core, mask) = (&*self.core, self.config.mask);
+        Hold::with_addresses(core, pages, align, last_of(core, mask))
+            .map_err(|error| refused(core, mask, error))
+    }
 }
 
 /// Addresses of the domain that `mask` has.
@@ -117,14 +123,25 @@ pub(super) fn addresses<B: Backend>(
     pages: PageCount,
     align: IovaAlign,
 ) -> Result<IovaRange, DmaRefusal> {
-    let limit = limit(mask).min(core.caps.last);
-    core.alloc_iova(pages, align, limit)
-        .map_err(|error| match error {
-            SpaceError::Full { pages, align, .. } if limit < core.caps.last => {
-                DmaRefusal::BeyondMask { pages, align, mask }
-            }
-            other => other.into(),
-        })
+    core.alloc_iova(pages, align, last_of(core, mask))
+        .map_err(|error| refused(core, mask, error))
+}
+
+/// Why there are no addresses: whether the domain or the device has too few.
+#[cold]
+fn refused<B: Backend>(core: &DomainCore<B>, mask: DmaMask, error: SpaceError) -> DmaRefusal {
+    match error {
+        SpaceError::Full { pages, align, .. } if last_of(core, mask) < core.caps.last => {
+            DmaRefusal::BeyondMask { pages, align, mask }
+        }
+        other => other.into(),
+    }
+}
+
+/// The last address of the domain that the device can say.
+#[inline]
+fn last_of<B: Backend>(core: &DomainCore<B>, mask: DmaMask) -> Iova {
+    limit(mask).min(core.caps.last)
 }
 
 fn limit(mask: DmaMask) -> Iova {
@@ -136,6 +153,11 @@ fn limit(mask: DmaMask) -> Iova {
 
 impl<B: Backend> fmt::Debug for DmaDevice<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DMA through {} ({:?})", self.core.uid, self.config)
+        let (uid, trust) = (self.core.uid, self.trust);
+        write!(
+            f,
+            "DMA of a {trust} device through {uid} ({:?})",
+            self.config
+        )
     }
 }

@@ -8,7 +8,8 @@
 //! | [`ScatterMapping`] | as a stream, of many runs behind one range of addresses | one `unmap` and one receipt for all |
 //!
 //! A [`DmaDevice`] is a domain as one of its devices sees it: how many address bits the device has
-//! ([`DmaMask`]), whether it is trusted ([`Trust`]), whether it snoops the CPU's caches ([`Snooping`]). An
+//! ([`DmaMask`]), whether it is trusted ([`Trust`]), whether it snoops the CPU's caches ([`Snooping`]). Since all devices
+//! of a domain reach what one was lent, a domain trusts one only where all its groups are trusted. An
 //! untrusted device sees no byte beside a buffer: where a buffer begins or ends inside a page, that page stays
 //! with the CPU, and the device gets a bounce page with the buffer's bytes and zeros, out of a pool that is
 //! filled beforehand.
@@ -36,29 +37,33 @@ mod parts;
 mod scatter;
 mod stream;
 mod sync;
+mod trust;
 
+use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use hv_core::sync::Ordering;
-use hv_core::{KernelPaging, Owner, Shared};
+use hv_core::{Iova, IovaRange, KernelPaging, Owner, PageCount, Shared};
 
 use crate::backend::Backend;
 use crate::domain::DomainCore;
+use crate::iova::{IovaAlign, SpaceError};
 
 pub use body::ByteWindow;
 pub use bounce::BounceError;
 pub use coherent::{BufferRequest, CoherentBuffer, DmaError, FreeError};
 pub use deferred::{DeferError, DeferRefusal, DeferredConfig, DeferredError};
-pub use device::{DmaConfig, DmaDevice, Snooping, Trust};
+pub use device::{DmaConfig, DmaDevice, Snooping};
 pub use direction::{Bidirectional, CpuWrites, Direction, FromDevice, ToDevice};
 pub use error::{DmaMapError, DmaRefusal, PendingError};
 pub use mask::DmaMask;
 pub use scatter::{PendingScatter, ScatterError, ScatterFull, ScatterList, ScatterMapping};
 pub use stream::{PendingStream, StreamError, StreamMapping};
 pub use sync::{SeenByCpu, StreamOnCpu, UnmappedInTurn};
+pub use trust::{Trust, TrustRefusal};
 
 pub(crate) use deferred::DmaState;
+pub(crate) use trust::Gate;
 
 /// Owners whose domains have the DMA API: [`KernelPaging`] alone. Exists for its message.
 #[diagnostic::on_unimplemented(
@@ -73,16 +78,16 @@ impl DmaOwner for KernelPaging {}
 /// Keeps a domain from ending, and its core where it is: the CPU reaches memory that its table holds, or the
 /// table holds memory for a value that says what becomes of it.
 ///
-/// One counter does for both, not a counted pointer besides: mappings come and go by the million, and each count is a
-/// locked operation.
+/// One count does for both, not a counted pointer besides: mappings come and go by the million, and each count is a
+/// locked operation unless it goes with the addresses of the mapping.
 ///
 /// # Invariants
-/// The core, which is in its system's register of domains, counts it in `buffers`. The register keeps a core
-/// that counts any (`System::sweep`), and the core keeps the system, whose the register is.
+/// The core, which is in its system's register of domains, counts it among the holders of its addresses. The register
+/// keeps a core that counts any (`System::sweep`), and the core keeps the system, whose the register is.
 struct Hold<B: Backend>(NonNull<DomainCore<B>>);
 
 // SAFETY: a hold gives `&DomainCore` on whichever thread has it, as a `Shared` does, and takes nothing apart when it
-// is dropped; the count is atomic.
+// is dropped; the count may begin on one CPU and end on another.
 unsafe impl<B: Backend> Send for Hold<B> where Shared<DomainCore<B>>: Send {}
 // SAFETY: as above.
 unsafe impl<B: Backend> Sync for Hold<B> where Shared<DomainCore<B>>: Sync {}
@@ -91,11 +96,39 @@ impl<B: Backend> Hold<B> {
     /// For callers that hold the domain, or a hold.
     #[inline]
     fn new(core: &DomainCore<B>) -> Self {
-        // ORDERING: Relaxed: callers hold `&Domain` or are counted already, so `destroy` and the sweep that
-        // finds nobody else happen after this.
-        core.buffers.fetch_add(1, Ordering::Relaxed);
+        core.space.hold();
         // INVARIANT: counted just now; only domains that were registered have callers.
         Self(NonNull::from(core))
+    }
+
+    /// A hold with addresses, counted together. For callers that hold the domain, or a hold.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; nothing was taken then.
+    #[inline]
+    fn with_addresses(
+        core: &DomainCore<B>,
+        pages: PageCount,
+        align: IovaAlign,
+        limit: Iova,
+    ) -> Result<(Self, IovaRange), SpaceError> {
+        let cpus = core.system.backend.platform();
+        let span = core.space.alloc_held(cpus, pages, align, limit)?;
+        // INVARIANT: counted with the addresses; only domains that were registered have callers.
+        Ok((Self(NonNull::from(core)), span))
+    }
+
+    /// Gives addresses back, whole, and lets go.
+    #[inline]
+    fn end_with(self, span: IovaRange) {
+        let hold = ManuallyDrop::new(self);
+        let core: &DomainCore<B> = &hold;
+        let cpus = core.system.backend.platform();
+        // Counted with the addresses: nothing of the core is looked at after this.
+        if let Err(error) = core.space.release_held(cpus, span) {
+            core.report_taken(span, error);
+            drop(ManuallyDrop::into_inner(hold));
+        }
     }
 }
 
@@ -112,8 +145,7 @@ impl<B: Backend> Deref for Hold<B> {
 impl<B: Backend> Drop for Hold<B> {
     #[inline]
     fn drop(&mut self) {
-        // ORDERING: Release: the last access under this hold happens before `destroy`, or the sweep that frees
-        // the core, sees the count. Nothing of the core is looked at after this.
-        self.buffers.fetch_sub(1, Ordering::Release);
+        // Nothing of the core is looked at after this.
+        self.space.let_go();
     }
 }

@@ -5,23 +5,26 @@
     reason = "tells the table whose the words under allocated addresses are"
 )]
 
-use hv_core::{IovaRange, PageSize, Perms, PhysRange};
+use hv_core::{IovaRange, PageCount, PageSize, Perms, PhysRange};
 
 use crate::backend::Backend;
 use crate::domain::DomainCore;
-use crate::table::TableError;
+use crate::table::{LeafPlace, TableError};
 
 /// Addresses of a domain, taken from its free ones and held by this value alone, with the runs of hypervisor
-/// frames ("parts") that are mapped there. Each method is told the same domain and the same parts.
+/// frames ("parts") that are mapped there. Each method is told the same domain, on which its caller has a hold, and the
+/// same parts.
 ///
 /// # Invariants
 /// No range token names an address of it. In the table nothing stands under it but the leaves of the first
-/// `mapped` parts, present or pending, without those of the first `redeemed`.
+/// `mapped` parts, present or pending, without those of the first `redeemed`. `leaf`, where it is known, is the place of
+/// the one leaf of the one part, until that is redeemed.
 #[derive(Clone)]
 pub(super) struct Placed {
     span: IovaRange,
     mapped: u32,
     redeemed: u32,
+    leaf: Option<LeafPlace>,
 }
 
 /// Each part with the addresses that it has in `span`.
@@ -46,6 +49,7 @@ impl Placed {
             span,
             mapped: 0,
             redeemed: 0,
+            leaf: None,
         }
     }
 
@@ -57,6 +61,11 @@ impl Placed {
     /// How many parts were mapped.
     pub(super) fn mapped(&self) -> usize {
         self.mapped as usize
+    }
+
+    /// Whether the table holds the part with this number, present or pending.
+    pub(super) fn is_held(&self, part: usize) -> bool {
+        (self.redeemed as usize..self.mapped()).contains(&part)
     }
 
     /// Maps the parts one behind the other; units are not told yet.
@@ -98,11 +107,16 @@ impl Placed {
     ) -> Result<(), TableError> {
         let guard = core.pin();
         let (to, granted) = (part.start(), core.granted(perms));
-        // SAFETY: as in `map`; the one part is as long as the addresses.
-        unsafe {
-            core.table
-                .map_vacant(&guard, self.span, to, granted, PageSize::Size1G, None)
-        }?;
+        if part.pages() == PageCount::ONE {
+            // SAFETY: as in `map`; the one part is as long as the addresses.
+            self.leaf = unsafe { core.table.map_page(&guard, self.span, to, granted) }?;
+        } else {
+            // SAFETY: as above.
+            unsafe {
+                core.table
+                    .map_vacant(&guard, self.span, to, granted, PageSize::Size1G, None)
+            }?;
+        }
         self.mapped = 1;
         Ok(())
     }
@@ -110,6 +124,12 @@ impl Placed {
     /// As [`unmap`](Self::unmap) for a single part.
     #[inline]
     pub(super) fn unmap_one<B: Backend>(&self, core: &DomainCore<B>) -> bool {
+        if let Some(leaf) = self.leaf {
+            // SAFETY: by the invariant the leaf stands there, and is nobody else's. Whoever has this has a hold on
+            // the domain, so its table does not end.
+            unsafe { core.table.unmap_page(leaf) };
+            return false;
+        }
         let guard = core.pin();
         self.mapped != 0 && core.table.unmap(&guard, self.span).tables
     }
@@ -129,6 +149,13 @@ impl Placed {
     ) -> Result<(), TableError> {
         if self.redeemed == self.mapped {
             return Ok(());
+        }
+        if let Some(leaf) = self.leaf.take() {
+            // SAFETY: as in `unmap_one`; by the caller's promise the flush of this page has completed since.
+            if unsafe { core.table.redeem_page(leaf, part.start()) } {
+                self.redeemed = 1;
+                return Ok(());
+            }
         }
         let guard = core.pin();
         // SAFETY: as in `redeem`.
@@ -171,6 +198,7 @@ impl Placed {
         let left = places(self.span, parts)
             .take(self.mapped())
             .skip(self.redeemed as usize);
+        self.leaf = None;
         for (here, part) in left {
             // SAFETY: by the invariant the addresses are this value's alone, and each part is opened once. By
             // the caller's promise a flush of them, begun after the unmap, has completed, deep enough for

@@ -8,6 +8,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem;
 
 use hv_core::platform::CacheMaintenance;
 use hv_core::{FrameRun, Hypervisor, IovaRange, OutOfMemory, PageCount, PhysRange};
@@ -109,6 +110,15 @@ impl ScatterList {
         PageCount::new(pages.fold(0, u64::saturating_add))
     }
 
+    /// The list, of which nothing is left here.
+    fn take(&mut self) -> Self {
+        Self {
+            runs: mem::take(&mut self.runs),
+            placed: mem::take(&mut self.placed),
+            limit: self.limit,
+        }
+    }
+
     /// Each place with the runs that are there: all in one, or one in each.
     fn places(&mut self) -> impl Iterator<Item = (&mut Placed, &[PhysRange])> {
         let each = match self.placed.len() {
@@ -142,7 +152,9 @@ pub struct ScatterMapping<B: Backend, D: Direction> {
 /// A mapping of a list that was unmapped and that hardware may still have cached. One receipt gives all runs
 /// back.
 ///
-/// Dropping it loses nothing that was mapped: the end of the domain gives these frames back.
+/// Dropping it loses nothing that the table holds: the end of the domain gives these frames back. What it does not hold
+/// any more, after a [`redeem`](Self::redeem) that failed half-way ([`RedeemRefusal::Table`]), is lost with the value, as
+/// with a dropped [`ScatterList`], and logged: call `redeem` again, which goes on where it was.
 #[must_use = "the memory comes back only with a receipt"]
 pub struct PendingScatter<B: Backend, D: Direction> {
     mapping: ScatterMapping<B, D>,
@@ -223,7 +235,7 @@ impl<B: Backend, D: Direction> ScatterMapping<B, D> {
             let reason = MapRefusal::from(error).into();
             if self.list.placed.iter().all(|placed| placed.mapped() == 0) {
                 self.list.let_go(core);
-                let value = self.list;
+                let value = self.list.take();
                 return Err(DmaMapError::Refused { value, reason });
             }
             return Err(match self.unmap().flush() {
@@ -285,6 +297,19 @@ impl<B: Backend, D: Direction> ScatterMapping<B, D> {
     }
 }
 
+impl<B: Backend, D: Direction> Drop for ScatterMapping<B, D> {
+    /// The table keeps what it holds. Of all else, runs are named in the log: there is no list in the domain that had room
+    /// made for them, and a drop makes none.
+    fn drop(&mut self) {
+        for (placed, runs) in self.list.places() {
+            let lost = runs.iter().enumerate();
+            for (_, run) in lost.filter(|(index, _)| !placed.is_held(*index)) {
+                log::error!("{run} of a list is lost: it was dropped with its mapping");
+            }
+        }
+    }
+}
+
 impl<B: Backend, D: Direction> PendingScatter<B, D> {
     /// What has to be flushed for it to open.
     pub fn flush_span(&self) -> IovaRange {
@@ -297,7 +322,7 @@ impl<B: Backend, D: Direction> PendingScatter<B, D> {
     /// [`PendingError`] with this value, when the receipt does not cover it.
     pub fn redeem(mut self, receipt: &Receipt) -> Result<ScatterList, PendingError<Self>> {
         match self.open(receipt) {
-            Ok(()) => Ok(self.mapping.list),
+            Ok(()) => Ok(self.mapping.list.take()),
             Err(reason) => Err(PendingError {
                 pending: self,
                 reason,

@@ -7,6 +7,7 @@
 
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 
 use hv_core::fault::Fault;
 use hv_core::{FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, Perms, PhysRange};
@@ -14,23 +15,25 @@ use hv_core::{FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, Perms,
 use super::Hold;
 use super::body::{self, Body, BouncePage, ByteWindow};
 use super::bounce;
-use super::device::{DmaDevice, Snooping, Trust};
+use super::device::{DmaDevice, Snooping};
 use super::direction::Direction;
 use super::error::{DmaMapError, DmaRefusal, PendingError};
 use super::parts::Placed;
+use super::trust::Trust;
 use crate::backend::Backend;
 use crate::flush::Receipt;
 use crate::iova::IovaAlign;
-use crate::pending::{RedeemRefusal, Seal};
+use crate::pending::{Mark, RedeemRefusal, Seal};
 use crate::range::MapRefusal;
 
 /// A body at its place: what the states of a stream have in common.
 ///
 /// # Invariants
 /// The body's parts are what is mapped at `placed`. Once `home` is set, addresses, run and bounce pages are
-/// somebody else's.
+/// somebody else's, and `hold` has ended: nobody looks at it.
 pub(super) struct Stream<B: Backend> {
-    pub(super) hold: Hold<B>,
+    /// Its count ends with the addresses where it can, which is why dropping it is left to `self`.
+    pub(super) hold: ManuallyDrop<Hold<B>>,
     pub(super) placed: Placed,
     pub(super) body: Body,
     pub(super) trust: Trust,
@@ -54,7 +57,7 @@ pub struct StreamMapping<B: Backend, D: Direction> {
 #[must_use = "the memory comes back only with a receipt"]
 pub struct PendingStream<B: Backend, D: Direction> {
     stream: Stream<B>,
-    pub(super) seal: Seal,
+    mark: Mark,
     direction: PhantomData<D>,
 }
 
@@ -98,8 +101,8 @@ impl<B: Backend> DmaDevice<B> {
             Ok(bounce) => bounce,
             Err(reason) => return Err(DmaMapError::Refused { value: run, reason }),
         };
-        let span = match self.addresses(run.pages(), alignment(run.range())) {
-            Ok(span) => span,
+        let (hold, span) = match self.addresses_held(run.pages(), alignment(run.range())) {
+            Ok(held) => held,
             Err(reason) => {
                 self.give_back(bounce);
                 return Err(DmaMapError::Refused { value: run, reason });
@@ -108,14 +111,10 @@ impl<B: Backend> DmaDevice<B> {
         // INVARIANT: the run is given up for this value; its bounce pages and addresses were taken
         // just now.
         let stream = Stream {
-            hold: Hold::new(&self.core),
+            hold: ManuallyDrop::new(hold),
             placed: Placed::new(span),
-            body: Body {
-                run: run.into_range(),
-                window,
-                bounce,
-            },
-            trust: self.config.trust,
+            body: Body::new(run.into_range(), window, bounce),
+            trust: self.trust,
             snooping: self.config.snooping,
             home: false,
         };
@@ -144,7 +143,7 @@ impl<B: Backend> DmaDevice<B> {
         pages: PageCount,
         window: ByteWindow,
     ) -> Result<[Option<BouncePage>; 2], DmaRefusal> {
-        let exclusive = (self.config.trust, self.config.snooping);
+        let exclusive = (self.trust, self.config.snooping);
         if exclusive == (Trust::Trusted, Snooping::Snoops) || Fault::BounceSkipped.is_on() {
             return Ok([None; 2]);
         }
@@ -243,10 +242,10 @@ impl<B: Backend> Stream<B> {
             false => self.placed.unmap_one(&self.hold),
             true => body::unmap_parts(&*self.hold, self.placed.clone(), self.body),
         };
-        let seal = Seal::of_unmap(&self.hold, self.placed.span(), tables, None);
+        let mark = Mark::of_unmap(&self.hold, self.placed.span(), tables);
         PendingStream {
             stream: self,
-            seal,
+            mark,
             direction: PhantomData,
         }
     }
@@ -256,11 +255,11 @@ impl<B: Backend> Stream<B> {
     fn redeem(
         &mut self,
         receipt: &Receipt,
-        seal: &Seal,
+        mark: Mark,
         copy: bool,
     ) -> Result<FrameRun<Hypervisor>, RedeemRefusal> {
         let core = &self.hold;
-        seal.opens(core, receipt)?;
+        mark.seal(self.placed.span()).opens(core, receipt)?;
         match self.body.is_bounced() {
             // SAFETY: the receipt was just seen to open the seal of this unmap.
             false => unsafe { self.placed.redeem_one(core, self.body.run) }?,
@@ -281,18 +280,25 @@ impl<B: Backend> Stream<B> {
     /// The run as it was, when the table holds nothing of it; bounce pages and addresses go back.
     #[inline]
     fn go_home(&mut self) -> FrameRun<Hypervisor> {
-        self.home = true;
-        let core = &self.hold;
-        self.body.put_bounce_pages(core);
-        core.free_iova(self.placed.span());
+        self.body.put_bounce_pages(&*self.hold);
+        let span = self.placed.span();
+        // SAFETY: its callers consume the stream, and do not look at it again.
+        unsafe { self.leave() }.end_with(span);
         // SAFETY: by the invariant the run was given up for this value; the table holds nothing of it, and
         // this happens once, as its callers consume the value.
         unsafe { FrameRun::from_raw(self.body.run, ()) }
     }
 
-    /// Addresses, run and bounce pages are somebody else's from here on.
-    pub(super) fn is_home(&mut self) {
+    /// Addresses, run and bounce pages are the caller's from here on, and so is the hold.
+    ///
+    /// # Safety
+    /// Nothing is done with the stream after this but dropping it.
+    #[inline]
+    pub(super) unsafe fn leave(&mut self) -> Hold<B> {
+        // INVARIANT: by the caller's promise nobody looks at `hold` after this; nor does `drop`, which sees `home`.
         self.home = true;
+        // SAFETY: as just said.
+        unsafe { ManuallyDrop::take(&mut self.hold) }
     }
 
     /// Copies what a device wrote into bounce pages to where it belongs, after dropping what the CPU's caches
@@ -329,22 +335,27 @@ impl<B: Backend> Drop for Stream<B> {
     /// The table keeps what it holds; pages that it does not hold are kept for the end of the domain.
     #[inline]
     fn drop(&mut self) {
-        if !self.home && self.body.is_bounced() {
+        if self.home {
+            return;
+        }
+        if self.body.is_bounced() {
             body::keep_orphans(&*self.hold, self.placed.clone(), self.body);
         }
+        // SAFETY: nothing comes after the drop.
+        drop(unsafe { self.leave() });
     }
 }
 
 impl<B: Backend, D: Direction> StreamMapping<B, D> {
     /// Where the device finds the first byte.
     pub fn iova(&self) -> Iova {
-        let (start, window) = (self.span().start(), self.stream.body.window);
+        let (start, window) = (self.span().start(), self.stream.body.window());
         start.checked_add(window.offset).unwrap_or(start)
     }
 
     /// How many bytes it has.
     pub fn bytes(&self) -> u64 {
-        self.stream.body.window.bytes
+        self.stream.body.window().bytes
     }
 
     /// The pages that the device reaches it through.
@@ -373,7 +384,11 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
 impl<B: Backend, D: Direction> PendingStream<B, D> {
     /// What has to be flushed for it to open.
     pub fn flush_span(&self) -> IovaRange {
-        self.seal.need.span
+        self.seal().need.span
+    }
+
+    fn seal(&self) -> Seal {
+        self.mark.seal(self.stream.placed.span())
     }
 
     /// Opens the value: the run comes back, with what the device wrote, and the addresses are free again.
@@ -391,7 +406,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
     /// [`PendingError`] with this value, when the flush failed.
     pub fn flush(self) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
         let hold = Hold::new(&self.stream.hold);
-        let opened = match self.seal.flush(&hold) {
+        let opened = match self.seal().flush(&hold) {
             Ok(receipt) => self.redeem(&receipt),
             Err(error) => Err(PendingError {
                 reason: error.into(),
@@ -404,7 +419,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
 
     /// As [`flush`](Self::flush), for a mapping that no device was told of.
     fn flush_untold(self) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
-        match self.seal.flush(&self.stream.hold) {
+        match self.seal().flush(&self.stream.hold) {
             Ok(receipt) => self.open(&receipt, false),
             Err(error) => Err(PendingError {
                 reason: error.into(),
@@ -419,7 +434,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
         receipt: &Receipt,
         copy: bool,
     ) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
-        match self.stream.redeem(receipt, &self.seal, copy) {
+        match self.stream.redeem(receipt, self.mark, copy) {
             Ok(run) => Ok(run),
             Err(reason) => Err(PendingError {
                 pending: self,
@@ -431,7 +446,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
 
 impl<B: Backend, D: Direction> fmt::Debug for StreamMapping<B, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (window, span) = (self.stream.body.window, self.span());
+        let (window, span) = (self.stream.body.window(), self.span());
         write!(f, "{window} at {span}, {}", D::NAME)
     }
 }

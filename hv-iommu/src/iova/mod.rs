@@ -31,6 +31,11 @@
 //! cache that is not emptied yet to one that is. A cache that is claimed just then is not waited for; the answer is
 //! [`SpaceError::CachesInUse`] then, never "full".
 //!
+//! **Holders.** Mappings that keep their domain from ending are counted here, since each takes addresses and gives them back:
+//! under the claim of a CPU's cache the count is two plain words of that CPU (`tally`), where a counter of the domain would cost
+//! two more locked operations and a line that all CPUs write. Begun and ended are counted apart and only up, and whoever adds
+//! them up reads all ends first: a hold begins on one CPU and ends on another.
+//!
 //! **Lock order**: a cache's claim, then the lock of depot and free ranges, which is held for one magazine at a time and
 //! never across a wait.
 //!
@@ -41,11 +46,14 @@
 //! | alloc that empties caches, a release | what came back is found, or stays | `emptying_against_release` |
 //! | alloc that empties caches, an alloc at its cache | each has a range, or is told to come again | `emptying_against_cached_alloc` |
 //! | alloc that empties caches, a magazine on its way through the depot | found | `emptying_against_the_depot` |
+//! | the end of what is held, the last release of a hold | refused until that CPU is out of its cache | `the_end_waits_for_the_last_hold` |
+//! | the end, a hold that goes from CPU to CPU while others begin | never taken for the last | `a_hold_that_moves_is_not_missed` |
 //! | two allocs that empty caches | each has a range, or one is told to come again | `two_empty_caches_at_once` |
 
 mod arena;
 mod cache;
 mod space;
+mod tally;
 mod tree;
 
 use alloc::vec::Vec;
@@ -59,6 +67,7 @@ use thiserror::Error;
 
 use cache::{Central, Class, CpuCache};
 use space::{Space, pages_up_to};
+use tally::Tally;
 
 /// A power of two that the first address of a range is a multiple of: 4 KiB to 1 GiB.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,7 +152,18 @@ pub enum SpaceError {
 pub struct IovaAllocator {
     central: Mutex<Central>,
     /// By CPU number. None for a space whose owner chooses the addresses.
-    caches: Vec<TryLock<CpuCache>>,
+    caches: Vec<Home>,
+    /// Of holds that no cache's claim was taken for.
+    tally: Tally,
+}
+
+/// What belongs to one CPU.
+///
+/// # Invariants
+/// `tally` is written by who has the claim of `cache` alone.
+struct Home {
+    cache: TryLock<CpuCache>,
+    tally: Tally,
 }
 
 impl IovaAllocator {
@@ -155,12 +175,16 @@ impl IovaAllocator {
         let central = Central::new(Space::new(whole, reserved)?, cpus)?;
         let mut caches = Vec::new();
         caches.try_reserve_exact(cpus).map_err(|_| OutOfMemory {
-            bytes: cpus.saturating_mul(size_of::<TryLock<CpuCache>>()),
+            bytes: cpus.saturating_mul(size_of::<Home>()),
         })?;
-        caches.extend((0..cpus).map(|_| TryLock::new(CpuCache::default())));
+        caches.extend((0..cpus).map(|_| Home {
+            cache: TryLock::new(CpuCache::default()),
+            tally: Tally::new(),
+        }));
         Ok(Self {
             central: Mutex::new(central),
             caches,
+            tally: Tally::new(),
         })
     }
 
@@ -186,14 +210,52 @@ impl IovaAllocator {
         align: IovaAlign,
         limit: Iova,
     ) -> Result<IovaRange, SpaceError> {
+        self.alloc_as::<false>(cpus, pages, align, limit)
+    }
+
+    /// As [`alloc`](Self::alloc), and counts the caller as one more [holder](Self::holders), which costs nothing where
+    /// the range comes from a cache: the claim does for both.
+    ///
+    /// # Errors
+    /// [`SpaceError`]; nothing was taken or counted then.
+    #[inline]
+    pub fn alloc_held(
+        &self,
+        cpus: &impl Cpus,
+        pages: PageCount,
+        align: IovaAlign,
+        limit: Iova,
+    ) -> Result<IovaRange, SpaceError> {
+        self.alloc_as::<true>(cpus, pages, align, limit)
+    }
+
+    #[inline]
+    fn alloc_as<const HELD: bool>(
+        &self,
+        cpus: &impl Cpus,
+        pages: PageCount,
+        align: IovaAlign,
+        limit: Iova,
+    ) -> Result<IovaRange, SpaceError> {
         let class = Class::of(pages).filter(|class| align.order() <= class.order());
-        if let (Some(class), Some(cache)) = (class, self.cache(cpus)) {
-            let cached = cache.with(|cache| cache.take(class, pages_up_to(limit), &self.central));
-            if let Some(range) = cached.flatten().and_then(|page| class.range(page)) {
+        if let (Some(class), Some(home)) = (class, self.home(cpus)) {
+            let cached = home.cache.with(|cache| {
+                let page = cache.take(class, pages_up_to(limit), &self.central)?;
+                let range = class.range(page)?;
+                if HELD {
+                    home.tally.begin_claimed();
+                }
+                Some(range)
+            });
+            if let Some(range) = cached.flatten() {
                 return Ok(range);
             }
         }
-        self.alloc_central(class, pages, align, limit)
+        let range = self.alloc_central(class, pages, align, limit)?;
+        if HELD {
+            self.tally.begin();
+        }
+        Ok(range)
     }
 
     /// Takes a range of the free ones, for a length that is of `class`, if that is cached.
@@ -244,14 +306,73 @@ impl IovaAllocator {
     /// [`SpaceError`], when there is no memory to note one more piece of a range that was cut: it stays taken then.
     #[inline]
     pub fn release(&self, cpus: &impl Cpus, range: IovaRange) -> Result<(), SpaceError> {
-        if let (Some(class), Some(cache)) = (Class::of_range(&range), self.cache(cpus)) {
+        self.release_as::<false>(cpus, range)
+    }
+
+    /// As [`release`](Self::release), and counts one [holder](Self::holders) less. Unless it fails, nothing that the
+    /// hold kept may be looked at after this.
+    ///
+    /// # Errors
+    /// [`SpaceError`]: the range stays taken then, and the hold counted.
+    #[inline]
+    pub fn release_held(&self, cpus: &impl Cpus, range: IovaRange) -> Result<(), SpaceError> {
+        self.release_as::<true>(cpus, range)
+    }
+
+    #[inline]
+    fn release_as<const HELD: bool>(
+        &self,
+        cpus: &impl Cpus,
+        range: IovaRange,
+    ) -> Result<(), SpaceError> {
+        if let (Some(class), Some(home)) = (Class::of_range(&range), self.home(cpus)) {
             let page = range.start().as_u64() / PageSize::Size4K.bytes();
-            let kept = cache.with(|cache| cache.keep(class, page, &self.central));
+            let kept = home.cache.with(|cache| {
+                let kept = cache.keep(class, page, &self.central);
+                if HELD && kept {
+                    // The claim ends after this: who counts looks for that too.
+                    home.tally.end_claimed();
+                }
+                kept
+            });
             if kept == Some(true) {
                 return Ok(());
             }
         }
-        self.release_central(range)
+        self.release_central(range)?;
+        if HELD {
+            self.tally.end();
+        }
+        Ok(())
+    }
+
+    /// One more holder, beside those that [`alloc_held`](Self::alloc_held) counts.
+    #[inline]
+    pub fn hold(&self) {
+        self.tally.begin();
+    }
+
+    /// One holder less. Nothing that the hold kept may be looked at after this.
+    #[inline]
+    pub fn let_go(&self) {
+        self.tally.end();
+    }
+
+    /// How many hold on to what the addresses are of, and keep it from going away. A hold is begun by who owns that, or
+    /// from another hold; so zero is lasting for the one owner that is left, and nobody who held on looks at the
+    /// allocator any more.
+    pub fn holders(&self) -> usize {
+        let homes = self.caches.iter();
+        let tallies = homes.clone().map(|home| &home.tally);
+        let held = tally::held(core::iter::once(&self.tally).chain(tallies));
+        if held != 0 {
+            return usize::try_from(held).unwrap_or(usize::MAX);
+        }
+        // Who was just seen to end may still be about to let go of the cache. A claim that is free now was let go of by
+        // its last holder, after whom nobody comes.
+        let at_work =
+            |home: &&Home| home.cache.with(|_| ()).is_none() && !Fault::HoldClaimNotAwaited.is_on();
+        homes.filter(at_work).count()
     }
 
     #[inline(never)]
@@ -264,14 +385,14 @@ impl IovaAllocator {
         let cached = self
             .caches
             .iter()
-            .filter_map(|cache| cache.with(|cache| cache.pages()));
+            .filter_map(|home| home.cache.with(|cache| cache.pages()));
         let cached: u64 = cached.sum();
         cached + self.central.lock().free_pages()
     }
 
-    /// The cache of the CPU that runs.
+    /// What the CPU that runs has.
     #[inline]
-    fn cache(&self, cpus: &impl Cpus) -> Option<&TryLock<CpuCache>> {
+    fn home(&self, cpus: &impl Cpus) -> Option<&Home> {
         self.caches.get(cpus.current_cpu().index())
     }
 
@@ -288,7 +409,7 @@ impl IovaAllocator {
                 break all;
             }
         };
-        for cache in &self.caches {
+        for Home { cache, .. } in &self.caches {
             let emptied = match Fault::SkipEmptying.is_on() {
                 true => Some(true),
                 false => cache.with(|cache| cache.give_back(&self.central, &wanted)),

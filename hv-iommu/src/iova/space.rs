@@ -169,6 +169,7 @@ impl Space {
 }
 
 /// A range in pages.
+#[inline]
 pub(super) fn pages_of(range: &IovaRange) -> Hole {
     let first = range.start().as_u64() / PageSize::Size4K.bytes();
     let end = first + range.pages().get();
@@ -176,12 +177,14 @@ pub(super) fn pages_of(range: &IovaRange) -> Hole {
 }
 
 /// The range of so many pages from this page on.
+#[inline]
 pub(super) fn range_at(page: u64, pages: PageCount) -> Option<IovaRange> {
     let start = page.checked_mul(PageSize::Size4K.bytes())?;
     IovaRange::new(Iova::new(start), pages).ok()
 }
 
 /// How many pages end at `limit` at most.
+#[inline]
 pub(super) fn pages_up_to(limit: Iova) -> u64 {
     let page = PageSize::Size4K.bytes();
     let is_last = limit.as_u64() % page == page - 1;

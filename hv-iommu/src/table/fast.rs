@@ -129,6 +129,32 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
     }
 
+    /// A single page in a word that is known to be empty. Where its leaf stands then.
+    #[inline(always)]
+    pub(super) fn map_leaf_run(
+        &self,
+        guard: &Guard<'_>,
+        first: u64,
+        to: PhysAddr,
+        perms: Perms,
+    ) -> Option<PhysAddr> {
+        let (page, row) = self.words::<1, false>(guard, first, 1, self.clear_link)?;
+        let perms = if Fault::IgnorePermissions.is_on() {
+            Perms::ReadWrite
+        } else {
+            perms
+        };
+        let leaf = self.format.leaf(Level::LEAF, to, perms);
+        // ORDERING: Release, rule 3: what the page holds comes before a device can reach it.
+        page.cell(row.index)?
+            .store(leaf, Fault::LeafRelaxed.weakens(Ordering::Release));
+        self.finish_run(page, Level::LEAF, row.index..row.index + 1);
+        if !Fault::SkipMapFence.is_on() {
+            self.memory.walker_fence();
+        }
+        Some(page.word_at(row.index))
+    }
+
     #[inline(always)]
     fn map_leaves<const LEVEL: u8, const LOOK: bool, const CHECK: bool>(
         &self,

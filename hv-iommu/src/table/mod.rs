@@ -12,6 +12,7 @@ mod iterate;
 mod map;
 mod merged;
 mod outcome;
+mod place;
 mod reclaim;
 mod shared;
 mod spares;
@@ -36,6 +37,7 @@ pub use merged::MergedBits;
 pub use outcome::{
     Changed, Geometry, MapOutcome, Mapping, Redeemed, TableError, Translation, Unmapped,
 };
+pub use place::LeafPlace;
 pub use reclaim::{BATCH, ReclaimStep};
 pub use spares::Spares;
 pub use teardown::{Drain, DrainStep};

@@ -8,7 +8,7 @@ use hv_core::{Access, FrameRun, Hypervisor, Iova, IovaRange, KernelPaging, PageC
 use hv_core::{PciAddress, Perms, PhysRange};
 use hv_iommu::{
     Bidirectional, ByteWindow, DeferRefusal, DeferredConfig, DmaConfig, DmaMapError, FlushError,
-    RedeemRefusal, ScatterList, Trust,
+    RedeemRefusal, ScatterList,
 };
 
 use super::space::{Household, Space};
@@ -163,10 +163,14 @@ fn bounced(
 /// A page whose flush is put off: its addresses lead nowhere else until it comes.
 fn deferred(rig: &Rig, space: &mut Space<KernelPaging>, sender: Option<PciAddress>) -> Lent {
     let tenant = space.tenant;
-    let dma = space.domain.dma_device(DmaConfig {
-        trust: Trust::Trusted,
-        ..DmaConfig::default()
-    });
+    let dma = match space.domain.trusting_dma_device(DmaConfig::default()) {
+        Ok(dma) => dma,
+        Err(error) => {
+            // All groups of the hypervisor are trusted here.
+            rig.broken(Rule::WrongAnswer, format!("{error}"));
+            return Ok(());
+        }
+    };
     if let Some(mappings) = NonZeroUsize::new(64) {
         // Every time but the first it is allowed already. Nothing is flushed unasked.
         let deadline = Duration::from_secs(3600);

@@ -7,16 +7,10 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{FrameRun, Hypervisor, IovaRange, PageSize, Perms, PhysRange};
 use hv_iommu::{
-    Bidirectional, ByteWindow, DeferredConfig, DmaConfig, FromDevice, ScatterList, ToDevice, Trust,
+    Bidirectional, ByteWindow, DeferredConfig, DmaConfig, FromDevice, ScatterList, ToDevice,
 };
 
 use crate::stand::{Kernel, Stand, count, on_machines, pci};
-
-const TRUSTED: DmaConfig = DmaConfig {
-    mask: hv_iommu::DmaMask::ALL,
-    trust: Trust::Trusted,
-    snooping: hv_iommu::Snooping::Snoops,
-};
 
 /// Frames that a driver is about to lend to its device.
 fn lent(one: &Kernel, pages: u64) -> FrameRun<Hypervisor> {
@@ -44,7 +38,10 @@ fn bc02_xsa_480_deferred_addresses_lead_nowhere_else_before_the_flush() {
         |_| {},
         |stand| {
             let one = kernel(stand);
-            let dma = one.domain.dma_device(TRUSTED);
+            let dma = one
+                .domain
+                .trusting_dma_device(DmaConfig::default())
+                .unwrap();
             let mappings = NonZeroUsize::new(8).unwrap();
             let deadline = Duration::from_secs(3600);
             let config = DeferredConfig { mappings, deadline };

@@ -6,7 +6,7 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, FirmwareOverridden, NeedsReset,
-    Attached, Bidirectional, Blocked, BufferRequest, Claimed, DeferredConfig, DirtyBitmap, DmaConfig, Domain, DomainConfig, FlushSpan, Free, Group, InterruptsIsolated, Mapped, Needs, PendingUnmap, Range, SharedRange, Trust, TrustedDevice, UserDomain,
+    Attached, Bidirectional, Blocked, BufferRequest, Claimed, DeferredConfig, DirtyBitmap, DmaConfig, Domain, DomainConfig, FlushSpan, Free, Group, InterruptsIsolated, Mapped, Needs, PendingUnmap, Range, SharedRange, TrustedDevice, UserDomain,
 };
 use hv_tests::fake::{Fake, UserStage};
 use hv_tests::host::Host;
@@ -191,10 +191,7 @@ fn deferred(
     config: DeferredConfig,
 ) -> Option<FrameRun<Hypervisor>> {
     domain.allow_deferred_flush(config).ok()?;
-    let dma = domain.dma_device(DmaConfig {
-        trust: Trust::Trusted,
-        ..DmaConfig::default()
-    });
+    let dma = domain.trusting_dma_device(DmaConfig::default()).ok()?;
     let mapping = dma.map(frames, Bidirectional).ok()?;
     mapping.unmap_deferred().ok()
 }

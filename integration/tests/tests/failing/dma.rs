@@ -94,7 +94,8 @@ fn deferred(world: &mut World) -> Outcome {
         let deadline = Duration::from_secs(3600);
         let config = DeferredConfig { mappings, deadline };
         domain.allow_deferred_flush(config).map_err(text)?;
-        let dma = domain.dma_device(TRUSTED);
+        let dma = domain.trusting_dma_device(DmaConfig::default());
+        let dma = dma.map_err(text)?;
         for _ in 0..6 {
             let mapping = dma.map(frames(host, 2)?, ToDevice);
             let mapping = mapping.map_err(|error| refused(error, |run| host.free_frames(run)))?;
@@ -104,13 +105,6 @@ fn deferred(world: &mut World) -> Outcome {
     }
     world.in_domain(PLAIN, |world, domain| live(domain, world.machine.host()))
 }
-
-/// A device that is trusted with what shares a page with its buffers.
-const TRUSTED: DmaConfig = DmaConfig {
-    mask: hv_iommu::DmaMask::ALL,
-    trust: hv_iommu::Trust::Trusted,
-    snooping: hv_iommu::Snooping::Snoops,
-};
 
 #[test]
 fn bc18_xsa_460_the_dma_api_unwinds_whichever_allocation_fails() {

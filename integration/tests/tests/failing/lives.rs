@@ -133,7 +133,7 @@ fn pinned_machine() -> World {
         panic!("not firmware's");
     };
     let mut world = World::on(machine);
-    world.near = Some(group.claim_for_hypervisor());
+    world.near = Some(group.claim_for_hypervisor().trust("a test"));
     world
 }
 

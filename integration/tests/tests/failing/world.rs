@@ -33,7 +33,7 @@ impl World {
     }
 
     pub(crate) fn on(mut machine: Machine) -> Self {
-        let near = Some(machine.take(OLD[0]).claim_for_hypervisor());
+        let near = Some(machine.take(OLD[0]).claim_for_hypervisor().trust("a test"));
         let far = Some(machine.take(FAR).claim_for_hypervisor());
         let guests = Some(machine.take(NIC).claim_for_guest(vm(1)));
         let mut memory = GuestMemory::new(vm(1));

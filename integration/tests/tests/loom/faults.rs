@@ -7,8 +7,8 @@ use hv_core::fault::Fault;
 
 use crate::explore::{Model, hunt};
 use crate::{
-    allocating, claiming, detaching, dirty, ending, faulting, flushing, mapping, quiescence,
-    reclaiming, resizing, unmapping,
+    allocating, claiming, detaching, dirty, ending, faulting, flushing, lending, mapping,
+    quiescence, reclaiming, resizing, unmapping,
 };
 
 /// A fault, and the models that must fail because of it.
@@ -129,6 +129,18 @@ const ALLOCATING: &[Row] = &[
     ),
     (Fault::LockRelaxed, &[allocating::two_contexts_of_one_cpu]),
     (Fault::LockIsFree, &[allocating::two_contexts_of_one_cpu]),
+    (
+        Fault::HoldsBegunFirst,
+        &[lending::a_hold_that_moves_is_not_missed],
+    ),
+    (
+        Fault::HoldEndsRelaxed,
+        &[lending::a_hold_that_moves_is_not_missed],
+    ),
+    (
+        Fault::HoldClaimNotAwaited,
+        &[lending::the_end_waits_for_the_last_hold],
+    ),
 ];
 
 /// Links and leaves.
@@ -218,7 +230,12 @@ const RECLAIMING: &[Row] = &[
         &[
             reclaiming::a_pending_page_keeps_its_table,
             reclaiming::redeem_and_map_against_attempt,
+            reclaiming::a_page_at_its_place_keeps_its_table,
         ],
+    ),
+    (
+        Fault::EmptyRelaxed,
+        &[reclaiming::a_page_at_its_place_keeps_its_table],
     ),
     (
         Fault::OtherAttemptsReceipt,
@@ -349,6 +366,7 @@ const MEMORY: &[Row] = &[
         Fault::SkipUnmapWriteBack,
         &[
             unmapping::no_translation_survives_its_receipt_memory,
+            unmapping::no_translation_at_its_place_survives_its_receipt_memory,
             detaching::detach_against_memory_device,
         ],
     ),

@@ -38,6 +38,7 @@ mod faults;
 mod flushing;
 mod hardware;
 mod ids;
+mod lending;
 mod mapping;
 mod quiescence;
 mod reclaiming;

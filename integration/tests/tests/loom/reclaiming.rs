@@ -251,6 +251,35 @@ fn against_unmapper(to: PhysAddr, again: bool) {
     }
 }
 
+/// An owner maps a page into an empty table, and unmaps and redeems it where it stands, without a guard.
+fn against_owner_at_place(stage: Stage) {
+    let world = Setup::two([2, 1, 0]).build();
+    world.leave_empty_table(0);
+    world.bring_to(stage);
+    let owner = world.on_cpu(1, |world| {
+        let place = world.map_page(0, frame(0));
+        assert_eq!(world.translate(0), Some(frame(0)), "a mapping was lost");
+        world.unmap_page(place);
+        world.redeem_page(place, frame(0));
+    });
+    world.reclaim_alone(ATTEMPT);
+    owner.join().unwrap();
+    world.end(&[]);
+}
+
+/// The same with a page that was there before the attempt.
+fn against_owner_of_mapped_place() {
+    let world = Setup::two([2, 0, 0]).build();
+    let place = world.map_page(0, frame(0));
+    let owner = world.on_cpu(1, move |world| {
+        world.unmap_page(place);
+        world.redeem_page(place, frame(0));
+    });
+    world.reclaim_alone(ATTEMPT);
+    owner.join().unwrap();
+    world.end(&[]);
+}
+
 /// A mapper and a device that has the table in its walk cache.
 fn against_device(stage: Stage, reads: Reads, notes: Notes, waits: bool) {
     let setup = Setup {
@@ -388,6 +417,21 @@ models! {
     /// Also one at address 0, whose word has no other bits.
     a_pending_page_at_address_0_keeps_its_table: Two(3), sees ["a table is freed"], || {
         against_unmapper(PhysAddr::new(0), false);
+    };
+
+    /// So does one whose owner finds it by its place, without a guard.
+    a_page_at_its_place_keeps_its_table: Two(3), sees ["a table is freed"], || {
+        against_owner_of_mapped_place();
+    };
+
+    /// Also where an attempt had begun before the page was mapped.
+    owner_at_place_against_frozen_link: Two(2), sees ["a table is freed"], || {
+        against_owner_at_place(Stage::Frozen);
+    };
+
+    /// Also where the page was mapped into a tombstone's table, or one that follows it.
+    owner_at_place_against_tombstone: Two(2), sees ["a table is freed"], || {
+        against_owner_at_place(Stage::Unlinked);
     };
 
     /// Redeemed and mapped again while the table is looked at.

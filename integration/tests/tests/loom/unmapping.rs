@@ -66,9 +66,15 @@ fn wait(world: &World, epoch: RetireEpoch) -> bool {
 }
 
 /// Unmaps a page and uses its frame for something else, against a device that keeps what it read.
-fn unmap_flush_reuse(reads: Reads, waits: bool) {
+fn unmap_flush_reuse(reads: Reads, waits: bool, at_place: bool) {
     let world = World::new(2, reads, [3, 0, 0]);
-    world.map(0, frame(0)).unwrap();
+    let place = match at_place {
+        true => Some(world.map_page(0, frame(0))),
+        false => {
+            world.map(0, frame(0)).unwrap();
+            None
+        }
+    };
     let device = world.on_cpu(2, move |world| {
         let mut walker = world.walker(reads);
         let access = |kept| {
@@ -86,14 +92,22 @@ fn unmap_flush_reuse(reads: Reads, waits: bool) {
         access(kept);
         world.access(&mut walker, 3, &[frame(0)]);
     });
-    let _ = world.table.unmap(&world.pin(), pages(0, 1));
+    match place {
+        Some(place) => world.unmap_page(place),
+        None => {
+            let _ = world.table.unmap(&world.pin(), pages(0, 1));
+        }
+    }
     world.ask(0);
     let receipt = world.has_receipt(0, 2);
     if receipt {
         saw("there is a receipt");
     }
     if receipt || !waits {
-        assert_eq!(world.redeem(pages(0, 1), frame(0)), Ok(0));
+        match place {
+            Some(place) => world.redeem_page(place, frame(0)),
+            None => assert_eq!(world.redeem(pages(0, 1), frame(0)), Ok(0)),
+        }
         // This writes the frame: nothing may reach it by the old mapping any more.
         world.map(3, frame(0)).unwrap();
         world.tell(1 << 3);
@@ -116,12 +130,22 @@ models! {
     /// A frame is used again only when the device forgot it.
     /// Shows: bc02.
     no_translation_survives_its_receipt: Two(3), sees ["there is a receipt"], || {
-        unmap_flush_reuse(Reads::Snooping, true);
+        unmap_flush_reuse(Reads::Snooping, true, false);
     };
 
     /// The same for a walker that does not snoop.
     no_translation_survives_its_receipt_memory: Two(3), sees ["there is a receipt"], || {
-        unmap_flush_reuse(Reads::Memory, true);
+        unmap_flush_reuse(Reads::Memory, true, false);
+    };
+
+    /// The same for a page whose owner finds it by its place, without a guard.
+    no_translation_at_its_place_survives_its_receipt: Two(3), sees ["there is a receipt"], || {
+        unmap_flush_reuse(Reads::Snooping, true, true);
+    };
+
+    /// The same for a walker that does not snoop.
+    no_translation_at_its_place_survives_its_receipt_memory: Two(3), sees ["there is a receipt"], || {
+        unmap_flush_reuse(Reads::Memory, true, true);
     };
 }
 
@@ -130,5 +154,5 @@ must_fail! {
     the_end_does_not_wait: Two(3), || end_against_walk(|_, _| true);
 
     /// A frame is used again without a receipt.
-    no_receipt: Two(3), || unmap_flush_reuse(Reads::Snooping, false);
+    no_receipt: Two(3), || unmap_flush_reuse(Reads::Snooping, false, false);
 }

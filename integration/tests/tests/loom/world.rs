@@ -12,7 +12,7 @@ use hv_core::fault::Fault;
 use hv_core::sync::{AtomicU64, Ordering, fence, spin_hint};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::{Guard, Quiescence};
-use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError};
+use hv_iommu::table::{Drain, DrainStep, Geometry, LeafPlace, ReclaimStep, Table, TableError};
 use hv_iommu::{Level, RootPointer};
 use hv_vtd::SecondStage;
 use loom::thread::JoinHandle;
@@ -179,6 +179,31 @@ impl World {
                 .map_vacant(&guard, range, to, perms, largest, spares)
         };
         outcome.map(|outcome| outcome.tables)
+    }
+
+    /// Writes a frame and maps page `page` to it. Gives where its leaf stands.
+    pub(crate) fn map_page(&self, page: u64, to: PhysAddr) -> LeafPlace {
+        let guard = self.pin();
+        self.content(to).have_alone();
+        // SAFETY: as in `map_run`.
+        let place = unsafe {
+            self.table
+                .map_page(&guard, pages(page, 1), to, Perms::ReadWrite)
+        };
+        place.unwrap().expect("walkers note nothing")
+    }
+
+    /// Unmaps what is mapped at a place, without a guard.
+    pub(crate) fn unmap_page(&self, place: LeafPlace) {
+        // SAFETY: actors know places of pages that they mapped, and end the table when all are done.
+        unsafe { self.table.unmap_page(place) };
+    }
+
+    /// Empties what was unmapped there, without a guard.
+    pub(crate) fn redeem_page(&self, place: LeafPlace, to: PhysAddr) {
+        // SAFETY: as in `unmap_page`; models say themselves when a device has forgotten.
+        let redeemed = unsafe { self.table.redeem_page(place, to) };
+        assert!(redeemed, "pending is content");
     }
 
     /// The content of a frame.

@@ -218,6 +218,15 @@ impl Machine {
         self.driver_with(device, PLAIN)
     }
 
+    /// As [`driver`](Self::driver), with the device trusted with what shares pages with its buffers.
+    pub(crate) fn trusted_driver(&mut self, device: PciAddress) -> Driver {
+        let group = self.take(device).claim_for_hypervisor().trust("a test");
+        let domain = Domain::paging_domain_alloc(&group, PLAIN).unwrap();
+        let group = group.attach(&domain).unwrap();
+        group.enable_bus_mastering(device).unwrap();
+        Driver { group, domain }
+    }
+
     /// As [`driver`](Self::driver), with a domain as configured.
     pub(crate) fn driver_with(&mut self, device: PciAddress, config: DomainConfig) -> Driver {
         let group = self.take(device).claim_for_hypervisor();

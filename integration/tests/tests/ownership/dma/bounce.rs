@@ -7,7 +7,7 @@ use hv_iommu::{
 };
 use hv_tests::fake::{Answer, Call, DmaFault};
 
-use super::{TRUSTED, bouncing, filled, reads, word, writes};
+use super::{bouncing, filled, reads, trusting, word, writes};
 use crate::heap::taken_by;
 use crate::machine::{Machine, NIC, end_domain, pages};
 
@@ -111,11 +111,11 @@ fn bytes_that_do_not_fill_words_are_bounced_alone() {
 #[test]
 fn whole_pages_and_trusted_devices_need_no_bounce_page() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     let careful = driver.domain.dma_device(DmaConfig::default());
     let mapping = careful.map(filled(&machine, 2, 0), ToDevice).unwrap();
     assert!(!mapping.is_bounced());
-    let trusting = driver.domain.dma_device(TRUSTED);
+    let trusting = trusting(&driver);
     let run = filled(&machine, 1, 40);
     let mapping = trusting.map_bytes(run, window(8, 8), ToDevice).unwrap();
     assert!(!mapping.is_bounced());

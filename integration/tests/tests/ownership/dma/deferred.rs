@@ -12,7 +12,7 @@ use hv_iommu::{
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake};
 
-use super::{TRUSTED, filled, flushes, reads, word, writes};
+use super::{filled, flushes, reads, trusting, word, writes};
 use crate::heap::taken_by;
 use crate::machine::{Machine, NIC, end_domain};
 
@@ -30,9 +30,9 @@ fn allow_for(domain: &Domain<KernelPaging, Fake>, mappings: usize, deadline: Dur
 #[test]
 fn bc02_the_buffer_comes_back_before_the_flush_and_its_addresses_after() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     allow(&driver.domain, 4);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     let free = driver.domain.free_pages();
     let mapping = dma.map(filled(&machine, 1, 50), Bidirectional).unwrap();
     let (at, span) = (mapping.iova(), mapping.span());
@@ -65,9 +65,9 @@ fn bc02_the_buffer_comes_back_before_the_flush_and_its_addresses_after() {
 #[test]
 fn as_many_wait_as_may_and_one_flush_opens_them_all() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     allow(&driver.domain, 3);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     let free = driver.domain.free_pages();
     let mut flushed = Vec::new();
     flushes(&machine);
@@ -86,10 +86,10 @@ fn as_many_wait_as_may_and_one_flush_opens_them_all() {
 #[test]
 fn what_waited_its_time_is_flushed_by_who_comes_by() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     // Each look at the clock is a microsecond.
     allow_for(&driver.domain, 8, Duration::from_micros(50));
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     let one = |machine: &Machine| {
         let mapping = dma.map(filled(machine, 1, 0), ToDevice).unwrap();
         let run = mapping.unmap_deferred().unwrap();
@@ -116,9 +116,9 @@ fn what_waited_its_time_is_flushed_by_who_comes_by() {
 #[test]
 fn bc01_xsa_373_a_flush_that_fails_frees_no_address() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     allow(&driver.domain, 1);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     let first = dma.map(filled(&machine, 1, 0), ToDevice).unwrap();
     let span = first.span();
     machine.host().free_frames(first.unmap_deferred().unwrap());
@@ -142,8 +142,8 @@ fn bc01_xsa_373_a_flush_that_fails_frees_no_address() {
 #[test]
 fn it_is_for_trusted_devices_of_domains_that_allow_it() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let driver = machine.trusted_driver(NIC);
+    let dma = trusting(&driver);
     let mapping = dma.map(filled(&machine, 1, 0), ToDevice).unwrap();
     let error = mapping.unmap_deferred().unwrap_err();
     assert_eq!(error.reason, DeferRefusal::NotAllowed);
@@ -172,9 +172,9 @@ fn it_is_for_trusted_devices_of_domains_that_allow_it() {
 #[test]
 fn bc18_a_domain_that_ends_waits_for_nothing_and_frees_nothing_twice() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     allow(&driver.domain, 8);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     let mapping = dma.map(filled(&machine, 3, 0), ToDevice).unwrap();
     let run = mapping.unmap_deferred().unwrap();
     drop((dma, driver.group.detach().unwrap()));
@@ -195,9 +195,9 @@ fn bc18_a_domain_that_ends_waits_for_nothing_and_frees_nothing_twice() {
 #[test]
 fn runs_that_take_whole_tables_may_wait_as_well() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     allow(&driver.domain, 4);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     // Longer than two tables cover, and where no large page fits.
     let odd = machine.host().frames(1);
     let mapping = dma.map(machine.host().frames(1537), ToDevice).unwrap();
@@ -223,9 +223,9 @@ fn runs_that_take_whole_tables_may_wait_as_well() {
 #[test]
 fn deferring_takes_nothing_from_the_heap() {
     let mut machine = Machine::new();
-    let driver = machine.driver(NIC);
+    let driver = machine.trusted_driver(NIC);
     allow(&driver.domain, 16);
-    let dma = driver.domain.dma_device(TRUSTED);
+    let dma = trusting(&driver);
     let mut run = machine.host().frames(2);
     for round in 0..16 {
         let (mapping, map) = taken_by(|| dma.map(run, Bidirectional).unwrap());

@@ -6,20 +6,20 @@ mod masks;
 mod scatter;
 mod streams;
 mod syncs;
+mod trust;
 
 use hv_core::platform::PhysMemory;
 use hv_core::{FrameRun, Hypervisor, Iova, PageCount};
-use hv_iommu::{DmaConfig, Snooping, Trust};
-use hv_tests::fake::{DmaFault, Logged};
+use hv_iommu::{DmaConfig, DmaDevice};
+use hv_tests::fake::{DmaFault, Fake, Logged};
 
 use super::machine::{Driver, Machine, NIC};
 
-/// A device that is trusted with what shares a page with its buffers.
-pub(crate) const TRUSTED: DmaConfig = DmaConfig {
-    mask: hv_iommu::DmaMask::ALL,
-    trust: Trust::Trusted,
-    snooping: Snooping::Snoops,
-};
+/// A device that is trusted with what shares a page with its buffers. The groups in its domain are.
+fn trusting(driver: &Driver) -> DmaDevice<Fake> {
+    let device = driver.domain.trusting_dma_device(DmaConfig::default());
+    device.unwrap()
+}
 
 /// How many flushes unit 0 was asked for since the last look.
 fn flushes(machine: &Machine) -> usize {

@@ -7,38 +7,41 @@ use hv_iommu::{
     ToDevice, Trust,
 };
 
-use super::{TRUSTED, bouncing, filled, reads, word, writes};
-use crate::machine::{Machine, NIC};
+use super::{bouncing, filled, reads, word, writes};
+use crate::machine::{Machine, NIC, pages};
 
 /// A device that goes past the CPU's caches.
 const PAST: DmaConfig = DmaConfig {
+    mask: hv_iommu::DmaMask::ALL,
     snooping: Snooping::DoesNotSnoop,
-    ..TRUSTED
 };
 
 /// What a buffer is used by: bounced or not, past the caches or not.
-const DEVICES: [DmaConfig; 4] = [
-    TRUSTED,
-    PAST,
-    DmaConfig {
-        trust: Trust::Untrusted,
-        ..TRUSTED
-    },
-    DmaConfig {
-        trust: Trust::Untrusted,
-        ..PAST
-    },
+const DEVICES: [(Trust, Snooping); 4] = [
+    (Trust::Trusted, Snooping::Snoops),
+    (Trust::Trusted, Snooping::DoesNotSnoop),
+    (Trust::Untrusted, Snooping::Snoops),
+    (Trust::Untrusted, Snooping::DoesNotSnoop),
 ];
 
 #[test]
 fn cpu_and_device_take_turns_at_a_buffer_that_stays_mapped() {
-    for device in DEVICES {
+    for (trust, snooping) in DEVICES {
         let mut machine = Machine::new();
-        if device.snooping == Snooping::DoesNotSnoop {
+        if snooping == Snooping::DoesNotSnoop {
             machine.host().play_caches();
         }
-        let driver = bouncing(&mut machine, 2);
-        let dma = driver.domain.dma_device(device);
+        let driver = machine.trusted_driver(NIC);
+        driver.domain.fill_bounce_pool(pages(2)).unwrap();
+        let config = DmaConfig {
+            snooping,
+            ..DmaConfig::default()
+        };
+        let dma = match trust {
+            Trust::Untrusted => driver.domain.dma_device(config),
+            Trust::Trusted => driver.domain.trusting_dma_device(config).unwrap(),
+        };
+        assert_eq!(dma.trust(), trust);
         let window = ByteWindow {
             offset: 0x800,
             bytes: 0x2000,
@@ -55,26 +58,22 @@ fn cpu_and_device_take_turns_at_a_buffer_that_stays_mapped() {
             for offset in [0, 0x7f8, 0x800, 0x1ff8] {
                 let mut seen = [0; 8];
                 turn.read(offset, &mut seen).unwrap();
-                assert_eq!(u64::from_le_bytes(seen), round * 100 + offset, "{device:?}");
+                assert_eq!(u64::from_le_bytes(seen), round * 100 + offset, "{dma:?}");
                 let answer = (round * 1000 + offset).to_le_bytes();
                 turn.write(offset, &answer).unwrap();
             }
             mapping = turn.sync_for_device();
             for offset in [0, 0x7f8, 0x800, 0x1ff8] {
                 let seen = reads(&machine, at, offset);
-                assert_eq!(seen, Ok(round * 1000 + offset), "{device:?}");
+                assert_eq!(seen, Ok(round * 1000 + offset), "{dma:?}");
             }
         }
         writes(&machine, at, 0, 7).unwrap();
         let run = mapping.unmap().flush().unwrap();
-        assert_eq!(word(machine.host(), &run, 0x800), 7, "{device:?}");
-        assert_eq!(
-            word(machine.host(), &run, 0x1000),
-            4000 + 0x800,
-            "{device:?}"
-        );
-        assert_eq!(word(machine.host(), &run, 0x7f8), 0x7f8 / 8, "{device:?}");
-        assert_eq!(word(machine.host(), &run, 0x2800), 0x2800 / 8, "{device:?}");
+        assert_eq!(word(machine.host(), &run, 0x800), 7, "{dma:?}");
+        assert_eq!(word(machine.host(), &run, 0x1000), 4000 + 0x800, "{dma:?}");
+        assert_eq!(word(machine.host(), &run, 0x7f8), 0x7f8 / 8, "{dma:?}");
+        assert_eq!(word(machine.host(), &run, 0x2800), 0x2800 / 8, "{dma:?}");
         machine.host().free_frames(run);
     }
 }
