@@ -6,4 +6,7 @@
 
 extern crate alloc;
 
+mod ids;
 pub mod spec;
+
+pub use ids::{Asid, DeviceId, StallTag, StreamId, SubstreamId, Vmid};

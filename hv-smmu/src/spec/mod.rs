@@ -4,3 +4,17 @@
 //! transcriptions, which agree unless an item says otherwise: Linux `drivers/iommu/arm/arm-smmu-v3` and
 //! `io-pgtable-arm.c`, Xen `drivers/passthrough/arm/smmu-v3`, QEMU `hw/arm/smmuv3-internal.h`,
 //! TF-A `smmu_v3.h`, ACPICA `actbl2.h`, and the device-tree binding `arm,smmu-v3`.
+
+pub mod command;
+pub mod context;
+pub mod event;
+pub mod granule;
+pub mod id_registers;
+pub mod iort;
+pub mod page_request;
+pub mod queue;
+pub mod quirks;
+pub mod registers;
+pub mod stream_entry;
+pub mod stream_table;
+pub mod walk;
