@@ -112,7 +112,22 @@ impl SecondStageShape {
         Some(shape)
     }
 
-    /// SL0.
+    /// The same, from the codes of S2TG, S2SL0 and S2T0SZ, as a table's format tells them.
+    pub const fn from_codes(tg: u8, sl0: u8, t0sz: u8, output: OutputSize) -> Option<Self> {
+        let Some(granule) = Granule::from_tg0(tg) else {
+            return None;
+        };
+        let highest = match granule {
+            Granule::Size4K => 2,
+            Granule::Size16K | Granule::Size64K => LAST_LEVEL,
+        };
+        if sl0 > highest || t0sz > ADDRESS_BITS {
+            return None;
+        }
+        Self::new(granule, highest - sl0, ADDRESS_BITS - t0sz, output)
+    }
+
+    /// S2SL0.
     const fn start_code(&self) -> Option<u8> {
         match (self.granule, self.start_level) {
             (Granule::Size4K, level @ 0..=2) => Some(2 - level),
@@ -140,6 +155,8 @@ impl SecondStageShape {
     }
 }
 
+/// What T0SZ is subtracted from.
+const ADDRESS_BITS: u8 = 64;
 /// Log2 of the bytes of a table entry.
 const TABLE_ENTRY_SHIFT: u8 = 3;
 /// The level whose entries map single pages.
@@ -266,7 +283,7 @@ impl FirstStageContexts {
         walk: Walk,
     ) -> Option<Self> {
         let misplaced =
-            table >> ADDRESS_BITS != 0 || !table.is_multiple_of(1 << S1CONTEXTPTR_SHIFT);
+            table >> POINTER_BITS != 0 || !table.is_multiple_of(1 << S1CONTEXTPTR_SHIFT);
         // INVARIANT: checked here.
         if misplaced || log2 > hv_core::Pasid::BITS {
             return None;
@@ -282,7 +299,7 @@ impl FirstStageContexts {
 }
 
 /// Bits of the widest address that an entry holds.
-const ADDRESS_BITS: u32 = 52;
+const POINTER_BITS: u32 = 52;
 
 /// A stream table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -383,7 +400,7 @@ impl StreamTableEntry {
         let dirty = tables.dirty.is_some();
         Word2::new()
             .with_s2vmid(tables.vmid.get())
-            .with_s2t0sz(64 - shape.ipa_bits)
+            .with_s2t0sz(ADDRESS_BITS - shape.ipa_bits)
             .with_s2sl0(start)
             .with_s2ir0(walk.cacheability())
             .with_s2or0(walk.cacheability())

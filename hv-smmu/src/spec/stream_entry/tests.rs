@@ -213,6 +213,28 @@ fn start_levels_have_the_code_of_their_granule() {
 }
 
 #[test]
+fn a_formats_codes_make_the_same_shapes() {
+    let output = OutputSize::Bits48;
+    let shapes = |granule| {
+        (0..=4).flat_map(move |level| {
+            (25..=48).filter_map(move |bits| SecondStageShape::new(granule, level, bits, output))
+        })
+    };
+    let granules = [Granule::Size4K, Granule::Size16K, Granule::Size64K];
+    for shape in granules.into_iter().flat_map(shapes) {
+        let code = shape.start_code().unwrap();
+        let (tg, t0sz) = (shape.granule().tg0(), 64 - shape.ipa_bits());
+        assert_eq!(
+            SecondStageShape::from_codes(tg, code, t0sz, output),
+            Some(shape)
+        );
+    }
+    for (tg, sl0, t0sz) in [(3, 1, 25), (0, 3, 25), (1, 4, 25), (0, 1, 65), (0, 1, 15)] {
+        assert_eq!(SecondStageShape::from_codes(tg, sl0, t0sz, output), None);
+    }
+}
+
+#[test]
 fn roots_are_where_their_tables_can_be() {
     let shape = |bits| SecondStageShape::new(Granule::Size4K, 1, bits, OutputSize::Bits40).unwrap();
     assert_eq!(shape(39).root_bytes(), 0x1000);
