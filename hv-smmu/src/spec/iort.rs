@@ -183,11 +183,6 @@ pub const ROOT_PRI: u32 = 1 << 1;
 pub const ROOT_PASID: u32 = 1 << 2;
 /// Root complex, PASID capabilities: the width.
 pub const ROOT_PASID_BITS: u16 = 0x1f;
-/// The revision from which a root complex has an address limit.
-pub const ROOT_REVISION_ADDRESS_LIMIT: u8 = 1;
-/// The revision from which a root complex has PASID bits.
-pub const ROOT_REVISION_PASID: u8 = 4;
-
 /// The fixed part of an SMMUv3.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
@@ -224,6 +219,8 @@ pub const SMMU_PXM_VALID: u32 = 1 << 3;
 /// SMMUv3 flag: the DeviceID mapping index is one (node revision 5 and later; before, it is one if some interrupt is
 /// none of the wires).
 pub const SMMU_DEVICE_ID_VALID: u32 = 1 << 4;
+/// SMMUv3 flags that are known (4:0).
+pub const SMMU_FLAGS: u32 = 0x1f;
 /// The revision of the node from which [`SMMU_DEVICE_ID_VALID`] decides.
 pub const SMMU_REVISION_DEVICE_ID_FLAG: u8 = 5;
 

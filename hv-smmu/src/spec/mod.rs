@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod context;
+pub mod device_tree;
 pub mod event;
 pub mod granule;
 pub mod id_registers;

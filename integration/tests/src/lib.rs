@@ -13,6 +13,10 @@ pub mod heap;
 #[cfg(not(hv_loom))]
 pub mod host;
 #[cfg(not(hv_loom))]
+pub mod iort_build;
+#[cfg(not(hv_loom))]
 pub mod pool;
+#[cfg(not(hv_loom))]
+pub mod tree_build;
 #[cfg(not(hv_loom))]
 pub mod walker;
