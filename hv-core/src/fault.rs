@@ -321,6 +321,22 @@ faults! {
     QueueNeverFull = "queue_never_full",
     /// All waits write one value, and any completion counts for all of them.
     ReuseStatusWord = "reuse_status_word",
+    /// A submitter reserves places by a plain store.
+    ReserveByStore = "reserve_by_store",
+    /// A submitter publishes its entries before it fills them.
+    PublishEarly = "publish_early",
+    /// A submitter publishes its entries without what they say.
+    PublishEntriesRelaxed = "publish_entries_relaxed",
+    /// Two CPUs may write the tail register at once.
+    BellIsFree = "bell_is_free",
+    /// Who has rung does not look whether others have published meanwhile.
+    SkipSecondLook = "skip_second_look",
+    /// A submitter does not wait until the unit knows of a sync behind its batch.
+    WaitNotForSync = "wait_not_for_sync",
+    /// A head is believed that is past what the unit was given.
+    BelieveHead = "believe_head",
+    /// A reset takes the ring while submitters fill it.
+    RestartWithoutWaiting = "restart_without_waiting",
     /// What was asked of a unit counts as done at once.
     WaitNotAwaited = "wait_not_awaited",
     /// What a unit did not do in time counts as done.

@@ -219,8 +219,8 @@ pub enum UnitError {
         /// How long.
         waited: Duration,
     },
-    /// Other contexts kept the unit's queue, or its reset, to themselves. Nothing was changed: try
-    /// again.
+    /// Other contexts stood still in the middle of a submission to the unit's queue, or were resetting it. The unit is
+    /// well: try again. What was asked for may be done still when they go on, which nobody is told of.
     #[error(
         "{unit} took no request within {waited:?}, because other contexts held its queue or were \
          resetting it"
@@ -429,8 +429,8 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// Asks a unit for a flush and a wait behind it. Does not wait for its completion.
     ///
     /// # Errors
-    /// [`UnitError`]. With [`UnitError::Busy`] nothing was asked for and the unit is well; with any
-    /// other, what was asked for may or may not have happened.
+    /// [`UnitError`]. With [`UnitError::Busy`] the unit is well. With any error, what was asked for may or may not
+    /// happen.
     fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError>;
 
     /// Whether the request behind `ticket` has completed.

@@ -39,6 +39,7 @@ mod parked;
 mod pasid;
 mod pending;
 mod pinned;
+pub mod queue;
 pub mod quiesce;
 mod range;
 pub mod reach;

@@ -78,16 +78,8 @@ impl<P: Platform> Vtd<P> {
 
     /// Plays a unit that has been at it for long.
     #[cfg(test)]
-    pub(crate) fn skip_to(&self, unit: UnitIndex, sequence: u64) {
-        if let Ok(unit) = self.unit(unit) {
-            unit.skip_to(sequence);
-        }
-    }
-
-    /// Plays another context that keeps a unit's queue locked while `job` runs.
-    #[cfg(test)]
-    pub(crate) fn while_held<R>(&self, unit: UnitIndex, job: impl FnOnce() -> R) -> R {
-        self.unit(unit).unwrap().while_held(job)
+    pub(crate) fn skip_past(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<(), UnitError> {
+        self.unit(unit)?.skip_past(&self.platform, ticket)
     }
 
     fn unit(&self, unit: UnitIndex) -> Result<&Unit<P, Enabled>, UnitError> {

@@ -21,7 +21,6 @@ mod faults;
 mod queue;
 mod quirks;
 mod regions;
-mod ring;
 mod second_stage;
 pub mod spec;
 #[cfg(test)]

@@ -80,6 +80,7 @@ pub(crate) struct TracedCell {
     word: AtomicU64,
     at: u64,
     log: Arc<Log>,
+    interruption: Arc<Planned>,
 }
 
 impl TracedCell {
@@ -94,6 +95,7 @@ impl EntryCell for TracedCell {
         self.word.load(order)
     }
     fn store(&self, word: u64, order: Ordering) {
+        self.interruption.pass(Point::Store);
         self.note(word);
         // ORDERING: the caller's.
         self.word.store(word, order);
@@ -136,6 +138,7 @@ impl EntryCell for TracedCell {
 pub(crate) struct Memory {
     frames: Mutex<BTreeMap<u64, &'static [TracedCell]>>,
     log: Arc<Log>,
+    interruption: Arc<Planned>,
 }
 
 impl Memory {
@@ -146,6 +149,7 @@ impl Memory {
                 word: AtomicU64::new(u64::MAX),
                 at: frame + word * 8,
                 log: Arc::clone(&self.log),
+                interruption: Arc::clone(&self.interruption),
             })
             .collect();
         let cells: &'static [TracedCell] = Vec::leak(cells);
@@ -182,10 +186,35 @@ pub(crate) enum Point {
     Clock,
     /// Just before a look at a status word.
     StatusWord,
+    /// Just before a store to memory.
+    Store,
 }
 
 /// What another CPU does, after so many times at that point.
 type Interruption = (Point, u32, Box<dyn FnOnce() + Send>);
+
+/// What is to come in between, if anything.
+#[derive(Default)]
+struct Planned(Mutex<Option<Interruption>>);
+
+impl Planned {
+    fn pass(&self, point: Point) {
+        let mut planned = self.0.lock().unwrap();
+        match planned.as_mut() {
+            Some((at, 0, _)) if *at == point => {}
+            Some((at, after, _)) if *at == point => {
+                *after -= 1;
+                return;
+            }
+            _ => return,
+        }
+        let job = planned.take();
+        drop(planned);
+        if let Some((_, _, job)) = job {
+            job();
+        }
+    }
+}
 
 /// The machine. Clones are the same machine.
 #[derive(Clone)]
@@ -199,7 +228,6 @@ pub(crate) struct Machine {
     next_frame: Arc<Mutex<u64>>,
     clock: Arc<AtomicU64>,
     tick: Arc<AtomicU64>,
-    interruption: Arc<Mutex<Option<Interruption>>>,
     /// What is the hypervisor's of the memory that firmware names.
     ram: Arc<Mutex<Vec<PhysRange>>>,
 }
@@ -237,7 +265,6 @@ impl Machine {
             next_frame: Arc::new(Mutex::new(0x100_0000)),
             clock: Arc::new(AtomicU64::new(0)),
             tick: Arc::new(AtomicU64::new(10_000_000)),
-            interruption: Arc::default(),
             ram: Arc::default(),
         }
     }
@@ -249,24 +276,11 @@ impl Machine {
 
     /// Another CPU does `job` when the driver comes to `point` after passing it `after` times.
     pub(crate) fn interrupt(&self, point: Point, after: u32, job: impl FnOnce() + Send + 'static) {
-        *self.interruption.lock().unwrap() = Some((point, after, Box::new(job)));
+        *self.memory.interruption.0.lock().unwrap() = Some((point, after, Box::new(job)));
     }
 
     fn pass(&self, point: Point) {
-        let mut planned = self.interruption.lock().unwrap();
-        match planned.as_mut() {
-            Some((at, 0, _)) if *at == point => {}
-            Some((at, after, _)) if *at == point => {
-                *after -= 1;
-                return;
-            }
-            _ => return,
-        }
-        let job = planned.take();
-        drop(planned);
-        if let Some((_, _, job)) = job {
-            job();
-        }
+        self.memory.interruption.pass(point);
     }
 
     /// Takes what was noted since the last call.

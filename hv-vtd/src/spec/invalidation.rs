@@ -9,7 +9,10 @@ use static_assertions::const_assert_eq;
 pub const DESCRIPTOR_BYTES: u64 = 16;
 /// Descriptors that fit into a queue of one page (IQA.QS = 0).
 pub const DESCRIPTORS_PER_PAGE: usize = 256;
+/// Its logarithm.
+pub const DESCRIPTORS_PER_PAGE_LOG2: u8 = 8;
 const_assert_eq!(DESCRIPTORS_PER_PAGE as u64 * DESCRIPTOR_BYTES, 4096);
+const_assert_eq!(1 << DESCRIPTORS_PER_PAGE_LOG2, DESCRIPTORS_PER_PAGE);
 
 /// The bits of IQH and IQT that hold the byte offset (18:4).
 pub const QUEUE_OFFSET: u64 = 0x7fff0;

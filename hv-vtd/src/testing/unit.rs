@@ -126,6 +126,12 @@ impl FakeUnit {
         self.state.lock().unwrap().iqh = iqh;
     }
 
+    /// Puts head and tail back to the first place.
+    pub(crate) fn rewind(&self) {
+        let mut state = self.state.lock().unwrap();
+        (state.iqh, state.iqt) = (0, 0);
+    }
+
     /// Completes the oldest wait that is held.
     pub(crate) fn complete_held(&self) {
         let (at, data) = self.state.lock().unwrap().held.remove(0);

@@ -1,8 +1,10 @@
 //! Flushes and waits: what completes, what never may, and what a broken unit answers.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::queue::ENTRIES;
-use crate::testing::Behaviour;
+use crate::testing::{Behaviour, Point};
 use hv_core::{Iova, IovaRange};
 use hv_iommu::{Backend, FlushDepth, FlushRequest, FlushSpan, FlushTicket, UnitError};
 
@@ -45,13 +47,31 @@ fn a_flush_is_its_descriptor_and_a_wait() {
 
 #[test]
 fn a_queue_that_others_hold_is_busy_and_its_unit_well() {
-    let (_machine, vtd) = running(CAP, ECAP);
-    let error = vtd
-        .while_held(FIRST, || vtd.submit(FIRST, whole(1)))
-        .unwrap_err();
-    assert!(matches!(error, UnitError::Busy { .. }), "{error}");
+    let (machine, vtd) = running(CAP, ECAP);
+    let vtd = Arc::new(vtd);
+    let other = Arc::clone(&vtd);
+    let (tell, told) = std::sync::mpsc::channel();
+    // In the middle of filling its entry, when its place is reserved: as an interrupt handler would, too.
+    machine.interrupt(Point::Store, 1, move || {
+        tell.send(other.submit(FIRST, whole(2))).unwrap();
+    });
     let ticket = vtd.submit(FIRST, whole(1)).unwrap();
+    let error = told.recv().unwrap().unwrap_err();
+    assert!(matches!(error, UnitError::Busy { .. }), "{error}");
+    // The one that was late goes through, what came behind it is done in order, and the two share a wait.
     assert_eq!(vtd.poll(FIRST, ticket), Ok(true));
+    let next = vtd.submit(FIRST, whole(3)).unwrap();
+    assert_eq!(vtd.poll(FIRST, next), Ok(true));
+    let done: Vec<_> = machine
+        .take_log()
+        .iter()
+        .filter_map(|event| match *event {
+            Event::Executed { low, .. } => Some((low & 0xf, low >> 16 & 0xffff)),
+            _ => None,
+        })
+        .map(|(kind, domain)| if kind == 5 { (5, 0) } else { (kind, domain) })
+        .collect();
+    assert_eq!(done, [(2, 1), (2, 2), (5, 0), (2, 3), (5, 0)]);
 }
 
 #[test]
@@ -98,19 +118,31 @@ fn sequences_go_on_when_the_low_half_wraps() {
     assert_eq!(u64::from(data), ticket.sequence);
     machine.units[0].complete_held();
     // Play a unit that has completed all but the last of 2^32 requests and more.
+    let sequence = (5 << 32) - 700;
+    vtd.skip_past(FIRST, FlushTicket { sequence }).unwrap();
+    machine.units[0].rewind();
+    machine.memory.hardware_write32(status, sequence as u32);
     let near_wrap = (5 << 32) - 2;
-    vtd.skip_to(FIRST, near_wrap);
-    machine.memory.hardware_write32(status, near_wrap as u32);
+    loop {
+        let ticket = vtd.submit(FIRST, whole(1)).unwrap();
+        assert!((sequence..=near_wrap).contains(&ticket.sequence));
+        machine.units[0].complete_held();
+        assert_eq!(vtd.poll(FIRST, ticket), Ok(true));
+        if ticket.sequence == near_wrap {
+            break;
+        }
+    }
     let tickets: Vec<_> = (1..5)
         .map(|_| vtd.submit(FIRST, whole(1)).unwrap())
         .collect();
     for (done, ticket) in tickets.iter().enumerate() {
-        assert_eq!(ticket.sequence, near_wrap + 1 + done as u64);
+        // A sequence is a position: of the two entries of each, that of the wait.
+        assert_eq!(ticket.sequence, near_wrap + 2 * (1 + done as u64));
         assert_eq!(vtd.poll(FIRST, *ticket), Ok(false), "{ticket:?}");
         machine.units[0].complete_held();
         assert_eq!(vtd.poll(FIRST, *ticket), Ok(true), "{ticket:?}");
     }
-    assert_eq!(tickets[1].sequence as u32, 0);
+    assert_eq!(tickets[0].sequence as u32, 0);
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl<P: Platform> Unit<P, Discovered> {
 
         let ring = self.frame(platform)?;
         let status = self.frame(platform)?;
-        let queue = Queue::new(ring, status);
+        let queue = Queue::new(ring, status)?;
         self.turn_queue_on(platform, queue.ring_address())?;
         Ok(self.into_state(|Discovered| QueueReady { queue }))
     }

@@ -38,7 +38,7 @@ impl<P: Platform> Unit<P, Enabled> {
         self.regs.settle(platform, unit)?;
         self.check_translating()?;
         let context = self.queue_with(platform);
-        queue.restart(&context)?;
+        let anew = queue.restart(&context)?;
         self.turn_queue_off(platform)?;
         self.clear_queue_errors()?;
         self.turn_queue_on(platform, queue.ring_address())?;
@@ -54,11 +54,11 @@ impl<P: Platform> Unit<P, Enabled> {
             ),
         ];
         for (descriptor, what) in steps {
-            queue.submit_and_wait_wedged(&context, &[descriptor], what)?;
+            queue.submit_anew(&anew, &context, &[descriptor], what)?;
         }
         // A unit that lost power meanwhile has lost more than a queue.
         self.check_translating()?;
-        queue.revive();
+        anew.revive();
         Ok(())
     }
 

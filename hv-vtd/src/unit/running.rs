@@ -149,14 +149,9 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// Plays a unit that has been at it for long.
     #[cfg(test)]
-    pub(crate) fn skip_to(&self, sequence: u64) {
-        self.state.queue.skip_to(sequence);
-    }
-
-    /// Plays another context that keeps the queue locked while `job` runs.
-    #[cfg(test)]
-    pub(crate) fn while_held<R>(&self, job: impl FnOnce() -> R) -> R {
-        self.state.queue.while_held(job)
+    pub(crate) fn skip_past(&self, platform: &P, ticket: FlushTicket) -> Result<(), UnitError> {
+        let queue = &self.state.queue;
+        queue.skip_past(&self.queue_with(platform), ticket)
     }
 
     /// Refuses every request from now on.

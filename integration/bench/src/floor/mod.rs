@@ -8,6 +8,7 @@
     reason = "a floor walks words without asking who owns them"
 )]
 
+pub mod queue;
 pub mod range;
 pub mod single;
 

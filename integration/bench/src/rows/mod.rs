@@ -10,6 +10,7 @@ mod latency;
 mod lend;
 mod micro;
 mod peer;
+mod queue;
 mod range;
 mod single;
 mod threads;
@@ -255,9 +256,9 @@ impl Row {
 }
 
 /// The groups of the matrix in its order.
-const GROUPS: [&str; 15] = [
-    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "B-A", "B-G", "B-D", "memory",
-    "B-C", "",
+const GROUPS: [&str; 16] = [
+    "B-M", "B-U", "B-P", "B-X", "B-R", "B-N", "B-T", "B-L", "B-V", "B-Q", "B-A", "B-G", "B-D",
+    "memory", "B-C", "",
 ];
 
 /// All rows in the matrix's order.
@@ -269,6 +270,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
         .chain(threads::ROWS)
         .chain(latency::ROWS)
         .chain(invalidations::ROWS)
+        .chain(queue::ROWS)
         .chain(attach::ROWS)
         .chain(guest::ROWS)
         .chain(counts::ROWS)

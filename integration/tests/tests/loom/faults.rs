@@ -7,7 +7,7 @@ use hv_core::fault::Fault;
 
 use crate::explore::{Model, hunt};
 use crate::{
-    allocating, claiming, detaching, dirty, ending, faulting, flushing, lending, mapping,
+    allocating, claiming, detaching, dirty, ending, faulting, flushing, lending, mapping, queueing,
     quiescence, reclaiming, resizing, unmapping,
 };
 
@@ -74,6 +74,46 @@ const FLUSHING: &[Row] = &[
     (
         Fault::LeaveForAll,
         &[flushing::a_unit_stays_as_long_as_one_device_is_on_it],
+    ),
+];
+
+/// The command queue.
+const QUEUEING: &[Row] = &[
+    (
+        Fault::ReserveByStore,
+        &[queueing::bc14_two_producers_share_a_sync],
+    ),
+    (
+        Fault::PublishEarly,
+        &[queueing::bc14_two_producers_wrap_the_ring],
+    ),
+    (
+        Fault::PublishEntriesRelaxed,
+        &[queueing::bc14_two_producers_wrap_the_ring],
+    ),
+    (
+        Fault::BellIsFree,
+        &[queueing::bc14_two_producers_share_a_sync],
+    ),
+    (
+        Fault::SkipSecondLook,
+        &[queueing::bc14_what_nobody_waits_for_is_rung],
+    ),
+    (
+        Fault::WaitNotForSync,
+        &[queueing::bc14_two_producers_wrap_the_ring],
+    ),
+    (
+        Fault::QueueNeverFull,
+        &[queueing::bc14_a_producer_wraps_behind_hardware],
+    ),
+    (
+        Fault::BelieveHead,
+        &[queueing::bc14_a_head_past_the_tail_makes_no_room],
+    ),
+    (
+        Fault::RestartWithoutWaiting,
+        &[queueing::bc14_a_reset_meets_a_late_producer],
     ),
 ];
 
@@ -385,7 +425,7 @@ fn each_fault_is_noticed() {
     let only = std::env::var("HV_LOOM_FAULT").ok();
     let mut unnoticed = Vec::new();
     for (fault, models) in [
-        WAITING, FLUSHING, OWNING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
+        WAITING, FLUSHING, QUEUEING, OWNING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
     ]
     .concat()
     {

@@ -40,6 +40,7 @@ mod hardware;
 mod ids;
 mod lending;
 mod mapping;
+mod queueing;
 mod quiescence;
 mod reclaiming;
 mod resizing;

@@ -1,0 +1,210 @@
+//! A ring in the hands of one CPU: the reset of a wedged unit, and the repair of a queue that stopped.
+
+use core::time::Duration;
+
+use hv_core::fault::Fault;
+use hv_core::platform::Clock;
+use hv_core::sync::{AtomicBool, Ordering, spin_hint};
+
+use super::port::QueuePort;
+use super::words::WEDGED_BIT;
+use super::{Caller, CommandQueue};
+use crate::backend::{FlushTicket, UnitError, UnitIndex};
+
+/// The right to restart or repair, which one CPU at a time has.
+struct Upkeep<'q>(&'q AtomicBool);
+
+impl<'q> Upkeep<'q> {
+    fn take(queue: &'q CommandQueue) -> Option<Self> {
+        // ORDERING: Acquire pairs with the Release of the drop: what the last one wrote to the ring comes before
+        // anything that this one does. Relaxed on failure, nothing is looked at.
+        queue
+            .upkeep
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .ok()
+            .map(|_| Self(&queue.upkeep))
+    }
+}
+
+impl Drop for Upkeep<'_> {
+    fn drop(&mut self) {
+        // ORDERING: Release, as said in `take`.
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// A ring that starts anew, empty, at place zero: the one reset of a wedged unit has it alone. Dropping it leaves the
+/// unit wedged.
+#[must_use = "the unit stays wedged until the ring is revived"]
+pub struct Anew<'q> {
+    queue: &'q CommandQueue,
+    _upkeep: Upkeep<'q>,
+}
+
+/// A queue whose hardware has stopped at a command: the place of that command is nobody else's.
+///
+/// Hardware has been given it, so its producer is done with it; nobody fills it again before the head is past it;
+/// and no reset goes on meanwhile.
+pub struct Stopped<'q, 'p, P: QueuePort> {
+    queue: &'q CommandQueue,
+    port: &'p P,
+    head: u64,
+    _upkeep: Upkeep<'q>,
+}
+
+impl CommandQueue {
+    /// Takes the ring of a wedged unit from everybody and starts it anew. The vendor then turns its queue off and on
+    /// again with head and tail at zero, has everything forgotten, and [revives](Anew::revive).
+    ///
+    /// Waits for CPUs that are in the middle of a submission. Sequences go on, so what the old ring lost is
+    /// never given again.
+    ///
+    /// # Errors
+    /// [`UnitError::NotWedged`]; [`UnitError::Busy`] when another CPU has not ended its submission, its reset or its
+    /// repair in time. Nothing was changed.
+    pub fn restart<P: QueuePort>(&self, port: &P) -> Result<Anew<'_>, UnitError> {
+        let unit = port.unit();
+        if !self.tail().is_wedged() {
+            return Err(UnitError::NotWedged { unit });
+        }
+        let start = port.clock().now();
+        let deadline = start.after(self.shape.deadline());
+        loop {
+            let now = port.clock().now();
+            if let Some(upkeep) = Upkeep::take(self)
+                && self.try_restart(0)
+            {
+                return Ok(Anew {
+                    queue: self,
+                    _upkeep: upkeep,
+                });
+            }
+            if now > deadline {
+                let waited = now.since(start);
+                return Err(UnitError::Busy { unit, waited });
+            }
+            spin_hint();
+        }
+    }
+
+    /// Restarts the ring, past the sequence `past`, if no CPU has a store left to make to it. The caller has the
+    /// upkeep of a wedged unit.
+    fn try_restart(&self, past: u64) -> bool {
+        let Some(mut bell) = self.take_bell() else {
+            return false;
+        };
+        // Nobody is admitted, and nobody else places syncs: this tail stays.
+        let tail = self.tail();
+        let mut end = bell.rung;
+        while let Some(turn) = self.published(end) {
+            end = turn.end();
+        }
+        let all = end == tail.position() || Fault::RestartWithoutWaiting.is_on();
+        if all && tail.is_wedged() {
+            let position = self.shape.next_start(tail.position().max(past));
+            // ORDERING: Release, all three: in place before anybody is admitted again. Who waits for a sync of the
+            // old ring finds it covered, and its ticket done once the unit is revived.
+            self.head.0.store(position, Ordering::Release);
+            // ORDERING: as above.
+            self.given.store(position, Ordering::Release);
+            // ORDERING: as above.
+            self.covered.store(position, Ordering::Release);
+            // INVARIANT: everything is at `position`, nothing from there on is published: no turn word names a
+            // position that was never reserved.
+            // ORDERING: Release: the three above, to who is admitted. A store: nobody else changes a wedged tail.
+            self.tail
+                .0
+                .store(tail.restarted(position).into_bits(), Ordering::Release);
+            bell.rung = position;
+        }
+        self.let_go(bell);
+        all
+    }
+
+    /// Gives `act` the command at which hardware has stopped. `None`, and `act` is not run, when another CPU repairs
+    /// or resets, or when hardware has read all that it was given.
+    ///
+    /// # Errors
+    /// [`UnitError`] when the head is not where it can be.
+    pub fn repair<P: QueuePort, R>(
+        &self,
+        port: &P,
+        act: impl FnOnce(Stopped<'_, '_, P>) -> R,
+    ) -> Result<Option<R>, UnitError> {
+        let Some(upkeep) = Upkeep::take(self) else {
+            return Ok(None);
+        };
+        // With the upkeep no reset is under way: registers and positions belong together, also of a wedged unit.
+        let seen = self.tail();
+        let head = self.read_head(seen, Caller::Reset, port)?;
+        // ORDERING: Acquire, as in `read_head`.
+        if head >= self.given.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        Ok(Some(act(Stopped {
+            queue: self,
+            port,
+            head,
+            _upkeep: upkeep,
+        })))
+    }
+}
+
+impl<P: QueuePort> Stopped<'_, '_, P> {
+    /// Which entry of the ring it is.
+    pub fn index(&self) -> usize {
+        self.queue.shape.place(self.head).index()
+    }
+
+    /// Wedges the unit, then puts a sync in the command's place, for hardware to go on behind it; what it was told
+    /// to do is not done, so no ticket may count on it. Then the caller tells hardware to go on.
+    ///
+    /// # Errors
+    /// [`UnitError`] when the place cannot be written.
+    pub fn replace(&self) -> Result<(), UnitError> {
+        self.queue.wedge();
+        let sequence = self.head + 1;
+        let sync = self.port.sync(FlushTicket { sequence });
+        self.port.put(self.index(), sync)
+    }
+}
+
+impl Anew<'_> {
+    /// As [`CommandQueue::submit_and_wait`], while everybody else is refused.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn submit_and_wait<P: QueuePort>(
+        &self,
+        port: &P,
+        batch: &[P::Entry],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        self.queue
+            .submit_and_wait_for(Caller::Reset, port, batch, what)
+    }
+
+    /// Lets all further sequences come after that of `ticket`: where the unit's memory may hold one that is ahead.
+    /// The ring stays empty and at place zero. Only before anything is submitted.
+    ///
+    /// # Errors
+    /// [`UnitError::Busy`] when something was, or another CPU has the bell: nothing is changed.
+    pub fn skip_past(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<(), UnitError> {
+        let queue = self.queue;
+        let tail = queue.tail();
+        // ORDERING: Acquire, as in `read_head`.
+        let unused = queue.head.0.load(Ordering::Acquire) == tail.position();
+        if unused && queue.try_restart(ticket.sequence) {
+            return Ok(());
+        }
+        let waited = Duration::ZERO;
+        Err(UnitError::Busy { unit, waited })
+    }
+
+    /// From now on requests are taken again. The unit has forgotten all that any request of before asked it to
+    /// forget, so what those stand for is done.
+    pub fn revive(self) {
+        // ORDERING: AcqRel: whoever is admitted again comes after the completed flushes of the reset.
+        self.queue.tail.0.fetch_and(!WEDGED_BIT, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,360 @@
+//! The command queue of one unit: many CPUs fill it without a lock, and share syncs and doorbells.
+//!
+//! A vendor makes a [`CommandQueue`] of a [`QueueShape`] for each unit, and a [`QueuePort`] for the time of a call:
+//! how an entry is written, the head and tail registers, the sync, and how its completion is seen. Then
+//! [`submit`](CommandQueue::submit) takes a batch of commands and gives the ticket of a sync behind it,
+//! [`poll`](CommandQueue::poll) says whether that has completed, [`wedge`](CommandQueue::wedge) refuses everything
+//! from now on, and [`restart`](CommandQueue::restart) gives the ring to a reset: [`Anew`]. A queue that has stopped
+//! at a command is [repaired](CommandQueue::repair).
+//!
+//! # Protocol
+//!
+//! 1. A submitter *reserves* positions by a CAS on the tail, which also says that a sync is owed (*open*), that the
+//!    unit is wedged, and how often it was reset. One place is kept for the sync.
+//! 2. It fills its entries and *publishes* them: one store to the turn word of the first. Between the two there
+//!    is nothing but stores; no return, no wait.
+//! 3. Whoever has published tries to take the *bell*. Its holder reserves and fills the one sync that is owed, follows
+//!    the turn words from where the doorbell was last rung to the first gap, rings once for all of that, says which
+//!    sync is now known to hardware (*covered*), lets go of the bell, and looks again. Who finds it taken
+//!    has nothing to do: the holder's second look comes after the holder let go.
+//! 4. A submitter returns once a sync behind its batch is covered. That sync is its ticket.
+//!
+//! So the doorbell is written by one CPU at a time, with positions that grow. A sync stands behind all that was reserved
+//! before it, so what it proves is proven for every submitter that shares it. Sequences are positions: that of a sync
+//! at position *s* is *s* + 1, and says that all before *s* is done. They never repeat and only grow,
+//! also across resets, so a late completion of an older one satisfies nothing newer.
+//!
+//! # A producer that stalls
+//!
+//! It delays those behind it, and nobody helps: its commands are on its stack, and a tail register cannot be moved
+//! over them, nor by two CPUs at once. What can stall is a handful of stores (steps 2 and 3), on a CPU that is not
+//! descheduled there; an interrupt handler, or the host of a nested hypervisor, may take long. Whoever waits for it
+//! gives up at the shape's deadline with [`UnitError::Busy`], and the unit is not wedged for that:
+//! its hardware has been asked for nothing. The batch stays in the ring, in order, and is done when the other CPU
+//! goes on; it has no ticket. A ring that stays full although hardware has done all that it knows of is such a case
+//! too; one that hardware does not empty is a time-out, and wedges.
+//!
+//! # Interrupts
+//!
+//! A handler that interrupts a submission on its own CPU and submits itself waits for what it interrupted, and
+//! gets [`UnitError::Busy`] at the deadline: no dead lock, but of no use. From handlers, only [`wedge`](CommandQueue::wedge)
+//! and [`poll`](CommandQueue::poll).
+//!
+//! # Reset
+//!
+//! A wedged queue admits nobody: the bit is in the word that reservations change, so who was admitted before fails.
+//! `restart` waits until all that was reserved is published and holds the bell meanwhile: after that no
+//! CPU has a store left to make into the ring, and none rings. Then the ring begins at a position that no one has
+//! seen, in a new epoch: an error that a CPU read from registers in an older one wedges nothing.
+//!
+//! | race | outcome | model |
+//! |---|---|---|
+//! | two reserve | each has places of its own | `bc14_two_producers_wrap_the_ring` |
+//! | one publishes, the bell is held | rung by the holder's second look, or by itself | `bc14_what_nobody_waits_for_is_rung` |
+//! | two ring | one holds the bell; the tail never goes back | `bc14_two_producers_wrap_the_ring` |
+//! | one stalls, others go on | `Busy`, nothing is lost, the unit is well | `bc14_a_stalled_producer_delays_and_loses_nothing` |
+//! | reserve against wedge and restart | refused, or published before the restart | `bc14_a_reset_meets_a_late_producer` |
+//! | fill again against hardware that reads | room is made by the head alone | `bc14_a_producer_wraps_behind_hardware` |
+//! | share a sync | it is behind both | `bc14_two_producers_share_a_sync` |
+//! | a head that is past the tail | wedges, makes no room | `bc14_a_head_past_the_tail_makes_no_room` |
+//!
+//! | site | ordering | what it publishes, to whom |
+//! |---|---|---|
+//! | tail: load | Acquire | resets and the end of one, to who is admitted |
+//! | tail: CAS of a reservation or a sync | AcqRel | places, to their one owner |
+//! | turn: store, load | Release, Acquire | the entries, to the holder of the bell and through it to hardware |
+//! | bell: CAS, store | Acquire, Release | where the doorbell stands, from holder to holder |
+//! | fence after letting go; after publishing | SeqCst | one of the two sees what the other did |
+//! | given: store, load | Release, Acquire | how far hardware may read, before it is told |
+//! | covered: store, load | Release, Acquire | that the doorbell was rung, to who waits for that |
+//! | head: max, load | AcqRel, Acquire | that hardware has read a place, to who fills it again |
+
+mod anew;
+mod bell;
+mod port;
+mod producer;
+#[cfg(all(test, not(hv_loom)))]
+mod tests;
+mod words;
+
+use alloc::vec::Vec;
+
+use hv_core::OutOfMemory;
+use hv_core::fault::Fault;
+use hv_core::platform::Clock;
+use hv_core::sync::{AtomicBool, AtomicU64, Ordering, spin_hint};
+
+pub use anew::{Anew, Stopped};
+pub use port::{Completion, Ends, Place, QueuePort, QueueShape};
+use words::{Tail, WEDGED_BIT};
+
+use crate::backend::{FlushTicket, UnitError, UnitIndex};
+
+/// A word that many CPUs write, on a pair of cache lines of its own (lines are fetched in pairs).
+#[repr(align(128))]
+struct Apart<T>(T);
+
+/// Who uses the queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Refused while the unit is wedged.
+    Anyone,
+    /// The one reset of a wedged unit.
+    Reset,
+}
+
+/// The command queue of one unit, but for the ring itself, which the vendor has.
+///
+/// # Invariants
+/// Positions below the tail are reserved, each by one CPU or for one sync; all below `given` are published, and filled
+/// for good until the head is past them. The tail register was last written with the bell's position, which is at
+/// most `given`. Head ≤ bell's position ≤ tail, and tail − head is at most the shape's capacity, one less while a
+/// sync is owed. Places of positions from the tail on hold what hardware has read.
+pub struct CommandQueue {
+    shape: QueueShape,
+    tail: Apart<AtomicU64>,
+    /// One for each place: what is published there.
+    turns: Vec<AtomicU64>,
+    /// Twice the position up to which the doorbell was rung; odd while somebody is at it.
+    bell: Apart<AtomicU64>,
+    /// The position that the doorbell was rung for, or is about to be.
+    given: AtomicU64,
+    /// The sequence of the last sync that hardware was told of.
+    covered: AtomicU64,
+    /// The first position that hardware is not known to have read.
+    head: Apart<AtomicU64>,
+    /// Taken by who restarts or repairs.
+    upkeep: AtomicBool,
+}
+
+impl CommandQueue {
+    /// An empty queue, whose unit has head and tail at zero.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(shape: QueueShape) -> Result<Self, OutOfMemory> {
+        let entries = shape.entries();
+        let mut turns = Vec::new();
+        turns.try_reserve_exact(entries).map_err(|_| OutOfMemory {
+            bytes: entries.saturating_mul(size_of::<AtomicU64>()),
+        })?;
+        for _ in 0..entries {
+            turns.push(AtomicU64::new(0));
+        }
+        // INVARIANT: everything is at position 0 and nothing is published.
+        Ok(Self {
+            shape,
+            tail: Apart(AtomicU64::new(0)),
+            turns,
+            bell: Apart(AtomicU64::new(0)),
+            given: AtomicU64::new(0),
+            covered: AtomicU64::new(0),
+            head: Apart(AtomicU64::new(0)),
+            upkeep: AtomicBool::new(false),
+        })
+    }
+
+    /// What it was made of.
+    pub const fn shape(&self) -> QueueShape {
+        self.shape
+    }
+
+    /// From now on every request is refused.
+    pub fn wedge(&self) {
+        // ORDERING: AcqRel: what led to the wedging happened before anybody is refused.
+        self.tail.0.fetch_or(WEDGED_BIT, Ordering::AcqRel);
+    }
+
+    /// Refuses if the unit is wedged.
+    ///
+    /// # Errors
+    /// [`UnitError::Wedged`].
+    pub fn check_alive(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        self.admit(Caller::Anyone, unit).map(|_| ())
+    }
+
+    fn tail(&self) -> Tail {
+        // ORDERING: Acquire pairs with the CASes and stores of the word: whoever is admitted after a reset comes
+        // after its flushes.
+        Tail::from_bits(self.tail.0.load(Ordering::Acquire))
+    }
+
+    /// The tail, if the caller may use the queue.
+    fn admit(&self, caller: Caller, unit: UnitIndex) -> Result<Tail, UnitError> {
+        let tail = self.tail();
+        if tail.is_wedged() && caller == Caller::Anyone {
+            return Err(UnitError::Wedged { unit });
+        }
+        Ok(tail)
+    }
+
+    /// Wedges the unit for `error`, which the caller found after it had seen the tail as `seen`. What was found
+    /// before a reset, or in the middle of one, says nothing of the unit after it.
+    fn fail(&self, seen: Tail, unit: UnitIndex, error: UnitError) -> UnitError {
+        let mut tail = self.tail();
+        while tail.is_of(seen) {
+            // ORDERING: AcqRel, as in `wedge`; Acquire on failure, as in `tail`.
+            match self.tail.0.compare_exchange(
+                tail.into_bits(),
+                tail.wedged().into_bits(),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return error,
+                Err(found) => tail = Tail::from_bits(found),
+            }
+        }
+        UnitError::Wedged { unit }
+    }
+
+    /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
+    ///
+    /// # Errors
+    /// [`UnitError`] when it never will: the unit is wedged.
+    pub fn poll<P: QueuePort>(&self, port: &P, ticket: FlushTicket) -> Result<bool, UnitError> {
+        self.poll_for(Caller::Anyone, port, ticket)
+    }
+
+    fn poll_for<P: QueuePort>(
+        &self,
+        caller: Caller,
+        port: &P,
+        ticket: FlushTicket,
+    ) -> Result<bool, UnitError> {
+        let unit = port.unit();
+        let seen = self.admit(caller, unit)?;
+        let mut needed = ticket.sequence;
+        if Fault::ReuseStatusWord.is_on() {
+            needed = 1;
+        }
+        if self.completed(seen, caller, port, needed)? {
+            // Once more after the look, which is an acquire load: a reset drops syncs and moves the word or the head
+            // past their sequences with the first of its flushes. Who is admitted here looked before the unit
+            // was wedged, or comes after all flushes of the reset.
+            self.admit(caller, unit)?;
+            return Ok(true);
+        }
+        port.check().map_err(|error| self.fail(seen, unit, error))?;
+        Ok(false)
+    }
+
+    /// Whether all up to the sequence `needed` has completed.
+    fn completed<P: QueuePort>(
+        &self,
+        seen: Tail,
+        caller: Caller,
+        port: &P,
+        needed: u64,
+    ) -> Result<bool, UnitError> {
+        // ORDERING: Acquire pairs with the Release in `ring_held`: near the word in sequence, which is all that
+        // telling its upper half takes.
+        let near = self.given.load(Ordering::Acquire);
+        let Completion::Word(word) = port.completion() else {
+            // ORDERING: Acquire pairs with `read_head`: what hardware did before its head moved happened before.
+            if self.head.0.load(Ordering::Acquire) >= needed {
+                return Ok(true);
+            }
+            return Ok(self.read_head(seen, caller, port)? >= needed);
+        };
+        // No more syncs than the ring has places are in flight, and a reset skips two rings at most, so the low
+        // halves of the two are close: signed.
+        let distance = word.wrapping_sub(near as u32).cast_signed();
+        let completed = near.wrapping_add_signed(distance.into());
+        if completed > near {
+            // ORDERING: Acquire, pairs with the Release in `ring_held`: the unit can complete only what it was given
+            // before, so this load finds at least that.
+            let given = self.given.load(Ordering::Acquire);
+            if completed > given {
+                let error = UnitError::Hardware {
+                    unit: port.unit(),
+                    what: "a completion of a wait that was never submitted",
+                    expected: given,
+                    found: word.into(),
+                };
+                return Err(self.fail(seen, port.unit(), error));
+            }
+        }
+        Ok(completed >= needed)
+    }
+
+    /// The first position that the unit has not read, from its register.
+    fn read_head<P: QueuePort>(
+        &self,
+        seen: Tail,
+        caller: Caller,
+        port: &P,
+    ) -> Result<u64, UnitError> {
+        let unit = port.unit();
+        // ORDERING: Acquire, as in `completed`; the register can only be further on than this.
+        let before = self.head.0.load(Ordering::Acquire);
+        let place = port.head().map_err(|error| self.fail(seen, unit, error))?;
+        // ORDERING: Acquire pairs with the Release in `ring_held`: an honest unit has read no further than it was
+        // given before it moved its head, so this load finds at least that.
+        let given = self.given.load(Ordering::Acquire);
+        // In the middle of a reset register and positions do not belong together.
+        if !self.admit(caller, unit)?.is_of(seen) {
+            return Err(UnitError::Wedged { unit });
+        }
+        let entries = self.shape.entries();
+        let Some(count) = self.shape.count(place) else {
+            let error = UnitError::Hardware {
+                unit,
+                what: "a queue head outside its queue; the last place",
+                expected: entries.saturating_sub(1) as u64,
+                found: place.index() as u64,
+            };
+            return Err(self.fail(seen, unit, error));
+        };
+        let period = self.shape.period();
+        let head = before + (count.wrapping_sub(before) & (period - 1));
+        if head > given && !Fault::BelieveHead.is_on() {
+            let error = UnitError::Hardware {
+                unit,
+                what: "a queue head past the commands that it was given; the tail",
+                expected: self.shape.place(given).index() as u64,
+                found: place.index() as u64,
+            };
+            return Err(self.fail(seen, unit, error));
+        }
+        // ORDERING: AcqRel: that hardware has read these places happens before anybody fills them again.
+        self.head.0.fetch_max(head, Ordering::AcqRel);
+        Ok(head)
+    }
+
+    /// Submits and waits for completion: for bring-up, when nothing else can be done meanwhile. `what` is the
+    /// request, for the error.
+    ///
+    /// # Errors
+    /// [`UnitError`]. A time-out wedges the unit.
+    pub fn submit_and_wait<P: QueuePort>(
+        &self,
+        port: &P,
+        batch: &[P::Entry],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        self.submit_and_wait_for(Caller::Anyone, port, batch, what)
+    }
+
+    fn submit_and_wait_for<P: QueuePort>(
+        &self,
+        caller: Caller,
+        port: &P,
+        batch: &[P::Entry],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let unit = port.unit();
+        let seen = self.admit(caller, unit)?;
+        let ticket = self.submit_for(caller, port, batch)?;
+        let start = port.clock().now();
+        let deadline = start.after(self.shape.deadline());
+        while !self.poll_for(caller, port, ticket)? {
+            let now = port.clock().now();
+            if now > deadline {
+                let waited = now.since(start);
+                return Err(self.fail(seen, unit, UnitError::Timeout { unit, what, waited }));
+            }
+            spin_hint();
+        }
+        Ok(())
+    }
+}

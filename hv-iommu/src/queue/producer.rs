@@ -1,0 +1,254 @@
+//! A submitter's steps: reserve, fill, publish, and wait until hardware was told.
+
+use hv_core::fault::Fault;
+use hv_core::platform::{Clock, Instant};
+use hv_core::sync::{Ordering, spin_hint};
+
+use super::port::QueuePort;
+use super::words::{Tail, Turn};
+use super::{Caller, CommandQueue};
+use crate::backend::{FlushTicket, UnitError, UnitIndex};
+
+/// Positions that one CPU has reserved and not published: others wait for it.
+#[must_use = "what is reserved has to be published: everybody behind it waits"]
+struct Reserved {
+    /// The tail before the reservation.
+    seen: Tail,
+    /// The position behind the last.
+    end: u64,
+}
+
+impl Reserved {
+    fn is_empty(&self) -> bool {
+        self.seen.position() == self.end
+    }
+
+    fn turn(&self) -> Turn {
+        let first = self.seen.position();
+        Turn::commands(first, self.end - first)
+    }
+}
+
+impl CommandQueue {
+    /// Hands a batch of commands to the unit, to be done in this order, and gives the ticket of a sync behind it;
+    /// one alone if the batch is empty. Others may share the sync.
+    ///
+    /// Every store to memory that happened before is visible to the unit when it carries the commands out. Waits for
+    /// room in the ring, and for other CPUs that are in the middle of this; not for completion.
+    ///
+    /// # Errors
+    /// [`UnitError::Busy`] when another CPU did not go on in time: the unit is well, and the commands may be done
+    /// still, without a ticket. [`UnitError::Wedged`]; any other error wedges the unit.
+    pub fn submit<P: QueuePort>(
+        &self,
+        port: &P,
+        batch: &[P::Entry],
+    ) -> Result<FlushTicket, UnitError> {
+        self.submit_for(Caller::Anyone, port, batch)
+    }
+
+    pub(super) fn submit_for<P: QueuePort>(
+        &self,
+        caller: Caller,
+        port: &P,
+        batch: &[P::Entry],
+    ) -> Result<FlushTicket, UnitError> {
+        let needed = self.entries_for::<P>(port.unit(), batch)?;
+        let reserved = self.reserve(caller, port, needed)?;
+        self.fill(port, &reserved, batch)?;
+        self.await_doorbell(caller, port, reserved)
+    }
+
+    /// How many entries a batch takes, without the sync behind it.
+    fn entries_for<P: QueuePort>(
+        &self,
+        unit: UnitIndex,
+        batch: &[P::Entry],
+    ) -> Result<u64, UnitError> {
+        let commands = batch.len() as u64;
+        let needed = match fenced::<P>() {
+            true => commands.saturating_mul(2).saturating_sub(1),
+            false => commands,
+        };
+        if needed <= self.shape.longest() {
+            return Ok(needed);
+        }
+        Err(UnitError::Hardware {
+            unit,
+            what: "a batch that is longer than its queue, in entries; at most",
+            expected: self.shape.longest(),
+            found: needed,
+        })
+    }
+
+    /// Reserves `needed` entries, once there is room for them and the sync behind them.
+    fn reserve<P: QueuePort>(
+        &self,
+        caller: Caller,
+        port: &P,
+        needed: u64,
+    ) -> Result<Reserved, UnitError> {
+        let unit = port.unit();
+        let mut start = None;
+        // Where the head was when the ring was seen full, and since when; `None` while it was not.
+        let mut full: Option<(u64, Instant)> = None;
+        loop {
+            let seen = self.admit(caller, unit)?;
+            let start = *start.get_or_insert_with(|| port.clock().now());
+            // ORDERING: Acquire pairs with `read_head`: hardware has read the places that are filled now.
+            let mut head = self.head.0.load(Ordering::Acquire);
+            if !self.has_room(seen, head, needed) {
+                head = self.read_head(seen, caller, port)?;
+            }
+            if self.has_room(seen, head, needed) || Fault::QueueNeverFull.is_on() {
+                if let Some(reserved) = self.try_reserve(seen, needed) {
+                    return Ok(reserved);
+                }
+                // Others have reserved meanwhile.
+                continue;
+            }
+            // What is published and not rung may be all that keeps the ring full.
+            self.ring(port);
+            port.check().map_err(|error| self.fail(seen, unit, error))?;
+            let now = port.clock().now();
+            match full {
+                Some((at, since)) if at == head => {
+                    if now > since.after(self.shape.deadline()) {
+                        return Err(self.stays_full(seen, unit, head, start, now));
+                    }
+                }
+                // The unit goes on reading: others were faster with the room that it made.
+                _ => full = Some((head, now)),
+            }
+            spin_hint();
+        }
+    }
+
+    fn has_room(&self, tail: Tail, head: u64, needed: u64) -> bool {
+        // The head may be ahead of a tail that is out of date; the CAS fails then.
+        let used = tail.position().saturating_sub(head);
+        used + needed < self.shape.capacity()
+    }
+
+    fn try_reserve(&self, seen: Tail, needed: u64) -> Option<Reserved> {
+        let next = seen.with_commands(needed);
+        let (old, new, tail) = (seen.into_bits(), next.into_bits(), &self.tail.0);
+        if Fault::ReserveByStore.is_on() {
+            // ORDERING: the deliberate fault.
+            tail.store(new, Ordering::Release);
+        } else {
+            // ORDERING: AcqRel: of all who saw this tail one has the places, after whoever had them before; it is
+            // refused if the unit was wedged or reset meanwhile. Relaxed on failure: looked at anew.
+            let taken = tail.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed);
+            taken.ok()?;
+        }
+        Some(Reserved {
+            seen,
+            end: next.position(),
+        })
+    }
+
+    /// Who is to blame for a ring that has stayed full with its head at `head`.
+    fn stays_full(
+        &self,
+        seen: Tail,
+        unit: UnitIndex,
+        head: u64,
+        start: Instant,
+        now: Instant,
+    ) -> UnitError {
+        // ORDERING: Acquire, as in `read_head`.
+        let given = self.given.load(Ordering::Acquire);
+        let waited = now.since(start);
+        if head == given {
+            // The unit has done all that it knows of; a CPU is in the middle of publishing the rest.
+            return UnitError::Busy { unit, waited };
+        }
+        let what = "reading its command queue, which stayed full";
+        self.fail(seen, unit, UnitError::Timeout { unit, what, waited })
+    }
+
+    /// Fills what was reserved and publishes it, whatever happens: others wait for it.
+    fn fill<P: QueuePort>(
+        &self,
+        port: &P,
+        reserved: &Reserved,
+        batch: &[P::Entry],
+    ) -> Result<(), UnitError> {
+        if reserved.is_empty() {
+            return Ok(());
+        }
+        if Fault::PublishEarly.is_on() {
+            self.publish(reserved.turn());
+        }
+        let mut position = reserved.seen.position();
+        let mut put = |entry| {
+            let done = port.put(self.shape.place(position).index(), entry);
+            position += 1;
+            done
+        };
+        let filled = batch.iter().enumerate().try_for_each(|(index, command)| {
+            if index > 0 && fenced::<P>() {
+                put(port.sync(FlushTicket {
+                    sequence: reserved.seen.position() + 2 * index as u64,
+                }))?;
+            }
+            put(*command)
+        });
+        match filled {
+            Ok(()) => {
+                self.publish(reserved.turn());
+                Ok(())
+            }
+            Err(error) => {
+                let error = self.fail(reserved.seen, port.unit(), error);
+                self.publish(reserved.turn().void());
+                Err(error)
+            }
+        }
+    }
+
+    /// Says that the entries of `turn` are there.
+    pub(super) fn publish(&self, turn: Turn) {
+        let first = turn.first();
+        if let Some(word) = self.turns.get(self.shape.place(first).index()) {
+            // ORDERING: Release: the entries happen before whoever sees them published.
+            word.store(
+                turn.into_bits(),
+                Fault::PublishEntriesRelaxed.weakens(Ordering::Release),
+            );
+        }
+    }
+
+    /// Waits until hardware was told of a sync behind `reserved`, which is published.
+    fn await_doorbell<P: QueuePort>(
+        &self,
+        caller: Caller,
+        port: &P,
+        reserved: Reserved,
+    ) -> Result<FlushTicket, UnitError> {
+        let unit = port.unit();
+        let mut start = None;
+        loop {
+            self.ring(port);
+            self.admit(caller, unit)?;
+            // ORDERING: Acquire pairs with the Release in `ring_held`: the doorbell was rung before.
+            let sequence = self.covered.load(Ordering::Acquire);
+            if sequence > reserved.end || Fault::WaitNotForSync.is_on() {
+                return Ok(FlushTicket { sequence });
+            }
+            let now = port.clock().now();
+            let start = *start.get_or_insert(now);
+            if now > start.after(self.shape.deadline()) {
+                let waited = now.since(start);
+                return Err(UnitError::Busy { unit, waited });
+            }
+            spin_hint();
+        }
+    }
+}
+
+/// Whether a sync stands between the commands of a batch.
+fn fenced<P: QueuePort>() -> bool {
+    P::FENCED && !Fault::SkipFence.is_on()
+}

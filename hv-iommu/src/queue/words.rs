@@ -1,0 +1,164 @@
+//! The words that the producers of a queue share: the tail, and what is published of a place.
+//!
+//! Positions count entries since the queue was made and never repeat; a place of the ring is a position modulo
+//! the number of entries. At twenty million entries a second they last for a century.
+
+/// The word that every reservation goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tail(u64);
+
+const WEDGED: u64 = 1 << 63;
+const OPEN: u64 = 1 << 62;
+const EPOCH_SHIFT: u32 = 56;
+const EPOCH: u64 = 0x3f << EPOCH_SHIFT;
+const POSITION: u64 = (1 << EPOCH_SHIFT) - 1;
+
+/// What `wedge` sets and `revive` clears.
+pub(super) const WEDGED_BIT: u64 = WEDGED;
+
+impl Tail {
+    pub(super) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(super) const fn into_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The first position that nobody has reserved.
+    pub(super) const fn position(self) -> u64 {
+        self.0 & POSITION
+    }
+
+    /// Whether every request is refused.
+    pub(super) const fn is_wedged(self) -> bool {
+        self.0 & WEDGED != 0
+    }
+
+    /// Whether there are commands behind the last sync: one more sync is owed.
+    pub(super) const fn is_open(self) -> bool {
+        self.0 & OPEN != 0
+    }
+
+    /// Whether no reset came between the two.
+    pub(super) const fn is_of(self, other: Self) -> bool {
+        self.0 & EPOCH == other.0 & EPOCH
+    }
+
+    /// With `entries` more reserved for commands.
+    pub(super) const fn with_commands(self, entries: u64) -> Self {
+        Self((self.0 + entries) | OPEN)
+    }
+
+    /// With the sync reserved that is owed.
+    pub(super) const fn with_sync(self) -> Self {
+        Self((self.0 + 1) & !OPEN)
+    }
+
+    pub(super) const fn wedged(self) -> Self {
+        Self(self.0 | WEDGED)
+    }
+
+    /// For a ring that starts anew at `position`, wedged until it is revived. Nobody's idea of the tail from
+    /// before equals it.
+    pub(super) const fn restarted(self, position: u64) -> Self {
+        let epoch = (self.0 & EPOCH).wrapping_add(1 << EPOCH_SHIFT) & EPOCH;
+        Self(WEDGED | epoch | position & POSITION)
+    }
+}
+
+/// What is published at a place: entries from one position on.
+///
+/// # Invariants
+/// There is at least one entry; zero stands for nothing published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn(u64);
+
+const TURN_SHIFT: u32 = 8;
+const SYNC: u64 = 1 << 7;
+const VOID: u64 = 1 << 6;
+const LENGTH: u64 = VOID - 1;
+
+/// How many entries one publication may have.
+pub(super) const PUBLICATION_MAX: u64 = LENGTH;
+
+impl Turn {
+    /// `entries` commands from `position` on.
+    pub(super) const fn commands(position: u64, entries: u64) -> Self {
+        Self(position << TURN_SHIFT | entries & LENGTH)
+    }
+
+    /// The sync at `position`, behind all before it.
+    pub(super) const fn sync(position: u64) -> Self {
+        Self(position << TURN_SHIFT | SYNC | 1)
+    }
+
+    /// The same place, which could not be filled: hardware is never told of it.
+    pub(super) const fn void(self) -> Self {
+        Self(self.0 | VOID)
+    }
+
+    pub(super) const fn into_bits(self) -> u64 {
+        self.0
+    }
+
+    /// What `bits` says of `position`; `None` if that is not published.
+    pub(super) const fn at(position: u64, bits: u64) -> Option<Self> {
+        if bits >> TURN_SHIFT == position && bits & LENGTH != 0 {
+            Some(Self(bits))
+        } else {
+            None
+        }
+    }
+
+    /// The position of the first entry.
+    pub(super) const fn first(self) -> u64 {
+        self.0 >> TURN_SHIFT
+    }
+
+    /// The position behind the last.
+    pub(super) const fn end(self) -> u64 {
+        self.first() + (self.0 & LENGTH)
+    }
+
+    pub(super) const fn is_sync(self) -> bool {
+        self.0 & SYNC != 0
+    }
+
+    pub(super) const fn is_void(self) -> bool {
+        self.0 & VOID != 0
+    }
+}
+
+#[cfg(all(test, not(hv_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_says_what_it_was_made_of() {
+        let tail = Tail::from_bits(41);
+        let open = tail.with_commands(3);
+        assert_eq!((open.position(), open.is_open()), (44, true));
+        let closed = open.with_sync();
+        assert_eq!((closed.position(), closed.is_open()), (45, false));
+        assert!(closed.is_of(tail) && !closed.is_wedged());
+        assert!(open.wedged().is_wedged() && open.wedged().is_open());
+        let anew = open.wedged().restarted(64);
+        assert_eq!((anew.position(), anew.is_open()), (64, false));
+        assert!(anew.is_wedged() && !anew.is_of(open));
+    }
+
+    #[test]
+    fn a_turn_is_of_one_position() {
+        let turn = Turn::commands(7, 3);
+        assert_eq!(Turn::at(7, turn.into_bits()), Some(turn));
+        assert_eq!(Turn::at(263, turn.into_bits()), None);
+        assert_eq!(Turn::at(0, 0), None);
+        assert_eq!(
+            (turn.end(), turn.is_sync(), turn.is_void()),
+            (10, false, false)
+        );
+        assert!(Turn::sync(9).is_sync() && Turn::sync(9).end() == 10);
+        assert!(turn.void().is_void() && turn.void().end() == 10);
+    }
+}

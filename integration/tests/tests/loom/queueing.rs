@@ -1,0 +1,434 @@
+//! Models of the command queue: submitters on several CPUs, hardware that reads the ring, stalls, resets, lies.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hv_core::platform::{Clock, Instant};
+use hv_core::sync::{AtomicBool, AtomicU64, Ordering, spin_hint};
+use hv_iommu::queue::{CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::{FlushTicket, UnitError, UnitIndex};
+
+use crate::explore::{models, saw};
+
+/// What sets a sync apart from a command, which is a small number.
+const SYNC: u64 = 1 << 32;
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// What hardware has done, and what was done to it. Plain state: it orders nothing.
+#[derive(Default)]
+struct Done {
+    /// Up to which position the doorbell was rung, and hardware has read.
+    rung: u64,
+    read: u64,
+    /// Commands that were read and have no completed sync behind them yet, and those that have.
+    begun: Vec<u64>,
+    done: BTreeSet<u64>,
+    syncs: usize,
+    /// How often somebody looked at the clock.
+    looks: u64,
+}
+
+/// A unit with its queue, and what an entry of it is: one word.
+struct Unit {
+    queue: CommandQueue,
+    ring: Vec<AtomicU64>,
+    /// The registers.
+    tail: AtomicU64,
+    head: AtomicU64,
+    done: Mutex<Done>,
+    /// Whether hardware reads in the middle of the doorbell's write, on the CPU that rings.
+    eager: bool,
+    /// Whether time goes on, so that deadlines pass.
+    runs: bool,
+    /// Whoever fills this entry stops until `go`.
+    stall: u64,
+    go: AtomicBool,
+}
+
+impl Unit {
+    fn new(log2: u8) -> Self {
+        let shape = QueueShape::new(log2, Ends::WrapBit, DEADLINE).unwrap();
+        Self {
+            queue: CommandQueue::new(shape).unwrap(),
+            ring: (0..1 << log2).map(|_| AtomicU64::new(0)).collect(),
+            tail: AtomicU64::new(0),
+            head: AtomicU64::new(0),
+            done: Mutex::default(),
+            eager: false,
+            runs: false,
+            stall: 0,
+            go: AtomicBool::new(false),
+        }
+    }
+
+    fn entries(&self) -> u64 {
+        self.ring.len() as u64
+    }
+
+    /// Hardware reads one entry and moves its head, if it was told of one.
+    fn step(&self) -> bool {
+        // ORDERING: Relaxed, hardware's own; Acquire pairs with the doorbell.
+        let head = self.head.load(Ordering::Relaxed);
+        // ORDERING: as above.
+        if self.tail.load(Ordering::Acquire) == head {
+            return false;
+        }
+        let place = (head % self.entries()) as usize;
+        // ORDERING: Relaxed, as weak as can be.
+        let entry = self.ring[place].load(Ordering::Relaxed);
+        self.execute(entry);
+        // ORDERING: Release: what was done before the head moved.
+        self.head
+            .store((head + 1) % (2 * self.entries()), Ordering::Release);
+        true
+    }
+
+    fn execute(&self, entry: u64) {
+        let done = &mut *self.done.lock().unwrap();
+        done.read += 1;
+        if entry & SYNC != 0 {
+            assert_eq!(entry & !SYNC, done.read, "a sync where it does not belong");
+            done.done.extend(done.begun.drain(..));
+            done.syncs += 1;
+        } else {
+            assert_ne!(entry, 0, "a place that was not filled");
+            let again = done.done.contains(&entry) || done.begun.contains(&entry);
+            assert!(!again, "command {entry} is done twice");
+            done.begun.push(entry);
+        }
+    }
+
+    fn has_done(&self, command: u64) -> bool {
+        self.done.lock().unwrap().done.contains(&command)
+    }
+
+    fn submit(&self, command: u64) -> Result<FlushTicket, UnitError> {
+        self.queue.submit(self, &[command])
+    }
+
+    /// Submits a command, waits, and finds it done.
+    fn flush(&self, command: u64) {
+        let ticket = self.submit(command).unwrap();
+        while !self.queue.poll(self, ticket).unwrap() {
+            spin_hint();
+        }
+        assert!(self.has_done(command), "command {command} is not done");
+    }
+
+    /// Hardware reads until it has done these.
+    fn run(&self, commands: &[u64]) {
+        while !commands.iter().all(|&command| self.has_done(command)) {
+            if !self.step() {
+                spin_hint();
+            }
+        }
+    }
+}
+
+impl Clock for Unit {
+    fn now(&self) -> Instant {
+        let mut done = self.done.lock().unwrap();
+        done.looks += u64::from(self.runs);
+        Instant::from_nanos(done.looks * 700_000_000)
+    }
+}
+
+impl QueuePort for Unit {
+    type Entry = u64;
+    type Clock = Self;
+
+    const FENCED: bool = false;
+
+    fn clock(&self) -> &Self {
+        self
+    }
+
+    fn unit(&self) -> UnitIndex {
+        UnitIndex::new(0).unwrap()
+    }
+
+    fn put(&self, index: usize, entry: u64) -> Result<(), UnitError> {
+        if entry == self.stall {
+            // ORDERING: Relaxed, orders nothing.
+            while !self.go.load(Ordering::Relaxed) {
+                spin_hint();
+            }
+        }
+        // ORDERING: Relaxed, as a port should.
+        self.ring[index].store(entry, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync(&self, ticket: FlushTicket) -> u64 {
+        SYNC | ticket.sequence
+    }
+
+    fn ring(&self, tail: Place) {
+        let entries = self.entries();
+        let count = tail.index() as u64 + u64::from(tail.wrap()) * entries;
+        // ORDERING: Release, as a write to a register comes after all stores to memory.
+        let before = self.tail.swap(count, Ordering::Release);
+        let mut done = self.done.lock().unwrap();
+        done.rung += (count + 2 * entries - before) % (2 * entries);
+        assert!(
+            done.rung - done.read <= entries,
+            "{} entries that were not read in a ring of {entries}",
+            done.rung - done.read
+        );
+        drop(done);
+        while self.eager && self.step() {}
+    }
+
+    fn head(&self) -> Result<Place, UnitError> {
+        // ORDERING: Acquire, as a read of a register.
+        let count = self.head.load(Ordering::Acquire);
+        let entries = self.entries();
+        Ok(Place::new((count % entries) as usize, count >= entries))
+    }
+
+    fn completion(&self) -> Completion {
+        Completion::Head
+    }
+
+    fn check(&self) -> Result<(), UnitError> {
+        Ok(())
+    }
+}
+
+/// Two CPUs flush around the end of a ring of four, of which half was used. Each may ring for the other, and hardware
+/// reads what it finds then.
+fn two_producers_around_the_end() {
+    let unit = Arc::new(Unit {
+        eager: true,
+        ..Unit::new(2)
+    });
+    unit.flush(3);
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.flush(1))
+    };
+    unit.flush(2);
+    other.join().unwrap();
+    assert!(unit.done.lock().unwrap().read >= 5);
+}
+
+/// One CPU submits twice to such a ring, and hardware reads meanwhile.
+fn a_producer_behind_hardware() {
+    let unit = Arc::new(Unit::new(1));
+    let hardware = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.run(&[1, 2]))
+    };
+    let first = unit.submit(1).unwrap();
+    unit.flush(2);
+    assert_eq!(unit.queue.poll(&*unit, first), Ok(true));
+    hardware.join().unwrap();
+}
+
+/// Two CPUs submit around the end of a ring of four, of which half was used, and hardware reads afterwards.
+fn two_producers_and_one_sync() {
+    let unit = Arc::new(Unit::new(2));
+    unit.submit(1).unwrap();
+    while unit.step() {}
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(2).unwrap())
+    };
+    let mine = unit.submit(3).unwrap();
+    let theirs = other.join().unwrap();
+    if mine == theirs {
+        saw("two share a sync");
+    }
+    while unit.step() {}
+    for (command, ticket) in [(2, theirs), (3, mine)] {
+        assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
+        assert!(unit.has_done(command), "command {command} is not done");
+    }
+    match unit.done.lock().unwrap().syncs {
+        2 => saw("one sync for two"),
+        3 => saw("a sync each"),
+        syncs => panic!("{syncs} syncs"),
+    }
+}
+
+/// One CPU stops in the middle of filling its entry. The other gives up in time, the unit is well, and both commands
+/// are done, in order, when the first goes on, whoever is left to ring.
+fn a_producer_stalls() {
+    let unit = Arc::new(Unit {
+        runs: true,
+        stall: 1,
+        ..Unit::new(2)
+    });
+    let stalled = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(1))
+    };
+    match unit.submit(2) {
+        Ok(_) => saw("the other goes first"),
+        Err(UnitError::Busy { waited, .. }) => {
+            saw("the other gives up");
+            assert!(waited >= DEADLINE);
+        }
+        Err(error) => panic!("{error}"),
+    }
+    // ORDERING: Relaxed, orders nothing.
+    unit.go.store(true, Ordering::Relaxed);
+    // Behind another's sync, if that is rung late, it may give up as well.
+    let first = stalled.join().unwrap();
+    assert!(matches!(first, Ok(_) | Err(UnitError::Busy { .. })));
+    assert_eq!(unit.queue.check_alive(unit.unit()), Ok(()));
+    // Nobody is left to ring.
+    while unit.step() {}
+    assert!(unit.has_done(1) && unit.has_done(2), "something was left");
+}
+
+/// Two CPUs submit, and neither has time to wait: whoever finds the bell taken goes, and the holder rings for it.
+fn nobody_waits_for_the_bell() {
+    let unit = Arc::new(Unit {
+        runs: true,
+        ..Unit::new(2)
+    });
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(1))
+    };
+    let mine = unit.submit(2);
+    let theirs = other.join().unwrap();
+    for outcome in [mine, theirs] {
+        match outcome {
+            Ok(_) => {}
+            Err(UnitError::Busy { .. }) => saw("one did not wait"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    while unit.step() {}
+    assert!(unit.has_done(1) && unit.has_done(2), "something was left");
+}
+
+/// A unit is wedged and its ring restarted while a CPU submits. What is in the new ring stays.
+fn a_reset_and_a_producer() {
+    let unit = Arc::new(Unit::new(1));
+    let late = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(1))
+    };
+    unit.queue.wedge();
+    let anew = unit.queue.restart(&*unit).unwrap();
+    // The vendor turns the queue off and on again.
+    // ORDERING: Relaxed, hardware stands.
+    unit.tail.store(0, Ordering::Relaxed);
+    // ORDERING: as above.
+    unit.head.store(0, Ordering::Relaxed);
+    // Where the ring of before ended, at 0 or at 2, the next one of four positions begins.
+    let start = 4;
+    {
+        let done = &mut *unit.done.lock().unwrap();
+        (done.rung, done.read) = (start, start);
+    }
+    let hardware = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || {
+            while !unit.has_done(7) {
+                if !unit.step() {
+                    let read = unit.done.lock().unwrap().read;
+                    assert!(read < start + 2, "what the reset asks for is written over");
+                    spin_hint();
+                }
+            }
+        })
+    };
+    anew.submit_and_wait(&*unit, &[7], "a flush").unwrap();
+    hardware.join().unwrap();
+    anew.revive();
+    match late.join().unwrap() {
+        // That of a sync of the old ring, or of the reset, which has done what the old ring lost.
+        Ok(ticket) if ticket.sequence <= start + 2 => {
+            saw("the late one was in time");
+            assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
+            assert!(!unit.has_done(1));
+        }
+        Ok(ticket) => {
+            saw("the late one came afterwards");
+            while unit.step() {}
+            assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
+            assert!(unit.has_done(1));
+            return;
+        }
+        Err(error) => {
+            saw("the late one is refused");
+            let wedged = UnitError::Wedged { unit: unit.unit() };
+            assert_eq!(error, wedged);
+        }
+    }
+    // Nothing of before was written over what came after.
+    // ORDERING: Relaxed, everybody else has ended.
+    let ring: Vec<_> = unit
+        .ring
+        .iter()
+        .map(|word| word.load(Ordering::Relaxed))
+        .collect();
+    assert_eq!(ring, [7, SYNC | (start + 2)]);
+    assert_eq!(unit.done.lock().unwrap().read, start + 2);
+}
+
+/// The head moves past what the unit was given while the ring is full: nothing unread is written over.
+fn a_head_lies() {
+    let unit = Arc::new(Unit::new(1));
+    unit.submit(1).unwrap();
+    let liar = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || {
+            // ORDERING: Release, as hardware moves its head.
+            unit.head.store(3, Ordering::Release);
+        })
+    };
+    // Waits for room, so it ends when the lie is seen.
+    match unit.submit(2) {
+        Err(UnitError::Hardware { found, .. }) => assert_eq!(found, 1),
+        other => panic!("{other:?}"),
+    }
+    liar.join().unwrap();
+    // ORDERING: Relaxed, everybody else has ended.
+    assert_eq!(unit.ring[0].load(Ordering::Relaxed), 1);
+    let wedged = UnitError::Wedged { unit: unit.unit() };
+    assert_eq!(unit.submit(3), Err(wedged));
+}
+
+models! {
+    /// Every command is done once, before its ticket completes, and the tail never goes back or past the head.
+    /// Shows: bc14.
+    bc14_two_producers_wrap_the_ring: Two(2), sees [], two_producers_around_the_end;
+
+    /// A place is filled again only when hardware has read it.
+    /// Shows: bc14.
+    bc14_a_producer_wraps_behind_hardware: Two(3), sees [], a_producer_behind_hardware;
+
+    /// Who shares a sync has it behind its own commands.
+    /// Shows: bc14.
+    bc14_two_producers_share_a_sync: Two(3),
+        sees ["two share a sync", "one sync for two", "a sync each"], two_producers_and_one_sync;
+
+    /// A stall costs others their deadline, not the unit, and loses nothing.
+    /// Shows: bc14.
+    bc14_a_stalled_producer_delays_and_loses_nothing: Two(3),
+        sees ["the other gives up", "the other goes first"], a_producer_stalls;
+
+    /// What is published is rung by whoever had the bell.
+    /// Shows: bc14.
+    bc14_what_nobody_waits_for_is_rung: Two(3), sees ["one did not wait"], nobody_waits_for_the_bell;
+
+    /// Who was admitted before a reset writes nothing into the ring after it.
+    /// Shows: bc14.
+    bc14_a_reset_meets_a_late_producer: Three(2),
+        sees [
+            "the late one was in time",
+            "the late one is refused",
+            "the late one came afterwards"
+        ], a_reset_and_a_producer;
+
+    /// A head that cannot be is not believed.
+    /// Shows: bc14.
+    bc14_a_head_past_the_tail_makes_no_room: Two(3), sees [], a_head_lies;
+}
