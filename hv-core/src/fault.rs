@@ -111,6 +111,18 @@ faults! {
     RegionNotAsked = "region_not_asked",
     /// What firmware wants mapped is not compared with the memory map.
     RegionNotCompared = "region_not_compared",
+    /// A device that firmware goes on using is bound after translation went on.
+    KeptBoundLate = "kept_bound_late",
+    /// A function that joins a group which somebody holds is taken in.
+    HeldGroupChanges = "held_group_changes",
+    /// The unit of a virtual function is looked up by its own id.
+    UnitByOwnId = "unit_by_own_id",
+    /// Registers of functions that are gone are written.
+    GoneIsWritten = "gone_is_written",
+    /// A group is parked with the entries of its PASIDs in place.
+    ParkLeavesPasids = "park_leaves_pasids",
+    /// Nobody looks after a reset whether a group is still kept apart.
+    IsolationNotReread = "isolation_not_reread",
     /// The memory of a region comes out of the end of its domain as frames.
     RegionHandedOut = "region_handed_out",
 

@@ -6,7 +6,7 @@ use hv_core::{Owner, OwnerId, PciAddress, Shared};
 
 use crate::attach::AttachError;
 use crate::backend::{Backend, FlushTicket, HwDomainId, UnitError, UnitIndex};
-use crate::dma::Gate;
+use crate::dma::{Gate, Trust};
 use crate::domain::{DomainCore, DomainUid};
 use crate::group::Inner;
 use crate::ids::Users;
@@ -96,11 +96,11 @@ impl<B: Backend> Anchor<B> {
         Ok(())
     }
 
-    /// Counts a group out, or a PASID of it, after the unit forgot its entries. Its trust is what it was when it came:
+    /// Counts a group out, or a PASID of it, after the unit forgot its entries. `trust` is what it was when it came:
     /// it changes only while a group is claimed and attached to nothing.
-    pub(crate) fn let_go(&self, inner: &Inner<B>) {
+    pub(crate) fn let_go(&self, trust: Trust) {
         if let Some(gate) = self.gate() {
-            gate.leave(inner.trust);
+            gate.leave(trust);
         }
         if let Some(attachments) = self.attachments() {
             attachments.leave();

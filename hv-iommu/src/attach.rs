@@ -18,6 +18,7 @@ use crate::isolation::InterruptsIsolated;
 use crate::request::COHERENT_DMA;
 use crate::reserved::{ReservedKind, ReservedRegion};
 use crate::shape::{Confines, Shape};
+use crate::topology::IsolationError;
 
 /// Why a group was not attached, or a member not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -102,6 +103,9 @@ pub enum AttachError {
         /// The domain.
         domain: DomainUid,
     },
+    /// A reset came over what keeps the group apart, or may have, and it is not as it was.
+    #[error(transparent)]
+    NotApart(IsolationError),
     /// The function does not answer: it was removed.
     #[error("{function} does not answer any more")]
     Gone {
@@ -132,6 +136,14 @@ pub enum AttachError {
     CutOff {
         /// The group.
         group: GroupId,
+    },
+    /// The function's command register did not give bus mastering up.
+    #[error("{function} keeps bus mastering: its command register reads {command:#06x}")]
+    KeepsBusMastering {
+        /// The function.
+        function: PciAddress,
+        /// The register.
+        command: u16,
     },
     /// The function's command register did not take bus mastering.
     #[error("{function} did not take bus mastering: its command register reads {command:#06x}")]
@@ -228,9 +240,11 @@ pub(crate) fn attach<O: Owner, B: Backend, S: Shape<O, B>>(
     domain: &Domain<O, B, S>,
 ) -> Result<AttachedGroup<O, B, S>, AttachFailed<O, B>> {
     let owner = group.owner();
-    let inner = group.inner;
+    let mut inner = group.inner;
     let anchor = S::anchor(&domain.core);
-    let checked = check(&inner, owner, domain).and_then(|()| register(&inner, &anchor));
+    let checked = check(&inner, owner, domain)
+        .and_then(|()| inner.look_if_unseen().map_err(AttachError::NotApart))
+        .and_then(|()| register(&inner, &anchor));
     if let Err(error) = checked {
         let group = Group::again(inner, owner);
         return Err(AttachFailed::Refused { group, error });

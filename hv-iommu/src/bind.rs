@@ -86,7 +86,7 @@ pub(crate) fn register<B: Backend>(
 /// Takes the group's entries of one domain from the register, and the group from the domain's count.
 pub(crate) fn unregister<B: Backend>(inner: &Inner<B>, anchor: &Anchor<B>) {
     strike_out(inner, anchor);
-    anchor.let_go(inner);
+    anchor.let_go(inner.trust);
 }
 
 /// Takes the group's entries of one domain from the register.

@@ -14,8 +14,10 @@ use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::group::{Claimed, Group, GroupId, push};
+use crate::rescan::{RescanFailed, Rescanned};
 use crate::rest::AtRest;
-use crate::system::System;
+use crate::system::{Iommu, System};
+use crate::topology::PciFunction;
 
 /// Why a group was not claimed. It is where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -36,13 +38,13 @@ pub enum ClaimError {
         "{0} is pinned by firmware: only the hypervisor may claim it, or an override take it from firmware"
     )]
     Pinned(GroupId),
-    /// A guest had it, and its devices were not reset since.
+    /// Somebody had it, and its devices were not reset since.
     #[error("{group} was {last}'s and has to be reset first")]
     NeedsReset {
         /// The group.
         group: GroupId,
-        /// The guest.
-        last: VmId,
+        /// Who.
+        last: OwnerId,
     },
 }
 
@@ -167,7 +169,7 @@ impl<B: Backend> GroupTable<B> {
             AtRest::ForHypervisor(pinned) => {
                 Err((AtRest::ForHypervisor(pinned), ClaimError::Pinned(group)))
             }
-            AtRest::ToReset(used) => Err(to_reset(used)),
+            used @ (AtRest::ToReset(_) | AtRest::AfterDriver(_)) => Err(to_reset(used)),
         })
     }
 
@@ -182,7 +184,8 @@ impl<B: Backend> GroupTable<B> {
         self.take(group, OwnerId::Hypervisor, |found| match found {
             AtRest::Claimable(group) => Ok(group.claim_for_hypervisor()),
             AtRest::ForHypervisor(group) => Ok(group.claim_for_hypervisor()),
-            AtRest::ToReset(used) => Err(to_reset(used)),
+            AtRest::AfterDriver(group) => Ok(group.claim_for_hypervisor()),
+            used @ AtRest::ToReset(_) => Err(to_reset(used)),
         })
     }
 
@@ -212,6 +215,87 @@ impl<B: Backend> GroupTable<B> {
             }
             _ => Err(group),
         }
+    }
+
+    /// Takes in functions that came later, as [`Iommu::add_functions`] does, with the groups that are here. Meanwhile the
+    /// hypervisor holds those.
+    ///
+    /// # Errors
+    /// [`RescanFailed`]. With groups only where there was no memory to keep new ones.
+    pub fn add_functions(
+        &self,
+        iommu: &Iommu<B>,
+        functions: &[PciFunction],
+    ) -> Result<(), RescanFailed<B>> {
+        self.rescan(|groups| iommu.add_functions(functions, groups))
+    }
+
+    /// Lets functions go, as [`Iommu::remove_functions`] does, with the groups that are here.
+    ///
+    /// # Errors
+    /// As for [`add_functions`](Self::add_functions).
+    pub fn remove_functions(
+        &self,
+        iommu: &Iommu<B>,
+        functions: &[PciAddress],
+    ) -> Result<(), RescanFailed<B>> {
+        self.rescan(|groups| iommu.remove_functions(functions, groups))
+    }
+
+    fn rescan(
+        &self,
+        rescan: impl FnOnce(Vec<AtRest<B>>) -> Result<Rescanned<B>, RescanFailed<B>>,
+    ) -> Result<(), RescanFailed<B>> {
+        let no_memory = |at_rest: Vec<AtRest<B>>, of: usize| {
+            let bytes = of * size_of::<Slot<B>>();
+            let error = OutOfMemory { bytes }.into();
+            Err(RescanFailed { at_rest, error })
+        };
+        let mut taken = Vec::new();
+        let mut slots = self.0.lock();
+        if taken.try_reserve(slots.len()).is_err() {
+            return no_memory(taken, slots.len());
+        }
+        for slot in slots.iter_mut() {
+            let holder = Place::With(OwnerId::Hypervisor);
+            match core::mem::replace(&mut slot.place, holder) {
+                Place::Here(group) => taken.push(group),
+                held @ Place::With(_) => slot.place = held,
+            }
+        }
+        drop(slots);
+        let (groups, ended, failed) = match rescan(taken) {
+            Ok(Rescanned { groups, ended }) => (groups, ended, Ok(())),
+            Err(failed) => (failed.at_rest, Vec::new(), Err(failed.error)),
+        };
+        let mut fresh = Vec::new();
+        for group in &groups {
+            if let Err(error) = Slot::of(group).and_then(|slot| push(&mut fresh, slot)) {
+                let (at_rest, error) = (groups, error.into());
+                return Err(RescanFailed { at_rest, error });
+            }
+        }
+        let mut slots = self.0.lock();
+        slots.retain(|slot| !ended.contains(&slot.id));
+        if slots.try_reserve(groups.len()).is_err() {
+            let count = groups.len();
+            return no_memory(groups, count);
+        }
+        for (mut slot, group) in fresh.into_iter().zip(groups) {
+            slot.place = Place::Here(group);
+            let same = |other: &&mut Slot<B>| {
+                other.id == slot.id && Shared::ptr_eq(&other.system, &slot.system)
+            };
+            // INVARIANT: its group was taken from here above, or is new.
+            match slots.iter_mut().find(same) {
+                Some(other) => *other = slot,
+                None => slots.push(slot),
+            }
+        }
+        failed.map_err(|error| RescanFailed {
+            at_rest: Vec::new(),
+            error,
+        })
     }
 
     /// The group that has this function, and who holds it; `None` if no group of the table has it.
@@ -264,10 +348,8 @@ impl<B: Backend> GroupTable<B> {
     }
 }
 
-fn to_reset<B: Backend>(used: Group<B, crate::rest::NeedsReset>) -> (AtRest<B>, ClaimError) {
-    let (group, last) = (used.id(), used.last_owner());
-    (
-        AtRest::ToReset(used),
-        ClaimError::NeedsReset { group, last },
-    )
+fn to_reset<B: Backend>(used: AtRest<B>) -> (AtRest<B>, ClaimError) {
+    let group = used.id();
+    let last = used.last_owner().unwrap_or(OwnerId::Hypervisor);
+    (used, ClaimError::NeedsReset { group, last })
 }

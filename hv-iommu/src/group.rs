@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use arrayvec::ArrayVec;
+use hv_core::fault::Fault;
 use hv_core::platform::PciConfig;
 use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Shared, UserManaged, VmId};
 
@@ -12,18 +13,20 @@ use crate::attach::AttachError;
 use crate::backend::{Backend, UnitCaps, UnitError, UnitIndex};
 use crate::dma::Trust;
 use crate::reserved::ReservedRegion;
-use crate::rest::AtRest;
 use crate::shape::{Paging, Shape};
 use crate::spec::{COMMAND, COMMAND_BUS_MASTER};
 use crate::states::{ForGuests, ForTheHypervisor, GivesUp, MaySend};
 use crate::system::System;
-use crate::topology::{GroupPlan, PciFunction, group_plans};
 
 /// A group's number, in order of discovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(u32);
 
 impl GroupId {
+    pub(crate) const fn numbered(number: u32) -> Self {
+        Self(number)
+    }
+
     /// The number.
     pub const fn get(self) -> u32 {
         self.0
@@ -86,10 +89,14 @@ pub struct Inner<B: Backend> {
     pub(crate) requesters: Vec<PciAddress>,
     /// The ports and bridges on the way to the members.
     pub(crate) upstream: Vec<PciAddress>,
+    /// The ports and bridges that are not apart from the members.
+    pub(crate) ports: Vec<PciAddress>,
     /// What firmware wants mapped for the members, each as firmware gave it.
     pub(crate) regions: Vec<ReservedRegion>,
     /// Whether firmware's wish does not count for the present claim.
     pub(crate) is_overridden: bool,
+    /// Whether a device was, or may have been, reset since anybody looked whether the group is still kept apart.
+    pub(crate) is_unseen: bool,
     /// How often a claim of it has ended: what somebody said about its devices in an earlier one does not count.
     pub(crate) claims: u64,
     /// Whether somebody gave their word for the devices in the present claim.
@@ -175,8 +182,8 @@ impl<B: Backend, S> Group<B, S> {
         self.into_state(Claimed { owner: () })
     }
 
-    /// Gives the claim up. The hypervisor's group is [`AtRest`] then; a guest's [`NeedsReset`](crate::NeedsReset), since
-    /// its devices are to be reset before the next claim.
+    /// Gives the claim up. The group is [`NeedsReset`](crate::NeedsReset) then, since its devices are to be reset before
+    /// somebody else's claim.
     pub fn release<Rest>(self) -> Rest
     where
         S: GivesUp<B, Rest>,
@@ -235,10 +242,8 @@ impl<B: Backend, S> Group<B, S> {
         let platform = self.inner.system.backend.platform();
         for function in self.inner.upstream.iter().chain([&member]) {
             let function = *function;
-            if self.inner.is_gone(function) {
-                return Err(AttachError::Gone { function });
-            }
             let command = set_command(platform, function, COMMAND_BUS_MASTER, true);
+            let command = command.ok_or(AttachError::Gone { function })?;
             if command & COMMAND_BUS_MASTER == 0 {
                 return Err(AttachError::NoBusMastering { function, command });
             }
@@ -258,7 +263,8 @@ impl<B: Backend, S> Group<B, S> {
     /// Stops `member` from sending requests.
     ///
     /// # Errors
-    /// [`AttachError::NotAMember`].
+    /// [`AttachError::NotAMember`], [`AttachError::Gone`] when the function does not answer, to which nothing is written,
+    /// or [`AttachError::KeepsBusMastering`] when it did not give the setting up.
     pub fn disable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
     where
         S: MaySend,
@@ -269,8 +275,15 @@ impl<B: Backend, S> Group<B, S> {
                 group: self.inner.id,
             });
         }
-        clear_bus_mastering(self.inner.system.backend.platform(), member);
-        Ok(())
+        let platform = self.inner.system.backend.platform();
+        let function = member;
+        match set_command(platform, function, COMMAND_BUS_MASTER, false) {
+            None => Err(AttachError::Gone { function }),
+            Some(command) if command & COMMAND_BUS_MASTER != 0 => {
+                Err(AttachError::KeepsBusMastering { function, command })
+            }
+            Some(_) => Ok(()),
+        }
     }
 }
 
@@ -281,13 +294,21 @@ impl<B: Backend> Group<B, Wedged<B>> {
     }
 }
 
-/// Changes bits of the command register and gives it back as it reads afterwards.
-fn set_command(platform: &impl PciConfig, function: PciAddress, bits: u16, on: bool) -> u16 {
+/// Changes bits of the command register and gives it back as it reads afterwards. `None` when the function does not
+/// answer, before or after: nothing is written to one that is gone, nor made of what it reads.
+fn set_command(
+    platform: &impl PciConfig,
+    function: PciAddress,
+    bits: u16,
+    on: bool,
+) -> Option<u16> {
+    let is_there = |word: &u32| *word != u32::MAX || Fault::GoneIsWritten.is_on();
+    let read = || Some(platform.config_read32(function, COMMAND)).filter(is_there);
     // The upper half is the status register, whose bits are cleared by writing 1: write 0 there.
-    let command = platform.config_read32(function, COMMAND) as u16;
+    let command = read()? as u16;
     let wanted = if on { command | bits } else { command & !bits };
     platform.config_write32(function, COMMAND, wanted.into());
-    platform.config_read32(function, COMMAND) as u16
+    read().map(|word| word as u16)
 }
 
 /// Stops a function from sending requests.
@@ -303,73 +324,6 @@ impl<B: Backend, S> fmt::Debug for Group<B, S> {
             self.inner.id, self.inner.members, self.inner.unit
         )
     }
-}
-
-/// Sorts the functions into groups. A group of which some requester is covered by no unit, or by
-/// another unit than the rest, is left out: it can never be claimed.
-pub(crate) fn discover<B: Backend>(
-    system: &Shared<System<B>>,
-    functions: &[PciFunction],
-) -> Result<Vec<AtRest<B>>, OutOfMemory> {
-    let plans = group_plans(functions)?;
-    // Firmware may have left devices sending, also some that no unit covers.
-    for member in plans.iter().flat_map(|plan| &plan.members) {
-        clear_bus_mastering(system.backend.platform(), *member);
-    }
-    let mut groups = Vec::new();
-    let plans = plans.into_iter().filter(|plan| !plan.members.is_empty());
-    for (number, plan) in (0..).zip(plans) {
-        if let Some(inner) = group(system, GroupId(number), plan)? {
-            push(&mut groups, inner.rest())?;
-        }
-    }
-    Ok(groups)
-}
-
-fn group<B: Backend>(
-    system: &Shared<System<B>>,
-    id: GroupId,
-    plan: GroupPlan,
-) -> Result<Option<Inner<B>>, OutOfMemory> {
-    let GroupPlan {
-        members,
-        requesters,
-        upstream,
-        ports: _,
-    } = plan;
-    let unit = members
-        .first()
-        .and_then(|member| system.backend.unit_of(*member));
-    let same = requesters
-        .iter()
-        .all(|requester| system.backend.unit_of(*requester) == unit);
-    let caps = unit.and_then(|unit| system.backend.unit_caps(unit));
-    let (Some(unit), Some(caps), true) = (unit, caps, same) else {
-        log::warn!("{id} {members:?} is not covered by one unit: it can never be claimed");
-        return Ok(None);
-    };
-    let mut regions: Vec<ReservedRegion> = Vec::new();
-    for requester in &requesters {
-        for region in system.backend.reserved_for(*requester) {
-            // Firmware names a region once for each device that shares it.
-            if !regions.contains(&region) {
-                push(&mut regions, region)?;
-            }
-        }
-    }
-    Ok(Some(Inner {
-        id,
-        unit,
-        caps,
-        members,
-        requesters,
-        upstream,
-        regions,
-        is_overridden: false,
-        claims: 0,
-        trust: Trust::Untrusted,
-        system: system.clone(),
-    }))
 }
 
 /// Appends to a list, or says that there is no memory for that.

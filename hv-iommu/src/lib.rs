@@ -13,6 +13,7 @@
 extern crate alloc;
 
 mod anchor;
+mod apart;
 mod attach;
 mod backend;
 mod bind;
@@ -32,11 +33,13 @@ mod identity;
 pub mod ids;
 pub mod iova;
 mod isolation;
+mod kept;
 mod migration;
 mod nested;
 pub mod order;
 mod parked;
 mod pasid;
+mod pasid_park;
 mod pending;
 mod pinned;
 pub mod queue;
@@ -47,6 +50,7 @@ mod reclaim;
 mod recover;
 mod replace;
 mod request;
+mod rescan;
 mod reserved;
 mod resize;
 mod rest;
@@ -86,20 +90,23 @@ pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedge
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::InterruptsIsolated;
+pub use kept::{Dormant, KeepError, Kept, KeptSetup};
 pub use migration::{MadeForABus, iommu_domain_alloc};
 pub use nested::{InvalidateError, InvalidateRefusal, NestedError};
-pub use parked::{Parked, ParkedGroup};
+pub use parked::{Parked, ParkedGroup, UnparkFailed};
 pub use pasid::{
     PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
 };
+pub use pasid_park::{ParkedPasidGroup, ParkedWithPasids, PasidParkFailed};
 pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
 pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};
 pub use reclaim::ReclaimError;
 pub use replace::{GaplessReplace, ReplaceFailed, Replaced};
 pub use request::{CoherentDma, CoherentWalks, DomainRequest, Needs, UserDomain};
-pub use reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
+pub use rescan::{RescanError, RescanFailed, Rescanned};
+pub use reserved::{FirmwareKept, FirmwareOverridden, ReservedKind, ReservedRegion};
 pub use resize::{Cut, CutError, CutRefusal};
-pub use rest::{AtRest, NeedsReset, Pinned};
+pub use rest::{AtRest, MembersGone, NeedsReset, Pinned, ResetFailed, ResetMembers, ResetRefusal};
 pub use shape::{
     Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
 };
@@ -111,6 +118,6 @@ pub use space::{
 pub use states::{ClaimedUnseen, ForGuests, ForTheHypervisor, GivesUp, HeldBy, MaySend};
 pub use system::{Config, Iommu, SetupError};
 pub use topology::{
-    AccessControl, BusRange, FunctionKind, GroupPlan, PciFunction, PhantomBits, VirtualFunctions,
-    group_plans,
+    AccessControl, BusRange, FunctionKind, GroupPlan, IsolationError, IsolationFact, PciFunction,
+    PhantomBits, VirtualFunctions, group_plans,
 };

@@ -1,7 +1,7 @@
 //! PASIDs: further domains for the requests of one function, told apart by the number that they carry.
 //!
 //! A group opens its PASIDs once it is attached, and closes them before it is detached: while they are
-//! open there is no `detach` to call.
+//! open there is no `detach` to call. Around a reset it is parked with them (`pasid_park`).
 
 #![expect(unsafe_code, reason = "binds devices to tables")]
 
@@ -13,28 +13,55 @@ use hv_core::sync::Mutex;
 use hv_core::{OutOfMemory, Owner, Pasid, PciAddress, Shared};
 use thiserror::Error;
 
+use crate::anchor::Anchor;
 use crate::attach::{AttachError, check};
-use crate::backend::{Backend, UnitError};
+use crate::backend::{Backend, UnitError, UnitIndex};
 use crate::capability::{PasidBackend, Unmet};
+use crate::dma::Trust;
 use crate::domain::{Domain, DomainCore, DomainUid};
-use crate::group::{Attached, AttachedGroup, Group, GroupId};
+use crate::group::{Attached, AttachedGroup, Group};
 use crate::shape::{LetsThrough, Pages, Paging, Shape, binding};
 
 /// State of an attached group whose functions' PASIDs have domains of their own.
 pub struct WithPasids<O: Owner, B: Backend, S: Shape<O, B>> {
     pub(crate) attached: Attached<O, B, S>,
-    slots: Mutex<Vec<Slot>>,
+    pub(crate) slots: Mutex<Vec<Shared<Slot<B>>>>,
 }
 
 /// An attached group whose PASIDs are open.
 pub type PasidGroup<O, B, S = Paging> = Group<B, WithPasids<O, B, S>>;
 
 /// A PASID that is taken.
-#[derive(Clone, Copy)]
-struct Slot {
-    member: PciAddress,
-    pasid: Pasid,
-    domain: DomainUid,
+///
+/// # Invariants
+/// The domain counts it as attached until it is [`Entry::Ended`], and its reach does while the entry may be cached.
+pub(crate) struct Slot<B: Backend> {
+    pub(crate) unit: UnitIndex,
+    pub(crate) member: PciAddress,
+    pub(crate) pasid: Pasid,
+    pub(crate) core: Shared<DomainCore<B>>,
+    /// The group's when it was attached, as the domain counts it.
+    pub(crate) trust: Trust,
+    pub(crate) entry: Mutex<Entry>,
+}
+
+/// How the entry of a PASID stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// In place.
+    Live,
+    /// Taken down; the unit, which is wedged since, may have it cached.
+    Down,
+    /// Taken down and forgotten, around a reset of the group.
+    Parked,
+    /// Given up: nobody has it any more.
+    Ended,
+}
+
+impl<B: Backend> Slot<B> {
+    pub(crate) fn anchor(&self) -> Anchor<B> {
+        Anchor::Tables(self.core.clone())
+    }
 }
 
 /// One function's requests with one PASID, bound to a domain. [`Group::detach_pasid`] takes it.
@@ -42,12 +69,7 @@ struct Slot {
 /// Dropping it leaves them bound: the group's PASIDs cannot be closed any more, nor the domain destroyed.
 #[must_use = "dropped, it stays bound for good: detach it"]
 pub struct PasidAttachment<O: Owner, B: Backend> {
-    group: GroupId,
-    member: PciAddress,
-    pasid: Pasid,
-    core: Shared<DomainCore<B>>,
-    /// The unit was wedged after the entry was taken down.
-    down: bool,
+    pub(crate) slot: Shared<Slot<B>>,
     owner: PhantomData<fn() -> O>,
 }
 
@@ -145,24 +167,25 @@ told!([G] StillOpen<G>);
 
 impl<O: Owner, B: Backend> fmt::Debug for PasidAttachment<O, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} in {}", self.pasid, self.member, self.core.uid)
+        let slot = &self.slot;
+        write!(f, "{} of {} in {}", slot.pasid, slot.member, slot.core.uid)
     }
 }
 
 impl<O: Owner, B: Backend> PasidAttachment<O, B> {
     /// The PASID.
     pub fn pasid(&self) -> Pasid {
-        self.pasid
+        self.slot.pasid
     }
 
     /// The function.
     pub fn member(&self) -> PciAddress {
-        self.member
+        self.slot.member
     }
 
     /// The domain.
     pub fn domain(&self) -> DomainUid {
-        self.core.uid
+        self.slot.core.uid
     }
 }
 
@@ -205,26 +228,20 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         pasid: Pasid,
         domain: &Domain<O, B, T>,
     ) -> Result<PasidAttachment<O, B>, PasidError<O, B>> {
-        self.take_slot(member, pasid, domain)
-            .map_err(PasidError::Refused)?;
+        let slot = self.take_slot(member, pasid, domain);
+        let slot = slot.map_err(PasidError::Refused)?;
         let (inner, core) = (&self.inner, &domain.core);
         let (unit, system) = (inner.unit, &inner.system);
         let anchor = T::anchor(core);
-        let mut attachment = PasidAttachment {
-            group: inner.id,
-            member,
-            pasid,
-            core: core.clone(),
-            down: false,
-            owner: PhantomData,
-        };
+        let owner = PhantomData;
+        let attachment = PasidAttachment { slot, owner };
         if let Err(error) = anchor.hold(inner) {
-            self.free_slot(&attachment);
+            self.free_slot(&attachment.slot);
             return Err(PasidError::Refused(error.into()));
         }
         let refused = |attachment: PasidAttachment<O, B>, error: AttachError| {
-            anchor.let_go(inner);
-            self.free_slot(&attachment);
+            anchor.let_go(inner.trust);
+            self.free_slot(&attachment.slot);
             Err(PasidError::Refused(error.into()))
         };
         let Some(binding) = binding(core) else {
@@ -246,14 +263,16 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         let foreign = matches!(bound, Err(UnitError::AlreadyBound { .. }));
         let undone = match foreign {
             true => Ok(()),
-            false => self.take_down(&attachment),
+            false => take_down(&attachment.slot),
         };
         match undone {
             Ok(()) => {}
             Err(UnitError::NotBound { .. }) if bound.is_err() => {}
             Err(error) => {
                 // With `NotBound` nothing was taken down; else the entry is down and may still be cached.
-                attachment.down |= !matches!(error, UnitError::NotBound { .. });
+                if !matches!(error, UnitError::NotBound { .. }) {
+                    *attachment.slot.entry.lock() = Entry::Down;
+                }
                 return Err(PasidError::Stuck(attachment, error));
             }
         }
@@ -269,32 +288,23 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
     /// use.
     pub fn detach_pasid(
         &self,
-        mut attachment: PasidAttachment<O, B>,
+        attachment: PasidAttachment<O, B>,
     ) -> Result<(), PasidDetachFailed<O, B>> {
-        let (inner, core) = (&self.inner, attachment.core.clone());
-        let ours = Shared::ptr_eq(&inner.system, &core.system) && attachment.group == inner.id;
-        if !ours {
+        let slot = &attachment.slot;
+        let is_this = |other: &Shared<Slot<B>>| Shared::ptr_eq(other, slot);
+        if !self.state.slots.lock().iter().any(is_this) {
             let error = AttachError::NotAMember {
-                member: attachment.member,
-                group: inner.id,
+                member: slot.member,
+                group: self.inner.id,
             };
             return Err(PasidDetachFailed { attachment, error });
         }
-        match self.take_down(&attachment) {
-            Ok(()) => {}
-            // It was taken down before the unit was wedged, and is forgotten since the reset.
-            Err(UnitError::NotBound { .. })
-                if attachment.down && !inner.system.wedged.has(inner.unit) => {}
-            Err(error) => {
-                attachment.down = true;
-                let error = error.into();
-                return Err(PasidDetachFailed { attachment, error });
-            }
+        if let Err(error) = forget(slot) {
+            let error = error.into();
+            return Err(PasidDetachFailed { attachment, error });
         }
-        let anchor = crate::anchor::Anchor::Tables(core);
-        anchor.leave(inner.unit);
-        anchor.let_go(inner);
-        self.free_slot(&attachment);
+        slot.anchor().let_go(slot.trust);
+        self.free_slot(slot);
         Ok(())
     }
 
@@ -303,7 +313,8 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
     /// # Errors
     /// The group, while some are attached.
     pub fn close_pasids(self) -> Result<AttachedGroup<O, B, S>, StillOpen<Self>> {
-        let bound = self.state.slots.lock().len();
+        let is_held = |slot: &&Shared<Slot<B>>| *slot.entry.lock() != Entry::Ended;
+        let bound = self.state.slots.lock().iter().filter(is_held).count();
         if bound != 0 {
             return Err(StillOpen { group: self, bound });
         }
@@ -318,7 +329,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         member: PciAddress,
         pasid: Pasid,
         domain: &Domain<O, B, T>,
-    ) -> Result<(), PasidRefusal> {
+    ) -> Result<Shared<Slot<B>>, PasidRefusal> {
         let inner = &self.inner;
         if !inner.members.contains(&member) {
             let group = inner.id;
@@ -329,12 +340,22 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         if pasid.get().checked_shr(bits.into()).unwrap_or(0) != 0 {
             return Err(PasidRefusal::TooWide { pasid, bits });
         }
+        let slot = Slot {
+            unit: inner.unit,
+            member,
+            pasid,
+            core: domain.core.clone(),
+            trust: inner.trust,
+            entry: Mutex::new(Entry::Live),
+        };
+        let slot = Shared::try_new(slot).map_err(|(_, error)| AttachError::from(error))?;
         let mut slots = self.state.slots.lock();
+        slots.retain(|slot| *slot.entry.lock() != Entry::Ended);
         let taken = slots
             .iter()
             .find(|slot| slot.member == member && slot.pasid == pasid);
         if let Some(taken) = taken {
-            let domain = taken.domain;
+            let domain = taken.core.uid;
             return Err(PasidRefusal::Taken {
                 member,
                 pasid,
@@ -342,37 +363,52 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             });
         }
         slots.try_reserve(1).map_err(|_| {
-            let bytes = size_of::<Slot>();
+            let bytes = size_of::<Shared<Slot<B>>>();
             AttachError::from(OutOfMemory { bytes })
         })?;
-        let domain = domain.uid();
-        slots.push(Slot {
-            member,
-            pasid,
-            domain,
-        });
-        Ok(())
+        slots.push(slot.clone());
+        Ok(slot)
     }
 
-    fn free_slot(&self, attachment: &PasidAttachment<O, B>) {
-        let (member, pasid) = (attachment.member, attachment.pasid);
-        let other = |slot: &Slot| slot.member != member || slot.pasid != pasid;
-        self.state.slots.lock().retain(|slot| other(slot));
+    fn free_slot(&self, slot: &Shared<Slot<B>>) {
+        let other = |known: &Shared<Slot<B>>| !Shared::ptr_eq(known, slot);
+        self.state.slots.lock().retain(|known| other(known));
     }
+}
 
-    /// Takes the entry down and waits. A failure cuts the unit off, unless there was no such entry.
-    fn take_down(&self, attachment: &PasidAttachment<O, B>) -> Result<(), UnitError> {
-        let (unit, system) = (self.inner.unit, &self.inner.system);
-        let (member, pasid, id) = (attachment.member, attachment.pasid, attachment.core.id);
-        let undone = match system.backend.unbind_pasid(unit, member, pasid, id) {
-            Ok(ticket) => system.wait(unit, ticket, "the unbinding of a PASID"),
-            Err(error @ UnitError::NotBound { .. }) => return Err(error),
-            Err(error) => Err(error),
-        };
-        if undone.is_err() {
-            // After the entry is down, so that a reset which is under way counts as too early for it.
-            system.cut_off(unit);
+/// Takes an entry down, if it is not, and waits until the unit has forgotten it; the domain's reach no longer counts it.
+pub(crate) fn forget<B: PasidBackend>(slot: &Slot<B>) -> Result<(), UnitError> {
+    let before = *slot.entry.lock();
+    if matches!(before, Entry::Parked | Entry::Ended) {
+        return Ok(());
+    }
+    match take_down(slot) {
+        Ok(()) => {}
+        // It was taken down before the unit was wedged, and is forgotten since the reset.
+        Err(UnitError::NotBound { .. })
+            if before == Entry::Down && !slot.core.system.wedged.has(slot.unit) => {}
+        Err(error) => {
+            *slot.entry.lock() = Entry::Down;
+            return Err(error);
         }
-        undone
     }
+    *slot.entry.lock() = Entry::Parked;
+    slot.anchor().leave(slot.unit);
+    Ok(())
+}
+
+/// Takes the entry down and waits. A failure cuts the unit off, unless there was no such entry.
+pub(crate) fn take_down<B: PasidBackend>(slot: &Slot<B>) -> Result<(), UnitError> {
+    let (unit, system) = (slot.unit, &slot.core.system);
+    let (member, pasid, id) = (slot.member, slot.pasid, slot.core.id);
+    let undone = match system.backend.unbind_pasid(unit, member, pasid, id) {
+        Ok(ticket) => system.wait(unit, ticket, "the unbinding of a PASID"),
+        Err(error @ UnitError::NotBound { .. }) => return Err(error),
+        Err(error) => Err(error),
+    };
+    if undone.is_err() {
+        // After the entry is down, so that a reset which is under way counts as too early for it.
+        system.cut_off(unit);
+    }
+    undone
 }

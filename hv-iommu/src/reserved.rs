@@ -56,6 +56,27 @@ impl fmt::Display for ReservedRegion {
     }
 }
 
+/// The policy that lets devices which firmware goes on using run on while translation goes on.
+///
+/// Until then they reach all of memory, as they did before; afterwards firmware's regions alone. Written down in the log
+/// for each.
+#[derive(Debug)]
+pub struct FirmwareKept {
+    reason: &'static str,
+}
+
+impl FirmwareKept {
+    /// Takes the responsibility, and says why.
+    pub fn keep_pinned_devices_running(reason: &'static str) -> Self {
+        Self { reason }
+    }
+
+    /// Why the policy was used.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
 /// The policy that takes a device from firmware although firmware says that it goes on using it.
 ///
 /// What firmware does through the device then faults, or reaches what the new owner mapped at the region's

@@ -1,8 +1,10 @@
 //! Groups that nobody holds: which may be claimed by whom, and what has to happen before.
 
+use alloc::vec::Vec;
 use core::fmt;
 
-use hv_core::{KernelPaging, OwnerId, PciAddress, Shared, UserManaged, VmId};
+use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, Shared, UserManaged, VmId};
+use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::dma::Trust;
@@ -10,24 +12,19 @@ use crate::group::{Blocked, Claimed, Group, GroupId, Inner};
 use crate::reserved::{FirmwareOverridden, ReservedKind, ReservedRegion};
 use crate::states::ClaimedUnseen;
 use crate::system::System;
+use crate::topology::IsolationError;
 
 /// State of a group with a device that firmware goes on using. It reaches no memory and belongs to nobody. The
 /// hypervisor may claim it; a domain that is made for it then maps firmware's regions. A guest may not.
 #[derive(Debug)]
 pub struct Pinned(());
 
-/// State of a group that a guest gave up. It reaches no memory and belongs to nobody. What the guest armed its
-/// devices with is still in them, so they are reset before anybody claims the group.
+/// State of a group that an owner of kind `O` gave up. It reaches no memory and belongs to nobody. What its last owner
+/// armed its devices with is still in them, so they are reset before anybody claims the group; but the hypervisor may
+/// [take its own](Group::claim_for_hypervisor) as it is.
 #[derive(Debug)]
-pub struct NeedsReset {
-    last: VmId,
-}
-
-impl NeedsReset {
-    /// After this guest.
-    pub(crate) fn after(last: VmId) -> Self {
-        Self { last }
-    }
+pub struct NeedsReset<O: Owner = UserManaged> {
+    last: O::Id,
 }
 
 /// A group at rest: blocked, and nobody's. Which of these it is depends on the machine and on who had it before,
@@ -38,8 +35,22 @@ pub enum AtRest<B: Backend> {
     Claimable(Group<B, Blocked>),
     /// The hypervisor may claim it.
     ForHypervisor(Group<B, Pinned>),
-    /// Its devices have to be reset first.
+    /// A guest had it: its devices have to be reset first.
     ToReset(Group<B, NeedsReset>),
+    /// A driver of the hypervisor had it: its devices have to be reset before a guest has it.
+    AfterDriver(Group<B, NeedsReset<KernelPaging>>),
+}
+
+impl<B: Backend> From<Group<B, NeedsReset>> for AtRest<B> {
+    fn from(group: Group<B, NeedsReset>) -> Self {
+        Self::ToReset(group)
+    }
+}
+
+impl<B: Backend> From<Group<B, NeedsReset<KernelPaging>>> for AtRest<B> {
+    fn from(group: Group<B, NeedsReset<KernelPaging>>) -> Self {
+        Self::AfterDriver(group)
+    }
 }
 
 impl<B: Backend> AtRest<B> {
@@ -85,11 +96,21 @@ impl<B: Backend> AtRest<B> {
         &self.inner().members
     }
 
-    fn inner(&self) -> &Inner<B> {
+    /// Who had it, if its devices have to be reset after that.
+    pub fn last_owner(&self) -> Option<OwnerId> {
+        match self {
+            Self::Claimable(_) | Self::ForHypervisor(_) => None,
+            Self::ToReset(group) => Some(OwnerId::Vm(group.last_owner())),
+            Self::AfterDriver(_) => Some(OwnerId::Hypervisor),
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Inner<B> {
         match self {
             Self::Claimable(group) => &group.inner,
             Self::ForHypervisor(group) => &group.inner,
             Self::ToReset(group) => &group.inner,
+            Self::AfterDriver(group) => &group.inner,
         }
     }
 }
@@ -100,6 +121,7 @@ impl<B: Backend> fmt::Debug for AtRest<B> {
             Self::Claimable(group) => write!(f, "free {group:?}"),
             Self::ForHypervisor(group) => write!(f, "pinned {group:?}"),
             Self::ToReset(group) => write!(f, "{group:?}, to be reset"),
+            Self::AfterDriver(group) => write!(f, "{group:?}, to be reset after its driver"),
         }
     }
 }
@@ -107,10 +129,7 @@ impl<B: Backend> fmt::Debug for AtRest<B> {
 impl<B: Backend> Inner<B> {
     /// The group at rest, nothing of whose last owner is left in its devices.
     pub(crate) fn rest(mut self) -> AtRest<B> {
-        self.claims = self.claims.wrapping_add(1);
-        // An override and a word given count for one claim.
-        self.is_overridden = false;
-        self.trust = Trust::Untrusted;
+        self.end_claim();
         if self
             .regions_to_map()
             .any(|region| region.kind == ReservedKind::Pinned)
@@ -125,12 +144,23 @@ impl<B: Backend> Inner<B> {
     /// The group at rest after this owner.
     pub(crate) fn rest_after(self, owner: OwnerId) -> AtRest<B> {
         match owner {
-            OwnerId::Vm(last) => {
-                let state = NeedsReset::after(last);
-                AtRest::ToReset(Group { inner: self, state })
-            }
-            OwnerId::Hypervisor => self.rest(),
+            OwnerId::Vm(vm) => self.needing_reset::<UserManaged>(vm).into(),
+            OwnerId::Hypervisor => self.needing_reset::<KernelPaging>(()).into(),
         }
+    }
+
+    /// The group after this owner of a kind.
+    pub(crate) fn needing_reset<O: Owner>(mut self, last: O::Id) -> Group<B, NeedsReset<O>> {
+        self.end_claim();
+        let state = NeedsReset { last };
+        Group { inner: self, state }
+    }
+
+    fn end_claim(&mut self) {
+        self.claims = self.claims.wrapping_add(1);
+        // An override and a word given count for one claim.
+        self.is_overridden = false;
+        self.trust = Trust::Untrusted;
     }
 
     /// What firmware wants mapped for the group, unless that was overridden.
@@ -169,36 +199,169 @@ impl<B: Backend> Group<B, Pinned> {
     }
 }
 
-impl<B: Backend> Group<B, NeedsReset> {
-    /// The guest that had it.
-    pub fn last_owner(&self) -> VmId {
+/// Why the members of a group were not all reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ResetRefusal<E> {
+    /// The reset of a member failed.
+    #[error("{member} was not reset: {error}")]
+    Member {
+        /// The member.
+        member: PciAddress,
+        /// Why.
+        error: E,
+    },
+    /// The members were reset, and the group is no longer kept apart.
+    #[error(transparent)]
+    NotApart(#[from] IsolationError),
+    /// There was no memory to note which members are gone. None was reset.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// A group that still needs its reset, and why.
+pub struct ResetFailed<B: Backend, O: Owner, E> {
+    /// The group.
+    pub group: Group<B, NeedsReset<O>>,
+    /// Why.
+    pub error: ResetRefusal<E>,
+}
+
+impl<B: Backend, O: Owner, E: fmt::Display> fmt::Display for ResetFailed<B, O, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} still needs its reset: {}",
+            self.group.id(),
+            self.error
+        )
+    }
+}
+
+impl<B: Backend, O: Owner, E: fmt::Debug> fmt::Debug for ResetFailed<B, O, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} still needs its reset: {:?}",
+            self.group.id(),
+            self.error
+        )
+    }
+}
+
+impl<B: Backend, O: Owner, E: fmt::Debug + fmt::Display> core::error::Error
+    for ResetFailed<B, O, E>
+{
+}
+
+/// What [`reset_members`](Group::reset_members) gives.
+#[must_use = "a dropped group can never be claimed again"]
+pub enum ResetMembers<B: Backend, O: Owner> {
+    /// All members were reset.
+    All(AtRest<B>),
+    /// Some did not answer, so nobody knows what is in them.
+    SomeGone(MembersGone<B, O>),
+}
+
+impl<B: Backend, O: Owner> ResetMembers<B, O> {
+    /// The group at rest, if all members were reset.
+    ///
+    /// # Errors
+    /// The group, and which were not.
+    pub fn all(self) -> Result<AtRest<B>, MembersGone<B, O>> {
+        match self {
+            Self::All(group) => Ok(group),
+            Self::SomeGone(gone) => Err(gone),
+        }
+    }
+}
+
+/// A group of which some members did not answer when it was to be reset; the others were reset.
+#[must_use = "a dropped group can never be claimed again"]
+pub struct MembersGone<B: Backend, O: Owner> {
+    group: Group<B, NeedsReset<O>>,
+    gone: Vec<PciAddress>,
+}
+
+impl<B: Backend, O: Owner> fmt::Debug for MembersGone<B, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (group, gone) = (self.group.id(), &self.gone);
+        write!(f, "{group}, of which {gone:?} did not answer")
+    }
+}
+
+impl<B: Backend, O: Owner> MembersGone<B, O> {
+    /// The members that did not answer, before their reset or after.
+    pub fn gone(&self) -> &[PciAddress] {
+        &self.gone
+    }
+
+    /// The group, to reset it once they are back.
+    pub fn try_again(self) -> Group<B, NeedsReset<O>> {
+        self.group
+    }
+
+    /// Says that those that did not answer need no reset: they were pulled out, and what comes in their place begins
+    /// anew. Whether that is kept apart is looked at when the group is attached. The log says why. To let a function go
+    /// for good: [`Iommu::remove_functions`](crate::Iommu::remove_functions).
+    pub fn without_them(self, reason: &'static str) -> AtRest<B> {
+        let (group, gone) = (self.group.id(), &self.gone);
+        log::warn!("OVERRIDE: {gone:?} of {group} are not reset: {reason}");
+        self.group.inner.rest()
+    }
+}
+
+impl<B: Backend, O: Owner> Group<B, NeedsReset<O>> {
+    /// Who had it.
+    pub fn last_owner(&self) -> O::Id {
         self.state.last
     }
 
     /// Resets the group's devices: calls `reset` for each member, one after the other, while none of them reaches
-    /// memory. A member that is gone needs no reset.
+    /// memory. `reset` returns once its function answers again. A member that does not answer, before or after, is named.
     ///
-    /// Groups are kept apart by what the functions and the ports above them were set to at discovery. A reset may clear
-    /// that (the ACS control of a function with several siblings, of the ports below a bridge that was reset): whoever
-    /// resets sets it again before this returns.
+    /// A reset clears what keeps groups apart (the ACS control of a function with several siblings, of the ports below a
+    /// bridge that was reset). It is set again here as it was when the functions came in, and read back.
     ///
     /// # Errors
-    /// The group, with the first error of `reset`. Call again: all members are reset then.
+    /// The group, with the first error of `reset`, or with what no longer keeps it apart. Call again: all members are
+    /// reset then.
     pub fn reset_members<E>(
-        self,
+        mut self,
         mut reset: impl FnMut(PciAddress) -> Result<(), E>,
-    ) -> Result<AtRest<B>, (Self, E)> {
-        for member in &self.inner.members {
-            if self.inner.is_gone(*member) {
-                continue;
+    ) -> Result<ResetMembers<B, O>, ResetFailed<B, O, E>> {
+        let mut gone: Vec<PciAddress> = Vec::new();
+        let room = gone.try_reserve(self.inner.members.len());
+        if room.is_err() {
+            let bytes = self.inner.members.len() * size_of::<PciAddress>();
+            let error = OutOfMemory { bytes }.into();
+            return Err(ResetFailed { group: self, error });
+        }
+        self.inner.is_unseen = true;
+        for &member in &self.inner.members {
+            if !self.inner.is_gone(member)
+                && let Err(error) = reset(member)
+            {
+                let error = ResetRefusal::Member { member, error };
+                return Err(ResetFailed { group: self, error });
             }
-            if let Err(error) = reset(*member) {
-                return Err((self, error));
+            if self.inner.is_gone(member) {
+                // Within what was reserved.
+                gone.push(member);
             }
         }
         // A reset that went through the bridge above may have set the bit as it was before.
         self.inner.silence();
-        Ok(self.inner.rest())
+        if !gone.is_empty() {
+            let group = self;
+            return Ok(ResetMembers::SomeGone(MembersGone { group, gone }));
+        }
+        match self.inner.look_if_unseen() {
+            Ok(()) => Ok(ResetMembers::All(self.inner.rest())),
+            Err(error) => {
+                let error = error.into();
+                Err(ResetFailed { group: self, error })
+            }
+        }
     }
 
     /// Says that the devices need no reset between two owners. The log says why.
@@ -206,7 +369,7 @@ impl<B: Backend> Group<B, NeedsReset> {
         log::warn!(
             "OVERRIDE: {} is not reset after {}: {reason}",
             self.inner.id,
-            self.state.last
+            O::owner_id(self.state.last)
         );
         self.inner.rest()
     }

@@ -5,6 +5,41 @@ pub(crate) const COMMAND: u16 = 0x04;
 /// Bus master enable.
 pub(crate) const COMMAND_BUS_MASTER: u16 = 1 << 2;
 
+/// Status, the upper half: there is a list of capabilities (PCI Local Bus 3.0, 6.2.3).
+pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
+/// Header type is bits 23:16 (PCI Local Bus 3.0, 6.2.1).
+pub(crate) const HEADER_TYPE: u16 = 0x0c;
+/// The device has more functions than one.
+pub(crate) const HEADER_MULTI_FUNCTION: u32 = 1 << 23;
+/// Of a bridge: primary (7:0), secondary (15:8), subordinate (23:16) bus (PCI-to-PCI Bridge 1.2, 3.2.5.2 to 4).
+pub(crate) const BUS_NUMBERS: u16 = 0x18;
+/// Where the list of capabilities begins (7:0); the header ends at 0x40 (PCI Local Bus 3.0, 6.7).
+pub(crate) const CAPABILITIES: u16 = 0x34;
+/// Where the header ends.
+pub(crate) const HEADER_END: u16 = 0x40;
+/// The capability of PCI Express (Linux `PCI_CAP_ID_EXP`).
+pub(crate) const CAPABILITY_EXPRESS: u8 = 0x10;
+/// Device control 2 in it (Linux `PCI_EXP_DEVCTL2`).
+pub(crate) const EXPRESS_CONTROL_2: u16 = 0x28;
+/// The port forwards to functions above number 7 (Linux `PCI_EXP_DEVCTL2_ARI`).
+pub(crate) const CONTROL_ARI_FORWARDING: u32 = 1 << 5;
+
+/// Where extended capabilities begin: id (15:0), version (19:16), place of the next (31:20) (PCI Express Base,
+/// "Extended Capabilities").
+pub(crate) const EXTENDED_FIRST: u16 = 0x100;
+/// Access control services (Linux `PCI_EXT_CAP_ID_ACS`).
+pub(crate) const EXTENDED_ACS: u16 = 0x0d;
+/// Capability (15:0) and control (31:16) of it (Linux `PCI_ACS_CAP`, `PCI_ACS_CTRL`).
+pub(crate) const ACS_REGISTERS: u16 = 0x04;
+/// Single-root virtualisation (Linux `PCI_EXT_CAP_ID_SRIOV`).
+pub(crate) const EXTENDED_SRIOV: u16 = 0x10;
+/// Its control (15:0) (Linux `PCI_SRIOV_CTRL`).
+pub(crate) const SRIOV_CONTROL: u16 = 0x08;
+/// How many virtual functions there are (15:0) (Linux `PCI_SRIOV_NUM_VF`).
+pub(crate) const SRIOV_COUNT: u16 = 0x10;
+/// Offset of the first (15:0) and stride (31:16) (Linux `PCI_SRIOV_VF_OFFSET`, `PCI_SRIOV_VF_STRIDE`).
+pub(crate) const SRIOV_PLACES: u16 = 0x14;
+
 // Access control services, the same bits in the capability and the control register (PCI Express Base,
 // "ACS Extended Capability"; Linux `include/uapi/linux/pci_regs.h`, `PCI_ACS_*`).
 

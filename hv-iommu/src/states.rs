@@ -1,13 +1,13 @@
 //! What a group may be asked for in which of its states: the traits that calls on [`Group`] are bound by, with
 //! the messages that say what to call instead.
 
-use hv_core::{KernelPaging, Owner, UserManaged};
+use hv_core::{KernelPaging, Owner};
 
 use crate::backend::Backend;
 use crate::group::{Attached, Blocked, Claimed, Group};
 use crate::parked::Parked;
 use crate::pasid::WithPasids;
-use crate::rest::{AtRest, NeedsReset, Pinned};
+use crate::rest::{NeedsReset, Pinned};
 use crate::shape::{LetsThrough, Shape};
 
 mod sealed {
@@ -17,6 +17,7 @@ mod sealed {
 
 impl sealed::Sealed for Blocked {}
 impl sealed::Sealed for Pinned {}
+impl sealed::Sealed for NeedsReset<KernelPaging> {}
 impl<O: Owner> sealed::Sealed for Claimed<O> {}
 impl<O: Owner, B: Backend, S: Shape<O, B>> sealed::Sealed for Attached<O, B, S> {}
 impl<O: Owner, B: Backend, S: Shape<O, B>> sealed::Sealed for Parked<O, B, S> {}
@@ -27,14 +28,15 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> sealed::Sealed for WithPasids<O, B, S
     message = "a guest may claim a group that is `Blocked`, this one is `{Self}`",
     label = "this group is not to be had by a guest as it is",
     note = "`Pinned`: firmware goes on using it; `override_firmware` takes a policy that says why it may not",
-    note = "`NeedsReset`: a guest had it before; `reset_members` first",
+    note = "`NeedsReset`: somebody had it before; `reset_members` first",
     note = "`Attached`, `Claimed`: somebody has it; `detach` and `release` it, and look at what comes back",
     note = "`Wedged`: reset its unit and `recover` it"
 )]
 pub trait ForGuests: sealed::Sealed {}
 impl ForGuests for Blocked {}
 
-/// States of a group that the hypervisor may claim: [`Blocked`] and [`Pinned`]. Exists for its message.
+/// States of a group that the hypervisor may claim: [`Blocked`], [`Pinned`], and [`NeedsReset`] after a driver of its own.
+/// Exists for its message.
 #[diagnostic::on_unimplemented(
     message = "the hypervisor may claim a group that is `Blocked` or `Pinned`, this one is `{Self}`",
     label = "this group is not to be had as it is",
@@ -45,6 +47,7 @@ impl ForGuests for Blocked {}
 pub trait ForTheHypervisor: sealed::Sealed {}
 impl ForTheHypervisor for Blocked {}
 impl ForTheHypervisor for Pinned {}
+impl ForTheHypervisor for NeedsReset<KernelPaging> {}
 
 /// States of a group whose devices may send requests: [`Attached`] alone. Exists for its message.
 #[diagnostic::on_unimplemented(
@@ -109,16 +112,10 @@ pub trait GivesUp<B: Backend, Rest>: sealed::Sealed + Sized {
     fn give_up(group: Group<B, Self>) -> Rest;
 }
 
-impl<B: Backend> GivesUp<B, AtRest<B>> for Claimed<KernelPaging> {
-    fn give_up(group: Group<B, Self>) -> AtRest<B> {
-        group.inner.rest()
-    }
-}
-
-impl<B: Backend> GivesUp<B, Group<B, NeedsReset>> for Claimed<UserManaged> {
-    fn give_up(group: Group<B, Self>) -> Group<B, NeedsReset> {
+impl<B: Backend, O: Owner> GivesUp<B, Group<B, NeedsReset<O>>> for Claimed<O> {
+    fn give_up(group: Group<B, Self>) -> Group<B, NeedsReset<O>> {
         let last = group.owner();
-        group.into_state(NeedsReset::after(last))
+        group.inner.needing_reset(last)
     }
 }
 
@@ -128,7 +125,7 @@ impl<B: Backend> GivesUp<B, Group<B, NeedsReset>> for Claimed<UserManaged> {
     label = "it may be firmware's, or wait for a reset",
     note = "`claimable()` gives it if anybody may claim it, and it back if not: `group.claimable()?.claim_for_guest(vm)`",
     note = "or `match` on it: `AtRest::Claimable(group)`; `AtRest::ForHypervisor(group)`, which firmware goes on using; \
-            `AtRest::ToReset(group)`, whose `reset_members` gives it back at rest",
+            `AtRest::ToReset(group)` and `AtRest::AfterDriver(group)`, whose `reset_members` gives it back at rest",
     note = "or keep the groups in a `GroupTable`, whose `claim_for_guest` answers with an error that says why not"
 )]
 pub trait ClaimedUnseen {

@@ -16,7 +16,7 @@ use crate::ids::DomainIds;
 use crate::quiesce::{Guard, Quiescence, RetireEpoch, Stay};
 use crate::recover::{Resets, WedgedUnits};
 use crate::rest::AtRest;
-use crate::topology::PciFunction;
+use crate::topology::{PciFunction, Topology};
 
 /// What an embedder chooses for the whole subsystem.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +78,7 @@ pub(crate) struct System<B: Backend> {
     pub(crate) wait: Duration,
     pub(crate) budget: FaultBudget,
     pub(crate) registry: Mutex<Registry<B>>,
+    pub(crate) topology: Mutex<Topology>,
     pub(crate) wedged: WedgedUnits,
     domain_ids: u32,
 }
@@ -140,6 +141,16 @@ impl<B: Backend> Iommu<B> {
         functions: &[PciFunction],
         config: Config,
     ) -> Result<(Self, Vec<AtRest<B>>), SetupError> {
+        Self::set_up(backend, functions, config, false)
+    }
+
+    /// The same; with `keeps`, devices that firmware goes on using are not stopped.
+    pub(crate) fn set_up(
+        backend: B,
+        functions: &[PciFunction],
+        config: Config,
+        keeps: bool,
+    ) -> Result<(Self, Vec<AtRest<B>>), SetupError> {
         let caps =
             (0..backend.unit_count()).filter_map(|index| backend.unit_caps(UnitIndex::new(index)?));
         // One id serves a domain on all units, so the unit with the fewest decides.
@@ -157,12 +168,13 @@ impl<B: Backend> Iommu<B> {
                 domains: Vec::new(),
                 resets: Resets::default(),
             }),
+            topology: Mutex::new(Topology::default()),
             wedged: WedgedUnits::new(),
             domain_ids,
             backend,
         };
         let system = Shared::try_new(system).map_err(|(_, error)| error)?;
-        let groups = crate::group::discover(&system, functions)?;
+        let groups = crate::rescan::discover(&system, functions, keeps)?;
         Ok((Self(system), groups))
     }
 
@@ -184,7 +196,8 @@ impl<B: Backend> Iommu<B> {
 
     /// The unit that translates for `requester`, or `None` when no unit covers it.
     pub fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
-        self.0.backend.unit_of(requester)
+        let sender = self.0.topology.lock().sender(requester);
+        self.0.backend.unit_of(sender)
     }
 
     /// Lets go of what ended domains still take up on the heap. The next domain that is made does so by itself;

@@ -8,13 +8,13 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction,
+    Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, PciFunction,
     ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::SecondStage;
 use crate::coverage::{Coverage, CoveragePolicy};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, KeepingDiscovery};
 use crate::dmar::Dmar;
 use crate::error::BringUpError;
 use crate::regions::Regions;
@@ -46,7 +46,34 @@ impl<P: Platform> Vtd<P> {
         functions: &[PciFunction],
         policy: CoveragePolicy,
     ) -> Result<Discovery<P>, BringUpError> {
-        Discovery::new(platform, dmar, functions, policy)
+        Discovery::new(platform, dmar, functions, policy, false)
+    }
+
+    /// As [`discover`](Self::discover), for a bring-up that keeps devices running which firmware goes on using: whatever
+    /// the policy says, they are no reason to refuse the machine.
+    ///
+    /// # Errors
+    /// [`BringUpError`].
+    pub fn discover_keeping(
+        platform: P,
+        dmar: &Dmar,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+        kept: &FirmwareKept,
+    ) -> Result<KeepingDiscovery<P>, BringUpError> {
+        log::warn!(
+            "VT-d: devices that firmware uses are kept running: {}",
+            kept.reason()
+        );
+        Discovery::new(platform, dmar, functions, policy, true).map(KeepingDiscovery)
+    }
+
+    /// Turns translation on, on every unit.
+    pub(crate) fn translate(&self) -> Result<(), UnitError> {
+        let mut units = self.units.iter();
+        units.try_for_each(|unit| unit.translate(&self.platform))?;
+        log::info!("VT-d: {} units translate", self.units.len());
+        Ok(())
     }
 
     pub(crate) fn new(

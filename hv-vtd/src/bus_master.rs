@@ -12,15 +12,22 @@ use crate::spec::pci::{
     CONFIG_COMMAND,
 };
 
-/// Turns bus mastering off for every function, and looks whether it went off.
+/// Turns bus mastering off for every function but those that stay on, and looks whether it went off.
 ///
 /// Host bridges stand for the CPU and ISA bridges for the chipset; both may have the bit fixed at
 /// one. Once translation is on, they reach no more than any other function that is not bound.
 pub(crate) fn turn_off<C: PciConfig>(
     config: &C,
     functions: &[PciFunction],
+    stays: impl Fn(&PciFunction) -> bool,
 ) -> Result<(), BringUpError> {
     for (index, function) in functions.iter().enumerate() {
+        if stays(function) {
+            info!(
+                "VT-d: {function} goes on mastering the bus: firmware uses it, or what is behind it"
+            );
+            continue;
+        }
         let function = function.address;
         if Fault::KeepBusMastering.is_on() && index + 1 == functions.len() {
             continue;

@@ -1,9 +1,11 @@
 //! From firmware table to running units: look first, then touch.
 
+#![expect(unsafe_code, reason = "promises what units that are asleep do")]
+
 use alloc::vec::Vec;
 
 use hv_core::platform::Platform;
-use hv_iommu::{PciFunction, UnitIndex};
+use hv_iommu::{Dormant, PciFunction, ReservedKind, UnitError, UnitIndex};
 use log::{info, warn};
 
 use crate::backend::Vtd;
@@ -13,7 +15,7 @@ use crate::dmar::{Dmar, push};
 use crate::error::BringUpError;
 use crate::quirks;
 use crate::regions::Regions;
-use crate::unit::{Discovered, Unit, UnitInfo};
+use crate::unit::{Discovered, Enabled, Flushed, Unit, UnitInfo};
 
 /// The units of a machine, looked at but not touched.
 pub struct Discovery<P: Platform> {
@@ -31,6 +33,7 @@ impl<P: Platform> Discovery<P> {
         dmar: &Dmar,
         functions: &[PciFunction],
         policy: CoveragePolicy,
+        keeps: bool,
     ) -> Result<Self, BringUpError> {
         for warning in &dmar.warnings {
             warn!("VT-d: {warning}");
@@ -40,7 +43,7 @@ impl<P: Platform> Discovery<P> {
         if policy == CoveragePolicy::Strict {
             refuse_doubtful(dmar, &coverage, functions)?;
         }
-        let regions = Regions::new(&platform, dmar, policy)?;
+        let regions = Regions::new(&platform, dmar, policy, keeps)?;
         let live_resize = quirks::live_resize(&platform, functions);
         if !live_resize {
             warn!("VT-d: page sizes of this machine's mappings change with a gap only");
@@ -100,6 +103,14 @@ impl<P: Platform> Discovery<P> {
     /// # Errors
     /// [`BringUpError`] names the unit or function. Bus mastering may be off then.
     pub fn bring_up(self) -> Result<Vtd<P>, BringUpError> {
+        let prepared = self.prepare(false)?;
+        let vtd = prepared.into_backend(|unit, platform| unit.enable(platform))?;
+        info!("VT-d: {} units translate", vtd.units().count());
+        Ok(vtd)
+    }
+
+    /// All but turning translation on; with `keeps`, also but for devices that firmware goes on using.
+    fn prepare(self, keeps: bool) -> Result<Prepared<P>, BringUpError> {
         let Self {
             platform,
             units,
@@ -107,13 +118,85 @@ impl<P: Platform> Discovery<P> {
             regions,
             functions,
         } = self;
-        bus_master::turn_off(&platform, &functions)?;
+        let is_pinned = |function: &PciFunction| {
+            let mut regions = regions.of(&coverage, function.address);
+            regions.any(|region| region.kind == ReservedKind::Pinned)
+        };
+        let leads_to = |port: &PciFunction, function: &PciFunction| {
+            let (at, buses) = (function.address, port.kind.buses());
+            let behind = buses.is_some_and(|buses| buses.contains(at.bus()));
+            behind && at.segment() == port.address.segment()
+        };
+        bus_master::turn_off(&platform, &functions, |function| {
+            let mut pinned = functions.iter().filter(|other| is_pinned(other));
+            keeps && (is_pinned(function) || pinned.any(|other| leads_to(function, other)))
+        })?;
         let units = on_all(units, |unit| unit.start_queue(&platform))?;
         let units = on_all(units, |unit| unit.set_root(&platform))?;
         let units = on_all(units, |unit| unit.flush(&platform))?;
-        let units = on_all(units, |unit| unit.enable(&platform))?;
-        info!("VT-d: {} units translate", units.len());
-        Ok(Vtd::new(platform, units, coverage, regions)?)
+        Ok(Prepared {
+            platform,
+            units,
+            coverage,
+            regions,
+        })
+    }
+}
+
+/// All that a backend is made of, with units that translate next.
+struct Prepared<P: Platform> {
+    platform: P,
+    units: Vec<Unit<P, Flushed>>,
+    coverage: Coverage,
+    regions: Regions,
+}
+
+impl<P: Platform> Prepared<P> {
+    /// The backend, after this last step on each unit.
+    fn into_backend(
+        self,
+        step: impl Fn(Unit<P, Flushed>, &P) -> Result<Unit<P, Enabled>, BringUpError>,
+    ) -> Result<Vtd<P>, BringUpError> {
+        let units = on_all(self.units, |unit| step(unit, &self.platform))?;
+        Ok(Vtd::new(self.platform, units, self.coverage, self.regions)?)
+    }
+}
+
+/// The units of a machine, looked at, for a bring-up that keeps devices running which firmware goes on using.
+pub struct KeepingDiscovery<P: Platform>(pub(crate) Discovery<P>);
+
+impl<P: Platform> KeepingDiscovery<P> {
+    /// What each unit is, in the order of the table.
+    pub fn units(&self) -> impl Iterator<Item = &UnitInfo> {
+        self.0.units()
+    }
+
+    /// Takes every function off the bus but those that firmware goes on using, and bridges on their way; then starts all
+    /// units but for translation. [`Iommu::new_keeping`](hv_iommu::Iommu::new_keeping) does the rest.
+    ///
+    /// # Errors
+    /// [`BringUpError`] names the unit or function. Bus mastering may be off then.
+    pub fn bring_up(self) -> Result<DormantVtd<P>, BringUpError> {
+        let prepared = self.0.prepare(true)?;
+        let vtd = prepared.into_backend(|unit, _| Ok(unit.ready()))?;
+        Ok(DormantVtd(vtd))
+    }
+}
+
+/// All VT-d units of a machine, up but for translation.
+pub struct DormantVtd<P: Platform>(Vtd<P>);
+
+// SAFETY: the queue runs and the root table is set, so entries and invalidations work as ever, and count from the moment
+// that the unit sets its translation on: it does so between two requests. `wake` waits for that on every unit.
+unsafe impl<P: Platform> Dormant for DormantVtd<P> {
+    type Backend = Vtd<P>;
+
+    fn into_backend(self) -> Vtd<P> {
+        self.0
+    }
+
+    fn wake(backend: &Vtd<P>) -> Result<(), UnitError> {
+        backend.translate()
     }
 }
 

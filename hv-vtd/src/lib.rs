@@ -31,7 +31,7 @@ mod unit;
 
 pub use backend::Vtd;
 pub use coverage::{Coverage, CoverageError, CoveragePolicy, CoverageProblem, Unresolved};
-pub use discovery::Discovery;
+pub use discovery::{Discovery, DormantVtd, KeepingDiscovery};
 pub use error::BringUpError;
 pub use second_stage::SecondStage;
 pub use unit::{UnitInfo, UnitRefusal};

@@ -29,11 +29,13 @@ pub(crate) struct Regions(Vec<Wish>);
 impl Regions {
     /// Finds out which regions are for devices that are there. A strict policy refuses those that firmware goes
     /// on using: bring-up stops every device, and this version maps a region only when the hypervisor claims
-    /// its group. It refuses those too whose memory is not firmware's; no policy has any of them mapped.
+    /// its group, unless it `keeps` such devices running. It refuses those too whose memory is not firmware's; no policy
+    /// has any of them mapped.
     pub(crate) fn new<P: PciConfig + MemoryMap>(
         config: &P,
         dmar: &Dmar,
         policy: CoveragePolicy,
+        keeps: bool,
     ) -> Result<Self, BringUpError> {
         let mut wishes = Vec::new();
         for rmrr in &dmar.regions {
@@ -53,7 +55,11 @@ impl Regions {
                             refuse(policy, problem)?;
                         }
                         let kind = kind_of(config, &target);
-                        if kind == ReservedKind::Pinned {
+                        if kind == ReservedKind::Pinned && keeps {
+                            info!(
+                                "VT-d: {device} goes on with {region}, which firmware uses it with"
+                            );
+                        } else if kind == ReservedKind::Pinned {
                             refuse(policy, BringUpError::ReservedRegion { region, device })?;
                         } else {
                             info!("VT-d: {device} is stopped, which firmware used {region} with");

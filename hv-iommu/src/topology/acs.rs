@@ -1,5 +1,7 @@
 //! What a function does so that requests to its neighbours pass the IOMMU: access control services.
 
+use core::fmt;
+
 use crate::spec::{
     ACS_COMPLETION_REDIRECT, ACS_DIRECT_TRANSLATED, ACS_EGRESS_CONTROL, ACS_REQUEST_REDIRECT,
     ACS_SOURCE_VALIDATION, ACS_TRANSLATION_BLOCKING, ACS_UPSTREAM_FORWARDING,
@@ -40,6 +42,29 @@ impl AccessControl {
         (control | capability & WANTED) & !(ACS_DIRECT_TRANSLATED | ACS_EGRESS_CONTROL)
     }
 
+    /// What counts of a change of the control register: bits that isolate and are off now, ways past the IOMMU that
+    /// are open now. `None` if it isolates as before.
+    pub(crate) const fn change(then: u16, now: u16) -> Option<(u16, u16)> {
+        let lost = then & !now & (WANTED | ACS_TRANSLATION_BLOCKING);
+        let opened = now & !then & (ACS_DIRECT_TRANSLATED | ACS_EGRESS_CONTROL);
+        if lost == 0 && opened == 0 {
+            None
+        } else {
+            Some((lost, opened))
+        }
+    }
+
+    /// This, with such a change.
+    pub(crate) const fn changed(self, (lost, opened): (u16, u16)) -> Self {
+        match self.0 {
+            None => self,
+            Some(Registers {
+                capability,
+                control,
+            }) => Self::from_registers(capability, control & !lost | opened),
+        }
+    }
+
     /// Whether a port of a switch sends everything up: it has all of the controls (a downstream port must)
     /// and they are on.
     pub(super) const fn isolates_switch(self) -> bool {
@@ -64,6 +89,18 @@ impl AccessControl {
                 let wanted = WANTED & capability;
                 control & wanted == wanted && !has_way_round(control)
             }
+        }
+    }
+}
+
+impl fmt::Display for AccessControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("none"),
+            Some(Registers {
+                capability,
+                control,
+            }) => write!(f, "{control:#06x} of {capability:#06x}"),
         }
     }
 }

@@ -2,13 +2,17 @@
 //! embedder enumerated them.
 
 mod acs;
+mod known;
 mod partition;
+mod registers;
 
 use core::fmt;
 
 use hv_core::{PciAddress, Segment};
 
 pub use acs::AccessControl;
+pub use known::{IsolationError, IsolationFact};
+pub(crate) use known::{Known, Placed, Senders, Topology};
 pub use partition::{GroupPlan, group_plans};
 
 use crate::spec::{

@@ -9,7 +9,7 @@ use hv_iommu::{Backend, ReservedKind, ReservedRegion, UnitError, VirtualFunction
 
 /// What a step of bring-up looks like from outside, per unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Queue,
     WriteBuffer,
     Root,
@@ -19,7 +19,7 @@ enum Step {
     ProtectedOff,
 }
 
-fn steps(log: &[Event]) -> Vec<(usize, Step)> {
+pub(super) fn steps(log: &[Event]) -> Vec<(usize, Step)> {
     let mut steps = Vec::new();
     for event in log {
         let step = match *event {

@@ -4,6 +4,7 @@ mod binding;
 mod bring_up;
 mod faults;
 mod flush;
+mod kept;
 mod reset;
 
 use std::vec::Vec;

@@ -147,6 +147,24 @@ impl<P: Platform> Unit<P, RootSet> {
 impl<P: Platform> Unit<P, Flushed> {
     /// Turns translation on. From here the unit, not protected memory, keeps devices out.
     pub(crate) fn enable(self, platform: &P) -> Result<Unit<P, Enabled>, BringUpError> {
+        let unit = self.ready();
+        unit.translate(platform)?;
+        Ok(unit)
+    }
+
+    /// The unit as it will run, with translation off until [`translate`](Unit::translate).
+    pub(crate) fn ready(self) -> Unit<P, Enabled> {
+        self.into_state(|Flushed { queue, tables }| Enabled {
+            queue,
+            tables,
+            reset: SpinMutex::new(()),
+        })
+    }
+}
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// Turns translation on.
+    pub(crate) fn translate(&self, platform: &P) -> Result<(), UnitError> {
         if !Fault::LeaveTranslationOff.is_on() {
             self.regs
                 .command(platform, self.index, Command::EnableTranslation)?;
@@ -162,11 +180,7 @@ impl<P: Platform> Unit<P, Flushed> {
                 status == 0 || Fault::ProtectionNotAwaited.is_on()
             })?;
         }
-        Ok(self.into_state(|Flushed { queue, tables }| Enabled {
-            queue,
-            tables,
-            reset: SpinMutex::new(()),
-        }))
+        Ok(())
     }
 }
 

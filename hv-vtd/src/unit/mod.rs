@@ -51,7 +51,8 @@ pub(crate) struct Flushed {
     tables: ContextTables,
 }
 
-/// Translation is on: a requester that is not bound reaches nothing.
+/// Translation is on: a requester that is not bound reaches nothing. Or all is ready for it, in a backend that is
+/// [asleep](crate::DormantVtd).
 pub(crate) struct Enabled {
     queue: Queue,
     tables: ContextTables,

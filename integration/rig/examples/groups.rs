@@ -99,7 +99,7 @@ impl Groups {
             Slot::Driver(group, domain) => match group.detach() {
                 Ok(claimed) => {
                     domain.destroy()?.for_each(drop);
-                    claimed.release()
+                    claimed.release().into()
                 }
                 Err(stuck) => return self.keep(id, stuck),
             },
@@ -107,7 +107,13 @@ impl Groups {
                 Ok(claimed) => {
                     domain.destroy()?.for_each(drop);
                     let reset = claimed.release().reset_members(reset_function);
-                    reset.map_err(|(group, why)| format!("{group:?}: {why}"))?
+                    let reset = reset.map_err(|failed| failed.to_string())?;
+                    reset.all().or_else(|gone| {
+                        println!("  {gone:?}");
+                        Ok::<_, Failed>(
+                            gone.without_them("it was pulled out, and is new when it is back"),
+                        )
+                    })?
                 }
                 Err(stuck) => return self.keep(id, stuck),
             },

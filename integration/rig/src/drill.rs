@@ -174,7 +174,7 @@ fn region_of(rig: &Rig, device: PciAddress, memory: PhysRange) -> Option<()> {
         match group {
             AtRest::ForHypervisor(group) => pinned = Some(group),
             AtRest::Claimable(group) => other = Some(group),
-            AtRest::ToReset(_) => {}
+            AtRest::ToReset(_) | AtRest::AfterDriver(_) => {}
         }
     }
     let (group, other) = (

@@ -223,6 +223,18 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::InstallByStore,
         "the loom models: it takes two CPUs in the middle of one map each",
     ),
+    (
+        Fault::KeptBoundLate,
+        "the ownership tests: the rig watches from the end of bring-up on",
+    ),
+    (Fault::HeldGroupChanges, OWNERSHIP),
+    (Fault::UnitByOwnId, OWNERSHIP),
+    (Fault::GoneIsWritten, OWNERSHIP),
+    (Fault::IsolationNotReread, OWNERSHIP),
+    (
+        Fault::ParkLeavesPasids,
+        "the tests of domains: the rig's units have no PASIDs",
+    ),
     (Fault::HolderNotedLate, LOOM),
     (Fault::UnregisterEarly, LOOM),
     (Fault::ReserveByStore, LOOM),
@@ -300,6 +312,8 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     ),
 ];
 
+/// It takes functions that come, go or are reset.
+const OWNERSHIP: &str = "the ownership tests: no machine of the rig has what it is about";
 /// It takes several CPUs in the middle of something.
 const LOOM: &str = "the loom models";
 

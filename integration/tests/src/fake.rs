@@ -10,13 +10,14 @@ mod shapes;
 mod unit;
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Level, ReservedRegion,
-    RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, Dormant, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Level,
+    ReservedRegion, RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 pub use format::FakeFormat;
@@ -146,6 +147,8 @@ struct Inner {
     reserved: Vec<IovaRange>,
     regions: Vec<(PciAddress, ReservedRegion)>,
     units: Vec<Mutex<Unit>>,
+    /// Whether translation is off: requests go through as they are.
+    asleep: AtomicBool,
 }
 
 /// A family of software IOMMUs. `T` makes several backends of it that the compiler tells apart.
@@ -173,6 +176,7 @@ impl<T> Fake<T> {
             reserved: config.reserved,
             regions: config.regions,
             units: units.collect(),
+            asleep: AtomicBool::new(false),
         };
         Self {
             inner: Arc::new(inner),
@@ -256,6 +260,11 @@ impl<T> Fake<T> {
         let (requester, _) = who;
         if self.host().bus_master(requester) == Some(false) {
             return Err(DmaFault::NotBusMaster);
+        }
+        // ORDERING: SeqCst pairs with the store of `wake`; the strongest there is.
+        if self.inner.asleep.load(Ordering::SeqCst) {
+            let to = PhysAddr::new(at.as_u64());
+            return Ok((to, touch(self.host(), to)));
         }
         let unit = self.index_of(requester).ok_or(DmaFault::NoUnit)?;
         let mut unit = lock(&self.inner.units[unit]);
@@ -361,6 +370,33 @@ impl<T> Fake<T> {
             !now
         });
         Ok((unit, answer))
+    }
+}
+
+/// A fake whose units do not translate yet.
+pub struct Asleep<T = ()>(Fake<T>);
+
+impl<T> Asleep<T> {
+    /// Puts the units to sleep.
+    pub fn new(fake: Fake<T>) -> Self {
+        // ORDERING: SeqCst, as in `access`.
+        fake.inner.asleep.store(true, Ordering::SeqCst);
+        Self(fake)
+    }
+}
+
+// SAFETY: until `wake` every request goes through as it is; entries are put and taken as ever, and count from then on.
+unsafe impl<T: 'static> Dormant for Asleep<T> {
+    type Backend = Fake<T>;
+
+    fn into_backend(self) -> Fake<T> {
+        self.0
+    }
+
+    fn wake(backend: &Fake<T>) -> Result<(), UnitError> {
+        // ORDERING: SeqCst, as in `access`.
+        backend.inner.asleep.store(false, Ordering::SeqCst);
+        Ok(())
     }
 }
 

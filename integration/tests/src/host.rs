@@ -64,6 +64,12 @@ struct Pci {
     commands: HashMap<PciAddress, u32>,
     /// Functions whose bus master bit cannot be set.
     stubborn: Vec<PciAddress>,
+    /// Functions whose bus master bit cannot be cleared.
+    keeping: Vec<PciAddress>,
+    /// Other registers, and which of their bits a write changes.
+    registers: HashMap<(PciAddress, u16), (u32, u32)>,
+    /// Writes to functions that are not there.
+    lost_writes: u64,
 }
 
 /// The platform. One arena of frames at addresses that no other host uses.
@@ -114,6 +120,9 @@ impl Host {
             pci: Mutex::new(Pci {
                 commands: functions.iter().map(|function| (*function, 0)).collect(),
                 stubborn: Vec::new(),
+                keeping: Vec::new(),
+                registers: HashMap::new(),
+                lost_writes: 0,
             }),
             time,
             looks: AtomicU64::new(0),
@@ -198,6 +207,32 @@ impl Host {
     /// Sets bus mastering as firmware would, behind the subsystem's back.
     pub fn leave_bus_mastering_on(&self, function: PciAddress) {
         lock(&self.pci).commands.insert(function, BUS_MASTER);
+    }
+
+    /// From now on `function` can send, and does not give that up.
+    pub fn keep_bus_mastering(&self, function: PciAddress) {
+        lock(&self.pci).keeping.push(function);
+    }
+
+    /// Gives a function a register of configuration space, of which writes change the bits of `writable`.
+    pub fn set_register(&self, function: PciAddress, offset: u16, value: u32, writable: u32) {
+        let place = (function, offset);
+        lock(&self.pci).registers.insert(place, (value, writable));
+    }
+
+    /// What a register of configuration space holds.
+    pub fn register(&self, function: PciAddress, offset: u16) -> u32 {
+        self.config_read32(function, offset)
+    }
+
+    /// Plugs a function in: from now on it answers, and does not send.
+    pub fn plug(&self, function: PciAddress) {
+        lock(&self.pci).commands.insert(function, 0);
+    }
+
+    /// How many writes went to functions that are not there.
+    pub fn lost_writes(&self) -> u64 {
+        lock(&self.pci).lost_writes
     }
 
     /// From now on `function` does not take bus mastering.
@@ -415,9 +450,16 @@ impl Registers for Host {
 
 impl PciConfig for Host {
     fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
-        match lock(&self.pci).commands.get(&function) {
-            Some(command) if offset == COMMAND => *command,
-            Some(_) => 0,
+        let pci = lock(&self.pci);
+        match pci.commands.get(&function) {
+            Some(command) if offset == COMMAND => {
+                let status = pci.registers.get(&(function, offset));
+                *command | status.map_or(0, |known| known.0)
+            }
+            Some(_) => pci
+                .registers
+                .get(&(function, offset))
+                .map_or(0, |known| known.0),
             None => u32::MAX,
         }
     }
@@ -425,11 +467,23 @@ impl PciConfig for Host {
     fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
         let mut pci = lock(&self.pci);
         let stubborn = pci.stubborn.contains(&function);
+        let kept = if pci.keeping.contains(&function) {
+            BUS_MASTER
+        } else {
+            0
+        };
+        if !pci.commands.contains_key(&function) {
+            pci.lost_writes += 1;
+            return;
+        }
+        if let Some((register, writable)) = pci.registers.get_mut(&(function, offset)) {
+            *register = *register & !*writable | value & *writable;
+        }
         if let Some(command) = pci.commands.get_mut(&function)
             && offset == COMMAND
         {
             // The upper half is the status register, which a write of zero leaves alone.
-            *command = value & 0xffff & if stubborn { !BUS_MASTER } else { u32::MAX };
+            *command = kept | value & 0xffff & if stubborn { !BUS_MASTER } else { u32::MAX };
         }
     }
 }

@@ -8,8 +8,8 @@
 use hv_core::{KernelPaging, PciAddress};
 use hv_iommu::table::{Geometry, Table};
 use hv_iommu::{
-    AtRest, Backend, Binding, Blocked, Config, Domain, DomainConfig, FlushTicket, Group,
-    HwDomainId, Iommu, Level, UnitIndex,
+    AtRest, Backend, Binding, Config, Domain, DomainConfig, FlushTicket, Group, HwDomainId, Iommu,
+    Level, NeedsReset, UnitIndex,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -113,7 +113,7 @@ impl Subject for Bare {
 /// The same device as a group that changes hands.
 struct Whole {
     domain: Domain<KernelPaging, Units>,
-    group: Option<Group<Units, Blocked>>,
+    group: Option<Group<Units, NeedsReset<KernelPaging>>>,
     _iommu: Iommu<Units>,
 }
 
@@ -129,7 +129,7 @@ impl Whole {
             .expect("the unit has 39 bits");
         Self {
             domain,
-            group: group.release().claimable().ok(),
+            group: Some(group.release()),
             _iommu: iommu,
         }
     }
@@ -140,7 +140,7 @@ impl Whole {
             let group = self.group.take().expect("the group is at rest");
             let attached = group.claim_for_hypervisor().attach(&self.domain);
             let group = attached.expect("the unit is well").detach();
-            self.group = group.expect("the unit is well").release().claimable().ok();
+            self.group = Some(group.expect("the unit is well").release());
         }
     }
 }

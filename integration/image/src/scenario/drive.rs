@@ -276,7 +276,8 @@ impl Context<'_> {
             body(self, &domain, driver)
         });
         let detached = attached.detach().or_fail("detaching the drive")?;
-        self.rested(detached.release())?;
+        let released = detached.release();
+        self.rested(released.without_reset("each driver resets the controller before it uses it"))?;
         domain
             .destroy()
             .or_fail("ending the domain")?

@@ -39,8 +39,8 @@ impl World {
     pub(crate) fn release(&mut self, choice: [u64; 3]) {
         let index = self.pick(choice[0]);
         self.groups[index] = match self.take(index) {
-            Held::Kernel(group) => at_rest(group.release()),
-            Held::Guest(group) => at_rest(AtRest::ToReset(group.release())),
+            Held::Kernel(group) => at_rest(group.release().into()),
+            Held::Guest(group) => at_rest(group.release().into()),
             other => other,
         };
     }
@@ -345,6 +345,7 @@ impl World {
 fn at_rest(group: AtRest<Backend>) -> Held {
     let group = match group {
         AtRest::ToReset(group) => group.without_reset("the rig's devices remember nothing"),
+        AtRest::AfterDriver(group) => group.without_reset("the rig's devices remember nothing"),
         other => other,
     };
     // No machine that is drawn has regions of firmware.

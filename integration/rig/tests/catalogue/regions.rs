@@ -1,5 +1,6 @@
 //! Class 6 for memory that firmware reserves: it stays with its device whatever the group goes through.
 
+use hv_core::platform::PciConfig;
 use hv_core::{Access, Iova, IovaRange, KernelPaging, PageSize, Perms, PhysAddr, PhysRange, VmId};
 use hv_iommu::{
     AtRest, AttachError, AttachFailed, Attached, ClaimError, Domain, DomainConfig, FlushSpan,
@@ -8,7 +9,7 @@ use hv_iommu::{
 use hv_rig::{Machine, Outcome, RegionModel, Tenant};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
-use crate::stand::{BAD, Backend, Stand, count, iovas, pci, small};
+use crate::stand::{BAD, Backend, REMEMBERS, Stand, count, iovas, pci, small};
 
 /// Two regions of firmware side by side, which stay two: the second is for one function only of the two that
 /// make the group.
@@ -161,6 +162,7 @@ fn bc06_xsa_400_firmwares_dma_works_before_and_after_every_transition() {
         // Off one domain, given up, claimed again, and back on the other.
         stand.rig.detaching(&members, second);
         let released = group.detach().unwrap().release();
+        let released = released.without_reset(REMEMBERS);
         stand.rig.detached(&members);
         let AtRest::ForHypervisor(pinned) = released else {
             panic!("{released:?}, which firmware goes on using");
@@ -177,6 +179,46 @@ fn bc06_xsa_400_firmwares_dma_works_before_and_after_every_transition() {
         stand.rig.detached(&members);
         end(stand, one, first);
     });
+}
+
+#[test]
+fn bc06_xsa_400_firmwares_device_runs_on_while_translation_goes_on() {
+    for seed in 0..30 {
+        let tenant = Tenant(1);
+        let (stand, kept) = Stand::keeping(machine(seed), tenant);
+        let [hv_iommu::Kept { group, domain }] = <[_; 1]>::try_from(kept).ok().unwrap();
+        for range in ranges() {
+            let at = PhysAddr::new(range.start().as_u64());
+            let memory = PhysRange::new(at, range.pages()).unwrap();
+            stand.rig.mapping(tenant, range, memory, Perms::ReadWrite);
+            stand.rig.mapped(tenant, range, Perms::ReadWrite);
+        }
+        // Nobody let it send: it never stopped.
+        for member in group.members() {
+            let command = stand.rig.config_read32(*member, 4);
+            assert_eq!(
+                command & 1 << 2,
+                1 << 2,
+                "seed {seed:#x}: {member} was stopped"
+            );
+            let at = ranges()[0].start();
+            let outcome = stand.rig.access(*member, at, Access::Write);
+            let to = at.as_u64();
+            assert_eq!(outcome, Outcome::Reached { at: to }, "seed {seed:#x}");
+        }
+        reach(&stand, &group);
+        let others = stand.groups.iter().flat_map(|group| group.members());
+        for other in others {
+            let command = stand.rig.config_read32(*other, 4);
+            assert_eq!(command & 1 << 2, 0, "seed {seed:#x}: {other} runs on");
+        }
+        let members = group.members().to_vec();
+        stand.rig.detaching(&members, tenant);
+        drop(group.detach().unwrap());
+        stand.rig.detached(&members);
+        end(&stand, domain, tenant);
+        stand.check();
+    }
 }
 
 #[test]

@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
-use hv_core::platform::FrameSource;
+use hv_core::platform::{FrameSource, PciConfig};
 use hv_core::{
     Access, FrameRun, Hypervisor, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress,
     Perms, Segment,
 };
 use hv_iommu::{
-    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped,
-    PendingUnmap, Pinned, Range,
+    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, FirmwareKept, Group, Iommu,
+    Kept, KeptSetup, Mapped, PendingUnmap, Pinned, Range,
 };
 use hv_rig::{FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
+use hv_vtd::{CoveragePolicy, KeepingDiscovery, Vtd, dmar};
 
 /// The backend.
 pub(crate) type Backend = Vtd<Rig>;
+
+/// Why no device on the rig needs a reset.
+pub(crate) const REMEMBERS: &str = "the rig's devices remember nothing";
 
 /// How long a unit may take.
 pub(crate) const WAIT: Duration = Duration::from_millis(100);
@@ -52,6 +55,50 @@ impl Stand {
         Self::with_policy(machine, CoveragePolicy::Strict)
     }
 
+    /// Brings this machine up with the devices running that firmware uses. They are attached to domains of the tenant,
+    /// which the ledger knows.
+    pub(crate) fn keeping(machine: Machine, tenant: Tenant) -> (Self, Vec<Kept<Backend>>) {
+        let rig = Rig::new(machine).unwrap();
+        let table = dmar::parse(&rig.dmar()).unwrap();
+        let functions = rig.functions();
+        for function in &functions {
+            rig.config_write32(function.address, 4, 1 << 2);
+        }
+        let policy = FirmwareKept::keep_pinned_devices_running("a test");
+        let strict = CoveragePolicy::Strict;
+        let found = Vtd::discover_keeping(rig.clone(), &table, &functions, strict, &policy);
+        let dormant = found.and_then(KeepingDiscovery::bring_up).unwrap();
+        let config = Config {
+            wait: WAIT,
+            ..Config::default()
+        };
+        let wide = DomainConfig {
+            address_bits: 34,
+            ..DomainConfig::default()
+        };
+        let made = Iommu::new_keeping(dormant, &functions, config, wide, &policy);
+        let KeptSetup {
+            iommu,
+            groups,
+            kept,
+        } = made.unwrap();
+        for kept in &kept {
+            rig.attached(kept.group.members(), tenant);
+        }
+        rig.watch();
+        let groups = groups
+            .into_iter()
+            .filter_map(|group| group.claimable().ok());
+        let stand = Self {
+            rig,
+            iommu,
+            groups: groups.collect(),
+            pinned: Vec::new(),
+            tenants: std::cell::Cell::new(tenant.0),
+        };
+        (stand, kept)
+    }
+
     /// Brings this machine up.
     pub(crate) fn with_policy(machine: Machine, policy: CoveragePolicy) -> Self {
         let seed = machine.seed;
@@ -72,7 +119,9 @@ impl Stand {
             match group {
                 AtRest::Claimable(group) => groups.push(group),
                 AtRest::ForHypervisor(group) => pinned.push(group),
-                used @ AtRest::ToReset(_) => panic!("{used:?}, and nobody had it"),
+                used @ (AtRest::ToReset(_) | AtRest::AfterDriver(_)) => {
+                    panic!("{used:?}, and nobody had it")
+                }
             }
         }
         Self {
@@ -230,7 +279,8 @@ impl Kernel {
         self.rig.detaching(&members, self.tenant);
         let claimed = group.detach().unwrap();
         self.rig.detached(&members);
-        claimed.release().claimable().unwrap()
+        let rest = claimed.release().without_reset(REMEMBERS);
+        rest.claimable().unwrap()
     }
 
     /// Ends the domain, with all that it maps.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova};
-use hv_iommu::{FlushError, FlushSpan, RedeemRefusal, UnitError, UnitIndex};
+use hv_iommu::{AtRest, FlushError, FlushSpan, RedeemRefusal, UnitError, UnitIndex};
 use hv_rig::Outcome;
 
-use crate::stand::{Stand, WAIT, iovas, on_machines, pci, small, two_units};
+use crate::stand::{REMEMBERS, Stand, WAIT, iovas, on_machines, pci, small, two_units};
 
 /// Longer than any wait.
 const LONG: Duration = Duration::from_secs(30);
@@ -142,7 +142,10 @@ fn wedged_a_reset_of_a_unit_that_still_hangs_fails_and_a_group_recovers_after_on
         stand.rig.wake(0);
         stand.iommu.reset_unit(unit).unwrap();
         stand.rig.wedged(0, false);
-        let blocked = wedged.recover().unwrap().claimable().unwrap();
+        let AtRest::AfterDriver(used) = wedged.recover().unwrap() else {
+            panic!("claimable as its driver left it");
+        };
+        let blocked = used.without_reset(REMEMBERS).claimable().unwrap();
         stand.rig.detached(&members);
         let teardown = refused.domain.destroy().unwrap();
         stand.rig.ended(one.tenant);

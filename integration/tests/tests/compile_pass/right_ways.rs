@@ -22,19 +22,23 @@ fn driver(group: Group<Fake, Blocked>, member: PciAddress, config: DomainConfig)
 }
 
 fn guest(driver: Driver, vm: VmId, config: DomainConfig) -> Option<Group<Fake, Blocked>> {
-    let group = driver.detach().ok()?.release().claimable().ok()?.claim_for_guest(vm);
+    let group = driver.detach().ok()?.release();
+    let again = group.claim_for_hypervisor().release();
+    let reset = again.reset_members(|_| Ok::<_, ()>(())).ok()?;
+    let group = reset.all().ok()?.claimable().ok()?.claim_for_guest(vm);
     let domain = Domain::user_domain_alloc(&group, config).ok()?;
     let isolated = InterruptsIsolated::override_unsafe_interrupts("a compile-pass case");
     let group = group.attach_for_guest(&domain, &isolated).ok()?;
     let group: Group<Fake, NeedsReset> = group.detach().ok()?.release();
     let reset = group.reset_members(|_| Ok::<_, ()>(())).ok()?;
-    reset.claimable().ok()
+    reset.all().ok()?.claimable().ok()
 }
 
 fn firmwares(found: AtRest<Fake>, vm: VmId) -> Option<Group<Fake, Claimed<UserManaged>>> {
     let group = match found {
         AtRest::Claimable(group) => group,
         AtRest::ToReset(group) => group.without_reset("a compile-pass case").claimable().ok()?,
+        AtRest::AfterDriver(group) => group.without_reset("a compile-pass case").claimable().ok()?,
         AtRest::ForHypervisor(group) => {
             let policy = FirmwareOverridden::override_pinned_regions("a compile-pass case");
             group.override_firmware(&policy)

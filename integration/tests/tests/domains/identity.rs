@@ -145,7 +145,8 @@ fn bc05_the_word_for_a_device_does_not_outlive_the_claim() {
     let trusted = TrustedDevice::vouch_for(&group, "a test");
     let domain = Domain::identity_domain_alloc(&group, &trusted).unwrap();
     // A guest has the device in between, and may have written its firmware.
-    let group = group.release().claimable().unwrap().claim_for_guest(vm(7));
+    let group = group.release().without_reset("a test").claimable().unwrap();
+    let group = group.claim_for_guest(vm(7));
     let group = group.release().without_reset("a test").claimable().unwrap();
     let group = group.claim_for_hypervisor();
     let Err(AttachFailed::Refused { group, error }) = group.attach_untranslated(&domain, trusted)

@@ -2,8 +2,8 @@
 
 use hv_core::{Access, Iova, KernelPaging, Pasid, PciAddress, Perms};
 use hv_iommu::{
-    AttachError, DestroyRefusal, Domain, Group, Paging, PasidError, PasidRefusal, UnitCaps, Unmet,
-    WithPasids,
+    AttachError, DestroyRefusal, Domain, Group, Paging, PasidError, PasidParkFailed, PasidRefusal,
+    UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
@@ -239,4 +239,194 @@ fn a_guests_pasid_goes_to_the_guests_domains_alone() {
         PasidError::Refused(PasidRefusal::Attach(AttachError::OtherOwner { .. }))
     ));
     assert!(group.attach_pasid(TWIN[0], pasid(1), &first.domain).is_ok());
+}
+
+/// What the two functions reach, with PASIDs 1 and 2 of the first and 1 of the second, and without.
+fn reached(machine: &Machine) -> [bool; 4] {
+    for member in TWIN {
+        machine.host().leave_bus_mastering_on(member);
+    }
+    let plain = machine.fake.dma(TWIN[0], AT, Access::Read);
+    [
+        reach(machine, TWIN[0], 1).is_ok(),
+        reach(machine, TWIN[0], 2).is_ok(),
+        reach(machine, TWIN[1], 1).is_ok(),
+        // Nothing is mapped there, but it is bound.
+        plain == Err(DmaFault::NotMapped),
+    ]
+}
+
+/// The group with three PASIDs attached, in the domain that it is in and in two more.
+fn busy() -> (
+    Machine,
+    Open,
+    Space,
+    [Space; 2],
+    [hv_iommu::PasidAttachment<KernelPaging, Fake>; 3],
+) {
+    let (machine, group, own, [one, two]) = stand();
+    let held = [
+        group.attach_pasid(TWIN[0], pasid(1), &one).unwrap(),
+        group.attach_pasid(TWIN[0], pasid(2), &two).unwrap(),
+        group.attach_pasid(TWIN[1], pasid(1), &two).unwrap(),
+    ];
+    assert_eq!(reached(&machine), [true; 4]);
+    (machine, group, own, [one, two], held)
+}
+
+#[test]
+fn bc05_xsa_306_a_group_is_parked_with_all_its_pasids_and_comes_back_with_them() {
+    let (machine, group, own, [one, two], [first, second, third]) = busy();
+    let parked = group.park().unwrap();
+    assert_eq!((parked.owner(), parked.domain()), ((), own.uid()));
+    assert_eq!(reached(&machine), [false; 4]);
+    // Their domains stay in use, but for what is given up meanwhile.
+    let one = one.destroy().unwrap_err().domain;
+    second.give_up().unwrap();
+    let group = parked.unpark().unwrap();
+    for member in TWIN {
+        assert_eq!(machine.host().bus_master(member), Some(false));
+    }
+    assert_eq!(reached(&machine), [true, false, true, true]);
+    // An attachment that is live is detached, not given up.
+    let first = first.give_up().unwrap_err();
+    group.detach_pasid(first).unwrap();
+    assert_eq!(end_domain(one, machine.host()), 1);
+    let open = group.close_pasids().unwrap_err();
+    assert_eq!(open.bound, 1);
+    let again = open.group.attach_pasid(TWIN[0], pasid(2), &two).unwrap();
+    open.group.detach_pasid(again).unwrap();
+    open.group.detach_pasid(third).unwrap();
+    drop(open.group.close_pasids().unwrap().detach().unwrap());
+    assert_eq!(end_domain(two, machine.host()), 1);
+    assert_eq!(end_domain(own, machine.host()), 0);
+    assert_eq!(machine.host().frames_out(), 0);
+}
+
+#[test]
+fn bc05_xsa_400_pasids_of_which_one_does_not_go_back_all_stay_down() {
+    // Two requesters first, then the PASIDs.
+    for step in 0..5 {
+        for answer in [Answer::Refuses, Answer::RefusesLate] {
+            let row = format!("{step} {answer:?}");
+            let (machine, group, own, [one, two], held) = busy();
+            let parked = group.park().unwrap();
+            machine.fake.plan(0, Call::Bind, step, answer);
+            let Err(UnparkFailed::Refused { group, error }) = parked.unpark() else {
+                panic!("{row}");
+            };
+            assert!(
+                matches!(error, AttachError::Unit(UnitError::Hardware { .. })),
+                "{error}"
+            );
+            assert_eq!(reached(&machine), [false; 4], "{row}");
+            let [one, two] = [one, two].map(|domain| domain.destroy().unwrap_err().domain);
+            for held in held {
+                held.give_up().unwrap();
+            }
+            for domain in [one, two] {
+                assert_eq!(end_domain(domain, machine.host()), 1, "{row}");
+            }
+            let group = group.attach(&own).unwrap();
+            drop(group.detach().unwrap());
+            assert_eq!(end_domain(own, machine.host()), 0, "{row}");
+            assert_eq!(machine.host().frames_out(), 0, "{row}");
+        }
+    }
+}
+
+#[test]
+fn bc05_xsa_386_pasids_that_are_not_forgotten_keep_the_group_until_the_reset() {
+    let never = Answer::Completes(Completion::Never);
+    for step in 0..3 {
+        let (machine, group, own, [one, two], held) = busy();
+        machine.fake.plan(0, Call::Unbind, step, never);
+        let Err(PasidParkFailed::Open { group, .. }) = group.park() else {
+            panic!("step {step}");
+        };
+        for member in TWIN {
+            assert_eq!(
+                machine.host().bus_master(member),
+                Some(false),
+                "step {step}"
+            );
+        }
+        let [one, two] = [one, two].map(|domain| domain.destroy().unwrap_err().domain);
+        machine.iommu.reset_unit(group.unit()).unwrap();
+        // The reset of the devices goes on, and ends with all as it was.
+        let group = group.park().unwrap().unpark().unwrap();
+        assert_eq!(reached(&machine), [true; 4], "step {step}");
+        for held in held {
+            group.detach_pasid(held).unwrap();
+        }
+        drop(group.close_pasids().unwrap().detach().unwrap());
+        for (domain, frames) in [(one, 1), (two, 1), (own, 0)] {
+            assert_eq!(end_domain(domain, machine.host()), frames, "step {step}");
+        }
+    }
+    // The group's own entries, after those of its PASIDs.
+    for step in 3..5 {
+        let (machine, group, own, [one, two], held) = busy();
+        machine.fake.plan(0, Call::Unbind, step, never);
+        let Err(PasidParkFailed::Wedged { group }) = group.park() else {
+            panic!("step {step}");
+        };
+        for held in held {
+            held.give_up().unwrap();
+        }
+        for domain in [one, two] {
+            assert_eq!(end_domain(domain, machine.host()), 1, "step {step}");
+        }
+        machine.iommu.reset_unit(group.unit()).unwrap();
+        drop(group.recover().unwrap());
+        assert_eq!(end_domain(own, machine.host()), 0, "step {step}");
+    }
+}
+
+#[test]
+fn bc05_xsa_386_pasids_that_go_back_half_way_on_a_unit_that_hangs_are_given_up_after_its_reset() {
+    let never = Answer::Completes(Completion::Never);
+    for step in 2..5 {
+        let (machine, group, own, [one, two], held) = busy();
+        let parked = group.park().unwrap();
+        machine.fake.plan(0, Call::Bind, step, never);
+        let Err(UnparkFailed::Wedged { group }) = parked.unpark() else {
+            panic!("step {step}");
+        };
+        assert_eq!(reached(&machine), [false; 4], "step {step}");
+        let failed = step - 2;
+        let mut kept = Vec::new();
+        for (index, held) in held.into_iter().enumerate() {
+            match held.give_up() {
+                Ok(()) => assert!(index > failed, "step {step}, {index}"),
+                Err(held) => {
+                    assert!(index <= failed, "step {step}, {index}");
+                    kept.push(held);
+                }
+            }
+        }
+        machine.iommu.reset_unit(group.unit()).unwrap();
+        for held in kept {
+            held.give_up().unwrap();
+        }
+        drop(group.recover().unwrap());
+        for (domain, frames) in [(one, 1), (two, 1), (own, 0)] {
+            assert_eq!(end_domain(domain, machine.host()), frames, "step {step}");
+        }
+    }
+}
+
+#[test]
+fn bc15_a_group_with_pasids_that_does_not_come_back_leaves_its_domain() {
+    let (machine, group, own, [one, two], held) = busy();
+    let parked = group.park().unwrap();
+    machine.host().unplug(TWIN[0]);
+    drop(parked.detach());
+    assert_eq!(end_domain(own, machine.host()), 0);
+    for held in held {
+        held.give_up().unwrap();
+    }
+    for domain in [one, two] {
+        assert_eq!(end_domain(domain, machine.host()), 1);
+    }
 }

@@ -96,6 +96,7 @@ fn bc06_xsa_378_a_domain_for_an_attached_pinned_group_has_its_regions() {
     };
     let mut machine = Machine::with_regions(|host| {
         let memory = host.frames(3).into_range();
+        host.set_aside(memory);
         let start = Iova::new(memory.start().as_u64());
         let range = hv_core::IovaRange::new(start, memory.pages()).unwrap();
         let kind = ReservedKind::Pinned;

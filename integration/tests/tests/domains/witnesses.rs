@@ -149,15 +149,7 @@ fn requests_snoop_where_a_domain_asked_for_it_and_nowhere_else() {
         let (range, frames) = whole.unmap().flush().unwrap();
         range.release().unwrap();
         machine.host().free_frames(frames);
-        group = attached
-            .detach()
-            .unwrap()
-            .release()
-            .claimable()
-            .map_or_else(
-                |_| panic!("not claimable"),
-                |group| group.claim_for_hypervisor(),
-            );
+        group = attached.detach().unwrap().release().claim_for_hypervisor();
     }
 }
 

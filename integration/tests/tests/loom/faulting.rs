@@ -55,8 +55,7 @@ fn detached(
 // On its own, as above.
 #[inline(never)]
 fn claimed_anew(group: Ours) -> Box<Ours> {
-    let group = group.release().claimable().unwrap();
-    Box::new(group.claim_for_hypervisor())
+    Box::new(group.release().claim_for_hypervisor())
 }
 
 #[inline(never)]

@@ -235,7 +235,9 @@ fn bc05_xsa_302_a_group_moves_from_driver_to_guest_and_back_with_nothing_left() 
     let at = Iova::new(0x4000);
     machine.fake.dma_write(NIC, at, 1).unwrap();
     let group = driver.group.detach().unwrap();
-    let group = group.release().claimable().unwrap().claim_for_guest(vm(1));
+    let reset = group.release().reset_members(|_| Ok::<_, ()>(())).unwrap();
+    let group = reset.all().unwrap().claimable().unwrap();
+    let group = group.claim_for_guest(vm(1));
     let domain = Domain::user_domain_alloc(&group, PLAIN).unwrap();
     let group = group.attach_for_guest(&domain, &isolated()).unwrap();
     group.enable_bus_mastering(NIC).unwrap();
@@ -244,7 +246,8 @@ fn bc05_xsa_302_a_group_moves_from_driver_to_guest_and_back_with_nothing_left() 
     let group = group.detach().unwrap().release();
     assert_eq!(group.last_owner(), vm(1));
     let reset = group.reset_members(|_| Ok::<_, ()>(())).unwrap();
-    let group = reset.claimable().unwrap().claim_for_hypervisor();
+    let group = reset.all().unwrap().claimable().unwrap();
+    let group = group.claim_for_hypervisor();
     let group = group.attach(&driver.domain).unwrap();
     group.enable_bus_mastering(NIC).unwrap();
     assert_eq!(machine.fake.dma_read(NIC, at), Ok(1));

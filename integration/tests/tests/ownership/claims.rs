@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use hv_core::{OwnerId, VmId};
 use hv_iommu::{
     AtRest, ClaimError, Domain, FirmwareOverridden, GroupTable, ReservedKind, ReservedRegion,
-    Whereabouts,
+    ResetFailed, ResetRefusal, Whereabouts,
 };
 
 use super::machine::{DISK, FAR, Machine, NIC, PLAIN, iovas, vm};
@@ -51,19 +51,20 @@ fn bc05_a_group_that_somebody_has_is_refused_with_its_holder() {
     // Back in the table it waits for its reset, whoever asks; then it is anybody's.
     table.put_back(AtRest::ToReset(group.release())).unwrap();
     assert_eq!(table.find(NIC), Some(Whereabouts::AtRest(nic)));
-    let last = vm(1);
+    let last = holder;
     let unreset = ClaimError::NeedsReset { group: nic, last };
     assert_eq!(table.claim_for_guest(nic, vm(2)).err(), Some(unreset));
     assert_eq!(table.claim_for_hypervisor(nic).err(), Some(unreset));
     let AtRest::ToReset(used) = table.take_at_rest(nic).unwrap() else {
         panic!("was reset by nobody");
     };
-    let Err((used, why)) = used.reset_members(Err::<(), _>) else {
+    let Err(ResetFailed { group: used, error }) = used.reset_members(|_| Err::<(), _>("no")) else {
         panic!("a reset that failed");
     };
-    assert_eq!(why, NIC);
+    let (member, why) = (NIC, "no");
+    assert_eq!(error, ResetRefusal::Member { member, error: why });
     let clean = used.reset_members(|_| Ok::<_, ()>(())).unwrap();
-    table.put_back(clean).unwrap();
+    table.put_back(clean.all().unwrap()).unwrap();
     assert!(table.claim_for_guest(nic, vm(2)).is_ok());
 
     // A group that was never here is not taken in.

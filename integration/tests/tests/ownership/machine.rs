@@ -90,6 +90,17 @@ pub(crate) const PLAIN: DomainConfig = DomainConfig {
     largest_page: PageSize::Size1G,
 };
 
+/// The deliberate fault that the environment names, in a build that has it.
+pub(crate) fn switch_fault_on() {
+    #[cfg(hv_fault)]
+    if let Ok(name) = std::env::var("HV_FAULT") {
+        match hv_core::fault::Fault::from_name(&name) {
+            Some(fault) => fault.switch_on(),
+            None => panic!("HV_FAULT={name}: there is no such fault"),
+        }
+    }
+}
+
 pub(crate) struct Machine {
     pub(crate) iommu: Iommu<Fake>,
     /// The other end of the backend that `iommu` has.
@@ -157,13 +168,7 @@ impl Machine {
         time: Time,
         prepare: impl FnOnce(&Host) -> Vec<(PciAddress, ReservedRegion)>,
     ) -> Self {
-        #[cfg(hv_fault)]
-        if let Ok(name) = std::env::var("HV_FAULT") {
-            match hv_core::fault::Fault::from_name(&name) {
-                Some(fault) => fault.switch_on(),
-                None => panic!("HV_FAULT={name}: there is no such fault"),
-            }
-        }
+        switch_fault_on();
         let functions = functions();
         let present: Vec<_> = functions.iter().map(|function| function.address).collect();
         let host = Host::new(4096, &present, time);
@@ -189,6 +194,37 @@ impl Machine {
             fake,
             groups,
         }
+    }
+
+    /// A machine with these functions only, all behind unit 0 but those on buses above 0x3f.
+    pub(crate) fn of(functions: &[PciFunction], prepare: impl FnOnce(&Host)) -> Self {
+        switch_fault_on();
+        let present: Vec<_> = functions.iter().map(|function| function.address).collect();
+        let time = Time::PerLook(Duration::from_micros(1));
+        let host = Host::new(1024, &present, time);
+        prepare(&host);
+        let config = FakeConfig {
+            units: vec![full_unit(), full_unit()],
+            coverage: vec![(0, 0x3f, 0), (0x40, 0x7f, 1)],
+            reserved: Vec::new(),
+            regions: Vec::new(),
+        };
+        let fake = Fake::new(host, config);
+        let config = Config {
+            wait: Duration::from_millis(1),
+            ..Config::default()
+        };
+        let (iommu, groups) = Iommu::new(fake.clone(), functions, config).unwrap();
+        Self {
+            iommu,
+            fake,
+            groups,
+        }
+    }
+
+    /// All groups that nobody took yet.
+    pub(crate) fn take_all(&mut self) -> Vec<AtRest<Fake>> {
+        std::mem::take(&mut self.groups)
     }
 
     pub(crate) fn host(&self) -> &Host {

@@ -117,7 +117,7 @@ fn bc06_xsa_400_a_region_is_mapped_before_its_device_is_attached_and_after_every
             machine.fake.dma(NIC, region.range.start(), Access::Read),
             Err(DmaFault::NotBusMaster)
         );
-        group = pinned(group.release()).claim_for_hypervisor();
+        group = pinned(group.release().without_reset("a test")).claim_for_hypervisor();
     }
     assert_eq!(end_domain(domain, machine.host()), 0);
 }
@@ -297,7 +297,7 @@ fn a_pinned_group_goes_to_a_guest_by_an_override_that_counts_once() {
     let group = group.attach_for_guest(&domain, &isolated()).unwrap();
     let released = group.detach().unwrap().release();
     let again = released.reset_members(|_| Ok::<_, ()>(())).unwrap();
-    let group = pinned(again).claim_for_hypervisor();
+    let group = pinned(again.all().unwrap()).claim_for_hypervisor();
     let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
     assert!(domain.translate(region.range.start()).is_some());
 }
@@ -359,7 +359,8 @@ fn a_region_that_firmware_is_done_with_hinders_no_guest() {
     let buffer = domain.alloc_coherent(buffer).unwrap();
     assert!(!region.range.overlaps(&iovas(buffer.iova().as_u64(), 1)));
     drop(buffer);
-    let group = group.release().claimable().unwrap().claim_for_guest(vm(2));
+    let group = group.release().without_reset("a test").claimable().unwrap();
+    let group = group.claim_for_guest(vm(2));
     let guests = Domain::user_domain_alloc(&group, WIDE).unwrap();
     assert!(guests.translate(region.range.start()).is_none());
     assert!(guests.reserve(region.range).is_ok());

@@ -4,8 +4,8 @@ use std::sync::mpsc;
 
 use hv_core::{Access, Iova, KernelPaging, Perms};
 use hv_iommu::{
-    AttachFailed, Attached, Backend, Binding, DestroyRefusal, Domain, FlushError, FlushSpan, Group,
-    RedeemRefusal, UnitError, UnitIndex, Wedged,
+    AtRest, AttachFailed, Attached, Backend, Binding, DestroyRefusal, Domain, FlushError,
+    FlushSpan, Group, RedeemRefusal, UnitError, UnitIndex, Wedged,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, some_root};
 
@@ -303,7 +303,12 @@ fn a_group_recovers_and_the_domain_forgets_its_unit_no_sooner_or_later() {
         assert_eq!(end_domain(domain, machine.host()), 0, "{plans:?}");
         drop(nic);
         // Another owner has it now.
-        let group = group.claimable().unwrap().claim_for_guest(vm(3));
+        let AtRest::AfterDriver(group) = group else {
+            panic!("{group:?}, which a driver had");
+        };
+        let reset = group.reset_members(|_| Ok::<_, ()>(())).unwrap();
+        let group = reset.all().unwrap().claimable().unwrap();
+        let group = group.claim_for_guest(vm(3));
         let domain = Domain::user_domain_alloc(&group, PLAIN).unwrap();
         let group = group.attach_for_guest(&domain, &isolated()).unwrap();
         group.enable_bus_mastering(OLD[0]).unwrap();

@@ -32,7 +32,7 @@ fn a_domain_with_an_untrusted_group_trusts_no_device() {
     let other = other.attach(&driver.domain).unwrap();
     assert_eq!(trusting(&driver).trust(), Trust::Trusted);
     let rest = other.detach().unwrap().release();
-    let again = rest.claimable().unwrap().claim_for_hypervisor();
+    let again = rest.claim_for_hypervisor();
     assert_eq!(again.trusted(), Trust::Untrusted, "the claim has ended");
 }
 
