@@ -6,4 +6,7 @@
 
 extern crate alloc;
 
+mod second_stage;
 pub mod spec;
+
+pub use second_stage::{MemoryType, SecondStage, SecondStage16K, SecondStage64K};

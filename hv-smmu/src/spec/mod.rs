@@ -4,3 +4,5 @@
 //! transcriptions, which agree unless an item says otherwise: Linux `drivers/iommu/arm/arm-smmu-v3` and
 //! `io-pgtable-arm.c`, Xen `drivers/passthrough/arm/smmu-v3`, QEMU `hw/arm/smmuv3-internal.h`,
 //! TF-A `smmu_v3.h`, ACPICA `actbl2.h`, and the device-tree binding `arm,smmu-v3`.
+
+pub mod second_stage;
