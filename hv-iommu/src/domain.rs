@@ -22,7 +22,7 @@ use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitCaps
 use crate::capability::Unmet;
 use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
-use crate::format::{Level, RootPointer};
+use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::group::{Blocked, Group, Inner};
 use crate::handle::PlatformHandle;
 use crate::ids::{IdLease, Users};
@@ -146,6 +146,7 @@ pub enum DomainError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DomainCaps {
     pub(crate) level: Level,
+    pub(crate) root_tables: RootTables,
     pub(crate) largest_page: PageSize,
     pub(crate) coherent: bool,
     pub(crate) write_only: bool,
@@ -206,7 +207,9 @@ impl<B: Backend> DomainCore<B> {
         limit: Iova,
     ) -> Result<IovaRange, SpaceError> {
         let cpus = self.system.backend.platform();
-        self.space.alloc(cpus, pages, align.into(), limit)
+        let smallest = IovaAlign::of_shift(B::Format::PAGE_SHIFT);
+        self.space
+            .alloc(cpus, pages, align.into().max(smallest), limit)
     }
 
     /// Takes back what `alloc_iova` gave, whole.
@@ -415,14 +418,15 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             nested,
             dirty: needs.dirty_tracking,
             snoop: needs.snoop(),
-            ..domain_caps(&unit_caps, config)?
+            ..domain_caps::<B::Format>(&unit_caps, config)?
         };
         let whole = whole_space(caps.last)?;
         let space = IovaAllocator::new(whole, system.backend.reserved(), iova_caches)?;
         let lease = system.ids.take().ok_or(DomainError::NoDomainId)?;
         let geometry = Geometry {
             root: caps.level,
-            largest_leaf: Level::of(caps.largest_page),
+            root_tables: caps.root_tables,
+            largest_leaf: Level::up_to::<B::Format>(caps.largest_page),
             coherent: caps.coherent,
             live_resize: caps.live_resize,
             dirty: caps.dirty,
@@ -549,26 +553,36 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
 }
 
 /// The shallowest table that serves the request on this unit, and its limits.
-fn domain_caps(unit: &UnitCaps, config: DomainConfig) -> Result<DomainCaps, DomainError> {
-    let bits = |level: Level| 12 + 9 * level.number();
-    let usable = |level: Level| bits(level).min(unit.iova_bits);
-    let wanted = unit
-        .levels
-        .iter()
-        .find(|level| usable(*level) >= config.address_bits);
-    let Some(level) = wanted else {
-        let found = unit.levels.iter().map(usable).max().unwrap_or(0);
+fn domain_caps<F: Format>(
+    unit: &UnitCaps,
+    config: DomainConfig,
+) -> Result<DomainCaps, DomainError> {
+    let usable = |(level, tables): (Level, RootTables)| {
+        let bits = F::PAGE_SHIFT + F::INDEX_BITS * u32::from(level.number());
+        let bits = bits + u32::from(tables.log2());
+        // At most 64 of those count.
+        bits.min(unit.iova_bits.into()) as u8
+    };
+    // Rather more tables side by side than one more step in each walk.
+    let most = unit.root_tables.min(F::MOST_ROOT_TABLES).log2();
+    let side_by_side =
+        |level| (0..=most).filter_map(move |log2| Some((level, RootTables::new(log2)?)));
+    let mut roots = unit.levels.iter().flat_map(side_by_side);
+    let Some((level, root_tables)) = roots.find(|root| usable(*root) >= config.address_bits) else {
+        let roots = unit.levels.iter().flat_map(side_by_side);
+        let found = roots.map(usable).max().unwrap_or(0);
         return Err(DomainError::TooManyBits {
             needed: config.address_bits,
             found,
         });
     };
-    let last = match 1_u64.checked_shl(usable(level).into()) {
+    let last = match 1_u64.checked_shl(usable((level, root_tables)).into()) {
         Some(end) => end - 1,
         None => u64::MAX,
     };
     Ok(DomainCaps {
         level,
+        root_tables,
         largest_page: unit.largest_page.min(config.largest_page),
         coherent: unit.coherent,
         write_only: unit.write_only,

@@ -7,7 +7,7 @@
 
 use hv_core::fault::Fault;
 use hv_core::{Perms, PhysAddr};
-use hv_iommu::{Entry, Format, Level};
+use hv_iommu::{Entry, Format, Level, RootTables};
 
 use crate::spec::second_stage::{
     ACCESSED, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE, READ,
@@ -111,7 +111,9 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> SecondStage<PAGE_SHIFT, INDEX
 unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format
     for SecondStage<PAGE_SHIFT, INDEX_BITS>
 {
+    const PAGE_SHIFT: u32 = PAGE_SHIFT;
     const INDEX_BITS: u32 = INDEX_BITS;
+    const MOST_ROOT_TABLES: RootTables = RootTables::MAX;
     const ADDRESS: u64 = Self::ADDRESS;
     const LINK_MASK: u64 = VALID | TABLE_OR_PAGE | F;
     const LINK: u64 = VALID | TABLE_OR_PAGE;

@@ -13,7 +13,7 @@ use hv_core::sync::{AtomicU64, Ordering, fence, spin_hint};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Drain, DrainStep, Geometry, LeafPlace, ReclaimStep, Table, TableError};
-use hv_iommu::{Level, RootPointer};
+use hv_iommu::{Level, RootPointer, RootTables};
 use hv_vtd::SecondStage;
 use loom::thread::JoinHandle;
 
@@ -102,6 +102,7 @@ impl Setup {
         let arena = Arc::new(Arena::new(self.frames, self.reads == Reads::Snooping));
         let geometry = Geometry {
             root: Level::new(self.levels).unwrap(),
+            root_tables: RootTables::ONE,
             largest_leaf: Level::new(self.levels.min(3)).unwrap(),
             coherent: self.reads == Reads::Snooping,
             live_resize: true,

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
-use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError, Translation};
+use hv_iommu::{Level, RootTables};
 use hv_tests::arena::Arena;
 use hv_tests::walker::{Found, Walker};
 use hv_vtd::SecondStage;
@@ -152,6 +152,7 @@ impl Subject {
         let level = |number: u32| Level::new(number.try_into().unwrap()).unwrap();
         let geometry = Geometry {
             root: level(shape.levels),
+            root_tables: RootTables::ONE,
             largest_leaf: level(shape.largest),
             coherent: shape.coherent,
             live_resize: shape.live_resize,
