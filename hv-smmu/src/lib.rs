@@ -6,7 +6,11 @@
 
 extern crate alloc;
 
+mod change;
+mod root;
 mod second_stage;
 pub mod spec;
 
+pub use change::{BlockChanges, Change, change};
+pub use root::RootFields;
 pub use second_stage::{MemoryType, SecondStage, SecondStage16K, SecondStage64K};
