@@ -15,4 +15,8 @@ pub mod host;
 #[cfg(not(hv_loom))]
 pub mod pool;
 #[cfg(not(hv_loom))]
+pub mod slab;
+#[cfg(not(hv_loom))]
+pub mod stage2_walker;
+#[cfg(not(hv_loom))]
 pub mod walker;

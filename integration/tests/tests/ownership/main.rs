@@ -41,3 +41,4 @@ mod shared;
 mod threads;
 mod visibility;
 mod wedge;
+mod wide_root;
