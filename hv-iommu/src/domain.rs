@@ -18,8 +18,9 @@ use hv_core::{
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitCaps, UnitIndex};
+use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitIndex};
 use crate::capability::Unmet;
+use crate::depth::shallowest;
 use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
 use crate::format::{Format, Level, RootPointer, RootTables};
@@ -418,7 +419,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             nested,
             dirty: needs.dirty_tracking,
             snoop: needs.snoop(),
-            ..domain_caps::<B::Format>(&unit_caps, config)?
+            ..shallowest::<B::Format>(&unit_caps, config)?
         };
         let whole = whole_space(caps.last)?;
         let space = IovaAllocator::new(whole, system.backend.reserved(), iova_caches)?;
@@ -550,49 +551,6 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
     pub fn flush(&self, span: FlushSpan) -> Result<Receipt, FlushError> {
         self.core.flush(span, FlushDepth::WalkCaches)
     }
-}
-
-/// The shallowest table that serves the request on this unit, and its limits.
-fn domain_caps<F: Format>(
-    unit: &UnitCaps,
-    config: DomainConfig,
-) -> Result<DomainCaps, DomainError> {
-    let usable = |(level, tables): (Level, RootTables)| {
-        let bits = F::PAGE_SHIFT + F::INDEX_BITS * u32::from(level.number());
-        let bits = bits + u32::from(tables.log2());
-        // At most 64 of those count.
-        bits.min(unit.iova_bits.into()) as u8
-    };
-    // Rather more tables side by side than one more step in each walk.
-    let most = unit.root_tables.min(F::MOST_ROOT_TABLES).log2();
-    let side_by_side =
-        |level| (0..=most).filter_map(move |log2| Some((level, RootTables::new(log2)?)));
-    let mut roots = unit.levels.iter().flat_map(side_by_side);
-    let Some((level, root_tables)) = roots.find(|root| usable(*root) >= config.address_bits) else {
-        let roots = unit.levels.iter().flat_map(side_by_side);
-        let found = roots.map(usable).max().unwrap_or(0);
-        return Err(DomainError::TooManyBits {
-            needed: config.address_bits,
-            found,
-        });
-    };
-    let last = match 1_u64.checked_shl(usable((level, root_tables)).into()) {
-        Some(end) => end - 1,
-        None => u64::MAX,
-    };
-    Ok(DomainCaps {
-        level,
-        root_tables,
-        largest_page: unit.largest_page.min(config.largest_page),
-        coherent: unit.coherent,
-        write_only: unit.write_only,
-        phys_bits: unit.phys_bits,
-        last: Iova::new(last),
-        live_resize: unit.live_resize,
-        nested: false,
-        dirty: false,
-        snoop: Snoop::AsAsked,
-    })
 }
 
 impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Debug for Domain<O, B, S> {

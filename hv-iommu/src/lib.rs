@@ -18,6 +18,7 @@ mod backend;
 mod bind;
 mod capability;
 mod claims;
+mod depth;
 mod destroy;
 mod dirty;
 mod dma;

@@ -14,8 +14,8 @@ use hv_iommu::{Format, Level};
 
 use crate::SecondStage;
 use crate::spec::second_stage::{
-    ACCESSED, DIRTY_MODIFIER, EXECUTE_NEVER, NO_TRANSLATION_KEPT, READ, SOFTWARE, TABLE_OR_PAGE,
-    VALID, WRITE,
+    ACCESSED, DIRTY_MODIFIER, EXECUTE_NEVER, EXECUTE_NEVER_LOW, IGNORED, NO_TRANSLATION_KEPT, READ,
+    SOFTWARE, TABLE_OR_PAGE, VALID, WRITE,
 };
 
 /// What a unit follows of a change between a block and a table (IDR3.BBML).
@@ -71,7 +71,7 @@ pub const fn change(old: u64, new: u64, level: Level, changes: BlockChanges) -> 
             BlockChanges::AtOnce => Change::FlushAfter,
         };
     }
-    let different = (old ^ new) & !(SOFTWARE | 1 << 63);
+    let different = (old ^ new) & !(SOFTWARE | IGNORED);
     if different == 0 {
         return Change::Free;
     }
@@ -80,7 +80,7 @@ pub const fn change(old: u64, new: u64, level: Level, changes: BlockChanges) -> 
     }
     // Of a page, the mark's bit is address.
     let mark = if last { 0 } else { NO_TRANSLATION_KEPT };
-    let permissions = READ | WRITE | DIRTY_MODIFIER | EXECUTE_NEVER | EXECUTE_NEVER >> 1;
+    let permissions = READ | WRITE | DIRTY_MODIFIER | EXECUTE_NEVER | EXECUTE_NEVER_LOW;
     if different & !(permissions | ACCESSED | mark) != 0 {
         // Another address, kind of memory or shareability, or the contiguous hint.
         return Change::BreakFirst;

@@ -81,7 +81,8 @@ mod tests {
     fn starts_are_those_that_the_output_size_allows() {
         // Linux: 4 KiB with 40 and 42 bits starts at architectural level 1, with 44 and more at 0; 16 KiB with 40
         // bits at level 2 with 16 tables, with 48 at level 1 with two.
-        let rows: [(u8, &[u8], &[u8], &[u8]); 6] = [
+        type Row<'a> = (u8, &'a [u8], &'a [u8], &'a [u8]);
+        let rows: [Row<'_>; 6] = [
             (32, &[2], &[1, 2], &[1]),
             (36, &[2, 3], &[1, 2], &[1, 2]),
             (40, &[2, 3], &[1, 2], &[1, 2]),

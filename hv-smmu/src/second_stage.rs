@@ -33,8 +33,9 @@ pub enum MemoryType {
 /// would set it for them, and forbid execution, which no mapping of ours grants: stream table entries say that
 /// fetches of instructions are reads of data.
 ///
-/// Writes are not tracked in this version: [`Format::DIRTY`] is nothing and no leaf has DBM. Hardware would note a
-/// write by setting S2AP\[1\], which is permission in the leaves of every other domain.
+/// Writes are not tracked in this version: [`Format::DIRTY`] is nothing and no leaf has DBM. Hardware notes a write by
+/// setting S2AP\[1\], which is no bit beside the permission but the permission: it is set from the start where writes are
+/// not tracked, and a leaf that is made read-only could not keep the note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SecondStage<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     memory: MemoryType,

@@ -40,6 +40,10 @@ pub const EXECUTE_NEVER: u64 = 1 << 54;
 
 /// Bits that hardware ignores in leaves and links and software may use (bits 58:55).
 pub const SOFTWARE: u64 = 0xf << 55;
+/// Bit 63, which hardware ignores, and which is left alone.
+pub const IGNORED: u64 = 1 << 63;
+/// XN\[0\] of a leaf (bit 53): of no effect alone without XNX.
+pub const EXECUTE_NEVER_LOW: u64 = 1 << 53;
 /// Ours, in a descriptor that is not valid: this was a leaf, its address waits for a receipt.
 pub const K: u64 = 1 << 56;
 /// Ours, in a link: the word reached the memory that a walker reads that does not snoop.
@@ -123,6 +127,8 @@ mod tests {
             (WB, 0x0200_0000_0000_0000),
             (F, 0x0400_0000_0000_0000),
             (SOFTWARE, 0x0780_0000_0000_0000),
+            (IGNORED, 0x8000_0000_0000_0000),
+            (EXECUTE_NEVER_LOW, 0x0020_0000_0000_0000),
             (address(12), 0x0000_ffff_ffff_f000),
             (address(14), 0x0000_ffff_ffff_c000),
             (address(16), 0x0000_ffff_ffff_0000),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hv_core::platform::{CacheMaintenance, Cpus, FrameSource, OutOfFrames, PhysMemory};
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PhysAddr, PhysRange};
@@ -25,6 +25,7 @@ pub struct Slab {
     /// What a walker reads that does not snoop.
     memory: Vec<AtomicU64>,
     free: Mutex<BTreeSet<usize>>,
+    alive: Vec<AtomicBool>,
     joined: bool,
 }
 
@@ -40,6 +41,7 @@ impl Slab {
             cells: words(),
             memory: words(),
             free: Mutex::new((0..frames).collect()),
+            alive: (0..frames).map(|_| AtomicBool::new(false)).collect(),
             joined: true,
         }
     }
@@ -65,12 +67,20 @@ impl Slab {
         words[first].load(Ordering::Acquire)
     }
 
+    fn mark(&self, first: usize, count: usize, alive: bool) {
+        for frame in &self.alive[first..first + count] {
+            // ORDERING: Relaxed, one thread runs the slab.
+            frame.store(alive, Ordering::Relaxed);
+        }
+    }
+
     /// The number of the first word of frames that are taken.
     fn first(&self, at: u64, frames: usize) -> usize {
         assert_eq!(at & 0xfff, 0, "{at:#x} is not the start of a frame");
         let frame = (at.checked_sub(BASE).expect("a frame of the slab") >> 12) as usize;
-        let free = self.free.lock().unwrap();
-        let taken = free.range(frame..frame + frames).next().is_none();
+        // ORDERING: Relaxed, one thread runs the slab.
+        let taken = |frame: &AtomicBool| frame.load(Ordering::Relaxed);
+        let taken = self.alive[frame..frame + frames].iter().all(taken);
         assert!(taken, "{at:#x} is not taken");
         frame * WORDS
     }
@@ -89,6 +99,7 @@ impl FrameSource for Slab {
         let first = free.iter().copied().find(fits);
         let first = first.ok_or(OutOfFrames { pages, align })?;
         free.retain(|frame| !(first..first + count).contains(frame));
+        self.mark(first, count, true);
         let at = PhysAddr::new(BASE + ((first as u64) << 12));
         let range = PhysRange::new(at, pages).unwrap();
         // SAFETY: the frames were free, each once, and are the slab's memory.
@@ -105,6 +116,7 @@ impl FrameSource for Slab {
                 words[index].store(POISON, Ordering::Relaxed);
             }
         }
+        self.mark(first / WORDS, count, false);
         let frames = first / WORDS..first / WORDS + count;
         self.free.lock().unwrap().extend(frames);
     }

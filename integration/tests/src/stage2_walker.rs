@@ -30,6 +30,9 @@ pub struct Walker<R> {
     pub attributes: u64,
 }
 
+/// A word that a walk reads: its table, its index and the level.
+type Step = ((u64, u64), u32);
+
 enum Word {
     Absent,
     Leaf(u64),
@@ -113,7 +116,7 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
     /// # Errors
     /// [`BadWord`] at the first one on the way.
     pub fn path(&self, at: u64) -> Result<Vec<(u64, usize)>, BadWord> {
-        let frame = |((table, index), _): ((u64, u64), u32)| {
+        let frame = |((table, index), _): Step| {
             let at = table + index * 8;
             (at & !0xfff, (at & 0xfff) as usize / 8)
         };
@@ -121,7 +124,7 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
     }
 
     /// Each word of a walk that ends at a leaf, with its level.
-    fn steps(&self, at: u64) -> Result<Vec<((u64, u64), u32)>, BadWord> {
+    fn steps(&self, at: u64) -> Result<Vec<Step>, BadWord> {
         let mut steps = vec![];
         if at >> self.input_bits() != 0 {
             return Ok(steps);
