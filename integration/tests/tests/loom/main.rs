@@ -44,4 +44,5 @@ mod quiescence;
 mod reclaiming;
 mod resizing;
 mod unmapping;
+mod words;
 mod world;
