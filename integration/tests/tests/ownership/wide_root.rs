@@ -127,16 +127,10 @@ fn bc08_a_unit_without_such_roots_does_not_get_the_domain() {
     let Err(AttachFailed::Refused { error, .. }) = group.attach(&driver.domain) else {
         panic!("attached, or wedged");
     };
-    let AttachError::Incompatible {
-        what,
-        needed,
-        found,
-        ..
-    } = error
-    else {
+    let AttachError::Incompatible { unmet, .. } = error else {
         panic!("{error}");
     };
     let expected = ("tables side by side as a root", 4, 1);
-    assert_eq!((what, needed, found), expected);
+    assert_eq!((unmet.what, unmet.needed, unmet.found), expected);
     assert_eq!(machine.fake.bound(FAR), None);
 }
