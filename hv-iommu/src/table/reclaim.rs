@@ -21,7 +21,7 @@ use super::root::TableAt;
 use super::spares::give_back;
 use super::walk::{CellOf, Page, Slot, leading_empty};
 use super::{MemoryHandle, Table};
-use crate::format::{Entry, Format, Level, RootPointer};
+use crate::format::{Entry, Format, Level};
 use crate::quiesce::{Guard, Quiescence, RetireEpoch};
 
 /// How many tables one attempt takes out, and how many merged ones wait for it.

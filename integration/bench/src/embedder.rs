@@ -18,8 +18,8 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind,
-    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, RootTables, Snoop, UnitCaps, UnitError,
-    UnitIndex,
+    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, RootTables, Snoop, UnitCaps,
+    UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;

@@ -22,8 +22,8 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultClass, FaultEvent, FlushRequest, FlushTicket,
-    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion, RootTables, Snoop,
-    UnitCaps, UnitError, UnitIndex,
+    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion,
+    RootTables, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
