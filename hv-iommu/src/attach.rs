@@ -331,6 +331,11 @@ pub(crate) fn check_tables<B: Backend>(
     let wanted_bits = u64::from(64 - need.last.as_u64().leading_zeros());
     let rows = [
         (
+            "tables side by side as a root",
+            need.root_tables.count(),
+            have.root_tables.count(),
+        ),
+        (
             "bytes of the largest page",
             need.largest_page.bytes(),
             have.largest_page.bytes(),

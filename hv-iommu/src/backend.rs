@@ -12,7 +12,7 @@ use hv_core::platform::{OutOfFrames, Platform};
 use hv_core::{Access, Iova, IovaRange, PageSize, PciAddress};
 use thiserror::Error;
 
-use crate::format::{Format, Level, RootPointer};
+use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::reserved::ReservedRegion;
 
 /// One IOMMU of the machine, numbered from 0 in the order of discovery; at most 64.
@@ -104,6 +104,8 @@ impl LevelSet {
 pub struct UnitCaps {
     /// Depths of second-stage tables that the unit walks.
     pub levels: LevelSet,
+    /// How many tables of such a depth may stand side by side as a root.
+    pub root_tables: RootTables,
     /// The largest page that a leaf may map.
     pub largest_page: PageSize,
     /// Whether table walks snoop the CPU's caches.

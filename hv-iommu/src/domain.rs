@@ -18,11 +18,12 @@ use hv_core::{
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitCaps, UnitIndex};
+use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitIndex};
 use crate::capability::Unmet;
+use crate::depth::shallowest;
 use crate::dma::DmaState;
 use crate::flush::{FlushError, Receipt};
-use crate::format::{Level, RootPointer};
+use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::group::{Blocked, Group, Inner};
 use crate::handle::PlatformHandle;
 use crate::ids::{IdLease, Users};
@@ -146,6 +147,7 @@ pub enum DomainError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DomainCaps {
     pub(crate) level: Level,
+    pub(crate) root_tables: RootTables,
     pub(crate) largest_page: PageSize,
     pub(crate) coherent: bool,
     pub(crate) write_only: bool,
@@ -206,7 +208,9 @@ impl<B: Backend> DomainCore<B> {
         limit: Iova,
     ) -> Result<IovaRange, SpaceError> {
         let cpus = self.system.backend.platform();
-        self.space.alloc(cpus, pages, align.into(), limit)
+        let smallest = IovaAlign::of_shift(B::Format::PAGE_SHIFT);
+        self.space
+            .alloc(cpus, pages, align.into().max(smallest), limit)
     }
 
     /// Takes back what `alloc_iova` gave, whole.
@@ -415,14 +419,15 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             nested,
             dirty: needs.dirty_tracking,
             snoop: needs.snoop(),
-            ..domain_caps(&unit_caps, config)?
+            ..shallowest::<B::Format>(&unit_caps, config)?
         };
         let whole = whole_space(caps.last)?;
         let space = IovaAllocator::new(whole, system.backend.reserved(), iova_caches)?;
         let lease = system.ids.take().ok_or(DomainError::NoDomainId)?;
         let geometry = Geometry {
             root: caps.level,
-            largest_leaf: Level::of(caps.largest_page),
+            root_tables: caps.root_tables,
+            largest_leaf: Level::up_to::<B::Format>(caps.largest_page),
             coherent: caps.coherent,
             live_resize: caps.live_resize,
             dirty: caps.dirty,
@@ -546,39 +551,6 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
     pub fn flush(&self, span: FlushSpan) -> Result<Receipt, FlushError> {
         self.core.flush(span, FlushDepth::WalkCaches)
     }
-}
-
-/// The shallowest table that serves the request on this unit, and its limits.
-fn domain_caps(unit: &UnitCaps, config: DomainConfig) -> Result<DomainCaps, DomainError> {
-    let bits = |level: Level| 12 + 9 * level.number();
-    let usable = |level: Level| bits(level).min(unit.iova_bits);
-    let wanted = unit
-        .levels
-        .iter()
-        .find(|level| usable(*level) >= config.address_bits);
-    let Some(level) = wanted else {
-        let found = unit.levels.iter().map(usable).max().unwrap_or(0);
-        return Err(DomainError::TooManyBits {
-            needed: config.address_bits,
-            found,
-        });
-    };
-    let last = match 1_u64.checked_shl(usable(level).into()) {
-        Some(end) => end - 1,
-        None => u64::MAX,
-    };
-    Ok(DomainCaps {
-        level,
-        largest_page: unit.largest_page.min(config.largest_page),
-        coherent: unit.coherent,
-        write_only: unit.write_only,
-        phys_bits: unit.phys_bits,
-        last: Iova::new(last),
-        live_resize: unit.live_resize,
-        nested: false,
-        dirty: false,
-        snoop: Snoop::AsAsked,
-    })
 }
 
 impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Debug for Domain<O, B, S> {

@@ -9,12 +9,12 @@ use core::fmt;
 
 use hv_core::{PageSize, Perms, PhysAddr};
 
-/// A level of a page table, counted from the leaves: tables of level 1 hold 4 KiB pages.
+/// A level of a page table, counted from the leaves: tables of level 1 hold the smallest pages, mostly of 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(u8);
 
 impl Level {
-    /// The level whose leaves are 4 KiB pages.
+    /// The level of the smallest pages.
     pub const LEAF: Self = Self(1);
     /// The highest level of any supported format.
     pub const MAX: Self = Self(5);
@@ -41,13 +41,28 @@ impl Level {
         Self::new(self.0 - 1)
     }
 
-    /// The level at which a format with 512 entries per table maps pages of this size.
+    /// The level at which a format with 4 KiB pages and 512 entries per table maps pages of this size.
     pub const fn of(size: PageSize) -> Self {
         match size {
             PageSize::Size4K => Self(1),
             PageSize::Size2M => Self(2),
             PageSize::Size1G => Self(3),
         }
+    }
+
+    /// The highest level whose pages are no larger than `size`, in any format; that of the smallest pages if those
+    /// are larger already.
+    pub const fn up_to<F: Format>(size: PageSize) -> Self {
+        if F::PAGE_SHIFT == PageSize::Size4K.shift() {
+            return Self::of(size);
+        }
+        Self(match size.shift().checked_sub(F::PAGE_SHIFT) {
+            Some(more) if more / F::INDEX_BITS < Self::MAX.0 as u32 => {
+                1 + (more / F::INDEX_BITS) as u8
+            }
+            Some(_) => Self::MAX.0,
+            None => 1,
+        })
     }
 }
 
@@ -121,8 +136,13 @@ pub enum Entry {
 ///   address bits hold both; `pending` likewise.
 /// * No two encoders give the same word.
 pub unsafe trait Format: Copy + Send + Sync + 'static {
-    /// Address bits that one level consumes: 9 for tables of 512 entries.
+    /// Log2 of the smallest page's bytes, at least 12.
+    const PAGE_SHIFT: u32 = PageSize::Size4K.shift();
+    /// Address bits that one level consumes: 9 for tables of 512 entries. A table of more words than a frame holds
+    /// is a run of frames that starts at a multiple of its size.
     const INDEX_BITS: u32;
+    /// How many tables may stand side by side as one root.
+    const MOST_ROOT_TABLES: RootTables = RootTables::ONE;
     /// The address bits of a leaf, a link and a pending word.
     const ADDRESS: u64;
     /// The bits that tell a link, frozen or not, from everything else.
@@ -157,12 +177,43 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     fn tombstone(&self, page: PhysAddr) -> u64;
 }
 
-/// Where a table starts and how many levels it has: one value, which only tables give, so that the two cannot
-/// disagree.
+/// How many tables of one level stand side by side as a root that one table would be too small for: a power of two
+/// up to 16. What a level above them would tell apart, their place does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct RootTables(u8);
+
+impl RootTables {
+    /// One: an ordinary root.
+    pub const ONE: Self = Self(0);
+    /// 16, the most of any format.
+    pub const MAX: Self = Self(4);
+
+    /// 2^`log2` tables, up to 16.
+    pub const fn new(log2: u8) -> Option<Self> {
+        match log2 <= Self::MAX.0 {
+            true => Some(Self(log2)),
+            false => None,
+        }
+    }
+
+    /// Log2 of their number: the address bits that they add.
+    pub const fn log2(self) -> u8 {
+        self.0
+    }
+
+    /// Their number.
+    pub const fn count(self) -> u64 {
+        1 << self.0
+    }
+}
+
+/// Where a table starts, how many levels it has and how many tables its root is made of: one value, which only tables
+/// give, so that these cannot disagree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RootPointer {
     pub(crate) page: PhysAddr,
     pub(crate) level: Level,
+    pub(crate) tables: RootTables,
 }
 
 impl RootPointer {
@@ -172,10 +223,15 @@ impl RootPointer {
     /// Whoever is told of it walks from `page` as from a root of `level`: it is one, in the format of the backend
     /// that is told, as long as anybody walks there.
     pub const unsafe fn from_raw(page: PhysAddr, level: Level) -> Self {
-        Self { page, level }
+        let tables = RootTables::ONE;
+        Self {
+            page,
+            level,
+            tables,
+        }
     }
 
-    /// The root table's frame.
+    /// The frame of the root table, or of the first one.
     pub const fn page(self) -> PhysAddr {
         self.page
     }
@@ -183,5 +239,10 @@ impl RootPointer {
     /// The level of the root table.
     pub const fn level(self) -> Level {
         self.level
+    }
+
+    /// How many tables stand side by side there: the root starts at a multiple of their size.
+    pub const fn tables(self) -> RootTables {
+        self.tables
     }
 }

@@ -19,6 +19,7 @@ mod backend;
 mod bind;
 mod capability;
 mod claims;
+mod depth;
 mod destroy;
 mod dirty;
 mod dma;
@@ -85,7 +86,7 @@ pub use dma::{
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{CutOff, FaultBudget, FaultNotice, FaultReport};
 pub use flush::{FlushError, Receipt};
-pub use format::{Entry, Format, Level, RootPointer};
+pub use format::{Entry, Format, Level, RootPointer, RootTables};
 pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedged};
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod change;
 mod coverage;
 pub mod device_tree;
 pub mod firmware;
@@ -14,11 +15,16 @@ mod ids;
 pub mod iort;
 mod list;
 mod regions;
+mod root;
+mod second_stage;
 pub mod spec;
 mod window;
 
+pub use change::{BlockChanges, Change, change};
 pub use coverage::{Coverage, CoverageError, CoveragePolicy, CoverageProblem, Requester, Way};
 pub use firmware::Firmware;
 pub use ids::{Asid, DeviceId, StallTag, StreamId, SubstreamId, Vmid};
 pub use regions::{Regions, RegionsError};
+pub use root::RootFields;
+pub use second_stage::{MemoryType, SecondStage, SecondStage16K, SecondStage64K};
 pub use window::IdWindow;

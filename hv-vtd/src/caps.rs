@@ -2,7 +2,7 @@
 
 use hv_core::fault::Fault;
 use hv_core::{PageSize, PhysAddr};
-use hv_iommu::{Level, LevelSet, UnitCaps};
+use hv_iommu::{Level, LevelSet, RootTables, UnitCaps};
 
 use crate::spec::capability::{
     Cap, Ecap, SAGAW_3_LEVELS, SAGAW_4_LEVELS, SAGAW_5_LEVELS, SSLPS_1G, SSLPS_2M,
@@ -30,6 +30,7 @@ pub(crate) fn unit_caps(cap: Cap, ecap: Ecap, host_address_bits: u8) -> Option<U
     };
     Some(UnitCaps {
         levels: levels(cap),
+        root_tables: RootTables::ONE,
         largest_page,
         coherent: ecap.c(),
         snoop_control: ecap.sc(),

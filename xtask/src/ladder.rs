@@ -94,6 +94,8 @@ const LOOM: &[&str] = &[
     "--release",
     "--test",
     "loom",
+    "--test",
+    "loom_stage2",
     "--no-fail-fast",
 ];
 
@@ -152,6 +154,8 @@ pub(crate) const STEPS: &[Step] = &[
                 "hv-tests",
                 "--test",
                 "loom",
+                "--test",
+                "loom_stage2",
                 "--",
                 "-D",
                 "warnings",

@@ -17,6 +17,9 @@ impl<T: FrameSource> FrameSource for &T {
     fn alloc_table(&self) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
         (**self).alloc_table()
     }
+    fn alloc_table_run(&self, frames: PageCount) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        (**self).alloc_table_run(frames)
+    }
     fn free_frames(&self, run: FrameRun<Hypervisor>) {
         (**self).free_frames(run);
     }
@@ -28,6 +31,10 @@ unsafe impl<T: PhysMemory> PhysMemory for &T {
     unsafe fn cells(&self, frame: PhysAddr) -> &[T::Cell] {
         // SAFETY: the caller's promise is the same.
         unsafe { (**self).cells(frame) }
+    }
+    unsafe fn cells_of(&self, first: PhysAddr, frames: PageCount) -> Option<&[T::Cell]> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).cells_of(first, frames) }
     }
     unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {
         // SAFETY: the caller's promise is the same.

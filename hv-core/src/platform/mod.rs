@@ -80,8 +80,54 @@ pub trait FrameSource: Send + Sync {
         self.alloc_frames(PageCount::ONE, PageSize::Size4K)
     }
 
+    /// A run for a table of more than one frame, or for tables that stand side by side: `frames` is a power of two,
+    /// and the run starts at a multiple of its own size. What it holds does not matter, as for
+    /// [`alloc_table`](Self::alloc_table). A source that finds such runs by itself saves taking twice as much for
+    /// a moment.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when there is none.
+    fn alloc_table_run(&self, frames: PageCount) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        if frames == PageCount::ONE {
+            return self.alloc_table();
+        }
+        let out = OutOfFrames {
+            pages: frames,
+            align: PageSize::Size4K,
+        };
+        let enough = PageCount::new(frames.get().saturating_mul(2) - 1).ok_or(out)?;
+        let mut run = self.alloc_frames(enough, PageSize::Size4K)?;
+        // What stands before the first multiple, and behind the run, goes back.
+        let first = run.range().start().as_u64() / PageSize::Size4K.bytes();
+        let before = first.next_multiple_of(frames.get()) - first;
+        if let Some(before) = PageCount::new(before) {
+            let (head, rest) = cut(self, run, before, out)?;
+            self.free_frames(head);
+            run = rest;
+        }
+        if run.pages() != frames {
+            let (whole, tail) = cut(self, run, frames, out)?;
+            self.free_frames(tail);
+            run = whole;
+        }
+        Ok(run)
+    }
+
     /// Takes frames back. Runs may come back in other pieces than they were given.
     fn free_frames(&self, run: FrameRun<Hypervisor>);
+}
+
+/// The first `pages` frames of a run and the rest. A run that is too short goes back whole.
+fn cut<S: FrameSource + ?Sized>(
+    source: &S,
+    run: FrameRun<Hypervisor>,
+    pages: PageCount,
+    out: OutOfFrames,
+) -> Result<(FrameRun<Hypervisor>, FrameRun<Hypervisor>), OutOfFrames> {
+    run.split_at(pages).map_err(|error| {
+        source.free_frames(error.run);
+        out
+    })
 }
 
 /// Reaches physical memory from the CPU.
@@ -101,6 +147,17 @@ pub unsafe trait PhysMemory: Send + Sync {
     /// `frame` is the 4 KiB aligned address of a frame that the caller owns, alone or by a protocol
     /// that keeps it RAM of the hypervisor for as long as the reference is used.
     unsafe fn cells(&self, frame: PhysAddr) -> &[Self::Cell];
+
+    /// The words of `frames` frames one behind the other, the first one at `first`: of a table that is larger than
+    /// a frame. `None`, always, where frames can only be reached one by one; such a platform has no tables of other
+    /// than 4 KiB pages.
+    ///
+    /// # Safety
+    /// As for [`cells`](Self::cells), for each of the frames.
+    unsafe fn cells_of(&self, first: PhysAddr, frames: PageCount) -> Option<&[Self::Cell]> {
+        let _ = (first, frames);
+        None
+    }
 
     /// Copies bytes out of memory that a device may write at the same time.
     ///

@@ -124,10 +124,12 @@ fn table(error: TableError) -> Code {
         TableError::TooWide { .. } => Code::Outside,
         TableError::Occupied { .. } => Code::Overlap,
         TableError::NotMapped { .. } => Code::NotMapped,
+        TableError::CutsPage { .. } => Code::Unaligned,
         TableError::TableInTheWay { .. }
         | TableError::Damaged { .. }
         | TableError::NotContiguous { .. }
         | TableError::ReclaimPending { .. }
+        | TableError::FramesApart { .. }
         | TableError::Ended => Code::Internal,
     }
 }

@@ -88,6 +88,14 @@ impl IovaAlign {
         }
     }
 
+    /// 2^`shift` bytes, no less than a page and no more than the largest one.
+    pub(crate) const fn of_shift(shift: u32) -> Self {
+        match shift.saturating_sub(PageSize::Size4K.shift()) {
+            order @ 0..18 => Self(order as u8),
+            _ => Self::LARGEST,
+        }
+    }
+
     /// Log2 of the number of 4 KiB pages.
     pub const fn order(self) -> u8 {
         self.0

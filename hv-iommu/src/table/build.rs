@@ -121,12 +121,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// An empty private table.
     pub(super) fn build_empty(&self, spares: &mut SparesOf<'_, H>) -> Option<Private> {
         let private = spares.take()?;
-        let page = self.private_page(&private);
+        self.clear(&private);
+        Some(private)
+    }
+
+    /// Empties all words of a private table.
+    pub(super) fn clear(&self, private: &Private) {
+        let page = self.private_page(private);
         store_run(page.cells, 0, 0);
         if !Fault::SkipTableWriteBack.is_on() {
             self.write_words_back(page.at, page.cells.len());
         }
-        Some(private)
     }
 
     /// The words of a private page.

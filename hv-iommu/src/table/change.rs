@@ -7,6 +7,7 @@ use hv_core::{EntryCell, Iova, IovaRange, PageSize, Perms};
 
 use super::map::SparesOf;
 use super::reclaim::Removed;
+use super::root::TableAt;
 use super::unmap::Harvest;
 use super::walk::{CellOf, Page, Slot, store_run};
 use super::{Changed, MemoryHandle, Table, TableError};
@@ -97,7 +98,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         at: u64,
     ) -> Result<Slot<'g, CellOf<H>>, TableError> {
         let not_mapped = TableError::NotMapped { at: Iova::new(at) };
-        let mut table = root;
+        let mut table = Self::top(root, at);
         loop {
             let page = self.page(guard, table.page);
             let slot = page
@@ -108,7 +109,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             match self.format.decode(word, table.level) {
                 Entry::Table { page, .. } => {
                     let level = table.level.below().ok_or(not_mapped)?;
-                    table = RootPointer { page, level };
+                    table = TableAt { page, level };
                 }
                 Entry::Leaf { .. } => return Ok(slot),
                 Entry::Unknown(word) => return Err(slot.damaged(word)),
@@ -128,7 +129,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if !self.geometry.live_resize {
             return Err(TableError::Breaks { at });
         }
-        let level = Level::of(size);
+        let level = Self::level_of(at, size)?;
         let Some(below) = level.below() else {
             return Err(TableError::NotMapped { at });
         };
@@ -202,7 +203,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if !self.geometry.live_resize {
             return Err(TableError::Breaks { at });
         }
-        let level = Level::of(size);
+        let level = Self::level_of(at, size)?;
         let (root, Some(below)) = (self.root_for(at)?, level.below()) else {
             return Err(TableError::NotMapped { at });
         };

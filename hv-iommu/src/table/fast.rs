@@ -61,7 +61,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// The level with this number, 1 to 5.
-    const fn level<const LEVEL: u8>() -> Level {
+    pub(super) const fn level<const LEVEL: u8>() -> Level {
         match Level::new(LEVEL) {
             Some(level) => level,
             None => Level::LEAF,
@@ -91,7 +91,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
         largest: PageSize,
     ) -> bool {
-        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        let first = range.start().as_u64();
+        let Some(pages) = Self::smallest(range, to) else {
+            return false;
+        };
         // Too short for anything but the smallest leaves.
         if pages < Self::WORDS {
             return self.map_leaves::<1, CHECK, CHECK>(guard, first, pages, to, perms);
@@ -110,6 +113,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         largest: PageSize,
     ) -> bool {
         let (first, pages) = (range.start().as_u64(), range.pages().get());
+        let pages = pages >> Self::PAGE_ORDER;
         let addresses = first | to.as_u64();
         // The lowest bit, which no address has, stands for the table's having such leaves.
         if pages == Self::WORDS * Self::WORDS
@@ -118,7 +122,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         {
             return self.map_leaves::<3, true, CHECK>(guard, first, 1, to, perms);
         }
-        if Level::of(largest).min(self.geometry.largest_leaf) < Self::level::<2>() {
+        if Level::up_to::<F>(largest).min(self.geometry.largest_leaf) < Self::level::<2>() {
             return false;
         }
         match Self::whole::<2>(addresses, range) {
@@ -207,7 +211,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// What was unmapped, or `None` where it takes the long way.
     #[inline(always)]
     pub(super) fn unmap_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<Unmapped> {
-        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        let first = range.start().as_u64();
+        let pages = Self::smallest(range, PhysAddr::new(0))?;
         if pages < Self::WORDS {
             // Without write-backs and dirty bits, the plainest case of all. The lowest bit stands for that: no
             // address of a page has it, and no plain table's mask.
@@ -306,7 +311,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Whether a range of one last table is empty; `None` where it takes the long way.
     #[inline(always)]
     pub(super) fn vacant_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<bool> {
-        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        let first = range.start().as_u64();
+        let pages = Self::smallest(range, PhysAddr::new(0))?;
         let (page, row) = self.words::<1, true>(guard, first, pages, Self::any_link())?;
         let cells = page.run(Self::many(row)?);
         Some(leading_empty(cells) == cells.len())
@@ -318,7 +324,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if self.geometry.dirty {
             return false;
         }
-        let (first, pages) = (range.start().as_u64(), range.pages().get());
+        let first = range.start().as_u64();
+        let Some(pages) = Self::smallest(range, to) else {
+            return false;
+        };
         if pages < Self::WORDS {
             return self.empty_leaves_at::<1>(guard, first, pages, to);
         }

@@ -5,6 +5,7 @@ use core::ops::ControlFlow;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange};
 
+use super::root::TableAt;
 use super::walk::{CellOf, Slot};
 use super::{Mapping, MemoryHandle, Table};
 use crate::format::{Entry, Format, RootPointer};
@@ -14,11 +15,24 @@ use crate::quiesce::Guard;
 type Visitor<'f, C> = dyn FnMut(Slot<'_, C>, u64, Entry) -> ControlFlow<()> + 'f;
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
-    /// Shows every word of `first` to `last` that links no table and is not empty, and what it is.
+    /// Shows every word of a range, which the table translates, that links no table and is not empty, and what it is.
     pub(super) fn visit(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        root: RootPointer,
+        range: (u64, u64),
+        show: &mut Visitor<'_, CellOf<H>>,
+    ) -> ControlFlow<()> {
+        for (top, part) in Self::tops(root, range) {
+            self.visit_table(guard, top, part, show)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn visit_table(
+        &self,
+        guard: &Guard<'_>,
+        table: TableAt,
         (first, last): (u64, u64),
         show: &mut Visitor<'_, CellOf<H>>,
     ) -> ControlFlow<()> {
@@ -36,8 +50,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             match (self.format.decode(word, table.level), table.level.below()) {
                 (Entry::Empty, _) => {}
                 (Entry::Table { page, .. }, Some(level)) => {
-                    let child = RootPointer { page, level };
-                    self.visit(guard, child, (at, part.min(last)), show)?;
+                    let child = TableAt { page, level };
+                    self.visit_table(guard, child, (at, part.min(last)), show)?;
                 }
                 (entry, _) => show(slot, word, entry)?,
             }

@@ -7,9 +7,10 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 
+use super::root::TableAt;
 use super::spares::Spares;
 use super::walk::{CellOf, Page, Slot, leading_empty, store_run};
-use super::{MapOutcome, MemoryHandle, Table, TableError};
+use super::{Geometry, MapOutcome, MemoryHandle, Table, TableError};
 use crate::format::{Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
@@ -59,6 +60,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             return self.map_range(guard, range, to, perms, largest);
         }
         let root = self.root_for(range.last())?;
+        if Self::smallest(range, to).is_none() {
+            return Err(Self::cuts_page(range.start()));
+        }
         let last = range.last().as_u64();
         let job = Job {
             from: range.start().as_u64(),
@@ -68,17 +72,22 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             } else {
                 perms
             },
-            largest: Level::of(largest).min(self.geometry().largest_leaf),
+            largest: Level::up_to::<F>(largest).min(self.geometry().largest_leaf),
         };
         if let Some(slot) = self.one_empty_slot(guard, root, &job, last)? {
             return self.map_below(guard, slot, &job, last, spares);
         }
-        let missing = self.prepare(guard, root, &job, job.from, last)?;
+        let mut missing = 0;
+        for (top, (first, last)) in Self::tops(root, (job.from, last)) {
+            missing += self.prepare(guard, top, &job, first, last)?;
+        }
         spares
             .reserve(missing)
             .map_err(|missing| TableError::OutOfFrames { missing })?;
         let mut outcome = MapOutcome::default();
-        self.fill(guard, root, &job, (job.from, last), spares, &mut outcome);
+        for (top, part) in Self::tops(root, (job.from, last)) {
+            self.fill(guard, top, &job, part, spares, &mut outcome);
+        }
         self.count_tables(outcome.tables as i64);
         if !Fault::SkipMapFence.is_on() {
             self.memory().walker_fence();
@@ -94,7 +103,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         job: &Job,
         last: u64,
     ) -> Result<Option<Slot<'g, CellOf<H>>>, TableError> {
-        let mut table = root;
+        let mut table = Self::top(root, job.from);
         loop {
             let index = Self::index(table.level, job.from);
             let slot = self
@@ -110,7 +119,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 return Ok(None);
             }
             match self.open(slot)? {
-                Some(page) => table = RootPointer { page, level },
+                Some(page) => table = TableAt { page, level },
                 None => return Ok(Some(slot)),
             }
         }
@@ -144,7 +153,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             self.take_apart(private, below, spares);
             outcome.tables = 0;
             let child = self.open(slot)?.ok_or(slot.occupied())?;
-            let child = RootPointer {
+            let child = TableAt {
                 page: child,
                 level: below,
             };
@@ -169,7 +178,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn prepare(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        table: TableAt,
         job: &Job,
         first: u64,
         last: u64,
@@ -244,7 +253,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             return Err(self.open(slot).err().unwrap_or(slot.occupied()));
         };
         match self.open(slot)? {
-            Some(page) => self.prepare(guard, RootPointer { page, level: below }, job, first, last),
+            Some(page) => self.prepare(guard, TableAt { page, level: below }, job, first, last),
             None if leaf => Ok(0),
             None => Ok(Self::tables_for(job, below, first, last)),
         }
@@ -269,9 +278,22 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 from: part.start().as_u64(),
                 to: to.as_u64().wrapping_add(offset),
                 perms: Perms::ReadWrite,
-                largest: Level::of(largest).min(self.geometry().largest_leaf),
+                largest: Level::up_to::<F>(largest).min(self.geometry().largest_leaf),
             };
-            Self::tables_for(&job, self.geometry().root, job.from, part.last().as_u64())
+            let Geometry {
+                root: level,
+                root_tables: tables,
+                ..
+            } = self.geometry();
+            let root = RootPointer {
+                page: PhysAddr::new(0),
+                level,
+                tables,
+            };
+            let tops = Self::tops(root, (job.from, part.last().as_u64()));
+            let tops = tops.take(tables.count() as usize);
+            tops.map(|(top, (first, last))| Self::tables_for(&job, top.level, first, last))
+                .sum::<u64>()
         });
         parts.sum()
     }
@@ -280,7 +302,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn fill(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        table: TableAt,
         job: &Job,
         (first, last): (u64, u64),
         spares: &mut SparesOf<'_, H>,
@@ -361,7 +383,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         loop {
             match self.open(slot) {
                 Ok(Some(page)) => {
-                    let child = RootPointer { page, level: below };
+                    let child = TableAt { page, level: below };
                     return self.fill(guard, child, job, part, spares, outcome);
                 }
                 Ok(None) => {}

@@ -14,6 +14,7 @@ mod merged;
 mod outcome;
 mod place;
 mod reclaim;
+mod root;
 mod shared;
 mod spares;
 mod teardown;
@@ -87,7 +88,7 @@ pub struct Table<F: Format, H: MemoryHandle> {
     reclaim: TryLock<Reclaimer>,
     /// Asks the next look of `reclaim` to begin at the first address.
     rewind: AtomicBool,
-    /// How many table pages there are: a figure, so the machine's own atomic and not a modelled one.
+    /// How many tables there are: a figure, so the machine's own atomic and not a modelled one.
     tables: MachineU64,
 }
 
@@ -95,15 +96,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// An empty table.
     ///
     /// # Errors
-    /// [`TableError::OutOfFrames`] without a frame for the root.
+    /// [`TableError::OutOfFrames`] without frames for the root; [`TableError::FramesApart`] and
+    /// [`TableError::TooWide`] where there can be no such table.
     ///
     /// # Safety
     /// All guards that are ever given to the table's methods are of one [`Quiescence`], and so is the one that
     /// [`reclaim`](Self::reclaim) and its companions are given, with the one [`Cpus`] that its guards are made
     /// with: what is freed after a grace period was waited for by these alone.
     pub unsafe fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
+        let geometry = Self::check(geometry)?;
         let written_back = F::WRITTEN_BACK * u64::from(!geometry.coherent);
-        let beyond = Self::beyond(geometry.root);
+        let beyond = Self::beyond(&geometry);
         let plain = geometry.coherent && !geometry.dirty;
         let table = Self {
             format,
@@ -120,22 +123,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             rewind: AtomicBool::new(false),
             tables: MachineU64::new(0),
         };
-        let page = {
-            let mut spares = Spares::new(&*table.memory);
-            spares
-                .reserve(1)
-                .map_err(|missing| TableError::OutOfFrames { missing })?;
-            table
-                .build_empty(&mut spares)
-                .ok_or(TableError::OutOfFrames { missing: 1 })?
-        };
-        // INVARIANT: the root is a fresh frame, all of whose words are empty.
+        let root = table.new_root()?;
+        // INVARIANT: the root is of fresh frames, all of whose words are empty.
         // ORDERING: Release, like a link: whoever finds the root finds its words.
         table.root.store(
-            page.at().as_u64() | u64::from(geometry.root.number()),
+            root.as_u64() | u64::from(geometry.root.number()),
             Ordering::Release,
         );
-        table.count_tables(1);
+        table.count_tables(geometry.root_tables.count() as i64);
         Ok(table)
     }
 
@@ -144,7 +139,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         self.geometry
     }
 
-    /// How many pages the table takes, with those that wait to be freed.
+    /// How many tables there are, with those that wait to be freed.
     pub fn table_pages(&self) -> u64 {
         // ORDERING: Relaxed, a figure.
         self.tables.load(Ordering::Relaxed)
@@ -159,7 +154,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline]
     pub fn root(&self) -> Option<RootPointer> {
         // ORDERING: Acquire pairs with the store that made the table reachable.
-        decode_root(self.root.load(Ordering::Acquire))
+        self.decode_root(self.root.load(Ordering::Acquire))
     }
 
     /// Where `at` leads.
@@ -194,7 +189,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Frames for tables that no word names yet: to be handed to a map that must not look for any.
     pub fn spares(&self) -> SparesOf<'_, H> {
-        Spares::new(self.memory())
+        Spares::new(self.memory(), Self::TABLE_FRAMES)
     }
 
     /// How many tables it takes at most to map `range` to the frames that start at `to` in two parts, the
@@ -484,13 +479,17 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub fn close(&self) -> Option<RootPointer> {
         // ORDERING: AcqRel: all links made so far are seen by the drain; the caller's fence in
         // `retire_epoch` pairs with the guards of those who still hold the old root.
-        decode_root(self.root.swap(0, Ordering::AcqRel))
+        self.decode_root(self.root.swap(0, Ordering::AcqRel))
     }
-}
 
-#[inline]
-fn decode_root(word: u64) -> Option<RootPointer> {
-    let page = PhysAddr::new(word).align_down(PageSize::Size4K);
-    let level = Level::new(u8::try_from(word - page.as_u64()).ok()?)?;
-    Some(RootPointer { page, level })
+    #[inline]
+    fn decode_root(&self, word: u64) -> Option<RootPointer> {
+        let page = PhysAddr::new(word).align_down(PageSize::Size4K);
+        let level = Level::new(u8::try_from(word - page.as_u64()).ok()?)?;
+        Some(RootPointer {
+            page,
+            level,
+            tables: self.geometry.root_tables,
+        })
+    }
 }

@@ -3,13 +3,15 @@
 use hv_core::{Iova, Perms, PhysAddr};
 use thiserror::Error;
 
-use crate::format::Level;
+use crate::format::{Level, RootTables};
 
 /// What a table looks like. Fixed for its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// The level of the root table.
     pub root: Level,
+    /// How many tables stand side by side as the root; no more than the format allows.
+    pub root_tables: RootTables,
     /// The highest level at which leaves may be written.
     pub largest_leaf: Level,
     /// Whether every walker of the table snoops the CPU's caches.
@@ -80,6 +82,24 @@ pub enum TableError {
     Breaks {
         /// The address.
         at: Iova,
+    },
+    /// Part of a page: those of this table are larger than 4 KiB, or have other sizes than the one asked for.
+    #[error(
+        "{at} would be mapped by part of a page: the smallest has {bytes:#x} bytes, and what is mapped has to be whole ones"
+    )]
+    CutsPage {
+        /// The first address of the operation.
+        at: Iova,
+        /// The bytes of the smallest page.
+        bytes: u64,
+    },
+    /// The platform reaches frames only one by one.
+    #[error(
+        "a table takes {frames} frames side by side, which the platform reaches only one by one"
+    )]
+    FramesApart {
+        /// How many frames one table has.
+        frames: u64,
     },
     /// Too many merged tables wait for their flush, or a reclaim step runs right now.
     #[error(

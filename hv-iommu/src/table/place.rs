@@ -52,7 +52,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
     ) -> Result<Option<LeafPlace>, TableError> {
         let at = page.start().as_u64();
-        if let Some(word) = self.map_leaf_run(guard, at, to, perms) {
+        // A range of 4 KiB is part of a page elsewhere, which the long way refuses.
+        if Self::PAGE_ORDER == 0
+            && let Some(word) = self.map_leaf_run(guard, at, to, perms)
+        {
             return Ok(self.place(word));
         }
         self.map_range(guard, page, to, perms, PageSize::Size4K)?;

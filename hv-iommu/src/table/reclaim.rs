@@ -17,10 +17,11 @@ use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PageCount, PageSize, PhysAddr};
 
 use super::merged::Merged;
+use super::root::TableAt;
 use super::spares::give_back;
 use super::walk::{CellOf, Page, Slot, leading_empty};
 use super::{MemoryHandle, Table};
-use crate::format::{Entry, Format, Level, RootPointer};
+use crate::format::{Entry, Format, Level};
 use crate::quiesce::{Guard, Quiescence, RetireEpoch};
 
 /// How many tables one attempt takes out, and how many merged ones wait for it.
@@ -188,7 +189,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         };
         let mut looks = LOOKS;
         let from = reclaimer.cursor;
-        let looked = self.look(&guard, root, 0, from, &mut looks, reclaimer);
+        let mut looked = ControlFlow::Continue(());
+        for (top, (first, last)) in Self::tops(root, (0, !self.beyond)) {
+            if last >= from && looked.is_continue() {
+                looked = self.look(&guard, top, first, from, &mut looks, reclaimer);
+            }
+        }
         if looked.is_continue() {
             reclaimer.cursor = 0;
             reclaimer.swept = true;
@@ -209,7 +215,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn look(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        table: TableAt,
         base: u64,
         from: u64,
         looks: &mut usize,
@@ -230,7 +236,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 return ControlFlow::Break(());
             }
             *looks -= 1;
-            let link = RootPointer {
+            let link = TableAt {
                 page: child,
                 level: below,
             };
@@ -497,7 +503,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         for removed in reclaimer.retired.drain(..) {
             // SAFETY: by the invariant no word names the page and it is freed once. The attempt's receipt
             // says that no walker has it cached, the grace period that no CPU walks in it.
-            unsafe { give_back(self.memory(), removed.page) };
+            unsafe { give_back(self.memory(), removed.page, Self::TABLE_FRAMES) };
         }
         reclaimer.phase = Phase::Idle;
         ReclaimStep::Again

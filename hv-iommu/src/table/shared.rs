@@ -5,9 +5,10 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, PageSize, Perms, PhysAddr};
 
+use super::root::TableAt;
 use super::walk::{CellOf, Slot};
 use super::{MapOutcome, MemoryHandle, Table, TableError};
-use crate::format::{Entry, Format, Level, RootPointer};
+use crate::format::{Entry, Format, Level};
 use crate::quiesce::Guard;
 
 impl<F: Format, H: MemoryHandle> Table<F, H> {
@@ -25,7 +26,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         } else {
             perms
         };
-        let level = Level::of(size);
+        let level = Self::level_of(at, size)?;
         let mut tables = 0;
         let slot = match self.leaf_slot(guard, at, level, self.clear_link) {
             Some(slot) => slot,
@@ -42,7 +43,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         at: Iova,
         size: PageSize,
     ) -> Result<PhysAddr, TableError> {
-        let level = Level::of(size);
+        let level = Self::level_of(at, size)?;
         let slot = self.present_slot(guard, at, level)?;
         // ORDERING: Relaxed, the exchange below checks the word again.
         let mut word = slot.cell.load(Ordering::Relaxed);
@@ -90,7 +91,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
         size: PageSize,
     ) -> Result<bool, TableError> {
-        let level = Level::of(size);
+        let level = Self::level_of(at, size)?;
         let slot = self.present_slot(guard, at, level)?;
         // ORDERING: Acquire: what its pending value is about comes before.
         let word = slot.cell.load(Ordering::Acquire);
@@ -153,7 +154,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         tables: &mut u64,
     ) -> Result<Slot<'g, CellOf<H>>, TableError> {
         let first = at.as_u64();
-        let mut table = self.root_for(Iova::new(first | (Self::span(level) - 1)))?;
+        let root = self.root_for(Iova::new(first | (Self::span(level) - 1)))?;
+        let mut table = Self::top(root, first);
         let spares = &mut self.spares();
         let mut reserved = false;
         loop {
@@ -193,7 +195,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     }
                 }
             };
-            table = RootPointer {
+            table = TableAt {
                 page: child,
                 level: below,
             };

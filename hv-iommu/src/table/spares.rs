@@ -6,11 +6,11 @@
 )]
 
 use hv_core::sync::Ordering;
-use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PhysAddr, PhysRange};
+use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PageSize, PhysAddr, PhysRange};
 
 use super::TableMemory;
 
-/// A frame for a table that no word names yet.
+/// The frame of a table, or its frames, that no word names yet.
 ///
 /// # Invariants
 /// The frame is of the table's memory, was never linked since it came from there, and this value is the
@@ -47,18 +47,21 @@ const ZERO: PhysAddr = PhysAddr::new(0);
 /// nothing. If there is one, `zero` holds it aside.
 pub struct Spares<'m, M: TableMemory> {
     memory: &'m M,
+    /// How many frames one table has: a power of two.
+    frames: PageCount,
     first: u64,
     count: u64,
     zero: bool,
 }
 
 impl<'m, M: TableMemory> Spares<'m, M> {
-    /// None.
+    /// None, for tables of so many frames.
     #[inline]
-    pub fn new(memory: &'m M) -> Self {
+    pub(super) fn new(memory: &'m M, frames: PageCount) -> Self {
         // INVARIANT: the empty list.
         Self {
             memory,
+            frames,
             first: 0,
             count: 0,
             zero: false,
@@ -75,8 +78,11 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         self.count
     }
 
-    /// Hands frames in.
+    /// Hands frames in. What makes no whole table goes back to the platform.
     pub fn add(&mut self, frames: FrameRun<Hypervisor>) {
+        if self.frames != PageCount::ONE {
+            return self.add_runs(frames);
+        }
         let range = frames.into_range();
         for page in (0..range.pages().get()).filter_map(|index| range.page(index)) {
             if page == ZERO {
@@ -88,6 +94,44 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         }
     }
 
+    /// The same for tables of several frames.
+    fn add_runs(&mut self, mut frames: FrameRun<Hypervisor>) {
+        let table = self.frames.get();
+        loop {
+            let first = frames.range().start().as_u64() / PageSize::Size4K.bytes();
+            let before = first.next_multiple_of(table) - first;
+            // What stands before the next multiple of a table's size, or a table.
+            let take = if before == 0 { table } else { before };
+            let (part, rest) = match PageCount::new(take).map(|take| frames.split_at(take)) {
+                Some(Ok((part, rest))) => (part, Some(rest)),
+                Some(Err(whole)) => (whole.run, None),
+                // Not reached: both are at least one.
+                None => return,
+            };
+            match before == 0 && part.pages() == self.frames {
+                true if part.range().start() == ZERO => {
+                    let _ = part.into_range();
+                    self.zero = true;
+                }
+                // INVARIANT: the run owned the frames, alone, and is given up.
+                true => self.push(Private(part.into_range().start())),
+                false => self.memory.free_frames(part),
+            }
+            match rest {
+                Some(rest) => frames = rest,
+                None => return,
+            }
+        }
+    }
+
+    /// Takes a table's frames from the platform.
+    fn alloc(&self) -> Option<FrameRun<Hypervisor>> {
+        match self.frames == PageCount::ONE {
+            true => self.memory.alloc_table().ok(),
+            false => self.memory.alloc_table_run(self.frames).ok(),
+        }
+    }
+
     /// Makes sure that there are at least `count`, from the platform's frame source.
     ///
     /// # Errors
@@ -95,9 +139,9 @@ impl<'m, M: TableMemory> Spares<'m, M> {
     pub fn reserve(&mut self, count: u64) -> Result<(), u64> {
         let before = self.count;
         while self.count < count {
-            match self.memory.alloc_table() {
-                Ok(frame) => self.add(frame),
-                Err(_) => {
+            match self.alloc() {
+                Some(frame) => self.add(frame),
+                None => {
                     let missing = count - self.count;
                     self.shrink(before.min(self.count));
                     return Err(missing);
@@ -142,10 +186,10 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         if self.count != 0 {
             return self.take();
         }
-        let mut page = self.memory.alloc_table().ok()?.into_range().start();
+        let mut page = self.alloc()?.into_range().start();
         if page == ZERO {
             self.zero = true;
-            page = self.memory.alloc_table().ok()?.into_range().start();
+            page = self.alloc()?.into_range().start();
         }
         // INVARIANT: the run owned the frame, alone, and was given up just now.
         Some(Private(page))
@@ -158,7 +202,7 @@ impl<'m, M: TableMemory> Spares<'m, M> {
                 return;
             };
             // SAFETY: by the invariant of `Private` nothing else names the frame.
-            unsafe { give_back(self.memory, page) };
+            unsafe { give_back(self.memory, page, self.frames) };
         }
     }
 }
@@ -168,20 +212,20 @@ impl<M: TableMemory> Drop for Spares<'_, M> {
         self.shrink(0);
         if self.zero {
             // SAFETY: the frame came as a run that was given up, and was never linked.
-            unsafe { give_back(self.memory, ZERO) };
+            unsafe { give_back(self.memory, ZERO, self.frames) };
         }
     }
 }
 
-/// Gives a table page back that no word names any more, or never did.
+/// Gives a table's frames back that no word names any more, or never did.
 ///
 /// # Safety
-/// `page` is a frame that a table took from this memory; it is given back once, and neither a CPU nor a
-/// walker reaches it.
-pub(super) unsafe fn give_back<M: TableMemory>(memory: &M, page: PhysAddr) {
-    if let Ok(range) = PhysRange::new(page, PageCount::ONE) {
-        // SAFETY: the frame came as a run that was given up for its address; by the caller's promise
-        // nothing uses it, so this run is its one owner.
+/// `page` is the first of the frames of one table that was taken from this memory; they are given back once, and
+/// neither a CPU nor a walker reaches them.
+pub(super) unsafe fn give_back<M: TableMemory>(memory: &M, page: PhysAddr, frames: PageCount) {
+    if let Ok(range) = PhysRange::new(page, frames) {
+        // SAFETY: the frames came as a run that was given up for its address; by the caller's promise
+        // nothing uses them, so this run is their one owner.
         memory.free_frames(unsafe { FrameRun::<Hypervisor>::from_raw(range, ()) });
     }
 }

@@ -20,9 +20,13 @@ use crate::format::{Entry, Format, Level, RootPointer};
 /// Stopping early loses what was not reached, and frees nothing that is still named.
 ///
 /// # Invariants
-/// `stack` holds the path of tables that are not finished, root first, each with the next index.
+/// `stack` holds the path of tables that are not finished, one of the root first, each with the next index. Tables of
+/// the root from number `begun` on were not looked at.
 pub struct Drain {
     stack: ArrayVec<(PhysAddr, Level, usize), { Level::MAX.number() as usize }>,
+    root: RootPointer,
+    /// The tables of the root that were begun.
+    begun: u64,
     tables: u64,
     written: bool,
 }
@@ -46,10 +50,10 @@ impl Drain {
     /// guard of that time has ended, no walker of a device reaches the table, and this is the only
     /// drain of it.
     pub unsafe fn new(root: RootPointer) -> Self {
-        let mut stack = ArrayVec::new();
-        stack.push((root.page, root.level, 0));
         Self {
-            stack,
+            stack: ArrayVec::new(),
+            root,
+            begun: 0,
             tables: 0,
             written: false,
         }
@@ -74,7 +78,15 @@ impl Drain {
     ) -> DrainStep {
         for _ in 0..words {
             let Some((page, level, index)) = self.stack.last_mut() else {
-                return self.free_unnamed(table);
+                if self.begun == self.root.tables.count() {
+                    return self.free_unnamed(table);
+                }
+                let offset = self.begun * Table::<F, H>::TABLE_BYTES;
+                let page = PhysAddr::new(self.root.page.as_u64() + offset);
+                self.begun += 1;
+                // The path is empty, so there is room.
+                let _ = self.stack.try_push((page, self.root.level, 0));
+                continue;
             };
             let (page, level, here) = (*page, *level, {
                 *index += 1;
@@ -135,7 +147,7 @@ impl Drain {
         table.count_tables(-1);
         // SAFETY: the page is a table page of this table, reached by nobody (see `new`); the word that
         // named it was passed, or the list that did gave it up, so this is its one time.
-        unsafe { give_back(table.memory(), page) };
+        unsafe { give_back(table.memory(), page, Table::<F, H>::TABLE_FRAMES) };
     }
 }
 

@@ -13,10 +13,11 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, Iova, IovaRange, PhysAddr};
 
+use super::root::TableAt;
 use super::spares::give_back;
 use super::walk::{CellOf, LINE, Page, Slot};
 use super::{MemoryHandle, Redeemed, Table, TableError, Unmapped};
-use crate::format::{Entry, Format, Level, RootPointer};
+use crate::format::{Entry, Format, Level};
 use crate::quiesce::Guard;
 
 /// Told of each page that was written by a device: its first address and its level.
@@ -29,7 +30,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // An address that is too wide would lead to the words of another one.
         if let Ok(root) = self.root_for(range.last()) {
             let (first, last) = (range.start().as_u64(), range.last().as_u64());
-            self.unmap_table(guard, root, first, last, &mut unmapped);
+            for (top, (first, last)) in Self::tops(root, (first, last)) {
+                self.unmap_table(guard, top, first, last, &mut unmapped);
+            }
             self.memory().walker_fence();
         }
         unmapped
@@ -38,7 +41,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn unmap_table(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        table: TableAt,
         first: u64,
         last: u64,
         unmapped: &mut Unmapped,
@@ -48,7 +51,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         for part in [cover.head, cover.tail].into_iter().flatten() {
             let child = page.cell(part.index).and_then(|cell| self.peek(cell));
             if let (Some(page), Some(below)) = (child, table.level.below()) {
-                let child = RootPointer { page, level: below };
+                let child = TableAt { page, level: below };
                 self.unmap_table(guard, child, part.first, part.last, unmapped);
             }
         }
@@ -179,7 +182,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Result<Redeemed, TableError> {
         let root = self.root_for(range.last())?;
         let (first, last) = (range.start().as_u64(), range.last().as_u64());
-        self.check_table(guard, root, first, last, to)?;
+        let target = |at: u64| PhysAddr::new(to.as_u64().wrapping_add(at - first));
+        for (top, part) in Self::tops(root, (first, last)) {
+            self.check_table(guard, top, part.0, part.1, target(part.0))?;
+        }
         if self.geometry.dirty
             && !Fault::SkipMergedHarvest.is_on()
             && !self.harvest_merged(guard, (first, last), dirty)
@@ -188,8 +194,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             return Err(TableError::ReclaimPending { at: range.start() });
         }
         let mut redeemed = Redeemed::default();
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.empty_table(guard, root, first, last, &mut redeemed, dirty) };
+        for (top, (first, last)) in Self::tops(root, (first, last)) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.empty_table(guard, top, first, last, &mut redeemed, dirty) };
+        }
         self.count_tables(-(redeemed.tables as i64));
         Ok(redeemed)
     }
@@ -224,7 +232,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     fn check_table(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        table: TableAt,
         first: u64,
         last: u64,
         to: PhysAddr,
@@ -239,7 +247,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     at: Iova::new(part.first),
                 });
             };
-            let child = RootPointer { page, level: below };
+            let child = TableAt { page, level: below };
             self.check_table(guard, child, part.first, part.last, target(part.first))
         };
         if let Some(head) = cover.head {
@@ -275,7 +283,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     unsafe fn empty_table(
         &self,
         guard: &Guard<'_>,
-        table: RootPointer,
+        table: TableAt,
         first: u64,
         last: u64,
         redeemed: &mut Redeemed,
@@ -286,7 +294,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         for part in [cover.head, cover.tail].into_iter().flatten() {
             let child = page.cell(part.index).and_then(|cell| self.peek(cell));
             if let (Some(page), Some(below)) = (child, table.level.below()) {
-                let child = RootPointer { page, level: below };
+                let child = TableAt { page, level: below };
                 // SAFETY: the caller's promise is the same.
                 unsafe { self.empty_table(guard, child, part.first, part.last, redeemed, dirty) };
             }
@@ -384,7 +392,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             return 0;
         }
         // SAFETY: nothing reaches the page (see above), and this is its one time.
-        unsafe { give_back(self.memory(), page) };
+        unsafe { give_back(self.memory(), page, Self::TABLE_FRAMES) };
         freed
     }
 }

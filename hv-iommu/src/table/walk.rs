@@ -11,9 +11,10 @@ use core::ops::{Deref, Range};
 use hv_core::fault::Fault;
 use hv_core::platform::{CacheMaintenance, PhysMemory};
 use hv_core::sync::Ordering;
-use hv_core::{EntryCell, Iova, PageSize, PhysAddr};
+use hv_core::{EntryCell, Iova, PhysAddr};
 
-use super::{MemoryHandle, Table, TableError, Translation};
+use super::root::TableAt;
+use super::{Geometry, MemoryHandle, Table, TableError, Translation};
 use crate::format::{Entry, Format, Level, RootPointer};
 use crate::quiesce::Guard;
 
@@ -134,7 +135,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // under the guard, or a private page. By the invariant of `Table` such a page is a frame that
         // this table owns; it is freed only after it was unlinked or the root was closed, and every
         // guard of before has ended, and the reference cannot outlive the guard.
-        let cells = unsafe { self.memory.cells(page) };
+        let cells = unsafe { Self::cells(&self.memory, page) };
         // SAFETY: a reference is not null. Said again since the compiler forgets it of one that was made from
         // an integer, and then tests every `Option<Page>` for it.
         unsafe { core::hint::assert_unchecked(cells.as_ptr().addr() != 0) };
@@ -148,8 +149,23 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// unlinked, or whose table was closed, before all guards of that time ended.
     pub(super) unsafe fn page_alone(&self, page: PhysAddr) -> Page<'_, CellOf<H>> {
         // SAFETY: by the caller's promise the page is a frame that this table owns.
-        let cells = unsafe { self.memory.cells(page) };
+        let cells = unsafe { Self::cells(&self.memory, page) };
         Page { cells, at: page }
+    }
+
+    /// The words of a table, or none where the platform cannot reach all of its frames at once: such a table was
+    /// never made.
+    ///
+    /// # Safety
+    /// As for [`PhysMemory::cells`], for each frame of the table.
+    #[inline(always)]
+    unsafe fn cells(memory: &H::Target, page: PhysAddr) -> &[CellOf<H>] {
+        if Self::TABLE_FRAMES.get() == 1 {
+            // SAFETY: the caller's promise is the same.
+            return unsafe { memory.cells(page) };
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { memory.cells_of(page, Self::TABLE_FRAMES) }.unwrap_or(&[])
     }
 
     #[inline]
@@ -160,18 +176,18 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Log2 of the bytes that one word of a table of `level` spans.
     #[inline]
     pub(super) const fn shift(level: Level) -> u32 {
-        PageSize::Size4K.shift() + F::INDEX_BITS * (level.number() as u32 - 1)
+        F::PAGE_SHIFT + F::INDEX_BITS * (level.number() as u32 - 1)
     }
 
-    /// The address bits that tables with a root of this level do not translate.
-    pub(super) fn beyond(root: Level) -> u64 {
-        let bits = Self::shift(root) + F::INDEX_BITS;
+    /// The address bits that such tables do not translate.
+    pub(super) fn beyond(geometry: &Geometry) -> u64 {
+        let bits = Self::bits(geometry.root, geometry.root_tables);
         u64::MAX.checked_shl(bits).unwrap_or(0)
     }
 
     /// The address bits that a leaf of level 3 must not have, and the lowest one only where there are none.
     pub(super) fn beside_huge(largest_leaf: Level) -> u64 {
-        let huge = Level::of(PageSize::Size1G);
+        let huge = Self::level::<3>();
         match largest_leaf >= huge {
             true => (Self::span(huge) - 1) & !1,
             false => u64::MAX,
@@ -195,7 +211,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline]
     pub(super) fn root_for(&self, last: Iova) -> Result<RootPointer, TableError> {
         let root = self.root().ok_or(TableError::Ended)?;
-        let bits = Self::shift(root.level) + F::INDEX_BITS;
+        let bits = Self::bits(root.level, root.tables);
         if last.as_u64() >> bits != 0 {
             return Err(TableError::TooWide { last, bits });
         }
@@ -242,10 +258,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // Two depths inline: with more of them the choice becomes a jump through a table, which costs as
         // much as two steps. A table that has ended has depth 0.
         if levels == 4 {
-            page = PhysAddr::new(root - 4);
+            page = PhysAddr::new(root - 4 + Self::root_offset(Self::level::<4>(), at));
             step!(4);
         } else if levels == 3 {
-            page = PhysAddr::new(root - 3);
+            page = PhysAddr::new(root - 3 + Self::root_offset(Self::level::<3>(), at));
         } else {
             let top = PhysAddr::new(root - levels);
             let page = self.descend_other::<TARGET>(guard, top, levels, at, (mask, want))?;
@@ -267,8 +283,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         at: u64,
         (mask, want): (u64, u64),
     ) -> Option<PhysAddr> {
-        let mut page = root;
         let mut level = Level::new(u8::try_from(levels).ok()?)?;
+        let mut page = PhysAddr::new(root.as_u64() + Self::root_offset(level, at));
         while level.number() > TARGET {
             let cells = self.page(guard, page);
             // ORDERING: Acquire, as in `descend`.
@@ -395,14 +411,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         at: u64,
         level: Level,
     ) -> Option<Slot<'g, CellOf<H>>> {
-        let mut table = root;
+        let mut table = Self::top(root, at);
         loop {
             let page = self.page(guard, table.page);
             let slot = page.slot(Self::index(table.level, at), table.level, at)?;
             if table.level <= level {
                 return (table.level == level).then_some(slot);
             }
-            table = RootPointer {
+            table = TableAt {
                 page: self.peek(slot.cell)?,
                 level: table.level.below()?,
             };
@@ -457,8 +473,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     #[inline(never)]
     fn lookup_large(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
-        let mut table = self.root_for(at).ok()?;
+        let root = self.root_for(at).ok()?;
         let at = at.as_u64();
+        let mut table = Self::top(root, at);
         loop {
             let page = self.page(guard, table.page);
             // ORDERING: Acquire pairs with the installs and the leaf's store.
@@ -467,7 +484,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 .load(Ordering::Acquire);
             match self.format.decode(word, table.level) {
                 Entry::Table { page, .. } => {
-                    table = RootPointer {
+                    table = TableAt {
                         page,
                         level: table.level.below()?,
                     };

@@ -16,6 +16,7 @@ pub mod page_request;
 pub mod queue;
 pub mod quirks;
 pub mod registers;
+pub mod second_stage;
 pub mod stream_entry;
 pub mod stream_table;
 pub mod walk;

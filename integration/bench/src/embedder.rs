@@ -18,8 +18,8 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind,
-    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, Snoop, UnitCaps, UnitError,
-    UnitIndex,
+    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, RootTables, Snoop, UnitCaps,
+    UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
@@ -169,6 +169,7 @@ unsafe impl Backend for Instantly {
     fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
         (unit.index() == 0).then_some(UnitCaps {
             snoop_control: false,
+            root_tables: RootTables::ONE,
             levels: LevelSet::EMPTY.with(Level::new(LEVELS as u8)?),
             largest_page: PageSize::Size1G,
             coherent: true,

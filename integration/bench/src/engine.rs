@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
-use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence, Stay};
 use hv_iommu::table::{Geometry, ReclaimStep, Table};
+use hv_iommu::{Level, RootTables};
 use hv_vtd::SecondStage;
 
 use crate::clock;
@@ -104,6 +104,7 @@ fn new_table<const SNOOPS: bool>(
 ) -> EngineTable<SNOOPS> {
     let geometry = Geometry {
         root: Level::new(LEVELS as u8).expect("the engine has that many levels"),
+        root_tables: RootTables::ONE,
         largest_leaf: Level::of(PageSize::Size1G),
         coherent: SNOOPS,
         live_resize: true,

@@ -148,11 +148,23 @@ pub struct Arena {
     stock: Mutex<Stock>,
     /// The tables that walkers reached when [`Arena::check_order`] last looked.
     reached: Mutex<BTreeSet<u64>>,
+    /// What a walker takes from a word: nothing when it is not present, and no bit that is ignored.
+    visible: fn(u64) -> u64,
+    /// Whether one word may be written over another while walkers read it.
+    may_change: fn(u64, u64) -> bool,
 }
 
 impl Arena {
-    /// An arena of `frames` frames, all of which may be taken.
+    /// An arena of `frames` frames, all of which may be taken, for tables of VT-d.
     pub fn new(frames: usize) -> Self {
+        Self::for_words(frames, |word| match word & 3 {
+            0 => 0,
+            _ => word & 0x000f_ffff_ffff_f083,
+        })
+    }
+
+    /// The same for tables in whose words a walker sees this much.
+    pub fn for_words(frames: usize, visible: fn(u64) -> u64) -> Self {
         STEPS.take();
         Self {
             frames: (0..frames).map(|_| OnceLock::new()).collect(),
@@ -161,7 +173,15 @@ impl Arena {
                 budget: usize::MAX,
             }),
             reached: Mutex::default(),
+            visible,
+            may_change: |_, _| true,
         }
+    }
+
+    /// From now on, words in tables that walkers reach change only as this allows.
+    pub fn watch_changes(mut self, may_change: fn(u64, u64) -> bool) -> Self {
+        self.may_change = may_change;
+        self
     }
 
     /// How many frames are taken.
@@ -234,13 +254,14 @@ impl Arena {
 
     fn is_table(&self, word: u64) -> bool {
         let at = word & 0x000f_ffff_ffff_f000;
-        word & 3 != 0 && (BASE..BASE + ((self.frames.len() as u64) << 12)).contains(&at)
+        (self.visible)(word) != 0 && (BASE..BASE + ((self.frames.len() as u64) << 12)).contains(&at)
     }
 
     /// Checks the steps of the operations since the last call against what walkers rely on:
     ///
     /// * between the last write to a table and the link to it there is a fence, and for walkers that
     ///   do not snoop the table was written back before;
+    /// * a word changes into another one only where walkers can follow that;
     /// * a link changes in bits that walkers ignore only when it is in memory and a fence came after;
     /// * after the last page or absence that a walker can tell from what was there before, there is a
     ///   fence; a link to an empty table means what an empty word means;
@@ -256,6 +277,10 @@ impl Arena {
         for step in STEPS.take() {
             match step {
                 Step::Write { at, old, new } => {
+                    assert!(
+                        !reached.contains(&(at & !0xfff)) || (self.may_change)(old, new),
+                        "{old:#x} becomes {new:#x} at {at:#x} without a gap"
+                    );
                     if self.is_table(new) && !self.is_table(old) {
                         private_links.insert(at, new & 0x000f_ffff_ffff_f000);
                         // What is below a table that nobody reaches yet comes into reach with it.
@@ -288,7 +313,7 @@ impl Arena {
                     }
                     dirty.insert(at, new);
                     // A walker sees no bit of a word that is not present, nor the software's bits.
-                    if visible(old) != visible(new) || new == 0 {
+                    if (self.visible)(old) != (self.visible)(new) || new == 0 {
                         unfenced.insert(at);
                     }
                 }
@@ -326,8 +351,24 @@ impl Arena {
             let word = frame.cells[index].word.load(Ordering::Relaxed);
             // ORDERING: Relaxed, as above.
             let memory = frame.memory[index].load(Ordering::Relaxed);
-            assert_eq!(visible(word), visible(memory), "{at:#x} is not in memory");
+            assert_eq!(
+                (self.visible)(word),
+                (self.visible)(memory),
+                "{at:#x} is not in memory"
+            );
         }
+    }
+
+    fn hand_out(&self, index: usize, pages: PageCount) -> FrameRun<Hypervisor> {
+        let first = BASE + ((index as u64) << 12);
+        for page in 0..pages.get() {
+            let frame = self.frame(first + (page << 12));
+            // ORDERING: Relaxed, the arena runs on one thread.
+            frame.alive.store(true, Ordering::Relaxed);
+        }
+        let range = PhysRange::new(PhysAddr::new(first), pages).unwrap();
+        // SAFETY: the frames were on the free list, which names each once, and are the arena's memory.
+        unsafe { FrameRun::from_raw(range, ()) }
     }
 
     fn needs_no_fence(&self, at: u64) -> bool {
@@ -338,15 +379,6 @@ impl Arena {
             .load(Ordering::Relaxed);
         // ORDERING: Relaxed, as above.
         word == 0 || self.is_table(word) || !frame.alive.load(Ordering::Relaxed)
-    }
-}
-
-/// What a walker takes from a word: nothing when it is not present, and no bit that is ignored.
-fn visible(word: u64) -> u64 {
-    if word & 3 == 0 {
-        0
-    } else {
-        word & 0x000f_ffff_ffff_f083
     }
 }
 
@@ -364,13 +396,29 @@ impl FrameSource for Arena {
         }
         let index = stock.free.pop().ok_or(OutOfFrames { pages, align })?;
         stock.budget -= 1;
-        let at = BASE + ((index as u64) << 12);
-        let frame = self.frame(at);
-        // ORDERING: Relaxed, the arena runs on one thread.
-        frame.alive.store(true, Ordering::Relaxed);
-        let range = PhysRange::new(PhysAddr::new(at), pages).unwrap();
-        // SAFETY: the frame was on the free list, which names it once, and is the arena's memory.
-        Ok(unsafe { FrameRun::from_raw(range, ()) })
+        drop(stock);
+        Ok(self.hand_out(index, pages))
+    }
+
+    /// Tables that stand side by side.
+    fn alloc_table_run(&self, pages: PageCount) -> Result<FrameRun<Hypervisor>, OutOfFrames> {
+        let align = PageSize::Size4K;
+        if pages == PageCount::ONE {
+            return self.alloc_frames(pages, align);
+        }
+        let count = pages.get() as usize;
+        let mut stock = self.stock.lock().unwrap();
+        let free: BTreeSet<usize> = stock.free.iter().copied().collect();
+        let starts = (0..self.frames.len()).step_by(count);
+        let run = starts
+            .map(|first| first..first + count)
+            .find(|run| run.clone().all(|index| free.contains(&index)));
+        let run = run.filter(|_| stock.budget >= count);
+        let run = run.ok_or(OutOfFrames { pages, align })?;
+        stock.budget -= count;
+        stock.free.retain(|index| !run.contains(index));
+        drop(stock);
+        Ok(self.hand_out(run.start, pages))
     }
 
     fn free_frames(&self, run: FrameRun<Hypervisor>) {

@@ -17,6 +17,10 @@ pub mod iort_build;
 #[cfg(not(hv_loom))]
 pub mod pool;
 #[cfg(not(hv_loom))]
+pub mod slab;
+#[cfg(not(hv_loom))]
+pub mod stage2_walker;
+#[cfg(not(hv_loom))]
 pub mod tree_build;
 #[cfg(not(hv_loom))]
 pub mod walker;

@@ -9,7 +9,7 @@ use hv_core::{KernelPaging, PciAddress};
 use hv_iommu::table::{Geometry, Table};
 use hv_iommu::{
     AtRest, Backend, Binding, Config, Domain, DomainConfig, FlushTicket, Group, HwDomainId, Iommu,
-    Level, NeedsReset, UnitIndex,
+    Level, NeedsReset, RootTables, UnitIndex,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -49,6 +49,7 @@ impl Bare {
         let root = caps.levels.iter().next().expect("some depth");
         let geometry = Geometry {
             root,
+            root_tables: RootTables::ONE,
             largest_leaf: Level::LEAF,
             coherent: caps.coherent,
             live_resize: false,

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "promises what the format trait demands")]
 
 use hv_core::{Perms, PhysAddr};
-use hv_iommu::{Entry, Format, Level, Snoop};
+use hv_iommu::{Entry, Format, Level, RootTables, Snoop};
 
 /// The device may read through this leaf.
 pub(super) const READ: u64 = 1 << 0;
@@ -50,6 +50,7 @@ impl FakeFormat {
 // one kind, which `decode` reads back; the unit takes exactly READ, WRITE and LINK for present.
 unsafe impl Format for FakeFormat {
     const INDEX_BITS: u32 = 9;
+    const MOST_ROOT_TABLES: RootTables = RootTables::MAX;
     const ADDRESS: u64 = ADDRESS;
     const LINK_MASK: u64 = LINK | MARKED | READ | WRITE;
     const LINK: u64 = LINK;

@@ -355,7 +355,8 @@ impl Unit {
     ) -> Result<PhysAddr, DmaFault> {
         let (domain, root) = (binding.domain.get(), binding.root);
         let notes = binding.dirty && access == Access::Write;
-        let bits = shift(root.level().number() + 1).min(self.caps.iova_bits.into());
+        let top = shift(root.level().number() + 1);
+        let bits = (top + u32::from(root.tables().log2())).min(self.caps.iova_bits.into());
         if at.as_u64() >> bits != 0 {
             return Err(DmaFault::TooWide);
         }
@@ -382,7 +383,9 @@ impl Unit {
         if (1..=root.level().number()).any(|level| self.absent.contains_key(&place(level))) {
             return Err(DmaFault::NotMapped);
         }
-        let (mut level, mut table) = (root.level().number(), root.page());
+        // Of several root tables, the one that the upper bits choose.
+        let first = root.page().as_u64() + ((at.as_u64() >> top) << 12);
+        let (mut level, mut table) = (root.level().number(), PhysAddr::new(first));
         for below in 1..root.level().number() {
             let place = (domain, below, at.as_u64() >> shift(below + 1));
             if let Some(link) = self.links.get(&place) {

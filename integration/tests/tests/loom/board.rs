@@ -22,8 +22,8 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultClass, FaultEvent, FlushRequest, FlushTicket,
-    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion, Snoop,
-    UnitCaps, UnitError, UnitIndex,
+    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion,
+    RootTables, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
@@ -105,6 +105,7 @@ unsafe impl Backend for Board {
     fn unit_caps(&self, _unit: UnitIndex) -> Option<UnitCaps> {
         Some(UnitCaps {
             snoop_control: false,
+            root_tables: RootTables::ONE,
             levels: LevelSet::EMPTY.with(Level::new(1)?),
             largest_page: PageSize::Size4K,
             coherent: true,

@@ -1,17 +1,13 @@
 //! The hardware walker: takes no guard, keeps links in a walk cache and leaves in an IOTLB, and never
 //! forgets unasked.
 //!
-//! Its reading of a word is written down here once more, apart from the format under test: bits 0 and
-//! 1 are read and write, bit 7 above the last level makes a leaf, bits 8 and 9 are accessed and dirty, bits
-//! 51:12 are the address.
+//! Its reading of a word is in `words`, apart from the format under test.
 
 use hv_core::PhysAddr;
 use hv_iommu::RootPointer;
 
 use crate::arena::{Arena, WORDS};
-
-const ACCESSED: u64 = 1 << 8;
-const DIRTY: u64 = 1 << 9;
+use crate::words::{ACCESSED, ADDRESS, DIRTY, is_leaf, stops};
 
 /// How a walker reads tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -180,10 +176,10 @@ impl<'a> Walker<'a> {
         loop {
             let index = (page >> (level - 1)) as usize % WORDS;
             let word = self.read(table, index, level);
-            if word & 3 == 0 || (write && word & 2 == 0) {
+            if stops(word, write) {
                 return Err(Stop::Fault);
             }
-            let is_leaf = level == 1 || word & 0x80 != 0;
+            let is_leaf = is_leaf(word, level);
             let mut noted = word;
             if self.notes == Notes::AccessedAndDirty {
                 noted |= ACCESSED;
@@ -194,7 +190,7 @@ impl<'a> Walker<'a> {
             if noted != word && !self.arena.note(table, index, word, noted) {
                 return Err(Stop::Changed);
             }
-            let to = PhysAddr::new(word & 0x000f_ffff_ffff_f000);
+            let to = PhysAddr::new(word & ADDRESS);
             if is_leaf {
                 let leaf = Leaf {
                     first: page >> (level - 1) << (level - 1),

@@ -45,4 +45,5 @@ mod quiescence;
 mod reclaiming;
 mod resizing;
 mod unmapping;
+mod words;
 mod world;

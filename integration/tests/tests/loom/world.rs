@@ -13,13 +13,13 @@ use hv_core::sync::{AtomicU64, Ordering, fence, spin_hint};
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Drain, DrainStep, Geometry, LeafPlace, ReclaimStep, Table, TableError};
-use hv_iommu::{Level, RootPointer};
-use hv_vtd::SecondStage;
+use hv_iommu::{Level, RootPointer, RootTables};
 use loom::thread::JoinHandle;
 
 use crate::arena::{Arena, Use, become_cpu};
 use crate::explore::saw;
 use crate::hardware::{Reads, Walker};
+use crate::words::{Format, format};
 
 /// How many frames models map.
 const FRAMES: usize = 4;
@@ -27,7 +27,7 @@ const FRAMES: usize = 4;
 /// One table of two words per level, shared by the actors of a model.
 pub(crate) struct World {
     pub(crate) arena: Arc<Arena>,
-    pub(crate) table: Table<SecondStage<1>, Arc<Arena>>,
+    pub(crate) table: Table<Format, Arc<Arena>>,
     pub(crate) quiescence: Quiescence,
     root: RootPointer,
     /// What actors have told: bit n, that the mapping of page n is done; the rest is the model's.
@@ -102,13 +102,14 @@ impl Setup {
         let arena = Arc::new(Arena::new(self.frames, self.reads == Reads::Snooping));
         let geometry = Geometry {
             root: Level::new(self.levels).unwrap(),
+            root_tables: RootTables::ONE,
             largest_leaf: Level::new(self.levels.min(3)).unwrap(),
             coherent: self.reads == Reads::Snooping,
             live_resize: true,
             dirty: self.dirty,
         };
         // SAFETY: a model has one quiescence for all guards, and one arena for all CPUs.
-        let table = unsafe { Table::new(SecondStage::new(), geometry, arena.clone()) }.unwrap();
+        let table = unsafe { Table::new(format(), geometry, arena.clone()) }.unwrap();
         let root = table.root().unwrap();
         Arc::new(World {
             arena,

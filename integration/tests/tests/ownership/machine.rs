@@ -8,7 +8,7 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Attached, Blocked, BusRange, Config, Domain, DomainConfig, FunctionKind, Group,
-    InterruptsIsolated, Iommu, Level, LevelSet, PciFunction, ReservedRegion, UnitCaps,
+    InterruptsIsolated, Iommu, Level, LevelSet, PciFunction, ReservedRegion, RootTables, UnitCaps,
 };
 use hv_tests::fake::{Fake, FakeConfig};
 use hv_tests::host::{Host, Time};
@@ -69,6 +69,7 @@ pub(crate) fn pages(count: u64) -> PageCount {
 /// A unit that can do everything and caches nothing absent.
 pub(crate) fn full_unit() -> UnitCaps {
     UnitCaps {
+        root_tables: RootTables::ONE,
         levels: LevelSet::EMPTY.with(level(3)).with(level(4)),
         largest_page: PageSize::Size1G,
         coherent: true,

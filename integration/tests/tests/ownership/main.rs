@@ -44,3 +44,4 @@ mod shared;
 mod threads;
 mod visibility;
 mod wedge;
+mod wide_root;

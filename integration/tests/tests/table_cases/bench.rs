@@ -9,9 +9,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
-use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError};
+use hv_iommu::{Level, RootTables};
 use hv_tests::arena::Arena;
 use hv_tests::walker::{Found, Walker};
 use hv_vtd::SecondStage;
@@ -47,6 +47,7 @@ pub(crate) fn geometries() -> impl Iterator<Item = Geometry> {
     (3..6).flat_map(move |root| {
         [false, true].map(|coherent| Geometry {
             root: level(root),
+            root_tables: RootTables::ONE,
             largest_leaf: level(3),
             coherent,
             live_resize: true,

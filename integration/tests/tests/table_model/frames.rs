@@ -91,7 +91,7 @@ fn page(first: u64, number: u64) -> Job {
 #[cfg_attr(not(hv_fault), test)]
 fn addresses_beyond_the_table_lead_to_nobody() {
     for shape in SHAPES {
-        let top = 1_u64 << (9 * shape.levels);
+        let top = 1_u64 << shape.page_bits();
         let mut subject = Subject::new(shape);
         for first in [0, 1, top - 1] {
             subject.map(&page(first, first & 7));

@@ -24,3 +24,38 @@ mod frames;
 mod random;
 mod reclaimer;
 mod subject;
+
+/// The format of VT-d.
+mod under_test {
+    use std::ops::Range;
+
+    use hv_tests::arena::Arena;
+    pub(crate) use hv_tests::walker::Walker;
+    pub(crate) use hv_vtd::SecondStage as Format;
+
+    use crate::subject::Shape;
+
+    pub(crate) const LEVELS: Range<u32> = 3..6;
+    /// Log2 of the tables of a root.
+    pub(crate) const MOST_ROOT_TABLES: u32 = 0;
+    /// Walkers that snoop nothing, that snoop, that note what they do as well.
+    pub(crate) const SNOOPS: u32 = 3;
+
+    pub(crate) fn arena(frames: usize, _: &Shape) -> Arena {
+        Arena::new(frames)
+    }
+
+    pub(crate) fn format(_: &Shape) -> Format {
+        Format::new()
+    }
+
+    pub(crate) fn walker<R: Fn(u64, usize) -> u64>(read: R, root: u64, shape: &Shape) -> Walker<R> {
+        Walker {
+            read,
+            root,
+            levels: shape.levels,
+            host_width: 46,
+            notes_accesses: shape.dirty,
+        }
+    }
+}

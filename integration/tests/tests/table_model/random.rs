@@ -6,6 +6,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, RngSeed};
 
 use crate::subject::{Job, Shape, State, Subject, pages_of};
+use crate::under_test;
 
 /// Pages of 1 GiB.
 const GIB: u64 = 1 << 18;
@@ -50,8 +51,13 @@ pub(crate) struct Draw {
 impl Draw {
     /// The job. Each has target frames of its own: `number` is never used twice.
     pub(crate) fn job(&self, shape: Shape, number: u64) -> Job {
-        let top = 1 << (9 * shape.levels);
-        let base = [0, GIB - 512, GIB, 5 * GIB, top - GIB, top - 512, top][self.place as usize];
+        let top = 1 << shape.page_bits();
+        // Where the second table of the root begins, if there is one.
+        let edge = match shape.root_tables {
+            0 => GIB,
+            _ => (1 << (9 * shape.levels)) - 512,
+        };
+        let base = [0, GIB - 512, edge, 5 * GIB, top - GIB, top - 512, top][self.place as usize];
         let base = if self.pages == TABLE_OF_3 {
             // All of a table of level 3, and of the root where there are no more levels.
             if shape.levels > 3 { TABLE_OF_3 } else { 0 }
@@ -170,19 +176,23 @@ fn op() -> impl Strategy<Value = Op> {
 pub(crate) fn shape() -> impl Strategy<Value = Shape> {
     let live_resize = prop::bool::weighted(0.8);
     (
-        3..6_u32,
+        under_test::LEVELS,
+        0..=under_test::MOST_ROOT_TABLES,
         prop_oneof![1..4_u32, Just(3)],
-        0..3_u32,
+        0..under_test::SNOOPS,
         live_resize,
     )
-        .prop_map(|(levels, largest, snoops, live_resize)| Shape {
-            levels,
-            largest,
-            coherent: snoops > 0,
-            live_resize,
-            // Only walkers that snoop note anything.
-            dirty: snoops > 1,
-        })
+        .prop_map(
+            |(levels, root_tables, largest, snoops, live_resize)| Shape {
+                levels,
+                root_tables: if levels > 3 { 0 } else { root_tables },
+                largest: largest.min(levels),
+                coherent: snoops > 0,
+                live_resize,
+                // Only walkers that snoop note anything.
+                dirty: snoops > 1,
+            },
+        )
 }
 
 /// Up to `most` draws of mappings.
@@ -336,7 +346,7 @@ fn step_against_hardware(subject: &mut Subject, number: u64, op: &Op, at: &Index
 /// Runs `ops` on a new table, and checks everything after each.
 fn run(shape: Shape, ops: &[Op], probes: &[(Index, u64)]) {
     let mut subject = Subject::new(shape);
-    let everything = 1 << (9 * shape.levels);
+    let everything = 1 << shape.page_bits();
     for (number, op) in ops.iter().enumerate() {
         let (late, _) = probes[number % probes.len()];
         let changed = step_against_hardware(&mut subject, number as u64, op, &late);

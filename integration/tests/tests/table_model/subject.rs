@@ -9,20 +9,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
-use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError, Translation};
+use hv_iommu::{Level, RootTables};
 use hv_tests::arena::Arena;
-use hv_tests::walker::{Found, Walker};
-use hv_vtd::SecondStage;
+use hv_tests::walker::Found;
 
 use crate::reclaimer::Reclaimer;
+use crate::under_test::{self, Format, Walker};
 
 /// What a table looks like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// 3 for 39 address bits, 4 for 48.
     pub(crate) levels: u32,
+    /// Log2 of the tables that stand side by side as the root: so many more address bits.
+    pub(crate) root_tables: u32,
     /// The highest level of leaves, 1 to 3.
     pub(crate) largest: u32,
     /// Whether walkers snoop.
@@ -38,11 +40,17 @@ impl Shape {
     pub(crate) const fn plain(levels: u32, largest: u32, coherent: bool) -> Self {
         Self {
             levels,
+            root_tables: 0,
             largest,
             coherent,
             live_resize: true,
             dirty: false,
         }
+    }
+
+    /// Log2 of the pages that the table translates.
+    pub(crate) const fn page_bits(&self) -> u32 {
+        9 * self.levels + self.root_tables
     }
 }
 
@@ -111,7 +119,7 @@ pub(crate) struct Job {
 pub(crate) struct Subject {
     pub(crate) shape: Shape,
     pub(crate) arena: Arc<Arena>,
-    pub(crate) table: Table<SecondStage, Arc<Arena>>,
+    pub(crate) table: Table<Format, Arc<Arena>>,
     pub(crate) quiescence: Quiescence,
     root: u64,
     pub(crate) regions: BTreeMap<u64, Region>,
@@ -148,17 +156,19 @@ fn level_of(size: PageSize) -> u32 {
 
 impl Subject {
     pub(crate) fn new(shape: Shape) -> Self {
-        let arena = Arc::new(Arena::new(2048));
+        let arena = Arc::new(under_test::arena(2048, &shape));
         let level = |number: u32| Level::new(number.try_into().unwrap()).unwrap();
         let geometry = Geometry {
             root: level(shape.levels),
+            root_tables: RootTables::new(shape.root_tables as u8).unwrap(),
             largest_leaf: level(shape.largest),
             coherent: shape.coherent,
             live_resize: shape.live_resize,
             dirty: shape.dirty,
         };
         // SAFETY: all guards and all of reclaim are of this value's one quiescence, on its one CPU.
-        let table = unsafe { Table::new(SecondStage::new(), geometry, arena.clone()) }.unwrap();
+        let table =
+            unsafe { Table::new(under_test::format(&shape), geometry, arena.clone()) }.unwrap();
         let root = table.root().unwrap().page().as_u64();
         let subject = Self {
             shape,
@@ -167,7 +177,9 @@ impl Subject {
             quiescence: Quiescence::new(1).unwrap(),
             root,
             regions: BTreeMap::new(),
-            linked: BTreeSet::from([(shape.levels, 0)]),
+            linked: (0..1 << shape.root_tables)
+                .map(|number| (shape.levels, number))
+                .collect(),
             detached: BTreeMap::new(),
             reclaimer: Reclaimer::default(),
             cached: Vec::new(),
@@ -177,10 +189,16 @@ impl Subject {
     }
 
     /// A second table of the same shape in the same memory.
-    pub(crate) fn another_table(&self) -> Result<Table<SecondStage, Arc<Arena>>, TableError> {
+    pub(crate) fn another_table(&self) -> Result<Table<Format, Arc<Arena>>, TableError> {
         let geometry = self.table.geometry();
         // SAFETY: no guard is made for it.
-        unsafe { Table::new(SecondStage::new(), geometry, self.arena.clone()) }
+        unsafe {
+            Table::new(
+                under_test::format(&self.shape),
+                geometry,
+                self.arena.clone(),
+            )
+        }
     }
 
     pub(crate) fn guard(&self) -> Guard<'_> {
@@ -188,16 +206,11 @@ impl Subject {
     }
 
     pub(crate) fn walker(&self) -> Walker<impl Fn(u64, usize) -> u64> {
-        Walker {
-            read: |at, index| match self.shape.coherent {
-                true => self.arena.snoop(at, index),
-                false => self.arena.read_memory(at, index),
-            },
-            root: self.root,
-            levels: self.shape.levels,
-            host_width: 46,
-            notes_accesses: self.shape.dirty,
-        }
+        let read = |at: u64, index: usize| match self.shape.coherent {
+            true => self.arena.snoop(at, index),
+            false => self.arena.read_memory(at, index),
+        };
+        under_test::walker(read, self.root, &self.shape)
     }
 
     /// The first region that shares a page with these, and which of its pages that is.
@@ -215,7 +228,7 @@ impl Subject {
 
     /// Whether the table translates the last of these pages.
     fn reaches(&self, first: u64, pages: u64) -> bool {
-        (first + pages - 1) >> (9 * self.shape.levels) == 0
+        (first + pages - 1) >> self.shape.page_bits() == 0
     }
 
     /// The leaves that a map has to write: the largest pages that sizes, alignment, the caller and the
@@ -284,7 +297,7 @@ impl Subject {
         if !self.reaches(job.first, job.pages) {
             return Err(TableError::TooWide {
                 last: Iova::new(((job.first + job.pages) << 12) - 1),
-                bits: 12 + 9 * self.shape.levels,
+                bits: 12 + self.shape.page_bits(),
             });
         }
         let at = |page: u64| Iova::new(page << 12);
@@ -541,7 +554,7 @@ impl Subject {
     pub(crate) fn end(self) {
         let root = self.table.close().unwrap();
         assert_eq!(self.table.close(), None);
-        let everything = range(0, 1 << (9 * self.shape.levels));
+        let everything = range(0, 1 << self.shape.page_bits());
         assert!(self.table.translate(&self.guard(), Iova::new(0)).is_none());
         let unmapped = self.table.unmap(&self.guard(), everything);
         assert!(!unmapped.tables);

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
-use hv_iommu::Level;
 use hv_iommu::quiesce::{Guard, Quiescence};
 use hv_iommu::table::{Geometry, ReclaimStep, Table, TableError};
+use hv_iommu::{Level, RootTables};
 use hv_tests::pool::Pool;
 use hv_vtd::SecondStage;
 
@@ -71,6 +71,7 @@ impl World {
         let pool = Arc::new(Pool::new(4096));
         let geometry = Geometry {
             root: Level::new(4).unwrap(),
+            root_tables: RootTables::ONE,
             largest_leaf: Level::new(2).unwrap(),
             coherent: true,
             live_resize: true,

@@ -1,0 +1,175 @@
+//! Stage-2 descriptors of VMSAv8-64, the roots of their tables, and what may change into what.
+//!
+//! Source: Linux `io-pgtable-arm.c` for positions, start levels and concatenation, Xen `smmu-v3` for the 4 KiB
+//! granule, pKVM. Linux alone cites DDI 0487 for when tables have to be concatenated. A descriptor without
+//! [`VALID`] faults, whatever else it holds.
+
+use static_assertions::const_assert_eq;
+
+/// The descriptor is valid (bit 0).
+pub const VALID: u64 = 1 << 0;
+/// With [`VALID`]: a table above the last level, a page in it (bit 1). Without this bit a block above the last
+/// level; at the last level a valid descriptor without it is reserved, and faults.
+pub const TABLE_OR_PAGE: u64 = 1 << 1;
+
+/// MemAttr (bits 5:2) of a leaf, without S2FWB: normal memory, write-back. The weaker of this and of what the
+/// device sent holds, so that the device's own choice stands.
+pub const WRITE_BACK: u64 = 0xf << 2;
+/// MemAttr (bits 4:2) of a leaf, with S2FWB: normal memory, write-back, whatever the device sent. Bit 5 is
+/// reserved then.
+pub const FORCED_WRITE_BACK: u64 = 6 << 2;
+/// S2AP of a leaf: devices may read (bit 6).
+pub const READ: u64 = 1 << 6;
+/// S2AP of a leaf: devices may write (bit 7).
+pub const WRITE: u64 = 1 << 7;
+/// SH of a leaf (bits 9:8): outer shareable.
+pub const OUTER_SHAREABLE: u64 = 2 << 8;
+/// SH of a leaf (bits 9:8): inner shareable.
+pub const INNER_SHAREABLE: u64 = 3 << 8;
+/// AF of a leaf (bit 10). Clear, an access faults, unless the stream table says otherwise.
+pub const ACCESSED: u64 = 1 << 10;
+/// nT of a block (bit 16): its translation is not kept while it is changed, where BBML is 1. Not used: whether an
+/// access may fault meanwhile is not known from a source.
+pub const NO_TRANSLATION_KEPT: u64 = 1 << 16;
+/// DBM of a leaf (bit 51): hardware sets [`WRITE`] at the first write, where the stream table has it do so.
+pub const DIRTY_MODIFIER: u64 = 1 << 51;
+/// Contiguous (bit 52): the leaf is one of an aligned group that is one run with the same attributes.
+pub const CONTIGUOUS: u64 = 1 << 52;
+/// XN\[1\] of a leaf (bit 54), with XN\[0\] clear: nothing is executed from it, with and without XNX.
+pub const EXECUTE_NEVER: u64 = 1 << 54;
+
+/// Bits that hardware ignores in leaves and links and software may use (bits 58:55).
+pub const SOFTWARE: u64 = 0xf << 55;
+/// Bit 63, which hardware ignores, and which is left alone.
+pub const IGNORED: u64 = 1 << 63;
+/// XN\[0\] of a leaf (bit 53): of no effect alone without XNX.
+pub const EXECUTE_NEVER_LOW: u64 = 1 << 53;
+/// Ours, in a descriptor that is not valid: this was a leaf, its address waits for a receipt.
+pub const K: u64 = 1 << 56;
+/// Ours, in a link: the word reached the memory that a walker reads that does not snoop.
+pub const WB: u64 = 1 << 57;
+/// Ours: in a link, that a reclaimer looks whether its table is empty; in a descriptor that is not valid, that the
+/// table at its address was empty and was unlinked.
+pub const F: u64 = 1 << 58;
+
+/// Output addresses end below this bit. The coding of longer ones, which only 64 KiB pages have, is known from
+/// no source that was read; units with 52 bits are driven with 48.
+pub const ADDRESS_BITS: u32 = 48;
+
+/// The output address of a leaf or a link (bits 47 down to the granule's shift).
+pub const fn address(page_shift: u32) -> u64 {
+    (1 << ADDRESS_BITS) - (1 << page_shift)
+}
+
+/// How many tables may stand side by side as one root, as a power of two.
+pub const MAX_ROOT_TABLES_LOG2: u8 = 4;
+
+/// SL0 of the stream table entry (2 bits), or `None` where the granule has no such start. `level` is counted from
+/// the leaves, whose level is 1: architectural level 3.
+///
+/// With 4 KiB pages a start at architectural level 2 is 0, at 1 is 1, at 0 is 2; with the others level 3 is 0, 2 is
+/// 1, 1 is 2. (16 KiB pages starting at level 0 need at least 48 bits of address, where two tables of level 1 are
+/// mandatory.)
+pub const fn start_level(page_shift: u32, level: u8) -> Option<u8> {
+    match (page_shift, level) {
+        (12, 2..=4) => Some(level - 2),
+        (14 | 16, 1..=3) => Some(level - 1),
+        _ => None,
+    }
+}
+
+/// S2TG of the stream table entry (2 bits): the granule.
+pub const fn granule(page_shift: u32) -> Option<u8> {
+    match page_shift {
+        12 => Some(0),
+        16 => Some(1),
+        14 => Some(2),
+        _ => None,
+    }
+}
+
+/// S2T0SZ of the stream table entry (6 bits), for input addresses of this many bits.
+pub const fn t0sz(input_bits: u8) -> Option<u8> {
+    match 64_u8.checked_sub(input_bits) {
+        Some(size) if size >= 16 && size <= 39 => Some(size),
+        _ => None,
+    }
+}
+
+const_assert_eq!((K | WB | F) & !SOFTWARE, 0);
+const_assert_eq!(
+    (READ | WRITE | ACCESSED | CONTIGUOUS | EXECUTE_NEVER) & SOFTWARE,
+    0
+);
+const_assert_eq!(address(12) & (SOFTWARE | DIRTY_MODIFIER | 0xfff), 0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptor_bits_match_an_independent_table() {
+        let table = [
+            (VALID, 0x1),
+            (TABLE_OR_PAGE, 0x2),
+            (WRITE_BACK, 0x3c),
+            (FORCED_WRITE_BACK, 0x18),
+            (READ, 0x40),
+            (WRITE, 0x80),
+            (OUTER_SHAREABLE, 0x200),
+            (INNER_SHAREABLE, 0x300),
+            (ACCESSED, 0x400),
+            (NO_TRANSLATION_KEPT, 0x1_0000),
+            (DIRTY_MODIFIER, 0x0008_0000_0000_0000),
+            (CONTIGUOUS, 0x0010_0000_0000_0000),
+            (EXECUTE_NEVER, 0x0040_0000_0000_0000),
+            (K, 0x0100_0000_0000_0000),
+            (WB, 0x0200_0000_0000_0000),
+            (F, 0x0400_0000_0000_0000),
+            (SOFTWARE, 0x0780_0000_0000_0000),
+            (IGNORED, 0x8000_0000_0000_0000),
+            (EXECUTE_NEVER_LOW, 0x0020_0000_0000_0000),
+            (address(12), 0x0000_ffff_ffff_f000),
+            (address(14), 0x0000_ffff_ffff_c000),
+            (address(16), 0x0000_ffff_ffff_0000),
+        ];
+        for (ours, literal) in table {
+            assert_eq!(ours, literal);
+        }
+    }
+
+    #[test]
+    fn fields_of_the_stream_table_entry_are_those_of_linux() {
+        // io-pgtable-arm: 4 KiB `~(level + 1) & 3`, the others `~level & 3`, by architectural level.
+        for (shift, number) in (2..=4)
+            .map(|n| (12, n))
+            .chain((1..=3).flat_map(|n| [(14, n), (16, n)]))
+        {
+            let architectural = 4 - i32::from(number);
+            let linux = match shift {
+                12 => !(architectural + 1) & 3,
+                _ => !architectural & 3,
+            };
+            assert_eq!(
+                start_level(shift, number).map(i32::from),
+                Some(linux),
+                "{shift} {number}"
+            );
+        }
+        assert_eq!(
+            start_level(12, 1),
+            None,
+            "4 KiB pages start at level 2 at the lowest"
+        );
+        assert_eq!(start_level(12, 5), None);
+        assert_eq!(start_level(14, 4), None);
+        assert_eq!(
+            [12, 14, 16, 13].map(granule),
+            [Some(0), Some(2), Some(1), None]
+        );
+        assert_eq!(
+            [39, 48, 25, 24, 49, 65].map(t0sz),
+            [Some(25), Some(16), Some(39), None, None, None]
+        );
+    }
+}
