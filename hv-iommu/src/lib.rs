@@ -17,6 +17,7 @@ mod apart;
 mod attach;
 mod backend;
 mod bind;
+mod bus_master;
 mod capability;
 mod claims;
 mod depth;
@@ -69,6 +70,7 @@ pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
     HwDomainId, LevelSet, RawFault, Snoop, StrayFault, UnitCaps, UnitError, UnitIndex,
 };
+pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{
     BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
 };

@@ -70,3 +70,10 @@ pub(crate) const FUNCTION_NUMBER_BITS: u8 = 3;
 /// SR-IOV control: the virtual functions are there (PCI Express Base, "SR-IOV Control"; Linux
 /// `PCI_SRIOV_CTRL_VFE`).
 pub(crate) const CONTROL_VF_ENABLE: u16 = 1 << 0;
+
+/// Configuration space: class code in bits 31:8 (PCI Local Bus 3.0, 6.2.1).
+pub(crate) const CLASS: u16 = 0x08;
+/// Base class and subclass of a host bridge, as the top half of the class dword (Linux `pci_ids.h`).
+pub(crate) const CLASS_HOST_BRIDGE: u32 = 0x0600;
+/// Base class and subclass of an ISA bridge.
+pub(crate) const CLASS_ISA_BRIDGE: u32 = 0x0601;

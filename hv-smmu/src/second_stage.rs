@@ -9,6 +9,7 @@ use hv_core::fault::Fault;
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Entry, Format, Level, RootTables};
 
+use crate::spec::granule::Granule;
 use crate::spec::second_stage::{
     ACCESSED, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE, READ,
     TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
@@ -41,6 +42,39 @@ pub struct SecondStage<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     memory: MemoryType,
     /// What leaves have beside address, permissions and kind.
     attributes: u64,
+}
+
+/// A table format that stream table entries can name: one of the granules.
+pub trait StageTwo: Format {
+    /// The size of its tables and smallest pages.
+    const GRANULE: Granule;
+
+    /// The format for a unit that snoops the CPU's caches, or does not. What devices send decides on memory types.
+    fn for_unit(coherent: bool) -> Self;
+}
+
+impl StageTwo for SecondStage {
+    const GRANULE: Granule = Granule::Size4K;
+
+    fn for_unit(coherent: bool) -> Self {
+        Self::new(MemoryType::AsSent, coherent)
+    }
+}
+
+impl StageTwo for SecondStage16K {
+    const GRANULE: Granule = Granule::Size16K;
+
+    fn for_unit(coherent: bool) -> Self {
+        Self::new(MemoryType::AsSent, coherent)
+    }
+}
+
+impl StageTwo for SecondStage64K {
+    const GRANULE: Granule = Granule::Size64K;
+
+    fn for_unit(coherent: bool) -> Self {
+        Self::new(MemoryType::AsSent, coherent)
+    }
 }
 
 /// Tables of the 16 KiB granule.

@@ -5,11 +5,12 @@
 use alloc::vec::Vec;
 
 use hv_core::platform::Platform;
-use hv_iommu::{Dormant, PciFunction, ReservedKind, UnitError, UnitIndex};
+use hv_iommu::{
+    Dormant, PciFunction, ReservedKind, UnitError, UnitIndex, turn_off_bus_mastering,
+};
 use log::{info, warn};
 
 use crate::backend::Vtd;
-use crate::bus_master;
 use crate::coverage::{Coverage, CoverageError, CoveragePolicy};
 use crate::dmar::{Dmar, push};
 use crate::error::BringUpError;
@@ -127,7 +128,7 @@ impl<P: Platform> Discovery<P> {
             let behind = buses.is_some_and(|buses| buses.contains(at.bus()));
             behind && at.segment() == port.address.segment()
         };
-        bus_master::turn_off(&platform, &functions, |function| {
+        turn_off_bus_mastering(&platform, &functions, |function| {
             let mut pinned = functions.iter().filter(|other| is_pinned(other));
             keeps && (is_pinned(function) || pinned.any(|other| leads_to(function, other)))
         })?;

@@ -2,7 +2,7 @@
 
 use hv_core::platform::RegistersError;
 use hv_core::{OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
-use hv_iommu::{UnitError, UnitIndex};
+use hv_iommu::{BusMasteringStays, UnitError, UnitIndex};
 use thiserror::Error;
 
 use crate::coverage::CoverageError;
@@ -91,13 +91,8 @@ pub enum BringUpError {
         cap: u64,
     },
     /// A function goes on mastering the bus.
-    #[error("{function}: expected bus mastering to go off, found command register {command:#06x}")]
-    BusMaster {
-        /// The function.
-        function: PciAddress,
-        /// Its command register.
-        command: u16,
-    },
+    #[error(transparent)]
+    BusMaster(#[from] BusMasteringStays),
     /// A register range cannot be formed.
     #[error(transparent)]
     Range(#[from] RangeError),

@@ -9,7 +9,6 @@
 extern crate alloc;
 
 mod backend;
-mod bus_master;
 mod caps;
 mod context;
 mod coverage;

@@ -467,5 +467,22 @@ impl StreamTableEntry {
     }
 }
 
+/// Under which id what an entry of these words leads to is cached.
+pub const fn vmid_of(words: &[u64; WORDS]) -> Vmid {
+    let [_, _, word2, ..] = words;
+    Vmid::new(Word2::from_bits(*word2).s2vmid())
+}
+
+/// The words of the same entry, but that faults of its second stage are not recorded; `None` where it has none.
+pub const fn without_records(words: &[u64; WORDS]) -> Option<[u64; WORDS]> {
+    let mut quiet = *words;
+    let [_, _, word2, ..] = &mut quiet;
+    if !matches!(Config::of(words), Some(Config::Second | Config::Nested)) {
+        return None;
+    }
+    *word2 = Word2::from_bits(*word2).with_s2r(false).into_bits();
+    Some(quiet)
+}
+
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,9 @@ use crate::dmar::{Defect, Expected, Finding, Rmrr};
 use crate::testing::Behaviour;
 use crate::{CoverageError, CoverageProblem, UnitRefusal};
 use hv_core::{Iova, IovaRange};
-use hv_iommu::{Backend, ReservedKind, ReservedRegion, UnitError, VirtualFunctions};
+use hv_iommu::{
+    Backend, BusMasteringStays, ReservedKind, ReservedRegion, UnitError, VirtualFunctions,
+};
 
 /// What a step of bring-up looks like from outside, per unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -333,10 +335,10 @@ fn bus_mastering_is_off_everywhere_before_anything_and_stays_off() {
         .unwrap()
         .bring_up()
         .err();
-    let expected = BringUpError::BusMaster {
+    let expected = BringUpError::BusMaster(BusMasteringStays {
         function: device,
         command: 7,
-    };
+    });
     assert_eq!(error, Some(expected));
     let started = |event: &Event| matches!(event, Event::Write32 { .. } | Event::Write64 { .. });
     assert!(!machine.take_log().iter().any(started));

@@ -1,0 +1,163 @@
+//! The running units of a machine as one backend.
+
+#![expect(unsafe_code, reason = "binding a device hands it memory")]
+
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use hv_core::platform::Platform;
+use hv_core::{IovaRange, PciAddress};
+use hv_iommu::{
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, ReservedRegion, UnitCaps,
+    UnitError, UnitIndex,
+};
+
+use crate::SecondStage;
+use crate::coverage::Coverage;
+use crate::second_stage::StageTwo;
+use crate::unit::{Enabled, Stream, Unit, UnitInfo};
+
+/// All SMMUs of a machine, translating by tables of format `F`.
+///
+/// Dropping it changes nothing: the units go on with the tables that they have, whose memory is never given back.
+pub struct Smmu<P: Platform, F: StageTwo = SecondStage> {
+    platform: P,
+    units: Vec<Unit<P, Enabled>>,
+    coverage: Coverage,
+    format: PhantomData<F>,
+}
+
+impl<P: Platform, F: StageTwo> Smmu<P, F> {
+    pub(crate) fn new(platform: P, units: Vec<Unit<P, Enabled>>, coverage: Coverage) -> Self {
+        Self {
+            platform,
+            units,
+            coverage,
+            format: PhantomData,
+        }
+    }
+
+    /// What each unit is, in the order of firmware's description.
+    pub fn units(&self) -> impl Iterator<Item = &UnitInfo> {
+        self.units.iter().map(Unit::info)
+    }
+
+    /// Which unit covers whom, as which stream.
+    pub const fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    fn unit(&self, unit: UnitIndex) -> Result<&Unit<P, Enabled>, UnitError> {
+        self.units
+            .get(unit.index())
+            .ok_or(UnitError::NoSuchUnit { unit })
+    }
+
+    /// The stream of a requester that is behind a unit.
+    fn stream(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<Stream, UnitError> {
+        match self.coverage.stream_of(requester) {
+            Some((covers, id)) if covers == unit => Ok(Stream {
+                id,
+                requester,
+                is_shared: self.coverage.is_shared(unit, id),
+            }),
+            _ => Err(UnitError::NotBound { requester, domain }),
+        }
+    }
+}
+
+// SAFETY: by the typestate of bring-up the units translate by stream tables that abort every stream at first. An entry
+// goes live by the steps of `entry_update`, the last of which is one store, and comes down by one store of its first
+// word; what is asked for goes in before its sync, and a sync counts as completed only once the unit's index is past
+// it (`hv_iommu::queue`), which it is only when all before it has had its effect. A reset leaves translation on, takes
+// requests again only after it has waited for CFGI_ALL and TLBI_NSNH_ALL, and until then no ticket counts as
+// completed (`unit::reset`).
+unsafe impl<P: Platform, F: StageTwo> Backend for Smmu<P, F> {
+    type Platform = P;
+    type Format = F;
+
+    fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    fn unit_count(&self) -> usize {
+        self.units.len()
+    }
+
+    fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.unit(unit).ok().map(Unit::caps)
+    }
+
+    fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
+        self.coverage.stream_of(requester).map(|(unit, _)| unit)
+    }
+
+    fn reserved(&self) -> &[IovaRange] {
+        &[]
+    }
+
+    fn reserved_for(&self, _requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
+        core::iter::empty()
+    }
+
+    fn format(&self, caps: &UnitCaps) -> F {
+        F::for_unit(caps.coherent)
+    }
+
+    unsafe fn bind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let stream = self.stream(unit, requester, binding.domain)?;
+        let unit = self.unit(unit)?;
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe { unit.bind::<F>(&self.platform, stream, F::GRANULE, binding) }
+    }
+
+    fn unbind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let stream = self.stream(unit, requester, domain)?;
+        self.unit(unit)?.unbind(&self.platform, stream, domain)
+    }
+
+    fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        self.unit(unit)?.submit(&self.platform, F::GRANULE, request)
+    }
+
+    fn poll(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError> {
+        self.unit(unit)?.poll(&self.platform, ticket)
+    }
+
+    fn wedge(&self, unit: UnitIndex) {
+        if let Ok(unit) = self.unit(unit) {
+            unit.wedge();
+        }
+    }
+
+    fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        self.unit(unit)?.reset(&self.platform)
+    }
+
+    fn quiet(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
+        let stream = self.stream(unit, requester, HwDomainId::new(0))?;
+        self.unit(unit)?.quiet(&self.platform, stream)
+    }
+
+    fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
+        let requester_of = |stream| self.coverage.requester_of(unit, stream);
+        self.unit(unit)
+            .ok()?
+            .take_fault(&self.platform, requester_of)
+    }
+}

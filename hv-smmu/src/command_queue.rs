@@ -1,0 +1,268 @@
+//! The command queue of one unit: the ring and its registers. Submitters meet in [`hv_iommu::queue`].
+//!
+//! A CMD_SYNC has completed once the unit's index is past it, which it is only when all commands before it have had
+//! their effect. That an ordinary command was read says nothing.
+
+use core::time::Duration;
+
+use hv_core::platform::Platform;
+use hv_core::sync::Ordering;
+use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
+use hv_iommu::queue::{Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::{FlushTicket, UnitError, UnitIndex};
+use log::error;
+
+use crate::error::BringUpError;
+use crate::frames::Reach;
+use crate::spec::command::{Command, SyncSignal, WORDS};
+use crate::spec::queue::{COMMAND_BYTES, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize};
+use crate::spec::registers;
+use crate::unit::Regs;
+
+/// Log2 of the entries: one page. A flush takes two, a binding four.
+const LOG2: u8 = 8;
+
+/// How long a submitter waits for room or for another CPU. A unit without device TLBs behind it empties the queue in
+/// microseconds.
+pub(crate) const SUBMIT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Commands that one submission may have.
+pub(crate) const BATCH_MAX: usize = 64;
+
+/// What a queue operation works with.
+pub(crate) struct QueueContext<'a, P: Platform> {
+    pub(crate) platform: &'a P,
+    pub(crate) regs: &'a Regs<P::Block>,
+    pub(crate) unit: UnitIndex,
+    /// Whether the unit snoops the CPU's caches when it reads commands.
+    pub(crate) coherent: bool,
+}
+
+/// A command queue.
+///
+/// # Invariants
+/// `ring` is aligned to its size, used for nothing else, and never given back: the unit may read it for as long as it
+/// runs.
+pub(crate) struct Commands {
+    ring: FrameRun<Hypervisor>,
+    size: QueueSize,
+    queue: CommandQueue,
+}
+
+/// A queue for the time of a call.
+struct Port<'a, P: Platform> {
+    commands: &'a Commands,
+    context: &'a QueueContext<'a, P>,
+}
+
+impl Commands {
+    /// A queue for a unit that takes 2^`most` entries, with both indices at zero.
+    pub(crate) fn new<P: Platform>(reach: &Reach<'_, P>, most: u8) -> Result<Self, BringUpError> {
+        let refused = BringUpError::Unit(UnitError::Hardware {
+            unit: reach.unit,
+            what: "a command queue of too few entries (IDR1.CMDQS), log2",
+            expected: 1,
+            found: most.into(),
+        });
+        let size = QueueSize::new(most.min(LOG2)).ok_or(refused)?;
+        let shape = QueueShape::new(size.log2(), Ends::WrapBit, SUBMIT_DEADLINE).ok_or(refused)?;
+        let ring = reach.aligned_run(u64::from(size.entries()) * COMMAND_BYTES)?;
+        reach.publish(ring.range().start(), ring.range().pages().bytes());
+        // INVARIANT: the run is new.
+        Ok(Self {
+            ring,
+            size,
+            queue: CommandQueue::new(shape)?,
+        })
+    }
+
+    /// What the unit's register says of the ring.
+    pub(crate) fn base(&self) -> QueueBase {
+        QueueBase::new()
+            .with_address(self.ring.range().start().as_u64() >> QUEUE_ADDRESS_SHIFT)
+            .with_log2size(self.size.log2())
+            .with_allocate(true)
+    }
+
+    /// From now on every request is refused.
+    pub(crate) fn wedge(&self) {
+        self.queue.wedge();
+    }
+
+    /// Refuses if the unit is wedged.
+    pub(crate) fn check_alive(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        self.queue.check_alive(unit)
+    }
+
+    /// Hands up to [`BATCH_MAX`] commands to the unit, with a sync behind them. Those between two syncs are done in any
+    /// order.
+    ///
+    /// Every store to tables that happened before is visible to the unit when it reads them.
+    pub(crate) fn submit<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Command],
+    ) -> Result<FlushTicket, UnitError> {
+        let port = Port {
+            commands: self,
+            context,
+        };
+        self.queue.submit(&port, batch)
+    }
+
+    /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
+    pub(crate) fn poll<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        ticket: FlushTicket,
+    ) -> Result<bool, UnitError> {
+        let port = Port {
+            commands: self,
+            context,
+        };
+        self.queue.poll(&port, ticket)
+    }
+
+    /// Submits and waits for completion.
+    pub(crate) fn submit_and_wait<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Command],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let port = Port {
+            commands: self,
+            context,
+        };
+        self.queue.submit_and_wait(&port, batch, what)
+    }
+
+    /// Takes the ring of a wedged unit from everybody else and starts it anew.
+    pub(crate) fn restart<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+    ) -> Result<Anew<'_>, UnitError> {
+        let port = Port {
+            commands: self,
+            context,
+        };
+        self.queue.restart(&port)
+    }
+
+    /// As [`submit_and_wait`](Self::submit_and_wait), for the reset of a wedged unit.
+    pub(crate) fn submit_anew<P: Platform>(
+        &self,
+        anew: &Anew<'_>,
+        context: &QueueContext<'_, P>,
+        batch: &[Command],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let port = Port {
+            commands: self,
+            context,
+        };
+        anew.submit_and_wait(&port, batch, what)
+    }
+}
+
+impl<P: Platform> QueuePort for Port<'_, P> {
+    type Entry = Command;
+    type Clock = P;
+
+    // Where commands have to be done in order, the batch has a sync between them.
+    const FENCED: bool = false;
+
+    fn clock(&self) -> &P {
+        self.context.platform
+    }
+
+    fn unit(&self) -> UnitIndex {
+        self.context.unit
+    }
+
+    fn put(&self, index: usize, command: Command) -> Result<(), UnitError> {
+        let QueueContext { platform, unit, .. } = *self.context;
+        let per_page = PageSize::Size4K.bytes() / COMMAND_BYTES;
+        let (page, place) = (index as u64 / per_page, index as u64 % per_page);
+        let cells = self.commands.ring.cells(platform, page).unwrap_or_default();
+        let word = usize::try_from(place)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(WORDS);
+        let Some(entry) = cells.get(word..word.saturating_add(WORDS)) else {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a queue page that is too short, in words",
+                expected: (word + WORDS) as u64,
+                found: cells.len() as u64,
+            });
+        };
+        for (cell, value) in entry.iter().zip(command.words()) {
+            // ORDERING: Relaxed, published by the turn word, and by the fence before the doorbell; the unit does not
+            // look here until then.
+            cell.store(value, Ordering::Relaxed);
+        }
+        let at = self.commands.ring.range().start();
+        if let Some(at) = at.checked_add(index as u64 * COMMAND_BYTES)
+            && !self.context.coherent
+        {
+            platform.write_back(at, COMMAND_BYTES);
+        }
+        Ok(())
+    }
+
+    fn sync(&self, _ticket: FlushTicket) -> Command {
+        Command::sync(SyncSignal::None)
+    }
+
+    fn ring(&self, tail: Place) {
+        // Entries and tables, of this CPU and of those whose turns it saw, before the unit looks.
+        self.context.platform.walker_fence();
+        let size = self.commands.size;
+        let wrap = if tail.wrap() { size.entries() } else { 0 };
+        let pointer = tail.index() as u32 | wrap;
+        self.context.regs.write32(registers::CMDQ_PROD, pointer);
+    }
+
+    fn head(&self) -> Result<Place, UnitError> {
+        let found = self.context.regs.read32(registers::CMDQ_CONS);
+        if found == u32::MAX {
+            return Err(UnitError::Hardware {
+                unit: self.context.unit,
+                what: "a command index that reads as all ones (CMDQ_CONS): the unit is gone; at most",
+                expected: (2 * u64::from(self.commands.size.entries())) - 1,
+                found: found.into(),
+            });
+        }
+        // Bits above the wrap bit are an error code that stays, or reserved.
+        let size = self.commands.size;
+        let position = size.position(QueuePointer::from_bits(found));
+        let index = (position % size.entries()) as usize;
+        Ok(Place::new(index, position >= size.entries()))
+    }
+
+    fn completion(&self) -> Completion {
+        Completion::Head
+    }
+
+    /// A command that was refused is a mistake of this crate, one that could not be read leaves caches as they were:
+    /// the unit is wedged rather than coaxed on.
+    fn check(&self) -> Result<(), UnitError> {
+        let QueueContext { regs, unit, .. } = *self.context;
+        let errors = regs.errors();
+        if !errors.cmdq_err() && !errors.sfm_err() {
+            return Ok(());
+        }
+        let cons = QueuePointer::from_bits(regs.read32(registers::CMDQ_CONS));
+        error!(
+            "SMMUv3 {unit}: the command queue stopped: {errors:?}, {:?} at {:#x}",
+            cons.command_error(),
+            cons.into_bits()
+        );
+        Err(UnitError::Hardware {
+            unit,
+            what: "a global error (GERROR)",
+            expected: 0,
+            found: errors.into_bits().into(),
+        })
+    }
+}

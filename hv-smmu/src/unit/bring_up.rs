@@ -1,0 +1,250 @@
+//! The steps from discovery to running.
+//!
+//! Order after Linux `arm_smmu_device_reset`, with the gate closed first on every unit, as TF-A has it: what a unit does
+//! while it is off is let everything through unless told otherwise.
+
+use hv_core::platform::{Mmio, Platform};
+use hv_core::{PageCount, PhysRange};
+use hv_iommu::{UnitError, UnitIndex};
+use log::info;
+use spin::mutex::SpinMutex;
+
+use super::info::UnitDescription;
+use super::regs::Switch;
+use super::{
+    Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Unit, UnitInfo, UnitRefusal,
+};
+use crate::caps;
+use crate::command_queue::Commands;
+use crate::error::BringUpError;
+use crate::event_queue::Events;
+use crate::spec::command::Command;
+use crate::spec::granule::Granule;
+use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
+use crate::spec::queue::QueuePointer;
+use crate::spec::quirks::{self, Quirk};
+use crate::spec::registers::{self, Cr1, Cr2, IrqCtrl};
+use crate::stream_table::StreamTable;
+
+impl<P: Platform> Unit<P, Discovered> {
+    /// Reads what the unit is, and refuses what this version does not drive with tables of `granule`. Writes nothing.
+    pub(crate) fn discover(
+        platform: &P,
+        index: UnitIndex,
+        description: &UnitDescription,
+        granule: Granule,
+    ) -> Result<Self, BringUpError> {
+        let refused = |why| BringUpError::Refused {
+            unit: index,
+            base: description.base,
+            why,
+        };
+        let one_page = description.quirks.has(Quirk::OnePage);
+        let bytes = match one_page {
+            true => registers::FRAME_BYTES_ONE_PAGE,
+            false => registers::FRAME_BYTES,
+        };
+        let pages = PageCount::for_bytes(bytes).unwrap_or(PageCount::ONE);
+        let range = PhysRange::new(description.base, pages)?;
+        let block = platform
+            .map_registers(range)
+            .map_err(|why| BringUpError::Registers { unit: index, why })?;
+        let (idr0, idr1) = (block.read32(registers::IDR0), block.read32(registers::IDR1));
+        if idr0 == u32::MAX && idr1 == u32::MAX {
+            return Err(refused(UnitRefusal::Absent));
+        }
+        let iidr = Iidr::from_bits(block.read32(registers::IIDR));
+        let info = UnitInfo {
+            unit: index,
+            registers: range,
+            coherent: description.coherent,
+            quirks: description.quirks.and(quirks::by_iidr(iidr)),
+            last_stream: description.last_stream,
+            idr0: Idr0::from_bits(idr0),
+            idr1: Idr1::from_bits(idr1),
+            idr3: Idr3::from_bits(block.read32(registers::IDR3)),
+            idr5: Idr5::from_bits(block.read32(registers::IDR5)),
+            iidr,
+            aidr: Aidr::from_bits(block.read32(registers::AIDR)),
+        };
+        check(&info, granule).map_err(refused)?;
+        if info.coherent != info.idr0.cohacc() {
+            info!(
+                "SMMUv3 {index}: firmware says that it {}, its registers say the opposite: firmware is believed",
+                if info.coherent {
+                    "snoops"
+                } else {
+                    "does not snoop"
+                }
+            );
+        }
+        let registers = (info.idr0, info.idr3, info.idr5);
+        Ok(Self {
+            index,
+            caps: caps::unit_caps(registers, granule, info.coherent),
+            info,
+            regs: Regs::new(block, one_page),
+            state: Discovered,
+        })
+    }
+
+    /// Closes the gate, then turns the unit off, whatever state somebody else left it in: from here on nothing goes
+    /// through it.
+    pub(crate) fn close(self, platform: &P) -> Result<Unit<P, Closed>, BringUpError> {
+        self.regs.close_gate(platform, self.index)?;
+        self.regs.all_off(platform, self.index)?;
+        // Interrupts are not used: completions and events are looked for.
+        self.regs
+            .write32(registers::IRQ_CTRL, IrqCtrl::new().into_bits());
+        self.regs.wait_for(
+            platform,
+            self.index,
+            "turning its interrupts off (IRQ_CTRL)",
+            || self.regs.read32(registers::IRQ_CTRL_ACK) == 0,
+        )?;
+        // Errors of before are nobody's.
+        let errors = self.regs.read32(registers::GERROR);
+        self.regs.write32(registers::GERRORN, errors);
+        Ok(self.into_state(|Discovered| Closed))
+    }
+}
+
+impl<P: Platform> Unit<P, Closed> {
+    /// Gives the unit a stream table that aborts every stream, and starts its command queue.
+    pub(crate) fn start(self, platform: &P) -> Result<Unit<P, Ready>, BringUpError> {
+        let reach = self.reach(platform);
+        let (idr0, idr1) = (self.info.idr0, self.info.idr1);
+        // A linear table has the streams that there are requesters for, one in two levels all that the unit knows.
+        let known = 32 - self.info.last_stream.get().leading_zeros() as u8;
+        let bits = match idr0.has_two_levels() {
+            true => idr1.sidsize(),
+            false => known.max(1).min(idr1.sidsize()),
+        };
+        let streams = StreamTable::new(&reach, bits, idr0.has_two_levels())?;
+        let commands = Commands::new(&reach, idr1.cmdqs())?;
+        let cr1 = match self.info.coherent {
+            true => Cr1::COHERENT,
+            false => Cr1::NON_COHERENT,
+        };
+        self.regs.write32(registers::CR1, cr1.into_bits());
+        // What CPUs broadcast is none of ours: tables are not shared with them.
+        let cr2 = Cr2::new().with_recinvsid(true).with_ptm(true);
+        self.regs.write32(registers::CR2, cr2.into_bits());
+        let (base, config) = streams.registers();
+        self.regs.write64(registers::STRTAB_BASE, base.into_bits());
+        self.regs
+            .write32(registers::STRTAB_BASE_CFG, config.into_bits());
+        let unit = self.into_state(|Closed| Ready { streams, commands });
+        unit.turn_commands_on(platform, &unit.state.commands)?;
+        Ok(unit)
+    }
+}
+
+impl<P: Platform> Unit<P, Ready> {
+    /// Makes the unit forget everything that it cached before.
+    pub(crate) fn flush(self, platform: &P) -> Result<Unit<P, Flushed>, BringUpError> {
+        let context = self.queue_with(platform);
+        for (command, what) in self.forget_all().into_iter().flatten() {
+            self.state
+                .commands
+                .submit_and_wait(&context, &[command], what)?;
+        }
+        Ok(self.into_state(|Ready { streams, commands }| Flushed { streams, commands }))
+    }
+}
+
+impl<P: Platform> Unit<P, Flushed> {
+    /// Starts the event queue.
+    pub(crate) fn listen(self, platform: &P) -> Result<Unit<P, Listening>, BringUpError> {
+        let events = Events::new(&self.reach(platform), self.info.idr1.eventqs())?;
+        let start = QueuePointer::default().into_bits();
+        self.regs
+            .write64(registers::EVENTQ_BASE, events.base().into_bits());
+        self.regs.write32(registers::EVENTQ_PROD, start);
+        self.regs.write32(registers::EVENTQ_CONS, start);
+        self.regs
+            .switch(platform, self.index, Switch::Events, true)?;
+        Ok(self.into_state(|Flushed { streams, commands }| Listening {
+            streams,
+            commands,
+            events,
+        }))
+    }
+}
+
+impl<P: Platform> Unit<P, Listening> {
+    /// Turns translation on. From here the stream table, not the gate, keeps devices out; the gate stays closed for
+    /// whoever turns the unit off.
+    pub(crate) fn enable(self, platform: &P) -> Result<Unit<P, Enabled>, BringUpError> {
+        self.regs
+            .switch(platform, self.index, Switch::Translation, true)?;
+        Ok(self.into_state(|state| Enabled {
+            streams: state.streams,
+            commands: state.commands,
+            events: state.events,
+            reset: SpinMutex::new(()),
+        }))
+    }
+}
+
+impl<P: Platform, S> Unit<P, S> {
+    /// Starts the command queue, which is off, on an empty ring.
+    pub(super) fn turn_commands_on(
+        &self,
+        platform: &P,
+        commands: &Commands,
+    ) -> Result<(), UnitError> {
+        let start = QueuePointer::default().into_bits();
+        self.regs
+            .write64(registers::CMDQ_BASE, commands.base().into_bits());
+        self.regs.write32(registers::CMDQ_PROD, start);
+        self.regs.write32(registers::CMDQ_CONS, start);
+        self.regs
+            .switch(platform, self.index, Switch::Commands, true)
+    }
+
+    /// What makes the unit forget everything, and for what. Configuration first: a translation that is cached meanwhile
+    /// comes from entries in memory.
+    pub(super) fn forget_all(&self) -> [Option<(Command, &'static str)>; 3] {
+        let el2 = (
+            Command::tlb_el2_all(),
+            "forgetting translations of its own level (TLBI_EL2_ALL)",
+        );
+        [
+            Some((Command::config_all(), "forgetting configuration (CFGI_ALL)")),
+            // Illegal on a unit without that level.
+            self.info.idr0.hyp().then_some(el2),
+            Some((
+                Command::tlb_all(),
+                "forgetting translations (TLBI_NSNH_ALL)",
+            )),
+        ]
+    }
+}
+
+fn check(info: &UnitInfo, granule: Granule) -> Result<(), UnitRefusal> {
+    let (idr0, idr1, idr5) = (info.idr0, info.idr1, info.idr5);
+    if idr1.is_preset() {
+        let idr1 = idr1.into_bits();
+        return Err(UnitRefusal::Preset { idr1 });
+    }
+    let idr0_bits = idr0.into_bits();
+    if !idr0.has_aarch64() || !idr0.has_little_endian() {
+        return Err(UnitRefusal::Tables { idr0: idr0_bits });
+    }
+    if !idr0.s2p() {
+        return Err(UnitRefusal::NoSecondStage { idr0: idr0_bits });
+    }
+    if !idr5.has_granule(granule) {
+        let idr5 = idr5.into_bits();
+        return Err(UnitRefusal::Granule { granule, idr5 });
+    }
+    if idr0
+        .stall_model()
+        .and_then(|model| model.terminate())
+        .is_none()
+    {
+        return Err(UnitRefusal::AlwaysStalls { idr0: idr0_bits });
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! What a unit's registers say, for people and for decisions.
+
+use core::fmt;
+
+use hv_core::{PhysAddr, PhysRange};
+use hv_iommu::UnitIndex;
+use thiserror::Error;
+
+use crate::spec::granule::Granule;
+use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
+use crate::spec::quirks::Quirks;
+
+/// Why this version does not drive a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum UnitRefusal {
+    /// There is no unit at that address.
+    #[error("expected id registers, found all ones: no unit is there")]
+    Absent,
+    /// Tables or queues are where the hardware wants them.
+    #[error(
+        "expected tables and queues where software puts them, found preset ones (IDR1 {idr1:#x}): an embedded unit"
+    )]
+    Preset {
+        /// IDR1.
+        idr1: u32,
+    },
+    /// No tables of AArch64 in little-endian order.
+    #[error(
+        "expected little-endian AArch64 tables, found TTF and TTENDIAN without them (IDR0 {idr0:#x})"
+    )]
+    Tables {
+        /// IDR0.
+        idr0: u32,
+    },
+    /// No second stage.
+    #[error(
+        "expected second stages (IDR0.S2P), found IDR0 {idr0:#x}: a guest's domain cannot be had here, since its \
+         addresses are translated by a second stage"
+    )]
+    NoSecondStage {
+        /// IDR0.
+        idr0: u32,
+    },
+    /// Tables cannot have the granule that was chosen.
+    #[error("expected tables of {}-byte pages, found IDR5 {idr5:#x}", granule.bytes())]
+    Granule {
+        /// The granule.
+        granule: Granule,
+        /// IDR5.
+        idr5: u32,
+    },
+    /// Faults always stall their transaction, which a PCI device must not have happen.
+    #[error(
+        "expected faults that end their transaction, found a unit that always stalls (IDR0 {idr0:#x})"
+    )]
+    AlwaysStalls {
+        /// IDR0.
+        idr0: u32,
+    },
+}
+
+/// What firmware says of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitDescription {
+    /// Where its registers start.
+    pub base: PhysAddr,
+    /// Whether it snoops the CPU's caches. Firmware's word wins over the unit's own.
+    pub coherent: bool,
+    /// What firmware says is not as it should be.
+    pub quirks: Quirks,
+    /// The highest StreamID of a requester that is known.
+    pub last_stream: crate::StreamId,
+}
+
+/// A unit as discovery found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitInfo {
+    /// Its number.
+    pub unit: UnitIndex,
+    /// Where its registers are, all of them.
+    pub registers: PhysRange,
+    /// Whether it snoops the CPU's caches, as firmware says.
+    pub coherent: bool,
+    /// What is done differently for it.
+    pub quirks: Quirks,
+    /// The highest StreamID of a requester that is known.
+    pub last_stream: crate::StreamId,
+    /// IDR0.
+    pub idr0: Idr0,
+    /// IDR1.
+    pub idr1: Idr1,
+    /// IDR3.
+    pub idr3: Idr3,
+    /// IDR5.
+    pub idr5: Idr5,
+    /// IIDR.
+    pub iidr: Iidr,
+    /// AIDR.
+    pub aidr: Aidr,
+}
+
+impl UnitInfo {
+    /// Where its registers start.
+    pub fn base(&self) -> PhysAddr {
+        self.registers.start()
+    }
+
+    /// The names of what it can do or needs, in the order of the registers.
+    pub fn features(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let (idr0, idr3, idr5) = (self.idr0, self.idr3, self.idr5);
+        [
+            ("stage-2", idr0.s2p()),
+            ("stage-1", idr0.s1p()),
+            ("coherent", self.coherent),
+            ("ats", idr0.ats()),
+            ("pri", idr0.pri()),
+            ("msi", idr0.msi()),
+            ("vmid16", idr0.vmid16()),
+            ("two-level-streams", idr0.has_two_levels()),
+            ("dirty", idr0.writes_dirty().is_some()),
+            ("forced-write-back", idr3.fwb()),
+            ("range-invalidation", idr3.ril()),
+            ("live-resize", idr3.bbml() == 2),
+            ("4K", idr5.gran4k()),
+            ("16K", idr5.gran16k()),
+            ("64K", idr5.gran64k()),
+        ]
+        .into_iter()
+        .filter_map(|(name, has)| has.then_some(name))
+    }
+}
+
+impl fmt::Display for UnitInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} at {}: SMMUv3.{}, {} stream bits, {} address bits,",
+            self.unit,
+            self.base(),
+            self.aidr.minor(),
+            self.idr1.sidsize(),
+            self.idr5.output_size().bits(),
+        )?;
+        for feature in self.features() {
+            write!(f, " {feature}")?;
+        }
+        for quirk in self.quirks.iter() {
+            write!(f, "; quirk: {quirk}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! One SMMU from discovery to running: each step is a type, and no step can be left out.
+//!
+//! [`Discovered`] → [`Closed`] (aborts everything, whoever left it on) → [`Ready`] (stream table and command queue) →
+//! [`Flushed`] → [`Listening`] (event queue) → [`Enabled`]. A step consumes the unit; its error names the unit, and
+//! hardware that was given memory keeps it. Each step is done on all units before the next.
+
+mod bring_up;
+mod info;
+mod regs;
+mod reset;
+mod running;
+
+use hv_core::platform::Platform;
+use hv_iommu::{UnitCaps, UnitIndex};
+use spin::mutex::SpinMutex;
+
+pub use info::{UnitDescription, UnitInfo, UnitRefusal};
+pub(crate) use regs::Regs;
+pub(crate) use running::Stream;
+
+use crate::command_queue::Commands;
+use crate::command_queue::QueueContext;
+use crate::event_queue::Events;
+use crate::frames::Reach;
+use crate::stream_table::StreamTable;
+
+/// A unit in state `S`.
+pub(crate) struct Unit<P: Platform, S> {
+    index: UnitIndex,
+    info: UnitInfo,
+    caps: UnitCaps,
+    regs: Regs<P::Block>,
+    state: S,
+}
+
+/// Registers were read; nothing was written.
+pub(crate) struct Discovered;
+
+/// Off, and every transaction is aborted.
+pub(crate) struct Closed;
+
+/// The command queue runs; the unit knows its stream table, in which every stream is aborted.
+pub(crate) struct Ready {
+    streams: StreamTable,
+    commands: Commands,
+}
+
+/// Nothing of before is cached.
+pub(crate) struct Flushed {
+    streams: StreamTable,
+    commands: Commands,
+}
+
+/// Events are recorded.
+pub(crate) struct Listening {
+    streams: StreamTable,
+    commands: Commands,
+    events: Events,
+}
+
+/// Translation is on: a stream that is not bound reaches nothing.
+pub(crate) struct Enabled {
+    streams: StreamTable,
+    commands: Commands,
+    events: Events,
+    /// Held by the one reset that is under way; nothing else waits for it.
+    reset: SpinMutex<()>,
+}
+
+impl<P: Platform, S> Unit<P, S> {
+    /// What its registers say.
+    pub(crate) const fn info(&self) -> &UnitInfo {
+        &self.info
+    }
+
+    /// What it can do for domains.
+    pub(crate) const fn caps(&self) -> UnitCaps {
+        self.caps
+    }
+
+    /// The same unit in the next state.
+    fn into_state<T>(self, next: impl FnOnce(S) -> T) -> Unit<P, T> {
+        Unit {
+            index: self.index,
+            info: self.info,
+            caps: self.caps,
+            regs: self.regs,
+            state: next(self.state),
+        }
+    }
+
+    /// What structures in memory are made with.
+    fn reach<'a>(&self, platform: &'a P) -> Reach<'a, P> {
+        Reach {
+            platform,
+            unit: self.index,
+            coherent: self.info.coherent,
+            phys_bits: self.caps.phys_bits,
+        }
+    }
+
+    /// What operations on the command queue work with.
+    fn queue_with<'a>(&'a self, platform: &'a P) -> QueueContext<'a, P> {
+        QueueContext {
+            platform,
+            regs: &self.regs,
+            unit: self.index,
+            coherent: self.info.coherent,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A unit's registers: one control bit changes per write, and the unit has taken it before the next.
+
+use core::time::Duration;
+
+use hv_core::platform::{Clock, Mmio};
+use hv_core::sync::spin_hint;
+use hv_iommu::{UnitError, UnitIndex};
+use spin::mutex::SpinMutex;
+
+use crate::spec::registers::{self, Cr0, Gbpa, Gerror};
+
+/// How long the unit may take to acknowledge a register. Hardware takes microseconds; Linux gives it a second.
+pub(crate) const REGISTER_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The mapped registers of a unit.
+pub(crate) struct Regs<B> {
+    block: B,
+    /// Whether the registers of page 1 are in page 0.
+    one_page: bool,
+    /// Taken for the two accesses that acknowledge errors, so that none is acknowledged unseen.
+    acknowledging: SpinMutex<()>,
+}
+
+/// A bit of CR0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Switch {
+    /// The unit translates.
+    Translation,
+    /// The event queue.
+    Events,
+    /// The command queue.
+    Commands,
+}
+
+impl Switch {
+    const fn set(self, cr0: Cr0, on: bool) -> Cr0 {
+        match self {
+            Self::Translation => cr0.with_smmuen(on),
+            Self::Events => cr0.with_eventqen(on),
+            Self::Commands => cr0.with_cmdqen(on),
+        }
+    }
+
+    const fn what(self, on: bool) -> &'static str {
+        match (self, on) {
+            (Self::Translation, true) => "turning translation on (CR0.SMMUEN)",
+            (Self::Translation, false) => "turning translation off (CR0.SMMUEN)",
+            (Self::Events, true) => "turning its event queue on (CR0.EVENTQEN)",
+            (Self::Events, false) => "turning its event queue off (CR0.EVENTQEN)",
+            (Self::Commands, true) => "turning its command queue on (CR0.CMDQEN)",
+            (Self::Commands, false) => "turning its command queue off (CR0.CMDQEN)",
+        }
+    }
+}
+
+impl<B: Mmio> Regs<B> {
+    pub(crate) const fn new(block: B, one_page: bool) -> Self {
+        Self {
+            block,
+            one_page,
+            acknowledging: SpinMutex::new(()),
+        }
+    }
+
+    const fn place(&self, offset: u32) -> u32 {
+        if self.one_page {
+            registers::in_page_0(offset)
+        } else {
+            offset
+        }
+    }
+
+    pub(crate) fn read32(&self, offset: u32) -> u32 {
+        self.block.read32(self.place(offset))
+    }
+
+    pub(crate) fn write32(&self, offset: u32, value: u32) {
+        self.block.write32(self.place(offset), value);
+    }
+
+    pub(crate) fn write64(&self, offset: u32, value: u64) {
+        self.block.write64(self.place(offset), value);
+    }
+
+    /// CR0 as the unit has taken it.
+    pub(crate) fn control(&self) -> Cr0 {
+        Cr0::from_bits(self.read32(registers::CR0ACK))
+    }
+
+    /// Turns one thing on or off, and waits until the unit has taken that.
+    pub(crate) fn switch<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        switch: Switch,
+        on: bool,
+    ) -> Result<(), UnitError> {
+        let before = Cr0::from_bits(self.read32(registers::CR0));
+        let wanted = switch.set(before, on).into_bits();
+        self.write32(registers::CR0, wanted);
+        self.wait_for(clock, unit, switch.what(on), || {
+            self.read32(registers::CR0ACK) == wanted
+        })
+    }
+
+    /// Turns everything off at once, for a unit that somebody else may have left in any state.
+    pub(crate) fn all_off<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
+        // One bit at a time, translation first, so that nothing it relies on goes before it does.
+        for switch in [Switch::Translation, Switch::Events, Switch::Commands] {
+            let on = switch.set(Cr0::new(), true).into_bits();
+            if self.read32(registers::CR0) & on != 0 || self.read32(registers::CR0ACK) & on != 0 {
+                self.switch(clock, unit, switch, false)?;
+            }
+        }
+        // What else is on is of parts that this version does not use.
+        self.write32(registers::CR0, 0);
+        self.wait_for(clock, unit, "turning everything off (CR0)", || {
+            self.read32(registers::CR0ACK) == 0
+        })
+    }
+
+    /// Aborts all transactions while the unit is off.
+    pub(crate) fn close_gate<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
+        let settled = || !Gbpa::from_bits(self.read32(registers::GBPA)).update();
+        let what = "taking what happens while it is off (GBPA)";
+        self.wait_for(clock, unit, what, settled)?;
+        let gate = Gbpa::from_bits(self.read32(registers::GBPA));
+        let closed = gate.with_abort(true).with_update(true);
+        self.write32(registers::GBPA, closed.into_bits());
+        self.wait_for(clock, unit, what, settled)?;
+        let found = Gbpa::from_bits(self.read32(registers::GBPA));
+        if found.abort() {
+            return Ok(());
+        }
+        Err(UnitError::Hardware {
+            unit,
+            what: "a gate that stays open while it is off (GBPA.ABORT)",
+            expected: gate.with_abort(true).into_bits().into(),
+            found: found.into_bits().into(),
+        })
+    }
+
+    /// The global errors that nobody has acknowledged.
+    pub(crate) fn errors(&self) -> Gerror {
+        let now = Gerror::from_bits(self.read32(registers::GERROR));
+        now.active(Gerror::from_bits(self.read32(registers::GERRORN)))
+    }
+
+    /// Acknowledges those of these errors that are active, and no others.
+    pub(crate) fn acknowledge(&self, errors: Gerror) {
+        // Held for three accesses; nothing is waited for.
+        let _alone = self.acknowledging.lock();
+        let active = self.errors().into_bits() & errors.into_bits();
+        let before = self.read32(registers::GERRORN);
+        if active != 0 {
+            self.write32(registers::GERRORN, before ^ active);
+        }
+    }
+
+    /// Waits until `done`, not longer than [`REGISTER_DEADLINE`].
+    pub(crate) fn wait_for<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        what: &'static str,
+        done: impl Fn() -> bool,
+    ) -> Result<(), UnitError> {
+        let start = clock.now();
+        let deadline = start.after(REGISTER_DEADLINE);
+        while !done() {
+            let now = clock.now();
+            if now > deadline {
+                // It may have come in while this CPU was held up.
+                if done() {
+                    break;
+                }
+                let waited = now.since(start);
+                return Err(UnitError::Timeout { unit, what, waited });
+            }
+            spin_hint();
+        }
+        Ok(())
+    }
+}

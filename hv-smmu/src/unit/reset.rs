@@ -1,0 +1,76 @@
+//! Bringing a wedged unit back: its command queue off and on again, and everything that it cached forgotten.
+//!
+//! Translation stays on throughout, and the stream table stays as it is. While it goes on the unit is wedged for
+//! everybody else, and it takes requests again only at the very end.
+
+use core::time::Duration;
+
+use hv_core::platform::Platform;
+use hv_iommu::UnitError;
+
+use super::regs::Switch;
+use super::{Enabled, Unit};
+use crate::spec::registers::{self, Gerror};
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// See [`hv_iommu::Backend::reset`]. Each step has a deadline of its own.
+    ///
+    /// No ticket of before counts as completed too early: `poll` refuses while the unit is wedged, also after it has
+    /// looked at the index. Once the unit is revived, positions are past all sequences of before, and rightly so: what
+    /// is forgotten below came after whatever those stood for, and is all of it and more.
+    pub(crate) fn reset(&self, platform: &P) -> Result<(), UnitError> {
+        let unit = self.index;
+        let commands = &self.state.commands;
+        let Some(_alone) = self.state.reset.try_lock() else {
+            return Err(UnitError::Busy {
+                unit,
+                waited: Duration::ZERO,
+            });
+        };
+        if commands.check_alive(unit).is_ok() {
+            return Err(UnitError::NotWedged { unit });
+        }
+        self.check_translating()?;
+        let context = self.queue_with(platform);
+        let anew = commands.restart(&context)?;
+        // Off first: indices and the error are the unit's own while it is on. A queue that stopped at an error goes off
+        // at once, one that is only slow when it has done what it is at.
+        self.regs.switch(platform, unit, Switch::Commands, false)?;
+        let stopped = Gerror::new().with_cmdq_err(self.regs.errors().cmdq_err());
+        if stopped != Gerror::new() {
+            self.regs.acknowledge(stopped);
+        }
+        self.turn_commands_on(platform, commands)?;
+        for (command, what) in self.forget_all().into_iter().flatten() {
+            commands.submit_anew(&anew, &context, &[command], what)?;
+        }
+        // A unit that lost power meanwhile has lost more than a queue.
+        self.check_translating()?;
+        anew.revive();
+        Ok(())
+    }
+
+    /// Refuses a unit that does not translate, has failed for good, or is gone: no restart of the queue brings that
+    /// back.
+    fn check_translating(&self) -> Result<(), UnitError> {
+        let control = self.regs.read32(registers::CR0ACK);
+        if control == u32::MAX || !self.regs.control().smmuen() {
+            return Err(UnitError::Hardware {
+                unit: self.index,
+                what: "a unit that does not translate (CR0ACK.SMMUEN)",
+                expected: 1,
+                found: control.into(),
+            });
+        }
+        let errors = self.regs.errors();
+        if errors.sfm_err() {
+            return Err(UnitError::Hardware {
+                unit: self.index,
+                what: "a unit that has failed for good (GERROR.SFM)",
+                expected: 0,
+                found: errors.into_bits().into(),
+            });
+        }
+        Ok(())
+    }
+}

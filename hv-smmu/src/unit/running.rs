@@ -1,0 +1,278 @@
+//! What a running unit does: bind, unbind, flush, report faults.
+
+#![expect(unsafe_code, reason = "binding a device hands it memory")]
+
+use hv_core::PciAddress;
+use hv_core::platform::Platform;
+use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, Format, HwDomainId, UnitError};
+
+use super::{Enabled, Unit};
+use crate::StreamId;
+use crate::caps;
+use crate::entry_update::Update;
+use crate::invalidate::{Batch, Invalidator, vmid};
+use crate::spec::command::{Command, Depth, SyncSignal};
+use crate::spec::granule::Granule;
+use crate::spec::stream_entry::{
+    Config, SecondStageShape, SecondStageTables, StreamOptions, StreamTableEntry, vmid_of,
+    without_records,
+};
+use crate::spec::walk::Walk;
+use crate::stream_table::EntryWords;
+
+/// Who a stream is, for errors.
+#[derive(Clone, Copy)]
+pub(crate) struct Stream {
+    pub(crate) id: StreamId,
+    pub(crate) requester: PciAddress,
+    /// Whether other requesters of its group send as the same stream: what was done for one is done for all.
+    pub(crate) is_shared: bool,
+}
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// Makes a stream translate by `binding`, whose tables are of format `F`. See [`hv_iommu::Backend::bind`].
+    ///
+    /// Waits for the syncs between the steps of the update, but for the last, whose ticket it gives.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn bind<F: Format>(
+        &self,
+        platform: &P,
+        stream: Stream,
+        granule: Granule,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        self.state.commands.check_alive(self.index)?;
+        let target = self.entry_for::<F>(granule, binding)?;
+        let reach = self.reach(platform);
+        let streams = &self.state.streams;
+        if streams.entry(&reach, stream.id)?.is_none() {
+            streams.add_array(&reach, stream.id)?;
+            // That there was none may be cached, for each of its streams.
+            let context = self.queue_with(platform);
+            let forget = [Command::config_all()];
+            let what = "forgetting that there were no streams (CFGI_ALL)";
+            self.state
+                .commands
+                .submit_and_wait(&context, &forget, what)?;
+        }
+        let Some(entry) = streams.entry(&reach, stream.id)? else {
+            return Err(UnitError::Hardware {
+                unit: self.index,
+                what: "a stream table descriptor that was written, when it was read back",
+                expected: 1,
+                found: 0,
+            });
+        };
+        let before = entry.read();
+        if Config::of(&before) != Some(Config::Abort) {
+            if stream.is_shared && before == target.words() {
+                return Ok(None);
+            }
+            return Err(UnitError::AlreadyBound {
+                requester: stream.requester,
+                domain: HwDomainId::new(vmid_of(&before).get()),
+            });
+        }
+        self.update(platform, stream.id, &entry, &target).map(Some)
+    }
+
+    /// The entry for a binding that this unit can do.
+    fn entry_for<F: Format>(
+        &self,
+        granule: Granule,
+        binding: Binding,
+    ) -> Result<StreamTableEntry, UnitError> {
+        let unit = self.index;
+        let (root, domain) = (binding.root, binding.domain.get());
+        // Id 0 is never given to a domain.
+        if domain == 0 || u32::from(domain) >= self.caps.domain_ids {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a domain id that the unit does not have or that is reserved; the highest",
+                expected: u64::from(self.caps.domain_ids).saturating_sub(1),
+                found: domain.into(),
+            });
+        }
+        let input = caps::input_bits::<F>(root.level(), root.tables(), self.caps.iova_bits);
+        let output = caps::output_size(self.info.idr5);
+        let shape = caps::architectural(root.level())
+            .filter(|_| self.caps.levels.has(root.level()))
+            .and_then(|start| SecondStageShape::new(granule, start, input, output));
+        let Some(shape) = shape else {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a depth of tables that the unit does not walk, in address bits; the most",
+                expected: self.caps.iova_bits.into(),
+                found: input.into(),
+            });
+        };
+        let walk = match self.info.coherent {
+            true => Walk::Coherent,
+            false => Walk::NonCoherent,
+        };
+        let page = root.page();
+        let tables = SecondStageTables::new(vmid(binding.domain), page, shape, walk).ok_or(
+            UnitError::Hardware {
+                unit,
+                what: "a root table that is not aligned to its size, or above the output size; aligned to",
+                expected: shape.root_bytes(),
+                found: page.as_u64(),
+            },
+        )?;
+        // Units that always stall are refused.
+        let model = self.info.idr0.stall_model();
+        let Some(on_fault) = model.and_then(|model| model.terminate()) else {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a unit whose faults always stall (IDR0.STALL_MODEL)",
+                expected: 1,
+                found: self.info.idr0.stall().into(),
+            });
+        };
+        let options = StreamOptions {
+            on_fault,
+            translation_requests: None,
+            // A device fills the queue that it shares with others more slowly.
+            merge_events: true,
+        };
+        Ok(StreamTableEntry::second_stage(&tables, &options))
+    }
+
+    /// Takes the steps from what stands in memory to `target`, and gives the ticket of the last.
+    fn update(
+        &self,
+        platform: &P,
+        stream: StreamId,
+        entry: &EntryWords<'_, P::Cell>,
+        target: &StreamTableEntry,
+    ) -> Result<FlushTicket, UnitError> {
+        let update = Update::plan(&entry.read(), target);
+        let (reach, context) = (self.reach(platform), self.queue_with(platform));
+        let forget = [Command::config_stream(stream, Depth::Leaves)];
+        let commands = &self.state.commands;
+        let Some((last, before)) = update.steps().split_last() else {
+            return commands.submit(&context, &forget);
+        };
+        for step in before {
+            entry.store(&reach, step);
+            let what = "forgetting a stream table entry (CFGI_STE)";
+            commands.submit_and_wait(&context, &forget, what)?;
+        }
+        entry.store(&reach, last);
+        commands.submit(&context, &forget)
+    }
+
+    /// Takes the binding down. See [`hv_iommu::Backend::unbind`].
+    ///
+    /// The entry comes down even where the unit is wedged: it can only help.
+    pub(crate) fn unbind(
+        &self,
+        platform: &P,
+        stream: Stream,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let reach = self.reach(platform);
+        let not_bound = UnitError::NotBound {
+            requester: stream.requester,
+            domain,
+        };
+        let entry = self
+            .state
+            .streams
+            .entry(&reach, stream.id)?
+            .ok_or(not_bound)?;
+        let before = entry.read();
+        let config = Config::of(&before);
+        let is_ours = config == Some(Config::Second) && vmid_of(&before) == vmid(domain);
+        let was_ours = stream.is_shared && config == Some(Config::Abort);
+        if !is_ours && !was_ours {
+            return Err(not_bound);
+        }
+        // One store of word 0 makes it abort; the other words are written again only before the entry goes live the
+        // next time, which the caller does not ask for before the flush has completed.
+        if let (true, Some(step)) = (
+            is_ours,
+            Update::plan(&before, &StreamTableEntry::ABORT)
+                .steps()
+                .first(),
+        ) {
+            entry.store(&reach, step);
+        }
+        let mut batch = Batch::new();
+        // The entry first, and done, before translations: a device may have them made anew by an old entry.
+        batch.extend([
+            Command::config_stream(stream.id, Depth::Leaves),
+            Command::sync(SyncSignal::None),
+            Command::tlb_vmid(vmid(domain)),
+        ]);
+        let context = self.queue_with(platform);
+        self.state.commands.submit(&context, &batch)
+    }
+
+    /// Asks for a flush. See [`hv_iommu::Backend::submit`].
+    pub(crate) fn submit(
+        &self,
+        platform: &P,
+        granule: Granule,
+        request: FlushRequest,
+    ) -> Result<FlushTicket, UnitError> {
+        let invalidator = Invalidator {
+            granule,
+            ranges: self.info.idr3.range_invalidation(),
+        };
+        let mut batch = Batch::new();
+        invalidator.commands(request, &mut batch);
+        let context = self.queue_with(platform);
+        self.state.commands.submit(&context, &batch)
+    }
+
+    /// Whether a request has completed. See [`hv_iommu::Backend::poll`].
+    pub(crate) fn poll(&self, platform: &P, ticket: FlushTicket) -> Result<bool, UnitError> {
+        let context = self.queue_with(platform);
+        self.state.commands.poll(&context, ticket)
+    }
+
+    /// Stops faults of a bound stream from being recorded. See [`hv_iommu::Backend::quiet`].
+    pub(crate) fn quiet(&self, platform: &P, stream: Stream) -> Result<(), UnitError> {
+        let reach = self.reach(platform);
+        let not_bound = UnitError::NotBound {
+            requester: stream.requester,
+            domain: HwDomainId::new(0),
+        };
+        let entry = self
+            .state
+            .streams
+            .entry(&reach, stream.id)?
+            .ok_or(not_bound)?;
+        let before = entry.read();
+        let quiet = without_records(&before).ok_or(not_bound)?;
+        if let Some(step) = Update::between(before, quiet).steps().first() {
+            for (word, value) in &step.stores {
+                let from = before.get(*word).copied().unwrap_or_default();
+                entry.replace(&reach, *word, from, *value);
+            }
+        }
+        let context = self.queue_with(platform);
+        // Nobody waits: until it is done, a few more faults are recorded.
+        let forget = [Command::config_stream(stream.id, Depth::Leaves)];
+        self.state.commands.submit(&context, &forget)?;
+        Ok(())
+    }
+
+    /// Refuses every request from now on.
+    pub(crate) fn wedge(&self) {
+        self.state.commands.wedge();
+    }
+
+    /// Takes one event from the event queue.
+    pub(crate) fn take_fault(
+        &self,
+        platform: &P,
+        requester_of: impl Fn(StreamId) -> Option<PciAddress>,
+    ) -> Option<FaultEvent> {
+        let reach = self.reach(platform);
+        self.state.events.take(&reach, &self.regs, requester_of)
+    }
+}
