@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::tools::target::BARE_METAL;
+use crate::arch::Arch;
 use crate::workspace;
 
 /// One rung of the ladder.
@@ -26,6 +26,8 @@ pub(crate) enum Job {
     House,
     /// A cargo command that is good or not.
     Check(Cargo),
+    /// Clippy on what runs on bare metal, for every architecture.
+    BareMetal,
     /// A cargo command that runs tests.
     Tests(Cargo),
     /// All scenarios in QEMU.
@@ -72,6 +74,20 @@ impl Cargo {
         command
     }
 }
+
+/// Clippy on the crates and the image as they are built for `arch`.
+pub(crate) fn bare_metal_clippy(arch: Arch) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["clippy", "--target", arch.target()]);
+    for package in BARE_METAL_PACKAGES {
+        command.args(["--package", package]);
+    }
+    command.args(["--features", "hv-image/bare-metal", "--", "-D", "warnings"]);
+    command
+}
+
+/// What is built for bare metal.
+const BARE_METAL_PACKAGES: [&str; 4] = ["hv-core", "hv-iommu", "hv-vtd", "hv-image"];
 
 /// Each planted fault with the scenario that has to catch it.
 pub(crate) const PLANTED_FAULTS: &[(&str, &str)] = &[
@@ -126,20 +142,9 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "clippy-bare-metal",
-        what: "no lint fires on the image",
+        what: "no lint fires on the crates and the image for any of their bare-metal targets",
         limit: Duration::from_secs(900),
-        job: Job::Check(Cargo::plain(&[
-            "clippy",
-            "--package",
-            "hv-image",
-            "--features",
-            "bare-metal",
-            "--target",
-            BARE_METAL,
-            "--",
-            "-D",
-            "warnings",
-        ])),
+        job: Job::BareMetal,
     },
     Step {
         name: "clippy-loom",

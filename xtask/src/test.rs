@@ -8,8 +8,9 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use console::style;
 
+use crate::arch::Arch;
 use crate::image::Flavour;
-use crate::ladder::{Cargo, Job, STEPS, Step};
+use crate::ladder::{Cargo, Job, STEPS, Step, bare_metal_clippy};
 use crate::progress::{run_job, seconds};
 use crate::qemu_run::command::Machine;
 use crate::qemu_run::{self, Expectation};
@@ -118,13 +119,21 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
     match step.job {
         Job::House => house_rules(step.name),
         Job::Check(cargo) => {
-            if cargo.arguments.contains(&target::BARE_METAL) {
-                target::ensure(verbose)?;
-            }
             let mut command = cargo.command();
             let name = format!("cargo {}", cargo.arguments.join(" "));
             let finished = run_job(&name, &mut command, step.limit, verbose)?;
             Ok(Counts::of_check(step.name, finished.end.success()))
+        }
+        Job::BareMetal => {
+            let mut good = true;
+            for arch in Arch::ALL {
+                target::ensure(arch.target(), verbose)?;
+                let mut command = bare_metal_clippy(arch);
+                let name = format!("cargo clippy for {}", arch.target());
+                let finished = run_job(&name, &mut command, step.limit, verbose)?;
+                good &= finished.end.success();
+            }
+            Ok(Counts::of_check(step.name, good))
         }
         Job::Tests(tests) => run_tests(step, &tests, verbose),
         Job::Scenarios => run_scenarios(step.limit, verbose),
@@ -167,7 +176,7 @@ fn run_tests(step: &Step, tests: &Cargo, verbose: bool) -> Result<Counts> {
 }
 
 fn run_scenarios(limit: Duration, verbose: bool) -> Result<Counts> {
-    let ready = run_qemu::make_ready(Flavour::Plain, verbose)?;
+    let ready = run_qemu::make_ready(Arch::X86_64, Flavour::Plain, verbose)?;
     let names = scenarios::pick(&[])?;
     let machine = machine(&ready, names.clone(), vec![]);
     let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
@@ -189,7 +198,7 @@ fn run_planted_faults(
     limit: Duration,
     verbose: bool,
 ) -> Result<Counts> {
-    let ready = run_qemu::make_ready(Flavour::PlantedFaults, verbose)?;
+    let ready = run_qemu::make_ready(Arch::X86_64, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
     for (fault, scenario) in pairs {
         println!("    planted fault {fault}: {scenario} has to fail");
@@ -219,11 +228,14 @@ fn run_planted_faults(
 
 fn machine(ready: &Ready, scenarios: Vec<&'static str>, faults: Vec<String>) -> Machine {
     Machine {
+        arch: Arch::X86_64,
+        board: None,
         smp: SMP,
         image: ready.image.clone(),
         scenarios,
         faults,
         trace: None,
+        gdb: false,
         extra: vec![],
     }
 }
