@@ -12,7 +12,7 @@ mod topology;
 mod fake;
 
 pub use bar::{Bar, BarError, memory_bar};
-pub use ecam::Ecam;
+pub use ecam::{Ecam, EcamRegion};
 pub use function::{Class, Function, Header, Identity, PortType};
 pub use scan::{clear_bus_mastering, scan};
 pub use topology::isolate;

@@ -20,9 +20,9 @@ use hv_iommu::{Blocked, Group, Iommu};
 
 use crate::command_line::Scenario;
 use crate::machine::Machine;
+use crate::outcome::Outcome;
 use crate::report::{self, Event};
 use crate::subsystem::{self, Backend, Subsystem};
-use crate::x86::exit::Outcome;
 
 /// Why a scenario failed, in one line for people.
 struct Failure(String);
