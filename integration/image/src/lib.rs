@@ -22,6 +22,7 @@ pub mod acpi;
 pub mod command_line;
 pub mod console;
 pub mod cpus;
+pub mod device_tree;
 pub mod last_words;
 pub mod machine;
 pub mod memory;
