@@ -17,7 +17,7 @@ use crate::machine::Machine;
 use crate::nvme::{
     self, Controller, DmaBuffer, DmaMemory, DomainMemory, Lba, NvmeError, Parts, Status,
 };
-use crate::pci::{Class, memory_bar};
+use crate::pci::{Class, Function, memory_bar};
 use crate::platform::BareMetal;
 use crate::subsystem::Backend;
 
@@ -181,13 +181,17 @@ impl<B: DmaBuffer> Driver<B> {
 }
 
 /// The drive's function.
-pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
+pub(super) fn drive_function(machine: &Machine) -> Result<&Function, Failure> {
     let found = machine
         .functions
         .iter()
         .find(|function| function.class == Class::NVME);
-    let function = found.ok_or_else(|| Failure::new("there is no NVMe drive on any bus"))?;
-    Ok(function.address)
+    found.ok_or_else(|| Failure::new("there is no NVMe drive on any bus"))
+}
+
+/// Where the drive is.
+pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
+    Ok(drive_function(machine)?.address)
 }
 
 impl Context<'_> {
