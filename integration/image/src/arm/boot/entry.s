@@ -33,6 +33,9 @@ boot_start:
     cmp x1, #(2 << 2)
     b.ne wrong_level
     mov x20, x0
+    msr spsel, #1
+    adrp x1, boot_trap_stack_top
+    mov sp, x1
 
     // Level 0: eight entries lead to eight tables of level 1, which lie in a row; the other 504 are empty.
     adrp x1, boot_level0
@@ -128,9 +131,7 @@ boot_start:
     b 8b
 
     // Traps take the stack of EL2, everything else that of EL0: a trap because of a stack has one of its own.
-9:  adrp x1, boot_trap_stack_top
-    mov sp, x1
-    msr spsel, #0
+9:  msr spsel, #0
     adrp x1, boot_stack_top
     mov sp, x1
     mov x29, xzr
@@ -144,6 +145,7 @@ boot_start:
 .globl secondary_entry
 secondary_entry:
     msr daifset, #0xf
+    msr spsel, #1
     mov x20, x0
     bl cpu_setup
     ldp x1, x2, [x20]
@@ -168,9 +170,13 @@ cpu_setup:
     orr x0, x0, x1, lsl #31             // RW: EL1 is AArch64
     msr hcr_el2, x0
     msr cntvoff_el2, xzr
+    mrs x0, id_aa64pfr0_el1
+    ubfx x0, x0, #24, #4                // GIC: 0 where the interrupt controller has no system registers
+    cbz x0, 11f
     mov x0, #0xf
     msr S3_4_C12_C9_5, x0               // ICC_SRE_EL2: the interrupt controller by system registers
     isb
+11:
     ldr x0, =0xff04                     // MAIR_EL2: 0 = device nGnRE, 1 = write-back memory
     msr mair_el2, x0
     ldr x0, =0x80803510                 // TCR_EL2: reserved ones, 4 KiB, inner shareable, write-back, 48 bits
