@@ -136,8 +136,14 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
             Ok(Counts::of_check(step.name, good))
         }
         Job::Tests(tests) => run_tests(step, &tests, verbose),
-        Job::Scenarios => run_scenarios(step.limit, verbose),
-        Job::PlantedFaults(pairs) => run_planted_faults(pairs, step.limit, verbose),
+        Job::Scenarios(runs) => run_scenarios(runs, step.limit, verbose),
+        Job::PlantedFaults(archs, pairs) => {
+            let mut counts = Counts::default();
+            for arch in archs {
+                counts.add(run_planted_faults(*arch, pairs, step.limit, verbose)?);
+            }
+            Ok(counts)
+        }
     }
 }
 
@@ -175,34 +181,39 @@ fn run_tests(step: &Step, tests: &Cargo, verbose: bool) -> Result<Counts> {
     Ok(counts)
 }
 
-fn run_scenarios(limit: Duration, verbose: bool) -> Result<Counts> {
-    let ready = run_qemu::make_ready(Arch::X86_64, Flavour::Plain, verbose)?;
-    let names = scenarios::pick(&[])?;
-    let machine = machine(&ready, names.clone(), vec![]);
-    let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
-    let (passed, failed) = run_qemu::summary(&run, &names);
-    let mut failures: Vec<String> = run
-        .problems
-        .iter()
-        .map(|problem| format!("scenarios: {problem}"))
-        .collect();
-    // Each failed scenario is a problem of its own, so this only guards the count.
-    while failures.len() < failed {
-        failures.push("scenarios: a scenario that did not pass".into());
+fn run_scenarios(runs: &[(Arch, &[&str])], limit: Duration, verbose: bool) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for (arch, names) in runs {
+        let ready = run_qemu::make_ready(*arch, Flavour::Plain, verbose)?;
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let names = scenarios::pick(&names)?;
+        let machine = machine(*arch, &ready, names.clone(), vec![]);
+        let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
+        let (passed, failed) = run_qemu::summary(&run, &names);
+        let problems = run.problems.iter();
+        let mut failures: Vec<String> = problems
+            .map(|problem| format!("scenarios on {arch}: {problem}"))
+            .collect();
+        // Each failed scenario is a problem of its own, so this only guards the count.
+        while failures.len() < failed {
+            failures.push(format!("scenarios on {arch}: a scenario that did not pass"));
+        }
+        counts.add(Counts { passed, failures });
     }
-    Ok(Counts { passed, failures })
+    Ok(counts)
 }
 
 fn run_planted_faults(
+    arch: Arch,
     pairs: &[(&'static str, &'static str)],
     limit: Duration,
     verbose: bool,
 ) -> Result<Counts> {
-    let ready = run_qemu::make_ready(Arch::X86_64, Flavour::PlantedFaults, verbose)?;
+    let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
     for (fault, scenario) in pairs {
-        println!("    planted fault {fault}: {scenario} has to fail");
-        let machine = machine(&ready, vec![scenario], vec![(*fault).to_owned()]);
+        println!("    planted fault {fault} on {arch}: {scenario} has to fail");
+        let machine = machine(arch, &ready, vec![scenario], vec![(*fault).to_owned()]);
         let run = qemu_run::run(
             &ready.qemu,
             &machine,
@@ -218,7 +229,10 @@ fn run_planted_faults(
             counts.passed += 1;
         } else {
             let problems: Vec<String> = run.problems.iter().map(ToString::to_string).collect();
-            let failure = format!("faults: {fault} with {scenario}: {}", problems.join("; "));
+            let failure = format!(
+                "faults on {arch}: {fault} with {scenario}: {}",
+                problems.join("; ")
+            );
             println!("{} {failure}", style("FAILED").red().bold());
             counts.failures.push(failure);
         }
@@ -226,9 +240,14 @@ fn run_planted_faults(
     Ok(counts)
 }
 
-fn machine(ready: &Ready, scenarios: Vec<&'static str>, faults: Vec<String>) -> Machine {
+fn machine(
+    arch: Arch,
+    ready: &Ready,
+    scenarios: Vec<&'static str>,
+    faults: Vec<String>,
+) -> Machine {
     Machine {
-        arch: Arch::X86_64,
+        arch,
         board: None,
         smp: SMP,
         image: ready.image.clone(),
