@@ -69,8 +69,12 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
     pci::isolate(machine.platform, &machine.functions);
     let facts = |function: &Function| function.topology(machine.platform);
     functions.extend(machine.functions.iter().map(facts));
-    let (backend, units) = backend::bring_up(machine, &functions)?;
-    let (iommu, groups) = Iommu::new(backend, &functions, Config::default())?;
+    let (units_up, units) = backend::bring_up(machine, &functions)?;
+    let config = Config {
+        faults: backend::fault_budget(),
+        ..Config::default()
+    };
+    let (iommu, groups) = Iommu::new(units_up, &functions, config)?;
     // Those that firmware goes on using, which a strict policy would have refused, stay blocked.
     let groups = groups
         .into_iter()

@@ -2,7 +2,8 @@
 
 use alloc::vec::Vec;
 
-use hv_iommu::PciFunction;
+use core::time::Duration;
+use hv_iommu::{FaultBudget, PciFunction};
 use thiserror::Error;
 
 use crate::machine::Machine;
@@ -18,6 +19,15 @@ pub enum BackendError {
     /// There is no driver for the units.
     #[error("this image has no driver for an SMMU yet")]
     NoDriver,
+}
+
+/// How many faults a device may cause: QEMU's SMMU records a page that is blocked as a thousand faults of four bytes, and
+/// a scenario blocks several.
+pub fn fault_budget() -> FaultBudget {
+    FaultBudget {
+        faults: 100_000,
+        within: Duration::from_secs(1),
+    }
 }
 
 /// Takes all units over that the device tree names, and turns translation on.

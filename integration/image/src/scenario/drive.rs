@@ -21,6 +21,8 @@ use crate::pci::{Class, Function, memory_bar};
 use crate::platform::BareMetal;
 use crate::subsystem::Backend;
 
+/// Address bits of the widest tables that are tried.
+const WIDEST: u8 = 48;
 /// How long the drive may take for one command. A command whose queue is blocked runs into it.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 
@@ -195,6 +197,17 @@ pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
 }
 
 impl Context<'_> {
+    /// A domain with the deepest tables that the drive's unit walks, of those that are tried.
+    pub(super) fn widest(&self) -> Result<DomainConfig, Failure> {
+        let unit = self.iommu.unit_of(drive(self.machine)?);
+        let caps = unit.and_then(|unit| self.iommu.unit_caps(unit));
+        let caps = caps.ok_or_else(|| Failure::new("no unit covers the drive"))?;
+        Ok(DomainConfig {
+            address_bits: caps.iova_bits.min(WIDEST),
+            ..DomainConfig::default()
+        })
+    }
+
     /// Takes the group of the drive out of those at rest.
     fn take_drive(&mut self) -> Result<(Group<Backend, Blocked>, PciAddress), Failure> {
         let drive = drive(self.machine)?;

@@ -8,13 +8,10 @@ use hv_core::{KernelPaging, PageCount, PageSize, Perms};
 use hv_iommu::{CoherentBuffer, Domain, DomainConfig, Level};
 use sha2::{Digest, Sha256};
 
-use super::drive::{Driver, buffer, drive};
+use super::drive::{Driver, buffer};
 use super::{Context, Failure, OrFail, Shown, ensure};
 use crate::report::{self, Event};
 use crate::subsystem::Backend;
-
-/// Address bits of the widest table that is tried.
-const WIDEST: u8 = 48;
 
 /// Reads the start of the drive, half through a table of 39 bits and half through the widest that the
 /// drive's unit walks, each half through 4 KiB and 2 MiB leaves by turns, and writes the pattern of the run.
@@ -23,10 +20,7 @@ const WIDEST: u8 = 48;
 pub(super) fn run(context: &mut Context<'_>) -> Shown {
     let options = context.machine.options.clone();
     let half = options.read_bytes / 2;
-    let unit = context.iommu.unit_of(drive(context.machine)?);
-    let caps = unit.and_then(|unit| context.iommu.unit_caps(unit));
-    let caps = caps.ok_or_else(|| Failure::new("no unit covers the drive"))?;
-    let widest = caps.iova_bits.min(WIDEST);
+    let widest = context.widest()?.address_bits;
     let mut digest = Sha256::new();
     let mut depths = Vec::new();
     for (bits, from, to) in [(39, 0, half), (widest, half, options.read_bytes)] {

@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use hv_iommu::PciFunction;
+use hv_iommu::{FaultBudget, PciFunction};
 use hv_vtd::dmar::{self, DmarError};
 use hv_vtd::{BringUpError, CoveragePolicy, UnitInfo, Vtd};
 use thiserror::Error;
@@ -27,6 +27,11 @@ pub enum BackendError {
     /// A unit cannot be used, or does not come up.
     #[error(transparent)]
     BringUp(#[from] BringUpError),
+}
+
+/// How many faults a device may cause.
+pub fn fault_budget() -> FaultBudget {
+    FaultBudget::default()
 }
 
 /// Reads the firmware's table, takes all units over, and turns translation on.
