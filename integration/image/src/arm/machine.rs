@@ -4,6 +4,7 @@
     reason = "each step of boot has conditions that only this order of steps meets"
 )]
 
+use arrayvec::ArrayVec;
 use hv_core::{CpuId, PhysAddr};
 use thiserror::Error;
 
@@ -35,6 +36,10 @@ pub struct Symbols {
 
 /// The device tree, whole.
 pub type Firmware = &'static [u8];
+
+/// Where interrupt controllers and IOMMUs have their registers. What firmware keeps is a part of RAM here, never beside
+/// registers.
+pub const REGISTERS: Span = Span::between(0, 0x4000_0000);
 
 /// A step of this architecture failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -114,9 +119,10 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
     let cpus = unsafe { smp::start(&board.cpus, symbols.secondary_entry, &memory.frames) }
         .map_err(StepError::from)?;
 
-    // A GiB with RAM in it is mapped as memory whole: no registers are reached there.
-    let devices = DeviceSpace::new(mapped, identity_limit());
-    let regions: arrayvec::ArrayVec<_, 4> = board.hosts.iter().map(|host| host.config).collect();
+    // A GiB with RAM in it is mapped as memory whole: no registers are reached there. Nothing is firmware's for devices to
+    // use: what the tree reserves is a part of RAM.
+    let devices = DeviceSpace::new(mapped, ArrayVec::new(), identity_limit());
+    let regions: ArrayVec<_, 4> = board.hosts.iter().map(|host| host.config).collect();
     let config = Ecam::map(&regions, &devices)?;
     for host in &board.hosts {
         let mut window = Window::new(host.window.start, host.window.bytes);
