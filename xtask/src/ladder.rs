@@ -87,7 +87,7 @@ pub(crate) fn bare_metal_clippy(arch: Arch) -> Command {
 }
 
 /// What is built for bare metal.
-const BARE_METAL_PACKAGES: [&str; 4] = ["hv-core", "hv-iommu", "hv-vtd", "hv-image"];
+const BARE_METAL_PACKAGES: [&str; 5] = ["hv-core", "hv-iommu", "hv-vtd", "hv-smmu", "hv-image"];
 
 /// What is shown on which architecture. There is no driver for the Arm board's SMMU yet.
 const SCENARIOS: &[(Arch, &[&str])] = &[(Arch::X86_64, &[]), (Arch::Aarch64, &["untranslated"])];
