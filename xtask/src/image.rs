@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::arch::Arch;
 use crate::progress;
-use crate::tools::target::BARE_METAL;
 use crate::workspace;
 
 /// A cold build on a slow machine takes about a minute.
@@ -22,18 +22,21 @@ pub(crate) enum Flavour {
     PlantedFaults,
 }
 
-/// Builds the image and gives its path. The flavours have folders of their own, so neither rebuilds the other.
+/// Builds the image of `arch` and gives its path. The flavours have folders of their own, so neither rebuilds the other.
 ///
 /// # Errors
 /// When the build fails or takes too long; the compiler's words were printed then.
-pub(crate) fn build(flavour: Flavour, verbose: bool) -> Result<PathBuf> {
+pub(crate) fn build(arch: Arch, flavour: Flavour, verbose: bool) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     let (name, folder) = match flavour {
-        Flavour::Plain => ("build the image", workspace::target_dir()),
+        Flavour::Plain => (
+            format!("build the image for {arch}"),
+            workspace::target_dir(),
+        ),
         Flavour::PlantedFaults => {
             command.env("RUSTFLAGS", workspace::rustflags("--cfg hv_fault"));
             (
-                "build the image with planted faults",
+                format!("build the image for {arch} with planted faults"),
                 workspace::target_dir().join("fault"),
             )
         }
@@ -46,11 +49,11 @@ pub(crate) fn build(flavour: Flavour, verbose: bool) -> Result<PathBuf> {
         "--features",
         "bare-metal",
         "--target",
-        BARE_METAL,
+        arch.target(),
     ]);
     command.arg("--target-dir").arg(&folder);
-    progress::run_job_to_success(name, &mut command, BUILD_LIMIT, verbose)?;
-    let image = folder.join(BARE_METAL).join("release").join(BINARY);
+    progress::run_job_to_success(&name, &mut command, BUILD_LIMIT, verbose)?;
+    let image = folder.join(arch.target()).join("release").join(BINARY);
     if !image.is_file() {
         bail!(
             "the build went through but there is no {}: expected a binary called {BINARY}",

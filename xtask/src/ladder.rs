@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::tools::target::BARE_METAL;
+use crate::arch::Arch;
 use crate::workspace;
 
 /// One rung of the ladder.
@@ -26,12 +26,14 @@ pub(crate) enum Job {
     House,
     /// A cargo command that is good or not.
     Check(Cargo),
+    /// Clippy on what runs on bare metal, for every architecture.
+    BareMetal,
     /// A cargo command that runs tests.
     Tests(Cargo),
-    /// All scenarios in QEMU.
-    Scenarios,
+    /// Scenarios in QEMU, for each architecture those named; with none named, all that run by default.
+    Scenarios(&'static [(Arch, &'static [&'static str])]),
     /// For each planted fault, the scenario that has to fail because of it.
-    PlantedFaults(&'static [(&'static str, &'static str)]),
+    PlantedFaults(&'static [Arch], &'static [(&'static str, &'static str)]),
 }
 
 /// A cargo command, with what is special about its build.
@@ -72,6 +74,25 @@ impl Cargo {
         command
     }
 }
+
+/// Clippy on the crates and the image as they are built for `arch`.
+pub(crate) fn bare_metal_clippy(arch: Arch) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["clippy", "--target", arch.target()]);
+    for package in BARE_METAL_PACKAGES {
+        command.args(["--package", package]);
+    }
+    command.args(["--features", "hv-image/bare-metal", "--", "-D", "warnings"]);
+    command
+}
+
+/// What is built for bare metal.
+const BARE_METAL_PACKAGES: [&str; 5] = ["hv-core", "hv-iommu", "hv-vtd", "hv-smmu", "hv-image"];
+
+/// What is shown on which architecture. There is no driver for the Arm board's SMMU yet.
+const SCENARIOS: &[(Arch, &[&str])] = &[(Arch::X86_64, &[]), (Arch::Aarch64, &["untranslated"])];
+/// Where faults are planted.
+const FAULT_ARCHS: &[Arch] = &[Arch::X86_64];
 
 /// Each planted fault with the scenario that has to catch it.
 pub(crate) const PLANTED_FAULTS: &[(&str, &str)] = &[
@@ -128,20 +149,9 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "clippy-bare-metal",
-        what: "no lint fires on the image",
+        what: "no lint fires on the crates and the image for any of their bare-metal targets",
         limit: Duration::from_secs(900),
-        job: Job::Check(Cargo::plain(&[
-            "clippy",
-            "--package",
-            "hv-image",
-            "--features",
-            "bare-metal",
-            "--target",
-            BARE_METAL,
-            "--",
-            "-D",
-            "warnings",
-        ])),
+        job: Job::BareMetal,
     },
     Step {
         name: "clippy-loom",
@@ -249,13 +259,13 @@ pub(crate) const STEPS: &[Step] = &[
         name: "scenarios",
         what: "every scenario in QEMU, checked from outside",
         limit: Duration::from_secs(120),
-        job: Job::Scenarios,
+        job: Job::Scenarios(SCENARIOS),
     },
     Step {
         name: "faults",
         what: "each planted fault makes its scenario fail",
         limit: Duration::from_secs(120),
-        job: Job::PlantedFaults(PLANTED_FAULTS),
+        job: Job::PlantedFaults(FAULT_ARCHS, PLANTED_FAULTS),
     },
 ];
 

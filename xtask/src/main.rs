@@ -3,6 +3,7 @@
 //! One file a task: `bench.rs`, `evidence.rs`, `loom.rs`, `run_qemu.rs`, `soak.rs` and `test.rs`. CI runs the same tasks as people
 //! do.
 
+mod arch;
 mod bench;
 mod evidence;
 mod house;

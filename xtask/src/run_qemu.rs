@@ -1,25 +1,38 @@
 //! `cargo xtask run-qemu`: builds the image, boots it in QEMU and judges the run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use comfy_table::{Table, presets};
 use console::style;
 
+use crate::arch::{Arch, Board, Choice};
 use crate::image::{self, Flavour};
 use crate::ladder::PLANTED_FAULTS;
 use crate::progress::seconds;
-use crate::qemu_run::command::Machine;
+use crate::qemu_run::command::{GDB_PORT, Machine};
 use crate::qemu_run::serial::Outcome;
 use crate::qemu_run::{self, Expectation, Run, json};
-use crate::tools::qemu::Qemu;
+use crate::tools::qemu::{Qemu, Version};
 use crate::tools::{self, target};
 use crate::{scenarios, workspace};
+
+/// Seconds that QEMU may run.
+const LIMIT: u64 = 60;
+/// Seconds that QEMU may run where a person with a debugger decides.
+const GDB_LIMIT: u64 = 86_400;
 
 /// What `run-qemu` can be told.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// Architecture of the image
+    #[arg(long, value_enum, default_value_t = Choice::X86_64)]
+    arch: Choice,
+    /// What the SMMU of the Arm board can do (default: nested)
+    #[arg(long, value_enum)]
+    board: Option<Board>,
     /// Scenario to run; may be given several times or as a list with commas (default: all)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     scenario: Vec<String>,
@@ -32,15 +45,18 @@ pub(crate) struct Options {
     /// Write a report for programs to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Have QEMU write its VT-d trace events to this file
+    /// Have QEMU write the trace events of its IOMMU to this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Have the machine wait for a debugger on port 1234
+    #[arg(long)]
+    gdb: bool,
     /// One more argument for QEMU; may be given several times
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
-    /// Seconds that QEMU may run before it is killed
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    timeout: u64,
+    /// Seconds that QEMU may run before it is killed (default: 60, with --gdb a day)
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
     /// Build the image with planted faults and switch this one on; may be given several times. One alone runs the scenario
     /// that has to catch it, unless others are named, and the run is good if that fails
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -62,28 +78,29 @@ pub(crate) struct Ready {
 ///
 /// # Errors
 /// When one of them is missing and cannot be fetched, or the image does not build.
-pub(crate) fn make_ready(flavour: Flavour, verbose: bool) -> Result<Ready> {
-    target::ensure(verbose)?;
-    let qemu = tools::qemu::ensure(&workspace::scratch_dir(), verbose)?;
+pub(crate) fn make_ready(arch: Arch, flavour: Flavour, verbose: bool) -> Result<Ready> {
+    target::ensure(arch.target(), verbose)?;
+    let qemu = tools::qemu::ensure(arch, &workspace::scratch_dir(), verbose)?;
     Ok(Ready {
         qemu,
-        image: image::build(flavour, verbose)?,
+        image: image::build(arch, flavour, verbose)?,
     })
+}
+
+/// A run with all that led to it.
+struct Done {
+    machine: Machine,
+    qemu: Version,
+    run: Run,
 }
 
 /// Runs the task.
 ///
 /// # Errors
-/// When anything is missing, and when the run is not as it has to be.
+/// When anything is missing, and when a run is not as it has to be.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.list {
-        for scenario in scenarios::ALL {
-            println!("{:12} {}", scenario.name, scenario.what);
-        }
-        println!("\nfaults for --fault, with the scenario that has to catch each:");
-        for (fault, scenario) in PLANTED_FAULTS {
-            println!("{scenario:12} {fault}");
-        }
+        list();
         return Ok(());
     }
     for fault in &options.fault {
@@ -92,48 +109,44 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             bail!("unknown fault {fault:?}: `cargo xtask run-qemu --list` shows the known ones");
         }
     }
+    let archs = options.arch.archs();
+    if options.board.is_some() && !archs.contains(&Arch::Aarch64) {
+        bail!("--board is for the Arm board: give --arch aarch64 or --arch all as well");
+    }
+    if options.gdb && archs.len() > 1 {
+        bail!("--gdb is for one machine: give --arch x86_64 or --arch aarch64");
+    }
     let (scenarios, expect) = plan(&options.fault, scenarios::pick(&options.scenario)?);
-    let flavour = if options.fault.is_empty() {
-        Flavour::Plain
-    } else {
-        Flavour::PlantedFaults
-    };
-    let ready = make_ready(flavour, options.verbose)?;
-    let machine = Machine {
-        smp: options.smp,
-        image: ready.image,
-        scenarios: scenarios.clone(),
-        faults: options.fault.clone(),
-        trace: options.trace.clone(),
-        extra: options.qemu_arg.clone(),
-    };
-    let limit = Duration::from_secs(options.timeout);
-    let run = qemu_run::run(&ready.qemu, &machine, limit, expect, options.verbose)?;
-    let (passed, failed) = summary(&run, &scenarios);
-    if let Some(file) = &options.trace {
-        println!("VT-d trace of QEMU: {}", file.display());
+    let mut done = Vec::new();
+    for arch in archs {
+        done.push(run_one(options, *arch, &scenarios, expect)?);
     }
     if let Some(file) = &options.json {
-        json::write(file, &run, ready.qemu.version, options.smp)?;
+        let runs: Vec<_> = done
+            .iter()
+            .map(|done| (&done.machine, done.qemu, &done.run))
+            .collect();
+        json::write(file, &runs)?;
         println!("report: {}", file.display());
     }
+    if done.len() > 1 {
+        println!("\n{}\n", outcomes(&done, &scenarios));
+    }
+    let all = done.iter().map(|done| counts(&done.run, &scenarios));
+    let (passed, failed) = all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let elapsed = seconds(done.iter().map(|done| done.run.elapsed).sum());
+    let good = done.iter().all(|done| done.run.problems.is_empty());
     let faults = options.fault.join(", ");
-    match (expect, run.problems.is_empty()) {
+    match (expect, good) {
         (Expectation::Caught(scenario), true) => {
-            println!(
-                "caught in {}: {scenario} failed, as it has to with {faults} planted",
-                seconds(run.elapsed)
-            );
+            println!("caught in {elapsed}: {scenario} failed, as it has to with {faults} planted");
             Ok(())
         }
         (Expectation::Caught(scenario), false) => {
             bail!("{scenario} did not catch {faults} as it has to: see the contradictions above")
         }
         (Expectation::Pass, good) => {
-            println!(
-                "{passed} passed, {failed} failed in {}",
-                seconds(run.elapsed)
-            );
+            println!("{passed} passed, {failed} failed in {elapsed}");
             match (good, faults.is_empty()) {
                 (true, true) => Ok(()),
                 (true, false) => bail!("no scenario failed, though {faults} was planted"),
@@ -154,13 +167,116 @@ fn plan(faults: &[String], picked: Vec<&'static str>) -> (Vec<&'static str>, Exp
         return (picked, Expectation::Pass);
     };
     let catches = |scenario: &&&str| PLANTED_FAULTS.contains(&(fault.as_str(), **scenario));
-    let all = picked.len() == scenarios::ALL.len();
+    let default = scenarios::ALL.iter().filter(|known| known.by_default);
+    let all = picked.iter().eq(default.map(|known| &known.name));
     match picked.iter().find(catches) {
         Some(scenario) if all || picked.len() == 1 => {
             (vec![scenario], Expectation::Caught(scenario))
         }
         _ => (picked, Expectation::Pass),
     }
+}
+
+fn list() {
+    for scenario in scenarios::ALL {
+        println!("{:12} {}", scenario.name, scenario.what);
+    }
+    println!("\nfaults for --fault, with the scenario that has to catch each:");
+    for (fault, scenario) in PLANTED_FAULTS {
+        println!("{scenario:12} {fault}");
+    }
+}
+
+/// Builds, boots and judges the image of one architecture.
+fn run_one(
+    options: &Options,
+    arch: Arch,
+    scenarios: &[&'static str],
+    expect: Expectation,
+) -> Result<Done> {
+    let flavour = if options.fault.is_empty() {
+        Flavour::Plain
+    } else {
+        Flavour::PlantedFaults
+    };
+    let ready = make_ready(arch, flavour, options.verbose)?;
+    let board = match arch {
+        Arch::X86_64 => None,
+        Arch::Aarch64 => Some(options.board.unwrap_or(Board::Nested)),
+    };
+    let machine = Machine {
+        arch,
+        board,
+        smp: options.smp,
+        image: ready.image,
+        scenarios: scenarios.to_vec(),
+        faults: options.fault.clone(),
+        trace: options
+            .trace
+            .as_ref()
+            .map(|file| trace_of(file, options, arch)),
+        gdb: options.gdb,
+        extra: options.qemu_arg.clone(),
+    };
+    if options.gdb {
+        println!(
+            "QEMU waits for a debugger: gdb-multiarch {} -ex 'target remote :{GDB_PORT}'",
+            machine.image.display()
+        );
+    }
+    let limit = Duration::from_secs(match options.timeout {
+        Some(limit) => limit,
+        None if options.gdb => GDB_LIMIT,
+        None => LIMIT,
+    });
+    let run = qemu_run::run(&ready.qemu, &machine, limit, expect, options.verbose)?;
+    summary(&run, scenarios);
+    if let Some(file) = &machine.trace {
+        println!("{} trace of QEMU: {}", arch.iommu(), file.display());
+    }
+    Ok(Done {
+        machine,
+        qemu: ready.qemu.version,
+        run,
+    })
+}
+
+/// Where the trace goes: each architecture has a file of its own.
+fn trace_of(file: &Path, options: &Options, arch: Arch) -> PathBuf {
+    match options.arch.archs() {
+        [_] => file.to_owned(),
+        _ => {
+            let mut name = file.as_os_str().to_owned();
+            name.push(format!(".{arch}"));
+            name.into()
+        }
+    }
+}
+
+/// One table over several runs: a row for each scenario, a column for each machine.
+fn outcomes(done: &[Done], scenarios: &[&str]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let names = done.iter().map(|done| done.machine.shown());
+    table.set_header(["scenario".to_owned()].into_iter().chain(names));
+    for name in scenarios {
+        let cells = done.iter().map(|done| match passed(&done.run, name) {
+            true => {
+                let ends = &done.run.record.ends;
+                let micros = ends
+                    .iter()
+                    .find(|end| end.name == *name)
+                    .map(|end| end.micros);
+                format!(
+                    "pass, {}",
+                    seconds(Duration::from_micros(micros.unwrap_or(0)))
+                )
+            }
+            false => "FAILED".to_owned(),
+        });
+        table.add_row([(*name).to_owned()].into_iter().chain(cells));
+    }
+    table.trim_fmt()
 }
 
 /// Prints what the verdict rests on or what speaks against it; counts the scenarios that passed and those that did not.
@@ -184,6 +300,11 @@ pub(crate) fn summary(run: &Run, scenarios: &[&str]) -> (usize, usize) {
             );
         }
     }
+    counts(run, scenarios)
+}
+
+/// How many of the scenarios passed and how many did not.
+fn counts(run: &Run, scenarios: &[&str]) -> (usize, usize) {
     let passed = scenarios.iter().filter(|name| passed(run, name)).count();
     (passed, scenarios.len() - passed)
 }
@@ -226,7 +347,7 @@ mod tests {
 
     #[test]
     fn one_fault_is_caught_by_one_scenario() {
-        let all: Vec<&str> = scenarios::ALL.iter().map(|known| known.name).collect();
+        let all = scenarios::pick(&[]).unwrap();
         let one = ["skip_iotlb_flush".to_owned()];
         let two = [one[0].clone(), "swap_neighbours".to_owned()];
         let caught = |scenario| (vec![scenario], Expectation::Caught(scenario));
@@ -249,5 +370,24 @@ mod tests {
         assert!(parse(&["--smp", "0"]).is_err());
         assert!(parse(&["--smp", "17"]).is_err());
         assert_eq!(parse(&["--smp", "16"]).unwrap().smp, 16);
+    }
+
+    #[test]
+    fn one_architecture_or_all_and_the_arm_boards() {
+        assert_eq!(parse(&[]).unwrap().arch.archs(), [Arch::X86_64]);
+        let arm = parse(&["--arch", "aarch64", "--board", "stage2"]).unwrap();
+        assert_eq!(
+            (arm.arch.archs(), arm.board),
+            (&[Arch::Aarch64][..], Some(Board::Stage2))
+        );
+        let all = parse(&["--arch", "all", "--trace", "t.log"]).unwrap();
+        assert_eq!(all.arch.archs(), Arch::ALL);
+        assert_eq!(
+            trace_of(Path::new("t.log"), &all, Arch::Aarch64),
+            Path::new("t.log.aarch64")
+        );
+        assert!(parse(&["--arch", "riscv64"]).is_err());
+        let board_alone = run(&parse(&["--board", "stage1"]).unwrap()).unwrap_err();
+        assert!(board_alone.to_string().contains("--arch aarch64"));
     }
 }

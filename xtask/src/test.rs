@@ -8,8 +8,9 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use console::style;
 
+use crate::arch::Arch;
 use crate::image::Flavour;
-use crate::ladder::{Cargo, Job, STEPS, Step};
+use crate::ladder::{Cargo, Job, STEPS, Step, bare_metal_clippy};
 use crate::progress::{run_job, seconds};
 use crate::qemu_run::command::Machine;
 use crate::qemu_run::{self, Expectation};
@@ -118,17 +119,31 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
     match step.job {
         Job::House => house_rules(step.name),
         Job::Check(cargo) => {
-            if cargo.arguments.contains(&target::BARE_METAL) {
-                target::ensure(verbose)?;
-            }
             let mut command = cargo.command();
             let name = format!("cargo {}", cargo.arguments.join(" "));
             let finished = run_job(&name, &mut command, step.limit, verbose)?;
             Ok(Counts::of_check(step.name, finished.end.success()))
         }
+        Job::BareMetal => {
+            let mut good = true;
+            for arch in Arch::ALL {
+                target::ensure(arch.target(), verbose)?;
+                let mut command = bare_metal_clippy(arch);
+                let name = format!("cargo clippy for {}", arch.target());
+                let finished = run_job(&name, &mut command, step.limit, verbose)?;
+                good &= finished.end.success();
+            }
+            Ok(Counts::of_check(step.name, good))
+        }
         Job::Tests(tests) => run_tests(step, &tests, verbose),
-        Job::Scenarios => run_scenarios(step.limit, verbose),
-        Job::PlantedFaults(pairs) => run_planted_faults(pairs, step.limit, verbose),
+        Job::Scenarios(runs) => run_scenarios(runs, step.limit, verbose),
+        Job::PlantedFaults(archs, pairs) => {
+            let mut counts = Counts::default();
+            for arch in archs {
+                counts.add(run_planted_faults(*arch, pairs, step.limit, verbose)?);
+            }
+            Ok(counts)
+        }
     }
 }
 
@@ -166,34 +181,39 @@ fn run_tests(step: &Step, tests: &Cargo, verbose: bool) -> Result<Counts> {
     Ok(counts)
 }
 
-fn run_scenarios(limit: Duration, verbose: bool) -> Result<Counts> {
-    let ready = run_qemu::make_ready(Flavour::Plain, verbose)?;
-    let names = scenarios::pick(&[])?;
-    let machine = machine(&ready, names.clone(), vec![]);
-    let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
-    let (passed, failed) = run_qemu::summary(&run, &names);
-    let mut failures: Vec<String> = run
-        .problems
-        .iter()
-        .map(|problem| format!("scenarios: {problem}"))
-        .collect();
-    // Each failed scenario is a problem of its own, so this only guards the count.
-    while failures.len() < failed {
-        failures.push("scenarios: a scenario that did not pass".into());
+fn run_scenarios(runs: &[(Arch, &[&str])], limit: Duration, verbose: bool) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for (arch, names) in runs {
+        let ready = run_qemu::make_ready(*arch, Flavour::Plain, verbose)?;
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let names = scenarios::pick(&names)?;
+        let machine = machine(*arch, &ready, names.clone(), vec![]);
+        let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
+        let (passed, failed) = run_qemu::summary(&run, &names);
+        let problems = run.problems.iter();
+        let mut failures: Vec<String> = problems
+            .map(|problem| format!("scenarios on {arch}: {problem}"))
+            .collect();
+        // Each failed scenario is a problem of its own, so this only guards the count.
+        while failures.len() < failed {
+            failures.push(format!("scenarios on {arch}: a scenario that did not pass"));
+        }
+        counts.add(Counts { passed, failures });
     }
-    Ok(Counts { passed, failures })
+    Ok(counts)
 }
 
 fn run_planted_faults(
+    arch: Arch,
     pairs: &[(&'static str, &'static str)],
     limit: Duration,
     verbose: bool,
 ) -> Result<Counts> {
-    let ready = run_qemu::make_ready(Flavour::PlantedFaults, verbose)?;
+    let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
     for (fault, scenario) in pairs {
-        println!("    planted fault {fault}: {scenario} has to fail");
-        let machine = machine(&ready, vec![scenario], vec![(*fault).to_owned()]);
+        println!("    planted fault {fault} on {arch}: {scenario} has to fail");
+        let machine = machine(arch, &ready, vec![scenario], vec![(*fault).to_owned()]);
         let run = qemu_run::run(
             &ready.qemu,
             &machine,
@@ -209,7 +229,10 @@ fn run_planted_faults(
             counts.passed += 1;
         } else {
             let problems: Vec<String> = run.problems.iter().map(ToString::to_string).collect();
-            let failure = format!("faults: {fault} with {scenario}: {}", problems.join("; "));
+            let failure = format!(
+                "faults on {arch}: {fault} with {scenario}: {}",
+                problems.join("; ")
+            );
             println!("{} {failure}", style("FAILED").red().bold());
             counts.failures.push(failure);
         }
@@ -217,13 +240,21 @@ fn run_planted_faults(
     Ok(counts)
 }
 
-fn machine(ready: &Ready, scenarios: Vec<&'static str>, faults: Vec<String>) -> Machine {
+fn machine(
+    arch: Arch,
+    ready: &Ready,
+    scenarios: Vec<&'static str>,
+    faults: Vec<String>,
+) -> Machine {
     Machine {
+        arch,
+        board: None,
         smp: SMP,
         image: ready.image.clone(),
         scenarios,
         faults,
         trace: None,
+        gdb: false,
         extra: vec![],
     }
 }

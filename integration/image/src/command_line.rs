@@ -11,6 +11,8 @@ use thiserror::Error;
 /// What the image can show, in the order in which it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
+    /// The drive works with no IOMMU in its way: a step of development, run only when it is named.
+    Untranslated,
     /// Finds IOMMUs and devices.
     Discover,
     /// The hypervisor's own driver does DMA.
@@ -29,7 +31,8 @@ pub enum Scenario {
 
 impl Scenario {
     /// All scenarios, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Untranslated,
         Self::Discover,
         Self::KernelDma,
         Self::Blocked,
@@ -39,9 +42,15 @@ impl Scenario {
         Self::Tables,
     ];
 
+    /// Whether it runs when none is named.
+    pub const fn by_default(self) -> bool {
+        !matches!(self, Self::Untranslated)
+    }
+
     /// The name on the command line and in the log.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Untranslated => "untranslated",
             Self::Discover => "discover",
             Self::KernelDma => "kernel-dma",
             Self::Blocked => "blocked",
@@ -62,8 +71,8 @@ impl fmt::Display for Scenario {
 /// The options of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Scenarios to run, in the order of [`Scenario::ALL`]; all without `scenario=`.
-    pub scenarios: ArrayVec<Scenario, 7>,
+    /// Scenarios to run, in the order of [`Scenario::ALL`]; without `scenario=` all that run by default.
+    pub scenarios: ArrayVec<Scenario, 8>,
     /// Seed of the pattern that is written to the disk; 0 without `nonce=`.
     pub nonce: u64,
     /// Protections that are taken out on purpose.
@@ -79,7 +88,10 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            scenarios: ArrayVec::from(Scenario::ALL),
+            scenarios: Scenario::ALL
+                .into_iter()
+                .filter(|scenario| scenario.by_default())
+                .collect(),
             nonce: 0,
             faults: ArrayVec::new(),
             read_bytes: 16 << 20,
@@ -108,7 +120,7 @@ pub enum OptionError<'a> {
     },
     /// A scenario is not known, or named twice.
     #[error(
-        "`{found}` in scenario= is unknown or named twice; known are discover, kernel-dma, blocked, revoke, reassign, concurrent, tables"
+        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, concurrent, tables"
     )]
     Scenario {
         /// The name that was found.
@@ -185,7 +197,7 @@ impl Options {
 }
 
 /// The named scenarios, in the order in which they run.
-fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 7>, OptionError<'_>> {
+fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 8>, OptionError<'_>> {
     let mut wanted = [false; Scenario::ALL.len()];
     for found in value.split(',') {
         let known = Scenario::ALL.iter().zip(&mut wanted);

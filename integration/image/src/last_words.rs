@@ -5,9 +5,10 @@ use core::panic::PanicInfo;
 
 use hv_core::sync::{AtomicBool, Ordering};
 
+use crate::arch::exit::exit;
 use crate::console::print_last_words;
+use crate::outcome::Outcome;
 use crate::report;
-use crate::x86::exit::{Outcome, exit};
 
 /// Set by the first panic: a panic while one is reported only ends the run.
 static PANICKING: AtomicBool = AtomicBool::new(false);

@@ -1,48 +1,36 @@
-//! Bringing the machine up, step by step, with a reason where a step fails.
+//! The machine that the scenarios run on, and the steps of bringing it up that all architectures share.
+//!
+//! The order of the steps is the architecture's: [`crate::arch::machine`].
 #![expect(
     unsafe_code,
-    reason = "each step of boot has conditions that only this order of steps meets"
+    reason = "hands out memory and makes the platform over it"
 )]
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use arrayvec::ArrayVec;
 use hv_core::platform::RegistersError;
 use hv_core::{PageCount, PhysAddr};
 use thiserror::Error;
-use x86_64::VirtAddr;
 
-use crate::acpi::{AcpiError, IdentityTables, Tables};
+use crate::arch::machine::{Firmware, StepError};
 use crate::command_line::{OptionError, Options};
+use crate::cpus::Cpus;
 use crate::memory::frames::{FrameAllocator, NoBitmap};
 use crate::memory::heap::{ArenaTooSmall, HEAP_BYTES, Heap};
 use crate::memory::physical::identity_limit;
-use crate::memory::usable::{MemoryMapError, Span, UsableRanges, carve, usable};
+use crate::memory::usable::{MAX_RESERVED, MemoryMapError, Span, UsableRanges, carve, usable};
+use crate::mmio::MmioBlock;
 use crate::pci::{Ecam, Function, scan};
 use crate::platform::{BareMetal, DeviceSpace};
-use crate::x86::boot_info::{BootInfo, BootInfoError};
-use crate::x86::clock::{self, ClockError};
-use crate::x86::descriptors::{TrapStackTop, init_boot_cpu};
-use crate::x86::guard::GuardError;
-use crate::x86::smp::{Cpus, StartError, Trampoline, guard_boot_stacks};
-use crate::x86::traps::{self, SelfCheckError};
 
-/// What the linker and the assembly of the binary know.
+/// Where the image is, and its allocator.
 #[derive(Clone, Copy)]
 pub struct Image {
     /// First byte of the image in memory.
     pub start: PhysAddr,
     /// First byte behind it.
     pub end: PhysAddr,
-    /// Pages below the boot CPU's main and trap stacks.
-    pub guards: [PhysAddr; 2],
-    /// Top of the boot CPU's trap stacks.
-    pub trap_stack_top: TrapStackTop,
-    /// First of the 256 trap entry stubs.
-    pub trap_stubs: VirtAddr,
-    /// Start-up code of the other CPUs.
-    pub trampoline: Trampoline,
     /// The global allocator.
     pub heap: &'static Heap,
 }
@@ -50,9 +38,6 @@ pub struct Image {
 /// The machine cannot be used, or the run is set up wrongly.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BootError {
-    /// Boot data.
-    #[error(transparent)]
-    BootInfo(#[from] BootInfoError),
     /// Memory map.
     #[error(transparent)]
     MemoryMap(#[from] MemoryMapError),
@@ -62,30 +47,15 @@ pub enum BootError {
     /// Frame allocator.
     #[error(transparent)]
     Frames(#[from] NoBitmap),
-    /// Guard pages.
-    #[error(transparent)]
-    Guard(#[from] GuardError),
-    /// Traps.
-    #[error(transparent)]
-    Traps(#[from] SelfCheckError),
-    /// Clock.
-    #[error(transparent)]
-    Clock(#[from] ClockError),
     /// Command line.
     #[error("kernel command line: {0}")]
     Options(#[from] OptionError<'static>),
-    /// Firmware tables.
-    #[error("firmware tables: {0}")]
-    Acpi(#[from] AcpiError),
-    /// A firmware table that cannot be done without.
-    #[error("firmware has no {0} table")]
-    NoTable(&'static str),
     /// Configuration space.
     #[error("PCI configuration space: {0}")]
     Config(#[from] RegistersError),
-    /// The other CPUs.
+    /// A step of this architecture alone.
     #[error(transparent)]
-    Cpus(#[from] StartError),
+    Step(#[from] StepError),
 }
 
 /// A machine that is up.
@@ -96,8 +66,8 @@ pub struct Machine {
     pub cpus: Cpus,
     /// Every PCI function, ascending by address.
     pub functions: Vec<Function>,
-    /// The DMAR table, whole; `None` if firmware has none.
-    pub dmar: Option<&'static [u8]>,
+    /// What firmware says about IOMMUs.
+    pub firmware: Firmware,
     /// What to run.
     pub options: Options,
     /// Usable memory in bytes, heap included.
@@ -105,90 +75,89 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Brings everything up, in the one order that works.
-    ///
-    /// # Errors
-    /// [`BootError`] from the step that failed.
+    /// The machine of these parts; the functions of all its buses are looked for here.
     ///
     /// # Safety
-    /// Called once, first thing on the CPU that booted, with the start info address of the boot
-    /// loader, under the identity map of `boot/entry.s`, with `image` naming that binary's
-    /// symbols.
-    pub unsafe fn boot(start_info: u32, image: &Image) -> Result<Self, BootError> {
-        // SAFETY: the caller names the stubs; the boot code's code segment has selector 8, as in
-        // every GDT of ours.
-        unsafe { traps::init(image.trap_stubs) };
-        // SAFETY: called once, after `traps::init`, on this CPU; the stacks are the image's own.
-        unsafe { init_boot_cpu(image.trap_stack_top) };
-        traps::self_check()?;
-
-        // SAFETY: the caller passes on the boot loader's address; nothing was handed out yet.
-        let info = unsafe { BootInfo::read(start_info) }?;
-        // SAFETY: called before anything else takes memory, with the boot data and image reserved.
-        let Memory { frames, usable } = unsafe { memory(&info, image) }?;
-        let memory_bytes = usable.iter().map(|range| range.pages().bytes()).sum();
-        let options = Options::parse(info.command_line)?;
-        #[cfg(hv_fault)]
-        options.faults.iter().for_each(|fault| fault.switch_on());
-        clock::init()?;
-
-        let limit = identity_limit();
-        // SAFETY: everything below the limit is mapped but for guard pages, which belong to the
-        // image or the frame allocator; other RAM than the usable ranges is left as it is.
-        let memory = unsafe { IdentityTables::new(limit, usable) };
-        let tables = Tables::find(memory, info.rsdp)?;
-        let madt = tables.madt()?.ok_or(BootError::NoTable("MADT"))?;
-        let mcfg = tables.mcfg()?.ok_or(BootError::NoTable("MCFG"))?;
-        let dmar = tables.dmar()?;
-
-        // SAFETY: only this CPU runs, and the pages lie between the image's stacks.
-        unsafe { guard_boot_stacks(&image.guards, &frames) }?;
-        // SAFETY: called once, on this CPU, whose tables are loaded; the page at 0x8000 is low
-        // memory, which nothing uses, and the boot data was copied or lies elsewhere.
-        let cpus = unsafe { Cpus::start(&madt, image.trampoline, &frames) }?;
-
-        let devices = DeviceSpace::new(info.ram, info.firmware, limit);
-        let config = Ecam::map(&mcfg, &devices)?;
+    /// The frames are usable RAM below the limit of the identity map that nothing else uses, and `cpus` are all that
+    /// run.
+    pub(crate) unsafe fn new(
+        memory: Memory,
+        devices: DeviceSpace,
+        config: Ecam<MmioBlock>,
+        cpus: Cpus,
+        firmware: Firmware,
+        options: Options,
+    ) -> Self {
         let mut functions = Vec::new();
         for region in config.regions() {
             functions.extend(scan(&config, region.segment(), region.buses()));
         }
-        // SAFETY: the frames are usable RAM below the limit of the identity map, and `cpus` counts
-        // the CPUs that run.
-        let platform = unsafe { BareMetal::new(frames, devices, config, cpus.count()) };
-        Ok(Self {
+        let memory_bytes = memory.bytes();
+        // SAFETY: the caller's promise.
+        let platform = unsafe { BareMetal::new(memory.frames, devices, config, cpus.count()) };
+        Self {
             platform: Box::leak(Box::new(platform)),
             cpus,
             functions,
-            dmar,
+            firmware,
             options,
             memory_bytes,
-        })
+        }
     }
 }
 
-/// RAM, split into heap and frames.
-struct Memory {
-    frames: FrameAllocator,
-    /// All that can be handed out, heap included.
-    usable: UsableRanges,
+/// The command line's options, with the faults that it asks for switched on.
+///
+/// # Errors
+/// [`OptionError`].
+pub(crate) fn options(command_line: &'static str) -> Result<Options, OptionError<'static>> {
+    let options = Options::parse(command_line)?;
+    #[cfg(hv_fault)]
+    options.faults.iter().for_each(|fault| fault.switch_on());
+    Ok(options)
 }
 
-/// Gives the heap its arena and the rest of the usable RAM to a frame allocator.
-///
-/// # Safety
-/// Nothing else uses RAM that is neither reserved by `info` nor part of `image`.
-unsafe fn memory(info: &BootInfo, image: &Image) -> Result<Memory, BootError> {
-    let mut reserved: ArrayVec<Span, 17> = info.reserved.iter().copied().collect();
-    let image_bytes = image.end.as_u64().saturating_sub(image.start.as_u64());
-    reserved.push(Span::new(image.start, image_bytes));
-    let usable = usable(&info.ram, &reserved, identity_limit())?;
-    let mut ranges = usable.clone();
-    let no_room = MemoryMapError::NoRoomForHeap { wanted: HEAP_BYTES };
-    let heap_pages = PageCount::for_bytes(HEAP_BYTES).ok_or(no_room)?;
-    let arena = carve(&mut ranges, heap_pages)?;
-    // SAFETY: the arena is RAM under the identity map that was just taken out of the usable ranges.
-    unsafe { image.heap.add_arena(arena) }?;
-    let frames = FrameAllocator::new(&ranges)?;
-    Ok(Memory { frames, usable })
+/// RAM, split into heap and frames.
+pub(crate) struct Memory {
+    pub(crate) frames: FrameAllocator,
+    /// All that can be handed out, heap included.
+    pub(crate) usable: UsableRanges,
+}
+
+impl Memory {
+    /// Gives the heap its arena and the rest of the usable RAM to a frame allocator.
+    ///
+    /// # Errors
+    /// When the memory map is too fragmented, or memory is too small.
+    ///
+    /// # Safety
+    /// Called once; nothing else uses RAM that is neither `reserved` nor part of `image`, and RAM below the identity
+    /// map's limit is mapped.
+    pub(crate) unsafe fn new(
+        ram: &[Span],
+        reserved: &[Span],
+        image: &Image,
+    ) -> Result<Self, BootError> {
+        let mut kept = arrayvec::ArrayVec::<Span, { MAX_RESERVED + 1 }>::new();
+        let image_bytes = image.end.as_u64().saturating_sub(image.start.as_u64());
+        let spans = reserved.iter().copied();
+        for span in spans.chain([Span::new(image.start, image_bytes)]) {
+            kept.try_push(span)
+                .map_err(|_| MemoryMapError::TooManyRanges)?;
+        }
+        let usable = usable(ram, &kept, identity_limit())?;
+        let mut ranges = usable.clone();
+        let no_room = MemoryMapError::NoRoomForHeap { wanted: HEAP_BYTES };
+        let heap_pages = PageCount::for_bytes(HEAP_BYTES).ok_or(no_room)?;
+        let arena = carve(&mut ranges, heap_pages)?;
+        // SAFETY: the arena is RAM under the identity map that was just taken out of the usable ranges.
+        unsafe { image.heap.add_arena(arena) }?;
+        let frames = FrameAllocator::new(&ranges)?;
+        Ok(Self { frames, usable })
+    }
+
+    /// All that can be handed out, heap included.
+    fn bytes(&self) -> u64 {
+        self.usable.iter().map(|range| range.pages().bytes()).sum()
+    }
 }

@@ -4,17 +4,15 @@
     reason = "device registers are reached by raw loads and stores"
 )]
 
-use core::arch::asm;
-
 use hv_core::PhysRange;
 use hv_core::platform::Mmio;
 
+use crate::arch::access;
 use crate::memory::physical;
 
 /// A block of device registers under the identity map.
 ///
-/// Firmware's memory-type registers make device space uncached, so the identity map's write-back
-/// pages do not matter.
+/// It is uncached: by firmware's memory-type registers on x86, by the identity map's device pages on Arm.
 ///
 /// # Invariants
 /// The block is mapped device registers for as long as the machine runs.
@@ -52,53 +50,36 @@ impl MmioBlock {
     }
 }
 
-// Each access is one `mov` in assembly: the width is certain, and an asm block without `nomem`
-// keeps the compiler from moving other memory accesses across it. The CPU keeps an uncached store
-// behind all earlier stores.
+// Each access is one instruction in assembly, with what keeps it in order on this architecture.
 impl Mmio for MmioBlock {
     fn read32(&self, offset: u32) -> u32 {
-        let Some(register) = self.register(offset, 4) else {
-            return u32::MAX;
-        };
-        let value: u32;
-        // SAFETY: the invariant says that the block is mapped registers; offset and alignment were
-        // checked.
-        unsafe {
-            asm!("mov {0:e}, [{1}]", out(reg) value, in(reg) register, options(nostack, preserves_flags))
-        };
-        value
+        match self.register(offset, 4) {
+            // SAFETY: the invariant says that the block is mapped registers; offset and alignment were checked.
+            Some(register) => unsafe { access::read32(register.cast()) },
+            None => u32::MAX,
+        }
     }
 
     fn write32(&self, offset: u32, value: u32) {
-        let Some(register) = self.register(offset, 4) else {
-            return;
-        };
-        // SAFETY: as in `read32`.
-        unsafe {
-            asm!("mov [{1}], {0:e}", in(reg) value, in(reg) register, options(nostack, preserves_flags))
-        };
+        if let Some(register) = self.register(offset, 4) {
+            // SAFETY: as in `read32`.
+            unsafe { access::write32(register.cast(), value) };
+        }
     }
 
     fn read64(&self, offset: u32) -> u64 {
-        let Some(register) = self.register(offset, 8) else {
-            return u64::MAX;
-        };
-        let value: u64;
-        // SAFETY: as in `read32`.
-        unsafe {
-            asm!("mov {0}, [{1}]", out(reg) value, in(reg) register, options(nostack, preserves_flags))
-        };
-        value
+        match self.register(offset, 8) {
+            // SAFETY: as in `read32`.
+            Some(register) => unsafe { access::read64(register.cast()) },
+            None => u64::MAX,
+        }
     }
 
     fn write64(&self, offset: u32, value: u64) {
-        let Some(register) = self.register(offset, 8) else {
-            return;
-        };
-        // SAFETY: as in `read32`.
-        unsafe {
-            asm!("mov [{1}], {0}", in(reg) value, in(reg) register, options(nostack, preserves_flags))
-        };
+        if let Some(register) = self.register(offset, 8) {
+            // SAFETY: as in `read32`.
+            unsafe { access::write64(register.cast(), value) };
+        }
     }
 }
 

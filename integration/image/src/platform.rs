@@ -12,12 +12,13 @@ use hv_core::platform::{
 use hv_core::sync::AtomicU64;
 use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, PhysAddr, PhysRange};
 
+use crate::arch::machine::REGISTERS;
+use crate::arch::{cache, clock, cpu};
 use crate::memory::frames::{FrameAllocator, FrameCounts};
 use crate::memory::physical;
 use crate::memory::usable::Span;
 use crate::mmio::MmioBlock;
 use crate::pci::Ecam;
-use crate::x86::{cache, clock, cpu};
 
 /// 64-bit words of a frame.
 const WORDS: usize = PageSize::Size4K.bytes() as usize / size_of::<AtomicU64>();
@@ -169,16 +170,13 @@ unsafe impl PhysMemory for BareMetal {
 
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {
         // SAFETY: the caller owns the four aligned bytes.
-        unsafe { physical::read_u32(from) }
+        unsafe { physical::read_word(physical::pointer(from).cast()) }
     }
 }
 
-/// Where interrupt controllers and IOMMUs have their registers.
-const REGISTERS: Span = Span::between(0xfec0_0000, 0x1_0000_0000);
-
 // SAFETY: the image and its guests use RAM of the memory map alone. Registers may be listed as reserved too: those
-// of interrupt controllers and IOMMUs are at the top of the first 4 GiB, those of configuration space where the
-// MCFG says.
+// of interrupt controllers and IOMMUs are where the architecture has them, those of configuration space where firmware
+// says.
 unsafe impl MemoryMap for BareMetal {
     fn firmware_may_use(&self, range: PhysRange) -> bool {
         let mut config = self.config.regions();
@@ -216,7 +214,7 @@ impl CacheMaintenance for BareMetal {
     }
 
     fn walker_fence(&self) {
-        cache::store_fence();
+        cache::walker_fence();
     }
 }
 
@@ -226,7 +224,7 @@ impl Clock for BareMetal {
     }
 }
 
-// SAFETY: every CPU has a number of its own behind its GS base, below the number of CPUs that run.
+// SAFETY: every CPU has a number of its own in a register of its own, below the number of CPUs that run.
 // Code is never moved between CPUs: there is no scheduler. Interrupt handlers do not call into the
 // IOMMU crates.
 unsafe impl Cpus for BareMetal {

@@ -1,19 +1,17 @@
-//! The IOMMU subsystem on this machine: from the firmware's table to groups at rest.
+//! The IOMMU subsystem on this machine: from the firmware's word to groups at rest.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use hv_core::OutOfMemory;
+use arrayvec::ArrayVec;
+use hv_core::{OutOfMemory, PhysAddr, Segment};
 use hv_iommu::{Blocked, Config, Group, Iommu, PciFunction, SetupError};
-use hv_vtd::dmar::{self, DmarError};
-use hv_vtd::{BringUpError, CoveragePolicy, UnitInfo, Vtd};
 use thiserror::Error;
 
+pub use crate::arch::backend::Backend;
+use crate::arch::backend::{self, BackendError};
 use crate::machine::Machine;
 use crate::pci::{self, Function};
-use crate::platform::BareMetal;
-
-/// The backend of this image.
-pub type Backend = Vtd<&'static BareMetal>;
 
 /// The subsystem, and what was found on the way.
 pub struct Subsystem {
@@ -22,21 +20,32 @@ pub struct Subsystem {
     /// Every group of devices that nobody holds.
     pub groups: Vec<Group<Backend, Blocked>>,
     /// The units as their registers describe them.
-    pub units: Vec<UnitInfo>,
+    pub units: Vec<UnitFacts>,
+}
+
+/// A unit as its registers describe it, for people.
+#[derive(Clone, Debug)]
+pub struct UnitFacts {
+    /// Where its registers are.
+    pub base: PhysAddr,
+    /// The PCI segment that it serves, where it is one.
+    pub segment: Option<Segment>,
+    /// Version of its architecture.
+    pub version: String,
+    /// Its registers of capabilities, by name.
+    pub registers: ArrayVec<(&'static str, u64), 8>,
+    /// How many faults it can hold.
+    pub fault_records: u32,
+    /// What else it can do.
+    pub features: Vec<&'static str>,
 }
 
 /// Why the machine has no IOMMU subsystem.
 #[derive(Debug, Error)]
 pub enum SubsystemError {
-    /// Firmware describes no IOMMU.
-    #[error("firmware has no DMAR table: the machine has no VT-d, or it is switched off")]
-    NoDmar,
-    /// The firmware's table is damaged.
-    #[error("DMAR table: {0}")]
-    Dmar(#[from] DmarError),
-    /// A unit cannot be used, or does not come up.
+    /// No unit is up.
     #[error(transparent)]
-    BringUp(#[from] BringUpError),
+    Backend(#[from] BackendError),
     /// The subsystem over the units cannot be set up.
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -45,14 +54,12 @@ pub enum SubsystemError {
     OutOfMemory(#[from] OutOfMemory),
 }
 
-/// Reads the firmware's table, takes all units over, and turns translation on. No device can do DMA
-/// from then on until it is attached to a domain.
+/// Takes all units over that firmware names, and turns translation on. No device can do DMA from then on until it is
+/// attached to a domain.
 ///
 /// # Errors
 /// [`SubsystemError`].
 pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
-    let table = machine.dmar.ok_or(SubsystemError::NoDmar)?;
-    let dmar = dmar::parse(table)?;
     let mut functions = Vec::new();
     functions
         .try_reserve(machine.functions.len())
@@ -62,10 +69,12 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
     pci::isolate(machine.platform, &machine.functions);
     let facts = |function: &Function| function.topology(machine.platform);
     functions.extend(machine.functions.iter().map(facts));
-    let discovery = Vtd::discover(machine.platform, &dmar, &functions, CoveragePolicy::Strict)?;
-    let units = discovery.units().copied().collect();
-    let backend = discovery.bring_up()?;
-    let (iommu, groups) = Iommu::new(backend, &functions, Config::default())?;
+    let (units_up, units) = backend::bring_up(machine, &functions)?;
+    let config = Config {
+        faults: backend::fault_budget(),
+        ..Config::default()
+    };
+    let (iommu, groups) = Iommu::new(units_up, &functions, config)?;
     // Those that firmware goes on using, which a strict policy would have refused, stay blocked.
     let groups = groups
         .into_iter()

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::arch::{Arch, Board};
 use crate::tools::find_in_path;
 
 /// How much of the disk, from its begin, the image reads and digests.
@@ -17,9 +18,16 @@ pub(crate) const WRITE_BYTES: u64 = 64 << 10;
 /// up to the device, as long as it is nothing from memory.
 pub(crate) const SCRATCH: (u64, u64) = (30 << 20, 4 << 10);
 
+/// Where QEMU waits for a debugger.
+pub(crate) const GDB_PORT: u16 = 1234;
+
 /// What differs from run to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
+    /// Its architecture.
+    pub(crate) arch: Arch,
+    /// The board, where there are several.
+    pub(crate) board: Option<Board>,
     /// Processors.
     pub(crate) smp: u32,
     /// The image to boot.
@@ -28,8 +36,10 @@ pub(crate) struct Machine {
     pub(crate) scenarios: Vec<&'static str>,
     /// Planted faults to switch on, in a build that has them.
     pub(crate) faults: Vec<String>,
-    /// Where QEMU's own VT-d trace goes.
+    /// Where QEMU's own trace of the IOMMU goes.
     pub(crate) trace: Option<PathBuf>,
+    /// Whether the machine stands still until a debugger lets it go.
+    pub(crate) gdb: bool,
     /// More words for QEMU.
     pub(crate) extra: Vec<String>,
 }
@@ -55,10 +65,9 @@ impl Machine {
         // QEMU splits option values at commas; a comma in a path is doubled.
         let disk = disk.display().to_string().replace(',', ",,");
         let fixed = [
-            "-machine q35 -accel tcg,thread=multi -cpu max -m 512 -nodefaults -display none",
+            self.board_words(),
+            "-accel tcg,thread=multi -cpu max -m 512 -nodefaults -display none",
             "-serial stdio -no-reboot",
-            "-device isa-debug-exit,iobase=0xf4,iosize=4",
-            "-device intel-iommu,intremap=on,aw-bits=48",
             "-device nvme,drive=disk0,serial=hv0001,addr=3",
             "-device pcie-root-port,id=rp0,chassis=1,addr=4",
             "-device virtio-rng-pci,bus=rp0,iommu_platform=on,disable-legacy=on",
@@ -72,11 +81,48 @@ impl Machine {
         arguments.extend(["-kernel".to_owned(), self.image.display().to_string()]);
         arguments.extend(["-append".to_owned(), self.kernel_words(nonce)]);
         if let Some(file) = &self.trace {
-            arguments.extend(["-trace".to_owned(), "enable=vtd_*".to_owned()]);
+            for prefix in self.arch.trace_prefixes() {
+                arguments.extend(["-trace".to_owned(), format!("enable={prefix}*")]);
+            }
             arguments.extend(["-D".to_owned(), file.display().to_string()]);
+        }
+        if self.gdb {
+            arguments.extend([
+                "-gdb".to_owned(),
+                format!("tcp::{GDB_PORT}"),
+                "-S".to_owned(),
+            ]);
         }
         arguments.extend(self.extra.iter().cloned());
         arguments
+    }
+
+    /// The board with its IOMMU, and the device that ends the run with a code.
+    fn board_words(&self) -> &'static str {
+        match (self.arch, self.board) {
+            (Arch::X86_64, _) => {
+                "-machine q35 -device intel-iommu,intremap=on,aw-bits=48 -device isa-debug-exit,iobase=0xf4,iosize=4"
+            }
+            (Arch::Aarch64, None | Some(Board::Nested)) => {
+                "-machine virt,virtualization=on,gic-version=3,iommu=smmuv3 -semihosting-config enable=on,target=native"
+            }
+            (Arch::Aarch64, Some(Board::Stage2)) => {
+                "-machine virt-9.1,virtualization=on,gic-version=3,iommu=smmuv3 -global arm-smmuv3.stage=2 \
+                 -semihosting-config enable=on,target=native"
+            }
+            (Arch::Aarch64, Some(Board::Stage1)) => {
+                "-machine virt-9.1,virtualization=on,gic-version=3,iommu=smmuv3 -global arm-smmuv3.stage=1 \
+                 -semihosting-config enable=on,target=native"
+            }
+        }
+    }
+
+    /// The machine in a few words, for people.
+    pub(crate) fn shown(&self) -> String {
+        match self.board {
+            Some(board) => format!("{}, board {}, smp {}", self.arch, board.name(), self.smp),
+            None => format!("{}, smp {}", self.arch, self.smp),
+        }
     }
 }
 
@@ -110,11 +156,14 @@ mod tests {
 
     fn machine() -> Machine {
         Machine {
+            arch: Arch::X86_64,
+            board: None,
             smp: 4,
             image: "/tmp/hv-image".into(),
             scenarios: vec!["discover", "kernel-dma"],
             faults: vec![],
             trace: None,
+            gdb: false,
             extra: vec![],
         }
     }
@@ -139,6 +188,39 @@ mod tests {
             ..machine()
         };
         assert!(after(&faulty.arguments(Path::new("/d"), 0), "-append").ends_with(" fault=a,b"));
+    }
+
+    #[test]
+    fn the_arm_board_has_an_smmu_with_the_stages_that_were_asked_for() {
+        let arm = |board| Machine {
+            arch: Arch::Aarch64,
+            board,
+            ..machine()
+        };
+        let words = |board| arm(board).arguments(Path::new("/d"), 0);
+        let board = "virt,virtualization=on,gic-version=3,iommu=smmuv3";
+        assert_eq!(after(&words(None), "-machine"), board);
+        assert_eq!(after(&words(Some(Board::Nested)), "-machine"), board);
+        // The newer board sets the stages itself, and ignores the property.
+        for (choice, stage) in [(Board::Stage2, 2), (Board::Stage1, 1)] {
+            let words = words(Some(choice));
+            assert!(after(&words, "-machine").starts_with("virt-9.1,"));
+            assert_eq!(
+                after(&words, "-global"),
+                format!("arm-smmuv3.stage={stage}")
+            );
+        }
+        let traced = Machine {
+            trace: Some("t.log".into()),
+            gdb: true,
+            ..arm(None)
+        };
+        let words = traced.arguments(Path::new("/d"), 0).join(" ");
+        assert!(
+            words.ends_with(
+                "-trace enable=smmu_* -trace enable=smmuv3_* -D t.log -gdb tcp::1234 -S"
+            )
+        );
     }
 
     #[test]

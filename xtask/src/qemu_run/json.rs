@@ -6,12 +6,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::arch::Board;
 use crate::qemu_run::Run;
+use crate::qemu_run::command::Machine;
 use crate::qemu_run::serial::{Fault, Function, Outcome, Unit};
 use crate::tools::qemu::Version;
 
 #[derive(Serialize)]
 struct Report<'a> {
+    arch: &'static str,
+    board: Option<&'static str>,
     verdict: Outcome,
     problems: Vec<String>,
     qemu: String,
@@ -33,15 +37,22 @@ struct Scenario<'a> {
     notes: Vec<&'a str>,
 }
 
-/// Writes the report of `run` to `file`.
-pub(crate) fn write(file: &Path, run: &Run, qemu: Version, smp: u32) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(&report(run, qemu, smp)).context("making the JSON report")?;
+/// Writes the report of each run to `file`: an object for one run, an array for several.
+pub(crate) fn write(file: &Path, runs: &[(&Machine, Version, &Run)]) -> Result<()> {
+    let reports: Vec<_> = runs
+        .iter()
+        .map(|(machine, qemu, run)| report(run, *qemu, machine))
+        .collect();
+    let text = match reports.as_slice() {
+        [one] => serde_json::to_string_pretty(one),
+        several => serde_json::to_string_pretty(several),
+    };
+    let text = text.context("making the JSON report")?;
     fs::write(file, text + "\n")
         .with_context(|| format!("writing the JSON report to {}", file.display()))
 }
 
-fn report(run: &Run, qemu: Version, smp: u32) -> Report<'_> {
+fn report<'r>(run: &'r Run, qemu: Version, machine: &Machine) -> Report<'r> {
     let record = &run.record;
     let scenarios = record.ends.iter().map(|end| Scenario {
         name: &end.name,
@@ -51,6 +62,8 @@ fn report(run: &Run, qemu: Version, smp: u32) -> Report<'_> {
         notes: record.notes_of(&end.name).collect(),
     });
     Report {
+        arch: machine.arch.name(),
+        board: machine.board.map(Board::name),
         verdict: if run.problems.is_empty() {
             Outcome::Pass
         } else {
@@ -58,7 +71,7 @@ fn report(run: &Run, qemu: Version, smp: u32) -> Report<'_> {
         },
         problems: run.problems.iter().map(ToString::to_string).collect(),
         qemu: qemu.to_string(),
-        smp,
+        smp: machine.smp,
         seconds: run.elapsed.as_secs_f64(),
         qemu_end: run.end.to_string(),
         scenarios: scenarios.collect(),
@@ -73,6 +86,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::arch::Arch;
     use crate::process::End;
     use crate::qemu_run::record::Record;
 
@@ -90,7 +104,20 @@ mod tests {
             problems,
         };
         let version = Version::parse("QEMU emulator version 10.0.2").unwrap();
-        let value = serde_json::to_value(report(&run, version, 2)).unwrap();
+        let machine = Machine {
+            arch: Arch::Aarch64,
+            board: Some(Board::Stage2),
+            smp: 2,
+            image: "/tmp/hv-image".into(),
+            scenarios: vec!["revoke"],
+            faults: vec![],
+            trace: None,
+            gdb: false,
+            extra: vec![],
+        };
+        let value = serde_json::to_value(report(&run, version, &machine)).unwrap();
+        assert_eq!(value["arch"], "aarch64");
+        assert_eq!(value["board"], "stage2");
         assert_eq!(value["verdict"], "fail");
         assert_eq!(value["qemu"], "10.0.2");
         assert_eq!(value["smp"], 2);

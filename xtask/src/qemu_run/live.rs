@@ -101,6 +101,7 @@ fn scenario_line(end: &ScenarioEnd) -> String {
     };
     let width = ALL
         .iter()
+        .filter(|scenario| scenario.by_default)
         .map(|scenario| scenario.name.len())
         .max()
         .unwrap_or(0);

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use console::style;
 
+use crate::arch::Arch;
 use crate::process::{self, End, Finished, Stream, run_quiet};
 use crate::tools::qemu::Qemu;
 use command::{Machine, READ_BYTES, SCRATCH, WRITE_BYTES, WRITE_OFFSET, guarded};
@@ -60,7 +61,7 @@ pub(crate) fn run(
     verbose: bool,
 ) -> Result<Run> {
     if machine.trace.is_some() {
-        require_trace_events(qemu)?;
+        require_trace_events(qemu, machine.arch)?;
     }
     let disk = Disk::create(&crate::workspace::scratch_dir())?;
     let mut command = guarded(&qemu.program, limit);
@@ -69,9 +70,9 @@ pub(crate) fn run(
         println!("    $ {}", process::shown(&command));
     }
     let name = format!(
-        "boot in QEMU {} (smp {}): {}",
+        "boot in QEMU {} ({}): {}",
         qemu.version,
-        machine.smp,
+        machine.shown(),
         machine.scenarios.join(", ")
     );
     let (record, finished) = boot(name, &mut command, limit, verbose)?;
@@ -144,16 +145,21 @@ fn boot(
 }
 
 /// A trace without events would be an empty file; that is said before the run.
-fn require_trace_events(qemu: &Qemu) -> Result<()> {
+fn require_trace_events(qemu: &Qemu, arch: Arch) -> Result<()> {
     let help = run_quiet(
         Command::new(&qemu.program).args(["-trace", "help"]),
         Duration::from_secs(30),
     )?;
-    if !help.stdout().lines().any(|line| line.starts_with("vtd_")) {
+    let known = |line: &str| {
+        let mut prefixes = arch.trace_prefixes().iter();
+        prefixes.any(|prefix| line.starts_with(prefix))
+    };
+    if !help.stdout().lines().any(known) {
         bail!(
-            "this QEMU {} has no vtd_* trace events (`{} -trace help` lists none): leave --trace out, or use a QEMU \
+            "this QEMU {} has no {}* trace events (`{} -trace help` lists none): leave --trace out, or use a QEMU \
              built with the log trace backend",
             qemu.version,
+            arch.trace_prefixes().join("* or "),
             qemu.program.display()
         );
     }

@@ -1,5 +1,6 @@
 //! The event lines that the image writes to its serial port: `@@ ` and one JSON object.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -44,10 +45,9 @@ pub(crate) enum Event {
 pub(crate) struct Unit {
     pub(crate) index: u32,
     pub(crate) base: String,
-    pub(crate) segment: u32,
+    pub(crate) segment: Option<u32>,
     pub(crate) version: String,
-    pub(crate) cap: String,
-    pub(crate) ecap: String,
+    pub(crate) registers: BTreeMap<String, String>,
     pub(crate) domains: u64,
     pub(crate) levels: Vec<u32>,
     pub(crate) leaf_sizes: Vec<String>,
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_unit_is_read_with_all_its_fields() {
         let Event::Unit(unit) = event(
-            r#"{"event":"unit","index":0,"base":"0xfed90000","segment":0,"version":"1.0","cap":"0xd2","ecap":"0xf0",
+            r#"{"event":"unit","index":0,"base":"0xfed90000","segment":0,"version":"1.0","registers":{"CAP":"0xd2","ECAP":"0xf0"},
                "domains":65536,"levels":[3,4],"leaf_sizes":["4K","2M"],"coherent":false,"fault_records":1,
                "features":["queued invalidation"]}"#,
         ) else {

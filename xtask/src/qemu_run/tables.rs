@@ -12,9 +12,12 @@ const PLAIN_WIDTH: u16 = 120;
 /// A table with one column a unit and one row a capability.
 pub(crate) fn units(units: &[Unit]) -> String {
     type Row = (&'static str, fn(&Unit) -> String);
-    let rows: [Row; 11] = [
+    let rows: [Row; 10] = [
         ("registers at", |unit| unit.base.clone()),
-        ("PCI segment", |unit| format!("{:04x}", unit.segment)),
+        ("PCI segment", |unit| {
+            unit.segment
+                .map_or_else(|| "any".to_owned(), |segment| format!("{segment:04x}"))
+        }),
         ("version", |unit| unit.version.clone()),
         ("domains", |unit| unit.domains.to_string()),
         ("table levels", |unit| {
@@ -30,8 +33,13 @@ pub(crate) fn units(units: &[Unit]) -> String {
         }),
         ("fault records", |unit| unit.fault_records.to_string()),
         ("features", |unit| unit.features.join(", ")),
-        ("capability", |unit| unit.cap.clone()),
-        ("extended cap.", |unit| unit.ecap.clone()),
+        ("registers", |unit| {
+            let registers = unit.registers.iter();
+            let shown: Vec<_> = registers
+                .map(|(name, value)| format!("{name} {value}"))
+                .collect();
+            shown.join("\n")
+        }),
     ];
     let mut table = empty();
     let names = units.iter().map(|unit| format!("unit {}", unit.index));
@@ -121,10 +129,11 @@ mod tests {
         let unit = Unit {
             index: 0,
             base: "0xfed90000".into(),
-            segment: 0,
+            segment: Some(0),
             version: "1.0".into(),
-            cap: "0x1".into(),
-            ecap: "0x2".into(),
+            registers: [("CAP", "0x1"), ("ECAP", "0x2")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             domains: 65536,
             levels: vec![3, 4],
             leaf_sizes: vec!["4K".into(), "2M".into()],
@@ -140,8 +149,8 @@ mod tests {
             "3, 4",
             "4K, 2M",
             "snoop",
-            "0x1",
-            "0x2",
+            "CAP 0x1",
+            "ECAP 0x2",
         ] {
             assert!(text.contains(piece), "no {piece} in\n{text}");
         }

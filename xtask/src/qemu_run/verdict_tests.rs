@@ -29,7 +29,7 @@ impl Run {
             "plain words of the boot",
             r#"@@ {"event":"start","version":"0.1.0","cpus":4,"memory_mib":512}"#,
             r#"@@ {"event":"scenario-start","name":"discover"}"#,
-            r#"@@ {"event":"unit","index":0,"base":"0xfed90000","segment":0,"version":"1.0","cap":"0x1","ecap":"0x2","domains":65536,"levels":[3,4],"leaf_sizes":["4K"],"coherent":false,"fault_records":1,"features":[]}"#,
+            r#"@@ {"event":"unit","index":0,"base":"0xfed90000","segment":0,"version":"1.0","registers":{"CAP":"0x1","ECAP":"0x2"},"domains":65536,"levels":[3,4],"leaf_sizes":["4K"],"coherent":false,"fault_records":1,"features":[]}"#,
             r#"@@ {"event":"function","address":"0000:00:03.0","vendor":"1b36","device":"0010","class":"010802","kind":"NVMe controller","unit":0,"group":0}"#,
             r#"@@ {"event":"scenario-end","name":"discover","outcome":"pass","micros":10,"detail":"1 unit"}"#,
             r#"@@ {"event":"scenario-start","name":"kernel-dma"}"#,

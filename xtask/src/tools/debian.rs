@@ -18,7 +18,6 @@ use crate::tools::os_release::{DebianPackage, OsRelease};
 
 const UPDATE_LIMIT: Duration = Duration::from_secs(180);
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
-const PACKAGE: &str = "qemu-system-x86";
 
 /// How apt is run with the rights it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +67,12 @@ impl Rights {
     }
 }
 
-/// Installs QEMU's x86 system emulator from `package`; `scratch` is a folder for temporary files.
+/// Installs the package `name`, which has a QEMU, from `package`; `scratch` is a folder for temporary files.
 ///
 /// # Errors
 /// With the command to run by hand, when there are no rights for apt; with apt's own words when apt fails.
 pub(crate) fn install_qemu(
+    name: &str,
     os: &OsRelease,
     package: &DebianPackage,
     scratch: &Path,
@@ -102,7 +102,7 @@ pub(crate) fn install_qemu(
             suite.clone()
         }
     };
-    println!("QEMU is installed now: Debian package {PACKAGE} from {origin}.");
+    println!("QEMU is installed now: Debian package {name} from {origin}.");
     let mut update = rights.apt_get(UPDATE_LIMIT);
     update.args(&options).arg("update");
     // A third party's archive may be broken without harm to QEMU; what matters shows at the installation.
@@ -112,9 +112,9 @@ pub(crate) fn install_qemu(
         .args(&options)
         .args(["install", "--yes", "--no-install-recommends"])
         .args(&from)
-        .arg(PACKAGE);
-    let name = format!("apt-get install {PACKAGE} ({origin})");
-    let installed = progress::run_job(&name, &mut install, INSTALL_LIMIT, verbose)?;
+        .arg(name);
+    let job = format!("apt-get install {name} ({origin})");
+    let installed = progress::run_job(&job, &mut install, INSTALL_LIMIT, verbose)?;
     drop(sources);
     if !installed.end.success() {
         bail!(

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::arch::Arch;
+
 /// The fields of os-release that matter here; empty when absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OsRelease {
@@ -49,22 +51,35 @@ pub(crate) enum DebianPackage {
     Backports(String),
 }
 
-/// Says where QEMU comes from on this system, or the command a person has to run there.
-pub(crate) fn debian_package(os: &OsRelease) -> Result<DebianPackage, String> {
+/// Says where QEMU comes from on this system, or the command a person has to run there for the one of `arch`.
+pub(crate) fn debian_package(os: &OsRelease, arch: Arch) -> Result<DebianPackage, String> {
     if os.id != "debian" {
-        let command = match os.id.as_str() {
-            "ubuntu" | "linuxmint" | "pop" => "sudo apt-get install qemu-system-x86",
-            "fedora" | "rhel" | "centos" | "rocky" | "almalinux" => {
-                "sudo dnf install qemu-system-x86-core"
+        let command = match (os.id.as_str(), arch) {
+            ("ubuntu" | "linuxmint" | "pop", _) => {
+                format!("sudo apt-get install {}", arch.debian_package())
             }
-            "arch" | "manjaro" => "sudo pacman -S qemu-system-x86",
-            "alpine" => "sudo apk add qemu-system-x86_64",
-            "opensuse-leap" | "opensuse-tumbleweed" => "sudo zypper install qemu-x86",
-            "nixos" => "nix-shell -p qemu",
+            ("fedora" | "rhel" | "centos" | "rocky" | "almalinux", Arch::X86_64) => {
+                "sudo dnf install qemu-system-x86-core".into()
+            }
+            ("fedora" | "rhel" | "centos" | "rocky" | "almalinux", Arch::Aarch64) => {
+                "sudo dnf install qemu-system-aarch64-core".into()
+            }
+            ("arch" | "manjaro", Arch::X86_64) => "sudo pacman -S qemu-system-x86".into(),
+            ("arch" | "manjaro", Arch::Aarch64) => "sudo pacman -S qemu-system-aarch64".into(),
+            ("alpine", _) => format!("sudo apk add {}", arch.emulator()),
+            ("opensuse-leap" | "opensuse-tumbleweed", Arch::X86_64) => {
+                "sudo zypper install qemu-x86".into()
+            }
+            ("opensuse-leap" | "opensuse-tumbleweed", Arch::Aarch64) => {
+                "sudo zypper install qemu-arm".into()
+            }
+            ("nixos", _) => "nix-shell -p qemu".into(),
             _ => {
-                return Err("install QEMU 10 or newer with your system's packages (`brew install qemu` on macOS), \
-                     so that qemu-system-x86_64 is in PATH"
-                    .into());
+                return Err(format!(
+                    "install QEMU 10 or newer with your system's packages (`brew install qemu` on macOS), so that {} \
+                     is in PATH",
+                    arch.emulator()
+                ));
             }
         };
         return Err(format!("run `{command}`"));
@@ -85,7 +100,7 @@ mod tests {
     use super::*;
 
     fn package(text: &str) -> Result<DebianPackage, String> {
-        debian_package(&OsRelease::parse(text))
+        debian_package(&OsRelease::parse(text), Arch::X86_64)
     }
 
     #[test]
@@ -129,5 +144,9 @@ mod tests {
         assert!(package("ID=fedora").unwrap_err().contains("dnf install"));
         assert!(package("ID=arch").unwrap_err().contains("pacman -S"));
         assert!(package("").unwrap_err().contains("qemu-system-x86_64"));
+        let arm = |text| debian_package(&OsRelease::parse(text), Arch::Aarch64).unwrap_err();
+        assert!(arm("ID=ubuntu").contains("qemu-system-arm"));
+        assert!(arm("ID=fedora").contains("qemu-system-aarch64-core"));
+        assert!(arm("").contains("qemu-system-aarch64"));
     }
 }

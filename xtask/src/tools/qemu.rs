@@ -8,12 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use console::style;
 
+use crate::arch::Arch;
 use crate::process::run_quiet;
 use crate::tools::os_release::{OsRelease, debian_package};
 use crate::tools::{debian, find_in_path};
-
-/// The emulator's name in PATH.
-pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 
 const QUERY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -25,18 +23,8 @@ pub(crate) struct Version {
     micro: u32,
 }
 
-/// Releases before this one lack VT-d features that the scenarios need.
-const OLDEST: Version = Version {
-    major: 8,
-    minor: 2,
-    micro: 0,
-};
 /// The scenarios were run on this release and later ones.
-const TESTED: Version = Version {
-    major: 10,
-    minor: 0,
-    micro: 0,
-};
+const TESTED: Version = Version::new(10, 0, 0);
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,6 +44,15 @@ pub(crate) enum Fitness {
 }
 
 impl Version {
+    /// The release with this number.
+    pub(crate) const fn new(major: u32, minor: u32, micro: u32) -> Self {
+        Self {
+            major,
+            minor,
+            micro,
+        }
+    }
+
     /// Reads the first line of `qemu-system-x86_64 --version`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.split_once("version ")?;
@@ -73,9 +70,9 @@ impl Version {
         })
     }
 
-    /// Judges the release.
-    pub(crate) fn fitness(self) -> Fitness {
-        if self < OLDEST {
+    /// Judges the release for the image of `arch`.
+    pub(crate) fn fitness(self, arch: Arch) -> Fitness {
+        if self < arch.oldest_qemu() {
             Fitness::TooOld
         } else if self < TESTED {
             Fitness::Untested
@@ -94,13 +91,13 @@ pub(crate) struct Qemu {
     pub(crate) version: Version,
 }
 
-/// Finds a usable QEMU, and installs one on Debian if there is none or only one that is too old.
+/// Finds a usable QEMU for the image of `arch`, and installs one on Debian if there is none or only one that is too old.
 ///
 /// # Errors
 /// One sentence with the command to run, when there is no usable QEMU and none could be installed.
-pub(crate) fn ensure(scratch: &Path, verbose: bool) -> Result<Qemu> {
-    let why = match find()? {
-        Some(qemu) => match qemu.version.fitness() {
+pub(crate) fn ensure(arch: Arch, scratch: &Path, verbose: bool) -> Result<Qemu> {
+    let why = match find(arch)? {
+        Some(qemu) => match qemu.version.fitness(arch) {
             Fitness::Tested => return Ok(qemu),
             Fitness::Untested => {
                 println!(
@@ -111,22 +108,25 @@ pub(crate) fn ensure(scratch: &Path, verbose: bool) -> Result<Qemu> {
                 return Ok(qemu);
             }
             Fitness::TooOld => format!(
-                "QEMU {} at {} is too old: the emulated VT-d unit needs {OLDEST} or newer",
+                "QEMU {} at {} is too old: the emulated {} needs {} or newer",
                 qemu.version,
-                qemu.program.display()
+                qemu.program.display(),
+                arch.iommu(),
+                arch.oldest_qemu()
             ),
         },
-        None => format!("{PROGRAM} is not in PATH"),
+        None => format!("{} is not in PATH", arch.emulator()),
     };
     let os = OsRelease::of_this_machine();
-    let package = match debian_package(&os) {
+    let package = match debian_package(&os, arch) {
         Ok(package) => package,
         Err(advice) => bail!("{why}: {advice}"),
     };
     println!("{why}.");
-    debian::install_qemu(&os, &package, scratch, verbose).with_context(|| why.clone())?;
-    match find()? {
-        Some(qemu) if qemu.version.fitness() != Fitness::TooOld => {
+    debian::install_qemu(arch.debian_package(), &os, &package, scratch, verbose)
+        .with_context(|| why.clone())?;
+    match find(arch)? {
+        Some(qemu) if qemu.version.fitness(arch) != Fitness::TooOld => {
             println!("QEMU {} is installed.", qemu.version);
             Ok(qemu)
         }
@@ -136,13 +136,14 @@ pub(crate) fn ensure(scratch: &Path, verbose: bool) -> Result<Qemu> {
             qemu.version
         ),
         None => bail!(
-            "the installation went through but {PROGRAM} is still not in PATH: add /usr/bin to PATH"
+            "the installation went through but {} is still not in PATH: add /usr/bin to PATH",
+            arch.emulator()
         ),
     }
 }
 
-fn find() -> Result<Option<Qemu>> {
-    let Some(program) = find_in_path(PROGRAM) else {
+fn find(arch: Arch) -> Result<Option<Qemu>> {
+    let Some(program) = find_in_path(arch.emulator()) else {
         return Ok(None);
     };
     let finished = run_quiet(Command::new(&program).arg("--version"), QUERY_LIMIT)?;
@@ -165,30 +166,12 @@ mod tests {
     #[test]
     fn version_lines_of_real_builds_are_read() {
         let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c) 2003-2025";
-        assert_eq!(
-            Version::parse(debian),
-            Some(Version {
-                major: 10,
-                minor: 0,
-                micro: 2
-            })
-        );
+        assert_eq!(Version::parse(debian), Some(Version::new(10, 0, 2)));
         let fedora = "QEMU emulator version 9.1.3 (qemu-9.1.3-2.fc41)";
-        assert_eq!(
-            Version::parse(fedora),
-            Some(Version {
-                major: 9,
-                minor: 1,
-                micro: 3
-            })
-        );
+        assert_eq!(Version::parse(fedora), Some(Version::new(9, 1, 3)));
         assert_eq!(
             Version::parse("QEMU emulator version 8.2.0-rc1"),
-            Some(Version {
-                major: 8,
-                minor: 2,
-                micro: 0
-            })
+            Some(Version::new(8, 2, 0))
         );
         assert_eq!(Version::parse("something else"), None);
         assert_eq!(Version::parse("QEMU emulator version x"), None);
@@ -196,16 +179,20 @@ mod tests {
 
     #[test]
     fn the_two_bounds_are_where_they_should_be() {
-        let fitness = |text: &str| {
+        let judged = |text: &str, arch| {
             Version::parse(&format!("QEMU emulator version {text}"))
                 .unwrap()
-                .fitness()
+                .fitness(arch)
         };
+        let fitness = |text: &str| judged(text, Arch::X86_64);
         assert_eq!(fitness("7.2.19"), Fitness::TooOld);
         assert_eq!(fitness("8.1.5"), Fitness::TooOld);
         assert_eq!(fitness("8.2.0"), Fitness::Untested);
         assert_eq!(fitness("9.2.4"), Fitness::Untested);
         assert_eq!(fitness("10.0.0"), Fitness::Tested);
         assert_eq!(fitness("11.1.0"), Fitness::Tested);
+        assert_eq!(judged("9.1.3", Arch::Aarch64), Fitness::TooOld);
+        assert_eq!(judged("9.2.0", Arch::Aarch64), Fitness::Untested);
+        assert_eq!(judged("10.0.2", Arch::Aarch64), Fitness::Tested);
     }
 }

@@ -1,71 +1,33 @@
 //! The MCFG: where PCI configuration space is mapped.
 
 use arrayvec::ArrayVec;
-use hv_core::{PageCount, PhysAddr, PhysRange, Segment};
+use hv_core::{PhysAddr, Segment};
 use zerocopy::FromBytes;
 
 use super::error::AcpiError;
 use super::spec::{MCFG_RESERVED_BYTES, McfgEntry};
 use super::tables::{Signature, body};
+use crate::pci::EcamRegion;
 
 /// Most regions that are kept; one segment mostly has one.
 const MAX_REGIONS: usize = 16;
-/// Log2 of the bytes that one bus takes: 32 devices of 8 functions of 4 KiB.
-const BUS_SHIFT: u32 = 20;
-
-/// Memory-mapped configuration space of some buses of one segment.
-///
-/// # Invariants
-/// `first_bus <= last_bus`, and the whole region lies below 2^64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EcamRegion {
-    segment: Segment,
-    first_bus: u8,
-    last_bus: u8,
-    range: PhysRange,
-}
-
-impl EcamRegion {
-    /// The segment.
-    pub fn segment(&self) -> Segment {
-        self.segment
+/// Decodes one entry.
+fn region(entry: &McfgEntry) -> Result<EcamRegion, AcpiError> {
+    let (first, last) = (entry.first_bus, entry.last_bus);
+    let segment = entry.segment.get();
+    if first > last {
+        return Err(AcpiError::BusRange {
+            segment,
+            first,
+            last,
+        });
     }
-
-    /// The buses that the region decodes.
-    pub fn buses(&self) -> core::ops::RangeInclusive<u8> {
-        self.first_bus..=self.last_bus
-    }
-
-    /// The registers, from those of the first bus on.
-    pub fn range(&self) -> PhysRange {
-        self.range
-    }
-
-    fn new(entry: &McfgEntry) -> Result<Self, AcpiError> {
-        let (first_bus, last_bus) = (entry.first_bus, entry.last_bus);
-        let buses = last_bus.checked_sub(first_bus).ok_or(AcpiError::BusRange {
-            segment: entry.segment.get(),
-            first: first_bus,
-            last: last_bus,
-        })?;
-        let bytes = (u64::from(buses) + 1) << BUS_SHIFT;
-        let base = PhysAddr::new(entry.base.get());
-        let range = base
-            .checked_add(u64::from(first_bus) << BUS_SHIFT)
-            .zip(PageCount::for_bytes(bytes))
-            .and_then(|(start, pages)| PhysRange::new(start, pages).ok())
-            .ok_or(AcpiError::Unreadable {
-                what: Signature::MCFG,
-                address: base,
-                wanted: bytes as u32,
-            })?;
-        Ok(Self {
-            segment: Segment(entry.segment.get()),
-            first_bus,
-            last_bus,
-            range,
-        })
-    }
+    let base = PhysAddr::new(entry.base.get());
+    EcamRegion::new(Segment(segment), first..=last, base).ok_or(AcpiError::Unreadable {
+        what: Signature::MCFG,
+        address: base,
+        wanted: EcamRegion::bytes(first..=last) as u32,
+    })
 }
 
 /// The decoded table.
@@ -100,7 +62,7 @@ impl Mcfg {
                     end: table.len(),
                 })?;
             regions
-                .try_push(EcamRegion::new(entry)?)
+                .try_push(region(entry)?)
                 .map_err(|_| AcpiError::TooMany {
                     table: Signature::MCFG,
                     limit: MAX_REGIONS,

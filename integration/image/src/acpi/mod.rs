@@ -12,5 +12,5 @@ mod tables;
 
 pub use error::AcpiError;
 pub use madt::{LapicId, Madt, Processor};
-pub use mcfg::{EcamRegion, Mcfg};
+pub use mcfg::Mcfg;
 pub use tables::{IdentityTables, Signature, TableMemory, Tables};

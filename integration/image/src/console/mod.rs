@@ -1,33 +1,33 @@
-//! The serial console on COM1: `print!`, `println!`, and the backend of the `log` facade.
+//! The serial console: `print!`, `println!`, and the backend of the `log` facade.
 //!
 //! One spin lock guards the UART, taken per formatted call, so lines of different CPUs do not mix.
 //! A panic or trap may interrupt a CPU that holds the lock; [`print_last_words`] gets out all the
 //! same.
 
 mod logger;
-mod uart;
 
 use core::fmt::{self, Write};
 
 use spin::Mutex;
-use uart::Com1;
+
+use crate::arch::uart::Uart;
 
 pub use logger::init as init_logger;
 
-static COM1: Mutex<Com1> = Mutex::new(Com1::new());
+static UART: Mutex<Uart> = Mutex::new(Uart::new());
 
 /// Programs the UART. Call once, before any other CPU runs.
 ///
 /// A machine without a UART leaves the console silent, which is all that can be done about it.
 pub fn init() {
-    COM1.lock().init();
+    UART.lock().init();
 }
 
 /// Writes formatted text to the console as one unit.
 pub fn print(args: fmt::Arguments<'_>) {
-    // Com1::write_str never fails; a Display implementation may, and half a line is then what there
+    // Uart::write_str never fails; a Display implementation may, and half a line is then what there
     // is to show.
-    let _ = COM1.lock().write_fmt(args);
+    let _ = UART.lock().write_fmt(args);
 }
 
 /// Writes formatted text even if the lock is held by the CPU that calls, or by one that will never
@@ -39,13 +39,13 @@ pub fn print_last_words(args: fmt::Arguments<'_>) {
     // A few tenths of a second even under emulation.
     const TRIES: u32 = 300_000;
     for _ in 0..TRIES {
-        if let Some(mut uart) = COM1.try_lock() {
+        if let Some(mut uart) = UART.try_lock() {
             let _ = uart.write_fmt(args);
             return;
         }
         core::hint::spin_loop();
     }
-    let _ = Com1::new().write_fmt(format_args!("\n{args}"));
+    let _ = Uart::new().write_fmt(format_args!("\n{args}"));
 }
 
 /// Prints to the console without ending the line.

@@ -7,3 +7,6 @@ pub mod physical;
 pub mod usable;
 
 mod bitmap;
+mod lines;
+
+pub use lines::line_starts;

@@ -8,6 +8,9 @@ use thiserror::Error;
 /// machines.
 pub const MAX_RANGES: usize = 64;
 
+/// Most spans that firmware and boot loader may reserve.
+pub const MAX_RESERVED: usize = 32;
+
 /// Whole pages of usable RAM, ascending and disjoint.
 pub type UsableRanges = ArrayVec<PhysRange, MAX_RANGES>;
 

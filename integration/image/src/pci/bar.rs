@@ -102,35 +102,45 @@ pub fn memory_bar(
 
     let decoding = COMMAND_IO | COMMAND_MEMORY;
     let command = change_command(config, address, |command| command & !decoding);
-    config.config_write32(address, low_at, u32::MAX);
-    let size_low = config.config_read32(address, low_at);
-    config.config_write32(address, low_at, low);
-    let size_high = if wide {
-        config.config_write32(address, high_at, u32::MAX);
-        let size_high = config.config_read32(address, high_at);
-        config.config_write32(address, high_at, high);
-        size_high
-    } else {
-        u32::MAX
-    };
+    let size = size(config, address, low_at, wide);
     change_command(config, address, |_| command | COMMAND_MEMORY);
-
-    // The lowest address bit that could be set is the size.
-    let settable = join(size_high, size_low) & !BAR_MEMORY_FLAGS;
-    if join(0, size_low) & !BAR_MEMORY_FLAGS == 0 && (!wide || size_high == 0) {
-        return Err(not_memory);
-    }
+    let bytes = size.ok_or(not_memory)?;
     if base == 0 {
         return Err(BarError::Unassigned { address, index });
     }
     Ok(Bar {
         index,
         address: PhysAddr::new(base),
-        bytes: 1 << settable.trailing_zeros(),
+        bytes,
     })
 }
 
-fn join(high: u32, low: u32) -> u64 {
+/// The bytes that a memory BAR decodes, `None` if it is not implemented. Writes ones into it and puts back what was
+/// there; the function must not decode memory meanwhile.
+pub(super) fn size(
+    config: &impl PciConfig,
+    address: PciAddress,
+    low_at: u16,
+    wide: bool,
+) -> Option<u64> {
+    let ones = |at| {
+        let before = config.config_read32(address, at);
+        config.config_write32(address, at, u32::MAX);
+        let settable = config.config_read32(address, at);
+        config.config_write32(address, at, before);
+        settable
+    };
+    let size_low = ones(low_at);
+    let size_high = if wide { ones(low_at + 4) } else { u32::MAX };
+    if join(0, size_low) & !BAR_MEMORY_FLAGS == 0 && (!wide || size_high == 0) {
+        return None;
+    }
+    // The lowest address bit that could be set is the size.
+    let settable = join(size_high, size_low) & !BAR_MEMORY_FLAGS;
+    Some(1 << settable.trailing_zeros())
+}
+
+pub(super) fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 

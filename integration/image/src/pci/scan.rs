@@ -38,22 +38,23 @@ pub fn scan(
             if !buses.contains(&bus) || !visited.enter(bus) {
                 continue;
             }
-            let first_new = functions.len();
-            scan_bus(config, segment, bus, &mut functions);
-            let found = functions.get(first_new..).unwrap_or_default();
+            let found = functions_of(config, segment, bus);
             pending.extend(found.iter().filter_map(|function| match function.header {
                 // Bus 0 is never behind a bridge: firmware left this one without a number.
                 Header::Bridge { secondary: 0, .. } => None,
                 Header::Bridge { secondary, .. } => Some(secondary),
                 _ => None,
             }));
+            functions.extend(found);
         }
     }
     functions.sort_unstable_by_key(|function| function.address);
     functions
 }
 
-fn scan_bus(config: &impl PciConfig, segment: Segment, bus: u8, functions: &mut Vec<Function>) {
+/// All functions on one bus.
+pub(super) fn functions_of(config: &impl PciConfig, segment: Segment, bus: u8) -> Vec<Function> {
+    let mut functions = Vec::new();
     for device in 0..32u8 {
         for number in 0..8u8 {
             let requester = u16::from_be_bytes([bus, device << 3 | number]);
@@ -71,6 +72,7 @@ fn scan_bus(config: &impl PciConfig, segment: Segment, bus: u8, functions: &mut 
             }
         }
     }
+    functions
 }
 
 /// Stops every function that is not a bridge from starting transactions, and gives the number of

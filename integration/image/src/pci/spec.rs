@@ -52,6 +52,21 @@ pub(super) const BAR_MEMORY_FLAGS: u64 = 0xf;
 /// Bridges: primary (7:0), secondary (15:8), subordinate (23:16) bus.
 pub(super) const BRIDGE_BUSES: u16 = 0x18;
 
+/// Bridges have two base address registers only.
+pub(super) const BRIDGE_BAR_COUNT: u8 = 2;
+/// Bridges: memory base (15:4) and limit (31:20), bits 31:20 of the first and last address that goes through.
+pub(super) const BRIDGE_MEMORY: u16 = 0x20;
+/// Bridges: the same for prefetchable memory; base above limit lets nothing through.
+pub(super) const BRIDGE_PREFETCHABLE: u16 = 0x24;
+/// Bridges: the same for I/O (base 7:4, limit 15:12), beside a status register.
+pub(super) const BRIDGE_IO: u16 = 0x1c;
+/// A bridge's memory window is a multiple of this.
+pub(super) const BRIDGE_WINDOW_BYTES: u64 = 1 << 20;
+/// [`BRIDGE_MEMORY`] or [`BRIDGE_PREFETCHABLE`] with the base above the limit.
+pub(super) const BRIDGE_WINDOW_CLOSED: u32 = 0x0000_fff0;
+/// [`BRIDGE_IO`] with the base above the limit.
+pub(super) const BRIDGE_IO_CLOSED: u32 = 0x0000_00f0;
+
 /// First capability (7:0).
 pub(super) const CAPABILITIES: u16 = 0x34;
 /// A capability's place is a multiple of four.

@@ -89,14 +89,12 @@ pub struct UnitEvent<'a> {
     pub index: usize,
     /// Where its registers are.
     pub base: PhysAddr,
-    /// The PCI segment that it serves.
-    pub segment: Segment,
+    /// The PCI segment that it serves, where it is one.
+    pub segment: Option<Segment>,
     /// Architecture version, `"1.0"`.
     pub version: &'a str,
-    /// Raw capability register.
-    pub cap: u64,
-    /// Raw extended capability register.
-    pub ecap: u64,
+    /// Raw capability registers, by name.
+    pub registers: &'a [(&'a str, u64)],
     /// Number of domain ids.
     pub domains: u32,
     /// Table depths that it can walk.
@@ -105,7 +103,7 @@ pub struct UnitEvent<'a> {
     pub leaf_sizes: &'a [PageSize],
     /// Whether its table walks snoop CPU caches.
     pub coherent: bool,
-    /// Number of fault recording registers.
+    /// How many faults it can hold.
     pub fault_records: u32,
     /// Names of further features.
     pub features: &'a [&'a str],
@@ -241,10 +239,9 @@ impl UnitEvent<'_> {
         o.string("event", "unit")?;
         o.number("index", self.index as u64)?;
         o.hex("base", self.base.as_u64())?;
-        o.number("segment", self.segment.0.into())?;
+        o.number_or_null("segment", self.segment.map(|segment| segment.0.into()))?;
         o.string("version", self.version)?;
-        o.hex("cap", self.cap)?;
-        o.hex("ecap", self.ecap)?;
+        o.hexes("registers", self.registers)?;
         o.number("domains", self.domains.into())?;
         o.numbers("levels", self.levels)?;
         o.strings("leaf_sizes", self.leaf_sizes)?;
@@ -313,10 +310,9 @@ mod tests {
         let event = Event::Unit(UnitEvent {
             index: 0,
             base: PhysAddr::new(0xfed9_0000),
-            segment: Segment(0),
+            segment: Some(Segment(0)),
             version: "1.0",
-            cap: 0x00d2_008c_222f_0606,
-            ecap: 0xf0_0f4a,
+            registers: &[("CAP", 0x00d2_008c_222f_0606), ("ECAP", 0xf0_0f4a)],
             domains: 65536,
             levels: &[3, 4],
             leaf_sizes: &PageSize::ALL,
@@ -327,7 +323,7 @@ mod tests {
         assert_eq!(
             event.to_string(),
             "{\"event\":\"unit\",\"index\":0,\"base\":\"0xfed90000\",\"segment\":0,\"version\":\"1.0\",\
-             \"cap\":\"0xd2008c222f0606\",\"ecap\":\"0xf00f4a\",\"domains\":65536,\"levels\":[3,4],\
+             \"registers\":{\"CAP\":\"0xd2008c222f0606\",\"ECAP\":\"0xf00f4a\"},\"domains\":65536,\"levels\":[3,4],\
              \"leaf_sizes\":[\"4K\",\"2M\",\"1G\"],\"coherent\":false,\"fault_records\":1,\
              \"features\":[\"queued invalidation\"]}"
         );

@@ -60,6 +60,16 @@ impl Object<'_> {
         write!(self.out, "\"{value:#x}\"")
     }
 
+    /// An object of number fields, as hexadecimal strings.
+    pub(super) fn hexes(&mut self, name: &str, values: &[(&str, u64)]) -> fmt::Result {
+        self.name(name)?;
+        object(&mut *self.out, |o| {
+            values
+                .iter()
+                .try_for_each(|(name, value)| o.hex(name, *value))
+        })
+    }
+
     /// A field that is `true` or `false`.
     pub(super) fn boolean(&mut self, name: &str, value: bool) -> fmt::Result {
         self.name(name)?;

@@ -22,20 +22,18 @@ pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
         let sizes = PageSize::ALL
             .into_iter()
             .filter(|size| *size <= caps.largest_page);
-        let features: Vec<&str> = unit.features().collect();
         report::emit(&Event::Unit(UnitEvent {
             index,
-            base: unit.base(),
+            base: unit.base,
             segment: unit.segment,
-            version: &format!("{}.{}", unit.version.major(), unit.version.minor()),
-            cap: unit.cap.into_bits(),
-            ecap: unit.ecap.into_bits(),
+            version: &unit.version,
+            registers: &unit.registers,
             domains: caps.domain_ids,
             levels: &levels,
             leaf_sizes: &sizes.collect::<Vec<_>>(),
             coherent: caps.coherent,
-            fault_records: unit.cap.fault_record_count(),
-            features: &features,
+            fault_records: unit.fault_records,
+            features: &unit.features,
         }));
     }
     let functions = &context.machine.functions;

@@ -17,10 +17,12 @@ use crate::machine::Machine;
 use crate::nvme::{
     self, Controller, DmaBuffer, DmaMemory, DomainMemory, Lba, NvmeError, Parts, Status,
 };
-use crate::pci::{Class, memory_bar};
+use crate::pci::{Class, Function, memory_bar};
 use crate::platform::BareMetal;
 use crate::subsystem::Backend;
 
+/// Address bits of the widest tables that are tried.
+const WIDEST: u8 = 48;
 /// How long the drive may take for one command. A command whose queue is blocked runs into it.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 
@@ -181,16 +183,31 @@ impl<B: DmaBuffer> Driver<B> {
 }
 
 /// The drive's function.
-pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
+pub(super) fn drive_function(machine: &Machine) -> Result<&Function, Failure> {
     let found = machine
         .functions
         .iter()
         .find(|function| function.class == Class::NVME);
-    let function = found.ok_or_else(|| Failure::new("there is no NVMe drive on any bus"))?;
-    Ok(function.address)
+    found.ok_or_else(|| Failure::new("there is no NVMe drive on any bus"))
+}
+
+/// Where the drive is.
+pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
+    Ok(drive_function(machine)?.address)
 }
 
 impl Context<'_> {
+    /// A domain with the deepest tables that the drive's unit walks, of those that are tried.
+    pub(super) fn widest(&self) -> Result<DomainConfig, Failure> {
+        let unit = self.iommu.unit_of(drive(self.machine)?);
+        let caps = unit.and_then(|unit| self.iommu.unit_caps(unit));
+        let caps = caps.ok_or_else(|| Failure::new("no unit covers the drive"))?;
+        Ok(DomainConfig {
+            address_bits: caps.iova_bits.min(WIDEST),
+            ..DomainConfig::default()
+        })
+    }
+
     /// Takes the group of the drive out of those at rest.
     fn take_drive(&mut self) -> Result<(Group<Backend, Blocked>, PciAddress), Failure> {
         let drive = drive(self.machine)?;

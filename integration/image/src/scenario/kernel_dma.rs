@@ -13,26 +13,30 @@ use super::{Context, Failure, OrFail, Shown, ensure};
 use crate::report::{self, Event};
 use crate::subsystem::Backend;
 
-/// Reads the start of the drive, half through a 3-level table and half through a 4-level one, each
-/// half through 4 KiB and 2 MiB leaves by turns, and writes the pattern of the run.
+/// Reads the start of the drive, half through a table of 39 bits and half through the widest that the
+/// drive's unit walks, each half through 4 KiB and 2 MiB leaves by turns, and writes the pattern of the run.
 ///
 /// The data itself is judged by xtask, which knows the disk's content.
 pub(super) fn run(context: &mut Context<'_>) -> Shown {
     let options = context.machine.options.clone();
     let half = options.read_bytes / 2;
+    let widest = context.widest()?.address_bits;
     let mut digest = Sha256::new();
-    for (bits, from, to) in [(39, 0, half), (48, half, options.read_bytes)] {
+    let mut depths = Vec::new();
+    for (bits, from, to) in [(39, 0, half), (widest, half, options.read_bytes)] {
         let config = DomainConfig {
             address_bits: bits,
             ..DomainConfig::default()
         };
-        context.with_kernel_drive(config, |context, domain, driver| {
+        let level = context.with_kernel_drive(config, |context, domain, driver| {
             let level = domain.geometry().root.number();
             context.note(format_args!(
-                "bytes {from:#x} to {to:#x} through a {level}-level table"
+                "bytes {from:#x} to {to:#x} through a {level}-level table of {bits} bits"
             ));
-            read(domain, driver, from, to, &mut digest)
+            read(domain, driver, from, to, &mut digest)?;
+            Ok(level)
         })?;
+        depths.push(format!("{level}"));
     }
     let (offset, bytes) = (options.write_offset, options.write_bytes);
     context.with_kernel_drive(DomainConfig::default(), |_, domain, driver| {
@@ -50,8 +54,9 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
         bytes,
     });
     Ok(format!(
-        "{} MiB read through 4K and 2M leaves of 3- and 4-level tables, {} KiB written",
+        "{} MiB read through 4K and 2M leaves of {}-level tables, {} KiB written",
         options.read_bytes >> 20,
+        depths.join("- and "),
         bytes >> 10
     ))
 }

@@ -9,6 +9,7 @@ mod kernel_dma;
 mod reassign;
 mod revoke;
 mod tables;
+mod untranslated;
 
 use alloc::format;
 use alloc::string::String;
@@ -20,9 +21,9 @@ use hv_iommu::{Blocked, Group, Iommu};
 
 use crate::command_line::Scenario;
 use crate::machine::Machine;
+use crate::outcome::Outcome;
 use crate::report::{self, Event};
 use crate::subsystem::{self, Backend, Subsystem};
-use crate::x86::exit::Outcome;
 
 /// Why a scenario failed, in one line for people.
 struct Failure(String);
@@ -89,22 +90,21 @@ impl Context<'_> {
 pub fn run(machine: &Machine) -> Outcome {
     let mut passed = 0;
     let mut failed = 0;
-    let started = machine.platform.now();
-    let mut subsystem = subsystem::bring_up(machine);
+    // Brought up by the first scenario that needs it, as a part of what that shows.
+    let mut subsystem = None;
     for scenario in &machine.options.scenarios {
         let name = scenario.name();
         report::emit(&Event::ScenarioStart { name });
-        // Bring-up is part of what the first scenario shows.
-        let begin = if passed + failed == 0 {
-            started
-        } else {
-            machine.platform.now()
-        };
-        let shown = match &mut subsystem {
-            Ok(subsystem) => run_one(machine, subsystem, *scenario),
-            Err(error) => Err(Failure::new(format_args!(
-                "the IOMMU was not brought up: {error}"
-            ))),
+        let begin = machine.platform.now();
+        let shown = match scenario {
+            // The first of all, before an IOMMU is brought up.
+            Scenario::Untranslated => untranslated::run(machine),
+            _ => match subsystem.get_or_insert_with(|| subsystem::bring_up(machine)) {
+                Ok(subsystem) => run_one(machine, subsystem, *scenario),
+                Err(error) => Err(Failure::new(format_args!(
+                    "the IOMMU was not brought up: {error}"
+                ))),
+            },
         };
         let micros = machine.platform.now().since(begin).as_micros();
         let detail: &dyn Display = match &shown {
@@ -138,6 +138,7 @@ fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> 
         name: scenario.name(),
     };
     let shown = match scenario {
+        Scenario::Untranslated => untranslated::run(machine),
         Scenario::Discover => discover::run(&context, subsystem),
         Scenario::KernelDma => kernel_dma::run(&mut context),
         Scenario::Blocked => blocked::run(&mut context),

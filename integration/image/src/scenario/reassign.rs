@@ -7,7 +7,7 @@ use hv_core::{
     Access, FrameRun, Gpa, GuestMemory, Hypervisor, Iova, IovaRange, OwnerId, PageCount, PageSize,
     Perms,
 };
-use hv_iommu::{DomainConfig, HwDomainId};
+use hv_iommu::HwDomainId;
 
 use super::blocked::{CANARY, SCRATCH_OFFSET, canary, fill, is_canary};
 use super::drive::{drive, stand_in_guest};
@@ -21,13 +21,9 @@ const GUEST_BASE: Gpa = Gpa::new(0x10_0000);
 /// How much memory the guest has, in pages.
 const GUEST_PAGES: u64 = 256;
 
-/// The hypervisor's domains have deeper tables than the guest's: a stale binding would be walked at
-/// the wrong depth.
-const KERNEL_CONFIG: DomainConfig = DomainConfig {
-    address_bits: 48,
-    largest_page: PageSize::Size1G,
-};
-
+/// The hypervisor's domains have deeper tables than the guest's, where the unit has several depths: a stale binding would
+/// be walked at the wrong one.
+///
 /// Hypervisor, guest, hypervisor: at each step the drive works for its owner, and what the other
 /// owner mapped at the same drive just before is out of reach.
 pub(super) fn run(context: &mut Context<'_>) -> Shown {
@@ -80,7 +76,8 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
     );
 
     fill_guest(context, &guest, probe)?;
-    let last_id = context.with_kernel_drive(KERNEL_CONFIG, |context, domain, driver| {
+    let config = context.widest()?;
+    let last_id = context.with_kernel_drive(config, |context, domain, driver| {
         context.forget_faults();
         driver.raw_read(SCRATCH_OFFSET, probe)?;
         context.expect_fault(expected(probe, OwnerId::Hypervisor))?;
@@ -114,8 +111,9 @@ fn kernel_turn(
     let platform = context.machine.platform;
     let place = page.range();
     let mut secret = None;
+    let config = context.widest()?;
     let id = context.with_kernel_drive_until(
-        KERNEL_CONFIG,
+        config,
         |_, domain, driver| {
             let at = IovaRange::new(KERNEL_PAGE, PageCount::ONE).or_fail("naming a page")?;
             let range = domain.reserve(at).or_fail("reserving a page")?;

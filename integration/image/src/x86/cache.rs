@@ -7,7 +7,7 @@ use core::arch::x86_64::{__cpuid, __cpuid_count};
 use hv_core::PhysAddr;
 use spin::Once;
 
-use crate::memory::physical;
+use crate::memory::{line_starts, physical};
 
 /// The instruction that writes a line back, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,23 +61,11 @@ fn lines() -> &'static Lines {
     })
 }
 
-/// First byte of each line that holds one of the `bytes` bytes from `from`.
-fn line_starts(from: u64, bytes: u64, line: u64) -> impl Iterator<Item = u64> {
-    let first = from & !(line - 1);
-    let end = from.saturating_add(bytes);
-    let count = if bytes == 0 {
-        0
-    } else {
-        (end - first).div_ceil(line)
-    };
-    (0..count).map(move |index| first + index * line)
-}
-
 /// Writes back every line that holds one of the `bytes` bytes at `from`, and waits until that is
 /// done.
 pub fn write_back(from: PhysAddr, bytes: u64) {
     each_line(from, bytes, lines().instruction);
-    store_fence();
+    walker_fence();
 }
 
 /// As [`write_back`], and drops the lines: what is read afterwards comes from memory.
@@ -111,7 +99,7 @@ fn each_line(from: PhysAddr, bytes: u64, instruction: Instruction) {
 }
 
 /// Orders earlier stores and write-backs of this CPU before its later stores, for every observer.
-pub fn store_fence() {
+pub fn walker_fence() {
     // SAFETY: every x86_64 CPU has `sfence`; it changes nothing but order.
     unsafe { asm!("sfence", options(nostack, preserves_flags)) };
 }
@@ -119,16 +107,6 @@ pub fn store_fence() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_touched_line_is_named_once() {
-        let starts = |from, bytes| line_starts(from, bytes, 64).collect::<Vec<_>>();
-        assert_eq!(starts(0x1000, 64), [0x1000]);
-        assert_eq!(starts(0x1000, 65), [0x1000, 0x1040]);
-        assert_eq!(starts(0x103f, 2), [0x1000, 0x1040]);
-        assert_eq!(starts(0x1008, 8), [0x1000]);
-        assert_eq!(starts(0x1008, 0), [0; 0]);
-    }
 
     #[test]
     fn write_back_runs_on_this_machine_and_changes_nothing() {

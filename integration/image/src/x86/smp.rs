@@ -1,16 +1,12 @@
-//! The other CPUs: starting them, letting them idle, and running a closure on all.
-#![expect(
-    unsafe_code,
-    reason = "starts CPUs on raw stacks and lends them a closure"
-)]
+//! The other CPUs: starting them, halting and waking them.
+#![expect(unsafe_code, reason = "starts CPUs on raw stacks")]
 
 use alloc::boxed::Box;
 use core::time::Duration;
 
 use arrayvec::ArrayVec;
-use hv_core::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use hv_core::sync::{AtomicBool, Ordering};
 use hv_core::{CpuId, PageCount, PageSize, PhysAddr};
-use spin::Mutex;
 use thiserror::Error;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr3;
@@ -18,11 +14,14 @@ use x86_64::registers::control::Cr3;
 use super::descriptors::{CpuTables, TRAP_STACK_BYTES, TRAP_STACKS, TrapStackTop};
 use super::guard::{self, GuardError};
 use super::lapic::{self, Message, SendError};
-use super::{clock, cpu, traps};
-use crate::MAX_CPUS;
+use super::{clock, traps};
 use crate::acpi::{LapicId, Madt};
+use crate::cpus::{self, Cpus};
 use crate::memory::frames::FrameAllocator;
 use crate::memory::physical;
+
+/// How the hardware names a CPU.
+pub type HardwareId = LapicId;
 
 /// Where the start-up code is copied to: a page below 1 MiB that real mode can reach.
 const TRAMPOLINE: PhysAddr = PhysAddr::new(0x8000);
@@ -106,112 +105,61 @@ pub enum StartError {
     },
 }
 
-/// The CPUs that are up. CPU 0 is the one that booted.
-pub struct Cpus {
-    ids: ArrayVec<LapicId, MAX_CPUS>,
+/// Starts every enabled processor of the MADT, one after the other.
+///
+/// # Errors
+/// [`StartError`] when one of them cannot be started. Those before it stay idle.
+///
+/// # Safety
+/// Called once, on the CPU that booted, with its descriptor tables loaded and the clock
+/// running; the page at 0x8000 is free; `trampoline` is the code of `boot/trampoline.s`.
+pub unsafe fn start(
+    madt: &Madt,
+    trampoline: Trampoline,
+    frames: &FrameAllocator,
+) -> Result<Cpus, StartError> {
+    lapic::enable();
+    let boot_id = lapic::id();
+    let mut ids = ArrayVec::new();
+    ids.push(boot_id);
+    if !madt
+        .processors
+        .iter()
+        .any(|processor| processor.lapic_id == boot_id)
+    {
+        return Err(StartError::BootCpuMissing { found: boot_id });
+    }
+    // SAFETY: the caller's promise about page and code.
+    unsafe { install(trampoline) }?;
+    for processor in &madt.processors {
+        let id = processor.lapic_id;
+        if id == boot_id {
+            continue;
+        }
+        let cpu = CpuId::new(ids.len() as u32);
+        // SAFETY: the code was installed, and CPUs are started one at a time.
+        unsafe { start_one(cpu, id, trampoline, frames) }?;
+        // The MADT holds at most MAX_CPUS processors, and the boot CPU is one of them.
+        ids.push(id);
+    }
+    Ok(Cpus::new(ids))
 }
 
-/// What a closure for all CPUs looks like to an idle CPU.
-type Job = &'static (dyn Fn(CpuId) + Sync);
+/// Takes a CPU that sleeps in [`sleep_unless`] out of it.
+///
+/// # Errors
+/// [`SendError`] when the interrupt is not delivered.
+pub fn wake(id: LapicId) -> Result<(), SendError> {
+    lapic::send(id, Message::Interrupt(traps::WAKE))
+}
 
-/// The closure that runs now.
-static JOB: Mutex<Option<Job>> = Mutex::new(None);
-/// Counts closures; a CPU that sees it change has work.
-static GENERATION: AtomicU64 = AtomicU64::new(0);
-/// CPUs that have finished the present closure.
-static DONE: AtomicUsize = AtomicUsize::new(0);
-/// Held while a closure runs on all CPUs.
-static RUNNING: Mutex<()> = Mutex::new(());
-
-impl Cpus {
-    /// Starts every enabled processor of the MADT, one after the other.
-    ///
-    /// # Errors
-    /// [`StartError`] when one of them cannot be started. Those before it stay idle.
-    ///
-    /// # Safety
-    /// Called once, on the CPU that booted, with its descriptor tables loaded and the clock
-    /// running; the page at 0x8000 is free; `trampoline` is the code of `boot/trampoline.s`.
-    pub unsafe fn start(
-        madt: &Madt,
-        trampoline: Trampoline,
-        frames: &FrameAllocator,
-    ) -> Result<Self, StartError> {
-        lapic::enable();
-        let boot_id = lapic::id();
-        let mut ids = ArrayVec::new();
-        ids.push(boot_id);
-        if !madt
-            .processors
-            .iter()
-            .any(|processor| processor.lapic_id == boot_id)
-        {
-            return Err(StartError::BootCpuMissing { found: boot_id });
-        }
-        // SAFETY: the caller's promise about page and code.
-        unsafe { install(trampoline) }?;
-        for processor in &madt.processors {
-            let id = processor.lapic_id;
-            if id == boot_id {
-                continue;
-            }
-            let cpu = CpuId::new(ids.len() as u32);
-            // SAFETY: the code was installed, and CPUs are started one at a time.
-            unsafe { start_one(cpu, id, trampoline, frames) }?;
-            // The MADT holds at most MAX_CPUS processors, and the boot CPU is one of them.
-            ids.push(id);
-        }
-        Ok(Self { ids })
-    }
-
-    /// How many CPUs are up.
-    pub fn count(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Runs `job` once on every CPU at the same time, with interrupts off, and returns when all are
-    /// done.
-    ///
-    /// # Panics
-    /// When a CPU is not done within `limit`, when a wake-up cannot be sent, and when a closure
-    /// runs on all CPUs already. A panic ends the machine, so a closure that is still in use
-    /// never goes out of scope.
-    pub fn run_on_all(&self, limit: Duration, job: &(dyn Fn(CpuId) + Sync)) {
-        let Some(running) = RUNNING.try_lock() else {
-            panic!("run_on_all called while a closure runs on all CPUs");
-        };
-        let me = cpu::current();
-        // SAFETY: only the lifetime changes. The reference is not used after `job` goes away: this
-        // function returns only after every CPU is done with it, and ends the machine
-        // otherwise.
-        let lent = unsafe { core::mem::transmute::<&(dyn Fn(CpuId) + Sync), Job>(job) };
-        *JOB.lock() = Some(lent);
-        // ORDERING: Relaxed, published with the closure by the generation below.
-        DONE.store(0, Ordering::Relaxed);
-        // ORDERING: Release, publishes the closure and the zeroed count to the CPUs that see the
-        // new generation.
-        GENERATION.fetch_add(1, Ordering::Release);
-        for (index, id) in self.ids.iter().enumerate() {
-            if index != me.index()
-                && let Err(error) = lapic::send(*id, Message::Interrupt(traps::WAKE))
-            {
-                panic!("cannot wake cpu{index}: {error}");
-            }
-        }
-        job(me);
-        let others = self.ids.len() - 1;
-        let end = clock::now().after(limit);
-        // ORDERING: Acquire, makes what the closure did on the other CPUs visible here.
-        while DONE.load(Ordering::Acquire) != others {
-            if clock::now() > end {
-                // ORDERING: Relaxed, for the message only.
-                let done = DONE.load(Ordering::Relaxed);
-                panic!("{done} of {others} other CPUs finished within {limit:?}");
-            }
-            core::hint::spin_loop();
-        }
-        *JOB.lock() = None;
-        drop(running);
+/// Halts the CPU until it is woken, unless `ready` holds. May return for no reason; interrupts are off when it does.
+pub fn sleep_unless(ready: impl FnOnce() -> bool) {
+    interrupts::disable();
+    if !ready() {
+        // A wake-up that arrives after the look stays pending until the halt, and ends it.
+        interrupts::enable_and_hlt();
+        interrupts::disable();
     }
 }
 
@@ -325,29 +273,7 @@ extern "C" fn started(start: &'static Start) -> ! {
     lapic::enable();
     // ORDERING: Release, tells the starting CPU that mailbox and tables were read.
     start.online.store(true, Ordering::Release);
-    idle()
-}
-
-/// Waits for closures and runs them.
-fn idle() -> ! {
-    let mut seen = 0;
-    loop {
-        interrupts::disable();
-        // ORDERING: Acquire, pairs with the release of the new generation: the closure is visible.
-        let generation = GENERATION.load(Ordering::Acquire);
-        if generation == seen {
-            // A wake-up that arrives after the load stays pending until the halt, and ends it.
-            interrupts::enable_and_hlt();
-            continue;
-        }
-        seen = generation;
-        let job = *JOB.lock();
-        if let Some(job) = job {
-            job(cpu::current());
-        }
-        // ORDERING: Release, publishes what the closure did to the CPU that waits for all.
-        DONE.fetch_add(1, Ordering::Release);
-    }
+    cpus::idle()
 }
 
 /// Takes the guard pages below the boot CPU's stacks out of the map.

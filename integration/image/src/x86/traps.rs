@@ -17,9 +17,10 @@ use x86_64::structures::idt::Entry;
 use x86_64::{PrivilegeLevel, VirtAddr};
 
 use super::descriptors::{STACK_COMMON, STACK_DOUBLE_FAULT, STACK_NMI};
-use super::exit::{Outcome, exit};
+use super::exit::exit;
 use super::{cpu, lapic, pic};
 use crate::console::print_last_words;
+use crate::outcome::Outcome;
 use crate::report;
 
 /// Vectors of the architecture.

@@ -1,4 +1,4 @@
-//! COM1 as a `fmt::Write`.
+//! The UART of the console: COM1.
 #![expect(unsafe_code, reason = "claims the I/O ports of COM1")]
 
 use core::fmt;
@@ -9,11 +9,12 @@ use uart_16550::{Config, Uart16550};
 /// First I/O port of COM1.
 const COM1_PORT: u16 = 0x3f8;
 
-/// The UART behind COM1. Bytes go out as they are: the other end is a program that reads lines.
-pub(super) struct Com1(Uart16550<PioBackend>);
+/// The console's UART, behind COM1. Bytes go out as they are: the other end is a program that reads lines.
+pub struct Uart(Uart16550<PioBackend>);
 
-impl Com1 {
-    pub(super) const fn new() -> Self {
+impl Uart {
+    /// The UART as it is.
+    pub const fn new() -> Self {
         // SAFETY: ports 0x3f8..=0x3ff are COM1 on every PC. Writing them touches no memory, and the
         // console's lock (or the panic path, after it gave up on that lock) is the only
         // user.
@@ -23,13 +24,20 @@ impl Com1 {
         }
     }
 
-    pub(super) fn init(&mut self) {
+    /// Programs it.
+    pub fn init(&mut self) {
         // Without a UART there is no place to report its absence.
         let _ = self.0.init(Config::DEFAULT);
     }
 }
 
-impl fmt::Write for Com1 {
+impl Default for Uart {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Write for Uart {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.send_bytes_exact(text.as_bytes());
         Ok(())

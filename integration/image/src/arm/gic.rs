@@ -1,0 +1,150 @@
+//! The interrupt controller, as far as CPUs wake one another by it. Interrupts stay masked: a CPU that sleeps wakes up
+//! when one is pending, and takes it by itself.
+#![expect(
+    unsafe_code,
+    reason = "claims the registers of the interrupt controller"
+)]
+
+use core::ptr::NonNull;
+
+use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::{GicCpuInterface, GicError, GicV3, SgiTarget, SgiTargetGroup};
+use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
+use spin::Mutex;
+use thiserror::Error;
+
+use crate::device_tree::{Gic, Mpidr};
+use crate::memory::physical;
+
+/// The interrupt that takes an idle CPU out of its sleep; it carries no other meaning.
+const WAKE: IntId = IntId::sgi(0);
+/// Lets interrupts of every priority through.
+const ALL_PRIORITIES: u8 = 0xff;
+/// Bytes of one redistributor's two frames (Arm IHI 0069, 12.10).
+const REDISTRIBUTOR_BYTES: u64 = 128 << 10;
+
+/// The interrupt controller cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum GicSetupError {
+    /// The redistributors' registers end before those of all CPUs.
+    #[error("the GIC has redistributors for {found} CPUs, but there are {cpus}")]
+    Redistributors {
+        /// Redistributors that fit.
+        found: u64,
+        /// CPUs.
+        cpus: usize,
+    },
+    /// No redistributor is a CPU's.
+    #[error("the GIC has no redistributor for the CPU {:#x}", .0.get())]
+    NoRedistributor(Mpidr),
+    /// What the driver found.
+    #[error("the GIC cannot be used: {0:?}")]
+    Driver(GicError),
+}
+
+/// The controller.
+struct Driver {
+    gic: GicV3<'static>,
+    cpus: usize,
+}
+
+static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
+
+/// Sets the controller up for `cpus` CPUs, and for the one that calls.
+///
+/// # Errors
+/// [`GicSetupError`].
+///
+/// # Safety
+/// Called once, by the CPU that booted, with the registers that the device tree names, mapped as device memory.
+pub(super) unsafe fn init(found: &Gic, cpus: usize, boot: Mpidr) -> Result<(), GicSetupError> {
+    let room = found.redistributors.pages().bytes() / REDISTRIBUTOR_BYTES;
+    if room < cpus as u64 {
+        return Err(GicSetupError::Redistributors { found: room, cpus });
+    }
+    let distributor = physical::pointer(found.distributor.start()).cast::<Gicd>();
+    let distributor = NonNull::new(distributor).unwrap_or(NonNull::dangling());
+    // SAFETY: the caller promises mapped registers, and this function runs once.
+    let distributor = unsafe { UniqueMmioPointer::new(distributor) };
+    let redistributors = physical::pointer(found.redistributors.start()).cast::<GicrSgi>();
+    let redistributors = NonNull::new(redistributors).unwrap_or(NonNull::dangling());
+    // SAFETY: as above, and the registers are large enough for all CPUs.
+    let gic = unsafe { GicV3::new(distributor, redistributors, cpus) };
+    let mut driver = Driver {
+        gic: gic.map_err(GicSetupError::Driver)?,
+        cpus,
+    };
+    let index = driver.index_of(boot)?;
+    driver.gic.setup(index);
+    driver.accept_wakes(index)?;
+    *DRIVER.lock() = Some(driver);
+    Ok(())
+}
+
+/// Sets the controller up for one more CPU, which calls.
+///
+/// # Errors
+/// [`GicSetupError`].
+pub(super) fn init_cpu(cpu: Mpidr) -> Result<(), GicSetupError> {
+    let mut driver = DRIVER.lock();
+    let driver = driver.as_mut().ok_or(GicSetupError::NoRedistributor(cpu))?;
+    let index = driver.index_of(cpu)?;
+    driver.gic.init_cpu(index);
+    GicCpuInterface::enable_group1(true);
+    driver.accept_wakes(index)
+}
+
+impl Driver {
+    /// Which redistributor is the CPU's.
+    fn index_of(&mut self, cpu: Mpidr) -> Result<usize, GicSetupError> {
+        (0..self.cpus)
+            .find(|index| {
+                let kind = self.gic.gicr_typer(*index);
+                kind.is_ok_and(|kind| Mpidr::new(kind.core_mpidr()) == cpu)
+            })
+            .ok_or(GicSetupError::NoRedistributor(cpu))
+    }
+
+    fn accept_wakes(&mut self, index: usize) -> Result<(), GicSetupError> {
+        GicCpuInterface::set_priority_mask(ALL_PRIORITIES);
+        self.gic
+            .enable_interrupt(WAKE, Some(index), true)
+            .map_err(GicSetupError::Driver)
+    }
+}
+
+/// Has the wake-up interrupt become pending at a CPU.
+///
+/// # Errors
+/// [`GicError`] when the CPU cannot be named.
+pub(super) fn wake(cpu: Mpidr) -> Result<(), WakeError> {
+    let [affinity3, affinity2, affinity1, affinity0] = cpu.fields();
+    // A message names sixteen CPUs of a cluster.
+    let target_list = 1u16
+        .checked_shl(affinity0.into())
+        .ok_or(WakeError { cpu })?;
+    let target = SgiTarget::List {
+        affinity3,
+        affinity2,
+        affinity1,
+        target_list,
+    };
+    GicCpuInterface::send_sgi(WAKE, target, SgiTargetGroup::CurrentGroup1)
+        .map_err(|_| WakeError { cpu })
+}
+
+/// A CPU cannot be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("no message names the CPU {:#x}", .cpu.get())]
+pub struct WakeError {
+    /// The CPU.
+    pub cpu: Mpidr,
+}
+
+/// Takes every interrupt that is pending at the CPU that calls.
+pub(super) fn take_pending() {
+    let group = InterruptGroup::Group1;
+    while let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(group) {
+        GicCpuInterface::end_interrupt(interrupt, group);
+    }
+}

@@ -1,0 +1,66 @@
+//! The IOMMU backend of this architecture: VT-d, from the firmware's DMAR table.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use hv_iommu::{FaultBudget, PciFunction};
+use hv_vtd::dmar::{self, DmarError};
+use hv_vtd::{BringUpError, CoveragePolicy, UnitInfo, Vtd};
+use thiserror::Error;
+
+use crate::machine::Machine;
+use crate::platform::BareMetal;
+use crate::subsystem::UnitFacts;
+
+/// The backend of this image.
+pub type Backend = Vtd<&'static BareMetal>;
+
+/// Why no unit is up.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// Firmware describes no IOMMU.
+    #[error("firmware has no DMAR table: the machine has no VT-d, or it is switched off")]
+    NoDmar,
+    /// The firmware's table is damaged.
+    #[error("DMAR table: {0}")]
+    Dmar(#[from] DmarError),
+    /// A unit cannot be used, or does not come up.
+    #[error(transparent)]
+    BringUp(#[from] BringUpError),
+}
+
+/// How many faults a device may cause.
+pub fn fault_budget() -> FaultBudget {
+    FaultBudget::default()
+}
+
+/// Reads the firmware's table, takes all units over, and turns translation on.
+///
+/// # Errors
+/// [`BackendError`].
+pub fn bring_up(
+    machine: &Machine,
+    functions: &[PciFunction],
+) -> Result<(Backend, Vec<UnitFacts>), BackendError> {
+    let table = machine.firmware.ok_or(BackendError::NoDmar)?;
+    let dmar = dmar::parse(table)?;
+    let discovery = Vtd::discover(machine.platform, &dmar, functions, CoveragePolicy::Strict)?;
+    let units = discovery.units().map(facts).collect();
+    Ok((discovery.bring_up()?, units))
+}
+
+fn facts(unit: &UnitInfo) -> UnitFacts {
+    UnitFacts {
+        base: unit.base(),
+        segment: Some(unit.segment),
+        version: format!("{}.{}", unit.version.major(), unit.version.minor()),
+        registers: [
+            ("CAP", unit.cap.into_bits()),
+            ("ECAP", unit.ecap.into_bits()),
+        ]
+        .into_iter()
+        .collect(),
+        fault_records: unit.cap.fault_record_count(),
+        features: unit.features().collect(),
+    }
+}
