@@ -8,12 +8,16 @@ use core::marker::PhantomData;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, ReservedRegion, UnitCaps,
-    UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction,
+    ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::SecondStage;
-use crate::coverage::Coverage;
+use crate::coverage::{Coverage, CoveragePolicy};
+use crate::discovery::Discovery;
+use crate::error::BringUpError;
+use crate::firmware::Firmware;
+use crate::regions::Regions;
 use crate::second_stage::StageTwo;
 use crate::unit::{Enabled, Stream, Unit, UnitInfo};
 
@@ -24,15 +28,37 @@ pub struct Smmu<P: Platform, F: StageTwo = SecondStage> {
     platform: P,
     units: Vec<Unit<P, Enabled>>,
     coverage: Coverage,
+    regions: Regions,
     format: PhantomData<F>,
 }
 
 impl<P: Platform, F: StageTwo> Smmu<P, F> {
-    pub(crate) fn new(platform: P, units: Vec<Unit<P, Enabled>>, coverage: Coverage) -> Self {
+    /// Looks at the units that firmware lists, and at who covers `functions`, the PCI functions of the machine. Nothing
+    /// is written until [`Discovery::bring_up`].
+    ///
+    /// # Errors
+    /// [`BringUpError`]: a function that no unit covers (if the policy is strict), a unit that this version does not
+    /// drive, memory that firmware goes on using (likewise).
+    pub fn discover(
+        platform: P,
+        firmware: Firmware,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+    ) -> Result<Discovery<P, F>, BringUpError> {
+        Discovery::new(platform, firmware, functions, policy)
+    }
+
+    pub(crate) fn new(
+        platform: P,
+        units: Vec<Unit<P, Enabled>>,
+        coverage: Coverage,
+        regions: Regions,
+    ) -> Self {
         Self {
             platform,
             units,
             coverage,
+            regions,
             format: PhantomData,
         }
     }
@@ -47,24 +73,28 @@ impl<P: Platform, F: StageTwo> Smmu<P, F> {
         &self.coverage
     }
 
-    fn unit(&self, unit: UnitIndex) -> Result<&Unit<P, Enabled>, UnitError> {
+    pub(crate) const fn platform_of(&self) -> &P {
+        &self.platform
+    }
+
+    pub(crate) fn unit(&self, unit: UnitIndex) -> Result<&Unit<P, Enabled>, UnitError> {
         self.units
             .get(unit.index())
             .ok_or(UnitError::NoSuchUnit { unit })
     }
 
     /// The stream of a requester that is behind a unit.
-    fn stream(
+    pub(crate) fn stream(
         &self,
         unit: UnitIndex,
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<Stream, UnitError> {
-        match self.coverage.stream_of(requester) {
+        match self.coverage.unit_of(requester) {
             Some((covers, id)) if covers == unit => Ok(Stream {
                 id,
                 requester,
-                is_shared: self.coverage.is_shared(unit, id),
+                is_shared: self.coverage.aliases_of(requester).count() > 1,
             }),
             _ => Err(UnitError::NotBound { requester, domain }),
         }
@@ -94,18 +124,27 @@ unsafe impl<P: Platform, F: StageTwo> Backend for Smmu<P, F> {
     }
 
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
-        self.coverage.stream_of(requester).map(|(unit, _)| unit)
+        let (unit, stream) = self.coverage.unit_of(requester)?;
+        // A stream that the table has no room for is a bad one: nobody can claim it.
+        self.units
+            .get(unit.index())?
+            .has_stream(stream)
+            .then_some(unit)
     }
 
     fn reserved(&self) -> &[IovaRange] {
         &[]
     }
 
-    fn reserved_for(&self, _requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
-        core::iter::empty()
+    fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion> {
+        let place = self.coverage.unit_of(requester);
+        place
+            .into_iter()
+            .flat_map(|(unit, stream)| self.regions.of(unit, stream))
     }
 
-    fn format(&self, caps: &UnitCaps) -> F {
+    fn format(&self, caps: &UnitCaps, _snoop: Snoop) -> F {
+        // No unit says that it can force snooping, so nobody asks.
         F::for_unit(caps.coherent)
     }
 
@@ -118,7 +157,7 @@ unsafe impl<P: Platform, F: StageTwo> Backend for Smmu<P, F> {
         let stream = self.stream(unit, requester, binding.domain)?;
         let unit = self.unit(unit)?;
         // SAFETY: the caller's promise, handed on unchanged.
-        unsafe { unit.bind::<F>(&self.platform, stream, F::GRANULE, binding) }
+        unsafe { unit.bind::<F>(&self.platform, stream, binding) }
     }
 
     fn unbind(

@@ -3,43 +3,50 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use hv_core::OutOfMemory;
 use hv_core::platform::Platform;
-use hv_iommu::{PciFunction, UnitIndex, turn_off_bus_mastering};
-use log::info;
+use hv_core::{PhysAddr, PhysRange};
+use hv_iommu::{PciFunction, ReservedKind, ReservedRegion, UnitIndex, turn_off_bus_mastering};
+use log::{info, warn};
 
-use crate::SecondStage;
 use crate::backend::Smmu;
-use crate::coverage::Coverage;
+use crate::coverage::{Coverage, CoveragePolicy};
 use crate::error::BringUpError;
+use crate::firmware::Firmware;
+use crate::list::push;
+use crate::regions::Regions;
 use crate::second_stage::StageTwo;
-use crate::unit::{Discovered, Unit, UnitDescription, UnitInfo};
+use crate::unit::{Discovered, Unit, UnitInfo};
+use crate::{SecondStage, StreamId};
 
 /// The units of a machine, looked at but not touched.
 pub struct Discovery<P: Platform, F: StageTwo = SecondStage> {
     platform: P,
     units: Vec<Unit<P, Discovered>>,
     coverage: Coverage,
+    regions: Regions,
     functions: Vec<PciFunction>,
     format: PhantomData<F>,
 }
 
 impl<P: Platform, F: StageTwo> Discovery<P, F> {
-    /// Reads every unit. Writes nothing.
-    ///
-    /// # Errors
-    /// [`BringUpError`]: a unit that this version does not drive.
-    pub fn new(
+    /// Reads every unit and decides which covers each of `functions`. Writes nothing.
+    pub(crate) fn new(
         platform: P,
-        descriptions: &[UnitDescription],
-        coverage: Coverage,
+        firmware: Firmware,
         functions: &[PciFunction],
+        policy: CoveragePolicy,
     ) -> Result<Self, BringUpError> {
+        let regions = Regions::new(&firmware)?;
+        let coverage = Coverage::new(firmware, functions)?;
+        coverage.check(policy)?;
+        look_at_regions(&platform, &coverage, &regions, functions, policy)?;
+        let listed = &coverage.firmware().units;
         let mut units = Vec::new();
-        let found = descriptions.len();
-        for (number, description) in descriptions.iter().enumerate() {
+        for (number, described) in listed.iter().enumerate() {
+            let found = listed.len();
             let index = UnitIndex::new(number).ok_or(BringUpError::TooManyUnits { found })?;
-            let unit = Unit::discover(&platform, index, description, F::GRANULE)?;
+            let last = last_stream(&coverage, functions, index);
+            let unit = Unit::discover::<F>(&platform, index, described, last)?;
             info!("{}", unit.info());
             push(&mut units, unit)?;
         }
@@ -51,6 +58,7 @@ impl<P: Platform, F: StageTwo> Discovery<P, F> {
             platform,
             units,
             coverage,
+            regions,
             functions: kept,
             format: PhantomData,
         })
@@ -83,17 +91,18 @@ impl<P: Platform, F: StageTwo> Discovery<P, F> {
             platform,
             units,
             coverage,
+            regions,
             functions,
             format: PhantomData,
         } = self;
-        turn_off_bus_mastering(&platform, &functions)?;
+        turn_off_bus_mastering(&platform, &functions, |_| false)?;
         let units = on_all(units, |unit| unit.close(&platform))?;
         let units = on_all(units, |unit| unit.start(&platform))?;
         let units = on_all(units, |unit| unit.flush(&platform))?;
         let units = on_all(units, |unit| unit.listen(&platform))?;
         let units = on_all(units, |unit| unit.enable(&platform))?;
         info!("SMMUv3: {} units translate", units.len());
-        Ok(Smmu::new(platform, units, coverage))
+        Ok(Smmu::new(platform, units, coverage, regions))
     }
 }
 
@@ -109,10 +118,52 @@ fn on_all<P: Platform, S, T>(
     Ok(done)
 }
 
-/// Appends to a list, or says that there is no memory for that.
-fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
-    let bytes = size_of::<T>();
-    list.try_reserve(1).map_err(|_| OutOfMemory { bytes })?;
-    list.push(item);
+/// The highest stream of a function behind a unit.
+fn last_stream(coverage: &Coverage, functions: &[PciFunction], unit: UnitIndex) -> StreamId {
+    let streams = functions
+        .iter()
+        .filter_map(|function| coverage.unit_of(function.address))
+        .filter(|(covers, _)| *covers == unit)
+        .map(|(_, stream)| stream);
+    streams.max().unwrap_or(StreamId::new(0))
+}
+
+/// Refuses a machine that firmware goes on using a device of, which bring-up would stop, or whose word about memory the
+/// memory map contradicts; or says why it might be.
+fn look_at_regions<P: Platform>(
+    platform: &P,
+    coverage: &Coverage,
+    regions: &Regions,
+    functions: &[PciFunction],
+    policy: CoveragePolicy,
+) -> Result<(), BringUpError> {
+    for device in functions.iter().map(|function| function.address) {
+        let Some((unit, stream)) = coverage.unit_of(device) else {
+            continue;
+        };
+        for ReservedRegion { range, kind } in regions.of(unit, stream) {
+            let memory = PhysRange::new(PhysAddr::new(range.start().as_u64()), range.pages())?;
+            if !platform.firmware_may_use(memory) {
+                refuse(policy, BringUpError::RegionNotFirmwares { memory, device })?;
+            }
+            match kind {
+                ReservedKind::Pinned => {
+                    refuse(policy, BringUpError::ReservedRegion { memory, device })?;
+                }
+                _ => info!("SMMUv3: {device} is stopped, which firmware used {memory} with"),
+            }
+        }
+    }
     Ok(())
+}
+
+/// Refuses the machine, or only says why it might be.
+fn refuse(policy: CoveragePolicy, problem: BringUpError) -> Result<(), BringUpError> {
+    match policy {
+        CoveragePolicy::Strict => Err(problem),
+        CoveragePolicy::Lenient => {
+            warn!("SMMUv3: {problem}");
+            Ok(())
+        }
+    }
 }

@@ -1,16 +1,47 @@
 //! Why a machine's SMMUs are not brought up.
 
 use hv_core::platform::RegistersError;
-use hv_core::{OutOfMemory, PhysAddr, RangeError};
+use hv_core::{OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
 use hv_iommu::{BusMasteringStays, UnitError, UnitIndex};
 use thiserror::Error;
 
+use crate::coverage::CoverageError;
+use crate::regions::RegionsError;
 use crate::unit::UnitRefusal;
 
 /// Why discovery or bring-up stopped. Bus mastering may be off everywhere then, and units may abort everything; the
 /// frames that they were given are not given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BringUpError {
+    /// Some device would go round every unit.
+    #[error(transparent)]
+    Coverage(#[from] CoverageError),
+    /// What firmware reserves cannot be kept.
+    #[error(transparent)]
+    Regions(#[from] RegionsError),
+    /// Firmware goes on using memory with a device that is on this machine.
+    #[error(
+        "firmware goes on using {memory} with {device} (RMR), and bring-up would stop that: expected no such device, \
+         found one; turn it off in the firmware setup, or accept by a lenient policy that it stands still until the \
+         hypervisor claims it"
+    )]
+    ReservedRegion {
+        /// The memory.
+        memory: PhysRange,
+        /// The device.
+        device: PciAddress,
+    },
+    /// Firmware wants memory mapped that is not its own.
+    #[error(
+        "firmware wants {memory} mapped for {device} (RMR): expected memory that the memory map calls firmware's, \
+         found other"
+    )]
+    RegionNotFirmwares {
+        /// The memory.
+        memory: PhysRange,
+        /// The device.
+        device: PciAddress,
+    },
     /// Firmware lists more units than can be numbered.
     #[error("expected at most {} units, found {found}", UnitIndex::LIMIT)]
     TooManyUnits {

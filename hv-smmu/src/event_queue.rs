@@ -18,6 +18,11 @@ use crate::unit::Regs;
 /// Log2 of the entries: four pages. A storm is told by its first events; more of the same would only take longer.
 const LOG2: u8 = 9;
 
+/// How many entries the queue of a unit has that takes 2^`most`.
+pub(crate) const fn entries(most: u8) -> u32 {
+    1 << (if most < LOG2 { most } else { LOG2 })
+}
+
 /// An event queue.
 ///
 /// # Invariants

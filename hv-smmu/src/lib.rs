@@ -1,30 +1,49 @@
 //! Arm SMMUv3: firmware tables, bring-up, second-stage format, commands and events.
 //!
 //! [`iort::parse`] or [`device_tree::parse`] read what firmware says, as [`Firmware`]; [`Coverage`] decides from it which
-//! unit translates for which requester, and as which stream. Numbers stand in [`spec`] with their sources.
+//! unit translates for which requester, and as which stream. [`Smmu::discover`] looks at the units,
+//! [`Discovery::bring_up`] starts them, and [`Smmu`] is then the [`hv_iommu::Backend`]. Numbers stand in [`spec`] with
+//! their sources.
 
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+mod backend;
+mod caps;
 mod change;
+mod command_queue;
 mod coverage;
 pub mod device_tree;
+mod discovery;
+pub mod entry_update;
+mod error;
+mod event_queue;
 pub mod firmware;
+mod frames;
 mod ids;
+mod invalidate;
 pub mod iort;
 mod list;
+mod nested;
 mod regions;
 mod root;
 mod second_stage;
 pub mod spec;
+mod stream_table;
+mod unit;
 mod window;
 
+pub use backend::Smmu;
 pub use change::{BlockChanges, Change, change};
 pub use coverage::{Coverage, CoverageError, CoveragePolicy, CoverageProblem, Requester, Way};
+pub use discovery::Discovery;
+pub use error::BringUpError;
 pub use firmware::Firmware;
 pub use ids::{Asid, DeviceId, StallTag, StreamId, SubstreamId, Vmid};
+pub use nested::{UserCommandWords, UserEntryWords, UserStage};
 pub use regions::{Regions, RegionsError};
 pub use root::RootFields;
-pub use second_stage::{MemoryType, SecondStage, SecondStage16K, SecondStage64K};
+pub use second_stage::{MemoryType, SecondStage, SecondStage16K, SecondStage64K, StageTwo};
+pub use unit::{UnitInfo, UnitRefusal};
 pub use window::IdWindow;

@@ -7,8 +7,9 @@
 
 use hv_core::fault::Fault;
 use hv_core::{Perms, PhysAddr};
-use hv_iommu::{Entry, Format, Level, RootTables};
+use hv_iommu::{Entry, Format, Level, LevelSet, RootPointer, RootTables};
 
+use crate::root::RootFields;
 use crate::spec::granule::Granule;
 use crate::spec::second_stage::{
     ACCESSED, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE, READ,
@@ -42,39 +43,6 @@ pub struct SecondStage<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     memory: MemoryType,
     /// What leaves have beside address, permissions and kind.
     attributes: u64,
-}
-
-/// A table format that stream table entries can name: one of the granules.
-pub trait StageTwo: Format {
-    /// The size of its tables and smallest pages.
-    const GRANULE: Granule;
-
-    /// The format for a unit that snoops the CPU's caches, or does not. What devices send decides on memory types.
-    fn for_unit(coherent: bool) -> Self;
-}
-
-impl StageTwo for SecondStage {
-    const GRANULE: Granule = Granule::Size4K;
-
-    fn for_unit(coherent: bool) -> Self {
-        Self::new(MemoryType::AsSent, coherent)
-    }
-}
-
-impl StageTwo for SecondStage16K {
-    const GRANULE: Granule = Granule::Size16K;
-
-    fn for_unit(coherent: bool) -> Self {
-        Self::new(MemoryType::AsSent, coherent)
-    }
-}
-
-impl StageTwo for SecondStage64K {
-    const GRANULE: Granule = Granule::Size64K;
-
-    fn for_unit(coherent: bool) -> Self {
-        Self::new(MemoryType::AsSent, coherent)
-    }
 }
 
 /// Tables of the 16 KiB granule.
@@ -201,6 +169,48 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format
     fn tombstone(&self, page: PhysAddr) -> u64 {
         page.as_u64() & Self::ADDRESS | TABLE_OR_PAGE | F
     }
+}
+
+/// A table format that stream table entries can name: one of the granules.
+pub trait StageTwo: Format {
+    /// The size of its tables and smallest pages.
+    const GRANULE: Granule;
+
+    /// The format for a unit that snoops the CPU's caches, or does not. What devices send decides on memory types.
+    fn for_unit(coherent: bool) -> Self;
+
+    /// The levels at which tables of a unit with so many output bits may start.
+    fn starts(output_bits: u8) -> LevelSet;
+
+    /// What an entry says about a root on a unit that translates so many input bits, see
+    /// [`SecondStage::root_fields`].
+    fn fields(root: RootPointer, input_bits: u8) -> Option<RootFields>;
+}
+
+macro_rules! granules {
+    ($($format:ty = $granule:expr,)*) => {$(
+        impl StageTwo for $format {
+            const GRANULE: Granule = $granule;
+
+            fn for_unit(coherent: bool) -> Self {
+                Self::new(MemoryType::AsSent, coherent)
+            }
+
+            fn starts(output_bits: u8) -> LevelSet {
+                Self::levels(output_bits)
+            }
+
+            fn fields(root: RootPointer, input_bits: u8) -> Option<RootFields> {
+                Self::root_fields(root, input_bits)
+            }
+        }
+    )*};
+}
+
+granules! {
+    SecondStage = Granule::Size4K,
+    SecondStage16K = Granule::Size16K,
+    SecondStage64K = Granule::Size64K,
 }
 
 #[cfg(test)]

@@ -84,6 +84,11 @@ impl StreamTable {
         Ok(Self { root, shape, log2 })
     }
 
+    /// Whether the table has room for a stream.
+    pub(crate) fn covers(&self, stream: StreamId) -> bool {
+        u64::from(stream.get()).checked_shr(self.log2.into()) == Some(0)
+    }
+
     /// What the unit's registers say of the table.
     pub(crate) fn registers(&self) -> (StreamTableBase, StreamTableConfig) {
         let address = self.root.range().start().as_u64() >> TABLE_ADDRESS_SHIFT;
@@ -107,7 +112,7 @@ impl StreamTable {
         stream: StreamId,
     ) -> Result<Option<EntryWords<'a, P::Cell>>, UnitError> {
         let index = u64::from(stream.get());
-        if index.checked_shr(self.log2.into()).unwrap_or(0) != 0 {
+        if !self.covers(stream) {
             return Err(UnitError::Hardware {
                 unit: reach.unit,
                 what: "a StreamID beyond the stream table, whose last is",

@@ -5,9 +5,7 @@
 use alloc::vec::Vec;
 
 use hv_core::platform::Platform;
-use hv_iommu::{
-    Dormant, PciFunction, ReservedKind, UnitError, UnitIndex, turn_off_bus_mastering,
-};
+use hv_iommu::{Dormant, PciFunction, ReservedKind, UnitError, UnitIndex, turn_off_bus_mastering};
 use log::{info, warn};
 
 use crate::backend::Vtd;

@@ -15,8 +15,10 @@ use super::queue::COMMAND_BYTES;
 use super::registers::{MSI_ADDRESS, Shareability};
 use crate::{Asid, StallTag, StreamId, SubstreamId, Vmid};
 
+mod user;
 mod words;
 
+pub use user::{BadCommand, UserCommand};
 use words::{ResponseWord, SizeWord, StreamWord, SyncWord, TlbWord0, TlbWord1};
 
 /// 64-bit words of a command.
@@ -147,6 +149,17 @@ impl TlbSpan {
     /// [`address`](Self::address) serves.
     pub const fn range(
         _: RangeInvalidation,
+        granule: Granule,
+        start: Iova,
+        units: u8,
+        scale: u8,
+        leaf_level: Option<u8>,
+    ) -> Option<Self> {
+        Self::of_any_unit(granule, start, units, scale, leaf_level)
+    }
+
+    /// As [`range`](Self::range), where the unit is known to take ranges otherwise.
+    const fn of_any_unit(
         granule: Granule,
         start: Iova,
         units: u8,

@@ -17,8 +17,10 @@ use super::stream_table::ENTRY_BYTES;
 use super::walk::Walk;
 use crate::Vmid;
 
+mod user;
 mod words;
 
+pub use user::BadUserEntry;
 pub use words::used_bits;
 use words::{Word0, Word1, Word2};
 
@@ -272,6 +274,22 @@ pub struct FirstStageContexts {
 }
 
 impl FirstStageContexts {
+    /// The same, with descriptors that are read so.
+    #[must_use]
+    pub const fn read_by(self, walk: Walk) -> Self {
+        Self { walk, ..self }
+    }
+
+    /// Log2 of how many descriptors there are.
+    pub const fn log2(&self) -> u8 {
+        self.log2
+    }
+
+    /// How they are arranged.
+    pub const fn format(&self) -> ContextTableFormat {
+        self.format
+    }
+
     /// 2^`log2` context descriptors, at most 2^20, that are found at `table`: a physical address, an address of the
     /// guest where a second stage follows. With `log2` 0 there is one, for all requests, and none may carry a
     /// substream. `None` if that cannot be said.
@@ -465,6 +483,15 @@ impl StreamTableEntry {
     pub const fn used(&self) -> [u64; WORDS] {
         used_bits(&self.0)
     }
+}
+
+/// The words of a bypassing entry that says, in a field which the unit does not look at then, under which id somebody
+/// knows it.
+pub const fn bypass_as(vmid: Vmid) -> [u64; WORDS] {
+    let mut words = StreamTableEntry::bypass(true).words();
+    let [_, _, word2, ..] = &mut words;
+    *word2 = Word2::new().with_s2vmid(vmid.get()).into_bits();
+    words
 }
 
 /// Under which id what an entry of these words leads to is cached.

@@ -9,15 +9,17 @@ use hv_iommu::{UnitError, UnitIndex};
 use log::info;
 use spin::mutex::SpinMutex;
 
-use super::info::UnitDescription;
 use super::regs::Switch;
 use super::{
     Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Unit, UnitInfo, UnitRefusal,
 };
+use crate::StreamId;
 use crate::caps;
 use crate::command_queue::Commands;
 use crate::error::BringUpError;
 use crate::event_queue::Events;
+use crate::firmware::SmmuUnit;
+use crate::second_stage::StageTwo;
 use crate::spec::command::Command;
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
@@ -27,25 +29,27 @@ use crate::spec::registers::{self, Cr1, Cr2, IrqCtrl};
 use crate::stream_table::StreamTable;
 
 impl<P: Platform> Unit<P, Discovered> {
-    /// Reads what the unit is, and refuses what this version does not drive with tables of `granule`. Writes nothing.
-    pub(crate) fn discover(
+    /// Reads what the unit is, and refuses what this version does not drive with tables of format `F`. Writes nothing.
+    /// `last_stream` is the highest of a requester that is known.
+    pub(crate) fn discover<F: StageTwo>(
         platform: &P,
         index: UnitIndex,
-        description: &UnitDescription,
-        granule: Granule,
+        described: &SmmuUnit,
+        last_stream: StreamId,
     ) -> Result<Self, BringUpError> {
+        let base = described.registers.start();
         let refused = |why| BringUpError::Refused {
             unit: index,
-            base: description.base,
+            base,
             why,
         };
-        let one_page = description.quirks.has(Quirk::OnePage);
+        let one_page = described.quirks.has(Quirk::OnePage);
         let bytes = match one_page {
             true => registers::FRAME_BYTES_ONE_PAGE,
             false => registers::FRAME_BYTES,
         };
         let pages = PageCount::for_bytes(bytes).unwrap_or(PageCount::ONE);
-        let range = PhysRange::new(description.base, pages)?;
+        let range = PhysRange::new(base, pages)?;
         let block = platform
             .map_registers(range)
             .map_err(|why| BringUpError::Registers { unit: index, why })?;
@@ -57,9 +61,9 @@ impl<P: Platform> Unit<P, Discovered> {
         let info = UnitInfo {
             unit: index,
             registers: range,
-            coherent: description.coherent,
-            quirks: description.quirks.and(quirks::by_iidr(iidr)),
-            last_stream: description.last_stream,
+            coherent: described.coherent,
+            quirks: described.quirks.and(quirks::by_iidr(iidr)),
+            last_stream,
             idr0: Idr0::from_bits(idr0),
             idr1: Idr1::from_bits(idr1),
             idr3: Idr3::from_bits(block.read32(registers::IDR3)),
@@ -67,7 +71,7 @@ impl<P: Platform> Unit<P, Discovered> {
             iidr,
             aidr: Aidr::from_bits(block.read32(registers::AIDR)),
         };
-        check(&info, granule).map_err(refused)?;
+        check(&info, F::GRANULE).map_err(refused)?;
         if info.coherent != info.idr0.cohacc() {
             info!(
                 "SMMUv3 {index}: firmware says that it {}, its registers say the opposite: firmware is believed",
@@ -81,7 +85,7 @@ impl<P: Platform> Unit<P, Discovered> {
         let registers = (info.idr0, info.idr3, info.idr5);
         Ok(Self {
             index,
-            caps: caps::unit_caps(registers, granule, info.coherent),
+            caps: caps::unit_caps::<F>(registers, info.coherent),
             info,
             regs: Regs::new(block, one_page),
             state: Discovered,

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
-use crate::spec::quirks::Quirks;
+use crate::spec::quirks::{Quirk, Quirks};
 
 /// Why this version does not drive a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -59,19 +59,6 @@ pub enum UnitRefusal {
     },
 }
 
-/// What firmware says of a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnitDescription {
-    /// Where its registers start.
-    pub base: PhysAddr,
-    /// Whether it snoops the CPU's caches. Firmware's word wins over the unit's own.
-    pub coherent: bool,
-    /// What firmware says is not as it should be.
-    pub quirks: Quirks,
-    /// The highest StreamID of a requester that is known.
-    pub last_stream: crate::StreamId,
-}
-
 /// A unit as discovery found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitInfo {
@@ -103,6 +90,16 @@ impl UnitInfo {
     /// Where its registers start.
     pub fn base(&self) -> PhysAddr {
         self.registers.start()
+    }
+
+    /// How many events the unit can hold in the queue that it is given.
+    pub const fn event_records(&self) -> u32 {
+        crate::event_queue::entries(self.idr1.eventqs())
+    }
+
+    /// Whether a stream may go through both stages.
+    pub const fn nests(&self) -> bool {
+        self.idr0.s1p() && self.idr0.s2p() && !self.quirks.has(Quirk::NoNesting)
     }
 
     /// The names of what it can do or needs, in the order of the registers.

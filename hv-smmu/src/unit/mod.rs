@@ -14,7 +14,7 @@ use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};
 use spin::mutex::SpinMutex;
 
-pub use info::{UnitDescription, UnitInfo, UnitRefusal};
+pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
 

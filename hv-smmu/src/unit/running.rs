@@ -4,18 +4,21 @@
 
 use hv_core::PciAddress;
 use hv_core::platform::Platform;
-use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, Format, HwDomainId, UnitError};
+use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
 
 use super::{Enabled, Unit};
 use crate::StreamId;
 use crate::caps;
 use crate::entry_update::Update;
 use crate::invalidate::{Batch, Invalidator, vmid};
+use crate::nested::UserStage;
+use crate::root::RootFields;
+use crate::second_stage::StageTwo;
 use crate::spec::command::{Command, Depth, SyncSignal};
 use crate::spec::granule::Granule;
 use crate::spec::stream_entry::{
-    Config, SecondStageShape, SecondStageTables, StreamOptions, StreamTableEntry, vmid_of,
-    without_records,
+    Config, SecondStageShape, SecondStageTables, StreamOptions, StreamTableEntry, WORDS, bypass_as,
+    vmid_of, without_records,
 };
 use crate::spec::walk::Walk;
 use crate::stream_table::EntryWords;
@@ -30,21 +33,68 @@ pub(crate) struct Stream {
 }
 
 impl<P: Platform> Unit<P, Enabled> {
+    /// Whether the stream table has room for a stream.
+    pub(crate) fn has_stream(&self, stream: StreamId) -> bool {
+        self.state.streams.covers(stream)
+    }
+
     /// Makes a stream translate by `binding`, whose tables are of format `F`. See [`hv_iommu::Backend::bind`].
     ///
-    /// Waits for the syncs between the steps of the update, but for the last, whose ticket it gives.
+    /// Waits, see [`set`](Self::set).
     ///
     /// # Safety
     /// As there.
-    pub(crate) unsafe fn bind<F: Format>(
+    pub(crate) unsafe fn bind<F: StageTwo>(
         &self,
         platform: &P,
         stream: Stream,
-        granule: Granule,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let (tables, options) = self.second_stage::<F>(binding)?;
+        let target = StreamTableEntry::second_stage(&tables, &options).words();
+        self.set(platform, stream, &target)
+    }
+
+    /// Makes a stream translate by a user's first stage on top of `parent`. See
+    /// [`hv_iommu::NestedBackend::bind_nested`].
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn bind_nested<F: StageTwo>(
+        &self,
+        platform: &P,
+        stream: Stream,
+        parent: Binding,
+        stage: &UserStage,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let (tables, options) = self.second_stage::<F>(parent)?;
+        let contexts = stage.contexts().read_by(self.walk());
+        let target = StreamTableEntry::nested(&contexts, &tables, &options).words();
+        self.set(platform, stream, &target)
+    }
+
+    /// Lets a stream through untranslated. See [`hv_iommu::IdentityBackend::bind_identity`].
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn bind_identity(
+        &self,
+        platform: &P,
+        stream: Stream,
+        domain: HwDomainId,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        self.set(platform, stream, &bypass_as(vmid(domain)))
+    }
+
+    /// Makes an entry that aborts another one. Waits for the syncs between the steps, but for the last, whose ticket
+    /// it gives.
+    fn set(
+        &self,
+        platform: &P,
+        stream: Stream,
+        target: &[u64; WORDS],
+    ) -> Result<Option<FlushTicket>, UnitError> {
         self.state.commands.check_alive(self.index)?;
-        let target = self.entry_for::<F>(granule, binding)?;
         let reach = self.reach(platform);
         let streams = &self.state.streams;
         if streams.entry(&reach, stream.id)?.is_none() {
@@ -67,7 +117,7 @@ impl<P: Platform> Unit<P, Enabled> {
         };
         let before = entry.read();
         if Config::of(&before) != Some(Config::Abort) {
-            if stream.is_shared && before == target.words() {
+            if stream.is_shared && before == *target {
                 return Ok(None);
             }
             return Err(UnitError::AlreadyBound {
@@ -75,15 +125,14 @@ impl<P: Platform> Unit<P, Enabled> {
                 domain: HwDomainId::new(vmid_of(&before).get()),
             });
         }
-        self.update(platform, stream.id, &entry, &target).map(Some)
+        self.update(platform, stream.id, &entry, target).map(Some)
     }
 
-    /// The entry for a binding that this unit can do.
-    fn entry_for<F: Format>(
+    /// The second stage of a binding that this unit can do.
+    fn second_stage<F: StageTwo>(
         &self,
-        granule: Granule,
         binding: Binding,
-    ) -> Result<StreamTableEntry, UnitError> {
+    ) -> Result<(SecondStageTables, StreamOptions), UnitError> {
         let unit = self.index;
         let (root, domain) = (binding.root, binding.domain.get());
         // Id 0 is never given to a domain.
@@ -95,24 +144,27 @@ impl<P: Platform> Unit<P, Enabled> {
                 found: domain.into(),
             });
         }
-        let input = caps::input_bits::<F>(root.level(), root.tables(), self.caps.iova_bits);
         let output = caps::output_size(self.info.idr5);
-        let shape = caps::architectural(root.level())
+        let shape = F::fields(root, self.caps.iova_bits)
             .filter(|_| self.caps.levels.has(root.level()))
-            .and_then(|start| SecondStageShape::new(granule, start, input, output));
+            .and_then(|fields| {
+                let RootFields {
+                    granule,
+                    start_level,
+                    t0sz,
+                    base: _,
+                } = fields;
+                SecondStageShape::from_codes(granule, start_level, t0sz, output)
+            });
         let Some(shape) = shape else {
             return Err(UnitError::Hardware {
                 unit,
-                what: "a depth of tables that the unit does not walk, in address bits; the most",
+                what: "tables that the unit does not walk, by the level of their root; address bits of the unit",
                 expected: self.caps.iova_bits.into(),
-                found: input.into(),
+                found: root.level().number().into(),
             });
         };
-        let walk = match self.info.coherent {
-            true => Walk::Coherent,
-            false => Walk::NonCoherent,
-        };
-        let page = root.page();
+        let (page, walk) = (root.page(), self.walk());
         let tables = SecondStageTables::new(vmid(binding.domain), page, shape, walk).ok_or(
             UnitError::Hardware {
                 unit,
@@ -137,7 +189,15 @@ impl<P: Platform> Unit<P, Enabled> {
             // A device fills the queue that it shares with others more slowly.
             merge_events: true,
         };
-        Ok(StreamTableEntry::second_stage(&tables, &options))
+        Ok((tables, options))
+    }
+
+    /// How the unit reads tables and descriptors.
+    const fn walk(&self) -> Walk {
+        match self.info.coherent {
+            true => Walk::Coherent,
+            false => Walk::NonCoherent,
+        }
     }
 
     /// Takes the steps from what stands in memory to `target`, and gives the ticket of the last.
@@ -146,9 +206,9 @@ impl<P: Platform> Unit<P, Enabled> {
         platform: &P,
         stream: StreamId,
         entry: &EntryWords<'_, P::Cell>,
-        target: &StreamTableEntry,
+        target: &[u64; WORDS],
     ) -> Result<FlushTicket, UnitError> {
-        let update = Update::plan(&entry.read(), target);
+        let update = Update::between(entry.read(), *target);
         let (reach, context) = (self.reach(platform), self.queue_with(platform));
         let forget = [Command::config_stream(stream, Depth::Leaves)];
         let commands = &self.state.commands;
@@ -185,7 +245,8 @@ impl<P: Platform> Unit<P, Enabled> {
             .ok_or(not_bound)?;
         let before = entry.read();
         let config = Config::of(&before);
-        let is_ours = config == Some(Config::Second) && vmid_of(&before) == vmid(domain);
+        let goes_somewhere = !matches!(config, None | Some(Config::Abort));
+        let is_ours = goes_somewhere && vmid_of(&before) == vmid(domain);
         let was_ours = stream.is_shared && config == Some(Config::Abort);
         if !is_ours && !was_ours {
             return Err(not_bound);
@@ -226,6 +287,12 @@ impl<P: Platform> Unit<P, Enabled> {
         invalidator.commands(request, &mut batch);
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
+    }
+
+    /// Gives one command, and the ticket of a sync behind it.
+    pub(crate) fn command(&self, platform: &P, command: Command) -> Result<FlushTicket, UnitError> {
+        let context = self.queue_with(platform);
+        self.state.commands.submit(&context, &[command])
     }
 
     /// Whether a request has completed. See [`hv_iommu::Backend::poll`].

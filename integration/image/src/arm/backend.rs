@@ -1,24 +1,38 @@
 //! The IOMMU backend of this architecture: SMMUv3, from the device tree.
 
+use alloc::format;
 use alloc::vec::Vec;
-
 use core::time::Duration;
+
 use hv_iommu::{FaultBudget, PciFunction};
+use hv_smmu::device_tree::{self, TreeError};
+use hv_smmu::{BringUpError, CoveragePolicy, Smmu, UnitInfo};
 use thiserror::Error;
 
 use crate::machine::Machine;
 use crate::platform::BareMetal;
 use crate::subsystem::UnitFacts;
 
-/// The backend of this image. No unit of it is ever made until the SMMU's backend takes its place.
-pub type Backend = hv_vtd::Vtd<&'static BareMetal>;
+/// The backend of this image: tables of 4 KiB pages.
+pub type Backend = Smmu<&'static BareMetal>;
 
 /// Why no unit is up.
 #[derive(Debug, Error)]
 pub enum BackendError {
-    /// There is no driver for the units.
-    #[error("this image has no driver for an SMMU yet")]
-    NoDriver,
+    /// Nothing describes the machine.
+    #[error("there is no device tree, so nobody says where an SMMU is")]
+    NoTree,
+    /// The tree lists no SMMU.
+    #[error(
+        "the device tree has no SMMUv3 (compatible \"arm,smmu-v3\"): QEMU's virt board has one with iommu=smmuv3"
+    )]
+    NoUnit,
+    /// The tree is damaged.
+    #[error("device tree: {0}")]
+    Tree(#[from] TreeError),
+    /// A unit cannot be used, or does not come up.
+    #[error(transparent)]
+    BringUp(#[from] BringUpError),
 }
 
 /// How many faults a device may cause: QEMU's SMMU records a page that is blocked as a thousand faults of four bytes, and
@@ -35,8 +49,33 @@ pub fn fault_budget() -> FaultBudget {
 /// # Errors
 /// [`BackendError`].
 pub fn bring_up(
-    _machine: &Machine,
-    _functions: &[PciFunction],
+    machine: &Machine,
+    functions: &[PciFunction],
 ) -> Result<(Backend, Vec<UnitFacts>), BackendError> {
-    Err(BackendError::NoDriver)
+    let firmware = device_tree::parse(machine.firmware.ok_or(BackendError::NoTree)?)?;
+    if firmware.units.is_empty() {
+        return Err(BackendError::NoUnit);
+    }
+    let policy = CoveragePolicy::Strict;
+    let discovery = Backend::discover(machine.platform, firmware, functions, policy)?;
+    let units = discovery.units().map(facts).collect();
+    Ok((discovery.bring_up()?, units))
+}
+
+fn facts(unit: &UnitInfo) -> UnitFacts {
+    UnitFacts {
+        base: unit.base(),
+        segment: None,
+        version: format!("3.{}", unit.aidr.minor()),
+        registers: [
+            ("IDR0", u64::from(unit.idr0.into_bits())),
+            ("IDR1", u64::from(unit.idr1.into_bits())),
+            ("IDR3", u64::from(unit.idr3.into_bits())),
+            ("IDR5", u64::from(unit.idr5.into_bits())),
+        ]
+        .into_iter()
+        .collect(),
+        fault_records: unit.event_records(),
+        features: unit.features().collect(),
+    }
 }

@@ -1,0 +1,207 @@
+//! A user's own first stage on top of its domain's second stage, and untranslated streams.
+//!
+//! The user says what it would tell an SMMU of its own: a stream table entry, and commands. Both are looked at word by
+//! word (`spec`); the VMID and the second stage are ours in any case, so that what its first stage leads to goes through
+//! the domain's tables.
+
+#![expect(unsafe_code, reason = "binding a device hands it memory")]
+
+use hv_core::PciAddress;
+use hv_core::platform::Platform;
+use hv_iommu::{
+    BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, UnitError,
+    UnitIndex, Unmet,
+};
+
+use crate::backend::Smmu;
+use crate::invalidate::vmid;
+use crate::second_stage::StageTwo;
+use crate::spec::command::{BadCommand, UserCommand};
+use crate::spec::quirks::Quirk;
+use crate::spec::stream_entry::{BadUserEntry, ContextTableFormat, FirstStageContexts, WORDS};
+use crate::spec::walk::Walk;
+
+/// A user's first stage, looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserStage(FirstStageContexts);
+
+impl UserStage {
+    pub(crate) const fn contexts(&self) -> &FirstStageContexts {
+        &self.0
+    }
+}
+
+/// The words of a user's stream table entry, as they came.
+pub type UserEntryWords = [u64; WORDS];
+
+/// The words of a user's command, as they came.
+pub type UserCommandWords = [u64; crate::spec::command::WORDS];
+
+// SAFETY: a nested binding is one entry of both stages whose second stage is that of `parent` (`Unit::bind_nested`): each
+// address that the first stage gives, and those of its own tables, go through it. It comes down as other bindings do.
+// A flush of a whole domain is TLBI_S12_VMALL, which names what was made of both stages.
+unsafe impl<P: Platform, F: StageTwo> NestedBackend for Smmu<P, F> {
+    type UserStage = UserEntryWords;
+    type FirstStage = UserStage;
+    type UserInvalidation = UserCommandWords;
+    type Invalidation = UserCommand;
+
+    fn check_stage(&self, user: &UserEntryWords) -> Result<UserStage, BadRequest> {
+        // How descriptors are read is each unit's; see `bind_nested`.
+        FirstStageContexts::of_user(user, Walk::Coherent)
+            .map(UserStage)
+            .map_err(entry_refused)
+    }
+
+    fn serves_stage(&self, unit: UnitIndex, stage: &UserStage) -> Result<(), Unmet> {
+        let Some(info) = self.units().nth(unit.index()) else {
+            return Err(Unmet::absent("the unit"));
+        };
+        if !info.nests() {
+            let what = match info.quirks.has(Quirk::NoNesting) {
+                true => "both stages at once, in spite of an erratum",
+                false => "both stages at once",
+            };
+            return Err(Unmet::absent(what));
+        }
+        let contexts = stage.contexts();
+        let bits = info.idr1.ssidsize();
+        if contexts.log2() > bits {
+            return Err(Unmet {
+                what: "bits of a substream id",
+                needed: contexts.log2().into(),
+                found: bits.into(),
+            });
+        }
+        if contexts.format() == ContextTableFormat::TwoLevel && !info.idr0.cd2l() {
+            return Err(Unmet::absent("context descriptors in two levels"));
+        }
+        Ok(())
+    }
+
+    unsafe fn bind_nested(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        parent: Binding,
+        stage: &UserStage,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let stream = self.stream(unit, requester, parent.domain)?;
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe {
+            self.unit(unit)?
+                .bind_nested::<F>(self.platform_of(), stream, parent, stage)
+        }
+    }
+
+    fn check_invalidation(
+        &self,
+        _stage: &UserStage,
+        user: &UserCommandWords,
+    ) -> Result<UserCommand, BadRequest> {
+        let ranges = self
+            .units()
+            .all(|info| info.idr3.range_invalidation().is_some());
+        UserCommand::decode(user, ranges).map_err(command_refused)
+    }
+
+    fn submit_nested(
+        &self,
+        unit: UnitIndex,
+        parent: HwDomainId,
+        _stage: &UserStage,
+        invalidation: &UserCommand,
+    ) -> Result<FlushTicket, UnitError> {
+        let command = invalidation.under(vmid(parent));
+        self.unit(unit)?.command(self.platform_of(), command)
+    }
+}
+
+// SAFETY: a bypassing entry lets requests through as they are, and carries the domain's id, by which `unbind` finds that it
+// is its own.
+unsafe impl<P: Platform, F: StageTwo> IdentityBackend for Smmu<P, F> {
+    fn passes_through(&self, _unit: UnitIndex) -> bool {
+        true
+    }
+
+    unsafe fn bind_identity(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let stream = self.stream(unit, requester, domain)?;
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe {
+            self.unit(unit)?
+                .bind_identity(self.platform_of(), stream, domain)
+        }
+    }
+}
+
+fn entry_refused(bad: BadUserEntry) -> BadRequest {
+    match bad {
+        BadUserEntry::Config(word) => BadRequest {
+            what: "word 0 of the stream table entry",
+            expected: "a valid entry that translates by a first stage alone",
+            found: word,
+        },
+        BadUserEntry::Reserved(word, bits) => BadRequest {
+            what: ENTRY_WORDS
+                .get(word)
+                .copied()
+                .unwrap_or("the stream table entry"),
+            expected: "zero in these bits",
+            found: bits,
+        },
+        BadUserEntry::Format(code) => BadRequest {
+            what: "S1FMT of the stream table entry",
+            expected: "0, or 2 with more than one context descriptor",
+            found: code.into(),
+        },
+        BadUserEntry::WithoutSubstream(code) => BadRequest {
+            what: "S1DSS of the stream table entry",
+            expected: "0, 1 or 2",
+            found: code.into(),
+        },
+        BadUserEntry::Contexts(code) => BadRequest {
+            what: "S1CDMAX of the stream table entry",
+            expected: "at most 20",
+            found: code.into(),
+        },
+    }
+}
+
+const ENTRY_WORDS: [&str; WORDS] = [
+    "word 0 of the stream table entry",
+    "word 1 of the stream table entry",
+    "word 2 of the stream table entry",
+    "word 3 of the stream table entry",
+    "word 4 of the stream table entry",
+    "word 5 of the stream table entry",
+    "word 6 of the stream table entry",
+    "word 7 of the stream table entry",
+];
+
+fn command_refused(bad: BadCommand) -> BadRequest {
+    match bad {
+        BadCommand::Opcode(code) => BadRequest {
+            what: "the command's opcode",
+            expected: "CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA or TLBI_NH_VAA",
+            found: code.into(),
+        },
+        BadCommand::Reserved(word, bits) => BadRequest {
+            what: match word {
+                0 => "word 0 of the command",
+                _ => "word 1 of the command",
+            },
+            expected: "zero in these bits",
+            found: bits,
+        },
+        BadCommand::Range(word) => BadRequest {
+            what: "the range in word 1 of the command",
+            expected: "an address aligned to its granule and leaves, in no reserved form",
+            found: word,
+        },
+    }
+}
