@@ -89,7 +89,7 @@ pub(crate) fn bare_metal_clippy(arch: Arch) -> Command {
 /// What is built for bare metal.
 const BARE_METAL_PACKAGES: [&str; 5] = ["hv-core", "hv-iommu", "hv-vtd", "hv-smmu", "hv-image"];
 
-/// What is shown on which architecture: everything, and on Arm what a drive does with no IOMMU before.
+/// What is shown on which architecture: every scenario that needs no asking.
 const SCENARIOS: &[(Arch, &[&str])] = &[(Arch::X86_64, &[]), (Arch::Aarch64, &[])];
 /// Where faults are planted.
 const FAULT_ARCHS: &[Arch] = &[Arch::X86_64];
