@@ -389,6 +389,11 @@ fn part_of_a_page_is_refused_by_name() {
             .table
             .map(&guard, range, to, Perms::Read, PageSize::Size4K)
             .unwrap();
+        // Also where the table of pages is there already.
+        let beside = IovaRange::new(Iova::new(bytes), PageCount::ONE).unwrap();
+        // SAFETY: nothing is mapped there.
+        let placed = unsafe { bench.table.map_page(&guard, beside, to, Perms::Read) };
+        assert_eq!(placed, Err(cuts(bytes)), "by its place");
         let _ = bench.table.unmap(&guard, short);
         assert!(bench.table.translate(&guard, Iova::new(0)).is_some());
         // SAFETY: nothing is redeemed: it is refused.
