@@ -19,9 +19,6 @@ pub type Backend = Smmu<&'static BareMetal>;
 /// Why no unit is up.
 #[derive(Debug, Error)]
 pub enum BackendError {
-    /// Nothing describes the machine.
-    #[error("there is no device tree, so nobody says where an SMMU is")]
-    NoTree,
     /// The tree lists no SMMU.
     #[error(
         "the device tree has no SMMUv3 (compatible \"arm,smmu-v3\"): QEMU's virt board has one with iommu=smmuv3"
@@ -52,7 +49,7 @@ pub fn bring_up(
     machine: &Machine,
     functions: &[PciFunction],
 ) -> Result<(Backend, Vec<UnitFacts>), BackendError> {
-    let firmware = device_tree::parse(machine.firmware.ok_or(BackendError::NoTree)?)?;
+    let firmware = device_tree::parse(machine.firmware)?;
     if firmware.units.is_empty() {
         return Err(BackendError::NoUnit);
     }
