@@ -216,7 +216,9 @@ impl World {
             }),
             _ => Vec::new(),
         };
-        if let Some(error) = off.first() {
+        // Of those that were pulled out nothing is known, and nothing is written to them.
+        let gone = |error: &&AttachError| matches!(error, AttachError::Gone { .. });
+        if let Some(error) = off.iter().find(|error| !gone(error)) {
             self.rig()
                 .broken(Rule::WrongAnswer, format!("bus mastering off: {error}"));
         }

@@ -2,7 +2,9 @@
 
 use hv_core::platform::FrameSource;
 use hv_core::{Iova, PageSize, Perms};
-use hv_iommu::{AtRest, CutError, Domain, DomainConfig, FlushSpan, ReservedKind, ReservedRegion};
+use hv_iommu::{
+    AtRest, CutError, Domain, DomainConfig, FlushSpan, ReservedKind, ReservedRegion, UnparkFailed,
+};
 use hv_tests::failing::{Outcome, text};
 
 use super::machine::{DISK, Machine, PLAIN, iovas, pages};
@@ -72,9 +74,16 @@ fn reset(world: &mut World) -> Outcome {
     world.in_domain(PLAIN, |world, domain| {
         world.attached(domain, |world, group| {
             let range = map(domain, world.machine.host(), 0x1000, 2);
-            // A reset takes no memory, nor does its end.
-            let group = group.park().unwrap().unpark().unwrap();
-            (group, range.map(drop))
+            // A reset takes no memory. Its end looks whether the group is still apart, which takes some; without it the
+            // group stays parked.
+            match group.park().unwrap().unpark() {
+                Ok(group) => (group, range.map(drop)),
+                Err(UnparkFailed::NotApart { group, error }) => {
+                    let error = text(error);
+                    (group.unpark().unwrap(), Err(error))
+                }
+                Err(other) => panic!("{other}"),
+            }
         })
     })
 }
@@ -124,6 +133,7 @@ fn shared(world: &mut World) -> Outcome {
 fn pinned_machine() -> World {
     let mut machine = Machine::with_regions(|host| {
         let memory = host.frames(3).into_range();
+        host.set_aside(memory);
         let start = Iova::new(memory.start().as_u64());
         let range = hv_core::IovaRange::new(start, memory.pages()).unwrap();
         let kind = ReservedKind::Pinned;

@@ -196,7 +196,8 @@ impl<'a> Walker<'a> {
                     first: page >> (level - 1) << (level - 1),
                     level,
                     to,
-                    dirty: noted & DIRTY != 0,
+                    // A format without that bit has zero for it.
+                    dirty: DIRTY != 0 && noted & DIRTY == DIRTY,
                 };
                 self.cache
                     .leaves
