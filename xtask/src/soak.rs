@@ -19,6 +19,9 @@ pub(crate) struct Options {
     /// Operations of each life
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     operations: u64,
+    /// Machines with units of this vendor only, vtd or smmu; of each in turn if left out
+    #[arg(long, value_name = "NAME")]
+    vendor: Option<String>,
     /// Live only the life of the seed
     #[arg(long, requires = "seed")]
     once: bool,
@@ -76,6 +79,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     command.args(["--seconds", &seconds.to_string()]);
     command.args(["--operations", &options.operations.to_string()]);
     command.args(["--luck", &options.luck.to_string()]);
+    if let Some(vendor) = &options.vendor {
+        command.args(["--vendor", vendor]);
+    }
     if let Some(seed) = options.seed {
         command.args(["--seed", &seed.to_string()]);
     }

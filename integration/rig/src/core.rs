@@ -10,14 +10,14 @@ use hv_iommu::table::Mapping;
 use crate::bus::{Bus, Counts, Frames};
 use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
-use crate::machine::Machine;
+use crate::machine::{Capabilities, Machine, UnitRegisters};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
 use crate::pci::{BUS_MASTER, Function};
 use crate::request::{Outcome, Progress, Request, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
 use crate::trace::{Event, Trace};
-use crate::vtd::Unit;
+use crate::{smmu, vtd};
 
 /// How much the clock moves at each step of the driver, in nanoseconds.
 pub(crate) const STEP_NANOS: u64 = 20;
@@ -59,14 +59,23 @@ impl Core {
         let sides: Vec<_> = machine
             .units
             .iter()
-            .map(|unit| (unit.ecap.c, unit.cap.rwbf))
+            .map(|unit| match &unit.registers {
+                UnitRegisters::Vtd(known) => (known.ecap.c, known.cap.rwbf),
+                UnitRegisters::Smmu(identity) => (identity.coherent, false),
+            })
             .collect();
         // In memory a fresh frame looks like an entry that leads to the last frame, which nobody has.
         let poison = (BASE + (FRAMES - 1) * FRAME_BYTES) | 0b11;
         let functions = functions(machine, &mut rng);
         let mut units: Vec<Box<dyn FrontEnd>> = (machine.units.iter().enumerate())
             .map(|(index, model)| -> Box<dyn FrontEnd> {
-                Box::new(Unit::new(index, model, machine.host_address_bits))
+                match &model.registers {
+                    UnitRegisters::Vtd(Capabilities { cap, ecap }) => {
+                        let bits = machine.host_address_bits;
+                        Box::new(vtd::Unit::new(index, *cap, *ecap, bits))
+                    }
+                    UnitRegisters::Smmu(identity) => Box::new(smmu::Unit::new(index, identity)),
+                }
             })
             .collect();
         if temper.leftovers {

@@ -10,11 +10,12 @@ use hv_core::{
     PhysRange,
 };
 use hv_iommu::{
-    AtRest, AttachFailed, Backend as _, Config, Domain, DomainConfig, FlushDepth, FlushRequest,
-    FlushSpan, HwDomainId, Iommu, UnitIndex,
+    AtRest, AttachFailed, Config, Domain, DomainConfig, FlushDepth, FlushRequest, FlushSpan,
+    HwDomainId, Iommu, UnitIndex,
 };
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
+use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::life::bring_up;
 use crate::machine::{Machine, RegionModel};
@@ -33,18 +34,10 @@ const TABLES: u64 = 8;
 
 /// Many submitters at once, as only a machine of many CPUs has: requests without a wait for each, on a unit
 /// that stands still for a while, so that the queue fills up and goes round.
-pub(crate) fn queue(seed: u64) -> Option<Violation> {
-    let rig = Rig::new(Machine::draw(seed)).ok()?;
-    let table = dmar::parse(&rig.dmar()).ok()?;
-    let discovery = Vtd::discover(
-        rig.clone(),
-        &table,
-        &rig.functions(),
-        CoveragePolicy::Strict,
-    )
-    .ok()?;
+pub(crate) fn queue<B: Driver>(seed: u64) -> Option<Violation> {
+    let rig = Rig::new(Machine::draw_of(B::VENDOR, seed)).ok()?;
     let unit = UnitIndex::new(0)?;
-    if let Ok(backend) = discovery.bring_up() {
+    if let Ok(backend) = B::start(&rig) {
         rig.hang(0, Duration::from_millis(20));
         for number in 0..REQUESTS {
             let request = FlushRequest {
@@ -67,13 +60,13 @@ pub(crate) fn queue(seed: u64) -> Option<Violation> {
 
 /// Threads that map single pages in a few tables, have the device write there and unmap, while others reclaim
 /// all the time. What happens first differs from run to run.
-pub(crate) fn tables(seed: u64) -> Option<Violation> {
-    let mut machine = Machine::draw(seed);
+pub(crate) fn tables<B: Driver>(seed: u64) -> Option<Violation> {
+    let mut machine = Machine::draw_of(B::VENDOR, seed);
     machine.temper.steady_clock = true;
     // Eviction and widening hide what is looked for here.
     (machine.temper.evictions, machine.temper.widening) = (false, false);
     let rig = Rig::new(machine).ok()?;
-    let (_iommu, groups) = bring_up(&rig).ok()?;
+    let (_iommu, groups) = bring_up::<B>(&rig).ok()?;
     let group = groups
         .into_iter()
         .find(|group| group.members().len() == 1)?
@@ -150,7 +143,9 @@ pub(crate) fn regions(seed: u64) -> Option<Violation> {
     let mut machine = Machine::draw(seed);
     for unit in &mut machine.units {
         // Wide enough to reach memory at its own addresses.
-        unit.cap.mgaw = unit.cap.mgaw.max(39);
+        if let Some(known) = unit.vtd() {
+            known.cap.mgaw = known.cap.mgaw.max(39);
+        }
     }
     let device = machine.functions.first()?.address;
     let memory = PhysRange::new(PhysAddr::new(REGION), PageCount::new(3)?).ok()?;
@@ -219,9 +214,9 @@ fn region_of(rig: &Rig, device: PciAddress, memory: PhysRange) -> Option<()> {
 }
 
 /// Maps a page, has the device write there, and unmaps it again. `None` when that cannot go on.
-fn one_page(
+fn one_page<B: Driver>(
     rig: &Rig,
-    domain: &Domain<KernelPaging, Vtd<Rig>>,
+    domain: &Domain<KernelPaging, B>,
     tenant: Tenant,
     device: PciAddress,
     page: u64,

@@ -12,11 +12,13 @@
 #![doc = "```"]
 
 mod absent;
+mod bits;
 mod bus;
 mod cell;
 mod core;
 pub mod cpus;
 mod drill;
+mod driver;
 mod frontend;
 mod ledger;
 pub mod life;
@@ -30,17 +32,22 @@ mod request;
 mod rig;
 mod rng;
 mod rule;
+mod smmu;
 mod trace;
 mod vtd;
 
 pub use absent::NoRegisters;
 pub use bus::Counts;
 pub use cell::RigCell;
+pub use driver::{Driver, Vendor};
 pub use ledger::Tenant;
-pub use machine::{FunctionModel, Impossible, Machine, RegionModel, Temper, UnitModel};
+pub use machine::{
+    Capabilities, FunctionModel, Impossible, Machine, RegionModel, Temper, UnitModel, UnitRegisters,
+};
 pub use platform::RigRegisters;
 pub use request::Outcome;
 pub use rig::{Blocked, Failure, Rig};
 pub use rng::Rng;
 pub use rule::{Rule, Violation};
+pub use smmu::Identity;
 pub use vtd::{Cap, Ecap};

@@ -6,9 +6,11 @@ use hv_core::{PciAddress, PhysRange, Segment};
 use hv_iommu::{BusRange, FunctionKind, PciFunction, PhantomBits};
 use thiserror::Error;
 
+use crate::driver::Vendor;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES};
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
+use crate::smmu::Identity;
 use crate::vtd::{self, Cap, Ecap};
 
 /// How badly the hardware behaves, all of it legal. Each is a choice that a seed makes at each
@@ -130,10 +132,77 @@ pub struct UnitModel {
     pub segment: Segment,
     /// The functions that firmware lists for it; `None` for a unit that takes the rest of its segment.
     pub scopes: Option<Vec<PciAddress>>,
+    /// What it is.
+    pub registers: UnitRegisters,
+}
+
+/// What a unit is: the registers that say so. A machine has units of one vendor.
+#[derive(Clone, Copy, Debug)]
+pub enum UnitRegisters {
+    /// A VT-d remapping unit.
+    Vtd(Capabilities),
+    /// An SMMUv3.
+    Smmu(Identity),
+}
+
+/// The capability registers of a VT-d unit.
+#[derive(Clone, Copy, Debug)]
+pub struct Capabilities {
     /// The capability register.
     pub cap: Cap,
     /// The extended capability register.
     pub ecap: Ecap,
+}
+
+impl UnitModel {
+    /// A VT-d unit's registers, to change them.
+    pub fn vtd(&mut self) -> Option<&mut Capabilities> {
+        match &mut self.registers {
+            UnitRegisters::Vtd(capabilities) => Some(capabilities),
+            UnitRegisters::Smmu(_) => None,
+        }
+    }
+
+    /// An SMMU's registers, to change them.
+    pub fn smmu(&mut self) -> Option<&mut Identity> {
+        match &mut self.registers {
+            UnitRegisters::Smmu(identity) => Some(identity),
+            UnitRegisters::Vtd(_) => None,
+        }
+    }
+
+    /// The unit snoops the CPU's caches, or does not.
+    pub fn set_coherent(&mut self, coherent: bool) {
+        match &mut self.registers {
+            UnitRegisters::Vtd(known) => known.ecap.c = coherent,
+            UnitRegisters::Smmu(identity) => {
+                (identity.coherent, identity.says_coherent) = (coherent, coherent);
+            }
+        }
+    }
+
+    /// The unit has large pages, and their size may change under a device's eyes as far as that is its own matter.
+    pub fn set_resizing(&mut self) {
+        match &mut self.registers {
+            UnitRegisters::Vtd(known) => known.cap.sslps |= 1,
+            UnitRegisters::Smmu(identity) => identity.bbml = 2,
+        }
+    }
+
+    /// How many faults the unit has room for at most.
+    pub fn fault_records(&self) -> usize {
+        match &self.registers {
+            UnitRegisters::Vtd(known) => known.cap.nfr.into(),
+            UnitRegisters::Smmu(identity) => 1 << identity.events,
+        }
+    }
+
+    const fn vendor(&self) -> Vendor {
+        match self.registers {
+            UnitRegisters::Vtd(_) => Vendor::Vtd,
+            UnitRegisters::Smmu(_) => Vendor::Smmu,
+        }
+    }
 }
 
 /// One PCI function.
@@ -187,6 +256,14 @@ pub enum Impossible {
         unit: usize,
         /// What is wrong, and the rule.
         why: String,
+    },
+    /// Units of several vendors.
+    #[error("expected units of one vendor, found {expected:?} and {found:?}")]
+    Vendors {
+        /// That of the first unit.
+        expected: Vendor,
+        /// Another one's.
+        found: Vendor,
     },
     /// There is no unit, or more than a driver can be asked to number.
     #[error("expected 1 to 64 units, found {found}")]
@@ -282,17 +359,27 @@ impl FunctionModel {
 }
 
 impl Machine {
-    /// A friendly machine: one unit that can do everything, two devices at 00:01.0 and 00:02.0.
+    /// A friendly machine: one VT-d unit that can do everything, two devices at 00:01.0 and 00:02.0.
     pub fn calm() -> Self {
-        let (cap, ecap) = vtd::plain();
+        Self::calm_of(Vendor::Vtd)
+    }
+
+    /// The same with a unit of this vendor.
+    pub fn calm_of(vendor: Vendor) -> Self {
+        let registers = match vendor {
+            Vendor::Vtd => {
+                let (cap, ecap) = vtd::plain();
+                UnitRegisters::Vtd(Capabilities { cap, ecap })
+            }
+            Vendor::Smmu => UnitRegisters::Smmu(Identity::PLAIN),
+        };
         Self {
             seed: 0,
             host_address_bits: 39,
             units: vec![UnitModel {
                 segment: Segment(0),
                 scopes: None,
-                cap,
-                ecap,
+                registers,
             }],
             functions: vec![endpoint(at(0, 0, 1, 0)), endpoint(at(0, 0, 2, 0))],
             regions: Vec::new(),
@@ -305,6 +392,11 @@ impl Machine {
     /// topology. Units may take as few as 31 address bits, so a domain for one asks for no more than
     /// [`Iommu::unit_caps`](hv_iommu::Iommu::unit_caps) says.
     pub fn draw(seed: u64) -> Self {
+        Self::draw_of(Vendor::Vtd, seed)
+    }
+
+    /// The same with units of this vendor.
+    pub fn draw_of(vendor: Vendor, seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x6d61_6368_696e_6521);
         let host_address_bits = 33 + rng.below(20) as u8;
         let buses = |secondary| BusRange {
@@ -324,13 +416,21 @@ impl Machine {
             functions.extend([endpoint(at(0, 2, 1, 0)), endpoint(at(0, 2, 2, 0))]);
         }
         let mut units = Vec::new();
+        // All SMMUs of a machine change page sizes alike, so that it is the machine's property.
+        let resizing = (seed % 3) as u8;
         let mut unit = |segment, scopes, rng: &mut Rng| {
-            let (cap, ecap) = vtd::draw(&mut |end| rng.below(end), host_address_bits);
+            let mut pick = |end| rng.below(end);
+            let registers = match vendor {
+                Vendor::Vtd => {
+                    let (cap, ecap) = vtd::draw(&mut pick, host_address_bits);
+                    UnitRegisters::Vtd(Capabilities { cap, ecap })
+                }
+                Vendor::Smmu => UnitRegisters::Smmu(Identity::draw(&mut pick, resizing)),
+            };
             units.push(UnitModel {
                 segment: Segment(segment),
                 scopes,
-                cap,
-                ecap,
+                registers,
             });
         };
         if rng.one_in(2) {
@@ -377,8 +477,22 @@ impl Machine {
     /// Whether the page size of a mapping may change under a device's eyes: not on processors that are known for
     /// trouble with it.
     pub fn resizes_live(&self) -> bool {
-        self.host_bridge
-            .is_none_or(|bridge| !STIFF_BRIDGES.contains(&bridge))
+        let mut units = self.units.iter();
+        match self.vendor() {
+            Vendor::Vtd => {
+                let bridge = self.host_bridge;
+                bridge.is_none_or(|bridge| !STIFF_BRIDGES.contains(&bridge))
+            }
+            Vendor::Smmu => units.all(
+                |unit| matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.bbml == 2),
+            ),
+        }
+    }
+
+    /// Whose units it has.
+    pub fn vendor(&self) -> Vendor {
+        let first = self.units.first();
+        first.map_or(Vendor::Vtd, UnitModel::vendor)
     }
 
     /// The functions, the host bridge included.
@@ -408,10 +522,17 @@ impl Machine {
             return Err(Impossible::HostAddressBits { found });
         }
         for (unit, model) in self.units.iter().enumerate() {
-            vtd::check(&model.cap, &model.ecap).map_err(|why| Impossible::Unit {
-                unit,
-                why: why.to_string(),
-            })?;
+            let (expected, found) = (self.vendor(), model.vendor());
+            if expected != found {
+                return Err(Impossible::Vendors { expected, found });
+            }
+            let known = match &model.registers {
+                UnitRegisters::Vtd(Capabilities { cap, ecap }) => {
+                    vtd::check(cap, ecap).map_err(|why| why.to_string())
+                }
+                UnitRegisters::Smmu(identity) => identity.check(),
+            };
+            known.map_err(|why| Impossible::Unit { unit, why })?;
             let others = self.units.iter().take(unit);
             let same = |other: &UnitModel| other.segment == model.segment && other.scopes.is_none();
             if model.scopes.is_none() && others.into_iter().any(same) {
@@ -473,6 +594,20 @@ impl Machine {
         listed.or_else(rest)
     }
 
+    /// The function that sends with this id: its own, or one of its phantoms'.
+    pub(crate) fn sender_as(&self, id: PciAddress) -> PciAddress {
+        let sends = |function: &&FunctionModel| {
+            let mut phantoms = function.facts().phantom_ids();
+            phantoms.any(|phantom| phantom == id)
+        };
+        // Few have any.
+        let mut with = self
+            .functions
+            .iter()
+            .filter(|function| function.phantoms != PhantomBits::NONE);
+        with.find(sends).map_or(id, |function| function.address)
+    }
+
     /// The bridges above a function, from the root down.
     pub(crate) fn bridges_above(&self, function: PciAddress) -> Vec<usize> {
         let above = |bridge: &FunctionModel| {
@@ -504,7 +639,9 @@ mod tests {
     fn impossible_machines_are_refused_with_the_rule() {
         assert!(refused(|machine| machine.units.clear()).contains("1 to 64 units, found 0"));
         assert!(refused(|machine| machine.host_address_bits = 32).contains("found 32"));
-        assert!(refused(|machine| machine.units[0].cap.nd = 7).contains("unit 0"));
+        assert!(refused(|machine| machine.units[0].vtd().unwrap().cap.nd = 7).contains("unit 0"));
+        let mixed = refused(|machine| machine.units.extend(Machine::calm_of(Vendor::Smmu).units));
+        assert!(mixed.contains("units of one vendor"), "{mixed}");
         let twice = refused(|machine| machine.units.push(machine.units[0].clone()));
         assert!(twice.contains("INCLUDE_PCI_ALL"), "{twice}");
         let uncovered = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 0, 1, 0)]));
@@ -545,8 +682,10 @@ mod tests {
     #[test]
     fn every_drawn_machine_is_possible() {
         for seed in 0..2000 {
-            let machine = Machine::draw(seed);
-            assert_eq!(machine.check(), Ok(()), "seed {seed}");
+            for vendor in [Vendor::Vtd, Vendor::Smmu] {
+                let machine = Machine::draw_of(vendor, seed);
+                assert_eq!(machine.check(), Ok(()), "seed {seed}");
+            }
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The test of the rig: deliberate faults of the driver, each with what the rig has to say about it.
 
 use hv_core::fault::Fault;
+use hv_smmu::Smmu;
+use hv_vtd::Vtd;
 
 use crate::drill;
+use crate::driver::Vendor;
 use crate::life::Life;
+use crate::rig::Rig;
 use crate::rule::{Rule, Violation};
 
 /// A fault that the rig has to catch.
@@ -11,12 +15,27 @@ use crate::rule::{Rule, Violation};
 pub struct Planted {
     /// The fault.
     pub fault: Fault,
+    /// On whose machines it is looked for.
+    pub vendor: Vendor,
     /// The rules that it breaks; which one is seen first depends on the machine.
     pub rules: &'static [Rule],
 }
 
 const fn planted(fault: Fault, rules: &'static [Rule]) -> Planted {
-    Planted { fault, rules }
+    Planted {
+        fault,
+        vendor: Vendor::Vtd,
+        rules,
+    }
+}
+
+/// A fault of the driver of SMMUs.
+const fn of_smmu(fault: Fault, rules: &'static [Rule]) -> Planted {
+    Planted {
+        fault,
+        vendor: Vendor::Smmu,
+        rules,
+    }
 }
 
 /// Hardware reaches, or could reach, what it should have forgotten. Which of these is seen first depends on
@@ -324,15 +343,33 @@ const OPERATIONS: usize = 120;
 /// Every how many lives threads take tables out from under each other; at first before each.
 const THREADS_EVERY: u64 = 16;
 
-/// Lives, and drills in between, until a rule is broken. Gives the number of lives it took, too.
-pub fn hunt(lives: u64) -> Option<(u64, Violation)> {
+/// Lives, and drills in between, on machines of this vendor until a rule is broken. Gives the number of lives it took,
+/// too.
+pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
     (0..lives).find_map(|seed| {
-        let mut drilled = if seed < 8 { drill::queue(seed) } else { None };
+        let (queue, tables): (Drill, Drill) = match vendor {
+            Vendor::Vtd => (drill::queue::<Vtd<Rig>>, drill::tables::<Vtd<Rig>>),
+            Vendor::Smmu => (drill::queue::<Smmu<Rig>>, drill::tables::<Smmu<Rig>>),
+        };
+        let mut drilled = if seed < 8 { queue(seed) } else { None };
         if seed < 8 || seed.is_multiple_of(THREADS_EVERY) {
-            drilled = drilled.or_else(|| drill::tables(seed));
+            drilled = drilled.or_else(|| tables(seed));
         }
-        let found = drilled.or_else(|| Some(Life::new(seed, OPERATIONS).live().failure?.violation));
-        let found = found.or_else(|| (seed < 8).then(|| drill::regions(seed)).flatten());
+        let live = || {
+            Some(
+                Life::new(vendor, seed, OPERATIONS)
+                    .live()
+                    .failure?
+                    .violation,
+            )
+        };
+        let found = drilled.or_else(live);
+        // Regions of firmware are drilled with the vendor whose description of them the rig writes.
+        let regions = seed < 8 && vendor == Vendor::Vtd;
+        let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })
 }
+
+/// A drill on the machine of a seed.
+type Drill = fn(u64) -> Option<Violation>;

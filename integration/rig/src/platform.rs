@@ -18,7 +18,6 @@ use crate::pci::{BUS_MASTER, COMMAND};
 use crate::rig::Rig;
 use crate::rule::Rule;
 use crate::trace::Event;
-use crate::vtd;
 
 /// Frames of one block of cells.
 const BLOCK: u64 = 1024;
@@ -212,10 +211,11 @@ impl Registers for Rig {
     fn map_registers(&self, range: PhysRange) -> Result<RigRegisters, RegistersError> {
         let start = range.start().as_u64();
         let units = self.core.quiet().units.len();
-        let unit = (0..units).find(|unit| vtd::registers_at(*unit) == start);
+        let vendor = self.machine().vendor();
+        let unit = (0..units).find(|unit| vendor.registers_at(*unit) == start);
         let reason = "no unit of the rig has its registers there";
         let unit = unit.ok_or(RegistersError { range, reason })?;
-        if range.pages().bytes() > vtd::REGISTER_BYTES {
+        if range.pages().bytes() > vendor.register_bytes() {
             let reason = "the unit has fewer registers";
             return Err(RegistersError { range, reason });
         }

@@ -2,7 +2,7 @@
 
 use hv_core::Access;
 
-use crate::vtd::Walk;
+use crate::{smmu, vtd};
 
 /// A request in flight.
 #[derive(Clone, Debug)]
@@ -26,7 +26,9 @@ pub(crate) enum Progress {
     /// Nothing was fetched for it, or all of it was thrown away.
     New,
     /// A VT-d unit is fetching entries for it.
-    Vtd(Walk),
+    Vtd(vtd::Walk),
+    /// An SMMUv3 is fetching entries for it.
+    Smmu(smmu::Walk),
     /// It was translated and has not reached memory yet. `tag` is what invalidations name: a domain.
     Translated { to: u64, tag: u16 },
 }

@@ -4,20 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, Iova, PciAddress};
+use hv_core::{Access, Iova, PciAddress, Segment};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::Core;
-use crate::machine::{Impossible, Machine};
+use crate::machine::{Impossible, Machine, UnitRegisters};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::platform::Cells;
 use crate::request::Outcome;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
+use crate::smmu::spec::iort::{self, Mapping, RootNode, SmmuNode};
 use crate::trace::{Event, Trace};
-use crate::vtd;
 use crate::vtd::spec::dmar::{self, Drhd, Rmrr, Scope};
+use crate::{smmu, vtd};
 
 /// A software machine with IOMMUs. Cheap to clone; clones are the same machine.
 ///
@@ -116,7 +117,7 @@ impl Rig {
         functions.map(|(function, _)| function.facts()).collect()
     }
 
-    /// Firmware's DMAR table.
+    /// Firmware's DMAR table, of a machine with VT-d units.
     pub fn dmar(&self) -> Vec<u8> {
         let units = self.machine.units.iter().enumerate();
         let drhds: Vec<_> = units
@@ -143,6 +144,52 @@ impl Rig {
             })
             .collect();
         dmar::table(self.machine.host_address_bits, 0, &drhds, &rmrrs)
+    }
+
+    /// Firmware's IORT, of a machine with SMMUs.
+    pub fn iort(&self) -> Vec<u8> {
+        let machine = &*self.machine;
+        let (mut nodes, mut roots) = (Vec::new(), Vec::<RootNode>::new());
+        for (index, unit) in machine.units.iter().enumerate() {
+            let UnitRegisters::Smmu(identity) = &unit.registers else {
+                continue;
+            };
+            nodes.push(SmmuNode {
+                base: smmu::registers_at(index),
+                coherent: identity.coherent,
+            });
+            let segment = unit.segment.0;
+            if roots.iter().all(|root| root.segment != segment) {
+                let mappings = Vec::new();
+                roots.push(RootNode { segment, mappings });
+            }
+        }
+        for root in &mut roots {
+            let of = |id: u16| {
+                let function = PciAddress::from_requester(Segment(root.segment), id);
+                let smmu = machine.unit_of(machine.sender_as(function))?;
+                match machine.units.get(smmu)?.registers {
+                    UnitRegisters::Smmu(identity) => Some((smmu, identity.first_stream)),
+                    UnitRegisters::Vtd(_) => None,
+                }
+            };
+            for id in 0..=u16::MAX {
+                let Some((smmu, first)) = of(id) else {
+                    continue;
+                };
+                let mapping = Mapping {
+                    first: id,
+                    last: id,
+                    stream: first + u32::from(id),
+                    smmu,
+                };
+                match root.mappings.last_mut() {
+                    Some(last) if last.smmu == smmu && last.last + 1 == id => last.last = id,
+                    _ => root.mappings.push(mapping),
+                }
+            }
+        }
+        iort::table(&nodes, &roots)
     }
 
     /// The scope of a function: the bus that its path starts at, and the way from there.

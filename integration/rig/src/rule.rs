@@ -33,6 +33,10 @@ pub enum Rule {
     Command,
     /// The invalidation queue was used against its rules.
     Queue,
+    /// A unit's state was changed while what passes it when it is off may go anywhere.
+    OpenGate,
+    /// A translation was replaced by another while the unit might hold the first.
+    BreakBeforeMake,
     /// Translation was turned on before old translations were forgotten.
     EnabledEarly,
     /// A device behind a wedged unit may still send, or a device nobody attached.
@@ -81,6 +85,12 @@ impl Rule {
                 "one field of the command register changes per write, and each change is awaited"
             }
             Self::Queue => "the invalidation queue is used as the manual allows",
+            Self::OpenGate => {
+                "a unit lets nothing pass while it is off before its state is changed"
+            }
+            Self::BreakBeforeMake => {
+                "a translation is taken down and forgotten before another one of its address is made"
+            }
             Self::EnabledEarly => "translation goes on after old translations were forgotten",
             Self::NotCutOff => {
                 "devices that nobody attached, or whose unit is wedged, have no bus mastering"

@@ -2,13 +2,14 @@
 
 #![cfg(not(hv_fault))]
 
+use hv_rig::Vendor;
 use hv_rig::life::{LIMIT, Life, shrink};
 
 /// Lives on these seeds; a failure is shown shortened, with its seed.
-fn live(seeds: std::ops::Range<u64>, operations: usize) {
+fn live(vendor: Vendor, seeds: std::ops::Range<u64>, operations: usize) {
     let mut requests = 0;
     for seed in seeds {
-        let life = Life::new(seed, operations);
+        let life = Life::new(vendor, seed, operations);
         let lived = life.live();
         requests += lived.counts.translated;
         if lived.failure.is_some() {
@@ -28,18 +29,29 @@ fn live(seeds: std::ops::Range<u64>, operations: usize) {
 
 #[test]
 fn short_lives_break_no_rule() {
-    live(0..400, 60);
+    live(Vendor::Vtd, 0..400, 60);
+}
+
+#[test]
+fn short_lives_with_smmus_break_no_rule() {
+    live(Vendor::Smmu, 0..400, 60);
 }
 
 #[test]
 fn long_lives_break_no_rule() {
-    live(10_000..10_040, 600);
+    live(Vendor::Vtd, 10_000..10_040, 600);
+}
+
+#[test]
+fn long_lives_with_smmus_break_no_rule() {
+    live(Vendor::Smmu, 10_000..10_040, 600);
 }
 
 #[test]
 fn a_life_is_the_same_each_time() {
-    for seed in [3, 77] {
-        let (one, two) = (Life::new(seed, 150).live(), Life::new(seed, 150).live());
+    for (vendor, seed) in [(Vendor::Vtd, 3), (Vendor::Vtd, 77), (Vendor::Smmu, 5)] {
+        let life = Life::new(vendor, seed, 150);
+        let (one, two) = (life.live(), life.live());
         assert_eq!(one.counts, two.counts, "seed {seed}");
         assert_eq!((one.operations, one.nanos), (two.operations, two.nanos));
     }

@@ -27,6 +27,7 @@ mod caught {
     use std::time::{Duration, Instant};
 
     use hv_core::fault::Fault;
+    use hv_rig::Vendor;
     use hv_rig::life::{LIMIT, Life, shrink};
     use hv_rig::planted::{LIVES, PLANTED, hunt};
 
@@ -36,7 +37,9 @@ mod caught {
     #[test]
     fn nothing_is_caught_where_no_fault_is() {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(hunt(LIVES), None);
+        for vendor in Vendor::ALL {
+            assert_eq!(hunt(vendor, LIVES), None, "{vendor}");
+        }
     }
 
     /// A test for each fault, and the list of all that have one.
@@ -162,7 +165,7 @@ mod caught {
         ] {
             fault.switch_on();
             let (life, lived) = (0..LIVES)
-                .map(|seed| Life::new(seed, 300))
+                .map(|seed| Life::new(Vendor::Vtd, seed, 300))
                 .map(|life| (life.clone(), life.live()))
                 .find(|(_, lived)| lived.failure.is_some())
                 .unwrap();
@@ -192,15 +195,16 @@ mod caught {
 
     fn caught(fault: Fault) {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let planted = PLANTED.iter().find(|planted| planted.fault == fault);
+        let planted = planted.unwrap_or_else(|| panic!("{fault} is not planted"));
         fault.switch_on();
-        let found = hunt(LIVES);
+        let found = hunt(planted.vendor, LIVES);
         fault.switch_off();
         let Some((lives, violation)) = found else {
             panic!("{fault} was not caught in {LIVES} lives");
         };
         println!("{fault} after {lives} lives: {violation}");
-        let planted = PLANTED.iter().find(|planted| planted.fault == fault);
-        let rules = planted.map_or(&[][..], |planted| planted.rules);
+        let rules = planted.rules;
         assert!(
             rules.contains(&violation.rule),
             "{fault} was caught after {lives} lives, as {:?}; expected one of {rules:?}: {}",

@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use hv_rig::Temper;
 use hv_rig::life::{LIMIT, Life, Lived, shrink};
+use hv_rig::{Temper, Vendor};
 
 /// What this was asked to do.
 struct Options {
@@ -16,13 +16,16 @@ struct Options {
     temper: Option<Temper>,
     /// Live one life only: these of its operations, or all.
     only: Option<Option<Vec<usize>>>,
+    /// Machines of one vendor only; else of each in turn.
+    vendor: Option<Vendor>,
 }
 
 const USAGE: &str = "\
-usage: soak [--seconds N] [--seed S] [--operations N] [--once] [--luck N] [--temper BITS] [--keep A,B,C-D]
+usage: soak [--seconds N] [--seed S] [--operations N] [--vendor vtd|smmu] [--once] [--luck N] [--temper BITS] [--keep A,B,C-D]
   --seconds N      how long to go on (10)
   --seed S         the first seed, decimal or 0x hexadecimal (drawn from the clock)
   --operations N   operations of each life (300)
+  --vendor NAME    machines with vtd or smmu units only (each in turn)
   --once           live the life of the seed once
   --luck N         other luck of the hardware in the same life, as a failure names it
   --temper BITS    another temper of the hardware, as a failure names it
@@ -90,6 +93,7 @@ fn options() -> Option<Options> {
         luck: 0,
         temper: None,
         only: None,
+        vendor: None,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -102,6 +106,7 @@ fn options() -> Option<Options> {
                 let bits = u16::try_from(number(&arguments.next()?)?).ok()?;
                 options.temper = Some(Temper::from_bits(bits));
             }
+            "--vendor" => options.vendor = Some(Vendor::from_name(&arguments.next()?)?),
             "--once" => options.only = Some(None),
             "--keep" => options.only = Some(Some(list(&arguments.next()?)?)),
             _ => return None,
@@ -131,7 +136,7 @@ fn tell(life: &Life, lived: Lived) {
     }
     println!("hardware: {:?}", short.machine().temper);
     for (index, unit) in short.machine().units.iter().enumerate() {
-        println!("  unit {index}: {:?} {:?}", unit.cap, unit.ecap);
+        println!("  unit {index}: {:?}", unit.registers);
     }
     println!("\nto see it again: {}", short.command());
 }
@@ -148,7 +153,11 @@ fn main() -> ExitCode {
             keep,
             luck: options.luck,
             temper: options.temper,
-            ..Life::new(options.seed, options.operations)
+            ..Life::new(
+                options.vendor.unwrap_or(Vendor::Vtd),
+                options.seed,
+                options.operations,
+            )
         };
         if life.ops().is_empty() {
             eprintln!(
@@ -182,7 +191,10 @@ fn main() -> ExitCode {
     );
     while start.elapsed() < limit {
         let seed = options.seed.wrapping_add(sum.lives);
-        let life = Life::new(seed, options.operations);
+        // Each vendor in turn.
+        let turn = (sum.lives % Vendor::ALL.len() as u64) as usize;
+        let vendor = options.vendor.unwrap_or(Vendor::ALL[turn]);
+        let life = Life::new(vendor, seed, options.operations);
         let lived = life.live();
         sum.add(&lived);
         if lived.failure.is_some() {

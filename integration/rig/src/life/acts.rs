@@ -7,11 +7,12 @@ use hv_iommu::{BufferRequest, DestroyRefusal, DmaError, FaultNotice, FlushError,
 
 use super::space::{Household, Space};
 use super::world::{Held, Memories, World};
+use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::request::Outcome;
 use crate::rule::Rule;
 
-impl World {
+impl<B: Driver> World<B> {
     /// The members of an attached group, by choice, and its domain.
     fn attached(&self, choice: u64) -> Option<(Vec<PciAddress>, Tenant)> {
         let index = (choice % self.groups.len() as u64) as usize;
@@ -111,7 +112,7 @@ impl World {
             let nth = choice[1].checked_rem(self.kernel.len() as u64);
             let key = nth.and_then(|nth| self.kernel.keys().nth(nth as usize).copied());
             if let Some(space) = key.and_then(|key| self.kernel.remove(&key))
-                && let Some(space) = end::<KernelPaging>(&self.memories, space)
+                && let Some(space) = end::<KernelPaging, B>(&self.memories, space)
             {
                 self.kernel.insert(space.tenant.0, space);
             }
@@ -119,7 +120,7 @@ impl World {
             let nth = choice[1].checked_rem(self.guest.len() as u64);
             let key = nth.and_then(|nth| self.guest.keys().nth(nth as usize).copied());
             if let Some(space) = key.and_then(|key| self.guest.remove(&key))
-                && let Some(space) = end::<UserManaged>(&self.memories, space)
+                && let Some(space) = end::<UserManaged, B>(&self.memories, space)
             {
                 self.guest.insert(space.tenant.0, space);
             }
@@ -240,7 +241,10 @@ impl World {
 }
 
 /// Ends a domain, if nothing is attached to it; else it comes back.
-pub(crate) fn end<O: Household>(memories: &Memories, space: Space<O>) -> Option<Space<O>> {
+pub(crate) fn end<O: Household, B: Driver>(
+    memories: &Memories,
+    space: Space<O, B>,
+) -> Option<Space<O, B>> {
     let rig = &memories.rig;
     let mut space = space;
     space.unstick(rig);

@@ -4,8 +4,9 @@ use hv_core::{PciAddress, VmId};
 use hv_iommu::table::TableError;
 use hv_iommu::{AtRest, AttachError, AttachFailed, Domain, DomainConfig, DomainError, UnitError};
 
-use super::space::{Backend, Household, Space};
+use super::space::{Household, Space};
 use super::world::{GUESTS, Held, World};
+use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::rng::Rng;
 use crate::rule::Rule;
@@ -15,13 +16,13 @@ fn owner(choice: u64) -> Option<VmId> {
     VmId::new((choice % (u64::from(GUESTS) + 1)) as u16)
 }
 
-impl World {
+impl<B: Driver> World<B> {
     /// The index of a group, by choice.
     fn pick(&self, choice: u64) -> usize {
         (choice % self.groups.len() as u64) as usize
     }
 
-    fn take(&mut self, index: usize) -> Held {
+    fn take(&mut self, index: usize) -> Held<B> {
         std::mem::replace(&mut self.groups[index], Held::Moving)
     }
 
@@ -91,7 +92,7 @@ impl World {
         }
     }
 
-    fn space<O: Household>(&mut self, domain: Domain<O, Backend>, owner: O::Id) -> Space<O> {
+    fn space<O: Household>(&mut self, domain: Domain<O, B>, owner: O::Id) -> Space<O, B> {
         let tenant = Tenant(self.next_tenant);
         self.next_tenant += 1;
         Space::new(domain, owner, tenant)
@@ -103,7 +104,7 @@ impl World {
         self.groups[index] = self.attach_held(held, choice);
     }
 
-    fn attach_held(&mut self, held: Held, choice: [u64; 3]) -> Held {
+    fn attach_held(&mut self, held: Held<B>, choice: [u64; 3]) -> Held<B> {
         let rig = self.rig().clone();
         let (attached, failed) = match held {
             Held::Kernel(group) => {
@@ -181,7 +182,7 @@ impl World {
     }
 
     /// Lets the members of an attached group send.
-    fn let_send(&mut self, held: &Held) {
+    fn let_send(&mut self, held: &Held<B>) {
         let failed: Vec<AttachError> = match held {
             Held::KernelOn(group, _) => {
                 each_member(group.members(), |member| group.enable_bus_mastering(member))
@@ -344,7 +345,7 @@ impl World {
 }
 
 /// A group at rest, after the reset that it may need. The devices of a life remember nothing.
-fn at_rest(group: AtRest<Backend>) -> Held {
+fn at_rest<B: Driver>(group: AtRest<B>) -> Held<B> {
     let group = match group {
         AtRest::ToReset(group) => group.without_reset("the rig's devices remember nothing"),
         AtRest::AfterDriver(group) => group.without_reset("the rig's devices remember nothing"),

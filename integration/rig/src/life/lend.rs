@@ -13,6 +13,7 @@ use hv_iommu::{
 
 use super::space::{Household, Space};
 use super::world::World;
+use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::rig::Rig;
 use crate::rule::Rule;
@@ -23,7 +24,7 @@ const PAGE: usize = PageSize::Size4K.bytes() as usize;
 /// What an operation came to.
 type Lent = Result<(), FlushError>;
 
-impl World {
+impl<B: Driver> World<B> {
     /// A kernel domain lends memory to a device through its DMA API, in one way or another.
     pub(crate) fn lend(&mut self, members: &[PciAddress], tenant: Tenant, choice: [u64; 3]) {
         let rig = self.rig().clone();
@@ -71,9 +72,9 @@ fn unit_failed(rig: &Rig, reason: RedeemRefusal) -> Lent {
 }
 
 /// Bytes of a page for an untrusted device, which looks at all that it can reach, and writes there.
-fn bounced(
+fn bounced<B: Driver>(
     rig: &Rig,
-    space: &mut Space<KernelPaging>,
+    space: &mut Space<KernelPaging, B>,
     sender: Option<PciAddress>,
     choice: [u64; 3],
 ) -> Lent {
@@ -161,7 +162,11 @@ fn bounced(
 }
 
 /// A page whose flush is put off: its addresses lead nowhere else until it comes.
-fn deferred(rig: &Rig, space: &mut Space<KernelPaging>, sender: Option<PciAddress>) -> Lent {
+fn deferred<B: Driver>(
+    rig: &Rig,
+    space: &mut Space<KernelPaging, B>,
+    sender: Option<PciAddress>,
+) -> Lent {
     let tenant = space.tenant;
     let dma = match space.domain.trusting_dma_device(DmaConfig::default()) {
         Ok(dma) => dma,
@@ -231,7 +236,7 @@ fn deferred(rig: &Rig, space: &mut Space<KernelPaging>, sender: Option<PciAddres
     }
 }
 
-fn flush_deferred(rig: &Rig, space: &mut Space<KernelPaging>) -> Lent {
+fn flush_deferred<B: Driver>(rig: &Rig, space: &mut Space<KernelPaging, B>) -> Lent {
     let tenant = space.tenant;
     if let Err(error) = space.domain.flush_deferred() {
         space.forgot = true;
@@ -251,7 +256,7 @@ fn free_all(rig: &Rig, mut list: ScatterList) {
     }
 }
 
-impl<O: Household> Space<O> {
+impl<O: Household, B: Driver> Space<O, B> {
     /// Tries again to have lists back that a unit did not let go of.
     pub(crate) fn unstick(&mut self, rig: &Rig) {
         for pending in std::mem::take(&mut self.stuck) {
@@ -264,7 +269,7 @@ impl<O: Household> Space<O> {
 }
 
 /// Some runs at once, all or none.
-fn scattered(rig: &Rig, space: &mut Space<KernelPaging>, choice: [u64; 3]) -> Lent {
+fn scattered<B: Driver>(rig: &Rig, space: &mut Space<KernelPaging, B>, choice: [u64; 3]) -> Lent {
     let tenant = space.tenant;
     let dma = space.domain.dma_device(DmaConfig::default());
     let Ok(mut list) = ScatterList::with_capacity(4) else {

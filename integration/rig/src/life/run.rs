@@ -3,10 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use hv_smmu::Smmu;
+use hv_vtd::Vtd;
+
 use super::acts;
 use super::op::{Kind, Op, ops};
 use super::world::World;
 use crate::bus::Counts;
+use crate::driver::{Driver, Vendor};
 use crate::machine::{Machine, Temper};
 use crate::rig::{Failure, Rig};
 use crate::rule::Rule;
@@ -24,6 +28,8 @@ pub struct Life {
     pub temper: Option<Temper>,
     /// What the hardware's choices follow from besides: other luck, another course of the same operations.
     pub luck: u64,
+    /// Whose units the machine has.
+    pub vendor: Vendor,
 }
 
 /// What a life came to.
@@ -50,9 +56,10 @@ const fn longest(kind: Kind) -> Duration {
 }
 
 impl Life {
-    /// The life of this seed.
-    pub fn new(seed: u64, operations: usize) -> Self {
+    /// The life of this seed, on a machine of this vendor.
+    pub fn new(vendor: Vendor, seed: u64, operations: usize) -> Self {
         Self {
+            vendor,
             seed,
             operations,
             keep: None,
@@ -65,7 +72,8 @@ impl Life {
     pub fn command(&self) -> String {
         let numbers: Vec<usize> = self.ops().iter().map(|(index, _)| *index).collect();
         format!(
-            "cargo xtask soak --seed {:#x} --operations {} --luck {} --temper {:#x} --keep {}",
+            "cargo xtask soak --vendor {} --seed {:#x} --operations {} --luck {} --temper {:#x} --keep {}",
+            self.vendor,
             self.seed,
             self.operations,
             self.luck,
@@ -83,7 +91,7 @@ impl Life {
 
     /// The machine.
     pub fn machine(&self) -> Machine {
-        let mut machine = Machine::draw(self.seed);
+        let mut machine = Machine::draw_of(self.vendor, self.seed);
         machine.temper = self.temper.unwrap_or(machine.temper);
         machine
     }
@@ -95,7 +103,10 @@ impl Life {
             Err(why) => panic!("seed {:#x} draws an impossible machine: {why}", self.seed),
         };
         let mut done = 0;
-        let lived = catch_unwind(AssertUnwindSafe(|| self.live_on(&rig, &mut done)));
+        let lived = catch_unwind(AssertUnwindSafe(|| match self.vendor {
+            Vendor::Vtd => self.live_on::<Vtd<Rig>>(&rig, &mut done),
+            Vendor::Smmu => self.live_on::<Smmu<Rig>>(&rig, &mut done),
+        }));
         if let Err(panic) = lived {
             let what = panic.downcast_ref::<String>().cloned();
             let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -112,8 +123,8 @@ impl Life {
         lived
     }
 
-    fn live_on(&self, rig: &Rig, done: &mut u64) {
-        let mut world = match World::new(rig.clone()) {
+    fn live_on<B: Driver>(&self, rig: &Rig, done: &mut u64) {
+        let mut world = match World::<B>::new(rig.clone()) {
             Ok(world) => world,
             Err(why) => {
                 rig.broken(
@@ -171,7 +182,7 @@ fn ranges(numbers: &[usize]) -> String {
 }
 
 /// Takes everything apart: all groups come back, all domains end, every frame and id is there.
-fn end(mut world: World) {
+fn end<B: Driver>(mut world: World<B>) {
     let rig = world.rig().clone();
     rig.say("the end");
     rig.fail_allocation_after(None);

@@ -5,10 +5,11 @@ use hv_iommu::{RedeemRefusal, SharedError};
 
 use super::space::{Done, Household, Space};
 use super::world::Memories;
+use crate::driver::Driver;
 use crate::rng::Rng;
 use crate::rule::Rule;
 
-impl<O: Household> Space<O> {
+impl<O: Household, B: Driver> Space<O, B> {
     /// Maps some pages of a shared range, takes them out again, and gives the range back. What a failing
     /// unit leaves there stays until the domain ends.
     pub(crate) fn share(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {

@@ -8,14 +8,15 @@ use hv_iommu::{
     CutError, CutRefusal, Level, MapError, Mapped, Range, Receipt, RedeemRefusal, Redeemed,
 };
 
-use super::space::{Backend, Done, Household, Space};
+use super::space::{Done, Household, Space};
 use super::world::Memories;
+use crate::driver::Driver;
 use crate::rule::Rule;
 
 /// A range of a life.
-type MappedOf<O> = Range<O, Backend, Mapped>;
+type MappedOf<O, B> = Range<O, B, Mapped>;
 
-impl<O: Household> Space<O> {
+impl<O: Household, B: Driver> Space<O, B> {
     /// Cuts a range in two at any page; whatever the machine, in one way or the other.
     pub(crate) fn cut(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let Some(mapped) = self.take_large(choice[0]) else {
@@ -91,9 +92,9 @@ impl<O: Household> Space<O> {
     fn cut_failed(
         &mut self,
         memories: &Memories,
-        failed: MapError<O, Backend>,
-        mapped: Option<MappedOf<O>>,
-        rest: Option<Redeemed<O, Backend>>,
+        failed: MapError<O, B>,
+        mapped: Option<MappedOf<O, B>>,
+        rest: Option<Redeemed<O, B>>,
     ) -> Done {
         let rig = &memories.rig;
         if let Some(part) = mapped {
@@ -123,7 +124,7 @@ impl<O: Household> Space<O> {
     }
 
     /// A range was cut; `changed` says that a page size was.
-    fn were_cut(&mut self, memories: &Memories, parts: [MappedOf<O>; 2], changed: bool) {
+    fn were_cut(&mut self, memories: &Memories, parts: [MappedOf<O, B>; 2], changed: bool) {
         for mut part in parts {
             if changed && !part.is_in_debt() {
                 let what = format!(
@@ -140,7 +141,7 @@ impl<O: Household> Space<O> {
     }
 
     /// A receipt of before the last change does not pay for it.
-    fn old_pays_nothing(&self, memories: &Memories, range: &mut MappedOf<O>) {
+    fn old_pays_nothing(&self, memories: &Memories, range: &mut MappedOf<O, B>) {
         if let Some(old) = &self.old
             && range.is_in_debt()
             && range.settle_with(old).is_ok()
@@ -151,7 +152,7 @@ impl<O: Household> Space<O> {
     }
 
     /// A range owes nothing: every unit has at most what the domain has.
-    pub(crate) fn settled(&self, memories: &Memories, range: &MappedOf<O>) {
+    pub(crate) fn settled(&self, memories: &Memories, range: &MappedOf<O, B>) {
         if range.is_in_debt() {
             let what = format!("{} was settled and is in debt", range.span());
             memories.rig.broken(Rule::WrongAnswer, what);
@@ -239,7 +240,7 @@ impl<O: Household> Space<O> {
         let pair = (0..count).find_map(|step| {
             let left = (start + step) % count;
             let end = self.mapped.get(left)?.span();
-            let follows = |range: &MappedOf<O>| end.join(&range.span()).is_some();
+            let follows = |range: &MappedOf<O, B>| end.join(&range.span()).is_some();
             Some((left, self.mapped.iter().position(follows)?))
         });
         let Some((left, right)) = pair else {

@@ -6,21 +6,15 @@ use hv_core::{
     PageSize, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    Bidirectional, Domain, FlushError, FlushSpan, Free, Iommu, Level, MapError, MapRefusal, Mapped,
+    Bidirectional, Domain, FlushError, FlushSpan, Free, Level, MapError, MapRefusal, Mapped,
     PendingScatter, PendingUnmap, Range, Receipt,
 };
-use hv_vtd::Vtd;
 
 use super::world::Memories;
+use crate::driver::Driver;
 use crate::ledger::Tenant;
-use crate::rig::Rig;
 use crate::rng::Rng;
 use crate::rule::Rule;
-
-/// The backend of a life.
-pub(crate) type Backend = Vtd<Rig>;
-/// The subsystem of a life.
-pub(crate) type Subsystem = Iommu<Backend>;
 
 /// Owners whose memory a life can come by.
 pub(crate) trait Household: Owner {
@@ -89,12 +83,12 @@ pub(crate) enum Done {
 }
 
 /// One domain.
-pub(crate) struct Space<O: Household> {
-    pub(crate) domain: Domain<O, Backend>,
+pub(crate) struct Space<O: Household, B: Driver> {
+    pub(crate) domain: Domain<O, B>,
     pub(crate) owner: O::Id,
     pub(crate) tenant: Tenant,
-    pub(crate) mapped: Vec<Range<O, Backend, Mapped>>,
-    pub(crate) pending: Vec<PendingUnmap<O, Backend>>,
+    pub(crate) mapped: Vec<Range<O, B, Mapped>>,
+    pub(crate) pending: Vec<PendingUnmap<O, B>>,
     /// Ranges that a unit was not told of when they were mapped.
     pub(crate) unseen: Vec<IovaRange>,
     /// A receipt of long ago, which opens nothing that was unmapped since.
@@ -104,14 +98,14 @@ pub(crate) struct Space<O: Household> {
     /// What came back before its flush, with the addresses that wait for it.
     pub(crate) waiting: Vec<(IovaRange, FrameRun<O::Memory>)>,
     /// Lists of which a part was mapped, and that a unit did not let go of.
-    pub(crate) stuck: Vec<PendingScatter<Backend, Bidirectional>>,
+    pub(crate) stuck: Vec<PendingScatter<B, Bidirectional>>,
     /// Groups that are attached, or were wedged while attached.
     pub(crate) attached: usize,
 }
 
-impl<O: Household> Space<O> {
+impl<O: Household, B: Driver> Space<O, B> {
     /// A domain with nothing mapped and nothing attached.
-    pub(crate) fn new(domain: Domain<O, Backend>, owner: O::Id, tenant: Tenant) -> Self {
+    pub(crate) fn new(domain: Domain<O, B>, owner: O::Id, tenant: Tenant) -> Self {
         Self {
             domain,
             owner,
@@ -131,7 +125,7 @@ impl<O: Household> Space<O> {
 /// Pages of the address space that mappings lie in: small, so that they come close to each other.
 const SPREAD: u64 = 512;
 
-impl<O: Household> Space<O> {
+impl<O: Household, B: Driver> Space<O, B> {
     /// Maps a range somewhere.
     pub(crate) fn map(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let mut rng = Rng::new(choice[0]);
@@ -196,7 +190,7 @@ impl<O: Household> Space<O> {
     pub(crate) fn map_into(
         &mut self,
         memories: &Memories,
-        free: Range<O, Backend, Free>,
+        free: Range<O, B, Free>,
         frames: FrameRun<O::Memory>,
         perms: Perms,
         largest: PageSize,
@@ -250,7 +244,7 @@ impl<O: Household> Space<O> {
         }
     }
 
-    pub(crate) fn release(&self, memories: &Memories, free: Range<O, Backend, Free>) {
+    pub(crate) fn release(&self, memories: &Memories, free: Range<O, B, Free>) {
         if let Err((free, error)) = free.release() {
             memories
                 .rig
@@ -259,8 +253,8 @@ impl<O: Household> Space<O> {
     }
 
     /// Mostly a range with large pages, or room for them.
-    pub(crate) fn take_large(&mut self, choice: u64) -> Option<Range<O, Backend, Mapped>> {
-        let large = |range: &Range<O, Backend, Mapped>| range.span().pages().get() >= 256;
+    pub(crate) fn take_large(&mut self, choice: u64) -> Option<Range<O, B, Mapped>> {
+        let large = |range: &Range<O, B, Mapped>| range.span().pages().get() >= 256;
         let count = self.mapped.len();
         let start = choice.checked_rem(count as u64)? as usize;
         let mut order = (0..count).map(|step| (start + step) % count);
@@ -271,7 +265,7 @@ impl<O: Household> Space<O> {
         }
     }
 
-    pub(crate) fn take_mapped(&mut self, choice: u64) -> Option<Range<O, Backend, Mapped>> {
+    pub(crate) fn take_mapped(&mut self, choice: u64) -> Option<Range<O, B, Mapped>> {
         let index = choice.checked_rem(self.mapped.len() as u64)?;
         Some(self.mapped.swap_remove(index as usize))
     }
@@ -321,7 +315,7 @@ impl<O: Household> Space<O> {
         &self,
         memories: &Memories,
         span: IovaRange,
-        free: Range<O, Backend, Free>,
+        free: Range<O, B, Free>,
         frames: FrameRun<O::Memory>,
     ) {
         let rig = &memories.rig;

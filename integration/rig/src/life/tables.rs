@@ -8,6 +8,7 @@ use hv_iommu::{FlushError, FlushSpan, Level, ReclaimError, RedeemRefusal};
 
 use super::space::{Done, Household, Space};
 use super::world::Memories;
+use crate::driver::Driver;
 use crate::rule::Rule;
 
 /// How many ranges [`Space::sow`] maps, each in a table of its own: more than unmaps leave alone.
@@ -15,7 +16,7 @@ const SEEDS: u64 = 72;
 /// From which page on.
 const FIELD: u64 = 1 << 17;
 
-impl<O: Household> Space<O> {
+impl<O: Household, B: Driver> Space<O, B> {
     /// Gives the domain's empty tables back. Nothing else runs, so nothing is in the way.
     pub(crate) fn reclaim(&mut self, memories: &Memories) -> Done {
         let rig = &memories.rig;
@@ -79,7 +80,7 @@ impl<O: Household> Space<O> {
     fn map_free(
         &mut self,
         memories: &Memories,
-        free: hv_iommu::Range<O, super::space::Backend, hv_iommu::Free>,
+        free: hv_iommu::Range<O, B, hv_iommu::Free>,
         choice: u64,
     ) -> Done {
         let one = PageCount::ONE;

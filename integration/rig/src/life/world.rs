@@ -6,13 +6,13 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{Gpa, GuestMemory, KernelPaging, PageCount, PageSize, UserManaged, VmId};
 use hv_iommu::{
-    Attached, Blocked, Claimed, Config, FaultBudget, FlushError, Group, InterruptsIsolated,
+    Attached, Blocked, Claimed, Config, FaultBudget, FlushError, Group, InterruptsIsolated, Iommu,
     UnitError, Wedged,
 };
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 use super::op::{Kind, Op};
-use super::space::{Backend, Done, Space, Subsystem};
+use super::space::{Done, Space};
+use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::rig::Rig;
 use crate::rule::Rule;
@@ -37,24 +37,24 @@ impl Memories {
 }
 
 /// A group in whatever state it is.
-pub(crate) enum Held {
-    Blocked(Group<Backend, Blocked>),
-    Kernel(Group<Backend, Claimed<KernelPaging>>),
-    Guest(Group<Backend, Claimed<UserManaged>>),
-    KernelOn(Group<Backend, Attached<KernelPaging, Backend>>, Tenant),
-    GuestOn(Group<Backend, Attached<UserManaged, Backend>>, Tenant),
-    Wedged(Group<Backend, Wedged<Backend>>, Tenant),
+pub(crate) enum Held<B: Driver> {
+    Blocked(Group<B, Blocked>),
+    Kernel(Group<B, Claimed<KernelPaging>>),
+    Guest(Group<B, Claimed<UserManaged>>),
+    KernelOn(Group<B, Attached<KernelPaging, B>>, Tenant),
+    GuestOn(Group<B, Attached<UserManaged, B>>, Tenant),
+    Wedged(Group<B, Wedged<B>>, Tenant),
     /// In the middle of an operation.
     Moving,
 }
 
 /// Everything that lives.
-pub(crate) struct World {
+pub(crate) struct World<B: Driver> {
     pub(crate) memories: Memories,
-    pub(crate) iommu: Subsystem,
-    pub(crate) groups: Vec<Held>,
-    pub(crate) kernel: BTreeMap<u64, Space<KernelPaging>>,
-    pub(crate) guest: BTreeMap<u64, Space<UserManaged>>,
+    pub(crate) iommu: Iommu<B>,
+    pub(crate) groups: Vec<Held<B>>,
+    pub(crate) kernel: BTreeMap<u64, Space<KernelPaging, B>>,
+    pub(crate) guest: BTreeMap<u64, Space<UserManaged, B>>,
     pub(crate) witness: InterruptsIsolated,
     pub(crate) next_tenant: u64,
     /// Frames that were out when the machine was up.
@@ -65,14 +65,13 @@ pub(crate) struct World {
     pub(crate) lost: Option<usize>,
 }
 
+/// The subsystem and the groups that nobody has.
+pub(crate) type BroughtUp<B> = (Iommu<B>, Vec<Group<B, Blocked>>);
+
 /// Brings a machine up, whatever firmware left on.
-pub(crate) fn bring_up(rig: &Rig) -> Result<(Subsystem, Vec<Group<Backend, Blocked>>), String> {
-    let bytes = rig.dmar();
-    let table = dmar::parse(&bytes).map_err(|error| error.to_string())?;
+pub(crate) fn bring_up<B: Driver>(rig: &Rig) -> Result<BroughtUp<B>, String> {
+    let backend = B::start(rig)?;
     let functions = rig.functions();
-    let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict);
-    let backend = discovery.and_then(hv_vtd::Discovery::bring_up);
-    let backend = backend.map_err(|error| error.to_string())?;
     rig.watch();
     let config = Config {
         wait: WAIT,
@@ -80,7 +79,7 @@ pub(crate) fn bring_up(rig: &Rig) -> Result<(Subsystem, Vec<Group<Backend, Block
         faults: FaultBudget::UNLIMITED,
     };
     let (iommu, groups) =
-        Subsystem::new(backend, &functions, config).map_err(|error| error.to_string())?;
+        Iommu::new(backend, &functions, config).map_err(|error| error.to_string())?;
     let free = groups
         .into_iter()
         .filter_map(|group| group.claimable().ok());
@@ -118,7 +117,7 @@ macro_rules! on_space {
     }};
 }
 
-impl World {
+impl<B: Driver> World<B> {
     /// Brings the machine up.
     pub(crate) fn new(rig: Rig) -> Result<Self, String> {
         let (iommu, groups) = bring_up(&rig)?;

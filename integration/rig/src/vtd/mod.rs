@@ -27,7 +27,6 @@ pub(crate) use walk::Walk;
 
 use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
-use crate::machine::UnitModel;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
 use crate::request::{Progress, Request, Step};
 use crate::rng::Rng;
@@ -99,8 +98,7 @@ pub(crate) struct Unit {
 
 impl Unit {
     /// A unit after reset, with what firmware left in its caches if the temper says so.
-    pub(crate) fn new(index: usize, model: &UnitModel, host_address_bits: u8) -> Self {
-        let (cap, ecap) = (model.cap, model.ecap);
+    pub(crate) fn new(index: usize, cap: Cap, ecap: Ecap, host_address_bits: u8) -> Self {
         let domain_id_bits = 4 + 2 * cap.nd;
         Self {
             index,
@@ -279,9 +277,9 @@ impl FrontEnd for Unit {
             .filter(|request| request.unit == self.index);
         for request in mine {
             let named = match &request.progress {
-                Progress::New => None,
                 Progress::Vtd(walk) => Some(walk.frame()),
                 Progress::Translated { to, .. } => Some(to / FRAME_BYTES),
+                _ => None,
             };
             if let Some(frame) = named
                 && (first..first + pages).contains(&frame)

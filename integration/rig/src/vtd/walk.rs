@@ -72,9 +72,9 @@ impl Unit {
     /// Does one step of a request.
     pub(super) fn walk(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         let walk = match &request.progress {
-            Progress::New => return self.begin(bus, request),
             Progress::Translated { to, tag } => return Step::Translated { to: *to, tag: *tag },
             Progress::Vtd(walk) => walk.clone(),
+            _ => return self.begin(bus, request),
         };
         match walk {
             Walk::Context { entry, low } => self.context_half(bus, request, entry, low),

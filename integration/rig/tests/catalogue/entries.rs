@@ -2,7 +2,7 @@
 
 use hv_rig::Machine;
 
-use crate::stand::{iovas, on_machines, pci};
+use super::stand::{iovas, on_machines, pci};
 
 #[test]
 fn bc04_cve_2026_45944_context_entries_are_never_torn() {
@@ -29,7 +29,7 @@ fn bc04_xsa_347_tables_reach_memory_before_their_links() {
     let blind = |machine: &mut Machine| {
         machine.temper.weak_stores = true;
         for unit in &mut machine.units {
-            unit.ecap.c = false;
+            unit.set_coherent(false);
         }
     };
     on_machines(80, blind, |stand| {
@@ -42,27 +42,5 @@ fn bc04_xsa_347_tables_reach_memory_before_their_links() {
             assert!(!one.writes(page << 12));
         }
         drop(one.end());
-    });
-}
-
-#[test]
-fn bc04_write_buffers_are_flushed_before_a_device_is_told() {
-    let buffered = |machine: &mut Machine| {
-        machine.temper.early = false;
-        for unit in &mut machine.units {
-            unit.cap.rwbf = true;
-        }
-    };
-    on_machines(60, buffered, |stand| {
-        for _ in 0..3 {
-            let group = stand.take(pci(0, 2, 0));
-            let one = stand.kernel(group);
-            for page in [1, 2, 0x200, 0x40_000] {
-                let mapped = one.map(iovas(page << 12, 1));
-                assert!(one.writes(page << 12));
-                one.unmap_and_free(mapped);
-            }
-            stand.groups.push(one.end());
-        }
     });
 }

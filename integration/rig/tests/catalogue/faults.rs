@@ -4,7 +4,7 @@ use hv_core::{Access, Iova};
 use hv_iommu::{FaultBudget, FaultNotice, UnitIndex};
 use hv_rig::{Machine, Outcome};
 
-use crate::stand::{Stand, on_machines, pci};
+use super::stand::{Stand, on_machines, pci};
 
 /// What the subsystem reports: page and direction of each fault, and how often some were lost.
 fn taken(stand: &Stand, unit: UnitIndex) -> (Vec<(u64, Access)>, usize) {
@@ -31,7 +31,7 @@ fn faults_come_out_once_each_and_losses_are_told() {
         let group = stand.take(pci(0, 2, 0));
         let one = stand.kernel(group);
         let unit = one.group.as_ref().unwrap().unit();
-        let records = stand.rig.machine().units[unit.index()].cap.nfr as usize;
+        let records = stand.rig.machine().units[unit.index()].fault_records();
         assert_eq!(taken(stand, unit), (vec![], 0));
         // Again and again, so that the ring of records goes round; never, or always, one too many.
         for round in 0..6 {

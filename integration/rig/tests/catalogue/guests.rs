@@ -9,7 +9,7 @@ use hv_iommu::{
 };
 use hv_rig::{Outcome, Tenant};
 
-use crate::stand::{Backend, Stand, WAIT, count, iovas, on_machines, pci, small};
+use super::stand::{Backend, Stand, WAIT, count, iovas, on_machines, pci, small};
 
 /// A guest with pages of its own, a space and a device that sends.
 struct Guest {

@@ -10,7 +10,7 @@ use hv_iommu::{
     Bidirectional, ByteWindow, DeferredConfig, DmaConfig, FromDevice, ScatterList, ToDevice,
 };
 
-use crate::stand::{Kernel, Stand, count, on_machines, pci};
+use super::stand::{Kernel, Stand, count, on_machines, pci};
 
 /// Frames that a driver is about to lend to its device.
 fn lent(one: &Kernel, pages: u64) -> FrameRun<Hypervisor> {

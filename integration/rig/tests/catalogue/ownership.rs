@@ -6,7 +6,7 @@ use hv_iommu::{AttachFailed, Domain, InterruptsIsolated, MapError, PhantomBits};
 use hv_rig::{Machine, Outcome, Temper};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::stand::{BAD, Stand, WAIT, count, iovas, on_machines, pci, small, two_units};
+use super::stand::{BAD, Stand, WAIT, count, iovas, on_machines, pci, small, two_units};
 
 #[test]
 fn bc05_xsa_306_no_request_of_the_last_owner_reaches_the_next() {

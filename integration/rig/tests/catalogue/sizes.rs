@@ -9,7 +9,7 @@ use hv_iommu::table::TableError;
 use hv_iommu::{CutError, CutRefusal, FlushSpan, Mapped, Range, RedeemRefusal, UnitIndex};
 use hv_rig::Machine;
 
-use crate::stand::{Backend, Kernel, Stand, WAIT, count, iovas, on_machines, pci};
+use super::stand::{Backend, Kernel, Stand, WAIT, count, iovas, on_machines, pci};
 
 /// Where a page of 2 MiB begins.
 const LARGE: u64 = 0x20_0000;
@@ -20,7 +20,7 @@ const PAGES: u64 = 512;
 fn follows(machine: &mut Machine) {
     machine.host_bridge = None;
     for unit in &mut machine.units {
-        unit.cap.sslps |= 1;
+        unit.set_resizing();
     }
 }
 

@@ -2,20 +2,18 @@
 
 use std::time::Duration;
 
-use hv_core::platform::{FrameSource, PciConfig};
+use hv_core::platform::FrameSource;
 use hv_core::{
     Access, FrameRun, Hypervisor, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress,
     Perms, Segment,
 };
 use hv_iommu::{
-    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, FirmwareKept, Group, Iommu,
-    Kept, KeptSetup, Mapped, PendingUnmap, Pinned, Range,
+    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped,
+    PendingUnmap, Pinned, Range,
 };
-use hv_rig::{FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
-use hv_vtd::{CoveragePolicy, KeepingDiscovery, Vtd, dmar};
+use hv_rig::{Driver, FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
 
-/// The backend.
-pub(crate) type Backend = Vtd<Rig>;
+pub(crate) use super::Backend;
 
 /// Why no device on the rig needs a reset.
 pub(crate) const REMEMBERS: &str = "the rig's devices remember nothing";
@@ -52,62 +50,16 @@ pub(crate) struct Stand {
 impl Stand {
     /// Brings this machine up, by the strict policy.
     pub(crate) fn new(machine: Machine) -> Self {
-        Self::with_policy(machine, CoveragePolicy::Strict)
+        let rig = Rig::new(machine).unwrap();
+        let backend = Backend::start(&rig);
+        Self::of(rig, backend)
     }
 
-    /// Brings this machine up with the devices running that firmware uses. They are attached to domains of the tenant,
-    /// which the ledger knows.
-    pub(crate) fn keeping(machine: Machine, tenant: Tenant) -> (Self, Vec<Kept<Backend>>) {
-        let rig = Rig::new(machine).unwrap();
-        let table = dmar::parse(&rig.dmar()).unwrap();
+    /// With what came of bringing a machine up.
+    pub(crate) fn of(rig: Rig, backend: Result<Backend, String>) -> Self {
+        let seed = rig.machine().seed;
+        let backend = backend.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
         let functions = rig.functions();
-        for function in &functions {
-            rig.config_write32(function.address, 4, 1 << 2);
-        }
-        let policy = FirmwareKept::keep_pinned_devices_running("a test");
-        let strict = CoveragePolicy::Strict;
-        let found = Vtd::discover_keeping(rig.clone(), &table, &functions, strict, &policy);
-        let dormant = found.and_then(KeepingDiscovery::bring_up).unwrap();
-        let config = Config {
-            wait: WAIT,
-            ..Config::default()
-        };
-        let wide = DomainConfig {
-            address_bits: 34,
-            ..DomainConfig::default()
-        };
-        let made = Iommu::new_keeping(dormant, &functions, config, wide, &policy);
-        let KeptSetup {
-            iommu,
-            groups,
-            kept,
-        } = made.unwrap();
-        for kept in &kept {
-            rig.attached(kept.group.members(), tenant);
-        }
-        rig.watch();
-        let groups = groups
-            .into_iter()
-            .filter_map(|group| group.claimable().ok());
-        let stand = Self {
-            rig,
-            iommu,
-            groups: groups.collect(),
-            pinned: Vec::new(),
-            tenants: std::cell::Cell::new(tenant.0),
-        };
-        (stand, kept)
-    }
-
-    /// Brings this machine up.
-    pub(crate) fn with_policy(machine: Machine, policy: CoveragePolicy) -> Self {
-        let seed = machine.seed;
-        let rig = Rig::new(machine).unwrap();
-        let table = dmar::parse(&rig.dmar()).unwrap();
-        let functions = rig.functions();
-        let backend = Vtd::discover(rig.clone(), &table, &functions, policy)
-            .and_then(hv_vtd::Discovery::bring_up)
-            .unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
         rig.watch();
         let config = Config {
             wait: WAIT,
@@ -130,6 +82,22 @@ impl Stand {
             groups,
             pinned,
             tenants: std::cell::Cell::new(1),
+        }
+    }
+
+    /// A machine that is up, where this tenant has something already.
+    pub(crate) fn up(
+        rig: Rig,
+        iommu: Iommu<Backend>,
+        groups: Vec<Group<Backend, Blocked>>,
+        tenant: Tenant,
+    ) -> Self {
+        Self {
+            rig,
+            iommu,
+            groups,
+            pinned: Vec::new(),
+            tenants: std::cell::Cell::new(tenant.0),
         }
     }
 
@@ -295,6 +263,11 @@ impl Kernel {
     }
 }
 
+/// The machine of this seed, with units of the vendor that is tried.
+pub(crate) fn drawn(seed: u64) -> Machine {
+    Machine::draw_of(Backend::VENDOR, seed)
+}
+
 /// Bad, but never so that a mistake is hidden by chance.
 pub(crate) const BAD: Temper = Temper {
     widening: false,
@@ -306,7 +279,7 @@ pub(crate) const BAD: Temper = Temper {
 /// Runs a test on machines drawn from seeds, at their worst. Each machine must have kept all rules.
 pub(crate) fn on_machines(seeds: u64, change: impl Fn(&mut Machine), test: impl Fn(&mut Stand)) {
     for seed in 0..seeds {
-        let mut machine = Machine::draw(seed);
+        let mut machine = drawn(seed);
         machine.temper = BAD;
         change(&mut machine);
         let mut stand = Stand::new(machine);
@@ -317,7 +290,7 @@ pub(crate) fn on_machines(seeds: u64, change: impl Fn(&mut Machine), test: impl 
 
 /// Two units: one for 00:01.0, one for the rest.
 pub(crate) fn two_units(seed: u64) -> Machine {
-    let mut machine = Machine::draw(seed);
+    let mut machine = drawn(seed);
     machine.temper = BAD;
     machine.temper.background = true;
     let first = machine.units[0].clone();

@@ -8,7 +8,7 @@ use hv_core::{Access, Iova};
 use hv_iommu::{AtRest, FlushError, FlushSpan, RedeemRefusal, UnitError, UnitIndex};
 use hv_rig::Outcome;
 
-use crate::stand::{REMEMBERS, Stand, WAIT, iovas, on_machines, pci, small, two_units};
+use super::stand::{REMEMBERS, Stand, WAIT, iovas, on_machines, pci, small, two_units};
 
 /// Longer than any wait.
 const LONG: Duration = Duration::from_secs(30);
@@ -209,7 +209,9 @@ fn wedged_threads_that_reset_the_same_unit_get_no_receipt_early() {
         let mut machine = two_units(seed);
         // One unit for all; nothing is to be told of new mappings, which would fail with it.
         machine.units.remove(0);
-        (machine.units[0].cap.cm, machine.units[0].cap.rwbf) = (false, false);
+        if let Some(known) = machine.units[0].vtd() {
+            (known.cap.cm, known.cap.rwbf) = (false, false);
+        }
         machine.temper.slow = false;
         machine.temper.steady_clock = true;
         let mut stand = Stand::new(machine);

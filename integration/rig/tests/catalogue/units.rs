@@ -1,16 +1,15 @@
 //! Class 12: nothing is enabled before old state is gone. Class 13: every unit, every requester.
 
 use hv_core::{Access, Iova};
-use hv_rig::{Machine, Outcome, Rig, Temper};
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
+use hv_rig::{Driver, Machine, Outcome, Rig, Temper};
 
-use crate::stand::{BAD, Stand, on_machines, pci};
+use super::stand::{BAD, Backend, Stand, drawn, on_machines, pci};
 
 #[test]
 fn bc12_asterinas_3920_every_legal_unit_comes_up_clean() {
     // Old translations of firmware in every cache, late commands, any capability bits.
     for seed in 0..400 {
-        let mut machine = Machine::draw(seed);
+        let mut machine = drawn(seed);
         machine.temper = BAD;
         let stand = Stand::new(machine);
         stand.rig.idle(200);
@@ -32,25 +31,13 @@ fn bc12_asterinas_3920_every_legal_unit_comes_up_clean() {
 #[test]
 fn bc12_a_unit_that_hangs_in_bring_up_is_an_error_within_the_deadline() {
     for seed in 0..20 {
-        let mut machine = Machine::draw(seed);
+        let mut machine = drawn(seed);
         machine.temper = Temper::WORST;
         let rig = Rig::new(machine).unwrap();
-        let table = dmar::parse(&rig.dmar()).unwrap();
         let units = rig.machine().units.len();
-        let discovery = Vtd::discover(
-            rig.clone(),
-            &table,
-            &rig.functions(),
-            CoveragePolicy::Strict,
-        )
-        .unwrap();
         rig.hang(units - 1, std::time::Duration::from_secs(100));
         let before = rig.nanos();
-        let error = discovery
-            .bring_up()
-            .err()
-            .map(|error| error.to_string())
-            .unwrap();
+        let error = Backend::start(&rig).err().unwrap();
         assert!(error.contains("did not complete"), "{error}");
         assert!(rig.nanos() - before < 3_000_000_000);
         rig.verdict().unwrap();
@@ -73,7 +60,7 @@ fn bc13_no_unit_and_no_requester_is_left_out() {
         // Each group works behind its unit, one after the other, and the rest reach nothing.
         while let Some(group) = stand.groups.pop() {
             let one = stand.kernel(group);
-            let mapped = one.map(crate::stand::iovas(0x10_0000, 1));
+            let mapped = one.map(super::stand::iovas(0x10_0000, 1));
             let members = one.group.as_ref().unwrap().members().to_vec();
             for endpoint in &endpoints {
                 for _ in 0..4 {

@@ -3,13 +3,14 @@
 use hv_core::platform::PciConfig;
 use hv_core::{Access, Iova, IovaRange, KernelPaging, PageSize, Perms, PhysAddr, PhysRange, VmId};
 use hv_iommu::{
-    AtRest, AttachError, AttachFailed, Attached, ClaimError, Domain, DomainConfig, FlushSpan,
-    Group, GroupTable, Pinned, ReplaceFailed, SpaceError,
+    AtRest, AttachError, AttachFailed, Attached, ClaimError, Config, Domain, DomainConfig,
+    FirmwareKept, FlushSpan, Group, GroupTable, Iommu, Kept, KeptSetup, Pinned, ReplaceFailed,
+    SpaceError,
 };
-use hv_rig::{Machine, Outcome, RegionModel, Tenant};
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
+use hv_rig::{Machine, Outcome, RegionModel, Rig, Tenant};
+use hv_vtd::{CoveragePolicy, KeepingDiscovery, Vtd, dmar};
 
-use crate::stand::{BAD, Backend, REMEMBERS, Stand, count, iovas, pci, small};
+use super::stand::{BAD, Backend, REMEMBERS, Stand, WAIT, count, drawn, iovas, pci, small};
 
 /// Two regions of firmware side by side, which stay two: the second is for one function only of the two that
 /// make the group.
@@ -22,11 +23,12 @@ const WIDE: DomainConfig = DomainConfig {
 };
 
 fn machine(seed: u64) -> Machine {
-    let mut machine = Machine::draw(seed);
+    let mut machine = drawn(seed);
     machine.temper = BAD;
     for unit in &mut machine.units {
         // Wide enough to reach memory at its own addresses.
-        unit.cap.mgaw = unit.cap.mgaw.max(39);
+        let cap = &mut unit.vtd().unwrap().cap;
+        cap.mgaw = cap.mgaw.max(39);
     }
     let functions = [vec![pci(0, 2, 0), pci(0, 2, 1)], vec![pci(0, 2, 1)]];
     let regions = REGIONS.into_iter().zip(functions);
@@ -39,10 +41,58 @@ fn machine(seed: u64) -> Machine {
     machine
 }
 
+/// What comes of bringing a machine up by this policy.
+fn brought_up(rig: &Rig, policy: CoveragePolicy) -> Result<Backend, String> {
+    let table = dmar::parse(&rig.dmar()).unwrap();
+    let functions = rig.functions();
+    Vtd::discover(rig.clone(), &table, &functions, policy)
+        .and_then(hv_vtd::Discovery::bring_up)
+        .map_err(|error| error.to_string())
+}
+
+/// Brings this machine up with the devices running that firmware uses. They are attached to domains of the tenant,
+/// which the ledger knows.
+fn keeping(machine: Machine, tenant: Tenant) -> (Stand, Vec<Kept<Backend>>) {
+    let rig = Rig::new(machine).unwrap();
+    let table = dmar::parse(&rig.dmar()).unwrap();
+    let functions = rig.functions();
+    for function in &functions {
+        rig.config_write32(function.address, 4, 1 << 2);
+    }
+    let policy = FirmwareKept::keep_pinned_devices_running("a test");
+    let strict = CoveragePolicy::Strict;
+    let found = Vtd::discover_keeping(rig.clone(), &table, &functions, strict, &policy);
+    let dormant = found.and_then(KeepingDiscovery::bring_up).unwrap();
+    let config = Config {
+        wait: WAIT,
+        ..Config::default()
+    };
+    let wide = DomainConfig {
+        address_bits: 34,
+        ..DomainConfig::default()
+    };
+    let made = Iommu::new_keeping(dormant, &functions, config, wide, &policy);
+    let KeptSetup {
+        iommu,
+        groups,
+        kept,
+    } = made.unwrap();
+    for kept in &kept {
+        rig.attached(kept.group.members(), tenant);
+    }
+    rig.watch();
+    let groups = groups
+        .into_iter()
+        .filter_map(|group| group.claimable().ok());
+    (Stand::up(rig, iommu, groups.collect(), tenant), kept)
+}
+
 /// Runs a test on machines with the regions, brought up by the policy that puts up with them.
 fn on_pinned(seeds: u64, test: impl Fn(&mut Stand, Group<Backend, Pinned>)) {
     for seed in 0..seeds {
-        let mut stand = Stand::with_policy(machine(seed), CoveragePolicy::Lenient);
+        let rig = Rig::new(machine(seed)).unwrap();
+        let backend = brought_up(&rig, CoveragePolicy::Lenient);
+        let mut stand = Stand::of(rig, backend);
         let group = stand.pinned.pop().unwrap();
         assert!(stand.pinned.is_empty());
         test(&mut stand, group);
@@ -185,7 +235,7 @@ fn bc06_xsa_400_firmwares_dma_works_before_and_after_every_transition() {
 fn bc06_xsa_400_firmwares_device_runs_on_while_translation_goes_on() {
     for seed in 0..30 {
         let tenant = Tenant(1);
-        let (stand, kept) = Stand::keeping(machine(seed), tenant);
+        let (stand, kept) = keeping(machine(seed), tenant);
         let [hv_iommu::Kept { group, domain }] = <[_; 1]>::try_from(kept).ok().unwrap();
         for range in ranges() {
             let at = PhysAddr::new(range.start().as_u64());
@@ -265,12 +315,8 @@ fn bc06_xsa_378_a_guest_cannot_have_a_group_of_firmwares() {
         assert!(table.claim_for_hypervisor(id).is_ok(), "it is where it was");
     });
     // By the strict policy such a machine does not come up at all.
-    let rig = hv_rig::Rig::new(machine(0)).unwrap();
-    let table = dmar::parse(&rig.dmar()).unwrap();
-    let functions = rig.functions();
-    let strict = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)
-        .and_then(hv_vtd::Discovery::bring_up);
-    let refused = strict.err().unwrap().to_string();
+    let rig = Rig::new(machine(0)).unwrap();
+    let refused = brought_up(&rig, CoveragePolicy::Strict).err().unwrap();
     assert!(refused.contains("RMRR"), "{refused}");
 }
 

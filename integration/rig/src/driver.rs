@@ -1,0 +1,95 @@
+//! From a machine to running units as an embedder gets there, for each vendor.
+
+use std::fmt;
+
+use hv_iommu::Backend;
+use hv_smmu::{Smmu, iort};
+use hv_vtd::{CoveragePolicy, Vtd, dmar};
+
+use crate::rig::Rig;
+use crate::{smmu, vtd};
+
+/// Whose units a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Vendor {
+    /// Intel VT-d.
+    Vtd,
+    /// Arm SMMUv3.
+    Smmu,
+}
+
+impl Vendor {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Vtd, Self::Smmu];
+
+    /// The vendor with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|vendor| vendor.to_string() == name)
+    }
+
+    /// Where the registers of a unit are.
+    pub(crate) const fn registers_at(self, unit: usize) -> u64 {
+        match self {
+            Self::Vtd => vtd::registers_at(unit),
+            Self::Smmu => smmu::registers_at(unit),
+        }
+    }
+
+    /// Bytes of a unit's registers.
+    pub(crate) const fn register_bytes(self) -> u64 {
+        match self {
+            Self::Vtd => vtd::REGISTER_BYTES,
+            Self::Smmu => smmu::REGISTER_BYTES,
+        }
+    }
+}
+
+impl fmt::Display for Vendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vtd => "vtd",
+            Self::Smmu => "smmu",
+        })
+    }
+}
+
+/// A backend that runs on the rig's machines.
+pub trait Driver: Backend<Platform = Rig> {
+    /// Whose units it drives.
+    const VENDOR: Vendor;
+
+    /// Reads firmware's description of the machine and brings all units up.
+    ///
+    /// # Errors
+    /// Why not, in the driver's words.
+    fn start(rig: &Rig) -> Result<Self, String>;
+}
+
+impl Driver for Vtd<Rig> {
+    const VENDOR: Vendor = Vendor::Vtd;
+
+    fn start(rig: &Rig) -> Result<Self, String> {
+        let bytes = rig.dmar();
+        let table = dmar::parse(&bytes).map_err(|error| error.to_string())?;
+        let functions = rig.functions();
+        let discovery = Self::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict);
+        let backend = discovery.and_then(hv_vtd::Discovery::bring_up);
+        backend.map_err(|error| error.to_string())
+    }
+}
+
+impl Driver for Smmu<Rig> {
+    const VENDOR: Vendor = Vendor::Smmu;
+
+    fn start(rig: &Rig) -> Result<Self, String> {
+        let bytes = rig.iort();
+        let table = iort::parse(&bytes).map_err(|error| error.to_string())?;
+        let firmware = table.describe().map_err(|error| error.to_string())?;
+        let functions = rig.functions();
+        let policy = hv_smmu::CoveragePolicy::Strict;
+        let discovery = Self::discover(rig.clone(), firmware, &functions, policy);
+        let backend = discovery.and_then(hv_smmu::Discovery::bring_up);
+        backend.map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,323 @@
+//! The command queue of an SMMUv3: consumed early, done late, in any order between two syncs.
+//!
+//! That the index is past a command says that it was read. A sync is consumed when all before it was done and
+//! nothing that was under way by what it forgot is left.
+
+use std::collections::VecDeque;
+
+use super::Unit;
+use super::spec::command::{self, Command, Signal};
+use super::spec::registers;
+use crate::bus::Bus;
+use crate::memory::frame_of;
+use crate::request::Progress;
+use crate::rule::Rule;
+
+/// Bytes of a command.
+pub(crate) const COMMAND_BYTES: u64 = 16;
+/// How many commands a unit works on at once.
+const WINDOW: usize = 16;
+
+/// A command that was consumed and is not done.
+#[derive(Clone, Debug)]
+struct Pending {
+    command: Command,
+    /// When it is done at the latest; `None` for when a sync asks.
+    due: Option<u64>,
+}
+
+/// The queue of one unit.
+#[derive(Default)]
+pub(crate) struct Queue {
+    pub(crate) base: u64,
+    pub(crate) log2: u8,
+    /// Whether a queue was given.
+    pub(crate) given: bool,
+    /// Positions: place and wrap bit, counted together.
+    pub(crate) prod: u64,
+    pub(crate) cons: u64,
+    /// Why it stopped.
+    pub(crate) error: u32,
+    pending: VecDeque<Pending>,
+    /// Since when a sync is next.
+    sync_since: Option<u64>,
+    /// Requests that went by what was forgotten since: a sync waits for them.
+    drains: Vec<u64>,
+    /// Whether all configuration, and all translations, were forgotten since the last sync.
+    forgot: (bool, bool),
+}
+
+impl Queue {
+    /// Whether nothing is left to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.prod == self.cons && self.pending.is_empty()
+    }
+
+    /// CMDQ_CONS.
+    pub(crate) fn consumed(&self) -> u32 {
+        self.cons as u32 | self.error << registers::ERROR_SHIFT
+    }
+
+    /// Whether the queue lies in these frames.
+    pub(crate) fn naming(&self, first: u64, pages: u64) -> Option<String> {
+        let bytes = COMMAND_BYTES << self.log2;
+        let mine = frame_of(self.base)..=frame_of(self.base + bytes - 1);
+        let overlaps = first <= *mine.end() && *mine.start() < first + pages;
+        (self.given && overlaps).then(|| format!("its command queue at {:#x}", self.base))
+    }
+}
+
+impl Unit {
+    /// The driver moved CMDQ_PROD.
+    pub(super) fn commands_given(&mut self, bus: &mut Bus, value: u32) {
+        let log2 = self.queue.log2;
+        if u64::from(value) >> (log2 + 1) != 0 {
+            let what = format!(
+                "unit {}: CMDQ_PROD {value:#x} has bits above the wrap bit {log2}",
+                self.index
+            );
+            bus.broken(Rule::Queue, what);
+        }
+        let prod = registers::position(value, log2);
+        if self.control & registers::CMDQEN != 0 {
+            let used = registers::distance(self.queue.cons, self.queue.prod, log2);
+            let added = registers::distance(self.queue.prod, prod, log2);
+            if used + added > 1 << log2 {
+                let what = format!(
+                    "unit {}: {added} commands were added to a queue in which {used} of {} were not read yet",
+                    self.index,
+                    1 << log2
+                );
+                bus.broken(Rule::Queue, what);
+            }
+        }
+        self.queue.prod = prod;
+    }
+
+    /// An error of the unit's own, at the command that it would read next.
+    pub(super) fn queue_fails(&mut self, bus: &mut Bus) {
+        if self.control & registers::CMDQEN != 0 {
+            self.stop(bus, registers::ERROR_ABORT);
+        }
+    }
+
+    fn stop(&mut self, bus: &mut Bus, error: u32) {
+        self.queue.error = error;
+        if (self.errors ^ self.errors_seen) & registers::GERROR_CMDQ == 0 {
+            self.errors ^= registers::GERROR_CMDQ;
+        }
+        bus.note_unit(self.index, || format!("command queue error {error}"));
+    }
+
+    /// Whether an error that nobody has acknowledged stops the queue.
+    fn is_stopped(&self) -> bool {
+        (self.errors ^ self.errors_seen) & registers::GERROR_CMDQ != 0
+    }
+
+    /// Does some of what is due.
+    pub(crate) fn work_queue(&mut self, bus: &mut Bus) {
+        let slow = bus.temper.slow;
+        loop {
+            let mut moved = self.execute(bus, slow);
+            moved |= self.consume(bus, slow);
+            if !moved || slow {
+                return;
+            }
+        }
+    }
+
+    /// Reads the next command.
+    fn consume(&mut self, bus: &mut Bus, slow: bool) -> bool {
+        let on = self.control & registers::CMDQEN != 0;
+        let empty = self.queue.cons == self.queue.prod;
+        let full = self.queue.pending.len() >= WINDOW;
+        if !on || empty || full || self.is_stopped() || slow && bus.rng.one_in(3) {
+            return false;
+        }
+        let place = self.queue.cons & ((1 << self.queue.log2) - 1);
+        let at = self.queue.base + place * COMMAND_BYTES;
+        let view = self.queue_view;
+        let (low, high) = (bus.fetch(view, at), bus.fetch(view, at + 8));
+        let limits = self.identity.command_limits();
+        let command = match command::decode(low, high, &limits) {
+            Ok(command) => command,
+            Err(why) => {
+                let what = format!("unit {}: command {low:#x} {high:#x}: {why}", self.index);
+                bus.broken(Rule::Queue, what);
+                self.stop(bus, registers::ERROR_ILLEGAL);
+                return false;
+            }
+        };
+        if let Command::Sync(signal) = command {
+            return self.sync(bus, signal, slow);
+        }
+        let due = match (slow, bus.rng.below(3)) {
+            (false, _) => Some(bus.nanos),
+            (true, 0) => None,
+            _ => Some(bus.nanos + bus.rng.below(3000)),
+        };
+        self.queue.pending.push_back(Pending { command, due });
+        self.step_past();
+        true
+    }
+
+    fn step_past(&mut self) {
+        self.queue.cons = (self.queue.cons + 1) & ((2 << self.queue.log2) - 1);
+    }
+
+    /// The next command is a sync: it is consumed when it is complete.
+    fn sync(&mut self, bus: &mut Bus, signal: Signal, slow: bool) -> bool {
+        let since = *self.queue.sync_since.get_or_insert(bus.nanos);
+        if !self.queue.pending.is_empty() {
+            return false;
+        }
+        if slow && bus.nanos < since + 1000 && !bus.rng.one_in(4) {
+            return false;
+        }
+        self.drain(bus);
+        let (configuration, translations) = std::mem::take(&mut self.queue.forgot);
+        self.flushed.0 |= configuration;
+        self.flushed.1 |= translations;
+        if let Signal::Message { at, data } = signal
+            && at != 0
+        {
+            if !bus.frames.is_out(frame_of(at)) {
+                let what = format!(
+                    "unit {} wrote a message to {at:#x}, which is free",
+                    self.index
+                );
+                bus.broken(Rule::FreedMemory, what);
+                return false;
+            }
+            bus.memory.write_bytes(at, &data.to_le_bytes());
+        }
+        self.queue.sync_since = None;
+        self.step_past();
+        bus.note_unit(self.index, || "sync complete".to_owned());
+        true
+    }
+
+    /// Carries out one command that may be carried out now: any, before a sync.
+    fn execute(&mut self, bus: &mut Bus, slow: bool) -> bool {
+        let count = self.queue.pending.len();
+        if count == 0 {
+            return false;
+        }
+        let asked = self.queue.sync_since.is_some();
+        let now = bus.nanos;
+        let due = |pending: &Pending| match pending.due {
+            Some(due) => due <= now,
+            None => asked,
+        };
+        let chosen = if slow && bus.rng.one_in(4) || !slow {
+            bus.rng.below(count as u64) as usize
+        } else {
+            match self.queue.pending.iter().position(due) {
+                Some(index) => index,
+                None => return false,
+            }
+        };
+        let Some(pending) = self.queue.pending.remove(chosen) else {
+            return false;
+        };
+        self.carry_out(bus, pending.command);
+        true
+    }
+
+    fn carry_out(&mut self, bus: &mut Bus, command: Command) {
+        bus.counts.invalidations += 1;
+        bus.provoked = true;
+        bus.note_unit(self.index, || format!("does {command:x?}"));
+        let size = self.granule();
+        if bus.temper.widening && bus.rng.one_in(16) {
+            self.caches.forget_translations();
+        }
+        let split = self.table.map_or(0, |table| table.split);
+        match command {
+            Command::Stream { stream, leaf } => {
+                self.caches.forget_streams(stream, stream, leaf, split);
+                self.affected(bus, |other, _| other == stream);
+            }
+            Command::Streams { first, log2 } => {
+                let last = first | ((1_u64 << log2.min(32)) - 1) as u32;
+                self.caches.forget_streams(first, last, false, split);
+                self.affected(bus, |other, _| (first..=last).contains(&other));
+            }
+            Command::AllStreams => {
+                self.caches.forget_configuration();
+                self.queue.forgot.0 = true;
+                self.affected(bus, |_, _| true);
+            }
+            Command::Guest { vmid } => {
+                self.caches.forget_guest(vmid, size);
+                self.affected(bus, |_, other| other == Some(vmid));
+            }
+            Command::Range(range) => {
+                self.caches.forget_range(&range, size);
+                self.affected(bus, |_, other| other == Some(range.vmid));
+            }
+            Command::All => {
+                self.caches.forget_translations();
+                self.queue.forgot.1 = true;
+                self.affected(bus, |_, _| true);
+            }
+            // Hints, and what is for caches that the rig's units do not have.
+            Command::Prefetch
+            | Command::Contexts { .. }
+            | Command::Elsewhere
+            | Command::Device { .. }
+            | Command::Sync(_) => {}
+        }
+    }
+
+    /// Walks by what is forgotten begin anew, which a walk may always do; requests that were translated by it have to
+    /// be over when the next sync is.
+    fn affected(&mut self, bus: &mut Bus, concerns: impl Fn(u32, Option<u16>) -> bool) {
+        let ahead = self.structures.ahead.as_ref();
+        if ahead.is_some_and(|ahead| concerns(ahead.stream, None)) {
+            self.structures.ahead = None;
+        }
+        for index in 0..bus.requests.len() {
+            let Some(request) = bus.requests.get_mut(index) else {
+                break;
+            };
+            if request.unit != self.index {
+                continue;
+            }
+            let stream = self.identity.first_stream + u32::from(request.requester);
+            match &request.progress {
+                Progress::Smmu(walk) if concerns(stream, walk.vmid()) => {
+                    request.progress = Progress::New;
+                }
+                Progress::Translated { tag, .. } if concerns(stream, Some(*tag)) => {
+                    self.queue.drains.push(request.number);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn drain(&mut self, bus: &mut Bus) {
+        for number in std::mem::take(&mut self.queue.drains) {
+            let mut requests = bus.requests.iter();
+            let index = requests.position(|request| request.number == number);
+            let Some(request) = index.map(|index| bus.requests.swap_remove(index)) else {
+                continue;
+            };
+            match request.progress {
+                Progress::Translated { to, .. } => {
+                    bus.landed(&request, to);
+                }
+                _ => bus.requests.push(request),
+            }
+        }
+    }
+
+    /// The queue was turned off: what was consumed is done, the rest stays where it is.
+    pub(super) fn queue_off(&mut self, bus: &mut Bus) {
+        while let Some(pending) = self.queue.pending.pop_front() {
+            self.carry_out(bus, pending.command);
+        }
+        self.queue.sync_since = None;
+    }
+}

@@ -1,0 +1,134 @@
+//! The event queue of an SMMUv3: the unit fills it, software empties it, and what finds no room is lost.
+
+use std::collections::VecDeque;
+
+use super::Unit;
+use super::spec::{event, registers};
+use crate::bus::Bus;
+use crate::memory::frame_of;
+use crate::request::{Request, Step};
+use crate::rule::Rule;
+
+/// How many former records are remembered, to compare with what the driver reports.
+const REMEMBERED: usize = 4096;
+
+/// The queue.
+#[derive(Default)]
+pub(crate) struct Events {
+    pub(crate) base: u64,
+    pub(crate) log2: u8,
+    /// Whether a queue was given.
+    pub(crate) given: bool,
+    /// Index registers as software sees them.
+    pub(crate) prod: u32,
+    pub(crate) cons: u32,
+    /// What was recorded lately: event, requester, page, whether it read.
+    recorded: VecDeque<(u8, u16, u64, bool)>,
+}
+
+impl Events {
+    /// Whether a record said this lately.
+    pub(crate) fn recorded(&self, requester: u16, address: u64, read: bool, code: u8) -> bool {
+        self.recorded.contains(&(code, requester, address, read))
+    }
+
+    /// Whether the queue lies in these frames.
+    pub(crate) fn naming(&self, first: u64, pages: u64) -> Option<String> {
+        let bytes = event::RECORD_BYTES << self.log2;
+        let mine = frame_of(self.base)..=frame_of(self.base + bytes - 1);
+        let overlaps = first <= *mine.end() && *mine.start() < first + pages;
+        (self.given && overlaps).then(|| format!("its event queue at {:#x}", self.base))
+    }
+}
+
+impl Unit {
+    /// Refuses a request, and records that where the stream wants it and there is room.
+    pub(super) fn refuse(
+        &mut self,
+        bus: &mut Bus,
+        request: &Request,
+        code: u8,
+        records: bool,
+    ) -> Step {
+        bus.note_unit(self.index, || {
+            format!(
+                "refuses {} of {:#06x} at {:#x}: event {code:#x}",
+                request.access, request.requester, request.address
+            )
+        });
+        let wanted = match code {
+            event::BAD_STREAM => self.cr2 & registers::CR2_RECINVSID != 0,
+            _ => records || !event::is_of_translation(code),
+        };
+        if wanted {
+            self.record(bus, request, code);
+        }
+        Step::Fault { reason: code }
+    }
+
+    fn record(&mut self, bus: &mut Bus, request: &Request, code: u8) {
+        if self.control & registers::EVENTQEN == 0 || !self.events.given {
+            return;
+        }
+        let log2 = self.events.log2;
+        let prod = registers::position(self.events.prod, log2);
+        let cons = registers::position(self.events.cons, log2);
+        if registers::distance(cons, prod, log2) >= 1 << log2 {
+            // An overflow that nobody has seen yet says so already.
+            let unseen = (self.events.prod ^ self.events.cons) & registers::OVERFLOW != 0;
+            if !unseen {
+                self.events.prod ^= registers::OVERFLOW;
+            }
+            return;
+        }
+        let stream = self.stream_of(request.requester);
+        let read = request.access == hv_core::Access::Read;
+        let at = self.events.base + (prod & ((1 << log2) - 1)) * event::RECORD_BYTES;
+        if !bus.frames.is_out(frame_of(at)) {
+            let what = format!(
+                "unit {} wrote an event to {at:#x}, which is free",
+                self.index
+            );
+            bus.broken(Rule::FreedMemory, what);
+            return;
+        }
+        let words = event::record(code, stream, request.address, read);
+        for (at, word) in (at..).step_by(8).zip(words) {
+            bus.memory.write_bytes(at, &word.to_le_bytes());
+        }
+        let next = (prod + 1) & ((2 << log2) - 1);
+        self.events.prod = self.events.prod & registers::OVERFLOW | next as u32;
+        let told = event::has_address(code);
+        let page = if told { request.address >> 12 << 12 } else { 0 };
+        if self.events.recorded.len() == REMEMBERED {
+            self.events.recorded.pop_front();
+        }
+        let entry = (code, request.requester, page, read || !told);
+        self.events.recorded.push_back(entry);
+    }
+
+    /// Software took records, or saw an overflow.
+    pub(super) fn events_taken(&mut self, bus: &mut Bus, value: u32) {
+        let log2 = self.events.log2;
+        let known = registers::OVERFLOW | ((2_u32 << log2) - 1);
+        if value & !known != 0 {
+            let what = format!(
+                "unit {}: EVENTQ_CONS {value:#x} has bits that are none",
+                self.index
+            );
+            bus.broken(Rule::Queue, what);
+        }
+        let before = registers::position(self.events.cons, log2);
+        let prod = registers::position(self.events.prod, log2);
+        let now = registers::position(value, log2);
+        let on = self.control & registers::EVENTQEN != 0;
+        if on && registers::distance(before, now, log2) > registers::distance(before, prod, log2) {
+            let what = format!(
+                "unit {}: EVENTQ_CONS went from {before:#x} to {now:#x}, past EVENTQ_PROD {prod:#x}",
+                self.index
+            );
+            bus.broken(Rule::Queue, what);
+        }
+        self.events.cons = value & known;
+    }
+}

@@ -1,0 +1,324 @@
+//! An SMMUv3, played at its worst: stream tables, second stages, commands, events.
+//!
+//! Its bits stand in [`spec`], written apart from the driver's, so that a mistake there shows here.
+
+mod caches;
+mod commands;
+mod events;
+mod registers;
+pub(crate) mod spec;
+mod structures;
+mod walk;
+
+use hv_iommu::table::Mapping;
+
+use caches::{Cached, Caches};
+use commands::Queue;
+use events::Events;
+use registers::Late;
+use spec::registers as bits;
+use spec::stage_two::{Granule, Shape};
+use spec::stream::{Stream, StreamLimits, Tables};
+use structures::Structures;
+
+pub use spec::identity::Identity;
+pub(crate) use walk::Walk;
+
+use crate::bus::Bus;
+use crate::frontend::{FrontEnd, Health};
+use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
+use crate::request::{Progress, Request, Step};
+use crate::rng::Rng;
+
+/// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
+const REGISTERS: u64 = 0x0900_0000;
+/// Bytes of a unit's registers.
+pub(crate) const REGISTER_BYTES: u64 = bits::FRAME_BYTES;
+
+/// Where the registers of a unit are.
+pub(crate) const fn registers_at(unit: usize) -> u64 {
+    REGISTERS + unit as u64 * REGISTER_BYTES
+}
+
+/// One unit.
+pub(crate) struct Unit {
+    index: usize,
+    identity: Identity,
+    limits: StreamLimits,
+    view: View,
+    queue_view: View,
+    /// CR0 as it was written, and as it is.
+    wanted: u32,
+    control: u32,
+    control_due: u64,
+    cr1: u32,
+    cr2: u32,
+    /// GBPA, and what it is to be.
+    gate: u32,
+    gate_late: Option<Late>,
+    /// IRQ_CTRL as it was written, and as it is.
+    interrupts: (u32, u32),
+    interrupts_due: u64,
+    /// GERROR and GERRORN.
+    errors: u32,
+    errors_seen: u32,
+    /// STRTAB_BASE and STRTAB_BASE_CFG.
+    table_written: (u64, u32),
+    /// The stream table in force.
+    table: Option<bits::StreamTable>,
+    /// Whether configuration and translations were wholly forgotten since the stream table was set.
+    flushed: (bool, bool),
+    /// Whether it still goes by what firmware left on.
+    is_firmwares: bool,
+    queue: Queue,
+    events: Events,
+    /// Registers without an effect on the rig, by offset.
+    plain: hashbrown::HashMap<u32, u64>,
+    caches: Caches,
+    structures: Structures,
+    health: Health,
+}
+
+impl Unit {
+    /// A unit after reset.
+    pub(crate) fn new(index: usize, identity: &Identity) -> Self {
+        let view = Self::memory_view(identity.coherent);
+        Self {
+            index,
+            identity: *identity,
+            limits: identity.stream_limits(),
+            view,
+            queue_view: view,
+            wanted: 0,
+            control: 0,
+            control_due: 0,
+            cr1: 0,
+            cr2: 0,
+            gate: bits::GBPA_RESET,
+            gate_late: None,
+            interrupts: (0, 0),
+            interrupts_due: 0,
+            errors: 0,
+            errors_seen: 0,
+            table_written: (0, 0),
+            table: None,
+            flushed: (false, false),
+            is_firmwares: false,
+            queue: Queue::default(),
+            events: Events::default(),
+            plain: hashbrown::HashMap::new(),
+            caches: Caches::default(),
+            structures: Structures::default(),
+            health: Health::default(),
+        }
+    }
+
+    fn translates(&self) -> bool {
+        self.control & bits::SMMUEN != 0
+    }
+
+    fn gate_is_closed(&self) -> bool {
+        self.gate & bits::GBPA_ABORT != 0
+    }
+
+    /// The stream that a requester is.
+    fn stream_of(&self, requester: u16) -> u32 {
+        self.identity.first_stream + u32::from(requester)
+    }
+
+    fn streams(&self, requesters: &[u16]) -> Vec<u32> {
+        let streams = requesters
+            .iter()
+            .map(|requester| self.stream_of(*requester));
+        streams.collect()
+    }
+
+    /// Log2 bytes of the pages that tables have now: all of them the same.
+    fn granule(&self) -> u8 {
+        self.structures.granule().map_or(12, |granule| granule.0)
+    }
+}
+
+impl FrontEnd for Unit {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn health(&self) -> Health {
+        self.health
+    }
+
+    fn health_mut(&mut self) -> &mut Health {
+        &mut self.health
+    }
+
+    fn is_on(&self) -> bool {
+        self.translates()
+    }
+
+    fn read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64 {
+        self.register_read(bus, offset, bits)
+    }
+
+    fn write(&mut self, bus: &mut Bus, offset: u32, bits: u32, value: u64) {
+        self.register_written(bus, offset, bits, value);
+    }
+
+    fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
+        self.structure_stored(bus, at, old, new);
+    }
+
+    fn work(&mut self, bus: &mut Bus) {
+        if self.health.gone || bus.nanos < self.health.stuck_until {
+            return;
+        }
+        self.work_registers(bus);
+        if self.structures.ahead.is_some() && bus.rng.one_in(4) {
+            self.fetch_ahead_word(bus);
+        }
+        if self.control & bits::CMDQEN != 0 && !self.queue.is_idle() {
+            self.work_queue(bus);
+        }
+    }
+
+    fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
+        self.walk(bus, request)
+    }
+
+    fn reason(&self, code: u8) -> &'static str {
+        spec::event::name(code)
+    }
+
+    fn fail(&mut self, bus: &mut Bus) {
+        self.queue_fails(bus);
+    }
+
+    fn evict(&mut self, rng: &mut Rng) {
+        let size = self.granule();
+        self.caches.evict_one(rng, size);
+    }
+
+    /// Firmware left the unit on, half of the time, with its queues and without a closed gate.
+    fn leave_over(&mut self, requesters: &[u16], rng: &mut Rng) {
+        let astray = BASE + (FRAMES - 1) * FRAME_BYTES;
+        let shape = Shape {
+            granule: Granule(12),
+            input_bits: 36,
+            start: 1,
+            output_bits: 36,
+        };
+        if rng.one_in(2) {
+            self.is_firmwares = true;
+            self.control = bits::SMMUEN | bits::CMDQEN | bits::EVENTQEN;
+            self.wanted = self.control;
+            self.interrupts = (bits::IRQ_KNOWN & 0b101, bits::IRQ_KNOWN & 0b101);
+            // An error that nobody looked at.
+            self.errors = bits::GERROR_EVENTQ_ABT;
+        }
+        for stream in self.streams(requesters) {
+            let tables = Tables {
+                vmid: rng.below(4) as u16,
+                root: astray,
+                shape,
+                ignores_access_flag: true,
+                updates_access_flag: false,
+                dirty: false,
+                forced: false,
+                records: false,
+            };
+            let entry = match rng.below(3) {
+                0 => Stream::Invalid,
+                1 => Stream::Bypass,
+                _ => Stream::Tables(tables),
+            };
+            self.caches.keep_stream(stream, entry);
+            self.caches.keep_level_one(stream >> 8, None);
+        }
+        for vmid in 0..4 {
+            for page in 0..32 {
+                let leaf = Cached {
+                    root: astray,
+                    to: BASE + rng.below(256) * FRAME_BYTES,
+                    read: true,
+                    write: true,
+                };
+                self.caches.keep_leaf(vmid, 12, page * FRAME_BYTES, leaf);
+            }
+            let link = Cached {
+                root: astray,
+                to: astray,
+                read: true,
+                write: true,
+            };
+            self.caches.keep_link(vmid, (21, 12), 0, link);
+            self.caches.keep_link(vmid, (30, 12), 0, link);
+        }
+    }
+
+    fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String> {
+        if !self.translates() {
+            // What it holds from before is forgotten before it is turned on, which is watched.
+            let queues = self.queue.naming(first, pages);
+            return queues.or_else(|| self.events.naming(first, pages));
+        }
+        let inside = |at: u64| (first..first + pages).contains(&(at / FRAME_BYTES));
+        if let Some(frame) = self.structures.table_in(first, pages) {
+            return Some(format!(
+                "its stream table, of which frame {frame:#x} is a part"
+            ));
+        }
+        if let Some(root) = self.structures.roots().find(|root| inside(*root)) {
+            return Some(format!(
+                "a live stream table entry, whose root is at {root:#x}"
+            ));
+        }
+        let mut mine = bus
+            .requests
+            .iter()
+            .filter(|request| request.unit == self.index);
+        let under_way = mine.find(|request| match &request.progress {
+            Progress::Smmu(walk) => (first..first + pages).contains(&walk.frame()),
+            Progress::Translated { to, .. } => inside(*to),
+            _ => false,
+        });
+        if let Some(request) = under_way {
+            return Some(format!(
+                "request #{}, which is under way to it",
+                request.number
+            ));
+        }
+        self.caches
+            .naming(first, pages)
+            .or_else(|| self.caches.configuration_naming(first, pages))
+            .or_else(|| self.queue.naming(first, pages))
+            .or_else(|| self.events.naming(first, pages))
+    }
+
+    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
+        let streams = self.streams(requesters);
+        let mut bound = self.structures.bound(&streams);
+        bound.find_map(|tables| self.caches.holding(tables.vmid, page, pages))
+    }
+
+    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {
+        let streams = self.streams(requesters);
+        let mut bound = self.structures.bound(&streams);
+        let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
+        bound.find_map(|tables| {
+            // Levels are counted from the leaves there, from the root here.
+            let level = 4_u8.saturating_sub(leaf.level.number());
+            let span = tables.shape.granule.span(level);
+            let (at, to) = (leaf.at.as_u64(), leaf.to.as_u64());
+            self.caches
+                .differing(tables.vmid, span, at, to, (read, write))
+        })
+    }
+
+    fn binding_tables(&self) -> u64 {
+        self.structures.count()
+    }
+
+    fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {
+        self.events.recorded(requester, address, read, reason)
+    }
+}

@@ -1,0 +1,269 @@
+//! Commands of the command queue, and which of them are none.
+
+use crate::bits::field;
+
+/// What decides which commands are legal on a unit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CommandLimits {
+    pub(crate) vmid_bits: u8,
+    pub(crate) stream_bits: u8,
+    /// Invalidation of ranges (IDR3.RIL).
+    pub(crate) ranges: bool,
+    /// IDR0.HYP.
+    pub(crate) hyp: bool,
+    pub(crate) ats: bool,
+    pub(crate) msi: bool,
+    /// Log2 bytes of the granules that the unit has, 4K, 16K, 64K; zero for one that it has not.
+    pub(crate) granules: [u8; 3],
+}
+
+/// How a sync tells that it is done, besides the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    None,
+    /// A store of 32 bits, or an interrupt where the address is zero.
+    Message {
+        at: u64,
+        data: u32,
+    },
+    /// An event for waiting CPUs.
+    Event,
+}
+
+/// A command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// A hint.
+    Prefetch,
+    /// One stream's entry; with the entry of the first level above it unless `leaf`.
+    Stream {
+        stream: u32,
+        leaf: bool,
+    },
+    /// 2^`log2` streams, with what is above them.
+    Streams {
+        first: u32,
+        log2: u8,
+    },
+    /// All configuration.
+    AllStreams,
+    /// Context descriptors: the rig's units cache none.
+    Contexts {
+        stream: u32,
+    },
+    /// First-stage translations only, or those of another level of exception.
+    Elsewhere,
+    /// Everything of a guest.
+    Guest {
+        vmid: u16,
+    },
+    /// Second-stage translations of a guest for these addresses.
+    Range(Range),
+    /// Everything that is not of the hypervisor's own stage.
+    All,
+    /// Caches of devices: the rig's devices have none.
+    Device {
+        stream: u32,
+    },
+    Sync(Signal),
+}
+
+/// Addresses of one guest, whose translations are to be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) vmid: u16,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// Whether links to tables are left alone.
+    pub(crate) leaf: bool,
+    /// Log2 of what a leaf spans: larger and smaller ones may be kept. `None` for leaves of every size.
+    pub(crate) only: Option<u8>,
+}
+
+/// Decodes a command, or says why it is none.
+pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Command, String> {
+    let opcode = field(low, 7, 0);
+    let stream = field(low, 63, 32) as u32;
+    let in_range = |stream: u32| {
+        if u64::from(stream) >> limits.stream_bits != 0 {
+            Err(format!(
+                "stream {stream:#x} has more than {} bits",
+                limits.stream_bits
+            ))
+        } else {
+            Ok(stream)
+        }
+    };
+    let vmid = || {
+        let vmid = field(low, 47, 32);
+        if vmid >> limits.vmid_bits != 0 {
+            return Err(format!(
+                "VMID {vmid:#x} has more than {} bits",
+                limits.vmid_bits
+            ));
+        }
+        Ok(vmid as u16)
+    };
+    if field(low, 10, 10) != 0 {
+        return Err("a secure command in a queue that is not".to_owned());
+    }
+    match opcode {
+        0x01 | 0x02 => Ok(Command::Prefetch),
+        0x03 => Ok(Command::Stream {
+            stream: in_range(stream)?,
+            leaf: high & 1 != 0,
+        }),
+        0x04 => match field(high, 4, 0) {
+            31 => Ok(Command::AllStreams),
+            range => {
+                let log2 = range as u8 + 1;
+                let first = in_range(stream)? >> log2 << log2;
+                Ok(Command::Streams { first, log2 })
+            }
+        },
+        0x05 | 0x06 => Ok(Command::Contexts {
+            stream: in_range(stream)?,
+        }),
+        0x10..=0x13 => vmid().map(|_| Command::Elsewhere),
+        0x20..=0x23 if limits.hyp => Ok(Command::Elsewhere),
+        0x20..=0x23 => Err("a command for EL2 on a unit without (IDR0.HYP)".to_owned()),
+        0x28 => Ok(Command::Guest { vmid: vmid()? }),
+        0x2a => range(low, high, vmid()?, limits).map(Command::Range),
+        0x30 => Ok(Command::All),
+        0x40 if limits.ats => Ok(Command::Device {
+            stream: in_range(stream)?,
+        }),
+        0x40 => Err("a command for caches of devices on a unit without (IDR0.ATS)".to_owned()),
+        0x46 => match field(low, 13, 12) {
+            0 => Ok(Command::Sync(Signal::None)),
+            1 => {
+                let at = high & crate::bits::bits(51, 2);
+                if at != 0 && !limits.msi {
+                    return Err("a sync that writes, on a unit without (IDR0.MSI)".to_owned());
+                }
+                let data = field(low, 63, 32) as u32;
+                Ok(Command::Sync(Signal::Message { at, data }))
+            }
+            2 => Ok(Command::Sync(Signal::Event)),
+            _ => Err("a sync with a reserved signal".to_owned()),
+        },
+        _ => Err(format!("there is no command {opcode:#x}")),
+    }
+}
+
+/// TLBI_S2_IPA. A range whose number, scale and level are all zero is reserved.
+fn range(low: u64, high: u64, vmid: u16, limits: &CommandLimits) -> Result<Range, String> {
+    let (number, scale) = (field(low, 16, 12), field(low, 24, 20));
+    let (level, granule) = (field(high, 9, 8), field(high, 11, 10));
+    let leaf = high & 1 != 0;
+    let first = high & crate::bits::bits(51, 12);
+    if !limits.ranges && (number | scale | level | granule) != 0 {
+        return Err("a range on a unit that has only single addresses (IDR3.RIL)".to_owned());
+    }
+    if granule == 0 {
+        if (number | scale | level) != 0 {
+            return Err("number, scale or level without a granule".to_owned());
+        }
+        // One entry, whatever its size: it goes if it holds the address.
+        return Ok(Range {
+            vmid,
+            first,
+            last: first,
+            leaf,
+            only: None,
+        });
+    }
+    if number == 0 && scale == 0 && level == 0 {
+        return Err("a range of one page that says no level, which is reserved".to_owned());
+    }
+    let shift = limits
+        .granules
+        .get(granule as usize - 1)
+        .copied()
+        .unwrap_or(0);
+    if shift == 0 {
+        return Err(format!("a granule that the unit has not (code {granule})"));
+    }
+    // A scale beyond the widest address shifts everything out: all of it, then.
+    let bytes = (u128::from(number) + 1) << (scale + u64::from(shift));
+    let start = first >> shift << shift;
+    let last = u128::from(start) + bytes - 1;
+    let only = (level != 0).then(|| shift + (3 - level as u8) * (shift - 3));
+    if let Some(span) = only
+        && !start.is_multiple_of(1 << span)
+    {
+        return Err(format!(
+            "{start:#x} is not where an entry of level {level} begins"
+        ));
+    }
+    Ok(Range {
+        vmid,
+        first: start,
+        last: last.min(u64::MAX.into()) as u64,
+        leaf,
+        only,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: CommandLimits = CommandLimits {
+        vmid_bits: 8,
+        stream_bits: 16,
+        ranges: true,
+        hyp: false,
+        ats: false,
+        msi: false,
+        granules: [12, 0, 16],
+    };
+
+    #[test]
+    fn commands_are_told_apart_and_wrong_ones_refused() {
+        let ask = |low, high| decode(low, high, &LIMITS);
+        let one = Command::Stream {
+            stream: 0x108,
+            leaf: true,
+        };
+        assert_eq!(ask(0x108 << 32 | 0x03, 1), Ok(one));
+        assert_eq!(ask(0x04, 31), Ok(Command::AllStreams));
+        let some = Command::Streams {
+            first: 0x100,
+            log2: 8,
+        };
+        assert_eq!(ask(0x108 << 32 | 0x04, 7), Ok(some));
+        assert_eq!(ask(0x7 << 32 | 0x28, 0), Ok(Command::Guest { vmid: 7 }));
+        assert_eq!(ask(0x46 | 2 << 12, 0), Ok(Command::Sync(Signal::Event)));
+        assert!(ask(0x100 << 32 | 0x28, 0).is_err(), "VMID");
+        assert!(ask(0x1_0000 << 32 | 0x03, 0).is_err(), "stream");
+        assert!(ask(0x20, 0).is_err() && ask(0x40, 0).is_err() && ask(0x99, 0).is_err());
+        assert!(ask(0x30 | 1 << 10, 0).is_err(), "secure");
+    }
+
+    #[test]
+    fn ranges_say_how_far_they_go() {
+        let ask = |low: u64, high| match decode(low | 0x2a | 5 << 32, high, &LIMITS) {
+            Ok(Command::Range(range)) => Ok((range.first, range.last, range.only)),
+            other => Err(format!("{other:?}")),
+        };
+        assert_eq!(ask(0, 0x4000), Ok((0x4000, 0x4000, None)));
+        assert_eq!(ask(3 << 12, 1 << 10 | 0x4000), Ok((0x4000, 0x7fff, None)));
+        assert_eq!(
+            ask(1 << 12 | 2 << 20, 1 << 10 | 3 << 8 | 0x4000),
+            Ok((0x4000, 0xbfff, Some(12)))
+        );
+        assert_eq!(
+            ask(0, 1 << 10 | 2 << 8 | 0x20_0000),
+            Ok((0x20_0000, 0x20_0fff, Some(21)))
+        );
+        assert!(ask(0, 1 << 10 | 0x4000).is_err(), "reserved");
+        assert!(ask(1 << 12, 0x4000).is_err(), "no granule");
+        assert!(ask(1 << 12, 2 << 10 | 0x4000).is_err(), "no such granule");
+        let without = CommandLimits {
+            ranges: false,
+            ..LIMITS
+        };
+        assert!(decode(1 << 12 | 0x2a, 1 << 10, &without).is_err());
+    }
+}

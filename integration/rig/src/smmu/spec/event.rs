@@ -1,0 +1,66 @@
+//! Event records: which there are, and how they are written.
+
+use crate::bits::{at, bits};
+
+/// Bytes of a record.
+pub(crate) const RECORD_BYTES: u64 = 32;
+
+// Numbers (Linux `EVT_ID_*`, QEMU `SMMU_EVT_*`).
+
+pub(crate) const BAD_STREAM: u8 = 0x02;
+pub(crate) const BAD_STE: u8 = 0x04;
+pub(crate) const WALK_ABORT: u8 = 0x0b;
+pub(crate) const TRANSLATION: u8 = 0x10;
+pub(crate) const ADDRESS_SIZE: u8 = 0x11;
+pub(crate) const ACCESS_FLAG: u8 = 0x12;
+pub(crate) const PERMISSION: u8 = 0x13;
+
+/// An event in words.
+pub(crate) const fn name(code: u8) -> &'static str {
+    match code {
+        BAD_STREAM => "C_BAD_STREAMID: the stream is not in the table",
+        BAD_STE => "C_BAD_STE: the stream's entry is invalid or illegal",
+        WALK_ABORT => "F_WALK_EABT: a table lies where no memory is",
+        TRANSLATION => "F_TRANSLATION: nothing is mapped there",
+        ADDRESS_SIZE => "F_ADDR_SIZE: the address leads further than the unit reaches",
+        ACCESS_FLAG => "F_ACCESS: the access flag is clear",
+        PERMISSION => "F_PERMISSION: the mapping does not allow it",
+        _ => "an event that the rig's units do not have",
+    }
+}
+
+/// Whether a record of this event says which address was asked for, and how.
+pub(crate) const fn has_address(code: u8) -> bool {
+    code >= WALK_ABORT
+}
+
+/// Whether a stream's entry can turn the record off (S2R): faults of translation only.
+pub(crate) const fn is_of_translation(code: u8) -> bool {
+    code >= TRANSLATION
+}
+
+/// The four words of a record.
+pub(crate) const fn record(code: u8, stream: u32, address: u64, read: bool) -> [u64; 4] {
+    let first = code as u64 | at(stream as u64, 32);
+    if !has_address(code) {
+        return [first, 0, 0, 0];
+    }
+    // RnW, S2, and CLASS 2 (the input address) or 1 (a table).
+    let class = if code == WALK_ABORT { 1 } else { 2 };
+    let second = at(read as u64, 35) | at(1, 39) | at(class, 40);
+    [first, second, address, address & bits(51, 12)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_hold_what_happened() {
+        let [first, second, third, fourth] = record(TRANSLATION, 0x108, 0x1234_5678, true);
+        assert_eq!(first, 0x108_0000_0010);
+        assert_eq!(second, 1 << 35 | 1 << 39 | 2 << 40);
+        assert_eq!((third, fourth), (0x1234_5678, 0x1234_5000));
+        assert_eq!(record(BAD_STE, 1, 2, true), [0x1_0000_0004, 0, 0, 0]);
+    }
+}

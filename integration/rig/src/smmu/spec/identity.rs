@@ -1,0 +1,290 @@
+//! What a unit is: its identification registers, which no hardware contradicts, drawn from chance.
+
+use super::command::CommandLimits;
+use super::stream::{StreamLimits, size_bits};
+
+/// An SMMUv3: what its identification registers and firmware's description say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Whether it snoops, as firmware says.
+    pub coherent: bool,
+    /// What its register says of that. Firmware is right.
+    pub says_coherent: bool,
+    /// The stream that requester 0 of its segment is.
+    pub first_stream: u32,
+    /// First stages (IDR0.S1P).
+    pub first_stage: bool,
+    /// Second stages (IDR0.S2P).
+    pub second_stage: bool,
+    /// Tables of AArch32 too (IDR0.TTF).
+    pub aarch32: bool,
+    /// IDR0.HTTU: 0, 1 or 2.
+    pub httu: u8,
+    /// IDR0.HYP.
+    pub hyp: bool,
+    /// IDR0.MSI.
+    pub msi: bool,
+    /// IDR0.SEV.
+    pub sev: bool,
+    /// IDR0.VMID16.
+    pub vmid16: bool,
+    /// IDR0.STALL_MODEL: 0 or 1.
+    pub stall_model: u8,
+    /// IDR0.TTENDIAN: 0 mixed, 2 little-endian.
+    pub endian: u8,
+    /// Two-level stream tables (IDR0.ST_LEVEL).
+    pub two_level: bool,
+    /// IDR1.SIDSIZE.
+    pub stream_bits: u8,
+    /// IDR1.CMDQS.
+    pub commands: u8,
+    /// IDR1.EVENTQS.
+    pub events: u8,
+    /// IDR3.XNX.
+    pub xnx: bool,
+    /// IDR3.FWB.
+    pub fwb: bool,
+    /// IDR3.RIL.
+    pub ril: bool,
+    /// IDR3.BBML.
+    pub bbml: u8,
+    /// IDR5.OAS.
+    pub oas: u8,
+    /// IDR5: granules of 16 KiB and 64 KiB, beside 4 KiB.
+    pub large_granules: (bool, bool),
+}
+
+impl Identity {
+    /// A unit that can do all that a driver of second stages may ask for.
+    pub const PLAIN: Self = Self {
+        coherent: true,
+        says_coherent: true,
+        first_stream: 0,
+        first_stage: true,
+        second_stage: true,
+        aarch32: false,
+        httu: 0,
+        hyp: false,
+        msi: false,
+        sev: true,
+        vmid16: true,
+        stall_model: 1,
+        endian: 2,
+        two_level: true,
+        stream_bits: 16,
+        commands: 10,
+        events: 8,
+        xnx: true,
+        fwb: false,
+        ril: true,
+        bbml: 2,
+        oas: 4,
+        large_granules: (true, true),
+    };
+
+    /// A unit by chance: `pick` gives a number below its argument. Page sizes that may change live are the
+    /// machine's choice.
+    pub(crate) fn draw(pick: &mut impl FnMut(u64) -> u64, bbml: u8) -> Self {
+        let mut chance = |of: u64| pick(of) == of - 1;
+        let coherent = !chance(2);
+        let says_coherent = coherent != chance(8);
+        let (first_stage, aarch32, hyp, msi, sev) =
+            (chance(2), chance(4), chance(2), chance(2), chance(2));
+        let (vmid16, two_level, mixed, can_stall) = (chance(2), chance(2), chance(2), chance(3));
+        let (xnx, fwb, ril) = (chance(2), chance(3), !chance(3));
+        let large_granules = (chance(2), chance(2));
+        let moved = chance(3);
+        let httu = pick(3) as u8;
+        let stream_bits = if moved { 17 + pick(6) as u8 } else { 16 };
+        let first_stream = if moved { 0x1_0000 } else { 0 };
+        // Eight commands at the least: fewer cannot take what a bind asks for at once.
+        let (commands, events) = (3 + pick(8) as u8, 2 + pick(8) as u8);
+        // 36 bits and more: the rig's memory ends at 2^33.
+        let oas = 1 + pick(6) as u8;
+        Self {
+            coherent,
+            says_coherent,
+            first_stream,
+            first_stage,
+            second_stage: true,
+            aarch32,
+            httu,
+            hyp,
+            msi,
+            sev,
+            vmid16,
+            stall_model: u8::from(!can_stall),
+            endian: if mixed { 0 } else { 2 },
+            two_level,
+            stream_bits,
+            commands,
+            events,
+            xnx,
+            fwb,
+            ril,
+            bbml,
+            oas,
+            large_granules,
+        }
+    }
+
+    /// Refuses what no hardware is, or what the rig does not play.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let rule = |kept: bool, what: &str| if kept { Ok(()) } else { Err(what.to_owned()) };
+        rule(self.httu <= 2, "expected IDR0.HTTU of 0 to 2")?;
+        rule(self.bbml <= 2, "expected IDR3.BBML of 0 to 2")?;
+        rule(
+            self.stall_model <= 1,
+            "expected IDR0.STALL_MODEL of 0 or 1: devices of PCI must not stall, which 2 forces",
+        )?;
+        rule(
+            matches!(self.endian, 0 | 2),
+            "expected IDR0.TTENDIAN of 0 or 2: the rig's memory is little-endian",
+        )?;
+        rule(
+            self.stream_bits <= 32,
+            "expected IDR1.SIDSIZE of at most 32",
+        )?;
+        rule(
+            self.commands <= 19 && self.events <= 19,
+            "expected queues of at most 2^19 entries (IDR1)",
+        )?;
+        rule(
+            (1..=6).contains(&self.oas),
+            "expected IDR5.OAS of 36 to 52 bits: the rig's memory ends at 2^33",
+        )?;
+        rule(
+            self.first_stage || self.second_stage,
+            "expected a stage (IDR0.S1P, IDR0.S2P)",
+        )?;
+        rule(
+            u64::from(self.first_stream) + 0xffff < 1 << self.stream_bits,
+            "expected every requester to be a stream that IDR1.SIDSIZE knows",
+        )
+    }
+
+    /// IDR0 to IDR5.
+    pub(crate) fn registers(&self) -> [u32; 6] {
+        let flag = |on: bool, bit: u32| u32::from(on) << bit;
+        let zero = flag(self.second_stage, 0)
+            | flag(self.first_stage, 1)
+            | if self.aarch32 { 3 << 2 } else { 2 << 2 }
+            | flag(self.says_coherent, 4)
+            | u32::from(self.httu) << 6
+            | flag(self.hyp, 9)
+            | flag(self.msi, 13)
+            | flag(self.sev, 14)
+            | flag(self.vmid16, 18)
+            | u32::from(self.endian) << 21
+            | u32::from(self.stall_model) << 24
+            // TERM_MODEL: a faulting request is aborted.
+            | 1 << 26
+            | flag(self.two_level, 27);
+        let one = u32::from(self.stream_bits)
+            | u32::from(self.events) << 16
+            | u32::from(self.commands) << 21;
+        let three =
+            flag(self.xnx, 4) | flag(self.fwb, 8) | flag(self.ril, 10) | u32::from(self.bbml) << 11;
+        let five = u32::from(self.oas)
+            | 1 << 4
+            | flag(self.large_granules.0, 5)
+            | flag(self.large_granules.1, 6);
+        [zero, one, 0, three, 0, five]
+    }
+
+    /// Significant bits of an address.
+    pub const fn address_bits(&self) -> u8 {
+        size_bits(self.oas)
+    }
+
+    const fn vmid_bits(&self) -> u8 {
+        if self.vmid16 { 16 } else { 8 }
+    }
+
+    const fn granules(&self) -> [u8; 3] {
+        let (middle, large) = self.large_granules;
+        [12, if middle { 14 } else { 0 }, if large { 16 } else { 0 }]
+    }
+
+    /// What decides about stream table entries.
+    pub(crate) const fn stream_limits(&self) -> StreamLimits {
+        StreamLimits {
+            first_stage: self.first_stage,
+            second_stage: self.second_stage,
+            vmid_bits: self.vmid_bits(),
+            address_bits: self.address_bits(),
+            granules: self.granules(),
+            ats: false,
+            updates: self.httu,
+            forced: self.fwb,
+            big_endian: self.endian == 0,
+            stalls: self.stall_model == 0,
+            coherent: self.coherent,
+        }
+    }
+
+    /// What decides about commands.
+    pub(crate) const fn command_limits(&self) -> CommandLimits {
+        CommandLimits {
+            vmid_bits: self.vmid_bits(),
+            stream_bits: self.stream_bits,
+            ranges: self.ril,
+            hyp: self.hyp,
+            ats: false,
+            msi: self.msi,
+            granules: self.granules(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    #[test]
+    fn every_drawn_unit_is_possible_and_they_differ() {
+        let mut rng = Rng::new(1);
+        let (mut narrow, mut linear, mut blind, mut single) = (0, 0, 0, 0);
+        for _ in 0..5000 {
+            let unit = Identity::draw(&mut |end| rng.below(end), 1);
+            assert_eq!(unit.check(), Ok(()), "{unit:?}");
+            narrow += u32::from(unit.address_bits() < 40);
+            linear += u32::from(!unit.two_level);
+            blind += u32::from(!unit.coherent);
+            single += u32::from(!unit.ril);
+        }
+        assert!(narrow > 500 && linear > 1500 && blind > 1500 && single > 1000);
+        assert_eq!(Identity::PLAIN.check(), Ok(()));
+    }
+
+    #[test]
+    fn what_no_hardware_is_is_refused() {
+        let with = |change: fn(&mut Identity)| {
+            let mut unit = Identity::PLAIN;
+            change(&mut unit);
+            unit.check().is_err()
+        };
+        assert!(with(|unit| unit.oas = 0) && with(|unit| unit.oas = 7));
+        assert!(with(|unit| unit.first_stream = 1) && with(|unit| unit.bbml = 3));
+        assert!(with(|unit| unit.stall_model = 2) && with(|unit| unit.endian = 3));
+    }
+
+    #[test]
+    fn registers_are_those_of_an_emulator() {
+        // QEMU's machine with both stages: IDR1 and IDR5, and of IDR0 what the rig has too.
+        let unit = Identity {
+            stall_model: 1,
+            vmid16: true,
+            stream_bits: 16,
+            commands: 19,
+            events: 19,
+            sev: false,
+            ..Identity::PLAIN
+        };
+        let [zero, one, _, three, _, five] = unit.registers();
+        assert_eq!(zero & !(1 << 12), 0x0d44_001b);
+        assert_eq!(one, 19 << 21 | 19 << 16 | 16);
+        assert_eq!((three & 0x1c00, five), (0x1400, 0x74));
+    }
+}

@@ -1,0 +1,137 @@
+//! Firmware's description of a machine with SMMUs: an I/O remapping table (IORT, Arm DEN 0049, as ACPICA has it).
+
+/// Bytes of the table's header.
+const HEADER: usize = 48;
+/// Bytes of an SMMU's node and of a host bridge's, without mappings.
+const SMMU_BYTES: u16 = 68;
+const ROOT_BYTES: u16 = 36;
+/// Bytes of a mapping.
+const MAPPING_BYTES: u16 = 20;
+
+/// An SMMU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SmmuNode {
+    pub(crate) base: u64,
+    pub(crate) coherent: bool,
+}
+
+/// Requesters of a host bridge that become streams of an SMMU, one for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+    pub(crate) stream: u32,
+    /// Which SMMU, by its number.
+    pub(crate) smmu: usize,
+}
+
+/// A host bridge: its segment, and who goes where.
+#[derive(Clone, Debug)]
+pub(crate) struct RootNode {
+    pub(crate) segment: u16,
+    pub(crate) mappings: Vec<Mapping>,
+}
+
+fn node(bytes: &mut Vec<u8>, kind: u8, revision: u8, length: u16, number: usize, mappings: usize) {
+    let offset = if mappings == 0 { 0 } else { length };
+    let whole = length + MAPPING_BYTES * mappings as u16;
+    bytes.push(kind);
+    bytes.extend(whole.to_le_bytes());
+    bytes.push(revision);
+    bytes.extend((number as u32).to_le_bytes());
+    bytes.extend((mappings as u32).to_le_bytes());
+    bytes.extend(u32::from(offset).to_le_bytes());
+}
+
+/// The table.
+pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(b"IORT");
+    bytes.extend([0; 4]);
+    // Revision E.f.
+    bytes.extend([6, 0]);
+    bytes.extend(b"HVRIG SOFTWARE");
+    bytes.extend(1u32.to_le_bytes());
+    bytes.extend(b"HVRI");
+    bytes.extend(1u32.to_le_bytes());
+    bytes.extend(((smmus.len() + roots.len()) as u32).to_le_bytes());
+    bytes.extend((HEADER as u32).to_le_bytes());
+    bytes.extend([0; 4]);
+    for (number, smmu) in smmus.iter().enumerate() {
+        node(&mut bytes, 4, 4, SMMU_BYTES, number, 0);
+        bytes.extend(smmu.base.to_le_bytes());
+        bytes.extend(u32::from(smmu.coherent).to_le_bytes());
+        // Reserved, no VATOS, a generic model, and no interrupts of its own.
+        bytes.extend([0; 4 + 8 + 4 + 16 + 4 + 4]);
+    }
+    for (number, root) in roots.iter().enumerate() {
+        node(
+            &mut bytes,
+            2,
+            3,
+            ROOT_BYTES,
+            smmus.len() + number,
+            root.mappings.len(),
+        );
+        // Its devices snoop; no ATS.
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend([0, 0, 0, 3]);
+        bytes.extend([0; 4]);
+        bytes.extend(u32::from(root.segment).to_le_bytes());
+        bytes.extend([64, 0, 0, 0]);
+        for mapping in &root.mappings {
+            let at = HEADER + mapping.smmu * usize::from(SMMU_BYTES);
+            let one_less = u32::from(mapping.last - mapping.first);
+            for word in [mapping.first.into(), one_less, mapping.stream, at as u32, 0] {
+                bytes.extend(word.to_le_bytes());
+            }
+        }
+    }
+    let length = bytes.len() as u32;
+    bytes.splice(4..8, length.to_le_bytes());
+    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    if let Some(checksum) = bytes.get_mut(9) {
+        *checksum = sum.wrapping_neg();
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_where_mappings_say() {
+        let smmu = SmmuNode {
+            base: 0x905_0000,
+            coherent: true,
+        };
+        let mapping = Mapping {
+            first: 0x100,
+            last: 0x1ff,
+            stream: 0x1_0100,
+            smmu: 1,
+        };
+        let root = RootNode {
+            segment: 7,
+            mappings: vec![mapping],
+        };
+        let bytes = table(&[smmu, smmu], &[root]);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        assert_eq!(word(4) as usize, bytes.len());
+        assert_eq!((word(36), word(40)), (3, 48));
+        let (second, root) = (HEADER + 68, HEADER + 136);
+        assert_eq!((bytes[second], word(second + 16)), (4, 0x905_0000));
+        assert_eq!((bytes[root], word(root + 28), word(root + 12)), (2, 7, 36));
+        let at = root + 36;
+        assert_eq!(
+            (word(at), word(at + 4), word(at + 8)),
+            (0x100, 0xff, 0x1_0100)
+        );
+        assert_eq!(word(at + 12) as usize, second);
+        assert_eq!(
+            bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)),
+            0
+        );
+    }
+}

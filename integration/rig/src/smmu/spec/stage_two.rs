@@ -1,0 +1,307 @@
+//! Second-stage tables (VMSAv8-64): where a walk starts, and what descriptors say.
+//!
+//! After Linux `io-pgtable-arm.c`, which cites the Arm Architecture Reference Manual (DDI 0487).
+
+use crate::bits::{above, bits, field};
+
+/// Bytes of the smallest page, as a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Granule(pub(crate) u8);
+
+impl Granule {
+    /// Bits of an address that one table resolves: descriptors have 8 bytes.
+    pub(crate) const fn index_bits(self) -> u8 {
+        self.0 - 3
+    }
+
+    /// Log2 of what an entry of an architectural level spans.
+    pub(crate) const fn span(self, level: u8) -> u8 {
+        self.0 + self.index_bits() * (3 - level)
+    }
+
+    /// Whether leaves may be at a level: 1 GiB and 2 MiB, 32 MiB, 512 MiB.
+    const fn has_block(self, level: u8) -> bool {
+        match (self.0, level) {
+            (12, 1 | 2) | (14 | 16, 2) => true,
+            _ => level == 3,
+        }
+    }
+}
+
+/// How wide a table's input is and where its walk starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) granule: Granule,
+    /// Significant bits of the input.
+    pub(crate) input_bits: u8,
+    /// The architectural level of the root: 0 is the highest, 3 has only pages.
+    pub(crate) start: u8,
+    /// Significant bits of the output.
+    pub(crate) output_bits: u8,
+}
+
+impl Shape {
+    /// Reads the fields of a stream's entry, on a unit whose addresses have `address_bits` bits.
+    pub(crate) fn decode(
+        granule: Granule,
+        size: u8,
+        start: u8,
+        output_bits: u8,
+        address_bits: u8,
+    ) -> Result<Self, String> {
+        // T0SZ of 40 and more takes an extension (IDR3.STT), of less than 16 another.
+        if !(16..=39).contains(&size) {
+            return Err(format!("expected S2T0SZ of 16 to 39, found {size}"));
+        }
+        let input_bits = 64 - size;
+        if input_bits > address_bits {
+            return Err(format!(
+                "S2T0SZ {size} says {input_bits} bits of input, and the unit has {address_bits} (IDR5.OAS)"
+            ));
+        }
+        let level = match (granule.0, start) {
+            (12, 0) => 2,
+            (12, 1) => 1,
+            // With fewer address bits, tables of level 1 side by side are to be used (DDI 0487).
+            (12, 2) if address_bits > 42 => 0,
+            (14 | 16, 0) => 3,
+            (14 | 16, 1) => 2,
+            (14, 2) if address_bits > 40 => 1,
+            (16, 2) if address_bits > 42 => 1,
+            _ => {
+                return Err(format!(
+                    "S2SL0 {start} with pages of 2^{} bytes and {address_bits} address bits",
+                    granule.0
+                ));
+            }
+        };
+        let span = granule.span(level);
+        // One entry at least, and no more than sixteen tables side by side.
+        let resolved = i16::from(input_bits) - i16::from(span);
+        let most = i16::from(granule.index_bits()) + if level == 0 { 0 } else { 4 };
+        if resolved < 1 || resolved > most {
+            return Err(format!(
+                "S2T0SZ {size} leaves {resolved} bits to a root of level {level}, expected 1 to {most}"
+            ));
+        }
+        Ok(Self {
+            granule,
+            input_bits,
+            start: level,
+            output_bits: output_bits.min(address_bits),
+        })
+    }
+
+    /// Bytes of the root, all its tables together.
+    pub(crate) const fn root_bytes(self) -> u64 {
+        let entries = self.input_bits - self.granule.span(self.start);
+        let log2 = entries + 3;
+        // Where there are few entries the table is as small as they are.
+        if log2 < 6 { 1 << 6 } else { 1 << log2 }
+    }
+
+    /// Where the descriptor of an address lies in a table of this level.
+    pub(crate) const fn word_at(self, table: u64, level: u8, address: u64) -> u64 {
+        let index = address >> self.granule.span(level);
+        // The root has all bits that are left, however many tables that takes.
+        let index = if level == self.start {
+            index
+        } else {
+            index & ((1 << self.granule.index_bits()) - 1)
+        };
+        table + index * 8
+    }
+}
+
+/// What else decides about descriptors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DescriptorLimits {
+    /// Dirty bits are managed by the unit (S2HD).
+    pub(crate) dirty: bool,
+    /// The stream's entry has S2FWB.
+    pub(crate) forced: bool,
+    /// XN has two bits (IDR3.XNX).
+    pub(crate) two_xn: bool,
+    /// nT is known (IDR3.BBML of 1 or more).
+    pub(crate) no_table: bool,
+}
+
+/// A descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Descriptor {
+    Absent,
+    Table { at: u64 },
+    Leaf(Leaf),
+}
+
+/// A block or page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leaf {
+    pub(crate) to: u64,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) accessed: bool,
+    /// One of a group that may be cached as one.
+    pub(crate) contiguous: bool,
+}
+
+/// Decodes a descriptor of an architectural level. What is reserved is an error, whatever hardware makes of it.
+pub(crate) fn decode(
+    word: u64,
+    level: u8,
+    granule: Granule,
+    limits: &DescriptorLimits,
+) -> Result<Descriptor, String> {
+    if word & 1 == 0 {
+        return Ok(Descriptor::Absent);
+    }
+    let reserved = |mask: u64, what: &str| {
+        if word & mask == 0 {
+            Ok(())
+        } else {
+            Err(format!("{word:#x}: {what}"))
+        }
+    };
+    let is_table = word & 2 != 0 && level < 3;
+    if is_table {
+        reserved(
+            bits(63, 59),
+            "bits 63:59 of a table are reserved in stage 2",
+        )?;
+        reserved(bits(50, 48), "bits 50:48 are reserved")?;
+        let low = u32::from(granule.0) - 1;
+        if low >= 12 {
+            reserved(
+                bits(low, 12),
+                "the table is not where its granule has tables",
+            )?;
+        }
+        return Ok(Descriptor::Table {
+            at: word & bits(47, granule.0.into()),
+        });
+    }
+    if level == 3 && word & 2 == 0 {
+        return Err(format!("{word:#x}: a block of level 3, which is reserved"));
+    }
+    if !granule.has_block(level) {
+        return Err(format!(
+            "{word:#x}: a block of level {level} of pages of 2^{} bytes",
+            granule.0
+        ));
+    }
+    let span = u32::from(granule.span(level));
+    let no_table = if limits.no_table && level < 3 {
+        1 << 16
+    } else {
+        0
+    };
+    if span > 12 {
+        let below = bits(span - 1, 12) & !no_table;
+        reserved(below, "address bits below its size are reserved")?;
+    }
+    reserved(bits(50, 48), "bits 50:48 are reserved")?;
+    reserved(1 << 11, "bit 11 is reserved in stage 2")?;
+    reserved(bits(62, 59), "bits 62:59 are not the driver's")?;
+    if !limits.dirty {
+        reserved(1 << 51, "DBM without dirty bits")?;
+    }
+    if !limits.two_xn {
+        reserved(1 << 53, "XN[0] without IDR3.XNX")?;
+    }
+    let share = field(word, 9, 8);
+    if share == 1 {
+        return Err(format!("{word:#x}: SH 1 is reserved"));
+    }
+    let attributes = field(word, 5, 2);
+    let known = if limits.forced {
+        matches!(attributes, 0..=3 | 5..=7)
+    } else {
+        // Device memory, or cacheability of both halves.
+        attributes >> 2 == 0 || attributes & 0b11 != 0
+    };
+    if !known {
+        return Err(format!("{word:#x}: MemAttr {attributes:#x} is reserved"));
+    }
+    let access = field(word, 7, 6);
+    Ok(Descriptor::Leaf(Leaf {
+        to: word & bits(47, span) & !above(48),
+        read: access & 1 != 0,
+        write: access & 2 != 0,
+        accessed: word & 1 << 10 != 0,
+        contiguous: word & 1 << 52 != 0,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Granule = Granule(12);
+    const PLAIN: DescriptorLimits = DescriptorLimits {
+        dirty: false,
+        forced: false,
+        two_xn: false,
+        no_table: false,
+    };
+
+    #[test]
+    fn walks_start_where_size_and_level_agree() {
+        let at = |size, start, bits| {
+            let shape = Shape::decode(SMALL, size, start, 48, bits);
+            shape.ok().map(|shape| (shape.start, shape.root_bytes()))
+        };
+        assert_eq!(at(25, 1, 48), Some((1, 0x1000)), "39 bits");
+        assert_eq!(at(24, 1, 48), Some((1, 0x2000)), "two tables side by side");
+        assert_eq!(at(21, 1, 48), Some((1, 0x1_0000)), "sixteen");
+        assert_eq!(at(20, 1, 48), None, "too many");
+        assert_eq!(
+            at(20, 2, 48),
+            Some((0, 0x80_usize as u64)),
+            "four bits of level 0"
+        );
+        assert_eq!(at(24, 2, 48), Some((0, 0x40)));
+        assert_eq!(at(25, 2, 48), None, "nothing for level 0");
+        assert_eq!(at(24, 2, 40), None, "40 bits have tables side by side");
+        assert_eq!(at(24, 1, 40), Some((1, 0x2000)));
+        assert_eq!(at(23, 1, 40), None, "wider than the unit");
+        assert_eq!(at(30, 0, 40), Some((2, 0x1_0000)), "34 bits from level 2");
+        assert_eq!(at(15, 2, 48), None);
+        let large = Shape::decode(Granule(16), 22, 1, 48, 48).unwrap();
+        assert_eq!((large.start, large.root_bytes()), (2, 0x1_0000));
+        let middle = Shape::decode(Granule(14), 24, 1, 40, 40).unwrap();
+        assert_eq!((middle.start, middle.root_bytes()), (2, 0x4_0000));
+    }
+
+    #[test]
+    fn descriptors_say_what_is_reserved() {
+        let leaf = 0x1_2345_6000 | 0xf << 2 | 0b11 << 6 | 0b11 << 8 | 1 << 10 | 0b11;
+        let ask = |word, level| decode(word, level, SMALL, &PLAIN);
+        let Ok(Descriptor::Leaf(found)) = ask(leaf, 3) else {
+            panic!("a page");
+        };
+        assert!(found.read && found.write && found.accessed && !found.contiguous);
+        assert_eq!(found.to, 0x1_2345_6000);
+        assert_eq!(
+            ask(0x1_2345_6003, 2),
+            Ok(Descriptor::Table { at: 0x1_2345_6000 })
+        );
+        assert_eq!(ask(leaf & !1, 3), Ok(Descriptor::Absent));
+        assert!(ask(leaf & !2, 3).is_err(), "a block of level 3");
+        assert!(ask(leaf & !2, 2).is_err(), "bits below 2 MiB");
+        assert!(ask(0x1_2340_0000 | leaf & 0xffd, 2).is_ok());
+        assert!(
+            ask(0x1_4000_0000 | leaf & 0xffd, 0).is_err(),
+            "no block of level 0"
+        );
+        assert!(ask(leaf | 1 << 53, 3).is_err() && ask(leaf | 1 << 51, 3).is_err());
+        assert!(ask(leaf ^ 0b1 << 9, 3).is_err(), "SH 1");
+        assert!(ask(leaf & !(0b11 << 2), 3).is_err(), "half a cacheability");
+        assert!(ask(0x1_2345_6003 | 1 << 59, 2).is_err());
+        let forced = DescriptorLimits {
+            forced: true,
+            ..PLAIN
+        };
+        assert!(decode(leaf, 3, SMALL, &forced).is_err(), "as without S2FWB");
+        assert!(decode(leaf ^ 0b1001 << 2, 3, SMALL, &forced).is_ok());
+    }
+}

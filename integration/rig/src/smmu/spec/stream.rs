@@ -1,0 +1,324 @@
+//! Stream table: first-level descriptors, and stream table entries (STE) with every rule for them.
+
+use super::registers::StreamTable;
+use super::stage_two::{Granule, Shape};
+use crate::bits::{bits, field};
+
+/// Bytes of an entry.
+pub(crate) const ENTRY_BYTES: u64 = 64;
+/// Words of an entry.
+pub(crate) const WORDS: usize = 8;
+
+/// The bit of word 0 without which nothing passes: the upper one of Config.
+pub(crate) const PASSES: u64 = 1 << 3;
+
+/// An entry as it lies in memory.
+pub(crate) type Words = [u64; WORDS];
+
+/// What a unit can, as far as entries ask for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamLimits {
+    pub(crate) first_stage: bool,
+    pub(crate) second_stage: bool,
+    pub(crate) vmid_bits: u8,
+    pub(crate) address_bits: u8,
+    pub(crate) granules: [u8; 3],
+    pub(crate) ats: bool,
+    /// HTTU: 0, accessed, dirty.
+    pub(crate) updates: u8,
+    pub(crate) forced: bool,
+    /// TTENDIAN allows big-endian tables.
+    pub(crate) big_endian: bool,
+    /// Faults may stall their request.
+    pub(crate) stalls: bool,
+    /// The unit snoops, so that walks must be cacheable and shareable to see what the CPU wrote.
+    pub(crate) coherent: bool,
+}
+
+/// What an entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// V is clear: C_BAD_STE.
+    Invalid,
+    /// Requests end, silently.
+    Abort,
+    /// Requests pass.
+    Bypass,
+    Tables(Tables),
+}
+
+/// A second stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tables {
+    pub(crate) vmid: u16,
+    pub(crate) root: u64,
+    pub(crate) shape: Shape,
+    /// No faults for a clear access flag.
+    pub(crate) ignores_access_flag: bool,
+    pub(crate) updates_access_flag: bool,
+    pub(crate) dirty: bool,
+    pub(crate) forced: bool,
+    /// Faults are recorded.
+    pub(crate) records: bool,
+}
+
+/// A first-level descriptor: the entries that it names, `None` if none.
+pub(crate) fn level_one(
+    word: u64,
+    table: &StreamTable,
+    address_bits: u8,
+) -> Result<Option<(u64, u64)>, String> {
+    let span = field(word, 4, 0);
+    if span == 0 {
+        return Ok(None);
+    }
+    if span > u64::from(table.split) + 1 {
+        return Err(format!(
+            "{word:#x}: a span of {span} with a split of {} (expected at most one more)",
+            table.split
+        ));
+    }
+    let entries = 1 << (span - 1);
+    let at = word & bits(51, 6);
+    if word & !(bits(51, 6) | bits(4, 0)) != 0 {
+        return Err(format!("{word:#x}: reserved bits are set"));
+    }
+    if !at.is_multiple_of(entries * ENTRY_BYTES) || at >> address_bits != 0 {
+        return Err(format!("{word:#x}: no place for {entries} entries"));
+    }
+    Ok(Some((at, entries)))
+}
+
+/// Bits of an output size (S2PS, IDR5.OAS).
+pub(crate) const fn size_bits(code: u8) -> u8 {
+    match code {
+        0 => 32,
+        1 => 36,
+        2 => 40,
+        3 => 42,
+        4 => 44,
+        5 => 48,
+        _ => 52,
+    }
+}
+
+/// Decodes an entry; an illegal one is C_BAD_STE to hardware.
+pub(crate) fn decode(words: &Words, limits: &StreamLimits) -> Result<Stream, String> {
+    let [first, second, third, fourth, rest @ ..] = words;
+    if first & 1 == 0 {
+        return Ok(Stream::Invalid);
+    }
+    let illegal = |what: String| Err(format!("{what} (words {words:x?})"));
+    let config = field(*first, 3, 1);
+    if config & 0b100 == 0 {
+        return Ok(Stream::Abort);
+    }
+    if first & bits(58, 52) != 0 {
+        return illegal("reserved bits of word 0 are set".to_owned());
+    }
+    if rest.iter().any(|word| *word != 0) {
+        return illegal("expected zeros in words 4 to 7".to_owned());
+    }
+    let ats = field(*second, 29, 28);
+    if ats == 3 || ats != 0 && !limits.ats {
+        return illegal(format!("EATS {ats} on a unit without ATS"));
+    }
+    if config & 1 != 0 {
+        let what = if limits.first_stage {
+            "a first stage, which no driver on the rig asks for"
+        } else {
+            "a first stage, which the unit has not"
+        };
+        return illegal(what.to_owned());
+    }
+    if config & 2 == 0 {
+        return Ok(Stream::Bypass);
+    }
+    if !limits.second_stage {
+        return illegal("a second stage, which the unit has not".to_owned());
+    }
+    tables(*second, *third, *fourth, limits)
+        .map(Stream::Tables)
+        .or_else(illegal)
+}
+
+fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result<Tables, String> {
+    let refuse = |broken: bool, what: &str| if broken { Err(what.to_owned()) } else { Ok(()) };
+    let vmid = field(third, 15, 0);
+    if vmid >> limits.vmid_bits != 0 {
+        return Err(format!(
+            "VMID {vmid:#x} has more than {} bits",
+            limits.vmid_bits
+        ));
+    }
+    refuse(
+        vmid == 0,
+        "VMID 0, which Linux keeps for streams that bypass",
+    )?;
+    refuse(
+        field(second, 31, 30) != 0,
+        "STRW of another world with a second stage",
+    )?;
+    let forced = second & 1 << 25 != 0;
+    refuse(forced && !limits.forced, "S2FWB without IDR3.FWB")?;
+    let code = field(third, 47, 46) as usize;
+    // 0, 1, 2: 4K, 64K, 16K; the unit's list goes by size.
+    let place = [0, 2, 1].get(code).copied().unwrap_or(3);
+    let shift = limits.granules.get(place).copied().unwrap_or(0);
+    if shift == 0 {
+        return Err(format!("S2TG {code}, which the unit has not"));
+    }
+    refuse(third & 1 << 51 == 0, "S2AA64 is clear: tables of AArch32")?;
+    refuse(
+        third & 1 << 52 != 0 && !limits.big_endian,
+        "S2ENDI on a unit with little-endian tables",
+    )?;
+    refuse(
+        third & 1 << 52 != 0,
+        "S2ENDI: the driver writes little-endian",
+    )?;
+    let (dirty, accessed) = (third & 1 << 55 != 0, third & 1 << 56 != 0);
+    refuse(accessed && limits.updates < 1, "S2HA without HTTU")?;
+    refuse(dirty && limits.updates < 2, "S2HD without HTTU")?;
+    refuse(dirty && !accessed, "S2HD without S2HA")?;
+    refuse(
+        third & 1 << 57 != 0 && !limits.stalls,
+        "S2S on a unit that cannot stall",
+    )?;
+    refuse(
+        third & 1 << 57 != 0,
+        "S2S for a device of PCI, which must not stall",
+    )?;
+    refuse(
+        third & (bits(63, 59) | bits(31, 16)) != 0,
+        "reserved bits of word 2",
+    )?;
+    let (inner, outer, share) = (
+        field(third, 41, 40),
+        field(third, 43, 42),
+        field(third, 45, 44),
+    );
+    refuse(share == 1, "S2SH0 1 is reserved")?;
+    if limits.coherent {
+        let cached = |code| code == 1 || code == 2 || code == 3;
+        refuse(
+            !cached(inner) || !cached(outer) || share < 2,
+            "walks that do not look into the CPU's caches, where tables are",
+        )?;
+    }
+    let output = size_bits(field(third, 50, 48) as u8);
+    let shape = Shape::decode(
+        Granule(shift),
+        field(third, 37, 32) as u8,
+        field(third, 39, 38) as u8,
+        output,
+        limits.address_bits.min(48),
+    )?;
+    let root = fourth & bits(51, 4);
+    refuse(fourth & !bits(51, 4) != 0, "reserved bits of word 3")?;
+    if !root.is_multiple_of(shape.root_bytes()) {
+        return Err(format!(
+            "S2TTB {root:#x} is not a multiple of the root's {} bytes",
+            shape.root_bytes()
+        ));
+    }
+    if root >> shape.output_bits != 0 {
+        return Err(format!(
+            "S2TTB {root:#x} has more than {} bits",
+            shape.output_bits
+        ));
+    }
+    Ok(Tables {
+        vmid: vmid as u16,
+        root,
+        shape,
+        ignores_access_flag: third & 1 << 53 != 0,
+        updates_access_flag: accessed,
+        dirty,
+        forced,
+        records: third & 1 << 58 != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: StreamLimits = StreamLimits {
+        first_stage: true,
+        second_stage: true,
+        vmid_bits: 8,
+        address_bits: 44,
+        granules: [12, 14, 16],
+        ats: false,
+        updates: 0,
+        forced: false,
+        big_endian: false,
+        stalls: false,
+        coherent: true,
+    };
+
+    /// 39 bits from level 1, everything cacheable, VMID 5.
+    const GOOD: Words = [
+        0b1101,
+        1 << 44,
+        5 | 25 << 32 | 1 << 38 | 1 << 40 | 1 << 42 | 3 << 44 | 4 << 48 | 1 << 51 | 1 << 58,
+        0x1_0000_3000,
+        0,
+        0,
+        0,
+        0,
+    ];
+
+    #[test]
+    fn entries_are_decoded_and_illegal_ones_refused() {
+        let Ok(Stream::Tables(found)) = decode(&GOOD, &LIMITS) else {
+            panic!("{:?}", decode(&GOOD, &LIMITS));
+        };
+        assert_eq!((found.vmid, found.root), (5, 0x1_0000_3000));
+        assert_eq!((found.shape.start, found.shape.input_bits), (1, 39));
+        assert!(found.records && !found.ignores_access_flag);
+        let with = |word: usize, value: u64| {
+            let mut words = GOOD;
+            words[word] = value;
+            decode(&words, &LIMITS)
+        };
+        assert_eq!(with(0, 0b1100), Ok(Stream::Invalid));
+        assert_eq!(with(0, 1), Ok(Stream::Abort));
+        assert_eq!(with(0, 0b1001), Ok(Stream::Bypass));
+        assert!(with(0, 0b1011).is_err(), "a first stage");
+        for (word, value, what) in [
+            (1, 1 << 28, "EATS"),
+            (1, 1 << 25, "S2FWB"),
+            (2, 0, "all clear"),
+            (2, GOOD[2] & !0xff, "VMID 0"),
+            (2, GOOD[2] | 0x100, "a wide VMID"),
+            (2, GOOD[2] & !(1 << 51), "AArch32"),
+            (2, GOOD[2] | 1 << 57, "stalls"),
+            (2, GOOD[2] | 1 << 55, "dirty bits"),
+            (2, GOOD[2] & !(1 << 40), "not cacheable"),
+            (2, GOOD[2] & !(0x3f << 32) | 15 << 32, "too wide"),
+            (3, 0x1_0000_3800, "alignment"),
+            (3, 1 << 46, "out of reach"),
+            (5, 1, "words that are none"),
+        ] {
+            assert!(with(word, value).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn first_level_descriptors_name_whole_tables() {
+        let table = StreamTable {
+            base: 0,
+            log2: 16,
+            split: 8,
+        };
+        assert_eq!(level_one(0, &table, 40), Ok(None));
+        assert_eq!(
+            level_one(0x1_0000_4000 | 9, &table, 40),
+            Ok(Some((0x1_0000_4000, 256)))
+        );
+        assert!(level_one(0x1_0000_4000 | 10, &table, 40).is_err());
+        assert!(level_one(0x1_0000_2000 | 9, &table, 40).is_err());
+    }
+}

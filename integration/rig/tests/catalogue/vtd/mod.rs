@@ -1,0 +1,31 @@
+//! The contract on machines with VT-d units, and what only those have.
+
+use hv_rig::Rig;
+use hv_vtd::Vtd;
+
+#[path = "../entries.rs"]
+mod entries;
+#[path = "../faults.rs"]
+mod faults;
+#[path = "../flushes.rs"]
+mod flushes;
+#[path = "../guests.rs"]
+mod guests;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../ownership.rs"]
+mod ownership;
+#[path = "../sizes.rs"]
+mod sizes;
+#[path = "../stand.rs"]
+mod stand;
+#[path = "../timeouts.rs"]
+mod timeouts;
+#[path = "../units.rs"]
+mod units;
+
+mod only;
+mod regions;
+
+/// The backend.
+pub(crate) type Backend = Vtd<Rig>;
