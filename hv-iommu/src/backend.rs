@@ -455,12 +455,19 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// unit, else what the unit did not do. It is wedged as before then.
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError>;
 
-    /// Asks a unit to record no more faults of a bound requester, until it is bound anew. Its requests are judged as
-    /// before. Called under a lock: it waits for no hardware.
+    /// Notes in the entry of a bound requester that no more faults of it are recorded, until it is bound anew. Its
+    /// requests reach no more than before; the unit may abort them all. Called under a lock: it waits for nothing and
+    /// asks the unit for nothing.
     ///
     /// # Errors
     /// [`UnitError`]: faults of it may go on being recorded.
     fn quiet(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
+
+    /// Asks a unit to read the entry of a requester anew. Does not wait for its completion.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
     /// Takes one event from the unit's fault log, if there is one.
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent>;

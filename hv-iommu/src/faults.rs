@@ -165,6 +165,7 @@ impl<B: Backend> System<B> {
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
             Counted::OneTooMany(group, domain, owner) => {
+                self.reread_entries(group);
                 report(told(Some((group, domain, owner))));
                 let budget = self.budget;
                 log::error!(
@@ -214,8 +215,24 @@ impl<B: Backend> System<B> {
         {
             bound.meter.cut_off = true;
             clear_bus_mastering(self.backend.platform(), bound.requester);
-            // What cannot be asked for now costs others room in the log, no more.
+            // What cannot be noted costs others room in the log, no more.
             let _ = self.backend.quiet(bound.unit, bound.requester);
+        }
+    }
+
+    /// Has units read the entries of a group anew. Without the lock: a full queue is waited for.
+    fn reread_entries(&self, group: GroupId) {
+        for number in 0.. {
+            let entry = {
+                let registry = self.registry.lock();
+                let mut ours = registry.bound.iter().filter(|bound| bound.group == group);
+                ours.nth(number).map(|bound| (bound.unit, bound.requester))
+            };
+            let Some((unit, requester)) = entry else {
+                return;
+            };
+            // Nobody waits: until it is done, or if it is not, a few more faults are recorded.
+            let _ = self.backend.reread(unit, requester);
         }
     }
 }

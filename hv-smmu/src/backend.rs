@@ -193,6 +193,11 @@ unsafe impl<P: Platform, F: StageTwo> Backend for Smmu<P, F> {
         self.unit(unit)?.quiet(&self.platform, stream)
     }
 
+    fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
+        let stream = self.stream(unit, requester, HwDomainId::new(0))?;
+        self.unit(unit)?.reread(&self.platform, stream.id)
+    }
+
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
         let requester_of = |stream| self.coverage.requester_of(unit, stream);
         self.unit(unit)

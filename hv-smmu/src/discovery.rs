@@ -40,6 +40,7 @@ impl<P: Platform, F: StageTwo> Discovery<P, F> {
         let coverage = Coverage::new(firmware, functions)?;
         coverage.check(policy)?;
         look_at_regions(&platform, &coverage, &regions, functions, policy)?;
+        look_at_platform_devices(&coverage, &regions, policy)?;
         let listed = &coverage.firmware().units;
         let mut units = Vec::new();
         for (number, described) in listed.iter().enumerate() {
@@ -151,6 +152,32 @@ fn look_at_regions<P: Platform>(
                     refuse(policy, BringUpError::ReservedRegion { memory, device })?;
                 }
                 _ => info!("SMMUv3: {device} is stopped, which firmware used {memory} with"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same for devices that are no PCI functions: nobody claims them here, so what firmware does with them stands still.
+fn look_at_platform_devices(
+    coverage: &Coverage,
+    regions: &Regions,
+    policy: CoveragePolicy,
+) -> Result<(), BringUpError> {
+    for device in &coverage.firmware().devices {
+        for &(unit, first, last) in &device.streams {
+            for region in regions.between(unit, first, last) {
+                if region.kind == ReservedKind::Pinned {
+                    let memory = region.range;
+                    refuse(
+                        policy,
+                        BringUpError::ReservedForOther {
+                            memory,
+                            unit,
+                            stream: first,
+                        },
+                    )?;
+                }
             }
         }
     }

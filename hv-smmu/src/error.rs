@@ -1,10 +1,11 @@
 //! Why a machine's SMMUs are not brought up.
 
 use hv_core::platform::RegistersError;
-use hv_core::{OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
+use hv_core::{IovaRange, OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
 use hv_iommu::{BusMasteringStays, UnitError, UnitIndex};
 use thiserror::Error;
 
+use crate::StreamId;
 use crate::coverage::CoverageError;
 use crate::regions::RegionsError;
 use crate::unit::UnitRefusal;
@@ -30,6 +31,19 @@ pub enum BringUpError {
         memory: PhysRange,
         /// The device.
         device: PciAddress,
+    },
+    /// Firmware goes on using memory with a device that is no PCI function.
+    #[error(
+        "firmware goes on using {memory} with {stream} of {unit}, which is no PCI function (RMR), and bring-up would \
+         stop that: expected PCI functions only; a lenient policy would accept that it stands still"
+    )]
+    ReservedForOther {
+        /// The addresses, which are the memory's.
+        memory: IovaRange,
+        /// The device's unit.
+        unit: UnitIndex,
+        /// Its first stream.
+        stream: StreamId,
     },
     /// Firmware wants memory mapped that is not its own.
     #[error(

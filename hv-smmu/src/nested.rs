@@ -102,7 +102,8 @@ unsafe impl<P: Platform, F: StageTwo> NestedBackend for Smmu<P, F> {
         let ranges = self
             .units()
             .all(|info| info.idr3.range_invalidation().is_some());
-        UserCommand::decode(user, ranges).map_err(command_refused)
+        let bits = self.units().map(|info| info.idr0.asid_bits()).min();
+        UserCommand::decode(user, ranges, bits.unwrap_or(0)).map_err(command_refused)
     }
 
     fn submit_nested(

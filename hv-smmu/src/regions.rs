@@ -65,6 +65,18 @@ impl Regions {
         self.0.iter().filter(mine).map(|wish| wish.region)
     }
 
+    /// The regions of any stream from `first` to `last`.
+    pub(crate) fn between(
+        &self,
+        unit: UnitIndex,
+        first: StreamId,
+        last: StreamId,
+    ) -> impl Iterator<Item = ReservedRegion> {
+        let mine =
+            move |wish: &&Wish| wish.unit == unit && wish.first <= last && first <= wish.last;
+        self.0.iter().filter(mine).map(|wish| wish.region)
+    }
+
     /// Whether firmware goes on using a stream: bring-up would stop that.
     pub fn is_pinned(&self, unit: UnitIndex, stream: StreamId) -> bool {
         let mut regions = self.of(unit, stream);

@@ -187,15 +187,25 @@ impl StreamTable {
             Ok(_) => {
                 // INVARIANT: the descriptor owns the array from here on.
                 let _ = run.into_range();
-                let offset = u64::from(stream.get() >> SPLIT_BY_BUS) * LEVEL_1_BYTES;
-                if let Some(at) = self.root.range().start().checked_add(offset) {
-                    reach.publish(at, LEVEL_1_BYTES);
-                }
+                self.publish_link(reach, stream);
             }
             // Somebody else was faster; the unit never saw this array.
             Err(_) => reach.platform.free_frames(run),
         }
         Ok(())
+    }
+}
+
+impl StreamTable {
+    /// Makes the link to a stream's array visible to the unit, whoever stored it.
+    pub(crate) fn publish_link<P: Platform>(&self, reach: &Reach<'_, P>, stream: StreamId) {
+        if self.shape == Shape::Linear {
+            return;
+        }
+        let offset = u64::from(stream.get() >> SPLIT_BY_BUS) * LEVEL_1_BYTES;
+        if let Some(at) = self.root.range().start().checked_add(offset) {
+            reach.publish(at, LEVEL_1_BYTES);
+        }
     }
 }
 
@@ -237,6 +247,15 @@ impl<'a, C: EntryCell> EntryWords<'a, C> {
                 cell.store(*value, Ordering::Release);
             }
         }
+        reach.publish(self.at, ENTRY_BYTES);
+    }
+
+    /// Makes the entry abort, in one store. The unit has to be told behind it.
+    pub(crate) fn abort<P: Platform<Cell = C>>(&self, reach: &Reach<'_, P>) {
+        let [word, ..] = self.cells;
+        let [abort, ..] = StreamTableEntry::ABORT.words();
+        // ORDERING: Release, nothing that was done while the device was bound moves behind this.
+        word.store(abort, Ordering::Release);
         reach.publish(self.at, ENTRY_BYTES);
     }
 

@@ -202,6 +202,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         self.unit(unit)?.quiet(&self.platform, requester)
     }
 
+    fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
+        self.unit(unit)?.reread(&self.platform, requester)
+    }
+
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
         self.unit(unit).ok()?.take_fault()
     }

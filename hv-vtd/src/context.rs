@@ -271,13 +271,42 @@ impl ContextTables {
 }
 
 impl ContextTables {
-    /// Stops faults of a bound requester from being recorded, and says under which id its entry may be cached.
+    /// Stops faults of a bound requester from being recorded.
     pub(crate) fn quiet<P: Platform>(
+        &self,
+        context: &TableContext<'_, P>,
+        requester: PciAddress,
+    ) -> Result<(), UnitError> {
+        let _edit = self.edit.lock();
+        let (entry, low) = self.present(context, requester)?;
+        // ORDERING: Relaxed, one store that changes one bit, which decides what is recorded and nothing about where
+        // requests go: whichever value the unit reads, the entry is the same binding.
+        entry
+            .low
+            .store(low.with_fpd(true).into_bits(), Ordering::Relaxed);
+        context.publish(entry.at, WORD_BYTES);
+        Ok(())
+    }
+
+    /// Under which id the entry of a bound requester may be cached.
+    pub(crate) fn domain_of<P: Platform>(
         &self,
         context: &TableContext<'_, P>,
         requester: PciAddress,
     ) -> Result<HwDomainId, UnitError> {
         let _edit = self.edit.lock();
+        let (entry, _) = self.present(context, requester)?;
+        // ORDERING: Relaxed, the edit lock orders all writers of the entry.
+        let high = ContextHigh::from_bits(entry.high.load(Ordering::Relaxed));
+        Ok(HwDomainId::new(high.did()))
+    }
+
+    /// The entry of a bound requester and its low word. The caller holds the edit lock.
+    fn present<'a, P: Platform>(
+        &'a self,
+        context: &'a TableContext<'_, P>,
+        requester: PciAddress,
+    ) -> Result<(EntryWords<'a, P::Cell>, ContextLow), UnitError> {
         let not_bound = UnitError::NotBound {
             requester,
             domain: HwDomainId::new(0),
@@ -288,15 +317,7 @@ impl ContextTables {
         if !low.p() {
             return Err(not_bound);
         }
-        // ORDERING: Relaxed, as above.
-        let high = ContextHigh::from_bits(entry.high.load(Ordering::Relaxed));
-        // ORDERING: Relaxed, one store that changes one bit, which decides what is recorded and nothing about where
-        // requests go: whichever value the unit reads, the entry is the same binding.
-        entry
-            .low
-            .store(low.with_fpd(true).into_bits(), Ordering::Relaxed);
-        context.publish(entry.at, WORD_BYTES);
-        Ok(HwDomainId::new(high.did()))
+        Ok((entry, low))
     }
 }
 

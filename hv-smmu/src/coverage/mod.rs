@@ -300,10 +300,10 @@ impl Coverage {
     ///
     /// Any requester id may be asked for: functions, and aliases behind bridges too.
     pub fn unit_of(&self, requester: PciAddress) -> Option<(UnitIndex, StreamId)> {
-        let Verdict::Covered(_, unit, stream) = self.verdict(requester) else {
+        let Verdict::Covered(host, unit, stream) = self.verdict(requester) else {
             return None;
         };
-        self.is_open(unit, stream, requester)
+        self.is_open(host, unit, stream, requester)
             .then_some((unit, stream))
     }
 
@@ -312,12 +312,13 @@ impl Coverage {
         let Verdict::Covered(host, unit, stream) = self.verdict(requester) else {
             return None;
         };
-        self.is_open(unit, stream, requester).then(|| Requester {
-            unit,
-            stream,
-            messages: self.messages(host, requester, unit, stream),
-            limits: host.limits,
-        })
+        self.is_open(host, unit, stream, requester)
+            .then(|| Requester {
+                unit,
+                stream,
+                messages: self.messages(host, requester, unit, stream),
+                limits: host.limits,
+            })
     }
 
     /// The requesters of listed functions that are one stream with `requester`, itself included: its aliases.
@@ -331,8 +332,46 @@ impl Coverage {
         aliases.map(|listed| listed.requester)
     }
 
-    /// The requester of a listed function that sends as this stream: of several the first. For events.
+    /// The requester that sends as this stream: of several listed functions the first; else the one that came later,
+    /// where only one can. For events.
     pub fn requester_of(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
+        self.listed_as(unit, stream)
+            .or_else(|| self.only_requester_of(unit, stream))
+    }
+
+    /// The one requester that can be this stream, whether it is listed or not.
+    fn only_requester_of(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
+        let hosts = self.firmware.hosts.iter();
+        let routes = hosts.flat_map(|host| host.streams.iter().map(move |route| (host, route)));
+        let mut requesters = routes.filter_map(|(host, route)| {
+            let (first, _) = route.window.input()?;
+            let (start, end) = route.window.output();
+            let is_here = route.to == RequestTarget::Unit(unit);
+            let offset = stream.get().checked_sub(start)?;
+            let id = u16::try_from(first.checked_add(offset)?).ok()?;
+            (is_here && stream.get() <= end).then(|| PciAddress::from_requester(host.segment, id))
+        });
+        let requester = requesters.next()?;
+        (self.unit_of(requester) == Some((unit, stream))).then_some(requester)
+    }
+
+    /// Whether no two requester ids can be this stream: nothing of an id is masked, no window takes all of them, and one
+    /// window alone gives the stream out.
+    fn is_ones_own(&self, host: &PciHost, unit: UnitIndex, stream: StreamId) -> bool {
+        let whole = u32::from(u16::MAX);
+        let hosts = self.firmware.hosts.iter();
+        let windows = hosts.flat_map(|host| &host.streams).filter(|route| {
+            let (start, end) = route.window.output();
+            route.to == RequestTarget::Unit(unit) && (start..=end).contains(&stream.get())
+        });
+        let takes_all = |route: &Route<RequestTarget>| route.window.input().is_none();
+        host.stream_mask & whole == whole
+            && !host.streams.iter().any(takes_all)
+            && windows.count() == 1
+    }
+
+    /// The requester of a listed function that sends as this stream: of several the first.
+    fn listed_as(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
         let at = self
             .listed
             .partition_point(|listed| (listed.unit, listed.stream) < (unit, stream));
@@ -340,15 +379,22 @@ impl Coverage {
         (listed.unit == unit && listed.stream == stream).then_some(listed.requester)
     }
 
-    /// Whether a stream can be claimed with this requester. One that is not listed is not told from whoever has the
-    /// stream in the list, so it cannot.
-    fn is_open(&self, unit: UnitIndex, stream: StreamId, requester: PciAddress) -> bool {
+    /// Whether a stream can be claimed with this requester. One that is not listed, since it came later, is not told from
+    /// whoever has the stream in the list, nor from another one that comes later unless no other can be that stream.
+    fn is_open(
+        &self,
+        host: &PciHost,
+        unit: UnitIndex,
+        stream: StreamId,
+        requester: PciAddress,
+    ) -> bool {
         let barred = self.barred.binary_search(&Barred { unit, stream }).is_ok();
         let mut devices = self.firmware.devices.iter();
         let platform = devices.any(|device| device.has_stream(unit, stream));
-        let owner = self.requester_of(unit, stream);
-        let stranger = owner.is_some() && self.aliases_of(requester).all(|id| id != requester);
-        !barred && !platform && !stranger
+        let is_listed = self.aliases_of(requester).any(|id| id == requester);
+        let is_free =
+            self.listed_as(unit, stream).is_none() && self.is_ones_own(host, unit, stream);
+        !barred && !platform && (is_listed || is_free)
     }
 
     fn verdict(&self, requester: PciAddress) -> Verdict<'_> {

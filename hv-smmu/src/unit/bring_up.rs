@@ -109,7 +109,15 @@ impl<P: Platform> Unit<P, Discovered> {
             "turning its interrupts off (IRQ_CTRL)",
             || self.regs.read32(registers::IRQ_CTRL_ACK) == 0,
         )?;
-        // Errors of before are nobody's.
+        if self.regs.errors().sfm_err() {
+            let errors = self.regs.errors().into_bits();
+            return Err(BringUpError::Refused {
+                unit: self.index,
+                base: self.info.base(),
+                why: UnitRefusal::Failed { errors },
+            });
+        }
+        // Other errors of before are nobody's.
         let errors = self.regs.read32(registers::GERROR);
         let unseen = u32::from(Fault::AcknowledgeUnseenErrors.is_on());
         self.regs.write32(registers::GERRORN, errors ^ unseen);
@@ -151,6 +159,12 @@ impl<P: Platform> Unit<P, Closed> {
 impl<P: Platform> Unit<P, Ready> {
     /// Makes the unit forget everything that it cached before.
     pub(crate) fn flush(self, platform: &P) -> Result<Unit<P, Flushed>, BringUpError> {
+        if self.info.idr0.ats() {
+            // Off, requests that say they are translated pass round every entry (IHI 0070, 6.3.9, ATSCHK). It may be
+            // cached with configuration, so it comes before that is forgotten.
+            self.regs
+                .switch(platform, self.index, Switch::CheckTranslated, true)?;
+        }
         let context = self.queue_with(platform);
         let most = if Fault::EnableBeforeForgetting.is_on() {
             0

@@ -49,6 +49,12 @@ pub enum UnitRefusal {
         /// IDR5.
         idr5: u32,
     },
+    /// The unit has failed for good.
+    #[error("expected a unit that works, found one in service failure mode (GERROR {errors:#x})")]
+    Failed {
+        /// The errors that are not acknowledged.
+        errors: u32,
+    },
     /// Faults always stall their transaction, which a PCI device must not have happen.
     #[error(
         "expected faults that end their transaction, found a unit that always stalls (IDR0 {idr0:#x})"

@@ -31,6 +31,8 @@ pub(crate) enum Switch {
     Events,
     /// The command queue.
     Commands,
+    /// Requests that say they are translated are looked at.
+    CheckTranslated,
 }
 
 impl Switch {
@@ -39,6 +41,7 @@ impl Switch {
             Self::Translation => cr0.with_smmuen(on),
             Self::Events => cr0.with_eventqen(on),
             Self::Commands => cr0.with_cmdqen(on),
+            Self::CheckTranslated => cr0.with_atschk(on),
         }
     }
 
@@ -48,6 +51,12 @@ impl Switch {
             (Self::Translation, false) => "turning translation off (CR0.SMMUEN)",
             (Self::Events, true) => "turning its event queue on (CR0.EVENTQEN)",
             (Self::Events, false) => "turning its event queue off (CR0.EVENTQEN)",
+            (Self::CheckTranslated, true) => {
+                "looking at requests that say they are translated (CR0.ATSCHK)"
+            }
+            (Self::CheckTranslated, false) => {
+                "letting requests pass that say they are translated (CR0.ATSCHK)"
+            }
             (Self::Commands, true) => "turning its command queue on (CR0.CMDQEN)",
             (Self::Commands, false) => "turning its command queue off (CR0.CMDQEN)",
         }

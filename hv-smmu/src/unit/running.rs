@@ -99,17 +99,11 @@ impl<P: Platform> Unit<P, Enabled> {
         let reach = self.reach(platform);
         let streams = &self.state.streams;
         if streams.entry(&reach, stream.id)?.is_none() {
+            // That there was none may be cached, for each of its streams: `update` has the way to an entry forgotten too.
             streams.add_array(&reach, stream.id)?;
-            // That there was none may be cached, for each of its streams.
-            if !Fault::SkipArrayForget.is_on() {
-                let context = self.queue_with(platform);
-                let forget = [Command::config_all()];
-                let what = "forgetting that there were no streams (CFGI_ALL)";
-                self.state
-                    .commands
-                    .submit_and_wait(&context, &forget, what)?;
-            }
         }
+        // Whoever linked the array may not have written the link back yet.
+        streams.publish_link(&reach, stream.id);
         let Some(entry) = streams.entry(&reach, stream.id)? else {
             return Err(UnitError::Hardware {
                 unit: self.index,
@@ -213,7 +207,12 @@ impl<P: Platform> Unit<P, Enabled> {
     ) -> Result<FlushTicket, UnitError> {
         let update = Update::between(entry.read(), *target);
         let (reach, context) = (self.reach(platform), self.queue_with(platform));
-        let forget = [Command::config_stream(stream, Depth::Leaves)];
+        // With the descriptor that led to it: that it was empty may be cached, whoever filled it.
+        let depth = match Fault::SkipArrayForget.is_on() {
+            true => Depth::Leaves,
+            false => Depth::All,
+        };
+        let forget = [Command::config_stream(stream, depth)];
         let kept = usize::from(!Fault::SkipStreamForget.is_on());
         let forget = forget.get(..kept).unwrap_or_default();
         let commands = &self.state.commands;
@@ -259,21 +258,18 @@ impl<P: Platform> Unit<P, Enabled> {
             .ok_or(not_bound)?;
         let before = entry.read();
         let config = Config::of(&before);
-        let goes_somewhere = !matches!(config, None | Some(Config::Abort));
-        let is_ours = goes_somewhere && vmid_of(&before) == vmid(domain);
-        let was_ours = stream.is_shared && config == Some(Config::Abort);
-        if !is_ours && !was_ours {
+        // One that aborts was bound to the domain if it still carries its id: it was made to be quiet, or another
+        // requester of the stream was here before.
+        let is_bound = config.is_some_and(|config| config != Config::Abort);
+        let carries = vmid_of(&before) == vmid(domain);
+        let was_ours = config == Some(Config::Abort) && (carries || stream.is_shared);
+        if !(is_bound && carries || was_ours) {
             return Err(not_bound);
         }
-        // One store of word 0 makes it abort; the other words are written again only before the entry goes live the
-        // next time, which the caller does not ask for before the flush has completed.
-        if let (true, Some(step)) = (
-            is_ours,
-            Update::plan(&before, &StreamTableEntry::ABORT)
-                .steps()
-                .first(),
-        ) {
-            entry.store(&reach, step);
+        if is_bound {
+            // One store of word 0 makes it abort; the other words are written again only before the entry goes live the
+            // next time, which the caller does not ask for before the flush has completed.
+            entry.abort(&reach);
         }
         let mut batch = Batch::new();
         // The entry first, and done, before translations: a device may have them made anew by an old entry.
@@ -337,16 +333,30 @@ impl<P: Platform> Unit<P, Enabled> {
             .entry(&reach, stream.id)?
             .ok_or(not_bound)?;
         let before = entry.read();
-        let quiet = without_records(&before).ok_or(not_bound)?;
-        if let Some(step) = Update::between(before, quiet).steps().first() {
-            for (word, value) in &step.stores {
-                let from = before.get(*word).copied().unwrap_or_default();
-                entry.replace(&reach, *word, from, *value);
+        match Config::of(&before) {
+            // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
+            // an entry that aborts is quiet.
+            Some(Config::Nested | Config::First) => {
+                let [from, ..] = before;
+                let [to, ..] = StreamTableEntry::ABORT.words();
+                entry.replace(&reach, 0, from, to);
+            }
+            _ => {
+                let quiet = without_records(&before).ok_or(not_bound)?;
+                for (word, (from, to)) in before.into_iter().zip(quiet).enumerate() {
+                    if from != to {
+                        entry.replace(&reach, word, from, to);
+                    }
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Has the entry of a stream read anew. See [`hv_iommu::Backend::reread`].
+    pub(crate) fn reread(&self, platform: &P, stream: StreamId) -> Result<(), UnitError> {
         let context = self.queue_with(platform);
-        // Nobody waits: until it is done, a few more faults are recorded.
-        let forget = [Command::config_stream(stream.id, Depth::Leaves)];
+        let forget = [Command::config_stream(stream, Depth::Leaves)];
         self.state.commands.submit(&context, &forget)?;
         Ok(())
     }

@@ -119,10 +119,15 @@ impl<P: Platform> Unit<P, Enabled> {
     /// Stops faults of a bound requester from being recorded. See [`hv_iommu::Backend::quiet`].
     pub(crate) fn quiet(&self, platform: &P, requester: PciAddress) -> Result<(), UnitError> {
         let tables = self.tables_with(platform);
-        let domain = self.state.tables.quiet(&tables, requester)?;
+        self.state.tables.quiet(&tables, requester)
+    }
+
+    /// Has the entry of a requester read anew. See [`hv_iommu::Backend::reread`].
+    pub(crate) fn reread(&self, platform: &P, requester: PciAddress) -> Result<(), UnitError> {
+        let tables = self.tables_with(platform);
+        let domain = self.state.tables.domain_of(&tables, requester)?;
         let mut batch = Batch::new();
         batch.push(Descriptor::context_device(domain, requester.requester()));
-        // Nobody waits: until it is done, a few more faults are recorded.
         self.state
             .queue
             .submit(&self.queue_with(platform), &batch)?;

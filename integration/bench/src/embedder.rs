@@ -236,6 +236,10 @@ unsafe impl Backend for Instantly {
         Ok(())
     }
 
+    fn reread(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
+        Ok(())
+    }
+
     fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {
         None
     }

@@ -570,6 +570,10 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         Ok(())
     }
 
+    fn reread(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
+        Ok(())
+    }
+
     fn take_fault(&self, index: UnitIndex) -> Option<FaultEvent> {
         let _exempt = heap::exempt();
         let mut unit = self.unit(index).ok()?;

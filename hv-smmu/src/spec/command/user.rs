@@ -35,11 +35,16 @@ pub enum BadCommand {
 }
 
 impl UserCommand {
-    /// What the words mean. `ranges` says whether the unit that the user sees takes ranges.
+    /// What the words mean. `ranges` says whether the unit that the user sees takes ranges, `asid_bits` how many bits its
+    /// ASIDs have: those above are reserved (IHI 0070, 4.4), and a unit may stop at them.
     ///
     /// # Errors
     /// [`BadCommand`].
-    pub const fn decode(words: &[u64; WORDS], ranges: bool) -> Result<Self, BadCommand> {
+    pub const fn decode(
+        words: &[u64; WORDS],
+        ranges: bool,
+        asid_bits: u8,
+    ) -> Result<Self, BadCommand> {
         let [word0, word1] = *words;
         let opcode = TlbWord0::from_bits(word0).opcode();
         match opcode {
@@ -67,14 +72,14 @@ impl UserCommand {
                 }
             }
             code if code == Opcode::TlbFirstAsid as u8 => {
-                let kept = with_vmid().with_asid(u16::MAX).into_bits();
+                let kept = with_vmid().with_asid(asids(asid_bits)).into_bits();
                 match unexpected(words, kept, 0) {
                     Some(bad) => Err(bad),
                     None => Ok(Self::Asid(asid_of(word0))),
                 }
             }
             code if code == Opcode::TlbFirstAddress as u8 => {
-                let kept = with_range(ranges).with_asid(u16::MAX).into_bits();
+                let kept = with_range(ranges).with_asid(asids(asid_bits)).into_bits();
                 if let Some(bad) = unexpected(words, kept, addresses(ranges)) {
                     return Err(bad);
                 }
@@ -140,6 +145,14 @@ const fn addresses(ranges: bool) -> u64 {
     }
 }
 
+/// The bits of an ASID that count.
+const fn asids(bits: u8) -> u16 {
+    match 1_u16.checked_shl(bits as u32) {
+        Some(end) => end - 1,
+        None => u16::MAX,
+    }
+}
+
 const fn asid_of(word0: u64) -> Asid {
     Asid::new(TlbWord0::from_bits(word0).asid())
 }
@@ -193,7 +206,7 @@ mod tests {
     const OURS: Vmid = Vmid::new(0x77);
 
     fn decode(words: [u64; 2]) -> Result<UserCommand, BadCommand> {
-        UserCommand::decode(&words, true)
+        UserCommand::decode(&words, true, 16)
     }
 
     #[test]
@@ -296,10 +309,21 @@ mod tests {
             decode([0x12, misaligned]),
             Err(BadCommand::Range(misaligned))
         );
+        // An ASID that the unit does not have.
+        let wide = [0x11 | 0x100 << 48, 0];
+        assert_eq!(
+            UserCommand::decode(&wide, true, 8),
+            Err(BadCommand::Reserved(0, 0x100 << 48))
+        );
+        assert_eq!(
+            UserCommand::decode(&[0x12 | 0x8000 << 48, 0], true, 8),
+            Err(BadCommand::Reserved(0, 0x8000 << 48))
+        );
+        assert!(UserCommand::decode(&wide, true, 16).is_ok());
         // A user that sees no ranges may not give them.
         let ranged = [0x13 | 1 << 12, 1 << 10 | 3 << 8];
         assert_eq!(
-            UserCommand::decode(&ranged, false),
+            UserCommand::decode(&ranged, false, 16),
             Err(BadCommand::Reserved(0, 1 << 12))
         );
     }

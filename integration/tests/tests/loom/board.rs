@@ -180,6 +180,10 @@ unsafe impl Backend for Board {
         Ok(())
     }
 
+    fn reread(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
+        Ok(())
+    }
+
     fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {
         let fault = self.faults.lock().unwrap().pop_front();
         fault.map(FaultEvent::Fault)
