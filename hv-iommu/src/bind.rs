@@ -108,13 +108,21 @@ pub(crate) fn bind_all<O: Owner, B: Backend, S: Shape<O, B>>(
     }
     for (index, requester) in inner.requesters.iter().enumerate() {
         anchor.enter(inner.unit, inner.caps.sync_on_map);
+        let resets = system.wedged.resets();
         // SAFETY: the domain counts this group as attached, and `destroy` is refused while it does. That
         // is taken back only after `unbind` has completed.
         let bound = unsafe { S::bind(core, &system.backend, inner.unit, *requester) };
         let waited = match bound {
             Ok(Some(ticket)) => system.wait(inner.unit, ticket, "the binding of a device"),
             Ok(None) => Ok(()),
-            Err(error) => Err(error),
+            Err(error) => {
+                // A unit that a backend waits for in between fails like one that is waited for here; other errors are
+                // refusals.
+                if matches!(error, UnitError::Timeout { .. } | UnitError::Wedged { .. }) {
+                    system.request_failed(inner.unit, error, resets);
+                }
+                Err(error)
+            }
         };
         let Err(error) = waited else { continue };
         // After most errors of `bind` the entry may be live. One that was live before is not ours.
