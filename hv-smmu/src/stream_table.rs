@@ -121,8 +121,13 @@ impl StreamTable {
             });
         }
         if self.shape == Shape::Linear {
-            let cells = cells_at(reach, &self.root, index * ENTRY_BYTES)?;
-            return EntryWords::of(reach, cells, index * ENTRY_BYTES, self.root.range().start());
+            let (offset, page) = (index * ENTRY_BYTES, PageSize::Size4K.bytes());
+            let cells = cells_at(reach, &self.root, offset)?;
+            let start = self.root.range().start();
+            let Some(frame) = start.checked_add(offset / page * page) else {
+                return Ok(None);
+            };
+            return EntryWords::of(reach, cells, offset, frame);
         }
         let descriptor = self.descriptor(reach, stream)?;
         // ORDERING: Acquire pairs with the store that linked the array: its entries are seen.
