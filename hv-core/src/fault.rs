@@ -393,6 +393,54 @@ faults! {
     // Fault records.
     /// A record is given back to the unit before all of it was read.
     ClearFaultBeforeReading = "clear_fault_before_reading",
+
+    // What only SMMUs have.
+    /// An SMMU is turned off although requests pass it then.
+    LeaveGateOpen = "leave_gate_open",
+    /// The gate is told to close without the bit that makes an SMMU look.
+    GateWithoutUpdate = "gate_without_update",
+    /// Nobody waits until an SMMU acknowledges what was turned on or off.
+    ControlNotAwaited = "control_not_awaited",
+    /// An SMMU translates before it forgot what it cached.
+    EnableBeforeForgetting = "enable_before_forgetting",
+    /// Errors are acknowledged that nobody has seen.
+    AcknowledgeUnseenErrors = "acknowledge_unseen_errors",
+    /// A reset leaves the error for which the command queue stopped.
+    LeaveCommandError = "leave_command_error",
+    /// The word that makes a stream table entry live is written first.
+    StreamWordZeroFirst = "stream_word_zero_first",
+    /// The steps in which a stream table entry changes have no sync between them.
+    StreamStepsWithoutSync = "stream_steps_without_sync",
+    /// Stream table entries, and queues, are not written back.
+    SkipStreamWriteBack = "skip_stream_write_back",
+    /// That a stream aborted is not forgotten when it is bound.
+    SkipStreamForget = "skip_stream_forget",
+    /// The entry of an unbound stream is not forgotten.
+    UnbindKeepsStream = "unbind_keeps_stream",
+    /// Translations of an unbound stream's domain are not forgotten.
+    UnbindKeepsTranslations = "unbind_keeps_translations",
+    /// Translations of an unbound stream may be forgotten before its entry is.
+    UnbindWithoutSync = "unbind_without_sync",
+    /// That there was no array of entries is not forgotten when one is linked.
+    SkipArrayForget = "skip_array_forget",
+    /// An invalidation names the next VMID.
+    FlushOtherVmid = "flush_other_vmid",
+    /// An invalidation of single addresses leaves out the last.
+    SkipLastAddress = "skip_last_address",
+    /// A sync counts as completed when what is before it was read.
+    SyncByConsumption = "sync_by_consumption",
+    /// Commands are not written back.
+    SkipCommandWriteBack = "skip_command_write_back",
+    /// The index of commands is written without its wrap bit.
+    DropWrapBit = "drop_wrap_bit",
+    /// Events that were taken are not given back to an SMMU.
+    KeepEvents = "keep_events",
+    /// An overflow of the event queue is not acknowledged.
+    KeepOverflow = "keep_overflow",
+    /// Page sizes change under a device's eyes on every SMMU.
+    ResizeAnywhere = "resize_anywhere",
+    /// Leaves are made without the access flag.
+    ClearAccessFlag = "clear_access_flag",
 }
 
 impl Fault {

@@ -1,6 +1,7 @@
 //! From id registers to what domains ask about.
 
 use hv_core::PageSize;
+use hv_core::fault::Fault;
 use hv_iommu::UnitCaps;
 
 use crate::change::BlockChanges;
@@ -29,7 +30,8 @@ pub(crate) fn unit_caps<F: StageTwo>(
         // What is not present is not kept (recalled), and stores are not buffered.
         sync_on_map: false,
         write_only: true,
-        live_resize: BlockChanges::from_bbml(idr3.bbml()) == BlockChanges::AtOnce,
+        live_resize: BlockChanges::from_bbml(idr3.bbml()) == BlockChanges::AtOnce
+            || Fault::ResizeAnywhere.is_on(),
         nested: idr0.s1p() && idr0.s2p(),
         dirty: false,
     }

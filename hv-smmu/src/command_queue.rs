@@ -5,6 +5,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
@@ -82,6 +83,12 @@ impl Commands {
             .with_address(self.ring.range().start().as_u64() >> QUEUE_ADDRESS_SHIFT)
             .with_log2size(self.size.log2())
             .with_allocate(true)
+    }
+
+    /// How many commands one submission may have beside its sync.
+    pub(crate) fn batch_most(&self) -> usize {
+        let room = self.size.entries().saturating_sub(1);
+        usize::try_from(room).unwrap_or(BATCH_MAX).min(BATCH_MAX)
     }
 
     /// From now on every request is refused.
@@ -204,6 +211,7 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         let at = self.commands.ring.range().start();
         if let Some(at) = at.checked_add(index as u64 * COMMAND_BYTES)
             && !self.context.coherent
+            && !Fault::SkipCommandWriteBack.is_on()
         {
             platform.write_back(at, COMMAND_BYTES);
         }
@@ -218,7 +226,8 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         // Entries and tables, of this CPU and of those whose turns it saw, before the unit looks.
         self.context.platform.walker_fence();
         let size = self.commands.size;
-        let wrap = if tail.wrap() { size.entries() } else { 0 };
+        let wraps = tail.wrap() && !Fault::DropWrapBit.is_on();
+        let wrap = if wraps { size.entries() } else { 0 };
         let pointer = tail.index() as u32 | wrap;
         self.context.regs.write32(registers::CMDQ_PROD, pointer);
     }
@@ -235,7 +244,16 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         }
         // Bits above the wrap bit are an error code that stays, or reserved.
         let size = self.commands.size;
-        let position = size.position(QueuePointer::from_bits(found));
+        let mut position = size.position(QueuePointer::from_bits(found));
+        if Fault::SyncByConsumption.is_on() {
+            let tail = self.context.regs.read32(registers::CMDQ_PROD);
+            let tail = size.position(QueuePointer::from_bits(tail));
+            let next = (position + 1) % (2 * size.entries());
+            if next == tail {
+                // Only the last sync is left.
+                position = next;
+            }
+        }
         let index = (position % size.entries()) as usize;
         Ok(Place::new(index, position >= size.entries()))
     }

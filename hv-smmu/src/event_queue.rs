@@ -1,5 +1,6 @@
 //! The event queue of one unit: the unit fills it, we empty it, and what was lost is said.
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{Access, EntryCell, FrameRun, Hypervisor, Iova, PageSize};
@@ -84,12 +85,16 @@ impl Events {
             let record = self.record(reach, self.size.index(*next));
             *next = self.size.advance(*next, 1);
             // Written at once: that makes room.
-            regs.write32(registers::EVENTQ_CONS, next.into_bits());
+            if !Fault::KeepEvents.is_on() {
+                regs.write32(registers::EVENTQ_CONS, next.into_bits());
+            }
             return Some(attribute(record, requester_of));
         }
         if prod.overflow() != next.overflow() {
             *next = next.acknowledge(prod);
-            regs.write32(registers::EVENTQ_CONS, next.into_bits());
+            if !Fault::KeepOverflow.is_on() {
+                regs.write32(registers::EVENTQ_CONS, next.into_bits());
+            }
             return Some(FaultEvent::Overflow);
         }
         // An event that could not be written is lost too. QEMU says so when its queue is full.

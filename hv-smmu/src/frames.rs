@@ -1,5 +1,6 @@
 //! Frames for what the unit reads: aligned to their size, within its reach, and filled before anybody looks.
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageCount, PhysAddr};
@@ -18,7 +19,7 @@ pub(crate) struct Reach<'a, P: Platform> {
 impl<P: Platform> Reach<'_, P> {
     /// Makes stores to `bytes` bytes at `from` visible to the unit, before any later store.
     pub(crate) fn publish(&self, from: PhysAddr, bytes: u64) {
-        if !self.coherent {
+        if !self.coherent && !Fault::SkipStreamWriteBack.is_on() {
             self.platform.write_back(from, bytes);
         }
         self.platform.walker_fence();

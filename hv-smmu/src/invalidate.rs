@@ -1,6 +1,7 @@
 //! From what has to be forgotten to commands.
 
 use arrayvec::ArrayVec;
+use hv_core::fault::Fault;
 use hv_core::{Iova, IovaRange, PageSize};
 use hv_iommu::{FlushDepth, FlushRequest, FlushSpan, HwDomainId};
 
@@ -33,7 +34,8 @@ pub(crate) const fn vmid(domain: HwDomainId) -> Vmid {
 impl Invalidator {
     /// The commands that make the unit forget what `request` names, possibly more.
     pub(crate) fn commands(&self, request: FlushRequest, batch: &mut Batch) {
-        let vmid = vmid(request.domain);
+        let other = u16::from(Fault::FlushOtherVmid.is_on());
+        let vmid = vmid(HwDomainId::new(request.domain.get().wrapping_add(other)));
         let depth = match request.depth {
             FlushDepth::Leaves => Depth::Leaves,
             FlushDepth::WalkCaches => Depth::All,
@@ -63,7 +65,8 @@ impl Invalidator {
             return None;
         }
         let mut batch = Batch::new();
-        for index in 0..granules.count {
+        let left_out = u64::from(Fault::SkipLastAddress.is_on() && granules.count > 1);
+        for index in 0..granules.count - left_out {
             let address = granules.start + index * self.granule.bytes();
             let span = TlbSpan::address(Iova::new(address));
             batch

@@ -148,7 +148,13 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format
             true => VALID | TABLE_OR_PAGE,
             false => VALID,
         };
-        to.as_u64() & Self::ADDRESS | Self::permission_bits(perms) | self.attributes | kind
+        let flag = if Fault::ClearAccessFlag.is_on() {
+            ACCESSED
+        } else {
+            0
+        };
+        let attributes = self.attributes & !flag;
+        to.as_u64() & Self::ADDRESS | Self::permission_bits(perms) | attributes | kind
     }
 
     #[inline]

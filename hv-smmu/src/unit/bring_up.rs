@@ -3,6 +3,7 @@
 //! Order after Linux `arm_smmu_device_reset`, with the gate closed first on every unit, as TF-A has it: what a unit does
 //! while it is off is let everything through unless told otherwise.
 
+use hv_core::fault::Fault;
 use hv_core::platform::{Mmio, Platform};
 use hv_core::{PageCount, PhysRange};
 use hv_iommu::{UnitError, UnitIndex};
@@ -95,7 +96,9 @@ impl<P: Platform> Unit<P, Discovered> {
     /// Closes the gate, then turns the unit off, whatever state somebody else left it in: from here on nothing goes
     /// through it.
     pub(crate) fn close(self, platform: &P) -> Result<Unit<P, Closed>, BringUpError> {
-        self.regs.close_gate(platform, self.index)?;
+        if !Fault::LeaveGateOpen.is_on() {
+            self.regs.close_gate(platform, self.index)?;
+        }
         self.regs.all_off(platform, self.index)?;
         // Interrupts are not used: completions and events are looked for.
         self.regs
@@ -108,7 +111,8 @@ impl<P: Platform> Unit<P, Discovered> {
         )?;
         // Errors of before are nobody's.
         let errors = self.regs.read32(registers::GERROR);
-        self.regs.write32(registers::GERRORN, errors);
+        let unseen = u32::from(Fault::AcknowledgeUnseenErrors.is_on());
+        self.regs.write32(registers::GERRORN, errors ^ unseen);
         Ok(self.into_state(|Discovered| Closed))
     }
 }
@@ -148,7 +152,12 @@ impl<P: Platform> Unit<P, Ready> {
     /// Makes the unit forget everything that it cached before.
     pub(crate) fn flush(self, platform: &P) -> Result<Unit<P, Flushed>, BringUpError> {
         let context = self.queue_with(platform);
-        for (command, what) in self.forget_all().into_iter().flatten() {
+        let most = if Fault::EnableBeforeForgetting.is_on() {
+            0
+        } else {
+            usize::MAX
+        };
+        for (command, what) in self.forget_all().into_iter().flatten().take(most) {
             self.state
                 .commands
                 .submit_and_wait(&context, &[command], what)?;

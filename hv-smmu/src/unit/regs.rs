@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Mmio};
 use hv_core::sync::spin_hint;
 use hv_iommu::{UnitError, UnitIndex};
@@ -95,9 +96,16 @@ impl<B: Mmio> Regs<B> {
         switch: Switch,
         on: bool,
     ) -> Result<(), UnitError> {
+        // A unit that was not waited for to the end may still be at the last change.
+        self.wait_for(clock, unit, "taking the last change (CR0)", || {
+            self.read32(registers::CR0ACK) == self.read32(registers::CR0)
+        })?;
         let before = Cr0::from_bits(self.read32(registers::CR0));
         let wanted = switch.set(before, on).into_bits();
         self.write32(registers::CR0, wanted);
+        if Fault::ControlNotAwaited.is_on() {
+            return Ok(());
+        }
         self.wait_for(clock, unit, switch.what(on), || {
             self.read32(registers::CR0ACK) == wanted
         })
@@ -125,7 +133,8 @@ impl<B: Mmio> Regs<B> {
         let what = "taking what happens while it is off (GBPA)";
         self.wait_for(clock, unit, what, settled)?;
         let gate = Gbpa::from_bits(self.read32(registers::GBPA));
-        let closed = gate.with_abort(true).with_update(true);
+        let told = !Fault::GateWithoutUpdate.is_on();
+        let closed = gate.with_abort(true).with_update(told);
         self.write32(registers::GBPA, closed.into_bits());
         self.wait_for(clock, unit, what, settled)?;
         let found = Gbpa::from_bits(self.read32(registers::GBPA));

@@ -5,6 +5,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 
@@ -37,7 +38,7 @@ impl<P: Platform> Unit<P, Enabled> {
         // at once, one that is only slow when it has done what it is at.
         self.regs.switch(platform, unit, Switch::Commands, false)?;
         let stopped = Gerror::new().with_cmdq_err(self.regs.errors().cmdq_err());
-        if stopped != Gerror::new() {
+        if stopped != Gerror::new() && !Fault::LeaveCommandError.is_on() {
             self.regs.acknowledge(stopped);
         }
         self.turn_commands_on(platform, commands)?;

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "binding a device hands it memory")]
 
 use hv_core::PciAddress;
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
 
@@ -100,12 +101,14 @@ impl<P: Platform> Unit<P, Enabled> {
         if streams.entry(&reach, stream.id)?.is_none() {
             streams.add_array(&reach, stream.id)?;
             // That there was none may be cached, for each of its streams.
-            let context = self.queue_with(platform);
-            let forget = [Command::config_all()];
-            let what = "forgetting that there were no streams (CFGI_ALL)";
-            self.state
-                .commands
-                .submit_and_wait(&context, &forget, what)?;
+            if !Fault::SkipArrayForget.is_on() {
+                let context = self.queue_with(platform);
+                let forget = [Command::config_all()];
+                let what = "forgetting that there were no streams (CFGI_ALL)";
+                self.state
+                    .commands
+                    .submit_and_wait(&context, &forget, what)?;
+            }
         }
         let Some(entry) = streams.entry(&reach, stream.id)? else {
             return Err(UnitError::Hardware {
@@ -211,17 +214,28 @@ impl<P: Platform> Unit<P, Enabled> {
         let update = Update::between(entry.read(), *target);
         let (reach, context) = (self.reach(platform), self.queue_with(platform));
         let forget = [Command::config_stream(stream, Depth::Leaves)];
+        let kept = usize::from(!Fault::SkipStreamForget.is_on());
+        let forget = forget.get(..kept).unwrap_or_default();
         let commands = &self.state.commands;
         let Some((last, before)) = update.steps().split_last() else {
-            return commands.submit(&context, &forget);
+            return commands.submit(&context, forget);
         };
+        if Fault::StreamWordZeroFirst.is_on() {
+            for step in update.steps().iter().rev() {
+                entry.store(&reach, step);
+            }
+            return commands.submit(&context, forget);
+        }
         for step in before {
             entry.store(&reach, step);
+            if Fault::StreamStepsWithoutSync.is_on() {
+                continue;
+            }
             let what = "forgetting a stream table entry (CFGI_STE)";
-            commands.submit_and_wait(&context, &forget, what)?;
+            commands.submit_and_wait(&context, forget, what)?;
         }
         entry.store(&reach, last);
-        commands.submit(&context, &forget)
+        commands.submit(&context, forget)
     }
 
     /// Takes the binding down. See [`hv_iommu::Backend::unbind`].
@@ -263,11 +277,15 @@ impl<P: Platform> Unit<P, Enabled> {
         }
         let mut batch = Batch::new();
         // The entry first, and done, before translations: a device may have them made anew by an old entry.
-        batch.extend([
-            Command::config_stream(stream.id, Depth::Leaves),
-            Command::sync(SyncSignal::None),
-            Command::tlb_vmid(vmid(domain)),
-        ]);
+        if !Fault::UnbindKeepsStream.is_on() {
+            batch.push(Command::config_stream(stream.id, Depth::Leaves));
+        }
+        if !Fault::UnbindWithoutSync.is_on() {
+            batch.push(Command::sync(SyncSignal::None));
+        }
+        if !Fault::UnbindKeepsTranslations.is_on() {
+            batch.push(Command::tlb_vmid(vmid(domain)));
+        }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
     }
@@ -285,6 +303,11 @@ impl<P: Platform> Unit<P, Enabled> {
         };
         let mut batch = Batch::new();
         invalidator.commands(request, &mut batch);
+        if batch.len() > self.state.commands.batch_most() {
+            // A queue of a few entries takes no list of single addresses.
+            batch.clear();
+            batch.push(Command::tlb_vmid(vmid(request.domain)));
+        }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
     }

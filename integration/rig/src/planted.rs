@@ -234,6 +234,41 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::BounceKeepsOldBytes, &[Rule::ForeignMemory]),
     planted(Fault::BounceCopiesBackWholePage, &[Rule::ForeignMemory]),
     planted(Fault::DeferredReleasesRangeEarly, STALE),
+    of_smmu(Fault::LeaveGateOpen, &[Rule::OpenGate]),
+    of_smmu(Fault::GateWithoutUpdate, &[Rule::Register]),
+    of_smmu(Fault::ControlNotAwaited, &[Rule::Command]),
+    of_smmu(Fault::EnableBeforeForgetting, &[Rule::EnabledEarly]),
+    of_smmu(Fault::AcknowledgeUnseenErrors, &[Rule::Register]),
+    of_smmu(Fault::LeaveCommandError, &[Rule::WrongAnswer]),
+    of_smmu(
+        Fault::StreamWordZeroFirst,
+        &[Rule::BadContext, Rule::TornEntry, Rule::DomainId],
+    ),
+    of_smmu(Fault::StreamStepsWithoutSync, &[Rule::TornEntry]),
+    of_smmu(
+        Fault::SkipStreamWriteBack,
+        &[Rule::MappedFaulted, Rule::TornEntry, Rule::ReservedBits],
+    ),
+    of_smmu(
+        Fault::SkipStreamForget,
+        &[Rule::MappedFaulted, Rule::TornEntry],
+    ),
+    of_smmu(Fault::UnbindKeepsStream, FORGOTTEN),
+    of_smmu(Fault::UnbindKeepsTranslations, FORGOTTEN),
+    of_smmu(Fault::UnbindWithoutSync, FORGOTTEN),
+    of_smmu(Fault::SkipArrayForget, &[Rule::MappedFaulted]),
+    of_smmu(Fault::FlushOtherVmid, FORGOTTEN),
+    of_smmu(Fault::SkipLastAddress, FORGOTTEN),
+    of_smmu(Fault::SyncByConsumption, FORGOTTEN),
+    of_smmu(Fault::SkipCommandWriteBack, &[Rule::Queue]),
+    of_smmu(Fault::DropWrapBit, &[Rule::Queue]),
+    of_smmu(Fault::KeepEvents, &[Rule::Queue]),
+    of_smmu(Fault::KeepOverflow, &[Rule::Queue]),
+    of_smmu(
+        Fault::ResizeAnywhere,
+        &[Rule::BreakBeforeMake, Rule::WrongAnswer],
+    ),
+    of_smmu(Fault::ClearAccessFlag, &[Rule::MappedFaulted]),
 ];
 
 /// Faults that are not for the rig, and who catches them.

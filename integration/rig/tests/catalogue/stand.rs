@@ -44,7 +44,7 @@ pub(crate) struct Stand {
     pub(crate) groups: Vec<Group<Backend, Blocked>>,
     /// Those that firmware goes on using.
     pub(crate) pinned: Vec<Group<Backend, Pinned>>,
-    tenants: std::cell::Cell<u64>,
+    pub(crate) tenants: std::cell::Cell<u64>,
 }
 
 impl Stand {
@@ -82,22 +82,6 @@ impl Stand {
             groups,
             pinned,
             tenants: std::cell::Cell::new(1),
-        }
-    }
-
-    /// A machine that is up, where this tenant has something already.
-    pub(crate) fn up(
-        rig: Rig,
-        iommu: Iommu<Backend>,
-        groups: Vec<Group<Backend, Blocked>>,
-        tenant: Tenant,
-    ) -> Self {
-        Self {
-            rig,
-            iommu,
-            groups,
-            pinned: Vec::new(),
-            tenants: std::cell::Cell::new(tenant.0),
         }
     }
 

@@ -84,7 +84,14 @@ fn keeping(machine: Machine, tenant: Tenant) -> (Stand, Vec<Kept<Backend>>) {
     let groups = groups
         .into_iter()
         .filter_map(|group| group.claimable().ok());
-    (Stand::up(rig, iommu, groups.collect(), tenant), kept)
+    let stand = Stand {
+        rig,
+        iommu,
+        groups: groups.collect(),
+        pinned: Vec::new(),
+        tenants: std::cell::Cell::new(tenant.0),
+    };
+    (stand, kept)
 }
 
 /// Runs a test on machines with the regions, brought up by the policy that puts up with them.
@@ -236,7 +243,7 @@ fn bc06_xsa_400_firmwares_device_runs_on_while_translation_goes_on() {
     for seed in 0..30 {
         let tenant = Tenant(1);
         let (stand, kept) = keeping(machine(seed), tenant);
-        let [hv_iommu::Kept { group, domain }] = <[_; 1]>::try_from(kept).ok().unwrap();
+        let [Kept { group, domain }] = <[_; 1]>::try_from(kept).ok().unwrap();
         for range in ranges() {
             let at = PhysAddr::new(range.start().as_u64());
             let memory = PhysRange::new(at, range.pages()).unwrap();
