@@ -113,7 +113,7 @@ pub(crate) fn tables<B: Driver>(seed: u64) -> Option<Violation> {
     });
     if !rig.is_broken() {
         let _ = domain.reclaim();
-        if domain.table_pages() != 1 {
+        if domain.table_pages() != 1 << domain.geometry().root_tables.log2() {
             let what = format!(
                 "nothing is mapped, and {} tables are left",
                 domain.table_pages()

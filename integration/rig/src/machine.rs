@@ -197,6 +197,13 @@ impl UnitModel {
         }
     }
 
+    /// The unit has room for a few faults: sixteen at most.
+    pub fn keep_few_faults(&mut self) {
+        if let UnitRegisters::Smmu(identity) = &mut self.registers {
+            identity.events = identity.events.min(4);
+        }
+    }
+
     const fn vendor(&self) -> Vendor {
         match self.registers {
             UnitRegisters::Vtd(_) => Vendor::Vtd,

@@ -30,7 +30,7 @@ impl<O: Household, B: Driver> Space<O, B> {
                     rig.broken(Rule::WrongAnswer, what);
                 }
                 let bare = self.mapped.is_empty() && self.pending.is_empty() && !self.forgot;
-                if bare && left != 1 {
+                if bare && left != 1 << self.domain.geometry().root_tables.log2() {
                     let what = format!("nothing is mapped, and {left} tables are left");
                     rig.broken(Rule::Leak, what);
                 }

@@ -209,7 +209,7 @@ impl Unit {
             Some(due) => due <= now,
             None => asked,
         };
-        let chosen = if slow && bus.rng.one_in(4) || !slow {
+        let chosen = if !slow || bus.rng.one_in(4) {
             bus.rng.below(count as u64) as usize
         } else {
             match self.queue.pending.iter().position(due) {

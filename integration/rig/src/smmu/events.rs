@@ -22,6 +22,8 @@ pub(crate) struct Events {
     /// Index registers as software sees them.
     pub(crate) prod: u32,
     pub(crate) cons: u32,
+    /// Whether the driver was told of something that it did not take since.
+    told: bool,
     /// What was recorded lately: event, requester, page, whether it read.
     recorded: VecDeque<(u8, u16, u64, bool)>,
 }
@@ -107,6 +109,21 @@ impl Unit {
         self.events.recorded.push_back(entry);
     }
 
+    /// EVENTQ_PROD, for a driver that is to take what that tells it of before it looks again.
+    pub(super) fn events_told(&mut self, bus: &mut Bus) -> u32 {
+        let (prod, cons) = (self.events.prod, self.events.cons);
+        let is_on = self.control & registers::EVENTQEN != 0;
+        if is_on && self.events.told {
+            let what = format!(
+                "unit {}: EVENTQ_PROD {prod:#x} was read again, and EVENTQ_CONS stays at {cons:#x}",
+                self.index
+            );
+            bus.broken(Rule::Queue, what);
+        }
+        self.events.told = is_on && prod != cons;
+        prod
+    }
+
     /// Software took records, or saw an overflow.
     pub(super) fn events_taken(&mut self, bus: &mut Bus, value: u32) {
         let log2 = self.events.log2;
@@ -130,5 +147,6 @@ impl Unit {
             bus.broken(Rule::Queue, what);
         }
         self.events.cons = value & known;
+        self.events.told = false;
     }
 }

@@ -49,7 +49,7 @@ impl Unit {
             spec::STRTAB_BASE_CFG => self.table_written.1.into(),
             spec::CMDQ_PROD => self.queue.prod,
             spec::CMDQ_CONS => self.queue.consumed().into(),
-            spec::EVENTQ_PROD => self.events.prod.into(),
+            spec::EVENTQ_PROD => self.events_told(bus).into(),
             spec::EVENTQ_CONS => self.events.cons.into(),
             _ => self.plain.get(&offset).copied().unwrap_or(0),
         }

@@ -167,7 +167,7 @@ impl Unit {
         for number in 0..entries {
             let at = base + number * ENTRY_BYTES;
             let stream = first + number as u32;
-            if at % FRAME_BYTES == 0 || number == 0 {
+            if at.is_multiple_of(FRAME_BYTES) || number == 0 {
                 let before = (at % FRAME_BYTES / ENTRY_BYTES) as u32;
                 self.structures
                     .tables
@@ -199,10 +199,8 @@ impl Unit {
         let before = self.structures.live.remove(&stream);
         match now {
             Stream::Invalid | Stream::Abort => return,
-            Stream::Bypass => {
-                let what = format!("the entry of stream {stream:#x} lets it pass untranslated");
-                bus.broken(Rule::BadContext, what);
-            }
+            // Where that leads is judged like any other request.
+            Stream::Bypass => {}
             Stream::Tables(tables) => {
                 if let Some(before) = before
                     && (before.vmid, before.root, before.shape)

@@ -218,6 +218,11 @@ impl Kernel {
         self.rig.returned(self.tenant, span);
     }
 
+    /// How many tables its root is.
+    pub(crate) fn root_tables(&self) -> u64 {
+        1 << self.domain.geometry().root_tables.log2()
+    }
+
     /// Whether the device's write to an address arrives.
     pub(crate) fn writes(&self, at: u64) -> bool {
         let outcome = self.rig.access(self.device(), Iova::new(at), Access::Write);

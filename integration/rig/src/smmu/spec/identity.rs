@@ -93,7 +93,8 @@ impl Identity {
         let (vmid16, two_level, mixed, can_stall) = (chance(2), chance(2), chance(2), chance(3));
         let (xnx, fwb, ril) = (chance(2), chance(3), !chance(3));
         let large_granules = (chance(2), chance(2));
-        let moved = chance(3);
+        // A linear table of more than 2^16 streams takes more memory than drivers give it.
+        let moved = two_level && chance(3);
         let httu = pick(3) as u8;
         let stream_bits = if moved { 17 + pick(6) as u8 } else { 16 };
         let first_stream = if moved { 0x1_0000 } else { 0 };

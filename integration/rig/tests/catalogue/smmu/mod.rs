@@ -1,4 +1,4 @@
-//! The contract on machines with SMMUs.
+//! The contract on machines with SMMUs, and what only those have.
 
 use hv_rig::Rig;
 use hv_smmu::Smmu;
@@ -23,6 +23,8 @@ mod stand;
 mod timeouts;
 #[path = "../units.rs"]
 mod units;
+
+mod only;
 
 /// The backend.
 pub(crate) type Backend = Smmu<Rig>;

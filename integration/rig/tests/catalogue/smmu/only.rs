@@ -1,0 +1,119 @@
+//! What only SMMUs have: linear tables of many pages, queues of a few entries, control bits that take their time.
+
+use std::time::Duration;
+
+use hv_core::{Access, Iova, PageSize};
+use hv_iommu::{Domain, UnitIndex};
+use hv_rig::{Identity, Machine, Outcome};
+
+use super::stand::{Stand, WAIT, iovas, on_machines, pci, small};
+
+/// Every unit is changed like that.
+fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
+    for unit in &mut machine.units {
+        change(unit.smmu().unwrap());
+    }
+}
+
+#[test]
+fn bc04_entries_of_a_linear_table_reach_memory_wherever_they_lie() {
+    let linear = |machine: &mut Machine| {
+        all(machine, |identity| {
+            (identity.two_level, identity.first_stream) = (false, 0);
+            (identity.coherent, identity.says_coherent) = (false, false);
+        });
+    };
+    on_machines(40, linear, |stand| {
+        assert!(stand.pinned.is_empty());
+        // One entry in the first page of the table, one far behind it.
+        for function in [pci(0, 1, 0), pci(1, 0, 0)] {
+            for _ in 0..3 {
+                let group = stand.take(function);
+                let one = stand.kernel(group);
+                let mapped = one.map(iovas(0x10_0000, 2));
+                assert!(one.writes(0x10_1000), "{function}");
+                one.unmap_and_free(mapped);
+                stand.groups.push(one.end());
+            }
+        }
+    });
+}
+
+#[test]
+fn bc03_a_flush_fits_a_queue_of_a_few_commands() {
+    let narrow = |machine: &mut Machine| {
+        all(machine, |identity| {
+            (identity.commands, identity.ril) = (3, false)
+        });
+    };
+    on_machines(40, narrow, |stand| {
+        let group = stand.take(pci(0, 2, 0));
+        let one = stand.kernel(group);
+        for pages in 1..24 {
+            let range = iovas(0x10_0000, pages);
+            let mapped = one.map_to(range, stand.frames(pages), PageSize::Size4K);
+            assert!(one.writes(0x10_0000 + (pages - 1) * 0x1000));
+            let (free, frames) = one.unmap(mapped).flush().unwrap();
+            one.returned(range, &frames);
+            stand.give_back(frames);
+            free.release().unwrap();
+            assert!(!one.writes(0x10_0000) && !one.writes(0x10_0000 + (pages - 1) * 0x1000));
+        }
+        drop(one.end());
+    });
+}
+
+#[test]
+fn wedged_a_reset_after_one_that_gave_up_waits_for_what_that_one_began() {
+    on_machines(
+        20,
+        |machine| machine.temper.background = false,
+        |stand| {
+            let group = stand.take(pci(0, 2, 0));
+            let one = stand.kernel(group);
+            let unit = one.group.as_ref().unwrap().unit();
+            let mapped = one.map(iovas(0x10_0000, 1));
+            stand.rig.hang(unit.index(), Duration::from_secs(60));
+            let pending = one.unmap(mapped).flush().err().unwrap().pending;
+            stand.rig.wedged(unit.index(), true);
+            for _ in 0..2 {
+                assert!(stand.iommu.reset_unit(unit).is_err(), "it hangs");
+            }
+            stand.rig.wake(unit.index());
+            stand.iommu.reset_unit(unit).unwrap();
+            stand.rig.wedged(unit.index(), false);
+            let (free, frames) = pending.flush().unwrap();
+            one.returned(free.span(), &frames);
+            stand.give_back(frames);
+            free.release().unwrap();
+            drop(one.end());
+        },
+    );
+}
+
+#[test]
+fn wedged_a_unit_that_is_gone_when_a_device_is_bound_is_cut_off() {
+    for seed in 0..10 {
+        let mut stand = Stand::new(super::stand::drawn(seed));
+        let claimed = stand.take(pci(0, 2, 0)).claim_for_hypervisor();
+        let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+        let (members, tenant) = (claimed.members().to_vec(), stand.tenant());
+        let unit = (0..stand.rig.machine().units.len()).rev().find(|unit| {
+            // The one that takes the rest of the segment.
+            let unit = &stand.rig.machine().units[*unit];
+            unit.scopes.is_none() && unit.segment.0 == 0
+        });
+        let unit = unit.unwrap();
+        stand.rig.lose_unit(unit);
+        stand.rig.attaching(&members, tenant);
+        let before = stand.rig.nanos();
+        assert!(claimed.attach(&domain).is_err());
+        assert!(Duration::from_nanos(stand.rig.nanos() - before) < 3 * WAIT);
+        let wedged: Vec<UnitIndex> = stand.iommu.wedged_units().collect();
+        assert_eq!(wedged, [UnitIndex::new(unit).unwrap()], "seed {seed}");
+        stand.rig.wedged(unit, true);
+        let sent = stand.rig.access(members[0], Iova::new(0), Access::Read);
+        assert!(!matches!(sent, Outcome::Reached { .. }));
+        stand.check();
+    }
+}
