@@ -1,5 +1,8 @@
 //! What machine the rig plays: its units, its functions, and how bad it is.
 
+mod temper;
+mod unit;
+
 use std::fmt;
 
 use hv_core::{PciAddress, PhysRange, Segment};
@@ -11,206 +14,10 @@ use crate::memory::{BASE, FRAME_BYTES, FRAMES};
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
 use crate::smmu::Identity;
-use crate::vtd::{self, Cap, Ecap};
+use crate::vtd;
 
-/// How badly the hardware behaves, all of it legal. Each is a choice that a seed makes at each
-/// opportunity; what is off never happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Temper {
-    /// Stores wait in a store buffer and pass each other until a fence for walkers: what the platform
-    /// trait leaves open.
-    pub weak_stores: bool,
-    /// Stores, write-backs and write buffers become visible earlier than asked for.
-    pub early: bool,
-    /// Invalidations drop more than was named.
-    pub widening: bool,
-    /// Caches drop entries by themselves.
-    pub evictions: bool,
-    /// A walk fetches the neighbours of the entry that it needs, and keeps them.
-    pub neighbours: bool,
-    /// Caches start full of what firmware's tables said.
-    pub leftovers: bool,
-    /// Commands and invalidations take their time; else they are done at the next look.
-    pub slow: bool,
-    /// Devices send requests by themselves, at any moment.
-    pub background: bool,
-    /// Some devices send although their bus master bit is clear.
-    pub rogues: bool,
-    /// The clock goes on steadily also for who waits: for drivers on several threads, one of which waits for
-    /// another. Else time goes faster for one who does nothing but wait.
-    pub steady_clock: bool,
-}
-
-impl Temper {
-    /// Friendly hardware: what is asked for is done soon, and nothing happens by itself.
-    pub const CALM: Self = Self {
-        weak_stores: false,
-        early: false,
-        widening: false,
-        evictions: false,
-        neighbours: false,
-        leftovers: false,
-        slow: false,
-        background: false,
-        rogues: false,
-        steady_clock: false,
-    };
-
-    /// Everything at once.
-    pub const WORST: Self = Self {
-        weak_stores: true,
-        early: true,
-        widening: true,
-        evictions: true,
-        neighbours: true,
-        leftovers: true,
-        slow: true,
-        background: true,
-        rogues: true,
-        steady_clock: false,
-    };
-
-    /// The same as a number, one bit each in the order of the fields, lowest first.
-    pub const fn bits(self) -> u16 {
-        let all = [
-            self.weak_stores,
-            self.early,
-            self.widening,
-            self.evictions,
-            self.neighbours,
-            self.leftovers,
-            self.slow,
-            self.background,
-            self.rogues,
-            self.steady_clock,
-        ];
-        let (mut bits, mut index) = (0, 0);
-        while index < all.len() {
-            bits |= (all[index] as u16) << index;
-            index += 1;
-        }
-        bits
-    }
-
-    /// The temper with this number.
-    pub const fn from_bits(bits: u16) -> Self {
-        Self {
-            weak_stores: bits & 1 != 0,
-            early: bits >> 1 & 1 != 0,
-            widening: bits >> 2 & 1 != 0,
-            evictions: bits >> 3 & 1 != 0,
-            neighbours: bits >> 4 & 1 != 0,
-            leftovers: bits >> 5 & 1 != 0,
-            slow: bits >> 6 & 1 != 0,
-            background: bits >> 7 & 1 != 0,
-            rogues: bits >> 8 & 1 != 0,
-            steady_clock: bits >> 9 & 1 != 0,
-        }
-    }
-
-    /// Some of it. What hides mistakes (evictions, widening) comes rarely.
-    fn draw(rng: &mut Rng) -> Self {
-        Self {
-            weak_stores: rng.one_in(2),
-            early: rng.one_in(2),
-            widening: rng.one_in(4),
-            evictions: rng.one_in(4),
-            neighbours: rng.one_in(2),
-            leftovers: !rng.one_in(4),
-            slow: !rng.one_in(4),
-            background: true,
-            rogues: rng.one_in(2),
-            steady_clock: false,
-        }
-    }
-}
-
-/// One remapping unit.
-#[derive(Clone, Debug)]
-pub struct UnitModel {
-    /// The PCI segment of its functions.
-    pub segment: Segment,
-    /// The functions that firmware lists for it; `None` for a unit that takes the rest of its segment.
-    pub scopes: Option<Vec<PciAddress>>,
-    /// What it is.
-    pub registers: UnitRegisters,
-}
-
-/// What a unit is: the registers that say so. A machine has units of one vendor.
-#[derive(Clone, Copy, Debug)]
-pub enum UnitRegisters {
-    /// A VT-d remapping unit.
-    Vtd(Capabilities),
-    /// An SMMUv3.
-    Smmu(Identity),
-}
-
-/// The capability registers of a VT-d unit.
-#[derive(Clone, Copy, Debug)]
-pub struct Capabilities {
-    /// The capability register.
-    pub cap: Cap,
-    /// The extended capability register.
-    pub ecap: Ecap,
-}
-
-impl UnitModel {
-    /// A VT-d unit's registers, to change them.
-    pub fn vtd(&mut self) -> Option<&mut Capabilities> {
-        match &mut self.registers {
-            UnitRegisters::Vtd(capabilities) => Some(capabilities),
-            UnitRegisters::Smmu(_) => None,
-        }
-    }
-
-    /// An SMMU's registers, to change them.
-    pub fn smmu(&mut self) -> Option<&mut Identity> {
-        match &mut self.registers {
-            UnitRegisters::Smmu(identity) => Some(identity),
-            UnitRegisters::Vtd(_) => None,
-        }
-    }
-
-    /// The unit snoops the CPU's caches, or does not.
-    pub fn set_coherent(&mut self, coherent: bool) {
-        match &mut self.registers {
-            UnitRegisters::Vtd(known) => known.ecap.c = coherent,
-            UnitRegisters::Smmu(identity) => {
-                (identity.coherent, identity.says_coherent) = (coherent, coherent);
-            }
-        }
-    }
-
-    /// The unit has large pages, and their size may change under a device's eyes as far as that is its own matter.
-    pub fn set_resizing(&mut self) {
-        match &mut self.registers {
-            UnitRegisters::Vtd(known) => known.cap.sslps |= 1,
-            UnitRegisters::Smmu(identity) => identity.bbml = 2,
-        }
-    }
-
-    /// How many faults the unit has room for at most.
-    pub fn fault_records(&self) -> usize {
-        match &self.registers {
-            UnitRegisters::Vtd(known) => known.cap.nfr.into(),
-            UnitRegisters::Smmu(identity) => 1 << identity.events,
-        }
-    }
-
-    /// The unit has room for a few faults: sixteen at most.
-    pub fn keep_few_faults(&mut self) {
-        if let UnitRegisters::Smmu(identity) = &mut self.registers {
-            identity.events = identity.events.min(4);
-        }
-    }
-
-    const fn vendor(&self) -> Vendor {
-        match self.registers {
-            UnitRegisters::Vtd(_) => Vendor::Vtd,
-            UnitRegisters::Smmu(_) => Vendor::Smmu,
-        }
-    }
-}
+pub use temper::Temper;
+pub use unit::{Capabilities, UnitModel, UnitRegisters};
 
 /// One PCI function.
 #[derive(Clone, Copy, Debug)]
@@ -676,14 +483,6 @@ mod tests {
             let found = refused(|machine| machine.regions = wrong);
             assert!(found.contains("expected memory of the rig"), "{found}");
         }
-    }
-
-    #[test]
-    fn tempers_are_numbers_and_back() {
-        for bits in 0..1 << 10 {
-            assert_eq!(Temper::from_bits(bits).bits(), bits);
-        }
-        assert_eq!(Temper::CALM.bits(), 0);
     }
 
     #[test]

@@ -254,11 +254,7 @@ mod tests {
         assert_eq!(at(24, 1, 48), Some((1, 0x2000)), "two tables side by side");
         assert_eq!(at(21, 1, 48), Some((1, 0x1_0000)), "sixteen");
         assert_eq!(at(20, 1, 48), None, "too many");
-        assert_eq!(
-            at(20, 2, 48),
-            Some((0, 0x80_usize as u64)),
-            "four bits of level 0"
-        );
+        assert_eq!(at(20, 2, 48), Some((0, 0x100)), "five bits of level 0");
         assert_eq!(at(24, 2, 48), Some((0, 0x40)));
         assert_eq!(at(25, 2, 48), None, "nothing for level 0");
         assert_eq!(at(24, 2, 40), None, "40 bits have tables side by side");
