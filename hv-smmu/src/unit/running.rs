@@ -278,13 +278,13 @@ impl<P: Platform> Unit<P, Enabled> {
         let mut batch = Batch::new();
         // The entry first, and done, before translations: a device may have them made anew by an old entry.
         if !Fault::UnbindKeepsStream.is_on() {
-            batch.push(Command::config_stream(stream.id, Depth::Leaves));
+            let _ = batch.try_push(Command::config_stream(stream.id, Depth::Leaves));
         }
         if !Fault::UnbindWithoutSync.is_on() {
-            batch.push(Command::sync(SyncSignal::None));
+            let _ = batch.try_push(Command::sync(SyncSignal::None));
         }
         if !Fault::UnbindKeepsTranslations.is_on() {
-            batch.push(Command::tlb_vmid(vmid(domain)));
+            let _ = batch.try_push(Command::tlb_vmid(vmid(domain)));
         }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
@@ -306,7 +306,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if batch.len() > self.state.commands.batch_most() {
             // A queue of a few entries takes no list of single addresses.
             batch.clear();
-            batch.push(Command::tlb_vmid(vmid(request.domain)));
+            let _ = batch.try_push(Command::tlb_vmid(vmid(request.domain)));
         }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
