@@ -405,6 +405,7 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`UnitError`]. The entry may be live then, for instance when the unit did not take the flush
     /// that has to follow it: [`unbind`](Self::unbind) tells by [`UnitError::NotBound`] that it is not.
+    /// [`UnitError::Timeout`] and [`UnitError::Wedged`] say that the unit failed, others that this was refused.
     ///
     /// # Safety
     /// The root is that of a table in this backend's format, which lives, and maps only memory that

@@ -116,11 +116,9 @@ pub(crate) fn bind_all<O: Owner, B: Backend, S: Shape<O, B>>(
             Ok(Some(ticket)) => system.wait(inner.unit, ticket, "the binding of a device"),
             Ok(None) => Ok(()),
             Err(error) => {
-                // A unit that a backend waits for in between fails like one that is waited for here.
-                if matches!(
-                    error,
-                    UnitError::Timeout { .. } | UnitError::Hardware { .. }
-                ) {
+                // A unit that a backend waits for in between fails like one that is waited for here; other errors are
+                // refusals.
+                if matches!(error, UnitError::Timeout { .. } | UnitError::Wedged { .. }) {
                     system.request_failed(inner.unit, error, resets);
                 }
                 Err(error)

@@ -10,6 +10,7 @@ use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitE
 use super::{Enabled, Unit};
 use crate::StreamId;
 use crate::caps;
+use crate::command_queue::QueueContext;
 use crate::entry_update::Update;
 use crate::invalidate::{Batch, Invalidator, vmid};
 use crate::nested::UserStage;
@@ -231,10 +232,25 @@ impl<P: Platform> Unit<P, Enabled> {
                 continue;
             }
             let what = "forgetting a stream table entry (CFGI_STE)";
-            commands.submit_and_wait(&context, forget, what)?;
+            self.wait_between(&context, forget, what)?;
         }
         entry.store(&reach, last);
         commands.submit(&context, forget)
+    }
+
+    /// Waits for a step in the middle of something. A unit that does not get over it has failed, whatever it says.
+    fn wait_between(
+        &self,
+        context: &QueueContext<'_, P>,
+        commands: &[Command],
+        what: &'static str,
+    ) -> Result<(), UnitError> {
+        let waited = self.state.commands.submit_and_wait(context, commands, what);
+        waited.map_err(|error| match error {
+            // What the queue found is in the log.
+            UnitError::Hardware { unit, .. } => UnitError::Wedged { unit },
+            other => other,
+        })
     }
 
     /// Takes the binding down. See [`hv_iommu::Backend::unbind`].
