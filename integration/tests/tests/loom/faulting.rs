@@ -80,6 +80,12 @@ fn device(frames: usize) -> (Iommu<Board>, Ours) {
     (iommu, group.claim_for_hypervisor())
 }
 
+/// Runs a model that makes domains, which takes more stack than loom gives the first thread.
+fn on_a_deep_stack(model: fn()) {
+    let deep = loom::thread::Builder::new().stack_size(1 << 17);
+    deep.spawn(model).unwrap().join().unwrap();
+}
+
 /// The device goes for good. Whoever has not noticed that its entry went is told whose it is.
 fn faults_against_detach() {
     let (iommu, group) = device(1);
@@ -158,11 +164,11 @@ models! {
     /// Shows: bc19.
     bc19_a_fault_is_told_while_its_device_goes: Exhaustive,
         sees ["the device is bound still", "the device has just gone", "the device is nobody's"],
-        faults_against_detach;
+        || on_a_deep_stack(faults_against_detach);
 
     /// A fault names one domain that the device was in, whatever ends and begins meanwhile.
     /// Shows: bc19.
     bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves: Exhaustive,
         sees ["the old domain's", "nobody's", "the old domain's, then the new one's"],
-        faults_against_reassignment;
+        || on_a_deep_stack(faults_against_reassignment);
 }
