@@ -20,13 +20,13 @@ mod under_test {
     use std::ops::Range;
 
     use hv_iommu::Level;
-    use hv_smmu::{BlockChanges, Change, MemoryType, SecondStage};
+    use hv_smmu::{BlockChanges, Change, MemoryType, Vmsa};
     use hv_tests::arena::Arena;
     pub(crate) use hv_tests::stage2_walker::Walker;
 
     use crate::subject::Shape;
 
-    pub(crate) type Format = SecondStage;
+    pub(crate) type Format = Vmsa;
 
     /// Architectural levels 2 to 0.
     pub(crate) const LEVELS: Range<u32> = 2..5;
@@ -61,7 +61,7 @@ mod under_test {
     }
 
     pub(crate) fn format(shape: &Shape) -> Format {
-        Format::new(MemoryType::AsSent, shape.coherent)
+        Format::second(MemoryType::AsSent, shape.coherent)
     }
 
     pub(crate) fn walker<R: Fn(u64, usize) -> u64>(read: R, root: u64, shape: &Shape) -> Walker<R> {
