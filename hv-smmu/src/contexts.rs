@@ -61,3 +61,22 @@ pub(crate) fn stores(target: &[u64; WORDS]) -> Step {
         stores: stores.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_becomes_valid_with_its_last_store() {
+        let target = [0x8000_0001, 1, 2, 3, 4, 5, 6, 7];
+        let mut words = ContextDescriptor::INVALID.words();
+        let step = stores(&target);
+        let (last, before) = step.stores.split_last().unwrap();
+        for (word, value) in before {
+            words[*word] = *value;
+        }
+        assert_eq!(words[0], 0, "not valid until then");
+        words[last.0] = last.1;
+        assert_eq!(words, target);
+    }
+}

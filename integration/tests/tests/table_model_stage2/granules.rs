@@ -14,7 +14,7 @@ use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError
 use hv_iommu::{Level, RootTables};
 use hv_smmu::{MemoryType, Vmsa, Vmsa16K, Vmsa64K};
 use hv_tests::slab::Slab;
-use hv_tests::stage2_walker::Walker;
+use hv_tests::vmsa_walker::{Stage, Walker};
 use hv_tests::walker::Found;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -97,6 +97,7 @@ impl<'m, const SHIFT: u32, const BITS: u32> Bench<'m, SHIFT, BITS> {
         let root = self.table.root().unwrap();
         let fields = Vmsa::<SHIFT, BITS>::root_fields(root, 48).unwrap();
         Walker {
+            stage: Stage::Second,
             read: |at, index| self.slab.read(at, index, self.coherent),
             root: fields.base.as_u64(),
             granule: fields.granule,
