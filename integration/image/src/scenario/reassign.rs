@@ -109,19 +109,26 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
     ))
 }
 
-/// What there is to show without a second stage.
+/// What there is to show without a second stage: a guest's domain is refused, and of the hypervisor's domains, one after
+/// the other under the same id, the drive reaches the present one's page and not that of the one before, which was mapped
+/// at the same address until its domain ended.
 fn refused(context: &mut Context<'_>) -> Shown {
     let platform = context.machine.platform;
-    let (first_id, secret) = kernel_turn(context, canary(platform)?)?;
+    let (first_id, old) = kernel_turn(context, canary(platform)?)?;
+    fill(platform, &old)?;
     let guest = stand_in_guest()?;
     let error = context.refused_guest(&guest)?;
     ensure!(
         matches!(error, DomainError::NoSecondStage { .. }),
         "a guest's domain is refused by {error:?}, expected the lack of a second stage"
     );
-    fill(platform, &secret)?;
-    let (last_id, secret) = kernel_turn(context, secret)?;
-    platform.free_frames(secret);
+    let (last_id, new) = kernel_turn(context, canary(platform)?)?;
+    ensure!(
+        is_canary(platform, &old),
+        "the drive reached what its last domain had mapped"
+    );
+    platform.free_frames(old);
+    platform.free_frames(new);
     ensure!(
         last_id == first_id,
         "{last_id} was used, expected {first_id} again"
