@@ -331,6 +331,16 @@ pub(crate) fn check_tables<B: Backend>(
     let wanted_bits = u64::from(64 - need.last.as_u64().leading_zeros());
     let rows = [
         (
+            "second-stage tables",
+            u64::from(need.second_stage),
+            u64::from(have.second_stage),
+        ),
+        (
+            "first-stage tables",
+            u64::from(!need.second_stage),
+            u64::from(!have.second_stage),
+        ),
+        (
             "tables side by side as a root",
             need.root_tables.count(),
             have.root_tables.count(),

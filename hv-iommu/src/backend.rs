@@ -102,8 +102,11 @@ impl LevelSet {
 /// What a unit can do, as far as domains care. Fixed after discovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitCaps {
-    /// Depths of second-stage tables that the unit walks.
+    /// Depths of domains' tables that the unit walks.
     pub levels: LevelSet,
+    /// Whether domains' tables are second-stage ones on this unit, which a guest's domain has to be. Where they are not, a
+    /// hypervisor's domain is translated by first-stage ones.
+    pub second_stage: bool,
     /// How many tables of such a depth may stand side by side as a root.
     pub root_tables: RootTables,
     /// The largest page that a leaf may map.
@@ -374,7 +377,7 @@ pub enum FaultEvent {
 pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// The hypervisor's platform.
     type Platform: Platform;
-    /// The format of second-stage tables.
+    /// The format of domains' tables, of whichever stage.
     type Format: Format;
 
     /// The platform: the same one at each call.
@@ -397,7 +400,8 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// and no [windows](Self::reserved).
     fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion>;
 
-    /// The format of the second-stage tables of a unit with such capabilities, whose leaves do that about snooping.
+    /// The format of domains' tables on a unit with such capabilities, of the stage that [`UnitCaps::second_stage`] says,
+    /// whose leaves do that about snooping.
     fn format(&self, caps: &UnitCaps, snoop: Snoop) -> Self::Format;
 
     /// Binds `requester` to a domain.

@@ -37,6 +37,7 @@ pub(crate) fn shallowest<F: Format>(
     Ok(DomainCaps {
         level,
         root_tables,
+        second_stage: unit.second_stage,
         largest_page: unit.largest_page.min(config.largest_page),
         coherent: unit.coherent,
         write_only: unit.write_only,

@@ -111,6 +111,12 @@ pub enum DomainError {
         /// What it lacks.
         unmet: Unmet,
     },
+    /// A guest's domain where its unit has no second stage.
+    #[error("a guest's addresses are translated by a second stage, which {unit} does not have")]
+    NoSecondStage {
+        /// The unit.
+        unit: UnitIndex,
+    },
     /// All domain ids of the hardware are taken.
     #[error("all domain ids are taken")]
     NoDomainId,
@@ -148,6 +154,8 @@ pub enum DomainError {
 pub(crate) struct DomainCaps {
     pub(crate) level: Level,
     pub(crate) root_tables: RootTables,
+    /// Its tables are second-stage ones.
+    pub(crate) second_stage: bool,
     pub(crate) largest_page: PageSize,
     pub(crate) coherent: bool,
     pub(crate) write_only: bool,
@@ -313,11 +321,12 @@ impl<B: Backend> Domain<UserManaged, B> {
     /// A plain paging domain for the guest that holds `group`, managed by the guest or its VMM.
     ///
     /// # Errors
-    /// [`DomainError`].
+    /// [`DomainError`]: [`DomainError::NoSecondStage`] when the group's unit has none.
     pub fn user_domain_alloc(
         group: &Group<B, impl HeldBy<UserManaged>>,
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
+        check_second_stage(&group.inner)?;
         Self::for_group(&group.inner, group.state.owner(), request.into(), false, 0)
     }
 
@@ -347,12 +356,22 @@ impl<B: Backend> Domain<UserManaged, B, ParentPaging> {
     /// A paging domain for the guest that holds `group`, on which its own first stages can stand.
     ///
     /// # Errors
-    /// [`DomainError`]: [`DomainError::Unmet`] when the group's unit cannot translate twice.
+    /// [`DomainError`]: [`DomainError::NoSecondStage`] when the group's unit has none, [`DomainError::Unmet`] when it
+    /// cannot translate twice.
     pub fn user_parent_alloc(
         group: &Group<B, impl HeldBy<UserManaged>>,
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
+        check_second_stage(&group.inner)?;
         Self::for_group(&group.inner, group.state.owner(), request.into(), true, 0)
+    }
+}
+
+/// Refuses a guest's domain on a unit that has first stages only: those are for whoever programs the unit.
+fn check_second_stage<B: Backend>(group: &Inner<B>) -> Result<(), DomainError> {
+    match group.caps.second_stage {
+        true => Ok(()),
+        false => Err(DomainError::NoSecondStage { unit: group.unit }),
     }
 }
 

@@ -123,7 +123,9 @@ pub enum Entry {
 /// # Safety
 /// The table engine follows the addresses that `decode` gives, and devices follow the words that the
 /// encoders give:
-/// * `decode(encode(x)) == x` for each encoder below, and `decode(0)` is [`Entry::Empty`].
+/// * `decode(encode(x)) == x` for each encoder below, and `decode(0)` is [`Entry::Empty`]. A leaf for [`Perms::Write`]
+///   may be one for [`Perms::ReadWrite`] where units have no
+///   [write-only mappings](crate::UnitCaps::write_only), of which nobody makes one then.
 /// * A word is present for hardware exactly if it has a bit of [`PRESENT`](Self::PRESENT), and exactly if
 ///   it decodes to a leaf or a table.
 /// * `word & LINK_MASK == LINK` at a level above [`Level::LEAF`] exactly if the word decodes to a table

@@ -12,19 +12,19 @@ use hv_iommu::{
     ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
-use crate::SecondStage;
+use crate::Vmsa;
 use crate::coverage::{Coverage, CoveragePolicy};
 use crate::discovery::Discovery;
 use crate::error::BringUpError;
 use crate::firmware::Firmware;
 use crate::regions::Regions;
-use crate::second_stage::StageTwo;
 use crate::unit::{Enabled, Stream, Unit, UnitInfo};
+use crate::vmsa::{Stage, Tables};
 
 /// All SMMUs of a machine, translating by tables of format `F`.
 ///
 /// Dropping it changes nothing: the units go on with the tables that they have, whose memory is never given back.
-pub struct Smmu<P: Platform, F: StageTwo = SecondStage> {
+pub struct Smmu<P: Platform, F: Tables = Vmsa> {
     platform: P,
     units: Vec<Unit<P, Enabled>>,
     coverage: Coverage,
@@ -32,7 +32,7 @@ pub struct Smmu<P: Platform, F: StageTwo = SecondStage> {
     format: PhantomData<F>,
 }
 
-impl<P: Platform, F: StageTwo> Smmu<P, F> {
+impl<P: Platform, F: Tables> Smmu<P, F> {
     /// Looks at the units that firmware lists, and at who covers `functions`, the PCI functions of the machine. Nothing
     /// is written until [`Discovery::bring_up`].
     ///
@@ -103,11 +103,12 @@ impl<P: Platform, F: StageTwo> Smmu<P, F> {
 
 // SAFETY: by the typestate of bring-up the units translate by stream tables that abort every stream at first. An entry
 // goes live by the steps of `entry_update`, the last of which is one store, and comes down by one store of its first
-// word; what is asked for goes in before its sync, and a sync counts as completed only once the unit's index is past
+// word. A first stage's entry leads to a descriptor of its own, which is written and forgotten while the entry aborts
+// (`unit::first_stage`). What is asked for goes in before its sync, and a sync counts as completed only once the unit's index is past
 // it (`hv_iommu::queue`), which it is only when all before it has had its effect. A reset leaves translation on, takes
 // requests again only after it has waited for CFGI_ALL and TLBI_NSNH_ALL, and until then no ticket counts as
 // completed (`unit::reset`).
-unsafe impl<P: Platform, F: StageTwo> Backend for Smmu<P, F> {
+unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
     type Platform = P;
     type Format = F;
 
@@ -144,8 +145,12 @@ unsafe impl<P: Platform, F: StageTwo> Backend for Smmu<P, F> {
     }
 
     fn format(&self, caps: &UnitCaps, _snoop: Snoop) -> F {
+        let stage = match caps.second_stage {
+            true => Stage::Second,
+            false => Stage::First,
+        };
         // No unit says that it can force snooping, so nobody asks.
-        F::for_unit(caps.coherent)
+        F::for_unit(stage, caps.coherent)
     }
 
     unsafe fn bind(

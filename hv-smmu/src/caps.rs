@@ -2,34 +2,54 @@
 
 use hv_core::PageSize;
 use hv_core::fault::Fault;
-use hv_iommu::UnitCaps;
+use hv_iommu::{RootTables, UnitCaps};
 
 use crate::change::BlockChanges;
-use crate::second_stage::StageTwo;
+use crate::spec::first_stage::INPUT_BITS;
 use crate::spec::granule::OutputSize;
 use crate::spec::id_registers::{Idr0, Idr3, Idr5};
 use crate::spec::second_stage::ADDRESS_BITS;
+use crate::vmsa::{Stage, Tables};
 
-/// What a unit with these registers can do with tables of format `F`. Firmware says whether it is `coherent`.
-pub(crate) fn unit_caps<F: StageTwo>(
+/// Which stage domains are translated with on a unit with this register: the second where there is one, since guests' are
+/// as well; `None` where there is neither.
+pub(crate) const fn stage(idr0: Idr0) -> Option<Stage> {
+    match (idr0.s1p(), idr0.s2p()) {
+        (_, true) => Some(Stage::Second),
+        (true, false) => Some(Stage::First),
+        (false, false) => None,
+    }
+}
+
+/// What a unit with these registers can do with tables of format `F` in this stage. Firmware says whether it is
+/// `coherent`.
+pub(crate) fn unit_caps<F: Tables>(
     (idr0, idr3, idr5): (Idr0, Idr3, Idr5),
+    stage: Stage,
     coherent: bool,
 ) -> UnitCaps {
-    let bits = address_bits(idr5);
+    let phys_bits = address_bits(idr5);
+    let (iova_bits, root_tables, id_bits) = match stage {
+        // Input addresses of a first stage are no physical ones of anybody.
+        Stage::First => (INPUT_BITS, RootTables::ONE, idr0.asid_bits()),
+        Stage::Second => (phys_bits, F::MOST_ROOT_TABLES, idr0.vmid_bits()),
+    };
     UnitCaps {
-        levels: F::starts(bits),
-        root_tables: F::MOST_ROOT_TABLES,
+        levels: F::starts(stage, iova_bits),
+        second_stage: stage == Stage::Second,
+        root_tables,
         // The format has none larger than its highest level's, whatever is asked for.
         largest_page: PageSize::Size1G,
         coherent,
         // S2FWB would do that, an entry at a time; entries do not say so yet.
         snoop_control: false,
-        domain_ids: 1 << idr0.vmid_bits(),
-        iova_bits: bits,
-        phys_bits: bits,
+        domain_ids: 1 << id_bits,
+        iova_bits,
+        phys_bits,
         // What is not present is not kept (recalled), and stores are not buffered.
         sync_on_map: false,
-        write_only: true,
+        // A first stage has a bit against writing, and none against reading.
+        write_only: stage == Stage::Second,
         live_resize: BlockChanges::from_bbml(idr3.bbml()) == BlockChanges::AtOnce
             || Fault::ResizeAnywhere.is_on(),
         nested: idr0.s1p() && idr0.s2p(),
@@ -59,7 +79,7 @@ pub(crate) const fn output_size(idr5: Idr5) -> OutputSize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SecondStage;
+    use crate::Vmsa;
 
     fn at(oas: u8) -> Idr5 {
         Idr5::new().with_oas(oas)
@@ -72,13 +92,41 @@ mod tests {
             Idr3::from_bits(0x1414),
             Idr5::from_bits(0x74),
         );
-        let caps = unit_caps::<SecondStage>(registers, true);
+        let caps = unit_caps::<Vmsa>(registers, Stage::Second, true);
+        assert!(caps.second_stage && caps.nested);
         assert_eq!((caps.iova_bits, caps.phys_bits), (44, 44));
         assert_eq!(caps.domain_ids, 65536);
         assert!(caps.coherent && caps.write_only && caps.live_resize && !caps.sync_on_map);
         let narrow = registers.0.with_vmid16(false);
-        let caps = unit_caps::<SecondStage>((narrow, registers.1.with_bbml(1), at(6)), false);
+        let registers = (narrow, registers.1.with_bbml(1), at(6));
+        let caps = unit_caps::<Vmsa>(registers, Stage::Second, false);
         assert_eq!((caps.domain_ids, caps.iova_bits), (256, 48));
         assert!(!caps.live_resize && !caps.coherent);
+    }
+
+    #[test]
+    fn the_second_stage_is_taken_where_there_is_one() {
+        // QEMU's three kinds, and neither.
+        let of = |bits| stage(Idr0::from_bits(bits));
+        assert_eq!(of(0x0d44_101b), Some(Stage::Second));
+        assert_eq!(of(0x0d44_1019), Some(Stage::Second));
+        assert_eq!(of(0x0d44_101a), Some(Stage::First));
+        assert_eq!(of(0x0d44_1018), None);
+    }
+
+    #[test]
+    fn a_unit_with_a_first_stage_alone_has_what_that_has() {
+        let idr0 = Idr0::from_bits(0x0d44_101a);
+        let registers = (idr0, Idr3::from_bits(0x1404), Idr5::from_bits(0x74));
+        let caps = unit_caps::<Vmsa>(registers, Stage::First, true);
+        assert!(!caps.second_stage && !caps.write_only && !caps.nested);
+        assert_eq!((caps.iova_bits, caps.phys_bits), (48, 44));
+        assert_eq!(caps.root_tables, RootTables::ONE);
+        let levels: Vec<u8> = caps.levels.iter().map(|level| level.number()).collect();
+        assert_eq!(levels, [2, 3, 4]);
+        assert_eq!(caps.domain_ids, 65536);
+        // ASIDs count, not VMIDs.
+        let few = (idr0.with_asid16(false), registers.1, registers.2);
+        assert_eq!(unit_caps::<Vmsa>(few, Stage::First, true).domain_ids, 256);
     }
 }

@@ -12,7 +12,7 @@
 use hv_core::{Perms, PhysAddr};
 use hv_iommu::{Format, Level};
 
-use crate::SecondStage;
+use crate::Vmsa;
 use crate::spec::second_stage::{
     ACCESSED, DIRTY_MODIFIER, EXECUTE_NEVER, EXECUTE_NEVER_LOW, IGNORED, NO_TRANSLATION_KEPT, READ,
     SOFTWARE, TABLE_OR_PAGE, VALID, WRITE,
@@ -101,7 +101,7 @@ const fn is_table(word: u64, last: bool) -> bool {
     !last && word & TABLE_OR_PAGE != 0
 }
 
-impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> SecondStage<PAGE_SHIFT, INDEX_BITS> {
+impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> {
     /// Whether units that follow `changes` go on without a fault while a block is replaced by a table of the same
     /// meaning, and the other way round: what [`UnitCaps::live_resize`](hv_iommu::UnitCaps::live_resize) says.
     pub fn live_resize(&self, changes: BlockChanges) -> bool {
@@ -123,7 +123,7 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> SecondStage<PAGE_SHIFT, INDEX
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MemoryType, SecondStage16K, SecondStage64K};
+    use crate::{MemoryType, Vmsa16K, Vmsa64K};
 
     const ALL: [BlockChanges; 3] = [
         BlockChanges::BreakFirst,
@@ -280,9 +280,9 @@ mod tests {
         for memory in [MemoryType::AsSent, MemoryType::ForcedWriteBack] {
             let live = |changes| {
                 [
-                    SecondStage::<12, 9>::new(memory, true).live_resize(changes),
-                    SecondStage16K::new(memory, false).live_resize(changes),
-                    SecondStage64K::new(memory, true).live_resize(changes),
+                    Vmsa::<12, 9>::second(memory, true).live_resize(changes),
+                    Vmsa16K::second(memory, false).live_resize(changes),
+                    Vmsa64K::second(memory, true).live_resize(changes),
                 ]
             };
             let expected = [[false; 3], [false; 3], [true; 3]];
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn what_the_engine_writes_needs_no_gap() {
         // Every word of the format over every other one that the states of the protocol allow.
-        let format = SecondStage::<12, 9>::new(MemoryType::AsSent, true);
+        let format = Vmsa::<12, 9>::second(MemoryType::AsSent, true);
         let (two, at) = (Level::new(2).unwrap(), PhysAddr::new(0x4080_0000));
         let leaves =
             [Perms::Read, Perms::Write, Perms::ReadWrite].map(|perms| format.leaf(two, at, perms));

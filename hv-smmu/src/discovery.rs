@@ -14,12 +14,12 @@ use crate::error::BringUpError;
 use crate::firmware::Firmware;
 use crate::list::push;
 use crate::regions::Regions;
-use crate::second_stage::StageTwo;
 use crate::unit::{Discovered, Unit, UnitInfo};
-use crate::{SecondStage, StreamId};
+use crate::vmsa::Tables;
+use crate::{StreamId, Vmsa};
 
 /// The units of a machine, looked at but not touched.
-pub struct Discovery<P: Platform, F: StageTwo = SecondStage> {
+pub struct Discovery<P: Platform, F: Tables = Vmsa> {
     platform: P,
     units: Vec<Unit<P, Discovered>>,
     coverage: Coverage,
@@ -28,7 +28,7 @@ pub struct Discovery<P: Platform, F: StageTwo = SecondStage> {
     format: PhantomData<F>,
 }
 
-impl<P: Platform, F: StageTwo> Discovery<P, F> {
+impl<P: Platform, F: Tables> Discovery<P, F> {
     /// Reads every unit and decides which covers each of `functions`. Writes nothing.
     pub(crate) fn new(
         platform: P,

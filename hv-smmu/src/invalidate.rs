@@ -5,11 +5,12 @@ use hv_core::fault::Fault;
 use hv_core::{Iova, IovaRange, PageSize};
 use hv_iommu::{FlushDepth, FlushRequest, FlushSpan, HwDomainId};
 
-use crate::Vmid;
 use crate::command_queue::BATCH_MAX;
 use crate::spec::command::{Command, Depth, TlbSpan};
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::RangeInvalidation;
+use crate::vmsa::Stage;
+use crate::{Asid, Vmid};
 
 /// Commands of one submission.
 pub(crate) type Batch = ArrayVec<Command, BATCH_MAX>;
@@ -18,10 +19,51 @@ pub(crate) type Batch = ArrayVec<Command, BATCH_MAX>;
 /// ranges.
 const SINGLES_MOST: u64 = 16;
 
+/// Under which id a unit files a domain's translations, and of which stage they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filed {
+    /// Of a first stage, under an ASID of [`FIRST_STAGE_VMID`].
+    First(Asid),
+    /// Of a second stage.
+    Second(Vmid),
+}
+
+/// The VMID of streams with a first stage alone: those units have no others.
+pub(crate) const FIRST_STAGE_VMID: Vmid = Vmid::new(0);
+
+impl Filed {
+    /// Where a unit that translates by this stage files them.
+    pub(crate) const fn of(domain: HwDomainId, stage: Stage) -> Self {
+        match stage {
+            Stage::First => Self::First(Asid::new(domain.get())),
+            Stage::Second => Self::Second(vmid(domain)),
+        }
+    }
+
+    /// Forget everything of the domain. Of a second stage, what was made of both as well. A unit without second stages
+    /// stops at the command for one, and a first stage's alone would leave a second one's translations.
+    pub(crate) const fn all(self) -> Command {
+        match self {
+            Self::First(asid) => Command::tlb_first_asid(FIRST_STAGE_VMID, asid),
+            Self::Second(vmid) => Command::tlb_vmid(vmid),
+        }
+    }
+
+    /// Forget what translates `span`.
+    const fn address(self, span: &TlbSpan, depth: Depth) -> Command {
+        match self {
+            Self::First(asid) => Command::tlb_first_address(FIRST_STAGE_VMID, asid, span, depth),
+            Self::Second(vmid) => Command::tlb_second_address(vmid, span, depth),
+        }
+    }
+}
+
 /// How translations are invalidated on a unit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Invalidator {
     pub(crate) granule: Granule,
+    /// Of which stage they are.
+    pub(crate) stage: Stage,
     /// Whether one command may name a range.
     pub(crate) ranges: Option<RangeInvalidation>,
 }
@@ -35,7 +77,8 @@ impl Invalidator {
     /// The commands that make the unit forget what `request` names, possibly more.
     pub(crate) fn commands(&self, request: FlushRequest, batch: &mut Batch) {
         let other = u16::from(Fault::FlushOtherVmid.is_on());
-        let vmid = vmid(HwDomainId::new(request.domain.get().wrapping_add(other)));
+        let domain = HwDomainId::new(request.domain.get().wrapping_add(other));
+        let filed = Filed::of(domain, self.stage);
         let depth = match request.depth {
             FlushDepth::Leaves => Depth::Leaves,
             FlushDepth::WalkCaches => Depth::All,
@@ -43,23 +86,23 @@ impl Invalidator {
         let named = match request.span {
             FlushSpan::Domain => None,
             FlushSpan::Pages(range) => match self.ranges {
-                Some(token) => self.by_ranges(token, vmid, depth, range),
-                None => self.one_by_one(vmid, depth, range),
+                Some(token) => self.by_ranges(token, filed, depth, range),
+                None => self.one_by_one(filed, depth, range),
             },
         };
         match named {
             Some(commands) if commands.len() <= batch.remaining_capacity() => {
                 batch.extend(commands)
             }
-            // Of both stages: nothing that was made through the domain is left.
+            // Nothing that was made through the domain is left.
             _ => {
-                let _ = batch.try_push(Command::tlb_vmid(vmid));
+                let _ = batch.try_push(filed.all());
             }
         }
     }
 
     /// A command for each granule, where there are few.
-    fn one_by_one(&self, vmid: Vmid, depth: Depth, range: IovaRange) -> Option<Batch> {
+    fn one_by_one(&self, filed: Filed, depth: Depth, range: IovaRange) -> Option<Batch> {
         let granules = granules(self.granule, range);
         if granules.count > SINGLES_MOST {
             return None;
@@ -69,9 +112,7 @@ impl Invalidator {
         for index in 0..granules.count - left_out {
             let address = granules.start + index * self.granule.bytes();
             let span = TlbSpan::address(Iova::new(address));
-            batch
-                .try_push(Command::tlb_second_address(vmid, &span, depth))
-                .ok()?;
+            batch.try_push(filed.address(&span, depth)).ok()?;
         }
         Some(batch)
     }
@@ -81,7 +122,7 @@ impl Invalidator {
     fn by_ranges(
         &self,
         token: RangeInvalidation,
-        vmid: Vmid,
+        filed: Filed,
         depth: Depth,
         range: IovaRange,
     ) -> Option<Batch> {
@@ -102,9 +143,7 @@ impl Invalidator {
                 (1, 0) => TlbSpan::address(Iova::new(at)),
                 _ => TlbSpan::range(token, self.granule, Iova::new(at), units, scale, None)?,
             };
-            batch
-                .try_push(Command::tlb_second_address(vmid, &span, depth))
-                .ok()?;
+            batch.try_push(filed.address(&span, depth)).ok()?;
             let done = u64::from(units) << scale;
             left = left.saturating_sub(done);
             at = at.checked_add(done.checked_mul(self.granule.bytes())?)?;
@@ -145,7 +184,12 @@ mod tests {
         IovaRange::new(Iova::new(start), PageCount::new(pages).unwrap()).unwrap()
     }
 
-    fn flush(ranges: bool, granule: Granule, span: FlushSpan, depth: FlushDepth) -> Vec<[u64; 2]> {
+    fn flush(
+        ranges: bool,
+        (stage, granule): (Stage, Granule),
+        span: FlushSpan,
+        depth: FlushDepth,
+    ) -> Vec<[u64; 2]> {
         let ranges = Idr3::new().with_ril(ranges).range_invalidation();
         let request = FlushRequest {
             domain: DOMAIN,
@@ -153,16 +197,32 @@ mod tests {
             depth,
         };
         let mut batch = Batch::new();
-        Invalidator { granule, ranges }.commands(request, &mut batch);
+        let invalidator = Invalidator {
+            granule,
+            stage,
+            ranges,
+        };
+        invalidator.commands(request, &mut batch);
         batch.iter().map(Command::words).collect()
     }
 
-    /// What a command covers, decoded by hand: first byte and length, `None` for the whole domain.
-    fn covered([w0, w1]: [u64; 2]) -> Option<(u64, u64)> {
-        assert_eq!(w0 >> 32 & 0xffff, 7, "the domain's VMID");
+    const STAGES: [Stage; 2] = [Stage::First, Stage::Second];
+
+    /// What a command of a stage covers, decoded by hand: first byte and length, `None` for the whole domain.
+    fn covered(stage: Stage, [w0, w1]: [u64; 2]) -> Option<(u64, u64)> {
+        let (whole, pages) = match stage {
+            Stage::First => {
+                assert_eq!(w0 >> 32, 7 << 16, "the domain's ASID, VMID 0");
+                (0x11, 0x12)
+            }
+            Stage::Second => {
+                assert_eq!(w0 >> 32, 7, "the domain's VMID, no ASID");
+                (0x28, 0x2a)
+            }
+        };
         match w0 & 0xff {
-            0x28 => None,
-            0x2a => {
+            code if code == whole => None,
+            code if code == pages => {
                 let start = w1 & !0xfff;
                 let granule: u64 = match w1 >> 10 & 3 {
                     0 => {
@@ -199,16 +259,18 @@ mod tests {
             1 << 24,
             (1 << 28) - 1,
         ];
-        for granule in [Granule::Size4K, Granule::Size16K, Granule::Size64K] {
+        let granules = [Granule::Size4K, Granule::Size16K, Granule::Size64K];
+        let formats = STAGES.map(|stage| granules.map(|granule| (stage, granule)));
+        for (stage, granule) in formats.concat() {
             for count in pages {
                 for start in [0, 0x5000, 0x4000_0000, 0x7fff_f000] {
                     let span = FlushSpan::Pages(range(start, count));
                     for depth in [FlushDepth::Leaves, FlushDepth::WalkCaches] {
                         for ranges in [false, true] {
-                            let commands = flush(ranges, granule, span, depth);
+                            let commands = flush(ranges, (stage, granule), span, depth);
                             let mut at = start / granule.bytes() * granule.bytes();
                             for command in &commands {
-                                let Some((first, bytes)) = covered(*command) else {
+                                let Some((first, bytes)) = covered(stage, *command) else {
                                     assert_eq!(commands.len(), 1);
                                     at = u64::MAX;
                                     break;
@@ -227,24 +289,29 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_domain_is_one_command_of_both_stages() {
+    fn a_whole_domain_is_one_command() {
         for ranges in [false, true] {
-            let commands = flush(
-                ranges,
-                Granule::Size4K,
-                FlushSpan::Domain,
-                FlushDepth::Leaves,
-            );
-            assert_eq!(commands, [[7 << 32 | 0x28, 0]]);
+            // Of both stages for a second one; a unit that has only the first stops at that.
+            for (stage, word) in [
+                (Stage::First, 7 << 48 | 0x11),
+                (Stage::Second, 7 << 32 | 0x28),
+            ] {
+                let format = (stage, Granule::Size4K);
+                let commands = flush(ranges, format, FlushSpan::Domain, FlushDepth::Leaves);
+                assert_eq!(commands, [[word, 0]]);
+            }
         }
     }
 
     #[test]
     fn pages_one_by_one_are_few() {
-        let of = |pages| {
+        let of_stage = |stage, pages| {
             let span = FlushSpan::Pages(range(0x1000, pages));
-            flush(false, Granule::Size4K, span, FlushDepth::Leaves)
+            flush(false, (stage, Granule::Size4K), span, FlushDepth::Leaves)
         };
+        assert_eq!(of_stage(Stage::First, 1), [[7 << 48 | 0x12, 0x1001]]);
+        assert_eq!(of_stage(Stage::First, 17), [[7 << 48 | 0x11, 0]]);
+        let of = |pages| of_stage(Stage::Second, pages);
         assert_eq!(of(1), [[7 << 32 | 0x2a, 0x1001]]);
         assert_eq!(of(16).len(), 16);
         assert_eq!(of(17), [[7 << 32 | 0x28, 0]]);

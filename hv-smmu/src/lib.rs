@@ -1,4 +1,4 @@
-//! Arm SMMUv3: firmware tables, bring-up, second-stage format, commands and events.
+//! Arm SMMUv3: firmware tables, bring-up, table format of both stages, commands and events.
 //!
 //! [`iort::parse`] or [`device_tree::parse`] read what firmware says, as [`Firmware`]; [`Coverage`] decides from it which
 //! unit translates for which requester, and as which stream. [`Smmu::discover`] looks at the units,
@@ -13,6 +13,7 @@ mod backend;
 mod caps;
 mod change;
 mod command_queue;
+mod contexts;
 mod coverage;
 pub mod device_tree;
 mod discovery;
@@ -28,10 +29,10 @@ mod list;
 mod nested;
 mod regions;
 mod root;
-mod second_stage;
 pub mod spec;
 mod stream_table;
 mod unit;
+mod vmsa;
 mod window;
 
 pub use backend::Smmu;
@@ -44,6 +45,6 @@ pub use ids::{Asid, DeviceId, StallTag, StreamId, SubstreamId, Vmid};
 pub use nested::{UserCommandWords, UserEntryWords, UserStage};
 pub use regions::{Regions, RegionsError};
 pub use root::RootFields;
-pub use second_stage::{MemoryType, SecondStage, SecondStage16K, SecondStage64K, StageTwo};
 pub use unit::{UnitInfo, UnitRefusal};
+pub use vmsa::{MemoryType, Stage, Tables, Vmsa, Vmsa16K, Vmsa64K};
 pub use window::IdWindow;

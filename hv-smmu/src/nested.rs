@@ -15,11 +15,11 @@ use hv_iommu::{
 
 use crate::backend::Smmu;
 use crate::invalidate::vmid;
-use crate::second_stage::StageTwo;
 use crate::spec::command::{BadCommand, UserCommand};
 use crate::spec::quirks::Quirk;
 use crate::spec::stream_entry::{BadUserEntry, ContextTableFormat, FirstStageContexts, WORDS};
 use crate::spec::walk::Walk;
+use crate::vmsa::Tables;
 
 /// A user's first stage, looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub type UserCommandWords = [u64; crate::spec::command::WORDS];
 // SAFETY: a nested binding is one entry of both stages whose second stage is that of `parent` (`Unit::bind_nested`): each
 // address that the first stage gives, and those of its own tables, go through it. It comes down as other bindings do.
 // A flush of a whole domain is TLBI_S12_VMALL, which names what was made of both stages.
-unsafe impl<P: Platform, F: StageTwo> NestedBackend for Smmu<P, F> {
+unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
     type UserStage = UserEntryWords;
     type FirstStage = UserStage;
     type UserInvalidation = UserCommandWords;
@@ -120,7 +120,7 @@ unsafe impl<P: Platform, F: StageTwo> NestedBackend for Smmu<P, F> {
 
 // SAFETY: a bypassing entry lets requests through as they are, and carries the domain's id, by which `unbind` finds that it
 // is its own.
-unsafe impl<P: Platform, F: StageTwo> IdentityBackend for Smmu<P, F> {
+unsafe impl<P: Platform, F: Tables> IdentityBackend for Smmu<P, F> {
     fn passes_through(&self, _unit: UnitIndex) -> bool {
         true
     }

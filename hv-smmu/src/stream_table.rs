@@ -51,6 +51,8 @@ pub(crate) struct StreamTable {
     root: FrameRun<Hypervisor>,
     shape: Shape,
     log2: u8,
+    /// What an entry is before somebody writes it.
+    blank: [u64; WORDS],
 }
 
 /// The words of an entry, and where the first is.
@@ -71,17 +73,40 @@ impl StreamTable {
         } else {
             (Shape::Linear, bits.min(LINEAR_BITS_MOST))
         };
+        Self::filled_with(reach, shape, log2, StreamTableEntry::ABORT.words())
+    }
+
+    /// A table of other things of the same size, one for each stream of this one.
+    pub(crate) fn same_shape<P: Platform>(
+        &self,
+        reach: &Reach<'_, P>,
+        blank: [u64; WORDS],
+    ) -> Result<Self, UnitError> {
+        Self::filled_with(reach, self.shape, self.log2, blank)
+    }
+
+    fn filled_with<P: Platform>(
+        reach: &Reach<'_, P>,
+        shape: Shape,
+        log2: u8,
+        blank: [u64; WORDS],
+    ) -> Result<Self, UnitError> {
         let bytes = match shape {
             Shape::Linear => ENTRY_BYTES << log2,
             Shape::TwoLevel => LEVEL_1_BYTES << (log2 - SPLIT_BY_BUS),
         };
         let root = reach.aligned_run(bytes)?;
         if shape == Shape::Linear {
-            fill_with_aborts(reach, &root);
+            fill(reach, &root, &blank);
         }
         reach.publish(root.range().start(), root.range().pages().bytes());
         // INVARIANT: the run is long enough, and no descriptor names anything.
-        Ok(Self { root, shape, log2 })
+        Ok(Self {
+            root,
+            shape,
+            log2,
+            blank,
+        })
     }
 
     /// Whether the table has room for a stream.
@@ -164,7 +189,7 @@ impl StreamTable {
             })
     }
 
-    /// Links an array of aborting entries for the stream and its neighbours, unless there is one. The unit has to
+    /// Links an array of blank entries for the stream and its neighbours, unless there is one. The unit has to
     /// be told behind it: it may have kept that there was none.
     pub(crate) fn add_array<P: Platform>(
         &self,
@@ -174,7 +199,7 @@ impl StreamTable {
         let descriptor = self.descriptor(reach, stream)?;
         let bytes = ENTRY_BYTES << SPLIT_BY_BUS;
         let run = reach.aligned_run(bytes)?;
-        fill_with_aborts(reach, &run);
+        fill(reach, &run, &self.blank);
         // The entries reach the unit before the descriptor does.
         reach.publish(run.range().start(), bytes);
         let link = Level1Descriptor::new()
@@ -228,6 +253,11 @@ impl<'a, C: EntryCell> EntryWords<'a, C> {
                 found: cells.len() as u64,
             }),
         }
+    }
+
+    /// Where it is.
+    pub(crate) const fn at(&self) -> PhysAddr {
+        self.at
     }
 
     /// The entry as it stands.
@@ -291,12 +321,11 @@ fn cells_at<'a, P: Platform>(
     })
 }
 
-/// Makes every entry of a private run abort.
-fn fill_with_aborts<P: Platform>(reach: &Reach<'_, P>, run: &FrameRun<Hypervisor>) {
-    let abort = StreamTableEntry::ABORT.words();
+/// Makes every entry of a private run blank.
+fn fill<P: Platform>(reach: &Reach<'_, P>, run: &FrameRun<Hypervisor>, blank: &[u64; WORDS]) {
     for index in 0..run.pages().get() {
         let cells = run.cells(reach.platform, index).unwrap_or_default();
-        for (cell, word) in cells.iter().zip(abort.iter().cycle()) {
+        for (cell, word) in cells.iter().zip(blank.iter().cycle()) {
             // ORDERING: Relaxed, the run is private; the link or register that hands it over publishes it.
             cell.store(*word, Ordering::Relaxed);
         }

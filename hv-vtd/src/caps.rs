@@ -29,6 +29,7 @@ pub(crate) fn unit_caps(cap: Cap, ecap: Ecap, host_address_bits: u8) -> Option<U
         _ => PageSize::Size1G,
     };
     Some(UnitCaps {
+        second_stage: true,
         levels: levels(cap),
         root_tables: RootTables::ONE,
         largest_page,

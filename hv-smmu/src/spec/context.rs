@@ -235,6 +235,25 @@ impl ContextDescriptor {
     }
 }
 
+/// Under which id what a descriptor of these words leads to is cached.
+pub const fn asid_of(words: &[u64; WORDS]) -> Asid {
+    let [word0, ..] = words;
+    Asid::new(Word0::from_bits(*word0).asid())
+}
+
+/// The words of the same descriptor, but that faults are not recorded: word 0 alone differs. `None` for one that is not
+/// valid.
+pub const fn without_records(words: &[u64; WORDS]) -> Option<[u64; WORDS]> {
+    let mut quiet = *words;
+    let [word0, ..] = &mut quiet;
+    let descriptor = Word0::from_bits(*word0);
+    if !descriptor.v() {
+        return None;
+    }
+    *word0 = descriptor.with_r(false).into_bits();
+    Some(quiet)
+}
+
 /// The bits that the unit looks at in a descriptor of these words, as with
 /// [stream table entries](super::stream_entry::used_bits).
 pub const fn used_bits(words: &[u64; WORDS]) -> [u64; WORDS] {
@@ -338,6 +357,16 @@ mod tests {
         let dirty = ContextDescriptor::new(&FirstStageTables { dirty, ..tables() });
         assert_eq!(dirty.words()[0] ^ plain, 3 << 42);
         assert_eq!(Idr0::new().with_httu(1).writes_dirty(), None);
+    }
+
+    #[test]
+    fn recording_is_one_bit_of_word_0() {
+        let words = ContextDescriptor::new(&tables()).words();
+        let quiet = without_records(&words).unwrap();
+        assert_eq!(quiet[0], words[0] & !(1 << 45));
+        assert_eq!(quiet[1..], words[1..]);
+        assert_eq!(without_records(&ContextDescriptor::INVALID.words()), None);
+        assert_eq!(asid_of(&words), Asid::new(0x1234));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod command;
 pub mod context;
 pub mod device_tree;
 pub mod event;
+pub mod first_stage;
 pub mod granule;
 pub mod id_registers;
 pub mod iort;

@@ -17,10 +17,10 @@ use super::{
 use crate::StreamId;
 use crate::caps;
 use crate::command_queue::Commands;
+use crate::contexts::Contexts;
 use crate::error::BringUpError;
 use crate::event_queue::Events;
 use crate::firmware::SmmuUnit;
-use crate::second_stage::StageTwo;
 use crate::spec::command::Command;
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
@@ -28,11 +28,12 @@ use crate::spec::queue::QueuePointer;
 use crate::spec::quirks::{self, Quirk};
 use crate::spec::registers::{self, Cr1, Cr2, IrqCtrl};
 use crate::stream_table::StreamTable;
+use crate::vmsa::{Stage, Tables};
 
 impl<P: Platform> Unit<P, Discovered> {
     /// Reads what the unit is, and refuses what this version does not drive with tables of format `F`. Writes nothing.
     /// `last_stream` is the highest of a requester that is known.
-    pub(crate) fn discover<F: StageTwo>(
+    pub(crate) fn discover<F: Tables>(
         platform: &P,
         index: UnitIndex,
         described: &SmmuUnit,
@@ -72,7 +73,13 @@ impl<P: Platform> Unit<P, Discovered> {
             iidr,
             aidr: Aidr::from_bits(block.read32(registers::AIDR)),
         };
-        check(&info, F::GRANULE).map_err(refused)?;
+        let stage = check(&info, F::GRANULE).map_err(refused)?;
+        if stage == Stage::First {
+            info!(
+                "SMMUv3 {index}: it has first stages alone, so the devices behind it can be the hypervisor's and no \
+                 guest's"
+            );
+        }
         if info.coherent != info.idr0.cohacc() {
             info!(
                 "SMMUv3 {index}: firmware says that it {}, its registers say the opposite: firmware is believed",
@@ -86,7 +93,7 @@ impl<P: Platform> Unit<P, Discovered> {
         let registers = (info.idr0, info.idr3, info.idr5);
         Ok(Self {
             index,
-            caps: caps::unit_caps::<F>(registers, info.coherent),
+            caps: caps::unit_caps::<F>(registers, stage, info.coherent),
             info,
             regs: Regs::new(block, one_page),
             state: Discovered,
@@ -203,12 +210,20 @@ impl<P: Platform> Unit<P, Listening> {
     /// Turns translation on. From here the stream table, not the gate, keeps devices out; the gate stays closed for
     /// whoever turns the unit off.
     pub(crate) fn enable(self, platform: &P) -> Result<Unit<P, Enabled>, BringUpError> {
+        let contexts = match self.caps.second_stage {
+            true => None,
+            false => Some(Contexts::beside(
+                &self.reach(platform),
+                &self.state.streams,
+            )?),
+        };
         self.regs
             .switch(platform, self.index, Switch::Translation, true)?;
         Ok(self.into_state(|state| Enabled {
             streams: state.streams,
             commands: state.commands,
             events: state.events,
+            contexts,
             reset: SpinMutex::new(()),
         }))
     }
@@ -249,7 +264,8 @@ impl<P: Platform, S> Unit<P, S> {
     }
 }
 
-fn check(info: &UnitInfo, granule: Granule) -> Result<(), UnitRefusal> {
+/// Whether this version drives the unit, and which stage translates domains.
+fn check(info: &UnitInfo, granule: Granule) -> Result<Stage, UnitRefusal> {
     let (idr0, idr1, idr5) = (info.idr0, info.idr1, info.idr5);
     if idr1.is_preset() {
         let idr1 = idr1.into_bits();
@@ -259,9 +275,9 @@ fn check(info: &UnitInfo, granule: Granule) -> Result<(), UnitRefusal> {
     if !idr0.has_aarch64() || !idr0.has_little_endian() {
         return Err(UnitRefusal::Tables { idr0: idr0_bits });
     }
-    if !idr0.s2p() {
-        return Err(UnitRefusal::NoSecondStage { idr0: idr0_bits });
-    }
+    let Some(stage) = caps::stage(idr0) else {
+        return Err(UnitRefusal::NoStage { idr0: idr0_bits });
+    };
     if !idr5.has_granule(granule) {
         let idr5 = idr5.into_bits();
         return Err(UnitRefusal::Granule { granule, idr5 });
@@ -273,5 +289,5 @@ fn check(info: &UnitInfo, granule: Granule) -> Result<(), UnitRefusal> {
     {
         return Err(UnitRefusal::AlwaysStalls { idr0: idr0_bits });
     }
-    Ok(())
+    Ok(stage)
 }

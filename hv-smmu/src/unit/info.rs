@@ -32,12 +32,9 @@ pub enum UnitRefusal {
         /// IDR0.
         idr0: u32,
     },
-    /// No second stage.
-    #[error(
-        "expected second stages (IDR0.S2P), found IDR0 {idr0:#x}: a guest's domain cannot be had here, since its \
-         addresses are translated by a second stage"
-    )]
-    NoSecondStage {
+    /// No stage at all.
+    #[error("expected stages that translate (IDR0.S1P, IDR0.S2P), found neither (IDR0 {idr0:#x})")]
+    NoStage {
         /// IDR0.
         idr0: u32,
     },

@@ -5,6 +5,7 @@
 //! hardware that was given memory keeps it. Each step is done on all units before the next.
 
 mod bring_up;
+mod first_stage;
 mod info;
 mod regs;
 mod reset;
@@ -20,6 +21,7 @@ pub(crate) use running::Stream;
 
 use crate::command_queue::Commands;
 use crate::command_queue::QueueContext;
+use crate::contexts::Contexts;
 use crate::event_queue::Events;
 use crate::frames::Reach;
 use crate::stream_table::StreamTable;
@@ -63,6 +65,8 @@ pub(crate) struct Enabled {
     streams: StreamTable,
     commands: Commands,
     events: Events,
+    /// Of a unit that translates by first stages.
+    contexts: Option<Contexts>,
     /// Held by the one reset that is under way; nothing else waits for it.
     reset: SpinMutex<()>,
 }

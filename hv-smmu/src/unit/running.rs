@@ -7,15 +7,16 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
 
+use super::first_stage::forget_context;
 use super::{Enabled, Unit};
 use crate::StreamId;
 use crate::caps;
 use crate::command_queue::QueueContext;
 use crate::entry_update::Update;
-use crate::invalidate::{Batch, Invalidator, vmid};
+use crate::frames::Reach;
+use crate::invalidate::{Batch, Filed, Invalidator, vmid};
 use crate::nested::UserStage;
 use crate::root::RootFields;
-use crate::second_stage::StageTwo;
 use crate::spec::command::{Command, Depth, SyncSignal};
 use crate::spec::granule::Granule;
 use crate::spec::stream_entry::{
@@ -24,6 +25,7 @@ use crate::spec::stream_entry::{
 };
 use crate::spec::walk::Walk;
 use crate::stream_table::EntryWords;
+use crate::vmsa::{Stage, Tables};
 
 /// Who a stream is, for errors.
 #[derive(Clone, Copy)]
@@ -46,12 +48,15 @@ impl<P: Platform> Unit<P, Enabled> {
     ///
     /// # Safety
     /// As there.
-    pub(crate) unsafe fn bind<F: StageTwo>(
+    pub(crate) unsafe fn bind<F: Tables>(
         &self,
         platform: &P,
         stream: Stream,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        if let Some(contexts) = &self.state.contexts {
+            return self.bind_first::<F>(platform, contexts, stream, binding);
+        }
         let (tables, options) = self.second_stage::<F>(binding)?;
         let target = StreamTableEntry::second_stage(&tables, &options).words();
         self.set(platform, stream, &target)
@@ -62,7 +67,7 @@ impl<P: Platform> Unit<P, Enabled> {
     ///
     /// # Safety
     /// As there.
-    pub(crate) unsafe fn bind_nested<F: StageTwo>(
+    pub(crate) unsafe fn bind_nested<F: Tables>(
         &self,
         platform: &P,
         stream: Stream,
@@ -97,51 +102,112 @@ impl<P: Platform> Unit<P, Enabled> {
         target: &[u64; WORDS],
     ) -> Result<Option<FlushTicket>, UnitError> {
         self.state.commands.check_alive(self.index)?;
-        let reach = self.reach(platform);
-        let streams = &self.state.streams;
-        if streams.entry(&reach, stream.id)?.is_none() {
-            // That there was none may be cached, for each of its streams: `update` has the way to an entry forgotten too.
-            streams.add_array(&reach, stream.id)?;
-        }
-        // Whoever linked the array may not have written the link back yet.
-        streams.publish_link(&reach, stream.id);
-        let Some(entry) = streams.entry(&reach, stream.id)? else {
-            return Err(UnitError::Hardware {
-                unit: self.index,
-                what: "a stream table descriptor that was written, when it was read back",
-                expected: 1,
-                found: 0,
-            });
-        };
+        let entry = self.entry_to_bind(platform, stream.id)?;
         let before = entry.read();
         if Config::of(&before) != Some(Config::Abort) {
             if stream.is_shared && before == *target {
                 return Ok(None);
             }
-            return Err(UnitError::AlreadyBound {
-                requester: stream.requester,
-                domain: HwDomainId::new(vmid_of(&before).get()),
-            });
+            return Err(self.already_bound(&self.reach(platform), stream, &before));
         }
         self.update(platform, stream.id, &entry, target).map(Some)
     }
 
-    /// The second stage of a binding that this unit can do.
-    fn second_stage<F: StageTwo>(
+    /// The entry of a stream, with an array around it if it had none. Waits then.
+    pub(super) fn entry_to_bind<'a>(
+        &'a self,
+        platform: &'a P,
+        stream: StreamId,
+    ) -> Result<EntryWords<'a, P::Cell>, UnitError> {
+        let reach = self.reach(platform);
+        let streams = &self.state.streams;
+        if streams.entry(&reach, stream)?.is_none() {
+            // That there was none may be cached, for each of its streams: `update` has the way to an entry forgotten too.
+            streams.add_array(&reach, stream)?;
+        }
+        // Whoever linked the array may not have written the link back yet.
+        streams.publish_link(&reach, stream);
+        streams.entry(&reach, stream)?.ok_or(UnitError::Hardware {
+            unit: self.index,
+            what: "a stream table descriptor that was written, when it was read back",
+            expected: 1,
+            found: 0,
+        })
+    }
+
+    /// Which domain an entry lets its stream into, if it lets it anywhere.
+    fn domain_of(
         &self,
-        binding: Binding,
-    ) -> Result<(SecondStageTables, StreamOptions), UnitError> {
-        let unit = self.index;
-        let (root, domain) = (binding.root, binding.domain.get());
+        reach: &Reach<'_, P>,
+        stream: StreamId,
+        entry: &[u64; WORDS],
+    ) -> Option<HwDomainId> {
+        match Config::of(entry)? {
+            Config::Abort => None,
+            Config::First => self.domain_of_context(reach, stream),
+            Config::Bypass | Config::Second | Config::Nested => {
+                Some(HwDomainId::new(vmid_of(entry).get()))
+            }
+        }
+    }
+
+    /// That the stream of an entry which does not abort cannot be bound.
+    pub(super) fn already_bound(
+        &self,
+        reach: &Reach<'_, P>,
+        stream: Stream,
+        entry: &[u64; WORDS],
+    ) -> UnitError {
+        // An entry that is not valid is nobody's.
+        let none = HwDomainId::new(0);
+        UnitError::AlreadyBound {
+            requester: stream.requester,
+            domain: self.domain_of(reach, stream.id, entry).unwrap_or(none),
+        }
+    }
+
+    /// Refuses an id that no domain has on this unit.
+    pub(super) fn check_domain(&self, domain: HwDomainId) -> Result<(), UnitError> {
+        let domain = domain.get();
         // Id 0 is never given to a domain.
         if domain == 0 || u32::from(domain) >= self.caps.domain_ids {
             return Err(UnitError::Hardware {
-                unit,
+                unit: self.index,
                 what: "a domain id that the unit does not have or that is reserved; the highest",
                 expected: u64::from(self.caps.domain_ids).saturating_sub(1),
                 found: domain.into(),
             });
         }
+        Ok(())
+    }
+
+    /// What holds for every stream.
+    pub(super) fn options(&self) -> Result<StreamOptions, UnitError> {
+        // Units that always stall are refused.
+        let model = self.info.idr0.stall_model();
+        let on_fault = model.and_then(|model| model.terminate());
+        let on_fault = on_fault.ok_or(UnitError::Hardware {
+            unit: self.index,
+            what: "a unit whose faults always stall (IDR0.STALL_MODEL)",
+            expected: 1,
+            found: self.info.idr0.stall().into(),
+        })?;
+        Ok(StreamOptions {
+            on_fault,
+            translation_requests: None,
+            // A device fills the queue that it shares with others more slowly.
+            merge_events: true,
+        })
+    }
+
+    /// The second stage of a binding that this unit can do.
+    fn second_stage<F: Tables>(
+        &self,
+        binding: Binding,
+    ) -> Result<(SecondStageTables, StreamOptions), UnitError> {
+        let unit = self.index;
+        let root = binding.root;
+        self.check_domain(binding.domain)?;
         let output = caps::output_size(self.info.idr5);
         let shape = F::fields(root, self.caps.iova_bits)
             .filter(|_| self.caps.levels.has(root.level()))
@@ -171,27 +237,19 @@ impl<P: Platform> Unit<P, Enabled> {
                 found: page.as_u64(),
             },
         )?;
-        // Units that always stall are refused.
-        let model = self.info.idr0.stall_model();
-        let Some(on_fault) = model.and_then(|model| model.terminate()) else {
-            return Err(UnitError::Hardware {
-                unit,
-                what: "a unit whose faults always stall (IDR0.STALL_MODEL)",
-                expected: 1,
-                found: self.info.idr0.stall().into(),
-            });
-        };
-        let options = StreamOptions {
-            on_fault,
-            translation_requests: None,
-            // A device fills the queue that it shares with others more slowly.
-            merge_events: true,
-        };
-        Ok((tables, options))
+        Ok((tables, self.options()?))
+    }
+
+    /// Which stage translates domains here.
+    const fn stage(&self) -> Stage {
+        match self.state.contexts {
+            Some(_) => Stage::First,
+            None => Stage::Second,
+        }
     }
 
     /// How the unit reads tables and descriptors.
-    const fn walk(&self) -> Walk {
+    pub(super) const fn walk(&self) -> Walk {
         match self.info.coherent {
             true => Walk::Coherent,
             false => Walk::NonCoherent,
@@ -199,7 +257,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// Takes the steps from what stands in memory to `target`, and gives the ticket of the last.
-    fn update(
+    pub(super) fn update(
         &self,
         platform: &P,
         stream: StreamId,
@@ -239,7 +297,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// Waits for a step in the middle of something. A unit that does not get over it has failed, whatever it says.
-    fn wait_between(
+    pub(super) fn wait_between(
         &self,
         context: &QueueContext<'_, P>,
         commands: &[Command],
@@ -276,10 +334,10 @@ impl<P: Platform> Unit<P, Enabled> {
         let config = Config::of(&before);
         // One that aborts was bound to the domain if it still carries its id: it was made to be quiet, or another
         // requester of the stream was here before.
-        let is_bound = config.is_some_and(|config| config != Config::Abort);
+        let is_bound = self.domain_of(&reach, stream.id, &before) == Some(domain);
         let carries = vmid_of(&before) == vmid(domain);
         let was_ours = config == Some(Config::Abort) && (carries || stream.is_shared);
-        if !(is_bound && carries || was_ours) {
+        if !is_bound && !was_ours {
             return Err(not_bound);
         }
         if is_bound {
@@ -292,11 +350,14 @@ impl<P: Platform> Unit<P, Enabled> {
         if !Fault::UnbindKeepsStream.is_on() {
             let _ = batch.try_push(Command::config_stream(stream.id, Depth::Leaves));
         }
+        if self.state.contexts.is_some() {
+            let _ = batch.try_push(forget_context(stream.id));
+        }
         if !Fault::UnbindWithoutSync.is_on() {
             let _ = batch.try_push(Command::sync(SyncSignal::None));
         }
         if !Fault::UnbindKeepsTranslations.is_on() {
-            let _ = batch.try_push(Command::tlb_vmid(vmid(domain)));
+            let _ = batch.try_push(Filed::of(domain, self.stage()).all());
         }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
@@ -311,6 +372,7 @@ impl<P: Platform> Unit<P, Enabled> {
     ) -> Result<FlushTicket, UnitError> {
         let invalidator = Invalidator {
             granule,
+            stage: self.stage(),
             ranges: self.info.idr3.range_invalidation(),
         };
         let mut batch = Batch::new();
@@ -318,7 +380,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if batch.len() > self.state.commands.batch_most() {
             // A queue of a few entries takes no list of single addresses.
             batch.clear();
-            let _ = batch.try_push(Command::tlb_vmid(vmid(request.domain)));
+            let _ = batch.try_push(Filed::of(request.domain, self.stage()).all());
         }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
@@ -349,10 +411,13 @@ impl<P: Platform> Unit<P, Enabled> {
             .entry(&reach, stream.id)?
             .ok_or(not_bound)?;
         let before = entry.read();
-        match Config::of(&before) {
+        match (Config::of(&before), &self.state.contexts) {
+            (Some(Config::First), Some(contexts)) => {
+                self.quiet_first(&reach, contexts, stream.id, not_bound)?;
+            }
             // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
             // an entry that aborts is quiet.
-            Some(Config::Nested | Config::First) => {
+            (Some(Config::Nested | Config::First), _) => {
                 let [from, ..] = before;
                 let [to, ..] = StreamTableEntry::ABORT.words();
                 entry.replace(&reach, 0, from, to);
@@ -372,8 +437,12 @@ impl<P: Platform> Unit<P, Enabled> {
     /// Has the entry of a stream read anew. See [`hv_iommu::Backend::reread`].
     pub(crate) fn reread(&self, platform: &P, stream: StreamId) -> Result<(), UnitError> {
         let context = self.queue_with(platform);
-        let forget = [Command::config_stream(stream, Depth::Leaves)];
-        self.state.commands.submit(&context, &forget)?;
+        let entry = Command::config_stream(stream, Depth::Leaves);
+        let forget = [entry, forget_context(stream)];
+        // Nobody but a first stage of ours has a descriptor that we write.
+        let count = 1 + usize::from(self.state.contexts.is_some());
+        let forget = forget.get(..count).unwrap_or_default();
+        self.state.commands.submit(&context, forget)?;
         Ok(())
     }
 

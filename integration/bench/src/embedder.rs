@@ -170,6 +170,7 @@ unsafe impl Backend for Instantly {
         (unit.index() == 0).then_some(UnitCaps {
             snoop_control: false,
             root_tables: RootTables::ONE,
+            second_stage: true,
             levels: LevelSet::EMPTY.with(Level::new(LEVELS as u8)?),
             largest_page: PageSize::Size1G,
             coherent: true,

@@ -19,8 +19,8 @@ pub mod pool;
 #[cfg(not(hv_loom))]
 pub mod slab;
 #[cfg(not(hv_loom))]
-pub mod stage2_walker;
-#[cfg(not(hv_loom))]
 pub mod tree_build;
+#[cfg(not(hv_loom))]
+pub mod vmsa_walker;
 #[cfg(not(hv_loom))]
 pub mod walker;

@@ -1,5 +1,6 @@
 //! The NVMe drive as the scenarios use it: behind the IOMMU, in a domain of one owner or the other.
 
+use alloc::format;
 use core::time::Duration;
 
 use hv_core::platform::{FrameSource, Registers};
@@ -8,8 +9,8 @@ use hv_core::{
     KernelPaging, OutOfBounds, Owner, PageCount, PageSize, PciAddress, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    AtRest, Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, Group,
-    InterruptsIsolated,
+    AtRest, Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, DomainError,
+    Group, InterruptsIsolated, UnitCaps,
 };
 
 use super::{Context, Failure, OrFail, ensure};
@@ -199,13 +200,39 @@ pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
 impl Context<'_> {
     /// A domain with the deepest tables that the drive's unit walks, of those that are tried.
     pub(super) fn widest(&self) -> Result<DomainConfig, Failure> {
-        let unit = self.iommu.unit_of(drive(self.machine)?);
-        let caps = unit.and_then(|unit| self.iommu.unit_caps(unit));
-        let caps = caps.ok_or_else(|| Failure::new("no unit covers the drive"))?;
         Ok(DomainConfig {
-            address_bits: caps.iova_bits.min(WIDEST),
+            address_bits: self.drives_unit()?.iova_bits.min(WIDEST),
             ..DomainConfig::default()
         })
+    }
+
+    /// What the unit of the drive can do.
+    pub(super) fn drives_unit(&self) -> Result<UnitCaps, Failure> {
+        let unit = self.iommu.unit_of(drive(self.machine)?);
+        let caps = unit.and_then(|unit| self.iommu.unit_caps(unit));
+        caps.ok_or_else(|| Failure::new("no unit covers the drive"))
+    }
+
+    /// Asks for a domain of a guest where the drive's unit has no second stage. What is said to that.
+    pub(super) fn refused_guest(&mut self, guest: &GuestMemory) -> Result<DomainError, Failure> {
+        let (group, _) = self.take_drive()?;
+        let claimed = group.claim_for_guest(guest.vm());
+        let answer = Domain::user_domain_alloc(&claimed, DomainConfig::default());
+        let released = claimed.release();
+        self.rested(released.without_reset("nothing was attached, and the drive did nothing"))?;
+        match answer {
+            Err(error) => Ok(error),
+            Ok(domain) => {
+                let made = format!("{domain:?}");
+                domain
+                    .destroy()
+                    .or_fail("ending the guest's domain")?
+                    .for_each(drop);
+                Err(Failure::new(format_args!(
+                    "{made} was made for a guest, whose addresses nothing here translates"
+                )))
+            }
+        }
     }
 
     /// Takes the group of the drive out of those at rest.

@@ -1,4 +1,5 @@
-//! `reassign`: the drive changes hands, and only its present owner's memory is in reach.
+//! `reassign`: the drive changes hands, and only its present owner's memory is in reach. Where no guest can have it, that
+//! is said.
 
 use alloc::format;
 
@@ -7,7 +8,7 @@ use hv_core::{
     Access, FrameRun, Gpa, GuestMemory, Hypervisor, Iova, IovaRange, OwnerId, PageCount, PageSize,
     Perms,
 };
-use hv_iommu::HwDomainId;
+use hv_iommu::{DomainError, HwDomainId};
 
 use super::blocked::{CANARY, SCRATCH_OFFSET, canary, fill, is_canary};
 use super::drive::{drive, stand_in_guest};
@@ -26,7 +27,13 @@ const GUEST_PAGES: u64 = 256;
 ///
 /// Hypervisor, guest, hypervisor: at each step the drive works for its owner, and what the other
 /// owner mapped at the same drive just before is out of reach.
+///
+/// Behind a unit without a second stage a guest's domain has to be refused, and the hypervisor's drive to work after that
+/// as it did before.
 pub(super) fn run(context: &mut Context<'_>) -> Shown {
+    if !context.drives_unit()?.second_stage {
+        return refused(context);
+    }
     let platform = context.machine.platform;
     let requester = drive(context.machine)?;
     let expected = |address, owner| Expected {
@@ -99,6 +106,35 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
     platform.free_frames(secret);
     Ok(format!(
         "hypervisor, {vm}, hypervisor: works for its owner, the other's memory blocked, {first_id} reused"
+    ))
+}
+
+/// What there is to show without a second stage: a guest's domain is refused, and of the hypervisor's domains, one after
+/// the other under the same id, the drive reaches the present one's page and not that of the one before, which was mapped
+/// at the same address until its domain ended.
+fn refused(context: &mut Context<'_>) -> Shown {
+    let platform = context.machine.platform;
+    let (first_id, old) = kernel_turn(context, canary(platform)?)?;
+    fill(platform, &old)?;
+    let guest = stand_in_guest()?;
+    let error = context.refused_guest(&guest)?;
+    ensure!(
+        matches!(error, DomainError::NoSecondStage { .. }),
+        "a guest's domain is refused by {error:?}, expected the lack of a second stage"
+    );
+    let (last_id, new) = kernel_turn(context, canary(platform)?)?;
+    ensure!(
+        is_canary(platform, &old),
+        "the drive reached what its last domain had mapped"
+    );
+    platform.free_frames(old);
+    platform.free_frames(new);
+    ensure!(
+        last_id == first_id,
+        "{last_id} was used, expected {first_id} again"
+    );
+    Ok(format!(
+        "no guest can have the drive, which works for the hypervisor before and after: {error}"
     ))
 }
 

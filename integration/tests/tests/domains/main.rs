@@ -18,4 +18,5 @@ mod origin;
 mod pasid;
 mod replace;
 mod replacements;
+mod stages;
 mod witnesses;

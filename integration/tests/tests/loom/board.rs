@@ -106,6 +106,7 @@ unsafe impl Backend for Board {
         Some(UnitCaps {
             snoop_control: false,
             root_tables: RootTables::ONE,
+            second_stage: true,
             levels: LevelSet::EMPTY.with(Level::new(1)?),
             largest_page: PageSize::Size4K,
             coherent: true,

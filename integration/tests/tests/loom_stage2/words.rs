@@ -4,17 +4,17 @@
 //! reserved, and a table above, where its absence makes a block; bits 7:6 are the permission of a leaf, bit 10 lets it
 //! be accessed, bits 47:12 are the address. Nothing is noted.
 
-use hv_smmu::{MemoryType, SecondStage};
+use hv_smmu::{MemoryType, Vmsa};
 
 /// The format, with two words per table.
-pub(crate) type Format = SecondStage<12, 1>;
+pub(crate) type Format = Vmsa<12, 1>;
 
 pub(crate) const ACCESSED: u64 = 0;
 pub(crate) const DIRTY: u64 = 0;
 pub(crate) const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 pub(crate) fn format() -> Format {
-    Format::new(MemoryType::AsSent, true)
+    Format::second(MemoryType::AsSent, true)
 }
 
 /// Whether the word stops a read, or a write. A leaf has AF, which no table has.

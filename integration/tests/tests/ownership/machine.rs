@@ -70,6 +70,7 @@ pub(crate) fn pages(count: u64) -> PageCount {
 pub(crate) fn full_unit() -> UnitCaps {
     UnitCaps {
         root_tables: RootTables::ONE,
+        second_stage: true,
         levels: LevelSet::EMPTY.with(level(3)).with(level(4)),
         largest_page: PageSize::Size1G,
         coherent: true,

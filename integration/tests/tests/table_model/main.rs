@@ -29,6 +29,7 @@ mod subject;
 mod under_test {
     use std::ops::Range;
 
+    use hv_core::Perms;
     use hv_tests::arena::Arena;
     pub(crate) use hv_tests::walker::Walker;
     pub(crate) use hv_vtd::SecondStage as Format;
@@ -38,6 +39,8 @@ mod under_test {
     pub(crate) const LEVELS: Range<u32> = 3..6;
     /// Log2 of the tables of a root.
     pub(crate) const MOST_ROOT_TABLES: u32 = 0;
+    /// What devices can be let do.
+    pub(crate) const PERMS: &[Perms] = &[Perms::Read, Perms::Write, Perms::ReadWrite];
     /// Walkers that snoop nothing, that snoop, that note what they do as well.
     pub(crate) const SNOOPS: u32 = 3;
 

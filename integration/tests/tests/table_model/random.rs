@@ -141,11 +141,7 @@ fn draw() -> impl Strategy<Value = Draw> {
 }
 
 fn perms() -> impl Strategy<Value = Perms> {
-    prop_oneof![
-        Just(Perms::Read),
-        Just(Perms::Write),
-        Just(Perms::ReadWrite)
-    ]
+    prop::sample::select(under_test::PERMS)
 }
 
 fn op() -> impl Strategy<Value = Op> {

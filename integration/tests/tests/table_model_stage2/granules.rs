@@ -12,9 +12,9 @@ use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::Quiescence;
 use hv_iommu::table::{Drain, DrainStep, Geometry, ReclaimStep, Table, TableError};
 use hv_iommu::{Level, RootTables};
-use hv_smmu::{MemoryType, SecondStage, SecondStage16K, SecondStage64K};
+use hv_smmu::{MemoryType, Vmsa, Vmsa16K, Vmsa64K};
 use hv_tests::slab::Slab;
-use hv_tests::stage2_walker::Walker;
+use hv_tests::vmsa_walker::{Stage, Walker};
 use hv_tests::walker::Found;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -44,7 +44,7 @@ enum Op {
 
 struct Bench<'m, const SHIFT: u32, const BITS: u32> {
     slab: &'m Slab,
-    table: Table<SecondStage<SHIFT, BITS>, &'m Slab>,
+    table: Table<Vmsa<SHIFT, BITS>, &'m Slab>,
     quiescence: Quiescence,
     root: Root,
     coherent: bool,
@@ -69,7 +69,7 @@ impl<'m, const SHIFT: u32, const BITS: u32> Bench<'m, SHIFT, BITS> {
     const FRAMES: usize = 1 << (BITS - 9);
 
     fn new(slab: &'m Slab, root: Root, coherent: bool) -> Self {
-        let format = SecondStage::new(MemoryType::ForcedWriteBack, coherent);
+        let format = Vmsa::second(MemoryType::ForcedWriteBack, coherent);
         // SAFETY: all guards and all of reclaim are of this value's one quiescence, on its one CPU.
         let table = unsafe { Table::new(format, geometry(root, coherent), slab) }.unwrap();
         Self {
@@ -95,8 +95,9 @@ impl<'m, const SHIFT: u32, const BITS: u32> Bench<'m, SHIFT, BITS> {
 
     fn walker(&self) -> Walker<impl Fn(u64, usize) -> u64> {
         let root = self.table.root().unwrap();
-        let fields = SecondStage::<SHIFT, BITS>::root_fields(root, 48).unwrap();
+        let fields = Vmsa::<SHIFT, BITS>::root_fields(root, 48).unwrap();
         Walker {
+            stage: Stage::Second,
             read: |at, index| self.slab.read(at, index, self.coherent),
             root: fields.base.as_u64(),
             granule: fields.granule,
@@ -409,7 +410,7 @@ fn part_of_a_page_is_refused_by_name() {
 
 #[test]
 fn a_root_that_cannot_be_had_is_an_error_and_takes_nothing() {
-    let format = SecondStage64K::new(MemoryType::AsSent, true);
+    let format = Vmsa64K::second(MemoryType::AsSent, true);
     let new = |slab: &Slab, root| {
         // SAFETY: no guard is made for it.
         unsafe { Table::new(format, geometry(root, true), slab) }.map(drop)
@@ -440,7 +441,7 @@ fn a_root_that_cannot_be_had_is_an_error_and_takes_nothing() {
         Err(TableError::TooWide { bits: 68, .. })
     ));
     // Frames that are handed in make as many whole tables as there are among them.
-    let format = SecondStage16K::new(MemoryType::AsSent, true);
+    let format = Vmsa16K::second(MemoryType::AsSent, true);
     // SAFETY: no guard is made for it.
     let table = unsafe { Table::new(format, geometry((2, 0), true), &slab) }.unwrap();
     let before = slab.taken();

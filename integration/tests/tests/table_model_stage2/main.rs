@@ -19,19 +19,23 @@ mod subject;
 mod under_test {
     use std::ops::Range;
 
+    use hv_core::Perms;
     use hv_iommu::Level;
-    use hv_smmu::{BlockChanges, Change, MemoryType, SecondStage};
+    use hv_smmu::{BlockChanges, Change, MemoryType, Vmsa};
     use hv_tests::arena::Arena;
-    pub(crate) use hv_tests::stage2_walker::Walker;
+    use hv_tests::vmsa_walker::Stage;
+    pub(crate) use hv_tests::vmsa_walker::Walker;
 
     use crate::subject::Shape;
 
-    pub(crate) type Format = SecondStage;
+    pub(crate) type Format = Vmsa;
 
     /// Architectural levels 2 to 0.
     pub(crate) const LEVELS: Range<u32> = 2..5;
     /// Log2 of the tables of a root.
     pub(crate) const MOST_ROOT_TABLES: u32 = 4;
+    /// What devices can be let do.
+    pub(crate) const PERMS: &[Perms] = &[Perms::Read, Perms::Write, Perms::ReadWrite];
     /// Walkers that snoop nothing, and that snoop; none that note what they do.
     pub(crate) const SNOOPS: u32 = 2;
 
@@ -61,11 +65,12 @@ mod under_test {
     }
 
     pub(crate) fn format(shape: &Shape) -> Format {
-        Format::new(MemoryType::AsSent, shape.coherent)
+        Format::second(MemoryType::AsSent, shape.coherent)
     }
 
     pub(crate) fn walker<R: Fn(u64, usize) -> u64>(read: R, root: u64, shape: &Shape) -> Walker<R> {
         Walker {
+            stage: Stage::Second,
             read,
             root,
             granule: 0,

@@ -1,6 +1,7 @@
-//! A walker of stage-2 tables of VMSAv8-64 that shares no line and no constant with the engine.
+//! A walker of tables of VMSAv8-64, of either stage, that shares no line and no constant with the engine.
 //!
-//! Written from what the hardware does with the fields of a stream table entry and with a descriptor. The granule
+//! Written from what the hardware does with the fields of a stream table entry, or context descriptor, and with those of
+//! a table. Of a second stage: the granule
 //! (S2TG) gives the size of a page and the bits that a level resolves; S2SL0 says at which level walks start, S2T0SZ
 //! how many input bits there are. What the start level resolves is all that is left of them: up to four bits more than
 //! the others, so that its table is up to 16 times as large, and aligned to its size. Bit 0 clear means a fault and
@@ -8,25 +9,40 @@
 //! its absence a block, which there are at levels 1 and 2 with pages of 4 KiB and at level 2 else. Bits 47 down to the
 //! granule are the address, of which a block's low ones are reserved, and those from the output size on fault.
 //! Without AF (bit 10) an access faults. S2AP (7:6) is the permission, of the leaf alone. Software owns 58:55.
+//!
+//! Of a first stage: T0SZ alone says where walks start, at the level that resolves the highest input bit, with one table.
+//! AP (7:6) is the permission: bit 6 lets requests without privilege in, bit 7 keeps everybody from writing. Bits 4:2 name
+//! the memory's type, bit 5 is ignored, nG (bit 11) has to be set since the tables are one domain's, and PXN beside XN.
 //! Sources: Linux `io-pgtable-arm.c`, Xen and QEMU `smmuv3`.
 
 use crate::walker::{BadWord, Found};
 
-/// What the stream table entry says, and how to read.
+/// Whose tables they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A context descriptor's.
+    First,
+    /// A stream table entry's.
+    Second,
+}
+
+/// What the entry or descriptor says, and how to read.
 pub struct Walker<R> {
     /// Reads the word with this index of the 4 KiB frame at this address.
     pub read: R,
-    /// S2TTB.
+    /// Of which stage they are.
+    pub stage: Stage,
+    /// S2TTB, TTB0.
     pub root: u64,
-    /// S2TG: 0 is 4 KiB, 1 is 64 KiB, 2 is 16 KiB.
+    /// S2TG, TG0: 0 is 4 KiB, 1 is 64 KiB, 2 is 16 KiB.
     pub granule: u8,
-    /// S2SL0.
+    /// S2SL0. A first stage has no such thing.
     pub start: u8,
-    /// S2T0SZ.
+    /// S2T0SZ, T0SZ.
     pub size: u8,
     /// How many bits of address there are behind the tables.
     pub output_bits: u32,
-    /// What each leaf has to say about memory: bits 5:2, and 9:8 above them.
+    /// What each leaf has to say about memory and for whom it is: bits 5:2, 9:8, and of a first stage 11.
     pub attributes: u64,
 }
 
@@ -48,9 +64,13 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
 
     /// The level at which walks start, as the architecture counts: 3 is that of pages.
     fn start_level(&self) -> u32 {
-        match self.granule {
-            0 => 2 - u32::from(self.start),
-            _ => 3 - u32::from(self.start),
+        match (self.stage, self.granule) {
+            (Stage::First, _) => {
+                let (page, stride) = self.granule();
+                4 - (self.input_bits() - page).div_ceil(stride)
+            }
+            (Stage::Second, 0) => 2 - u32::from(self.start),
+            (Stage::Second, _) => 3 - u32::from(self.start),
         }
     }
 
@@ -71,7 +91,14 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
     pub fn start_bits(&self) -> u32 {
         let bits = self.input_bits() - self.shift(self.start_level());
         let (_, stride) = self.granule();
-        assert!((1..=stride + 4).contains(&bits), "{bits} bits at the start");
+        let beside = match self.stage {
+            Stage::First => 0,
+            Stage::Second => 4,
+        };
+        assert!(
+            (1..=stride + beside).contains(&bits),
+            "{bits} bits at the start"
+        );
         assert!((16..=39).contains(&self.size), "S2T0SZ of {}", self.size);
         assert_eq!(self.root & ((8 << bits) - 1), 0, "S2TTB {:#x}", self.root);
         bits
@@ -103,7 +130,7 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
             Word::Leaf(page) => Some(Found {
                 to: page + (at & ((1 << self.shift(level)) - 1)),
                 readable: word & 0x40 != 0,
-                writable: word & 0x80 != 0,
+                writable: (word & 0x80 != 0) == (self.stage == Stage::Second),
                 level: 4 - level,
             }),
             _ => None,
@@ -204,14 +231,18 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
         if word & 1 << 10 == 0 {
             return Err(bad("a page whose access faults"));
         }
-        if word & 0x33c != self.attributes {
-            return Err(bad("a page of another kind of memory"));
+        if word & 0xb3c != self.attributes {
+            return Err(bad("a page of another kind of memory, or for others too"));
         }
-        if word & 0xc0 == 0 || word & 0x800 != 0 {
-            return Err(bad("a page without permission, or a bit that is reserved"));
+        let (usable, never) = match self.stage {
+            Stage::First => (word & 0x40 != 0, 3 << 53),
+            Stage::Second => (word & 0xc0 != 0, 1 << 54),
+        };
+        if !usable {
+            return Err(bad("a page without permission"));
         }
         // Nothing may be executed; no dirty state, and no promise about neighbours.
-        if word & 0x0078_0000_0000_0000 != 1 << 54 {
+        if word & 0x0078_0000_0000_0000 != never {
             return Err(bad(
                 "a page that may be executed, or with a hint that nobody asked for",
             ));

@@ -1,0 +1,142 @@
+//! Streams that are translated by a first stage: an entry that leads to a descriptor, which leads to the tables.
+//!
+//! The entry says nothing of the domain, the descriptor does: its ASID is the domain's id.
+
+use hv_core::platform::Platform;
+use hv_iommu::{Binding, FlushTicket, HwDomainId, UnitError};
+
+use super::{Enabled, Stream, Unit};
+use crate::caps;
+use crate::contexts::{Contexts, stores};
+use crate::frames::Reach;
+use crate::invalidate::FIRST_STAGE_VMID;
+use crate::spec::command::{Command, Depth};
+use crate::spec::context::{ContextDescriptor, FirstStageTables, asid_of, without_records};
+use crate::spec::first_stage::MEMORY_TYPES;
+use crate::spec::stream_entry::{
+    Config, ContextTableFormat, FirstStageContexts, Regime, StreamTableEntry, WORDS,
+    WithoutSubstream,
+};
+use crate::vmsa::Tables;
+use crate::{Asid, StreamId, SubstreamId};
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// Makes a stream that aborts translate by `binding`. The descriptor is written first, and what the unit may have kept
+    /// of it forgotten, while the entry still aborts: it goes live whole, with the entry.
+    pub(super) fn bind_first<F: Tables>(
+        &self,
+        platform: &P,
+        contexts: &Contexts,
+        stream: Stream,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        self.state.commands.check_alive(self.index)?;
+        let tables = self.first_stage::<F>(binding)?;
+        let descriptor = ContextDescriptor::new(&tables).words();
+        let reach = self.reach(platform);
+        let entry = self.entry_to_bind(platform, stream.id)?;
+        let context = contexts.get(&reach, stream.id)?;
+        let target = self.first_stage_entry(&reach, context.at().as_u64())?;
+        let before = entry.read();
+        if Config::of(&before) != Some(Config::Abort) {
+            if stream.is_shared && before == target && context.read() == descriptor {
+                return Ok(None);
+            }
+            return Err(self.already_bound(&reach, stream, &before));
+        }
+        context.store(&reach, &stores(&descriptor));
+        let queue = self.queue_with(platform);
+        let what = "forgetting a context descriptor (CFGI_CD)";
+        let forget = [forget_context(stream.id)];
+        self.state.commands.submit_and_wait(&queue, &forget, what)?;
+        self.update(platform, stream.id, &entry, &target).map(Some)
+    }
+
+    /// The first stage of a binding that this unit can do.
+    fn first_stage<F: Tables>(&self, binding: Binding) -> Result<FirstStageTables, UnitError> {
+        let unit = self.index;
+        self.check_domain(binding.domain)?;
+        let (root, output) = (binding.root, caps::output_size(self.info.idr5));
+        let half =
+            F::half(root, self.caps.iova_bits).filter(|_| self.caps.levels.has(root.level()));
+        let Some(half) = half else {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "tables that the unit does not walk, by the level of their root; address bits of the unit",
+                expected: self.caps.iova_bits.into(),
+                found: root.level().number().into(),
+            });
+        };
+        if root.page().as_u64() >> output.bits() != 0 {
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a root table above the output size, in address bits",
+                expected: output.bits().into(),
+                found: root.page().as_u64(),
+            });
+        }
+        Ok(FirstStageTables {
+            asid: Asid::new(binding.domain.get()),
+            lower: Some(half),
+            upper: None,
+            output,
+            attributes: MEMORY_TYPES,
+            walk: self.walk(),
+            on_fault: self.options()?.on_fault,
+            dirty: None,
+        })
+    }
+
+    /// The entry that leads to the one descriptor at `table`.
+    fn first_stage_entry(
+        &self,
+        reach: &Reach<'_, P>,
+        table: u64,
+    ) -> Result<[u64; WORDS], UnitError> {
+        let (format, without) = (ContextTableFormat::Linear, WithoutSubstream::Terminate);
+        let contexts = FirstStageContexts::new(table, format, 0, without, self.walk());
+        let contexts = contexts.ok_or(UnitError::Hardware {
+            unit: reach.unit,
+            what: "a context descriptor where no entry can name it; below",
+            expected: 1 << self.caps.phys_bits,
+            found: table,
+        })?;
+        let options = self.options()?;
+        let entry =
+            StreamTableEntry::first_stage(&contexts, Regime::El1, FIRST_STAGE_VMID, &options);
+        Ok(entry.words())
+    }
+
+    /// The domain that a stream's descriptor was last written for.
+    pub(super) fn domain_of_context(
+        &self,
+        reach: &Reach<'_, P>,
+        stream: StreamId,
+    ) -> Option<HwDomainId> {
+        let contexts = self.state.contexts.as_ref()?;
+        let context = contexts.of(reach, stream).ok()??;
+        Some(HwDomainId::new(asid_of(&context.read()).get()))
+    }
+
+    /// Stops faults of a stream with a first stage from being recorded: the descriptor says whether they are. It is to be
+    /// read anew.
+    pub(super) fn quiet_first(
+        &self,
+        reach: &Reach<'_, P>,
+        contexts: &Contexts,
+        stream: StreamId,
+        not_bound: UnitError,
+    ) -> Result<(), UnitError> {
+        let context = contexts.of(reach, stream)?.ok_or(not_bound)?;
+        let before = context.read();
+        let quiet = without_records(&before).ok_or(not_bound)?;
+        let ([from, ..], [to, ..]) = (before, quiet);
+        context.replace(reach, 0, from, to);
+        Ok(())
+    }
+}
+
+/// That a stream's one descriptor changed. Nothing leads to it but the stream's entry.
+pub(super) const fn forget_context(stream: StreamId) -> Command {
+    Command::config_context(stream, SubstreamId::ZERO, Depth::Leaves)
+}

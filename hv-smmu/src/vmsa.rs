@@ -1,0 +1,280 @@
+//! The table format, of either stage: what an entry means, and its bits.
+//!
+//! One type serves both, with the stage as a value. What the engine tests on its way down (its constants) is the same in
+//! both stages; what differs is in leaves: one bit of the permission, which is inverted, and attributes, which are a value
+//! in any case. A type each would have made two backends of the crate, and whoever embeds it would have to choose one
+//! before it knows the machine, or carry everything twice; and a machine with units of both kinds could not be had.
+
+#![expect(
+    unsafe_code,
+    reason = "promises the table engine that its words mean what it is told"
+)]
+
+use hv_core::fault::Fault;
+use hv_core::{Perms, PhysAddr};
+use hv_iommu::{Entry, Format, Level, LevelSet, RootPointer, RootTables};
+
+use crate::root::RootFields;
+use crate::spec::context::Half;
+use crate::spec::first_stage;
+use crate::spec::first_stage::{
+    INVERTED, NEVER_EXECUTED, NOT_GLOBAL, UNPRIVILEGED, WRITE_BACK_INDEX, attribute,
+};
+use crate::spec::granule::Granule;
+use crate::spec::second_stage::{
+    ACCESSED, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE, READ,
+    TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
+};
+
+/// What leaves say about the memory behind them. One for a unit: the stream table entries of a unit that forces
+/// write-back set S2FWB, those of others do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryType {
+    /// The device's own choice stands.
+    AsSent,
+    /// All accesses are write-back, whatever the device asks for: nobody gets past the caches.
+    ForcedWriteBack,
+}
+
+/// Which of its stages a unit translates a domain's addresses with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The first, by context descriptors: where there is no second one. For the hypervisor's own domains.
+    First,
+    /// The second: wherever there is one.
+    Second,
+}
+
+/// Tables with pages of 2^`PAGE_SHIFT` bytes and 2^`INDEX_BITS` entries per table.
+///
+/// Hardware has 9, 11 and 13 index bits for pages of 4, 16 and 64 KiB. Models run the same code with fewer.
+///
+/// An unmapped leaf keeps its address with [`K`] set, a detached table its address and the bit that makes a valid
+/// descriptor a table, an unlinked empty one [`F`] as well; none of them is valid. Leaves have AF set, since nobody
+/// would set it for them, and forbid execution, which no mapping of ours grants: stream table entries say that
+/// fetches of instructions are reads of data. Those of a first stage serve one ASID, and privileged requests and others
+/// alike; there are none for writing alone ([`UnitCaps::write_only`](hv_iommu::UnitCaps::write_only)).
+///
+/// Writes are not tracked in this version: [`Format::DIRTY`] is nothing and no leaf has DBM. Hardware notes a write by
+/// setting S2AP\[1\], which is no bit beside the permission but the permission: it is set from the start where writes are
+/// not tracked, and a leaf that is made read-only could not keep the note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vmsa<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
+    stage: Stage,
+    /// What leaves have beside address, permissions and kind.
+    attributes: u64,
+    /// Which bits of the permission are there the other way round.
+    inverted: u64,
+}
+
+/// Tables of the 16 KiB granule.
+pub type Vmsa16K = Vmsa<14, 11>;
+/// Tables of the 64 KiB granule.
+pub type Vmsa64K = Vmsa<16, 13>;
+
+impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> {
+    const ADDRESS: u64 = address(PAGE_SHIFT);
+
+    /// Second-stage tables for a unit whose accesses are of this type, and snoop the CPU's caches or do not.
+    pub const fn second(memory: MemoryType, coherent: bool) -> Self {
+        let kind = match memory {
+            MemoryType::AsSent => WRITE_BACK,
+            MemoryType::ForcedWriteBack => FORCED_WRITE_BACK,
+        };
+        Self {
+            stage: Stage::Second,
+            attributes: kind | shared(coherent) | ACCESSED | EXECUTE_NEVER,
+            inverted: 0,
+        }
+    }
+
+    /// First-stage tables for a unit that snoops the CPU's caches or does not. What a device sends is write-back in any
+    /// case: a first stage's leaves say so in place of the device.
+    pub const fn first(coherent: bool) -> Self {
+        let kind = attribute(WRITE_BACK_INDEX) | UNPRIVILEGED | NOT_GLOBAL;
+        Self {
+            stage: Stage::First,
+            attributes: kind | shared(coherent) | ACCESSED | NEVER_EXECUTED,
+            inverted: INVERTED,
+        }
+    }
+
+    /// Of which stage its tables are.
+    pub const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    const fn permission_bits(&self, perms: Perms) -> u64 {
+        let allowed = match perms {
+            Perms::Read => READ,
+            Perms::Write => WRITE,
+            Perms::ReadWrite => READ | WRITE,
+        };
+        allowed ^ self.inverted
+    }
+
+    /// What a leaf grants; `None` for one that nobody of ours wrote.
+    const fn permissions(&self, word: u64) -> Option<Perms> {
+        match self.stage {
+            Stage::First => first_stage::permissions(word),
+            Stage::Second => Perms::from_rights(word & READ != 0, word & WRITE != 0),
+        }
+    }
+
+    const fn address(word: u64) -> PhysAddr {
+        PhysAddr::new(word & Self::ADDRESS)
+    }
+
+    /// What a valid descriptor means.
+    const fn decode_valid(&self, word: u64, level: Level) -> Entry {
+        let last = level.number() == Level::LEAF.number();
+        let to = Self::address(word);
+        match (word & TABLE_OR_PAGE != 0, last) {
+            (true, true) | (false, false) => match self.permissions(word) {
+                Some(perms) => Entry::Leaf { to, perms },
+                None => Entry::Unknown(word),
+            },
+            (true, false) => Entry::Table {
+                page: to,
+                written_back: word & WB != 0,
+                frozen: word & F != 0,
+            },
+            (false, true) => Entry::Unknown(word),
+        }
+    }
+}
+
+// SAFETY: the tests below pin every clause: encoders and `decode` are inverse, a word is present exactly
+// if it is a leaf or a link, the constants agree with `decode`, and addresses stand plainly in bits 47 down to
+// the page's, so that the words of neighbouring pages differ by the span. A page of the last level looks like
+// a link elsewhere, and `LINK` is asked for above that level only; the two differ in AF, which links never have.
+unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_SHIFT, INDEX_BITS> {
+    const PAGE_SHIFT: u32 = PAGE_SHIFT;
+    const INDEX_BITS: u32 = INDEX_BITS;
+    const MOST_ROOT_TABLES: RootTables = RootTables::MAX;
+    const ADDRESS: u64 = Self::ADDRESS;
+    const LINK_MASK: u64 = VALID | TABLE_OR_PAGE | F;
+    const LINK: u64 = VALID | TABLE_OR_PAGE;
+    const PRESENT: u64 = VALID;
+    const FROZEN: u64 = F;
+    const WRITTEN_BACK: u64 = WB;
+    const ACCESSED: u64 = 0;
+    const DIRTY: u64 = 0;
+
+    #[inline]
+    fn decode(&self, word: u64, level: Level) -> Entry {
+        if word & VALID != 0 {
+            return self.decode_valid(word, level);
+        }
+        let page = Self::address(word);
+        match word & !Self::ADDRESS {
+            0 if word == 0 => Entry::Empty,
+            K => Entry::Pending { to: page },
+            _ if level == Level::LEAF => Entry::Unknown(word),
+            mark if mark == TABLE_OR_PAGE | F => Entry::Tombstone { page },
+            mark if mark & !WB == TABLE_OR_PAGE => Entry::PendingTable { page },
+            _ => Entry::Unknown(word),
+        }
+    }
+
+    #[inline]
+    fn leaf(&self, level: Level, to: PhysAddr, perms: Perms) -> u64 {
+        let kind = match level == Level::LEAF {
+            true => VALID | TABLE_OR_PAGE,
+            false => VALID,
+        };
+        let flag = if Fault::ClearAccessFlag.is_on() {
+            ACCESSED
+        } else {
+            0
+        };
+        let attributes = self.attributes & !flag;
+        to.as_u64() & Self::ADDRESS | self.permission_bits(perms) | attributes | kind
+    }
+
+    #[inline]
+    fn table(&self, page: PhysAddr) -> u64 {
+        page.as_u64() & Self::ADDRESS | VALID | TABLE_OR_PAGE
+    }
+
+    #[inline]
+    fn pending(&self, word: u64) -> u64 {
+        let kept = word & Self::ADDRESS;
+        if Fault::PendingWithoutKind.is_on() {
+            return kept;
+        }
+        kept | K
+    }
+
+    #[inline]
+    fn tombstone(&self, page: PhysAddr) -> u64 {
+        page.as_u64() & Self::ADDRESS | TABLE_OR_PAGE | F
+    }
+}
+
+/// Which accesses a leaf's memory is shared with.
+const fn shared(coherent: bool) -> u64 {
+    match coherent {
+        true => INNER_SHAREABLE,
+        false => OUTER_SHAREABLE,
+    }
+}
+
+/// A table format that entries and descriptors can name: one of the granules.
+pub trait Tables: Format {
+    /// The size of its tables and smallest pages.
+    const GRANULE: Granule;
+
+    /// The format for a unit that translates by this stage, and snoops the CPU's caches or does not. Of a second stage, what
+    /// devices send decides on memory types.
+    fn for_unit(stage: Stage, coherent: bool) -> Self;
+
+    /// The levels at which tables of a unit may start that translates so many input bits by this stage.
+    fn starts(stage: Stage, input_bits: u8) -> LevelSet;
+
+    /// What a stream table entry says about a second stage's root on a unit that translates so many input bits, see
+    /// [`Vmsa::root_fields`].
+    fn fields(root: RootPointer, input_bits: u8) -> Option<RootFields>;
+
+    /// What a context descriptor says about a first stage's root, see [`Vmsa::lower_half`].
+    fn half(root: RootPointer, input_bits: u8) -> Option<Half>;
+}
+
+macro_rules! granules {
+    ($($format:ty = $granule:expr,)*) => {$(
+        impl Tables for $format {
+            const GRANULE: Granule = $granule;
+
+            fn for_unit(stage: Stage, coherent: bool) -> Self {
+                match stage {
+                    Stage::First => Self::first(coherent),
+                    Stage::Second => Self::second(MemoryType::AsSent, coherent),
+                }
+            }
+
+            fn starts(stage: Stage, input_bits: u8) -> LevelSet {
+                match stage {
+                    Stage::First => Self::first_levels(input_bits),
+                    Stage::Second => Self::levels(input_bits),
+                }
+            }
+
+            fn fields(root: RootPointer, input_bits: u8) -> Option<RootFields> {
+                Self::root_fields(root, input_bits)
+            }
+
+            fn half(root: RootPointer, input_bits: u8) -> Option<Half> {
+                Self::lower_half(root, input_bits)
+            }
+        }
+    )*};
+}
+
+granules! {
+    Vmsa = Granule::Size4K,
+    Vmsa16K = Granule::Size16K,
+    Vmsa64K = Granule::Size64K,
+}
+
+#[cfg(test)]
+mod tests;
