@@ -12,8 +12,8 @@ use hv_iommu::{Entry, Format, Level, LevelSet, RootPointer, RootTables};
 use crate::root::RootFields;
 use crate::spec::granule::Granule;
 use crate::spec::second_stage::{
-    ACCESSED, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE, READ,
-    TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
+    ACCESSED, DEVICE, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE,
+    READ, TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
 };
 
 /// What leaves say about the memory behind them. One for a unit: the stream table entries of a unit that forces
@@ -157,6 +157,13 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format
         to.as_u64() & Self::ADDRESS | Self::permission_bits(perms) | attributes | kind
     }
 
+    fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {
+        // Shareability says nothing of device memory; outer shareable is what it is taken for.
+        let attributes = DEVICE | OUTER_SHAREABLE | ACCESSED | EXECUTE_NEVER;
+        let kind = VALID | TABLE_OR_PAGE;
+        to.as_u64() & Self::ADDRESS | Self::permission_bits(perms) | attributes | kind
+    }
+
     #[inline]
     fn table(&self, page: PhysAddr) -> u64 {
         page.as_u64() & Self::ADDRESS | VALID | TABLE_OR_PAGE
@@ -288,6 +295,25 @@ mod tests {
                     );
                 }
                 assert_eq!(format.decode(0, level), Entry::Empty);
+            }
+        }
+        each_format!(check);
+    }
+
+    #[test]
+    fn a_doorbell_is_the_leaf_of_its_page_but_device_memory() {
+        fn check<T: Format>(format: T, shift: u32, _bits: u32) {
+            for (to, perms) in pages(1 << shift)
+                .into_iter()
+                .flat_map(|to| PERMS.map(|perms| (to, perms)))
+            {
+                let word = format.doorbell(to, perms);
+                assert_eq!(format.decode(word, Level::LEAF), Entry::Leaf { to, perms });
+                let leaf = format.leaf(Level::LEAF, to, perms);
+                assert_eq!(format.pending(word), format.pending(leaf));
+                // MemAttr and SH are all that is apart.
+                assert_eq!((word ^ leaf) & !0x33c, 0);
+                assert_eq!(word & 0x33c, 0x204, "Device-nGnRE, outer shareable");
             }
         }
         each_format!(check);

@@ -12,6 +12,7 @@ pub mod event;
 pub mod granule;
 pub mod id_registers;
 pub mod iort;
+pub mod message;
 pub mod page_request;
 pub mod queue;
 pub mod quirks;
