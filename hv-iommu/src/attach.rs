@@ -14,9 +14,9 @@ use crate::capability::Unmet;
 use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
-use crate::isolation::InterruptsIsolated;
+use crate::isolation::{InterruptsIsolated, NotIsolated};
 use crate::request::COHERENT_DMA;
-use crate::reserved::{ReservedKind, ReservedRegion};
+use crate::reserved::ReservedRegion;
 use crate::shape::{Confines, Shape};
 use crate::topology::IsolationError;
 
@@ -69,7 +69,21 @@ pub enum AttachError {
         /// The witness's.
         witnessed: UnitIndex,
     },
-    /// Firmware's region of a device is not mapped in the domain, which was made for another group.
+    /// The witness for interrupts is of another group.
+    #[error(
+        "the witness for interrupts is of {witnessed}, not of {group}: ask this very group for its own"
+    )]
+    OtherWitness {
+        /// The group.
+        group: GroupId,
+        /// Whose interrupts are isolated.
+        witnessed: GroupId,
+    },
+    /// The group's interrupts are not isolated any more, since other devices came.
+    #[error(transparent)]
+    NotIsolated(NotIsolated),
+    /// Firmware's region of a device, or the doorbell of its messages, is not mapped in the domain, which was made for
+    /// another group.
     #[error(
         "{group} needs {region} mapped, which {domain} does not have: make a domain for this group, others may \
          join it"
@@ -216,7 +230,8 @@ impl<O: Owner, B: Backend> Group<B, Claimed<O>> {
 }
 
 impl<B: Backend> Group<B, Claimed<UserManaged>> {
-    /// Lets the group's devices translate through the guest's `domain`. Bus mastering stays off.
+    /// Lets the group's devices translate through the guest's `domain`. Bus mastering stays off. A witness that was
+    /// shown, not assumed, is looked at once more.
     ///
     /// # Errors
     /// [`AttachFailed`], with the group.
@@ -225,12 +240,9 @@ impl<B: Backend> Group<B, Claimed<UserManaged>> {
         domain: &Domain<UserManaged, B, S>,
         isolated: &InterruptsIsolated,
     ) -> Result<AttachedGroup<UserManaged, B, S>, AttachFailed<UserManaged, B>> {
-        log::warn!(
-            "OVERRIDE: {} goes to {} without interrupt remapping: {}",
-            self.id(),
-            self.owner(),
-            isolated.reason()
-        );
+        if let Err(error) = isolated.holds_for(&self) {
+            return Err(AttachFailed::Refused { group: self, error });
+        }
         attach(self, domain)
     }
 }
@@ -312,11 +324,9 @@ pub(crate) fn check_tables<B: Backend>(
         return Err(AttachError::Ended(core.uid));
     }
     let missing = |region: &ReservedRegion| {
-        region.kind == ReservedKind::Pinned
-            && !core.regions.lock().contains(region)
-            && !Fault::RegionNotAsked.is_on()
+        !core.regions.lock().contains(region) && !Fault::RegionNotAsked.is_on()
     };
-    if let Some(region) = inner.regions_to_map().find(missing) {
+    if let Some(region) = inner.required_regions().find(missing) {
         return Err(AttachError::RegionNotMapped {
             group: inner.id,
             domain: core.uid,

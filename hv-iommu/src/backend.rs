@@ -13,6 +13,7 @@ use hv_core::{Access, Iova, IovaRange, PageSize, PciAddress};
 use thiserror::Error;
 
 use crate::format::{Format, Level, RootPointer, RootTables};
+use crate::isolation::{MessageSource, NotIsolated};
 use crate::reserved::ReservedRegion;
 
 /// One IOMMU of the machine, numbered from 0 in the order of discovery; at most 64.
@@ -396,9 +397,20 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// domain maps them.
     fn reserved(&self) -> &[IovaRange];
 
-    /// What firmware wants mapped for `requester`, one to one, each region as firmware gave it. Always the same,
-    /// and no [windows](Self::reserved).
+    /// What firmware wants mapped for `requester`, one to one, each region as firmware gave it; and, where its units
+    /// translate interrupt messages, the [doorbells](crate::ReservedKind::Doorbell) that its own go to, as whole pages of the
+    /// format. Always the same, and no [windows](Self::reserved).
     fn reserved_for(&self, requester: PciAddress) -> impl Iterator<Item = ReservedRegion>;
+
+    /// Who `requester` is to the interrupt controller that takes its messages. The controller tells senders apart by that
+    /// alone, in hardware, and each of them raises only interrupts that the hypervisor set up for it there.
+    ///
+    /// # Errors
+    /// [`NotIsolated`] where there is no such controller, or nobody knows who the requester is to it, or where something
+    /// that is no requester of the machine is the same to it. That is what a backend says which does not say anything.
+    fn message_source(&self, requester: PciAddress) -> Result<MessageSource, NotIsolated> {
+        Err(NotIsolated::NotRemapped { requester })
+    }
 
     /// The format of domains' tables on a unit with such capabilities, of the stage that [`UnitCaps::second_stage`] says,
     /// whose leaves do that about snooping.

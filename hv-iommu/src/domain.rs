@@ -135,6 +135,14 @@ pub enum DomainError {
         /// The region.
         region: ReservedRegion,
     },
+    /// Where a device's messages go is no place that takes them, or the platform does not know.
+    #[error(
+        "the platform does not say that {region} takes interrupt messages: see `MemoryMap::takes_messages`"
+    )]
+    NoDoorbell {
+        /// The region.
+        region: ReservedRegion,
+    },
     /// Firmware's region of a device is not firmware's, or the platform does not know: it may be anybody's.
     #[error("the platform does not say that the memory of {region} is firmware's")]
     RegionNotFirmwares {
@@ -177,7 +185,7 @@ pub struct DomainCore<B: Backend> {
     pub(crate) id: HwDomainId,
     pub(crate) caps: DomainCaps,
     pub(crate) table: Table<B::Format, PlatformHandle<B>>,
-    /// Regions of firmware that are mapped, from before anything can be attached.
+    /// Regions of firmware and doorbells that are mapped, from before anything can be attached.
     pub(crate) regions: Mutex<Vec<ReservedRegion>>,
     /// Counts values of the DMA API that are alive, too: devices, buffers, mappings.
     pub(crate) space: IovaAllocator,
@@ -267,7 +275,7 @@ impl<B: Backend> DomainCore<B> {
 
 /// What only a domain with tables has, beside what it shares.
 pub struct TablesHeld<O: Owner, B: Backend> {
-    /// Firmware's regions of the group that it was made for.
+    /// Firmware's regions and doorbells of the group that it was made for.
     pub(crate) pinned: Vec<PinnedRegion<O, B>>,
     pub(crate) lease: IdLease,
     /// The root after `destroy` closed the table and before the grace period was over.
@@ -303,22 +311,14 @@ impl<B: Backend> Domain<KernelPaging, B> {
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
         let cpus = group.system().backend.platform().cpu_count();
-        let mut domain = Self::for_group(&group.inner, (), request.into(), false, cpus)?;
-        match domain.map_regions(&group.inner) {
-            Ok(()) => Ok(domain),
-            Err(error) => {
-                match domain.destroy() {
-                    Ok(teardown) => teardown.for_each(drop),
-                    Err(stays) => log::error!("a domain that failed is left over: {stays}"),
-                }
-                Err(error)
-            }
-        }
+        let domain = Self::for_group(&group.inner, (), request.into(), false, cpus)?;
+        domain.with_regions(&group.inner)
     }
 }
 
 impl<B: Backend> Domain<UserManaged, B> {
-    /// A plain paging domain for the guest that holds `group`, managed by the guest or its VMM.
+    /// A plain paging domain for the guest that holds `group`, managed by the guest or its VMM. Where the group's
+    /// interrupt messages go is mapped in it, if units translate those.
     ///
     /// # Errors
     /// [`DomainError`]: [`DomainError::NoSecondStage`] when the group's unit has none.
@@ -327,7 +327,9 @@ impl<B: Backend> Domain<UserManaged, B> {
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
         check_second_stage(&group.inner)?;
-        Self::for_group(&group.inner, group.state.owner(), request.into(), false, 0)
+        let owner = group.state.owner();
+        let domain = Self::for_group(&group.inner, owner, request.into(), false, 0)?;
+        domain.with_regions(&group.inner)
     }
 
     /// A domain on which the guest's own first stages can stand, or a plain one where the unit has no such
@@ -363,7 +365,9 @@ impl<B: Backend> Domain<UserManaged, B, ParentPaging> {
         request: impl Into<DomainRequest>,
     ) -> Result<Self, DomainError> {
         check_second_stage(&group.inner)?;
-        Self::for_group(&group.inner, group.state.owner(), request.into(), true, 0)
+        let owner = group.state.owner();
+        let domain = Self::for_group(&group.inner, owner, request.into(), true, 0)?;
+        domain.with_regions(&group.inner)
     }
 }
 

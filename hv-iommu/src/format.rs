@@ -136,7 +136,8 @@ pub enum Entry {
 ///   `FROZEN`, decodes to [`Entry::PendingTable`] of the same page.
 /// * `leaf(level, to + n * span) == leaf(level, to) + n * span` for the level's span, as long as the
 ///   address bits hold both; `pending` likewise.
-/// * No two encoders give the same word.
+/// * A `doorbell` decodes as the `leaf` of the same page and permissions does, and `pending` makes one word of both.
+/// * No two other encoders give the same word.
 pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// Log2 of the smallest page's bytes, at least 12.
     const PAGE_SHIFT: u32 = PageSize::Size4K.shift();
@@ -168,6 +169,12 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
 
     /// A leaf of `level` that maps `to`, which is aligned to the level's page size.
     fn leaf(&self, level: Level, to: PhysAddr, perms: Perms) -> u64;
+
+    /// The leaf of the lowest level that maps `to`, where devices write interrupt messages: no memory, which a format whose
+    /// leaves name memory types has to say.
+    fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {
+        self.leaf(Level::LEAF, to, perms)
+    }
 
     /// A link to the table at `page`, not yet known to be written back.
     fn table(&self, page: PhysAddr) -> u64;

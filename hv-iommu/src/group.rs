@@ -91,7 +91,7 @@ pub struct Inner<B: Backend> {
     pub(crate) upstream: Vec<PciAddress>,
     /// The ports and bridges that are not apart from the members.
     pub(crate) ports: Vec<PciAddress>,
-    /// What firmware wants mapped for the members, each as firmware gave it.
+    /// What firmware wants mapped for the members, each as firmware gave it, and where their messages go.
     pub(crate) regions: Vec<ReservedRegion>,
     /// Whether firmware's wish does not count for the present claim.
     pub(crate) is_overridden: bool,

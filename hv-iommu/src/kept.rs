@@ -138,7 +138,7 @@ fn keep<B: Backend>(
     policy: &FirmwareKept,
 ) -> Result<Kept<B>, KeepError> {
     let id = group.id();
-    for region in group.inner.regions_to_map() {
+    for region in group.inner.firmwares_regions() {
         log::warn!("KEPT: {id} goes on with {region}: {}", policy.reason());
     }
     let claimed = group.claim_for_hypervisor();

@@ -92,7 +92,7 @@ pub use format::{Entry, Format, Level, RootPointer, RootTables};
 pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedged};
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
-pub use isolation::InterruptsIsolated;
+pub use isolation::{InterruptsIsolated, MessageSource, NotIsolated};
 pub use kept::{Dormant, KeepError, Kept, KeptSetup};
 pub use migration::{MadeForABus, iommu_domain_alloc};
 pub use nested::{InvalidateError, InvalidateRefusal, NestedError};

@@ -1,4 +1,4 @@
-//! Firmware's regions in a domain: reserved first, then mapped one to one, and there until its end.
+//! Firmware's regions, and doorbells, in a domain: reserved first, then mapped one to one, and there until its end.
 
 #![expect(
     unsafe_code,
@@ -9,17 +9,18 @@ use alloc::vec::Vec;
 
 use hv_core::fault::Fault;
 use hv_core::platform::MemoryMap;
-use hv_core::{KernelPaging, OutOfMemory, Owner, PageSize, Perms};
+use hv_core::{IovaRange, OutOfMemory, Owner, OwnerId, PageSize, Perms, PhysRange};
 
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainError};
 use crate::group::Inner;
 use crate::pending::{PendingUnmap, RedeemRefusal};
 use crate::range::{Free, Mapped, Range};
-use crate::reserved::ReservedRegion;
+use crate::reserved::{ReservedKind, ReservedRegion};
 use crate::shape::Pages;
 
-/// A region of firmware in a domain. No caller can come by a range of its addresses, so none can unmap it.
+/// A region of firmware, or a doorbell, in a domain. No caller can come by a range of its addresses, so none can unmap
+/// it.
 ///
 /// # Invariants
 /// The range covers the region, and nothing else.
@@ -36,17 +37,39 @@ enum State<O: Owner, B: Backend> {
     Pending(PendingUnmap<O, B>),
 }
 
-/// A region that was not mapped, and why.
-type NotMapped<B> = (Range<KernelPaging, B, Free>, DomainError);
+impl<O: Owner, B: Backend> PinnedRegion<O, B> {
+    /// The addresses that it takes.
+    pub(crate) fn range(&self) -> IovaRange {
+        self.region.range
+    }
+}
 
-impl<B: Backend> Domain<KernelPaging, B> {
-    /// Reserves all regions of a group's devices, then maps each. The domain is new.
+/// What became of a region that is not as it should be, and why.
+type Failed<O, B> = (State<O, B>, DomainError);
+
+impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
+    /// The domain, which is new, with the regions of a group's devices: what firmware goes on using is for the
+    /// hypervisor's drivers alone, since no guest can claim such a group.
     ///
     /// # Errors
-    /// [`DomainError`]. The regions that were mapped are still, and `unmap_regions` takes them out.
-    pub(crate) fn map_regions(&mut self, group: &Inner<B>) -> Result<(), DomainError> {
-        for region in group.regions_to_map() {
-            let bytes = size_of::<PinnedRegion<KernelPaging, B>>();
+    /// [`DomainError`]: nothing of the domain is left then.
+    pub(crate) fn with_regions(mut self, group: &Inner<B>) -> Result<Self, DomainError> {
+        let Err(error) = self.map_regions(group) else {
+            return Ok(self);
+        };
+        match self.destroy() {
+            Ok(teardown) => teardown.for_each(drop),
+            Err(stays) => log::error!("a domain that failed is left over: {stays}"),
+        }
+        Err(error)
+    }
+
+    /// Reserves all regions, then maps each.
+    fn map_regions(&mut self, group: &Inner<B>) -> Result<(), DomainError> {
+        let for_firmware = O::owner_id(self.owner) == OwnerId::Hypervisor;
+        let firmwares = group.firmwares_regions().filter(|_| for_firmware);
+        for region in firmwares.chain(group.doorbells()) {
+            let bytes = size_of::<PinnedRegion<O, B>>();
             let room = self.held.pinned.try_reserve(1);
             room.map_err(|_| OutOfMemory { bytes })?;
             let range = self.reserve(region.range);
@@ -58,7 +81,7 @@ impl<B: Backend> Domain<KernelPaging, B> {
         let count = self.held.pinned.len();
         let mut room = Vec::new();
         room.try_reserve_exact(count).map_err(|_| OutOfMemory {
-            bytes: count * size_of::<PinnedRegion<KernelPaging, B>>(),
+            bytes: count * size_of::<PinnedRegion<O, B>>(),
         })?;
         let pinned = core::mem::replace(&mut self.held.pinned, room);
         let mut failed = None;
@@ -67,9 +90,9 @@ impl<B: Backend> Domain<KernelPaging, B> {
                 State::Free(range) if Fault::RegionNotMapped.is_on() => State::Free(range),
                 State::Free(range) if failed.is_none() => match self.map_region(region, range) {
                     Ok(range) => State::Mapped(range),
-                    Err((range, error)) => {
+                    Err((state, error)) => {
                         failed = Some(error);
-                        State::Free(range)
+                        state
                     }
                 },
                 other => other,
@@ -91,39 +114,63 @@ impl<B: Backend> Domain<KernelPaging, B> {
     fn map_region(
         &self,
         region: ReservedRegion,
-        range: Range<KernelPaging, B, Free>,
-    ) -> Result<Range<KernelPaging, B, Mapped>, NotMapped<B>> {
+        range: Range<O, B, Free>,
+    ) -> Result<Range<O, B, Mapped>, Failed<O, B>> {
         let core = &self.core;
         let Some(memory) = region.memory().filter(|memory| core.reaches(memory)) else {
-            return Err((range, DomainError::RegionUnreachable { region }));
+            let error = DomainError::RegionUnreachable { region };
+            return Err((State::Free(range), error));
         };
-        let platform = core.system.backend.platform();
-        if !platform.firmware_may_use(memory) && !Fault::RegionNotCompared.is_on() {
-            return Err((range, DomainError::RegionNotFirmwares { region }));
+        if let Err(error) = self.compare(region, memory) {
+            return Err((State::Free(range), error));
         }
-        let (to, granted) = (memory.start(), core.granted(Perms::ReadWrite));
+        let is_doorbell = region.kind == ReservedKind::Doorbell;
+        let (perms, largest) = match is_doorbell {
+            true => (Perms::Write, PageSize::Size4K),
+            false => (Perms::ReadWrite, PageSize::Size1G),
+        };
+        let (to, granted) = (memory.start(), core.granted(perms));
         let guard = core.pin();
         // SAFETY: the range was taken from the domain's free addresses, so no leaf is under it and nobody
-        // else makes one. What it leads to is no run of frames of anybody: the platform says that it is firmware's.
+        // else makes one. What it leads to is no run of frames of anybody: the platform says that it is firmware's, or
+        // that it takes messages.
         let mapped = unsafe {
             core.table
-                .map_vacant(&guard, region.range, to, granted, PageSize::Size1G, None)
+                .map_vacant(&guard, region.range, to, granted, largest, None)
         };
-        drop(guard);
-        match mapped {
-            // No unit has to be told: no device is attached to a new domain.
-            Ok(_) => Ok(range.into_state(Mapped {
-                granted,
-                to,
-                debt: None,
-            })),
-            Err(error) => Err((range, error.into())),
+        if let Err(error) = mapped {
+            return Err((State::Free(range), error.into()));
+        }
+        // No unit has to be told: no device is attached to a new domain.
+        let mapped = range.into_state(Mapped {
+            granted,
+            to,
+            debt: None,
+        });
+        match is_doorbell {
+            false => Ok(mapped),
+            true => match core.table.make_doorbell(&guard, region.range) {
+                Ok(()) => Ok(mapped),
+                Err(error) => Err((State::Mapped(mapped), error.into())),
+            },
         }
     }
-}
 
-impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
-    /// Takes firmware's regions out of the table, so that its end hands none of their memory out as frames. No
+    /// Compares firmware's word with what the platform knows.
+    fn compare(&self, region: ReservedRegion, memory: PhysRange) -> Result<(), DomainError> {
+        let platform = self.core.system.backend.platform();
+        let known = match region.kind {
+            ReservedKind::Doorbell => platform.takes_messages(memory),
+            _ => platform.firmware_may_use(memory),
+        };
+        match region.kind {
+            _ if known || Fault::RegionNotCompared.is_on() => Ok(()),
+            ReservedKind::Doorbell => Err(DomainError::NoDoorbell { region }),
+            _ => Err(DomainError::RegionNotFirmwares { region }),
+        }
+    }
+
+    /// Takes firmware's regions, and doorbells, out of the table, so that its end hands none of their memory out as frames. No
     /// device is attached.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Addresses that firmware or hardware keeps for itself, and the policy that lets one go.
+//! Addresses that firmware or hardware keeps for itself, and the policies about those of firmware.
 
 use core::fmt;
 
@@ -14,6 +14,10 @@ pub enum ReservedKind {
     Pinned,
     /// Firmware used the device so while the machine started, and does no more.
     Relaxable,
+    /// The device's interrupt messages go there, through the unit: it has to be mapped one to one, for writes, wherever
+    /// the device is to interrupt anybody. A unit that does not translate messages has an
+    /// [`InterruptWindow`](Self::InterruptWindow) instead.
+    Doorbell,
 }
 
 impl fmt::Display for ReservedKind {
@@ -22,6 +26,7 @@ impl fmt::Display for ReservedKind {
             Self::InterruptWindow => "interrupt window",
             Self::Pinned => "pinned by firmware",
             Self::Relaxable => "used by firmware at start",
+            Self::Doorbell => "doorbell of interrupt messages",
         })
     }
 }
@@ -36,12 +41,11 @@ pub struct ReservedRegion {
 }
 
 impl ReservedRegion {
-    /// The memory that firmware wants mapped there: the same addresses. `None` for a window, or when no
-    /// memory can have them.
+    /// What is to be mapped there: the same addresses. `None` for a window, or when no memory can have them.
     pub(crate) fn memory(&self) -> Option<PhysRange> {
         match self.kind {
             ReservedKind::InterruptWindow => None,
-            ReservedKind::Pinned | ReservedKind::Relaxable => {
+            ReservedKind::Pinned | ReservedKind::Relaxable | ReservedKind::Doorbell => {
                 let start = PhysAddr::new(self.range.start().as_u64());
                 PhysRange::new(start, self.range.pages()).ok()
             }

@@ -131,7 +131,7 @@ impl<B: Backend> Inner<B> {
     pub(crate) fn rest(mut self) -> AtRest<B> {
         self.end_claim();
         if self
-            .regions_to_map()
+            .firmwares_regions()
             .any(|region| region.kind == ReservedKind::Pinned)
         {
             let state = Pinned(());
@@ -164,15 +164,30 @@ impl<B: Backend> Inner<B> {
     }
 
     /// What firmware wants mapped for the group, unless that was overridden.
-    pub(crate) fn regions_to_map(&self) -> impl Iterator<Item = ReservedRegion> + '_ {
-        let regions = self.regions.iter().filter(|_| !self.is_overridden);
-        regions.copied()
+    pub(crate) fn firmwares_regions(&self) -> impl Iterator<Item = ReservedRegion> + '_ {
+        let wanted =
+            |region: &&ReservedRegion| region.kind != ReservedKind::Doorbell && !self.is_overridden;
+        self.regions.iter().filter(wanted).copied()
+    }
+
+    /// Where the group's interrupt messages go: no override is about those.
+    pub(crate) fn doorbells(&self) -> impl Iterator<Item = ReservedRegion> + '_ {
+        let is = |region: &&ReservedRegion| region.kind == ReservedKind::Doorbell;
+        self.regions.iter().filter(is).copied()
+    }
+
+    /// What a domain has to have mapped before the group is attached to it.
+    pub(crate) fn required_regions(&self) -> impl Iterator<Item = ReservedRegion> + '_ {
+        let pinned = |region: &ReservedRegion| region.kind == ReservedKind::Pinned;
+        self.firmwares_regions()
+            .filter(pinned)
+            .chain(self.doorbells())
     }
 }
 
 impl<B: Backend, S> Group<B, S> {
     /// Every range that firmware or hardware reserves for a requester of the group: the windows of its unit,
-    /// and firmware's regions.
+    /// firmware's regions, and the doorbells of its interrupt messages.
     pub fn reserved_regions(&self) -> impl Iterator<Item = ReservedRegion> + '_ {
         let window = |range: &hv_core::IovaRange| ReservedRegion {
             range: *range,
@@ -186,7 +201,7 @@ impl<B: Backend, S> Group<B, S> {
 impl<B: Backend> Group<B, Pinned> {
     /// Takes the group from firmware, for one claim. The log says why.
     pub fn override_firmware(self, policy: &FirmwareOverridden) -> Group<B, Blocked> {
-        for region in self.inner.regions_to_map() {
+        for region in self.inner.firmwares_regions() {
             log::warn!(
                 "OVERRIDE: {} is taken from firmware, which says that it uses {region}: {}",
                 self.inner.id,

@@ -299,7 +299,7 @@ impl<O: Owner, B: Backend> Inside<O, B> for Blocked {
 
     fn check((): &(), inner: &Inner<B>) -> Result<(), AttachError> {
         let pinned = |region: &ReservedRegion| region.kind == ReservedKind::Pinned;
-        match inner.regions_to_map().find(pinned) {
+        match inner.firmwares_regions().find(pinned) {
             Some(region) => Err(AttachError::RegionBlocked {
                 group: inner.id,
                 region,

@@ -80,6 +80,8 @@ pub(crate) struct System<B: Backend> {
     pub(crate) registry: Mutex<Registry<B>>,
     pub(crate) topology: Mutex<Topology>,
     pub(crate) wedged: WedgedUnits,
+    /// A number that no other subsystem has: one of those that domains have.
+    pub(crate) uid: DomainUid,
     domain_ids: u32,
 }
 
@@ -170,6 +172,7 @@ impl<B: Backend> Iommu<B> {
             }),
             topology: Mutex::new(Topology::default()),
             wedged: WedgedUnits::new(),
+            uid: DomainUid::fresh(),
             domain_ids,
             backend,
         };

@@ -8,8 +8,8 @@ use core::marker::PhantomData;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, PciFunction,
-    ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, MessageSource,
+    NotIsolated, PciFunction, ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::Vmsa;
@@ -142,6 +142,11 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         place
             .into_iter()
             .flat_map(|(unit, stream)| self.regions.of(unit, stream))
+            .chain(self.coverage.doorbell(requester, F::GRANULE))
+    }
+
+    fn message_source(&self, requester: PciAddress) -> Result<MessageSource, NotIsolated> {
+        self.coverage.message_source(requester)
     }
 
     fn format(&self, caps: &UnitCaps, _snoop: Snoop) -> F {

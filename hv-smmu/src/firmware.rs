@@ -84,9 +84,13 @@ pub struct ServicesIndex(pub usize);
 /// Interrupt translation services that take a device's messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MessageServices {
+    /// Whether they know who writes, as an ITS does. What takes messages of anybody, such as a frame of a GICv2m, is in
+    /// the list too.
+    pub tell_writers_apart: bool,
     /// Their numbers in the MADT, where that is how they are named.
     pub numbers: Vec<u32>,
-    /// Their registers, where those are told.
+    /// Their registers, where those are told: by device trees. The IORT names services by number alone, and who reads the
+    /// MADT can fill this in.
     pub base: Option<PhysAddr>,
 }
 
@@ -160,6 +164,8 @@ pub struct PlatformDevice {
     pub name: Vec<u8>,
     /// Its streams: the unit, and the first and the last.
     pub streams: Vec<(UnitIndex, StreamId, StreamId)>,
+    /// Who it is to interrupt services, where that does not follow from its streams.
+    pub messages: Option<MessageWriter>,
     /// What it may do.
     pub limits: RequesterLimits,
 }

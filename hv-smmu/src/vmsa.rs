@@ -18,12 +18,12 @@ use crate::root::RootFields;
 use crate::spec::context::Half;
 use crate::spec::first_stage;
 use crate::spec::first_stage::{
-    INVERTED, NEVER_EXECUTED, NOT_GLOBAL, UNPRIVILEGED, WRITE_BACK_INDEX, attribute,
+    DEVICE_INDEX, INVERTED, NEVER_EXECUTED, NOT_GLOBAL, UNPRIVILEGED, WRITE_BACK_INDEX, attribute,
 };
 use crate::spec::granule::Granule;
 use crate::spec::second_stage::{
-    ACCESSED, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE, READ,
-    TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
+    ACCESSED, DEVICE, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE,
+    READ, TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
 };
 
 /// What leaves say about the memory behind them. One for a unit: the stream table entries of a unit that forces
@@ -189,6 +189,16 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
             0
         };
         let attributes = self.attributes & !flag;
+        to.as_u64() & Self::ADDRESS | self.permission_bits(perms) | attributes | kind
+    }
+
+    fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {
+        // Shareability says nothing of device memory; outer shareable is what it is taken for.
+        let attributes = match self.stage {
+            Stage::First => attribute(DEVICE_INDEX) | UNPRIVILEGED | NOT_GLOBAL | NEVER_EXECUTED,
+            Stage::Second => DEVICE | EXECUTE_NEVER,
+        };
+        let kind = VALID | TABLE_OR_PAGE | OUTER_SHAREABLE | ACCESSED;
         to.as_u64() & Self::ADDRESS | self.permission_bits(perms) | attributes | kind
     }
 

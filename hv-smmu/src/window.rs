@@ -73,6 +73,17 @@ impl IdWindow {
         (self.output, self.output.saturating_add(more))
     }
 
+    /// The first and the last output of the ids from the first of these to the last, loose ends counted; `None` if the
+    /// window has none of them.
+    pub(crate) fn outputs_of(&self, (first, last): (u32, u32)) -> Option<(u32, u32)> {
+        let Some((low, high)) = self.input() else {
+            return Some(self.output());
+        };
+        let (first, last) = (first.max(low), last.min(high));
+        let output = |id: u32| self.output.saturating_add(id - low);
+        (first <= last).then(|| (output(first), output(last)))
+    }
+
     fn take(&self, id: u32) -> Option<Taken> {
         let Some(more) = self.more else {
             return Some(Taken {

@@ -55,6 +55,9 @@ unsafe impl<T: MemoryMap> MemoryMap for &T {
     fn firmware_may_use(&self, range: PhysRange) -> bool {
         (**self).firmware_may_use(range)
     }
+    fn takes_messages(&self, range: PhysRange) -> bool {
+        (**self).takes_messages(range)
+    }
 }
 
 impl<T: Registers> Registers for &T {

@@ -188,10 +188,21 @@ pub unsafe trait PhysMemory: Send + Sync {
 /// Where [`firmware_may_use`](Self::firmware_may_use) gives true, nothing in the range is the hypervisor's or a
 /// guest's, now or later: no [`FrameRun`] names it, no code, data or table is there, and no registers that
 /// decide who may do what, such as those of an interrupt controller or of an IOMMU.
+///
+/// Where [`takes_messages`](Self::takes_messages) gives true, nothing in the range is memory, now or later, and a
+/// device's write there does no more than ask an interrupt controller for an interrupt.
 pub unsafe trait MemoryMap: Send + Sync {
     /// Whether all of `range` is firmware's, so that a device may be let through to it at firmware's word: what the
     /// memory map lists as reserved. False when in doubt.
     fn firmware_may_use(&self, range: PhysRange) -> bool;
+
+    /// Whether all of `range` is where devices write interrupt messages to a controller that the hypervisor sets up, such
+    /// as the translation frame of a GICv3 ITS. A domain maps no such place that is not known here. False when in doubt,
+    /// and on machines whose IOMMUs do not translate messages.
+    fn takes_messages(&self, range: PhysRange) -> bool {
+        let _ = range;
+        false
+    }
 }
 
 /// One mapped block of device registers. Offsets are bytes from its start; each access is done

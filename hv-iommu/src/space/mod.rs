@@ -69,7 +69,7 @@ pub struct SpaceMapping {
 ///
 /// # Invariants
 /// All ranges of the domain that are not free are here: mapped or pending in `areas`, reserved in `reserved`, or
-/// with a [`BulkPart`]. Areas have one slot of the guest's memory behind them each. No allowed range meets a
+/// with a [`BulkPart`]; but for the doorbells, which the domain holds. Areas have one slot of the guest's memory behind them each. No allowed range meets a
 /// reserved one.
 #[must_use = "a dropped address space is lost with all it maps; destroy it"]
 pub struct AddressSpace<B: Backend, S: Pages<UserManaged, B> = Paging> {

@@ -6,6 +6,7 @@ use hv_core::{IovaRange, OutOfMemory, UserManaged};
 
 use super::{AddressSpace, AddressSpaceError};
 use crate::backend::Backend;
+use crate::pinned::PinnedRegion;
 use crate::range::{Free, Range};
 use crate::shape::Pages;
 
@@ -111,10 +112,13 @@ impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
         Ok(())
     }
 
-    /// Every reserved range, and what it is reserved for.
+    /// Every reserved range, and what it is reserved for. Those for hardware are where the guest's own addresses must have
+    /// no memory: a device's interrupt messages go there, some through the domain.
     pub fn reserved(&self) -> impl Iterator<Item = (IovaRange, ReservedFor)> {
-        let hardware = self.domain.core.system.backend.reserved().iter();
-        let hardware = hardware.map(|range| (*range, ReservedFor::Hardware));
+        let hardware = self.domain.core.system.backend.reserved().iter().copied();
+        let doorbells = self.domain.held.pinned.iter().map(PinnedRegion::range);
+        let hardware = hardware.chain(doorbells);
+        let hardware = hardware.map(|range| (range, ReservedFor::Hardware));
         let windows = self.reserved.iter();
         hardware.chain(windows.map(|window| (window.range.span(), window.why)))
     }

@@ -64,6 +64,27 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         Ok(changed)
     }
 
+    pub(super) fn doorbell_range(
+        &self,
+        guard: &Guard<'_>,
+        range: IovaRange,
+    ) -> Result<(), TableError> {
+        self.each_leaf(guard, range, &mut |slot, level, word| {
+            match self.format.decode(word, level) {
+                Entry::Leaf { to, perms } if level == Level::LEAF => {
+                    // ORDERING: Release, like every leaf; nobody else has the word, and no hardware walks yet.
+                    slot.cell
+                        .store(self.format.doorbell(to, perms), Ordering::Release);
+                }
+                _ => return Err(slot.not_mapped()),
+            }
+            self.write_words_back(slot.word_at, 1);
+            Ok(())
+        })?;
+        self.memory().walker_fence();
+        Ok(())
+    }
+
     /// Shows every leaf of a range that is mapped throughout, by whole leaves.
     fn each_leaf(
         &self,

@@ -372,6 +372,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         self.protect_range(guard, range, perms)
     }
 
+    /// Makes the leaves of `range`, which the caller owns exclusively and which is mapped by smallest leaves, those of a
+    /// doorbell. No device is bound to the table yet: what they say of memory changes.
+    ///
+    /// # Errors
+    /// [`TableError::NotMapped`] where the range is not mapped so.
+    pub fn make_doorbell(&self, guard: &Guard<'_>, range: IovaRange) -> Result<(), TableError> {
+        self.doorbell_range(guard, range)
+    }
+
     /// Replaces the leaf of `size` at `at`, which the caller owns exclusively, by leaves one size smaller,
     /// without a moment in which an address faults. Until a flush of the whole leaf that reaches walk
     /// caches, devices may use the old one.

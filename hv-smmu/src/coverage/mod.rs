@@ -5,6 +5,8 @@
 //! have to be claimed together; where they are not of one group, or one of them is no PCI function, nobody can claim them.
 //! Virtual and phantom functions have requester ids of their own here, and are looked up by them.
 
+mod messages;
+
 use alloc::vec::Vec;
 use core::fmt;
 

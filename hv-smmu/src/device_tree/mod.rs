@@ -91,6 +91,7 @@ impl Reader<'_> {
         }
         let base = self.tree.registers(node);
         let services = MessageServices {
+            tell_writers_apart: self.tree.lists(node, "compatible", "arm,gic-v3-its"),
             numbers: Vec::new(),
             base: base.map(|(base, _)| hv_core::PhysAddr::new(base)),
         };
@@ -309,6 +310,7 @@ impl Reader<'_> {
         let device = PlatformDevice {
             name,
             streams,
+            messages: self.own_messages(node)?,
             limits,
         };
         Ok(push(&mut self.firmware.devices, device)?)

@@ -84,7 +84,10 @@ impl Reader<'_> {
         })
     }
 
-    fn own_messages(&mut self, node: NodeId) -> Result<Option<MessageWriter>, TreeError> {
+    pub(super) fn own_messages(
+        &mut self,
+        node: NodeId,
+    ) -> Result<Option<MessageWriter>, TreeError> {
         let Some(value) = self.tree.property(node, "msi-parent") else {
             return Ok(None);
         };

@@ -33,7 +33,12 @@ impl Iort {
                 push(&mut numbers, id)?;
             }
             let base = None;
-            push(&mut firmware.services, MessageServices { numbers, base })?;
+            let services = MessageServices {
+                tell_writers_apart: true,
+                numbers,
+                base,
+            };
+            push(&mut firmware.services, services)?;
         }
         for unit in &self.units {
             push(&mut firmware.units, self.unit(unit)?)?;
@@ -79,6 +84,7 @@ impl Iort {
             let device = PlatformDevice {
                 name,
                 streams,
+                messages: None,
                 limits,
             };
             push(&mut firmware.devices, device)?;

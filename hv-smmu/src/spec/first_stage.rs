@@ -22,11 +22,13 @@ pub const NOT_GLOBAL: u64 = 1 << 11;
 /// PXN and UXN of a leaf (bits 53 and 54): nothing is executed from it.
 pub const NEVER_EXECUTED: u64 = EXECUTE_NEVER | EXECUTE_NEVER_LOW;
 
-/// Which byte of [`MEMORY_TYPES`] every leaf of ours names.
+/// Which byte of [`MEMORY_TYPES`] leaves of memory name.
 pub const WRITE_BACK_INDEX: u8 = 0;
-/// MAIR of a context descriptor: byte 0 is normal memory, write-back, allocating on reads and writes, inner and outer.
-/// Leaves name no other.
-pub const MEMORY_TYPES: u64 = 0xff << (8 * WRITE_BACK_INDEX);
+/// Which byte of [`MEMORY_TYPES`] leaves of doorbells name.
+pub const DEVICE_INDEX: u8 = 1;
+/// MAIR of a context descriptor: byte 0 is normal memory, write-back, allocating on reads and writes, inner and outer;
+/// byte 1 device memory, early acknowledgement allowed (Device-nGnRE). Leaves name no other.
+pub const MEMORY_TYPES: u64 = 0xff << (8 * WRITE_BACK_INDEX) | 0x04 << (8 * DEVICE_INDEX);
 
 /// T0SZ is 16 at the least: input addresses have at most so many bits (more with IDR5.VAX, which is not used).
 pub const INPUT_BITS: u8 = 48;
@@ -67,7 +69,7 @@ mod tests {
             (READ_ONLY, 0x80),
             (NOT_GLOBAL, 0x800),
             (NEVER_EXECUTED, 0x0060_0000_0000_0000),
-            (MEMORY_TYPES, 0xff),
+            (MEMORY_TYPES, 0x4ff),
         ];
         for (ours, literal) in table {
             assert_eq!(ours, literal);

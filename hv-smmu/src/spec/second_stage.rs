@@ -18,6 +18,9 @@ pub const WRITE_BACK: u64 = 0xf << 2;
 /// MemAttr (bits 4:2) of a leaf, with S2FWB: normal memory, write-back, whatever the device sent. Bit 5 is
 /// reserved then.
 pub const FORCED_WRITE_BACK: u64 = 6 << 2;
+/// MemAttr (bits 5:2, or 4:2 with S2FWB) of a leaf: device memory, whose writes are acknowledged early, neither gathered
+/// nor reordered (Device-nGnRE). With S2FWB too: the codes below 4 are device types. Linux maps doorbells so.
+pub const DEVICE: u64 = 1 << 2;
 /// S2AP of a leaf: devices may read (bit 6).
 pub const READ: u64 = 1 << 6;
 /// S2AP of a leaf: devices may write (bit 7).
@@ -114,6 +117,7 @@ mod tests {
             (TABLE_OR_PAGE, 0x2),
             (WRITE_BACK, 0x3c),
             (FORCED_WRITE_BACK, 0x18),
+            (DEVICE, 0x4),
             (READ, 0x40),
             (WRITE, 0x80),
             (OUTER_SHAREABLE, 0x200),

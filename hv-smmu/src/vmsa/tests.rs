@@ -283,3 +283,24 @@ fn stages_share_what_the_engine_tests() {
         (Stage::First, Stage::Second)
     );
 }
+
+#[test]
+fn a_doorbell_is_the_leaf_of_its_page_but_device_memory() {
+    fn check<T: Format>(format: T, stage: Stage, shift: u32, _bits: u32) {
+        for (to, perms) in pages(1 << shift)
+            .into_iter()
+            .flat_map(|to| [Perms::ReadWrite, Perms::Write].map(|perms| (to, perms)))
+            .filter(|(_, perms)| stage == Stage::Second || *perms == Perms::ReadWrite)
+        {
+            let word = format.doorbell(to, perms);
+            assert_eq!(format.decode(word, Level::LEAF), Entry::Leaf { to, perms });
+            let leaf = format.leaf(Level::LEAF, to, perms);
+            assert_eq!(format.pending(word), format.pending(leaf));
+            // Memory type and SH are all that is apart.
+            assert_eq!((word ^ leaf) & !0x33c, 0);
+            // MemAttr 1, Device-nGnRE; AttrIndx 1 names the byte of MAIR that says so. Outer shareable.
+            assert_eq!(word & 0x33c, 0x204);
+        }
+    }
+    each_format!(check);
+}

@@ -5,7 +5,7 @@
 use super::*;
 use crate::testing::Behaviour;
 use hv_core::PciAddress;
-use hv_iommu::{Backend, FlushTicket, UnitError};
+use hv_iommu::{Backend, FlushTicket, NotIsolated, UnitError};
 
 fn bind(
     vtd: &Vtd<Machine>,
@@ -46,6 +46,14 @@ fn a_binding_is_what_the_hardware_reads() {
         entry(&machine, at(0x3a, 0x1f, 6)).map(|(low, high, _)| (low, high)),
         Some((0, 0))
     );
+}
+
+#[test]
+fn without_interrupt_remapping_nobody_is_told_apart_by_messages() {
+    let (_, vtd) = running(CAP, ECAP);
+    let requester = at(0x3a, 0x1f, 7);
+    let refused = Err(NotIsolated::NotRemapped { requester });
+    assert_eq!(vtd.message_source(requester), refused);
 }
 
 #[test]

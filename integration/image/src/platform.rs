@@ -14,6 +14,7 @@ use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, Phys
 
 use crate::arch::machine::REGISTERS;
 use crate::arch::{cache, clock, cpu};
+use crate::device_tree::Doorbells;
 use crate::memory::frames::{FrameAllocator, FrameCounts};
 use crate::memory::physical;
 use crate::memory::usable::Span;
@@ -28,6 +29,7 @@ const WORDS: usize = PageSize::Size4K.bytes() as usize / size_of::<AtomicU64>();
 pub struct DeviceSpace {
     ram: ArrayVec<Span, 128>,
     firmware: ArrayVec<Span, 128>,
+    doorbells: Doorbells,
     limit: PhysAddr,
 }
 
@@ -41,8 +43,15 @@ impl DeviceSpace {
         Self {
             ram,
             firmware,
+            doorbells: Doorbells::new_const(),
             limit,
         }
+    }
+
+    /// The same, with places where devices write interrupt messages.
+    #[must_use]
+    pub fn with_doorbells(self, doorbells: Doorbells) -> Self {
+        Self { doorbells, ..self }
     }
 }
 
@@ -50,6 +59,11 @@ impl DeviceSpace {
     /// Whether the memory map lists nothing of the range as RAM, all of which is the image's or its guests'.
     fn is_no_ram(&self, range: PhysRange) -> bool {
         !self.ram.iter().any(|span| span.overlaps(range))
+    }
+
+    /// Whether all of the range takes interrupt messages, by the device tree, and none of it is RAM.
+    pub fn takes_messages(&self, range: PhysRange) -> bool {
+        self.is_no_ram(range) && self.doorbells.iter().any(|frame| frame.covers(&range))
     }
 
     /// Whether the memory map says of all of the range that it is reserved, and of nothing of it that it is RAM.
@@ -176,13 +190,18 @@ unsafe impl PhysMemory for BareMetal {
 
 // SAFETY: the image and its guests use RAM of the memory map alone. Registers may be listed as reserved too: those
 // of interrupt controllers and IOMMUs are where the architecture has them, those of configuration space where firmware
-// says.
+// says. The translation frame of an ITS, which has one register, is where the tree says that the ITS is: the same
+// tree that tells where its control registers are.
 unsafe impl MemoryMap for BareMetal {
     fn firmware_may_use(&self, range: PhysRange) -> bool {
         let mut config = self.config.regions();
         self.devices.is_firmwares(range)
             && !REGISTERS.overlaps(range)
             && !config.any(|region| region.range().overlaps(&range))
+    }
+
+    fn takes_messages(&self, range: PhysRange) -> bool {
+        self.devices.takes_messages(range)
     }
 }
 

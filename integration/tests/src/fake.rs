@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "promises what the backend trait demands")]
 
 mod format;
+mod messages;
 mod shapes;
 mod unit;
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
     Backend, Binding, Dormant, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Level,
-    ReservedRegion, RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
+    MessageSource, NotIsolated, ReservedRegion, RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 pub use format::FakeFormat;
@@ -146,6 +147,8 @@ struct Inner {
     coverage: Vec<(u8, u8, usize)>,
     reserved: Vec<IovaRange>,
     regions: Vec<(PciAddress, ReservedRegion)>,
+    /// Who a requester is to which interrupt controller.
+    sources: Mutex<Vec<(PciAddress, MessageSource)>>,
     units: Vec<Mutex<Unit>>,
     /// Whether translation is off: requests go through as they are.
     asleep: AtomicBool,
@@ -175,6 +178,7 @@ impl<T> Fake<T> {
             coverage: config.coverage,
             reserved: config.reserved,
             regions: config.regions,
+            sources: Mutex::new(Vec::new()),
             units: units.collect(),
             asleep: AtomicBool::new(false),
         };
@@ -443,6 +447,10 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         let regions = self.inner.regions.iter();
         let of = regions.filter(move |(other, _)| *other == requester);
         of.map(|(_, region)| *region)
+    }
+
+    fn message_source(&self, requester: PciAddress) -> Result<MessageSource, NotIsolated> {
+        self.source_of(requester)
     }
 
     fn format(&self, _caps: &UnitCaps, snoop: Snoop) -> FakeFormat {

@@ -88,6 +88,8 @@ pub struct Host {
     lines: Mutex<Option<Lines>>,
     /// What of memory is firmware's.
     set_aside: Mutex<Vec<PhysRange>>,
+    /// Where devices write interrupt messages.
+    doorbells: Mutex<Vec<PhysRange>>,
 }
 
 /// Cache lines by number, with what the CPU sees of them.
@@ -130,6 +132,7 @@ impl Host {
             written_back: AtomicU64::new(0),
             lines: Mutex::new(None),
             set_aside: Mutex::new(Vec::new()),
+            doorbells: Mutex::new(Vec::new()),
         }
     }
 
@@ -148,6 +151,11 @@ impl Host {
     /// Firmware has set this memory aside: frames that were given out, or memory that is not the host's.
     pub fn set_aside(&self, range: PhysRange) {
         lock(&self.set_aside).push(range);
+    }
+
+    /// An interrupt controller takes messages here, which is no memory.
+    pub fn add_doorbell(&self, range: PhysRange) {
+        lock(&self.doorbells).push(range);
     }
 
     /// How many allocations were asked for so far.
@@ -437,6 +445,11 @@ unsafe impl MemoryMap for Host {
         lock(&self.set_aside)
             .iter()
             .any(|aside| aside.covers(&range))
+    }
+
+    fn takes_messages(&self, range: PhysRange) -> bool {
+        let doorbells = lock(&self.doorbells);
+        doorbells.iter().any(|doorbell| doorbell.covers(&range))
     }
 }
 

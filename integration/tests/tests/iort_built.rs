@@ -3,12 +3,13 @@
 #![cfg(not(hv_loom))]
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{FunctionKind, PciFunction, ReservedKind, UnitIndex};
-use hv_smmu::firmware::{LeafNotes, MessageWriter, ServicesIndex};
+use hv_iommu::{FunctionKind, MessageSource, NotIsolated, PciFunction, ReservedKind, UnitIndex};
+use hv_smmu::firmware::{LeafNotes, MessageWriter, Route, ServicesIndex};
 use hv_smmu::iort::{Defect, Finding, Iort, IortError, NodeKind, parse};
+use hv_smmu::spec::granule::Granule;
 use hv_smmu::spec::quirks::Quirk;
 use hv_smmu::{
-    Coverage, CoverageError, CoveragePolicy, CoverageProblem, DeviceId, Regions, StreamId,
+    Coverage, CoverageError, CoveragePolicy, CoverageProblem, DeviceId, IdWindow, Regions, StreamId,
 };
 use hv_tests::iort_build::{ITS, Map, Smmu, Table, built_tables, map, samples, single};
 
@@ -132,6 +133,67 @@ fn ids_travel_from_requesters_through_units_to_services() {
     assert_eq!(firmware.units[1].interrupts.event, None);
     assert!(firmware.devices[2].limits.may_stall);
     assert_eq!(firmware.devices[0].limits.pasid_bits, 20);
+}
+
+#[test]
+fn services_without_a_base_have_no_doorbell_until_somebody_fills_it_in() {
+    let iort = built("unaligned nodes of every kind");
+    let mut firmware = iort.describe().unwrap();
+    let functions = functions(&[(0, 0x10), (0, 0x11), (1, 0x10)]);
+    let coverage = Coverage::new(firmware.clone(), &functions).unwrap();
+    assert_eq!(coverage.doorbell(at(0, 0x10), Granule::Size4K), None);
+    // Who they are is known all the same: two of them, behind two units, are one to the services.
+    let source = |requester| coverage.message_source(requester);
+    let id = 0x1_0010;
+    let source_id = MessageSource { controller: 0, id };
+    assert_eq!(source(at(0, 0x10)), Ok(source_id));
+    assert_eq!(source(at(1, 0x10)), Ok(source_id));
+    assert_ne!(source(at(0, 0x11)), Ok(source_id));
+    // A unit that writes its own messages as that device is nobody's group.
+    firmware.units[1].own_messages = Some(MessageWriter {
+        services: ServicesIndex(0),
+        device: DeviceId::new(id),
+    });
+    // From the MADT, by number.
+    firmware.services[0].base = Some(PhysAddr::new(0x808_0000));
+    let coverage = Coverage::new(firmware, &functions).unwrap();
+    let requester = at(0, 0x10);
+    let shared = NotIsolated::SharedOutside {
+        requester,
+        source_id,
+    };
+    assert_eq!(coverage.message_source(requester), Err(shared));
+    let region = coverage.doorbell(requester, Granule::Size4K).unwrap();
+    assert_eq!(region.range.start().as_u64(), 0x809_0000);
+    assert_eq!(region.range.pages().get(), 1);
+}
+
+/// A device that is no PCI function goes through the unit too, and on to the services.
+#[test]
+fn a_stream_of_a_platform_device_is_a_sender_as_well() {
+    let iort = built("unaligned nodes of every kind");
+    let mut firmware = iort.describe().unwrap();
+    // The second host's requesters have their ids at the services too, where those of the devices are already.
+    firmware.units[1].messages.clear();
+    firmware.hosts[1].messages = vec![Route {
+        window: IdWindow::new(0, 0xffff, 0),
+        to: ServicesIndex(0),
+    }];
+    let ids = [0x6fff, 0x7000, 0x7001, 0x7002];
+    let coverage = Coverage::new(firmware, &functions(&ids.map(|id| (1, id)))).unwrap();
+    for (id, alone) in ids.into_iter().zip([true, false, false, true]) {
+        let requester = at(1, id);
+        let source_id = MessageSource {
+            controller: 0,
+            id: id.into(),
+        };
+        let shared = NotIsolated::SharedOutside {
+            requester,
+            source_id,
+        };
+        let expected = if alone { Ok(source_id) } else { Err(shared) };
+        assert_eq!(coverage.message_source(requester), expected);
+    }
 }
 
 #[test]

@@ -3,11 +3,12 @@
 #![cfg(not(hv_loom))]
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{FunctionKind, PciFunction, UnitIndex};
+use hv_iommu::{FunctionKind, MessageSource, NotIsolated, PciFunction, ReservedKind, UnitIndex};
 use hv_smmu::device_tree::{Defect, TreeError, parse};
 use hv_smmu::firmware::{
     Firmware, FirmwareFinding, InterruptId, MessageWriter, RequestTarget, ServicesIndex,
 };
+use hv_smmu::spec::granule::Granule;
 use hv_smmu::spec::quirks::Quirk;
 use hv_smmu::{Coverage, CoveragePolicy, CoverageProblem, DeviceId, StreamId};
 use hv_tests::tree_build::{Tree, virt};
@@ -82,6 +83,83 @@ fn an_emulators_tree_says_what_its_board_has() {
     let messages = coverage.requester(at(0, 8)).unwrap().messages;
     assert_eq!(messages, Some(MessageWriter { services, device }));
     assert_eq!(firmware.services[0].base, Some(PhysAddr::new(0x808_0000)));
+}
+
+#[test]
+fn a_doorbell_is_the_page_of_the_services_that_take_a_devices_messages() {
+    let coverage = coverage(&read(virt()), &[(0, 8)]);
+    let pages = |granule| {
+        let region = coverage.doorbell(at(0, 8), granule).unwrap();
+        assert_eq!(region.kind, ReservedKind::Doorbell);
+        (region.range.start().as_u64(), region.range.pages().get())
+    };
+    assert_eq!(pages(Granule::Size4K), (0x809_0000, 1));
+    assert_eq!(pages(Granule::Size16K), (0x809_0000, 4));
+    assert_eq!(pages(Granule::Size64K), (0x809_0000, 16));
+    // Whom no unit covers.
+    assert_eq!(coverage.doorbell(at(1, 8), Granule::Size4K), None);
+}
+
+/// The tree of the emulator's board, whose host bridge has `properties` about messages.
+fn messages(properties: impl FnOnce(Tree) -> Tree) -> Tree {
+    let tree = Tree::new().its(0x8003, 0x808_0000);
+    let tree = tree
+        .begin("v2m@8020000")
+        .text("compatible", "arm,gic-v2m-frame")
+        .cells("reg", &[0, 0x802_0000, 0, 0x1000])
+        .cells("phandle", &[0x8002])
+        .end()
+        .smmu(0x8004, 0x905_0000)
+        .end();
+    let host = tree.host(0x40_1000_0000);
+    properties(host.cells("iommu-map", &[0, 0x8004, 0, 0x1_0000])).end()
+}
+
+#[test]
+fn services_tell_writers_apart_by_their_device_ids_where_firmware_says_who_they_are() {
+    let source = |tree: Tree| coverage(&read(tree), &[(0, 8)]).message_source(at(0, 8));
+    let requester = at(0, 8);
+    let told = |id| Ok(MessageSource { controller: 0, id });
+    let mapped = |tree: Tree| tree.cells("msi-map", &[0, 0x8003, 0x100, 0x1_0000]);
+    assert_eq!(source(messages(mapped)), told(0x108));
+    assert_eq!(
+        source(messages(|tree| tree.cells("msi-parent", &[0x8003]))),
+        told(8)
+    );
+    // Nobody says who it is; what takes its messages takes anybody's.
+    let untold = NotIsolated::NotTold { requester };
+    assert_eq!(source(messages(|tree| tree)), Err(untold));
+    let anybodys = messages(|tree| tree.cells("msi-parent", &[0x8002]));
+    let firmware = read(anybodys.clone());
+    assert!(!firmware.services[0].tell_writers_apart);
+    assert_eq!(
+        source(anybodys),
+        Err(NotIsolated::NotRemapped { requester })
+    );
+    let doorbell = coverage(&firmware, &[(0, 8)]).doorbell(requester, Granule::Size4K);
+    assert_eq!(doorbell, None, "no ITS, so its page is not known");
+    // A unit writes its own messages as the same device; a platform device does.
+    let shared = NotIsolated::SharedOutside {
+        requester,
+        source_id: told(0x108).unwrap(),
+    };
+    let with = |parent: [u32; 2]| {
+        messages(mapped)
+            .smmu(0x8005, 0x907_0000)
+            .cells("msi-parent", &parent)
+            .end()
+    };
+    assert_eq!(source(with([0x8003, 0x108])), Err(shared));
+    assert_eq!(source(with([0x8003, 0x109])), told(0x108));
+    let with = |parent: [u32; 2]| {
+        messages(mapped)
+            .begin("sata@13000000")
+            .cells("iommus", &[0x8004, 0x1_0001])
+            .cells("msi-parent", &parent)
+            .end()
+    };
+    assert_eq!(source(with([0x8003, 0x108])), Err(shared));
+    assert_eq!(source(with([0x8003, 0x109])), told(0x108));
 }
 
 #[test]

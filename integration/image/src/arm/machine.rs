@@ -121,7 +121,8 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
 
     // A GiB with RAM in it is mapped as memory whole: no registers are reached there. Nothing is firmware's for devices to
     // use: what the tree reserves is a part of RAM.
-    let devices = DeviceSpace::new(mapped, ArrayVec::new(), identity_limit());
+    let devices = DeviceSpace::new(mapped, ArrayVec::new(), identity_limit())
+        .with_doorbells(board.doorbells.clone());
     let regions: ArrayVec<_, 4> = board.hosts.iter().map(|host| host.config).collect();
     let config = Ecam::map(&regions, &devices)?;
     for host in &board.hosts {

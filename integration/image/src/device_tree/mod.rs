@@ -23,6 +23,10 @@ use crate::memory::usable::{MAX_RESERVED, Span};
 
 /// Most spans of RAM that are kept.
 const MAX_RAM: usize = 32;
+/// Most interrupt translation services that are kept.
+const MAX_SERVICES: usize = 16;
+/// Where the translation frame of an ITS starts, and its bytes: behind the control frame (Arm IHI 0069).
+const TRANSLATION_FRAME: u64 = 0x1_0000;
 /// Most PCI hosts that are kept.
 const MAX_HOSTS: usize = 4;
 
@@ -69,6 +73,9 @@ pub struct Gic {
     pub redistributors: PhysRange,
 }
 
+/// Where devices write interrupt messages: the translation frame of each ITS.
+pub type Doorbells = ArrayVec<PhysRange, MAX_SERVICES>;
+
 /// The machine as the tree describes it.
 #[derive(Clone, Debug)]
 pub struct Board<'a> {
@@ -84,6 +91,8 @@ pub struct Board<'a> {
     pub firmware: Conduit,
     /// The interrupt controller.
     pub gic: Gic,
+    /// Where its translation services take messages.
+    pub doorbells: Doorbells,
     /// Registers of the first PL011 UART.
     pub uart: Option<PhysAddr>,
     /// The PCI host bridges.
@@ -110,6 +119,7 @@ impl<'a> Board<'a> {
             cpus: cpus(root)?,
             firmware: conduit(root)?,
             gic: gic(root)?,
+            doorbells: doorbells(root)?,
             uart: match compatible(root, &["arm,pl011"]).next() {
                 Some(node) => Some(registers(node, 0, "UART registers")?.start()),
                 None => None,
@@ -306,4 +316,26 @@ fn gic(root: FdtNode<'_>) -> Result<Gic, DeviceTreeError> {
         distributor: registers(node, 0, what)?,
         redistributors: registers(node, 1, what)?,
     })
+}
+
+/// The services are below the controller that they are a part of.
+fn doorbells(root: FdtNode<'_>) -> Result<Doorbells, DeviceTreeError> {
+    let what = "ITS (arm,gic-v3-its)";
+    let mut found = Doorbells::new();
+    let parts = compatible(root, &["arm,gic-v3"]).flat_map(|gic| gic.children());
+    let is_its = |node: &FdtNode<'_>| node.is_compatible("arm,gic-v3-its");
+    for node in parts.filter(is_enabled).filter(is_its) {
+        let start = registers(node, 0, what)?.start();
+        let frame = start
+            .checked_add(TRANSLATION_FRAME)
+            .zip(PageCount::for_bytes(TRANSLATION_FRAME))
+            .and_then(|(start, pages)| PhysRange::new(start, pages).ok());
+        let frame = frame.ok_or(DeviceTreeError::Value {
+            what,
+            found: start.as_u64(),
+            expected: "a frame behind it in the address space",
+        })?;
+        push(&mut found, frame, what)?;
+    }
+    Ok(found)
 }

@@ -50,17 +50,27 @@ fn virt() -> DeviceTree {
         "psci",
         vec![text("compatible", "arm,psci-1.0"), text("method", "smc")],
     ));
-    root.add_child(node(
+    let mut intc = node(
         "intc@8000000",
         vec![
             text("compatible", "arm,gic-v3"),
+            cells("#address-cells", &[2]),
+            cells("#size-cells", &[2]),
             cells("#redistributor-regions", &[1]),
             cells(
                 "reg",
                 &[0, 0x800_0000, 0, 0x1_0000, 0, 0x80a_0000, 0, 0xf6_0000],
             ),
         ],
+    );
+    intc.add_child(node(
+        "its@8080000",
+        vec![
+            text("compatible", "arm,gic-v3-its"),
+            cells("reg", &[0, 0x808_0000, 0, 0x2_0000]),
+        ],
     ));
+    root.add_child(intc);
     root.add_child(node(
         "pl011@9000000",
         vec![
@@ -119,6 +129,11 @@ fn the_board_is_read_whole() {
     assert_eq!(board.uart, Some(PhysAddr::new(0x900_0000)));
     assert_eq!(board.gic.distributor.start(), PhysAddr::new(0x800_0000));
     assert_eq!(board.gic.redistributors.pages().bytes(), 0xf6_0000);
+    let [doorbell] = board.doorbells[..] else {
+        panic!("{:?}", board.doorbells);
+    };
+    assert_eq!(doorbell.start(), PhysAddr::new(0x809_0000));
+    assert_eq!(doorbell.pages().bytes(), 0x1_0000);
     let [host] = board.hosts[..] else {
         panic!("{:?}", board.hosts);
     };

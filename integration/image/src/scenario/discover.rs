@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use hv_core::PageSize;
-use hv_iommu::UnitIndex;
+use hv_iommu::{ReservedKind, UnitIndex};
 
 use super::{Context, Failure, Shown, ensure};
 use crate::pci::{Function, Header};
@@ -62,12 +62,31 @@ pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
         }
     }
     ensure!(endpoints > 0, "no PCI endpoint was found");
-    Ok(format!(
+    let summary = format!(
         "{} unit(s) cover {} functions, {endpoints} endpoints in {} groups",
         subsystem.units.len(),
         functions.len(),
         context.groups.len()
-    ))
+    );
+    Ok(match messages(context) {
+        (0, _) => summary,
+        (translated, apart) => {
+            format!("{summary}; messages of {translated} are translated, of {apart} told apart")
+        }
+    })
+}
+
+/// Of how many groups units translate the interrupt messages, and of how many nobody else can send the same.
+fn messages(context: &Context<'_>) -> (usize, usize) {
+    let translated = context.groups.iter().filter(|group| {
+        let mut regions = group.reserved_regions();
+        regions.any(|region| region.kind == ReservedKind::Doorbell)
+    });
+    let apart = context
+        .groups
+        .iter()
+        .filter(|group| group.interrupts_isolated().is_ok());
+    (translated.count(), apart.count())
 }
 
 fn is_endpoint(function: &Function) -> bool {

@@ -8,9 +8,10 @@ use hv_core::{
     FrameRun, Gpa, GpaRange, GuestMemory, GuestMemoryError, Hypervisor, Iova, IovaRange,
     KernelPaging, OutOfBounds, Owner, PageCount, PageSize, PciAddress, Perms, UserManaged, VmId,
 };
+use hv_iommu::table::Translation;
 use hv_iommu::{
     AtRest, Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, DomainError,
-    Group, InterruptsIsolated, UnitCaps,
+    Group, InterruptsIsolated, ReservedKind, ReservedRegion, UnitCaps,
 };
 
 use super::{Context, Failure, OrFail, ensure};
@@ -315,6 +316,7 @@ impl Context<'_> {
         let claimed = group.claim_for_hypervisor();
         let domain =
             Domain::paging_domain_alloc(&claimed, config).or_fail("allocating a domain")?;
+        check_doorbells(claimed.reserved_regions(), |at| domain.translate(at))?;
         let attached = claimed.attach(&domain).or_fail("attaching the drive")?;
         let result = self.with_driver(&attached, drive, DomainMemory(&domain), |driver| {
             body(self, &domain, driver)
@@ -362,9 +364,16 @@ impl Context<'_> {
         let mapped = range
             .map(pinned, Perms::ReadWrite)
             .or_fail("mapping the guest's memory")?;
-        let isolated = InterruptsIsolated::override_unsafe_interrupts(
-            "the stand-in guest runs hypervisor code and its drive is polled",
-        );
+        check_doorbells(claimed.reserved_regions(), |at| domain.translate(at))?;
+        let isolated = match claimed.interrupts_isolated() {
+            Ok(isolated) => isolated,
+            Err(why) => {
+                log::info!("no witness for interrupts: {why}");
+                InterruptsIsolated::override_unsafe_interrupts(
+                    "the stand-in guest runs hypervisor code and its drive is polled",
+                )
+            }
+        };
         let attached = claimed
             .attach_for_guest(&domain, &isolated)
             .or_fail("attaching the drive for the guest")?;
@@ -400,6 +409,20 @@ impl Context<'_> {
         );
         result
     }
+}
+
+/// Whether a domain leads the drive's interrupt messages to where they go.
+fn check_doorbells(
+    regions: impl Iterator<Item = ReservedRegion>,
+    translate: impl Fn(Iova) -> Option<Translation>,
+) -> Result<(), Failure> {
+    for region in regions.filter(|region| region.kind == ReservedKind::Doorbell) {
+        let at = region.range.start();
+        let leads = translate(at)
+            .is_some_and(|found| found.to.as_u64() == at.as_u64() && found.perms == Perms::Write);
+        ensure!(leads, "{region} is not mapped for messages");
+    }
+    Ok(())
 }
 
 /// A guest that stands in for a real one.

@@ -23,6 +23,8 @@ const USED: u64 = 1 << 6;
 pub(super) const WRITTEN: u64 = 1 << 7;
 /// What devices send through this leaf snoops, whatever they ask for.
 pub(super) const SNOOPED: u64 = 1 << 8;
+/// The leaf says that no memory is behind it.
+pub(super) const RINGS: u64 = 1 << 9;
 /// Where the page or table is.
 pub(super) const ADDRESS: u64 = ((1 << 40) - 1) << 12;
 
@@ -66,7 +68,7 @@ unsafe impl Format for FakeFormat {
         let flags = word & !ADDRESS & !(READ | WRITE);
         match (perms, flags & !(USED | WRITTEN)) {
             _ if word == 0 => Entry::Empty,
-            (Some(perms), 0 | SNOOPED) => Entry::Leaf { to, perms },
+            (Some(perms), 0 | SNOOPED | RINGS) => Entry::Leaf { to, perms },
             (None, WAITS) => Entry::Pending { to },
             (None, MARKED) => Entry::Tombstone { page: to },
             (None, bits) if bits & !(SAVED | MARKED) == LINK => Entry::Table {
@@ -86,6 +88,10 @@ unsafe impl Format for FakeFormat {
             Perms::ReadWrite => READ | WRITE,
         };
         to.as_u64() & ADDRESS | bits | self.beside
+    }
+
+    fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {
+        Self { beside: RINGS }.leaf(Level::LEAF, to, perms)
     }
 
     fn table(&self, page: PhysAddr) -> u64 {

@@ -11,7 +11,7 @@ use hv_iommu::{
     Binding, FaultClass, FlushDepth, FlushRequest, FlushSpan, HwDomainId, RawFault, UnitCaps,
 };
 
-use super::format::{ADDRESS, LINK, READ, SNOOPED, WRITE, WRITTEN};
+use super::format::{ADDRESS, LINK, READ, RINGS, SNOOPED, WRITE, WRITTEN};
 use super::shapes::{Bound, Features, Forget, Stage, Way};
 use super::{Completion, DmaFault, Logged, Plan};
 use crate::host::Host;
@@ -277,12 +277,33 @@ impl Unit {
         requester: PciAddress,
         at: Iova,
     ) -> Result<bool, DmaFault> {
+        Ok(self.leaf_of(host, requester, at, Access::Read)? & SNOOPED != 0)
+    }
+
+    /// Whether a write goes through a leaf that says that no memory is there. Of an entry that leads to tables.
+    pub(super) fn rings(
+        &mut self,
+        host: &Host,
+        requester: PciAddress,
+        at: Iova,
+    ) -> Result<bool, DmaFault> {
+        Ok(self.leaf_of(host, requester, at, Access::Write)? & RINGS != 0)
+    }
+
+    /// The bits of the leaf that an access goes through.
+    fn leaf_of(
+        &mut self,
+        host: &Host,
+        requester: PciAddress,
+        at: Iova,
+        access: Access,
+    ) -> Result<u64, DmaFault> {
         let who = (requester, None);
-        self.translate(host, who, at, Access::Read)?;
+        self.translate(host, who, at, access)?;
         let domain = self.context(who).ok_or(DmaFault::NotBound)?.domain().get();
         let place = |level: u8| (domain, level, at.as_u64() >> shift(level));
         let leaf = (1..=3).find_map(|level| self.leaves.get(&place(level)));
-        Ok(leaf.is_some_and(|leaf| leaf.value.bits & SNOOPED != 0))
+        Ok(leaf.map_or(0, |leaf| leaf.value.bits))
     }
 
     fn look_up(
@@ -415,7 +436,7 @@ impl Unit {
                 }
                 let leaf = Leaf {
                     to,
-                    bits: word & (READ | WRITE | WRITTEN | SNOOPED),
+                    bits: word & (READ | WRITE | WRITTEN | SNOOPED | RINGS),
                 };
                 let cached = self.stamp(leaf);
                 self.leaves.insert(place(level), cached);

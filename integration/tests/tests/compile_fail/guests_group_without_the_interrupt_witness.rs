@@ -1,5 +1,5 @@
 //! Without interrupt remapping a guest's device can raise any vector.
-//! Instead: pass an `InterruptsIsolated`; its one constructor says what is pretended.
+//! Instead: pass an `InterruptsIsolated`; the group shows it, or its constructor says what is pretended.
 use hv_core::UserManaged;
 use hv_iommu::{Claimed, Domain, Group};
 use hv_tests::fake::Fake;

@@ -18,7 +18,7 @@ use super::machine::{
 };
 
 /// A domain that has the addresses of the host's frames.
-const WIDE: DomainConfig = DomainConfig {
+pub(crate) const WIDE: DomainConfig = DomainConfig {
     address_bits: 48,
     largest_page: PageSize::Size1G,
 };

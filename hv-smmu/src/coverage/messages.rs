@@ -1,0 +1,79 @@
+//! Interrupt messages: where a requester's go, and who it is to the services that take them.
+//!
+//! An SMMU translates the write that a message is, like any other, so a domain maps the page of the services that its
+//! devices write to. Those tell devices apart by a DeviceID that comes with the write, from the bus and not from the
+//! device. The IORT names services by the numbers that they have in the MADT, which is not read here: without
+//! [`MessageServices::base`](crate::firmware::MessageServices), which an embedder can fill in from there, nothing is mapped
+//! for messages and devices send none.
+
+use hv_core::{Iova, IovaRange, PageCount, PciAddress};
+use hv_iommu::{MessageSource, NotIsolated, ReservedKind, ReservedRegion};
+
+use super::Coverage;
+use crate::firmware::MessageWriter;
+use crate::spec::granule::Granule;
+use crate::spec::message::TRANSLATER;
+
+impl Coverage {
+    /// The page of tables of this granule that a requester's messages are written to; `None` where firmware does not say
+    /// where they go.
+    pub fn doorbell(&self, requester: PciAddress, granule: Granule) -> Option<ReservedRegion> {
+        let services = self.requester(requester)?.messages?.services;
+        let services = self.firmware.services.get(services.0)?;
+        let base = services.base.filter(|_| services.tell_writers_apart)?;
+        let register = base.as_u64().checked_add(TRANSLATER)?;
+        let page = granule.bytes();
+        let start = Iova::new(register - register % page);
+        let range = IovaRange::new(start, PageCount::for_bytes(page)?).ok()?;
+        let kind = ReservedKind::Doorbell;
+        Some(ReservedRegion { range, kind })
+    }
+
+    /// Who a requester is to interrupt services.
+    ///
+    /// # Errors
+    /// [`NotIsolated`] when firmware does not say that, once, or when a unit or a device that is no PCI function writes
+    /// messages as the same device.
+    pub fn message_source(&self, requester: PciAddress) -> Result<MessageSource, NotIsolated> {
+        let found = self.requester(requester);
+        let writer = found.and_then(|found| found.messages);
+        let writer = writer.ok_or(NotIsolated::NotTold { requester })?;
+        let services = self.firmware.services.get(writer.services.0);
+        if !services.is_some_and(|services| services.tell_writers_apart) {
+            return Err(NotIsolated::NotRemapped { requester });
+        }
+        let source_id = MessageSource {
+            controller: writer.services.0 as u32,
+            id: writer.device.get(),
+        };
+        match self.is_used_outside(writer) {
+            true => Err(NotIsolated::SharedOutside {
+                requester,
+                source_id,
+            }),
+            false => Ok(source_id),
+        }
+    }
+
+    /// Whether a unit, or a device that is no PCI function, may write messages as this device.
+    fn is_used_outside(&self, writer: MessageWriter) -> bool {
+        let units = &self.firmware.units;
+        let by_unit = units.iter().any(|unit| unit.own_messages == Some(writer));
+        let mut devices = self.firmware.devices.iter();
+        by_unit
+            || devices.any(|device| {
+                device.messages == Some(writer)
+                    || device.streams.iter().any(|&(unit, first, last)| {
+                        let through = units.get(unit.index());
+                        let mut routes = through.into_iter().flat_map(|unit| &unit.messages);
+                        routes.any(|route| {
+                            let streams = (first.get(), last.get());
+                            let becomes = route.window.outputs_of(streams);
+                            let id = writer.device.get();
+                            route.to == writer.services
+                                && becomes.is_some_and(|(low, high)| (low..=high).contains(&id))
+                        })
+                    })
+            })
+    }
+}
