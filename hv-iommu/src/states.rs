@@ -38,10 +38,11 @@ impl ForGuests for Blocked {}
 /// States of a group that the hypervisor may claim: [`Blocked`], [`Pinned`], and [`NeedsReset`] after a driver of its own.
 /// Exists for its message.
 #[diagnostic::on_unimplemented(
-    message = "the hypervisor may claim a group that is `Blocked` or `Pinned`, this one is `{Self}`",
+    message = "the hypervisor may claim a group that is `Blocked`, `Pinned`, or `NeedsReset` after a driver of its own, \
+               this one is `{Self}`",
     label = "this group is not to be had as it is",
-    note = "`NeedsReset`: a guest had it before; `reset_members` first",
-    note = "`Attached`, `Claimed`: somebody has it; `detach` and `release` it, and look at what comes back",
+    note = "`NeedsReset` after a guest: `reset_members` first",
+    note = "`Attached`, `Claimed`, `Parked`, `WithPasids`: somebody has it; `detach` and `release` it, and look at what comes back",
     note = "`Wedged`: reset its unit and `recover` it"
 )]
 pub trait ForTheHypervisor: sealed::Sealed {}

@@ -32,14 +32,29 @@ pub struct Smmu<P: Platform, F: Tables = Vmsa> {
     format: PhantomData<F>,
 }
 
+impl<P: Platform> Smmu<P> {
+    /// Looks at the units that firmware lists, for tables of 4 KiB pages. See [`discover_with`](Self::discover_with).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn discover(
+        platform: P,
+        firmware: Firmware,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+    ) -> Result<Discovery<P>, BringUpError> {
+        Self::discover_with(platform, firmware, functions, policy)
+    }
+}
+
 impl<P: Platform, F: Tables> Smmu<P, F> {
     /// Looks at the units that firmware lists, and at who covers `functions`, the PCI functions of the machine. Nothing
-    /// is written until [`Discovery::bring_up`].
+    /// is written until [`Discovery::bring_up`]. For another size of pages than 4 KiB: `Smmu::<P, Vmsa64K>::discover_with`.
     ///
     /// # Errors
     /// [`BringUpError`]: a function that no unit covers (if the policy is strict), a unit that this version does not
     /// drive, memory that firmware goes on using (likewise).
-    pub fn discover(
+    pub fn discover_with(
         platform: P,
         firmware: Firmware,
         functions: &[PciFunction],

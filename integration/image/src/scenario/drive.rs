@@ -419,7 +419,7 @@ fn check_doorbells(
     for region in regions.filter(|region| region.kind == ReservedKind::Doorbell) {
         let at = region.range.start();
         let leads = translate(at)
-            .is_some_and(|found| found.to.as_u64() == at.as_u64() && found.perms == Perms::Write);
+            .is_some_and(|found| found.to.as_u64() == at.as_u64() && found.perms.writable());
         ensure!(leads, "{region} is not mapped for messages");
     }
     Ok(())
