@@ -1,5 +1,7 @@
 //! A submitter's steps: reserve, fill, publish, and wait until hardware was told.
 
+use core::time::Duration;
+
 use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Instant};
 use hv_core::sync::{Ordering, spin_hint};
@@ -90,8 +92,9 @@ impl CommandQueue {
     ) -> Result<Reserved, UnitError> {
         let unit = port.unit();
         let mut start = None;
-        // Where the head was when the ring was seen full, and since when; `None` while it was not.
-        let mut full: Option<(u64, Instant)> = None;
+        // Where the head was when the ring was seen full, what hardware had been given, and since when; `None` while
+        // it was not.
+        let mut full: Option<(u64, u64, Instant)> = None;
         loop {
             let seen = self.admit(caller, unit)?;
             let start = *start.get_or_insert_with(|| port.clock().now());
@@ -110,15 +113,18 @@ impl CommandQueue {
             // What is published and not rung may be all that keeps the ring full.
             self.ring(port);
             port.check().map_err(|error| self.fail(seen, unit, error))?;
+            // ORDERING: Acquire, as in `read_head`.
+            let given = self.given.load(Ordering::Acquire);
             let now = port.clock().now();
             match full {
-                Some((at, since)) if at == head => {
+                Some((at, before, since)) if at == head && before == given => {
                     if now > since.after(self.shape.deadline()) {
-                        return Err(self.stays_full(seen, unit, head, start, now));
+                        return Err(self.stays_full(seen, unit, (head, given), now.since(start)));
                     }
                 }
-                // The unit goes on reading: others were faster with the room that it made.
-                _ => full = Some((head, now)),
+                // The unit goes on reading: others were faster with the room that it made. Or it was given more just
+                // now, by a CPU that had stood still: its time to read that begins.
+                _ => full = Some((head, given, now)),
             }
             spin_hint();
         }
@@ -148,18 +154,14 @@ impl CommandQueue {
         })
     }
 
-    /// Who is to blame for a ring that has stayed full with its head at `head`.
+    /// Who is to blame for a ring that has stayed full, with its head and what hardware was given where they were.
     fn stays_full(
         &self,
         seen: Tail,
         unit: UnitIndex,
-        head: u64,
-        start: Instant,
-        now: Instant,
+        (head, given): (u64, u64),
+        waited: Duration,
     ) -> UnitError {
-        // ORDERING: Acquire, as in `read_head`.
-        let given = self.given.load(Ordering::Acquire);
-        let waited = now.since(start);
         if head == given {
             // The unit has done all that it knows of; a CPU is in the middle of publishing the rest.
             return UnitError::Busy { unit, waited };

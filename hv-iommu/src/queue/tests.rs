@@ -11,6 +11,8 @@ use hv_core::platform::{Clock, Instant};
 
 use super::*;
 
+mod stalled;
+
 const UNIT: UnitIndex = match UnitIndex::new(3) {
     Some(unit) => unit,
     None => unreachable!(),
