@@ -11,6 +11,9 @@ use super::words::{Tail, Turn};
 use super::{Caller, CommandQueue};
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
+/// How often the flush behind an entry that was taken down is asked for, each time for a deadline.
+const PATIENCE: u32 = 8;
+
 /// Positions that one CPU has reserved and not published: others wait for it.
 #[must_use = "what is reserved has to be published: everybody behind it waits"]
 struct Reserved {
@@ -47,6 +50,33 @@ impl CommandQueue {
         batch: &[P::Entry],
     ) -> Result<FlushTicket, UnitError> {
         self.submit_for(Caller::Anyone, port, batch)
+    }
+
+    /// As [`submit`](Self::submit), for what follows an entry that was taken down: asks again and again while other
+    /// CPUs stand still, some deadlines long, for without the ticket nobody knows when the unit has forgotten the entry,
+    /// and the unit has to be wedged, with all who are behind it. The whole batch each time: which part of the last
+    /// one hardware will get is not known.
+    ///
+    /// # Errors
+    /// As there; [`UnitError::Busy`] when others stood still for all of that time.
+    pub fn submit_patiently<P: QueuePort>(
+        &self,
+        port: &P,
+        batch: &[P::Entry],
+    ) -> Result<FlushTicket, UnitError> {
+        let start = port.clock().now();
+        let mut left = PATIENCE;
+        loop {
+            left -= 1;
+            match self.submit(port, batch) {
+                Err(UnitError::Busy { .. }) if left != 0 => {}
+                Err(UnitError::Busy { unit, .. }) => {
+                    let waited = port.clock().now().since(start);
+                    return Err(UnitError::Busy { unit, waited });
+                }
+                other => return other,
+            }
+        }
     }
 
     pub(super) fn submit_for<P: QueuePort>(

@@ -55,3 +55,32 @@ fn bc14_a_unit_is_not_blamed_for_the_time_that_a_cpu_stood_still() {
     assert_eq!(queue.check_alive(UNIT), Ok(()));
     assert_eq!(fake.commands(), [2]);
 }
+
+#[test]
+fn bc14_who_takes_an_entry_down_waits_longer_for_a_cpu_that_stands_still() {
+    let (queue, fake) = shared(4, Ends::WrapBit);
+    let other = Stalled::new(queue, 4, &[Entry::Command(1)]);
+    // What is read here is the other port's too.
+    fake.eager.set(false);
+    // It goes on in the third attempt.
+    fake.plan(Point::Put, move |fake| {
+        fake.plan(Point::Put, move |fake| {
+            fake.plan(Point::Put, move |_| other.finish());
+        });
+    });
+    queue.submit_patiently(&fake, &[Entry::Command(2)]).unwrap();
+    // Each attempt asks for the whole.
+    let asked = fake
+        .ring
+        .iter()
+        .filter(|place| place.get() == Some(Entry::Command(2)));
+    assert_eq!(asked.count(), 3);
+
+    let (queue, fake) = shared(4, Ends::WrapBit);
+    let _other = Stalled::new(queue, 4, &[Entry::Command(1)]);
+    match queue.submit_patiently(&fake, &[Entry::Command(2)]) {
+        Err(UnitError::Busy { waited, .. }) => assert!(waited >= 8 * DEADLINE, "{waited:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(queue.check_alive(UNIT), Ok(()));
+}
