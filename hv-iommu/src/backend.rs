@@ -227,6 +227,9 @@ pub enum UnitError {
     },
     /// Other contexts stood still in the middle of a submission to the unit's queue, or were resetting it. The unit is
     /// well: try again. What was asked for may be done still when they go on, which nobody is told of.
+    ///
+    /// At the unbinding of a device it cuts the unit off all the same, since its entry is down and nobody knows when the
+    /// unit has forgotten it; so backends ask for that flush several deadlines long (`CommandQueue::submit_patiently`).
     #[error(
         "{unit} took no request within {waited:?}, because other contexts held its queue or were \
          resetting it"

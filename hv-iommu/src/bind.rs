@@ -9,7 +9,6 @@ use hv_core::{OutOfMemory, Owner, PciAddress};
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitError};
-use crate::faults::Meter;
 use crate::group::{Group, Hold, Inner, Wedged};
 use crate::shape::Shape;
 use crate::system::Bound;
@@ -52,18 +51,24 @@ pub(crate) fn wedged<B: Backend>(
 }
 
 /// Enters the group into the register, before its entries are live: a unit that wedges cuts it off. Counts
-/// it in its domain.
+/// it in its domain. A group that moves takes what it has used of its budget for faults along.
 ///
 /// # Errors
-/// [`AttachError::OutOfMemory`], [`AttachError::Exposed`]; nothing was entered or counted then.
+/// [`AttachError::CutOff`] where a group that was cut off for its faults is to move, [`AttachError::OutOfMemory`],
+/// [`AttachError::Exposed`]; nothing was entered or counted then.
 pub(crate) fn register<B: Backend>(
     inner: &Inner<B>,
     anchor: &Anchor<B>,
 ) -> Result<(), AttachError> {
+    let mut registry = inner.system.registry.lock();
+    // Under the same lock as who cuts it off.
+    let meter = registry.meter_of(inner.id);
+    if meter.cut_off {
+        return Err(AttachError::CutOff { group: inner.id });
+    }
     let Some((_, owner)) = anchor.entries() else {
         return Ok(());
     };
-    let mut registry = inner.system.registry.lock();
     let count = inner.requesters.len();
     registry.bound.try_reserve(count).map_err(|_| {
         let bytes = count * size_of::<Bound>();
@@ -78,7 +83,7 @@ pub(crate) fn register<B: Backend>(
             group: inner.id,
             domain: anchor.uid(),
             owner,
-            meter: Meter::default(),
+            meter,
         }));
     Ok(())
 }

@@ -44,7 +44,7 @@ impl Default for FaultBudget {
     }
 }
 
-/// What of its budget a requester has used up.
+/// What of its budget a group has used up. Each entry of the group has the same.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Meter {
     /// When the present stretch of time began; `None` before the first fault.
@@ -190,15 +190,21 @@ impl<B: Backend> System<B> {
     fn count(&self, requester: PciAddress) -> Counted {
         let now = self.backend.platform().now();
         let mut registry = self.registry.lock();
-        let bound = |entry: &&mut crate::system::Bound| entry.requester == requester;
-        let Some(bound) = registry.bound.iter_mut().find(bound) else {
+        let bound = |entry: &&crate::system::Bound| entry.requester == requester;
+        let Some(bound) = registry.bound.iter().find(bound) else {
             return Counted::Unbound;
         };
         let (group, domain, owner) = (bound.group, bound.domain, bound.owner);
-        if bound.meter.cut_off {
+        let mut meter = bound.meter;
+        if meter.cut_off {
             return Counted::Late;
         }
-        if !bound.meter.count(now, self.budget) {
+        let too_many = meter.count(now, self.budget);
+        let ours = registry.bound.iter_mut();
+        for bound in ours.filter(|bound| bound.group == group) {
+            bound.meter = meter;
+        }
+        if !too_many {
             return Counted::Within(group, domain, owner);
         }
         self.silence_group(&mut registry, group);
@@ -237,12 +243,18 @@ impl<B: Backend> System<B> {
     }
 }
 
+impl<B: Backend> Registry<B> {
+    /// What a group has used of its budget since it was attached.
+    pub(crate) fn meter_of(&self, group: GroupId) -> Meter {
+        let ours = self.bound.iter().find(|bound| bound.group == group);
+        ours.map(|bound| bound.meter).unwrap_or_default()
+    }
+}
+
 impl<B: Backend> Inner<B> {
     /// Refuses if the group was cut off for its faults.
     pub(crate) fn check_not_cut_off(&self) -> Result<(), AttachError> {
-        let registry = self.system.registry.lock();
-        let mut ours = registry.bound.iter().filter(|bound| bound.group == self.id);
-        if ours.any(|bound| bound.meter.cut_off) {
+        if self.system.registry.lock().meter_of(self.id).cut_off {
             return Err(AttachError::CutOff { group: self.id });
         }
         Ok(())

@@ -336,6 +336,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             return Err(AttachError::NotAMember { member, group }.into());
         }
         check(inner, self.state.attached.owner, domain)?;
+        inner.check_not_cut_off()?;
         let bits = inner.system.backend.pasid_bits(inner.unit);
         if pasid.get().checked_shr(bits.into()).unwrap_or(0) != 0 {
             return Err(PasidRefusal::TooWide { pasid, bits });

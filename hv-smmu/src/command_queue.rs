@@ -117,6 +117,19 @@ impl Commands {
         self.queue.submit(&port, batch)
     }
 
+    /// As [`submit`](Self::submit), for what follows an entry that was taken down.
+    pub(crate) fn submit_patiently<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Command],
+    ) -> Result<FlushTicket, UnitError> {
+        let port = Port {
+            commands: self,
+            context,
+        };
+        self.queue.submit_patiently(&port, batch)
+    }
+
     /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
     pub(crate) fn poll<P: Platform>(
         &self,

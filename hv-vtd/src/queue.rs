@@ -118,6 +118,15 @@ impl Queue {
         self.commands.submit(&self.port(context), batch)
     }
 
+    /// As [`submit`](Self::submit), for what follows an entry that was taken down.
+    pub(crate) fn submit_patiently<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+        batch: &[Descriptor],
+    ) -> Result<FlushTicket, UnitError> {
+        self.commands.submit_patiently(&self.port(context), batch)
+    }
+
     /// Whether the wait with `ticket` has completed, or a reset has done all that it stood for.
     pub(crate) fn poll<P: Platform>(
         &self,

@@ -47,6 +47,7 @@ use hv_core::{Iova, IovaRange, KernelPaging, Owner, PageCount, Shared};
 
 use crate::backend::Backend;
 use crate::domain::DomainCore;
+use crate::format::Format;
 use crate::iova::{IovaAlign, SpaceError};
 
 pub use body::ByteWindow;
@@ -113,7 +114,11 @@ impl<B: Backend> Hold<B> {
         limit: Iova,
     ) -> Result<(Self, IovaRange), SpaceError> {
         let cpus = core.system.backend.platform();
-        let span = core.space.alloc_held(cpus, pages, align, limit)?;
+        // As `alloc_iova`.
+        let smallest = IovaAlign::of_shift(B::Format::PAGE_SHIFT);
+        let span = core
+            .space
+            .alloc_held(cpus, pages, align.max(smallest), limit)?;
         // INVARIANT: counted with the addresses; only domains that were registered have callers.
         Ok((Self(NonNull::from(core)), span))
     }

@@ -64,12 +64,13 @@ impl CommandQueue {
     /// repair in time. Nothing was changed.
     pub fn restart<P: QueuePort>(&self, port: &P) -> Result<Anew<'_>, UnitError> {
         let unit = port.unit();
-        if !self.tail().is_wedged() {
-            return Err(UnitError::NotWedged { unit });
-        }
         let start = port.clock().now();
         let deadline = start.after(self.shape.deadline());
         loop {
+            // Each time: another reset may have ended meanwhile.
+            if !self.tail().is_wedged() {
+                return Err(UnitError::NotWedged { unit });
+            }
             let now = port.clock().now();
             if let Some(upkeep) = Upkeep::take(self)
                 && self.try_restart(0)
@@ -87,8 +88,8 @@ impl CommandQueue {
         }
     }
 
-    /// Restarts the ring, past the sequence `past`, if no CPU has a store left to make to it. The caller has the
-    /// upkeep of a wedged unit.
+    /// Restarts the ring, past the sequence `past`, if no CPU has a store left to make to it and the unit is wedged.
+    /// The caller has the upkeep, so no reset ends meanwhile. Whether it did.
     fn try_restart(&self, past: u64) -> bool {
         let Some(mut bell) = self.take_bell() else {
             return false;
@@ -100,7 +101,8 @@ impl CommandQueue {
             end = turn.end();
         }
         let all = end == tail.position() || Fault::RestartWithoutWaiting.is_on();
-        if all && tail.is_wedged() {
+        let restarted = all && tail.is_wedged();
+        if restarted {
             let position = self.shape.next_start(tail.position().max(past));
             // ORDERING: Release, all three: in place before anybody is admitted again. Who waits for a sync of the
             // old ring finds it covered, and its ticket done once the unit is revived.
@@ -118,7 +120,7 @@ impl CommandQueue {
             bell.rung = position;
         }
         self.let_go(bell);
-        all
+        restarted
     }
 
     /// Gives `act` the command at which hardware has stopped. `None`, and `act` is not run, when another CPU repairs

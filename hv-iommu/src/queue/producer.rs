@@ -1,5 +1,7 @@
 //! A submitter's steps: reserve, fill, publish, and wait until hardware was told.
 
+use core::time::Duration;
+
 use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Instant};
 use hv_core::sync::{Ordering, spin_hint};
@@ -8,6 +10,9 @@ use super::port::QueuePort;
 use super::words::{Tail, Turn};
 use super::{Caller, CommandQueue};
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
+
+/// How often the flush behind an entry that was taken down is asked for, each time for a deadline.
+const PATIENCE: u32 = 8;
 
 /// Positions that one CPU has reserved and not published: others wait for it.
 #[must_use = "what is reserved has to be published: everybody behind it waits"]
@@ -45,6 +50,33 @@ impl CommandQueue {
         batch: &[P::Entry],
     ) -> Result<FlushTicket, UnitError> {
         self.submit_for(Caller::Anyone, port, batch)
+    }
+
+    /// As [`submit`](Self::submit), for what follows an entry that was taken down: asks again and again while other
+    /// CPUs stand still, some deadlines long, for without the ticket nobody knows when the unit has forgotten the entry,
+    /// and the unit has to be wedged, with all who are behind it. The whole batch each time: which part of the last
+    /// one hardware will get is not known.
+    ///
+    /// # Errors
+    /// As there; [`UnitError::Busy`] when others stood still for all of that time.
+    pub fn submit_patiently<P: QueuePort>(
+        &self,
+        port: &P,
+        batch: &[P::Entry],
+    ) -> Result<FlushTicket, UnitError> {
+        let start = port.clock().now();
+        let mut left = PATIENCE;
+        loop {
+            left -= 1;
+            match self.submit(port, batch) {
+                Err(UnitError::Busy { .. }) if left != 0 => {}
+                Err(UnitError::Busy { unit, .. }) => {
+                    let waited = port.clock().now().since(start);
+                    return Err(UnitError::Busy { unit, waited });
+                }
+                other => return other,
+            }
+        }
     }
 
     pub(super) fn submit_for<P: QueuePort>(
@@ -90,8 +122,9 @@ impl CommandQueue {
     ) -> Result<Reserved, UnitError> {
         let unit = port.unit();
         let mut start = None;
-        // Where the head was when the ring was seen full, and since when; `None` while it was not.
-        let mut full: Option<(u64, Instant)> = None;
+        // Where the head was when the ring was seen full, what hardware had been given, and since when; `None` while
+        // it was not.
+        let mut full: Option<(u64, u64, Instant)> = None;
         loop {
             let seen = self.admit(caller, unit)?;
             let start = *start.get_or_insert_with(|| port.clock().now());
@@ -110,15 +143,18 @@ impl CommandQueue {
             // What is published and not rung may be all that keeps the ring full.
             self.ring(port);
             port.check().map_err(|error| self.fail(seen, unit, error))?;
+            // ORDERING: Acquire, as in `read_head`.
+            let given = self.given.load(Ordering::Acquire);
             let now = port.clock().now();
             match full {
-                Some((at, since)) if at == head => {
+                Some((at, before, since)) if at == head && before == given => {
                     if now > since.after(self.shape.deadline()) {
-                        return Err(self.stays_full(seen, unit, head, start, now));
+                        return Err(self.stays_full(seen, unit, (head, given), now.since(start)));
                     }
                 }
-                // The unit goes on reading: others were faster with the room that it made.
-                _ => full = Some((head, now)),
+                // The unit goes on reading: others were faster with the room that it made. Or it was given more just
+                // now, by a CPU that had stood still: its time to read that begins.
+                _ => full = Some((head, given, now)),
             }
             spin_hint();
         }
@@ -148,18 +184,14 @@ impl CommandQueue {
         })
     }
 
-    /// Who is to blame for a ring that has stayed full with its head at `head`.
+    /// Who is to blame for a ring that has stayed full, with its head and what hardware was given where they were.
     fn stays_full(
         &self,
         seen: Tail,
         unit: UnitIndex,
-        head: u64,
-        start: Instant,
-        now: Instant,
+        (head, given): (u64, u64),
+        waited: Duration,
     ) -> UnitError {
-        // ORDERING: Acquire, as in `read_head`.
-        let given = self.given.load(Ordering::Acquire);
-        let waited = now.since(start);
         if head == given {
             // The unit has done all that it knows of; a CPU is in the middle of publishing the rest.
             return UnitError::Busy { unit, waited };

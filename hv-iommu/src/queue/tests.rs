@@ -11,6 +11,8 @@ use hv_core::platform::{Clock, Instant};
 
 use super::*;
 
+mod stalled;
+
 const UNIT: UnitIndex = match UnitIndex::new(3) {
     Some(unit) => unit,
     None => unreachable!(),
@@ -31,6 +33,7 @@ enum Point {
     Ring,
     Head,
     Check,
+    Clock,
 }
 
 /// A clock that moves a millisecond with each look.
@@ -132,6 +135,7 @@ impl QueuePort for Fake {
     const FENCED: bool = false;
 
     fn clock(&self) -> &Ticks {
+        self.pass(Point::Clock);
         &self.clock
     }
     fn unit(&self) -> UnitIndex {
@@ -515,4 +519,30 @@ fn a_status_word_tells_sequences_across_its_own_wrap() {
         Err(UnitError::Hardware { .. })
     ));
     assert_eq!(queue.poll(&fake, before), Err(WEDGED));
+}
+
+/// The second of two that reset one wedged queue, at each place where the first may end meanwhile.
+#[test]
+fn bc14_a_reset_gets_no_ring_that_another_has_revived() {
+    fn after(fake: &Fake, looks: u32, queue: &'static CommandQueue) {
+        fake.plan(Point::Clock, move |fake| {
+            if looks > 0 {
+                return after(fake, looks - 1, queue);
+            }
+            let other = queue.restart(fake).ok().unwrap();
+            fake.restart();
+            other.revive();
+            queue.submit(fake, &[Entry::Command(2)]).unwrap();
+        });
+    }
+    for looks in [0, 1] {
+        let (queue, fake) = shared(4, Ends::WrapBit);
+        queue.submit(&fake, &[Entry::Command(1)]).unwrap();
+        queue.wedge();
+        after(&fake, looks, queue);
+        let refused = queue.restart(&fake).err();
+        assert_eq!(refused, Some(UnitError::NotWedged { unit: UNIT }));
+        queue.submit(&fake, &[Entry::Command(3)]).unwrap();
+        assert_eq!(fake.commands(), [1, 2, 3]);
+    }
 }

@@ -117,16 +117,19 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let harvested = self.reclaim.with(|reclaimer| {
             for merged in &reclaimer.removed {
                 let removed = &merged.removed;
-                let inside = removed.at >= first && removed.at <= last && !merged.told;
+                let end = removed.at | (Self::span(removed.level) - 1);
+                // The span may be a part of what was merged: it was split since.
+                let inside = removed.at <= last && end >= first && !merged.told;
                 let Some(below) = removed.level.below().filter(|_| inside) else {
                     continue;
                 };
                 let cells = self.page(guard, removed.page).cells.iter();
                 for (index, cell) in cells.enumerate() {
+                    let at = removed.at + Self::span(below) * index as u64;
+                    let ours = at >= first && at <= last;
                     // ORDERING: Acquire, as in `harvest_removed`.
-                    if cell.load(Ordering::Acquire) & F::DIRTY != 0 {
-                        let offset = Self::span(below) * index as u64;
-                        dirty(Iova::new(removed.at + offset), below);
+                    if ours && cell.load(Ordering::Acquire) & F::DIRTY != 0 {
+                        dirty(Iova::new(at), below);
                     }
                 }
             }

@@ -35,7 +35,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The bytes from one table of a root to the next.
     pub(super) const TABLE_BYTES: u64 = Self::TABLE_FRAMES.bytes();
     /// Whether roots have one table each.
-    const ONE_ROOT: bool = F::MOST_ROOT_TABLES.log2() == 0;
+    pub(super) const ONE_ROOT: bool = F::MOST_ROOT_TABLES.log2() == 0;
 
     /// Log2 of what one table of a root of this level translates.
     #[inline]

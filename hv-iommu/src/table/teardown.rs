@@ -113,9 +113,16 @@ impl Drain {
                     }
                 }
                 Entry::Leaf { to, .. } | Entry::Pending { to } => {
+                    let Some(merged) = self.is_written_merged(table, level) else {
+                        // Looked at again with the next step.
+                        if let Some((.., index)) = self.stack.last_mut() {
+                            *index = here;
+                        }
+                        return DrainStep::More;
+                    };
                     let pages = PageCount::for_bytes(Table::<F, H>::span(level));
                     if let Ok(run) = PhysRange::new(to, pages.unwrap_or(PageCount::ONE)) {
-                        self.written = table.geometry.dirty && word & F::DIRTY != 0;
+                        self.written = merged || table.geometry.dirty && word & F::DIRTY != 0;
                         return DrainStep::Frames(run);
                     }
                 }
@@ -123,6 +130,51 @@ impl Drain {
             }
         }
         DrainStep::More
+    }
+
+    /// Whether a device wrote the leaf that the step is at through a table that a merge replaced, and nobody told of
+    /// yet. `None` while a CPU is about to find out that the table has ended.
+    ///
+    /// Here and not before the end: then the leaf may have been with an owner, who was not to be disturbed.
+    fn is_written_merged<F: Format, H: MemoryHandle>(
+        &self,
+        table: &Table<F, H>,
+        level: Level,
+    ) -> Option<bool> {
+        if !table.geometry.dirty {
+            return Some(false);
+        }
+        let root = match Table::<F, H>::ONE_ROOT {
+            true => 0,
+            false => (self.begun - 1) << Table::<F, H>::root_shift(self.root.level),
+        };
+        // Each index is the next one.
+        let first = self.stack.iter().fold(root, |at, (_, level, index)| {
+            at + Table::<F, H>::span(*level) * (*index as u64 - 1)
+        });
+        let last = first | (Table::<F, H>::span(level) - 1);
+        table.reclaim.with(|reclaimer| {
+            reclaimer.removed.iter().any(|merged| {
+                let removed = &merged.removed;
+                let end = removed.at | (Table::<F, H>::span(removed.level) - 1);
+                let inside = removed.at <= last && end >= first && !merged.told;
+                let Some(below) = removed.level.below().filter(|_| inside) else {
+                    return false;
+                };
+                // SAFETY: by the invariant of the reclaimer no word names the page, and it was not freed: only
+                // `free_unnamed` takes it from the list of a table that has ended. By the promise of `new` nothing
+                // else reaches it.
+                let cells = unsafe { table.page_alone(removed.page) }.cells;
+                let span = Table::<F, H>::span(below);
+                cells.iter().enumerate().any(|(index, cell)| {
+                    let at = removed.at + span * index as u64;
+                    // ORDERING: Acquire: the unit has forgotten the domain, so no more bits come.
+                    at <= last
+                        && at | (span - 1) >= first
+                        && cell.load(Ordering::Acquire) & F::DIRTY != 0
+                })
+            })
+        })
     }
 
     /// The tables that the reclaimer held when the end came.

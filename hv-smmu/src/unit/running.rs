@@ -360,7 +360,7 @@ impl<P: Platform> Unit<P, Enabled> {
             let _ = batch.try_push(Filed::of(domain, self.stage()).all());
         }
         let context = self.queue_with(platform);
-        self.state.commands.submit(&context, &batch)
+        self.state.commands.submit_patiently(&context, &batch)
     }
 
     /// Asks for a flush. See [`hv_iommu::Backend::submit`].

@@ -113,7 +113,8 @@ impl<P: Platform> Unit<P, Enabled> {
             let id = domain_or_zero(domain, Fault::UnbindIotlbOtherId);
             batch.push(self.iotlb().domain(id));
         }
-        self.state.queue.submit(&self.queue_with(platform), &batch)
+        let queue = &self.state.queue;
+        queue.submit_patiently(&self.queue_with(platform), &batch)
     }
 
     /// Stops faults of a bound requester from being recorded. See [`hv_iommu::Backend::quiet`].

@@ -235,6 +235,71 @@ fn bc03_a_cut_with_a_gap_forgets_no_written_page() {
     drop((low, high, machine.take(FAR)));
 }
 
+/// A part of a merged page that does not begin where the page did.
+#[test]
+fn bc03_a_part_of_a_merged_page_tells_of_its_own_writes() {
+    let (machine, driver) = tracked();
+    let mut range = small(&machine, &driver);
+    machine.fake.dma_read(NIC, Iova::new(START)).unwrap();
+    assert_eq!(range.merge(), (1, Ok(())));
+    // The unit still writes where the small pages were.
+    for page in [7, 300] {
+        write(&machine, page);
+    }
+    let (low, high) = range.split_large_at(pages(256)).unwrap();
+    for (part, page) in [(high, 300), (low, 7)] {
+        let mut words = [0; 8];
+        let mut bitmap = DirtyBitmap::new(iovas(START, 512), &mut words).unwrap();
+        let (_range, frames) = part.unmap().flush_noting(&mut bitmap).unwrap();
+        assert_eq!(marked(&bitmap), [page]);
+        machine.host().free_frames(frames);
+    }
+}
+
+/// How a merged page stands when its domain ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Left {
+    Merged,
+    Cut,
+    Pending,
+}
+
+#[test]
+fn bc03_the_end_of_a_domain_tells_of_writes_where_the_small_pages_were() {
+    for left in [Left::Merged, Left::Cut, Left::Pending] {
+        let (machine, driver) = tracked();
+        let mut range = small(&machine, &driver);
+        machine.fake.dma_read(NIC, Iova::new(START)).unwrap();
+        assert_eq!(range.merge(), (1, Ok(())));
+        write(&machine, 300);
+        match left {
+            Left::Merged => drop(range),
+            Left::Cut => drop(range.split_large_at(pages(256)).unwrap()),
+            Left::Pending => {
+                let (low, high) = range.split_large_at(pages(256)).unwrap();
+                drop((low, high.unmap()));
+            }
+        }
+        drop(driver.group.detach().unwrap());
+        let mut teardown = driver.domain.destroy().unwrap();
+        let (mut page, mut written) = (0, Vec::new());
+        while let Some(frames) = teardown.next() {
+            let count = frames.pages().get();
+            if teardown.is_written() {
+                written.extend(page..page + count);
+            }
+            page += count;
+            machine.host().free_frames(frames);
+        }
+        assert_eq!(page, 512);
+        match left {
+            Left::Merged => assert_eq!(written.len(), 512),
+            Left::Cut | Left::Pending => assert_eq!(written, [300], "{left:?}"),
+        }
+        assert_eq!(machine.host().frames_out(), 0);
+    }
+}
+
 /// A look that takes long keeps no empty table from coming back: each of its steps has a guard of its own.
 #[test]
 fn bc16_a_long_look_holds_the_tables_for_a_step_only() {

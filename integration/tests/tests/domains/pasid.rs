@@ -2,8 +2,8 @@
 
 use hv_core::{Access, Iova, KernelPaging, Pasid, PciAddress, Perms};
 use hv_iommu::{
-    AttachError, DestroyRefusal, Domain, Group, Paging, PasidError, PasidParkFailed, PasidRefusal,
-    UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
+    AttachError, DestroyRefusal, Domain, FaultBudget, Group, Paging, PasidError, PasidParkFailed,
+    PasidRefusal, UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
@@ -429,4 +429,21 @@ fn bc15_a_group_with_pasids_that_does_not_come_back_leaves_its_domain() {
     for domain in [one, two] {
         assert_eq!(end_domain(domain, machine.host()), 1);
     }
+}
+
+#[test]
+fn bc19_a_group_that_was_cut_off_gets_no_further_pasid() {
+    let (machine, group, _own, [one, _two]) = stand();
+    for page in 0..=u64::from(FaultBudget::default().faults) {
+        let at = Iova::new(page * 0x1000);
+        machine.fake.dma(TWIN[0], at, Access::Read).unwrap_err();
+        machine.iommu.take_faults(|_| ());
+    }
+    let refused = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap_err();
+    let PasidError::Refused(PasidRefusal::Attach(AttachError::CutOff { group: cut_off })) = refused
+    else {
+        panic!("{refused}");
+    };
+    assert_eq!(cut_off, group.id());
+    let _group = group.close_pasids().unwrap();
 }

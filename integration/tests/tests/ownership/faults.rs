@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use hv_core::{Access, Iova, KernelPaging, Owner, PciAddress, Perms, UserManaged};
-use hv_iommu::{AttachError, FaultBudget, FaultClass, FaultNotice, FaultReport};
+use hv_iommu::{
+    AttachError, Domain, FaultBudget, FaultClass, FaultNotice, FaultReport, ReplaceFailed,
+};
 use hv_tests::fake::{DmaFault, FAULT_LOG};
 use hv_tests::host::Time;
 
-use super::machine::{ALIAS, Machine, NIC, OLD, TWIN, full_unit, iovas, isolated, vm};
+use super::machine::{ALIAS, Machine, NIC, OLD, PLAIN, TWIN, full_unit, iovas, isolated, vm};
 
 fn notices(machine: &Machine) -> Vec<FaultNotice> {
     let mut found = Vec::new();
@@ -187,6 +189,67 @@ fn bc19_a_device_that_faults_without_end_is_cut_off_and_its_owner_told_once() {
     group.enable_bus_mastering(TWIN[1]).unwrap();
     assert_eq!(storm(&machine, TWIN[1], 3).len(), 3);
     drop(well);
+}
+
+/// A move is no way back: nothing of what led there is known to be over.
+#[test]
+fn bc19_a_group_that_was_cut_off_moves_to_no_other_domain() {
+    let most = u64::from(FaultBudget::default().faults);
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let other = Domain::paging_domain_alloc(&driver.group, PLAIN).unwrap();
+    storm(&machine, NIC, most + 1);
+    let cut_off = AttachError::CutOff {
+        group: driver.group.id(),
+    };
+    let stays = |failed| match failed {
+        Err(ReplaceFailed::Refused { group, error }) => {
+            assert_eq!(error, cut_off);
+            group
+        }
+        other => panic!("{other:?}"),
+    };
+    let gapless = driver.group.gapless().unwrap();
+    let group = stays(driver.group.replace(&other, &gapless));
+    let group = stays(group.replace_with_gap(&other));
+    let blocked = Domain::blocked(&group);
+    let Err(ReplaceFailed::Refused { group, error }) = group.replace_with_gap(&blocked) else {
+        panic!("blocked and back is a move too");
+    };
+    assert_eq!(error, cut_off);
+    // The domain that it is in is no move.
+    let group = group.replace_with_gap(&driver.domain).unwrap();
+    assert_eq!(group.enable_bus_mastering(NIC), Err(cut_off));
+    assert!(!sends(&machine, NIC));
+    let group = group.detach().unwrap().attach(&other).unwrap();
+    group.enable_bus_mastering(NIC).unwrap();
+}
+
+#[test]
+fn bc19_a_group_takes_what_it_used_of_its_budget_along() {
+    let most = u64::from(FaultBudget::default().faults);
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let other = Domain::paging_domain_alloc(&driver.group, PLAIN).unwrap();
+    storm(&machine, NIC, most);
+    let group = driver.group.replace_with_gap(&other).unwrap();
+    assert!(sends(&machine, NIC));
+    storm(&machine, NIC, 1);
+    assert!(!sends(&machine, NIC));
+    drop(group);
+}
+
+#[test]
+fn bc19_a_group_has_one_budget_under_all_its_requesters() {
+    let most = u64::from(FaultBudget::default().faults);
+    let mut machine = Machine::new();
+    let driver = machine.driver(TWIN[0]);
+    driver.group.enable_bus_mastering(TWIN[1]).unwrap();
+    storm(&machine, TWIN[0], most / 2);
+    storm(&machine, TWIN[1], most - most / 2);
+    assert!(sends(&machine, TWIN[0]));
+    storm(&machine, TWIN[1], 1);
+    assert!(TWIN.iter().all(|twin| !sends(&machine, *twin)));
 }
 
 /// Shows: bc19.
