@@ -353,13 +353,13 @@ impl<B: Backend, O: Owner> Group<B, NeedsReset<O>> {
         }
         self.inner.is_unseen = true;
         for &member in &self.inner.members {
-            if !self.inner.is_gone(member)
-                && let Err(error) = reset(member)
-            {
+            let was_gone = self.inner.is_gone(member);
+            if !was_gone && let Err(error) = reset(member) {
                 let error = ResetRefusal::Member { member, error };
                 return Err(ResetFailed { group: self, error });
             }
-            if self.inner.is_gone(member) {
+            // One that answers only now was not reset.
+            if was_gone || self.inner.is_gone(member) {
                 // Within what was reserved.
                 gone.push(member);
             }

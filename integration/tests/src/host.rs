@@ -70,6 +70,8 @@ struct Pci {
     registers: HashMap<(PciAddress, u16), (u32, u32)>,
     /// Writes to functions that are not there.
     lost_writes: u64,
+    /// How many looks at its command register a function does not answer yet.
+    late: HashMap<PciAddress, u32>,
 }
 
 /// The platform. One arena of frames at addresses that no other host uses.
@@ -125,6 +127,7 @@ impl Host {
                 keeping: Vec::new(),
                 registers: HashMap::new(),
                 lost_writes: 0,
+                late: HashMap::new(),
             }),
             time,
             looks: AtomicU64::new(0),
@@ -236,6 +239,11 @@ impl Host {
     /// Plugs a function in: from now on it answers, and does not send.
     pub fn plug(&self, function: PciAddress) {
         lock(&self.pci).commands.insert(function, 0);
+    }
+
+    /// So many looks at its command register `function` does not answer, as after a reset; then it does.
+    pub fn answer_late(&self, function: PciAddress, looks: u32) {
+        lock(&self.pci).late.insert(function, looks);
     }
 
     /// How many writes went to functions that are not there.
@@ -463,7 +471,13 @@ impl Registers for Host {
 
 impl PciConfig for Host {
     fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
-        let pci = lock(&self.pci);
+        let mut pci = lock(&self.pci);
+        if offset == COMMAND
+            && let Some(looks) = pci.late.get_mut(&function).filter(|looks| **looks != 0)
+        {
+            *looks -= 1;
+            return u32::MAX;
+        }
         match pci.commands.get(&function) {
             Some(command) if offset == COMMAND => {
                 let status = pci.registers.get(&(function, offset));

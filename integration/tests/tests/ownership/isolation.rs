@@ -329,3 +329,17 @@ fn bc15_nothing_is_written_to_a_function_that_is_gone() {
         Err(AttachError::KeepsBusMastering { function, .. }) if function == TWIN[0]
     ));
 }
+
+#[test]
+fn bc05_a_member_that_answered_late_was_not_reset() {
+    let mut machine = machine();
+    let used = machine.take(TWIN[0]).claim_for_guest(vm(1)).release();
+    machine.host().answer_late(TWIN[0], 1);
+    let nobody = |_| -> Result<(), ()> { panic!("it does not answer") };
+    let Err(gone) = used.reset_members(nobody).unwrap().all() else {
+        panic!("anybody may claim it, as its last owner left it");
+    };
+    assert_eq!(gone.gone(), [TWIN[0]]);
+    let reset = gone.try_again().reset_members(|_| Ok::<_, ()>(()));
+    assert!(reset.unwrap().all().unwrap().claimable().is_ok());
+}
