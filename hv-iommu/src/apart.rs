@@ -9,30 +9,56 @@ use alloc::vec::Vec;
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
 
+use crate::attach::AttachError;
 use crate::backend::Backend;
 use crate::group::{Inner, push};
 use crate::topology::{IsolationError, IsolationFact, Known, PciFunction, group_plans};
 
 impl<B: Backend> Inner<B> {
-    /// Looks, where a reset came, or may have, since the last look.
+    /// Looks, where a reset came, or may have, since the last look. One at which some function of the group did not
+    /// answer does not count: it is looked at again before it [sends](Self::look_before_sending).
     ///
     /// # Errors
     /// [`IsolationError`].
     pub(crate) fn look_if_unseen(&mut self) -> Result<(), IsolationError> {
         if self.is_unseen {
-            self.look_at_isolation()?;
-            self.is_unseen = false;
+            let any = |id| self.members.contains(&id) || self.ports.contains(&id);
+            self.is_unseen = self.look_at_isolation(any)?.is_some();
         }
         Ok(())
     }
 
-    /// Looks at the functions of the group, at the bridges on their way and at the neighbours of both.
+    /// Looks before `member` sends, where the last look could not see all.
+    ///
+    /// # Errors
+    /// [`AttachError::NotApart`]; [`AttachError::Gone`] when it, or what is on its way, does not answer yet.
+    pub(crate) fn look_before_sending(&self, member: PciAddress) -> Result<(), AttachError> {
+        if !self.is_unseen {
+            return Ok(());
+        }
+        match self.look_at_isolation(|id| id == member) {
+            Ok(None) => Ok(()),
+            Ok(Some(silent)) => {
+                // Of a virtual function it is said by the one that has it.
+                let is_port = self.upstream.contains(&silent);
+                let function = if is_port { silent } else { member };
+                Err(AttachError::Gone { function })
+            }
+            Err(error) => Err(AttachError::NotApart(error)),
+        }
+    }
+
+    /// Looks at the functions of the group, at the bridges on their way and at the neighbours of both. Gives the first
+    /// function that could not be looked at and is one of `those`, has one as its virtual function, or is on the way.
     ///
     /// # Errors
     /// [`IsolationError`].
-    pub(crate) fn look_at_isolation(&self) -> Result<(), IsolationError> {
+    fn look_at_isolation(
+        &self,
+        those: impl Fn(PciAddress) -> bool,
+    ) -> Result<Option<PciAddress>, IsolationError> {
         if Fault::IsolationNotReread.is_on() {
-            return Ok(());
+            return Ok(None);
         }
         let config = self.system.backend.platform();
         let known = self.system.topology.lock().copy()?.functions;
@@ -41,23 +67,27 @@ impl<B: Backend> Inner<B> {
             push(&mut near, own.given.address)?;
         }
         let mut facts: Vec<PciFunction> = Vec::new();
-        let mut first = None;
+        let (mut first, mut silent) = (None, None);
         for known in &known {
             let (at, own) = (known.given.address, self.is_own(known));
             let beside =
                 |other: &PciAddress| (other.segment(), other.bus()) == (at.segment(), at.bus());
-            let (now, changed) = if near.iter().any(beside) {
-                known
-                    .look(config, own)
-                    .map_err(|fact| self.lost(at, fact))?
-            } else {
-                (known.given, None)
-            };
-            first = first.or(changed.map(|fact| (at, fact)));
-            push(&mut facts, now)?;
+            if !near.iter().any(beside) {
+                push(&mut facts, known.given)?;
+                continue;
+            }
+            let look = known.look(config, own);
+            let look = look.map_err(|fact| self.lost(at, fact))?;
+            let has_one = known.given.virtual_ids().any(&those);
+            let is_one = has_one || those(at) || self.upstream.contains(&at);
+            if look.silent && is_one || look.virtual_off && has_one {
+                silent = silent.or(Some(at));
+            }
+            first = first.or(look.changed.map(|fact| (at, fact)));
+            push(&mut facts, look.now)?;
         }
         let Some((function, fact)) = first else {
-            return Ok(());
+            return Ok(silent);
         };
         let plans = group_plans(&facts)?;
         let is_as_before = plans.iter().any(|plan| {
@@ -66,7 +96,7 @@ impl<B: Backend> Inner<B> {
                 && plan.upstream == self.upstream
         });
         if is_as_before {
-            return Ok(());
+            return Ok(silent);
         }
         Err(self.lost(function, fact))
     }

@@ -95,7 +95,8 @@ pub struct Inner<B: Backend> {
     pub(crate) regions: Vec<ReservedRegion>,
     /// Whether firmware's wish does not count for the present claim.
     pub(crate) is_overridden: bool,
-    /// Whether a device was, or may have been, reset since anybody looked whether the group is still kept apart.
+    /// Whether a device was, or may have been, reset since anybody looked whether the group is still kept apart, or did
+    /// not answer then.
     pub(crate) is_unseen: bool,
     /// How often a claim of it has ended: what somebody said about its devices in an earlier one does not count.
     pub(crate) claims: u64,
@@ -220,8 +221,8 @@ impl<B: Backend, S> Group<B, S> {
     /// reach this domain's addresses.
     ///
     /// # Errors
-    /// [`AttachError::NotAMember`], [`AttachError::Gone`] when a function does not answer,
-    /// [`AttachError::NoBusMastering`] when the function did not take the
+    /// [`AttachError::NotAMember`], [`AttachError::Gone`] when a function does not answer, [`AttachError::NotApart`] when
+    /// one that did not answer after a reset does now, and is not as it was, [`AttachError::NoBusMastering`] when the function did not take the
     /// setting, [`AttachError::CutOff`] when the group caused too many faults, or [`AttachError::Unit`] when the unit is
     /// wedged: its devices stay cut off.
     pub fn enable_bus_mastering(&self, member: PciAddress) -> Result<(), AttachError>
@@ -239,6 +240,7 @@ impl<B: Backend, S> Group<B, S> {
             return Err(UnitError::Wedged { unit }.into());
         }
         self.inner.check_not_cut_off()?;
+        self.inner.look_before_sending(member)?;
         let platform = self.inner.system.backend.platform();
         for function in self.inner.upstream.iter().chain([&member]) {
             let function = *function;

@@ -86,6 +86,18 @@ pub(crate) struct Known {
     seen: Option<Registers>,
 }
 
+/// What is known of a function now.
+pub(crate) struct Look {
+    /// It, as far as that counts for groups.
+    pub(crate) now: PciFunction,
+    /// What changed for the worse.
+    pub(crate) changed: Option<IsolationFact>,
+    /// Whether it did not answer. It sends nothing then, but has to be looked at before it does.
+    pub(crate) silent: bool,
+    /// Whether that is so of its virtual functions, which are switched off.
+    pub(crate) virtual_off: bool,
+}
+
 impl Known {
     /// A function that comes in.
     pub(crate) fn new(config: &impl PciConfig, given: PciFunction) -> Self {
@@ -93,28 +105,34 @@ impl Known {
         Self { given, seen }
     }
 
-    /// What is known of it now, and what of that changed for the worse. Only of the `own` functions of a group, or on
+    /// What is known of it now, and whether it answers. Only of the `own` functions of a group, or on
     /// their way, is set again what was lost, and counts what moves ids.
     ///
     /// # Errors
     /// The fact, where nothing can be said of groups any more.
-    pub(crate) fn look(
-        &self,
-        config: &impl PciConfig,
-        own: bool,
-    ) -> Result<(PciFunction, Option<IsolationFact>), IsolationFact> {
-        let mut given = self.given;
-        let (Some(then), Some(now)) = (&self.seen, Registers::read(config, &given)) else {
-            // What does not answer cannot be looked at, and sends nothing; nothing was known of what did not then.
-            return Ok((given, None));
+    pub(crate) fn look(&self, config: &impl PciConfig, own: bool) -> Result<Look, IsolationFact> {
+        let given = self.given;
+        let as_given = |silent| Look {
+            now: given,
+            changed: None,
+            silent,
+            virtual_off: false,
+        };
+        let Some(now) = Registers::read(config, &given) else {
+            return Ok(as_given(true));
+        };
+        let Some(then) = &self.seen else {
+            // It did not answer when it came in: nothing is known of it but what was given.
+            return Ok(as_given(false));
         };
         let now = match own {
             true => now.set_again(config, &given, then),
             false => Some(now),
         };
         let Some(now) = now else {
-            return Ok((given, None));
+            return Ok(as_given(true));
         };
+        let virtual_off = then.virtual_places.is_some() && now.virtual_places.is_none();
         if own {
             if let (Some(expected), Some(found)) = (then.buses, now.buses)
                 && expected != found
@@ -130,7 +148,7 @@ impl Known {
                 return Err(IsolationFact::VirtualFunctions);
             }
         }
-        let mut changed = None;
+        let (mut given, mut changed) = (given, None);
         if now.multi_function && !then.multi_function && !given.multi_function {
             given.multi_function = true;
             changed = Some(IsolationFact::MultiFunction);
@@ -145,7 +163,12 @@ impl Known {
                 });
             }
         }
-        Ok((given, changed))
+        Ok(Look {
+            now: given,
+            changed,
+            silent: false,
+            virtual_off,
+        })
     }
 }
 

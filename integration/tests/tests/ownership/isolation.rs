@@ -269,12 +269,19 @@ fn bc05_virtual_functions_that_come_back_elsewhere_stay_parked() {
     let group = group.park().unwrap();
     // The reset of the physical function switched them off: they are gone, and reach nothing.
     machine.host().set_register(DISK, 0x108, 0, u32::MAX);
-    let group = group.unpark().unwrap().park().unwrap();
+    let group = group.unpark().unwrap();
+    let gone = AttachError::Gone { function: second };
+    assert_eq!(group.enable_bus_mastering(second), Err(gone));
     // On again, closer together: the second has the id of what was none, the third that of the second.
     machine.host().set_register(DISK, 0x108, 1, u32::MAX);
     machine
         .host()
         .set_register(DISK, 0x114, places(0x80, 1), u32::MAX);
+    let Err(AttachError::NotApart(error)) = group.enable_bus_mastering(second) else {
+        panic!("another function sends with its id");
+    };
+    assert_eq!(lost(error), (DISK, IsolationFact::VirtualFunctions));
+    let group = group.park().unwrap();
     let Err(UnparkFailed::NotApart { group, error }) = group.unpark() else {
         panic!("another function has its id");
     };
@@ -328,6 +335,45 @@ fn bc15_nothing_is_written_to_a_function_that_is_gone() {
         kept,
         Err(AttachError::KeepsBusMastering { function, .. }) if function == TWIN[0]
     ));
+}
+
+#[test]
+fn bc05_a_function_that_could_not_be_looked_at_is_looked_at_before_it_sends() {
+    for parked in [true, false] {
+        let mut machine = machine();
+        let (group, domain) = attached(&mut machine, TWIN[0]);
+        let group = if parked {
+            let group = group.park().unwrap();
+            // It does not answer yet.
+            machine.host().unplug(TWIN[0]);
+            group.unpark().unwrap()
+        } else {
+            let released = group.detach().unwrap().release();
+            machine.host().unplug(TWIN[0]);
+            let reset = released.reset_members(|_| Ok::<_, ()>(())).unwrap();
+            let rest = reset.all().unwrap_err().without_them("it was pulled out");
+            let group = rest.claimable().unwrap().claim_for_hypervisor();
+            group.attach(&domain).unwrap()
+        };
+        let gone = AttachError::Gone { function: TWIN[0] };
+        assert_eq!(group.enable_bus_mastering(TWIN[0]), Err(gone));
+        // It answers, and lost its access control.
+        machine.host().plug(TWIN[0]);
+        set_acs(machine.host(), TWIN[0], 0, false);
+        let Err(AttachError::NotApart(error)) = group.enable_bus_mastering(TWIN[0]) else {
+            panic!("parked {parked}: sends, and its requests to its neighbour pass the IOMMU");
+        };
+        assert_eq!(lost(error), access_control(TWIN[0], 0));
+        assert_eq!(machine.host().bus_master(TWIN[0]), Some(false));
+        // It answers from the second look on: nobody looked at what sends then.
+        set_acs(machine.host(), TWIN[0], 0, true);
+        machine.host().answer_late(TWIN[0], 1);
+        assert_eq!(group.enable_bus_mastering(TWIN[0]), Err(gone));
+        group.enable_bus_mastering(TWIN[0]).unwrap();
+        assert_eq!(machine.host().register(TWIN[0], REGISTERS), word(ACS));
+        drop(group.detach().unwrap());
+        assert_eq!(end_domain(domain, machine.host()), 1);
+    }
 }
 
 #[test]
