@@ -86,7 +86,8 @@ impl<B: Backend> fmt::Debug for Rescanned<B> {
 impl<B: Backend> Iommu<B> {
     /// Takes in functions that came after [`Iommu::new`]: plugged in, or virtual ones. Virtual functions are told of
     /// by the function that has them, which is given once more with them; what is given of a known function replaces
-    /// what was.
+    /// what was. What else its registers said when it first came in (ACS, buses, ARI) goes on being what a reset is
+    /// measured by.
     ///
     /// New functions lose bus mastering first. They make groups of their own, at rest; or join groups of `at_rest`,
     /// which keep their numbers. Two groups that are no longer apart become one.
@@ -109,7 +110,12 @@ impl<B: Backend> Iommu<B> {
                 push(&mut new, *known)?;
             }
             for given in functions {
-                push(&mut new, Known::new(config, *given))?;
+                let same = |known: &&Known| known.given.address == given.address;
+                let known = match old.functions.iter().find(same) {
+                    Some(known) => known.again(config, *given),
+                    None => Known::new(config, *given),
+                };
+                push(&mut new, known)?;
             }
             Ok(new)
         })

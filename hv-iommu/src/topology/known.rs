@@ -105,6 +105,26 @@ impl Known {
         Self { given, seen }
     }
 
+    /// The function, given once more. What its registers were at first stays known, but where something else is given
+    /// now: they may be as a reset left them.
+    pub(crate) fn again(&self, config: &impl PciConfig, given: PciFunction) -> Self {
+        let (old, now) = (&self.given, Registers::read(config, &given));
+        let Some(mut seen) = self.seen else {
+            return Self { given, seen: now };
+        };
+        if given.kind.buses() != old.kind.buses() {
+            seen.buses = now.and_then(|now| now.buses);
+        }
+        if given.access_control != old.access_control {
+            seen.acs = now.and_then(|now| now.acs);
+        }
+        let places = now.and_then(|now| now.virtual_places);
+        let same = given.virtual_functions == old.virtual_functions;
+        seen.virtual_places = seen.virtual_places.filter(|_| same).or(places);
+        let seen = Some(seen);
+        Self { given, seen }
+    }
+
     /// What is known of it now, and whether it answers. Only of the `own` functions of a group, or on
     /// their way, is set again what was lost, and counts what moves ids.
     ///

@@ -377,6 +377,43 @@ fn bc05_a_function_that_could_not_be_looked_at_is_looked_at_before_it_sends() {
 }
 
 #[test]
+fn bc05_what_is_known_of_a_function_is_not_what_a_reset_left() {
+    let mut machine = machine();
+    let (group, domain) = attached(&mut machine, TWIN[0]);
+    let group = group.park().unwrap();
+    set_acs(machine.host(), TWIN[0], 0, false);
+    // Given once more, as the embedder knows it.
+    let known = isolated(TWIN[0], FunctionKind::Endpoint);
+    drop(machine.iommu.add_functions(&[known], vec![]).unwrap());
+    let Err(UnparkFailed::NotApart { group, error }) = group.unpark() else {
+        panic!("back in its domain, and reached by its neighbour");
+    };
+    assert_eq!(lost(error), access_control(TWIN[0], 0));
+    set_acs(machine.host(), TWIN[0], 0, true);
+    drop(group.unpark().unwrap().detach().unwrap());
+    assert_eq!(end_domain(domain, machine.host()), 1);
+}
+
+#[test]
+fn bc05_what_an_embedder_changed_of_a_function_is_what_is_known() {
+    let mut machine = machine();
+    let (group, domain) = attached(&mut machine, DISK);
+    // The buses behind the port are two now, and it says so.
+    machine
+        .host()
+        .set_register(PORT, 0x18, 0x0002_0100, u32::MAX);
+    let buses = BusRange {
+        secondary: 1,
+        subordinate: 2,
+    };
+    let port = isolated(PORT, FunctionKind::RootPort(buses));
+    drop(machine.iommu.add_functions(&[port], vec![]).unwrap());
+    let group = group.park().unwrap().unpark().unwrap();
+    drop(group.detach().unwrap());
+    assert_eq!(end_domain(domain, machine.host()), 1);
+}
+
+#[test]
 fn bc05_a_member_that_answered_late_was_not_reset() {
     let mut machine = machine();
     let used = machine.take(TWIN[0]).claim_for_guest(vm(1)).release();
