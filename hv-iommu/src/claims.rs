@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::group::{Claimed, Group, GroupId, push};
-use crate::rescan::{RescanFailed, Rescanned};
+use crate::rescan::{RescanError, RescanFailed, Rescanned};
 use crate::rest::AtRest;
 use crate::system::{Iommu, System};
 use crate::topology::PciFunction;
@@ -105,20 +105,28 @@ struct Slot<B: Backend> {
 impl<B: Backend> Slot<B> {
     /// A slot for a group that is not in it yet.
     fn of(group: &AtRest<B>) -> Result<Self, OutOfMemory> {
-        let mut members = Vec::new();
-        let found = group.members();
-        members
-            .try_reserve_exact(found.len())
-            .map_err(|_| OutOfMemory {
-                bytes: size_of_val(found),
-            })?;
-        members.extend_from_slice(found);
         Ok(Self {
             id: group.id(),
-            members,
+            members: members(group)?,
             system: group.system().clone(),
             place: Place::With(OwnerId::Hypervisor),
         })
+    }
+
+    /// Puts its group in, which may have other members now.
+    ///
+    /// # Errors
+    /// The group, with [`OutOfMemory`] for its members.
+    fn put(&mut self, group: AtRest<B>) -> Result<(), (AtRest<B>, OutOfMemory)> {
+        if self.members != group.members() {
+            match members(&group) {
+                Ok(members) => self.members = members,
+                Err(error) => return Err((group, error)),
+            }
+        }
+        // INVARIANT: it is here.
+        self.place = Place::Here(group);
+        Ok(())
     }
 
     fn whereabouts(&self) -> Whereabouts {
@@ -127,6 +135,48 @@ impl<B: Backend> Slot<B> {
             Place::Here(_) => Whereabouts::AtRest(group),
             Place::With(holder) => Whereabouts::Held { group, holder },
         }
+    }
+}
+
+fn members<B: Backend>(group: &AtRest<B>) -> Result<Vec<PciAddress>, OutOfMemory> {
+    let (mut members, found) = (Vec::new(), group.members());
+    let bytes = size_of_val(found);
+    let room = members.try_reserve_exact(found.len());
+    room.map_err(|_| OutOfMemory { bytes })?;
+    members.extend_from_slice(found);
+    Ok(members)
+}
+
+/// Puts a group in: into its slot, or one that is new.
+///
+/// # Errors
+/// The group, with [`RescanError::OtherSystem`] or [`RescanError::OutOfMemory`].
+fn put<B: Backend>(
+    slots: &mut Vec<Slot<B>>,
+    group: AtRest<B>,
+) -> Result<(), (AtRest<B>, RescanError)> {
+    let id = group.id();
+    let is_own = |slot: &Slot<B>| Shared::ptr_eq(&slot.system, group.system());
+    let is_first = slots.first().is_none_or(is_own);
+    let same = |slot: &&mut Slot<B>| slot.id == id && is_own(slot);
+    match slots.iter_mut().find(same) {
+        Some(slot) if matches!(slot.place, Place::With(_)) => slot
+            .put(group)
+            .map_err(|(group, error)| (group, error.into())),
+        None if is_first => {
+            let bytes = size_of::<Slot<B>>();
+            let room = slots.try_reserve(1).map_err(|_| OutOfMemory { bytes });
+            match room.and_then(|()| Slot::of(&group)) {
+                Ok(mut slot) => {
+                    // INVARIANT: it is here.
+                    slot.place = Place::Here(group);
+                    slots.push(slot);
+                    Ok(())
+                }
+                Err(error) => Err((group, error.into())),
+            }
+        }
+        _ => Err((group, RescanError::OtherSystem(id))),
     }
 }
 
@@ -198,30 +248,20 @@ impl<B: Backend> GroupTable<B> {
         self.take(group, OwnerId::Hypervisor, Ok)
     }
 
-    /// Puts a group back that was taken from here.
+    /// Puts a group back that was taken from here, or one of the same subsystem that came later.
     ///
     /// # Errors
-    /// The group, if it was not.
+    /// The group, if it is of another subsystem, or if there is no memory to note it or members that it did not have.
     pub fn put_back(&self, group: AtRest<B>) -> Result<(), AtRest<B>> {
-        let mut slots = self.0.lock();
-        let id = group.id();
-        let same =
-            |slot: &&mut Slot<B>| slot.id == id && Shared::ptr_eq(&slot.system, group.system());
-        match slots.iter_mut().find(same) {
-            Some(slot) if matches!(slot.place, Place::With(_)) => {
-                // INVARIANT: it is here.
-                slot.place = Place::Here(group);
-                Ok(())
-            }
-            _ => Err(group),
-        }
+        put(&mut self.0.lock(), group).map_err(|(group, _)| group)
     }
 
     /// Takes in functions that came later, as [`Iommu::add_functions`] does, with the groups that are here. Meanwhile the
     /// hypervisor holds those.
     ///
     /// # Errors
-    /// [`RescanFailed`]. With groups only where there was no memory to keep new ones.
+    /// [`RescanFailed`]. With groups only where the functions were taken in and there was no memory to keep what came of
+    /// it: [`put_back`](Self::put_back) takes those once there is.
     pub fn add_functions(
         &self,
         iommu: &Iommu<B>,
@@ -246,15 +286,12 @@ impl<B: Backend> GroupTable<B> {
         &self,
         rescan: impl FnOnce(Vec<AtRest<B>>) -> Result<Rescanned<B>, RescanFailed<B>>,
     ) -> Result<(), RescanFailed<B>> {
-        let no_memory = |at_rest: Vec<AtRest<B>>, of: usize| {
-            let bytes = of * size_of::<Slot<B>>();
-            let error = OutOfMemory { bytes }.into();
-            Err(RescanFailed { at_rest, error })
-        };
         let mut taken = Vec::new();
         let mut slots = self.0.lock();
         if taken.try_reserve(slots.len()).is_err() {
-            return no_memory(taken, slots.len());
+            let bytes = slots.len() * size_of::<AtRest<B>>();
+            let (at_rest, error) = (taken, OutOfMemory { bytes }.into());
+            return Err(RescanFailed { at_rest, error });
         }
         for slot in slots.iter_mut() {
             let holder = Place::With(OwnerId::Hypervisor);
@@ -264,38 +301,27 @@ impl<B: Backend> GroupTable<B> {
             }
         }
         drop(slots);
-        let (groups, ended, failed) = match rescan(taken) {
-            Ok(Rescanned { groups, ended }) => (groups, ended, Ok(())),
-            Err(failed) => (failed.at_rest, Vec::new(), Err(failed.error)),
+        let (mut at_rest, ended, mut failed) = match rescan(taken) {
+            Ok(Rescanned { groups, ended }) => (groups, ended, None),
+            Err(failed) => (failed.at_rest, Vec::new(), Some(failed.error)),
         };
-        let mut fresh = Vec::new();
-        for group in &groups {
-            if let Err(error) = Slot::of(group).and_then(|slot| push(&mut fresh, slot)) {
-                let (at_rest, error) = (groups, error.into());
-                return Err(RescanFailed { at_rest, error });
-            }
-        }
         let mut slots = self.0.lock();
         slots.retain(|slot| !ended.contains(&slot.id));
-        if slots.try_reserve(groups.len()).is_err() {
-            let count = groups.len();
-            return no_memory(groups, count);
-        }
-        for (mut slot, group) in fresh.into_iter().zip(groups) {
-            slot.place = Place::Here(group);
-            let same = |other: &&mut Slot<B>| {
-                other.id == slot.id && Shared::ptr_eq(&other.system, &slot.system)
-            };
-            // INVARIANT: its group was taken from here above, or is new.
-            match slots.iter_mut().find(same) {
-                Some(other) => *other = slot,
-                None => slots.push(slot),
+        // What is no more is gone from here; of the rest as much goes in as there is memory for. One that was here and
+        // is as it was needs none.
+        for _ in 0..at_rest.len() {
+            let Some(group) = at_rest.pop() else { break };
+            if let Err((group, error)) = put(&mut slots, group) {
+                failed = failed.or(Some(error));
+                // Where another one was just taken from: without an allocation.
+                at_rest.insert(0, group);
             }
         }
-        failed.map_err(|error| RescanFailed {
-            at_rest: Vec::new(),
-            error,
-        })
+        drop(slots);
+        match failed {
+            None => Ok(()),
+            Some(error) => Err(RescanFailed { at_rest, error }),
+        }
     }
 
     /// The group that has this function, and who holds it; `None` if no group of the table has it.

@@ -2,7 +2,8 @@
 
 use hv_core::PciAddress;
 use hv_iommu::{
-    AtRest, Config, FunctionKind, GroupTable, Iommu, PciFunction, SetupError, Whereabouts,
+    AtRest, Config, FunctionKind, GroupTable, Iommu, PciFunction, RescanError, SetupError,
+    Whereabouts,
 };
 use hv_tests::fake::Fake;
 use hv_tests::heap;
@@ -70,4 +71,46 @@ fn bc18_xsa_460_a_table_that_has_no_room_gives_all_groups_back() {
         let found = table.find(device).unwrap();
         assert_eq!(found, Whereabouts::AtRest(found.group()));
     }
+}
+
+#[test]
+fn bc18_xsa_460_a_table_without_memory_for_what_came_loses_no_group() {
+    let functions = DEVICES.map(|device| PciFunction::new(device, FunctionKind::Endpoint));
+    let (mut failing, mut given_back) = (0, 0);
+    loop {
+        let machine = Machine::new();
+        let set_up = Iommu::new(machine.fake.clone(), &functions[..3], Config::default());
+        let (iommu, groups) = set_up.unwrap();
+        let table = GroupTable::new(groups).unwrap();
+        let came = &functions[3..5];
+        heap::fail_after(Some(failing));
+        let added = table.add_functions(&iommu, came);
+        let is_over = heap::is_due();
+        heap::fail_after(None);
+        match added {
+            Ok(()) if is_over => break,
+            Ok(()) => panic!("allocation {failing} failed, and nobody was told"),
+            Err(failed) => {
+                assert!(matches!(failed.error, RescanError::OutOfMemory(_)));
+                given_back += failed.at_rest.len();
+                for group in failed.at_rest {
+                    table.put_back(group).unwrap();
+                }
+            }
+        }
+        table.add_functions(&iommu, came).unwrap();
+        for device in &DEVICES[..5] {
+            let found = table.find(*device).map(|found| (found, found.holder()));
+            assert!(
+                matches!(found, Some((_, None))),
+                "allocation {failing} failed: {device} is {found:?}"
+            );
+        }
+        failing += 1;
+    }
+    assert!(failing >= 20, "{failing} only");
+    assert!(
+        given_back >= 2,
+        "{given_back} only: a slot, and its list of members"
+    );
 }
