@@ -24,6 +24,10 @@ use crate::rest::{AtRest, Pinned};
 use crate::system::{Config, Iommu, SetupError, System};
 use crate::topology::PciFunction;
 
+/// Witness that whoever has it is [`Iommu::new_keeping`], which wakes the units that it takes.
+#[derive(Debug)]
+pub struct Keeping(());
+
 /// Units that are up but for translation.
 ///
 /// # Safety
@@ -34,8 +38,9 @@ pub unsafe trait Dormant: Sized {
     /// The backend that it becomes.
     type Backend: Backend;
 
-    /// The backend, asleep.
-    fn into_backend(self) -> Self::Backend;
+    /// The backend, asleep. Only [`Iommu::new_keeping`] has what this takes: in other hands a backend that does not
+    /// translate would pass for one that does.
+    fn into_backend(self, keeping: Keeping) -> Self::Backend;
 
     /// Turns translation on, on all units.
     ///
@@ -108,7 +113,8 @@ impl<B: Backend> Iommu<B> {
         policy: &FirmwareKept,
     ) -> Result<KeptSetup<B>, KeepError> {
         let early = Fault::KeptBoundLate.is_on();
-        let (iommu, found) = Self::set_up(dormant.into_backend(), functions, config, true)?;
+        let backend = dormant.into_backend(Keeping(()));
+        let (iommu, found) = Self::set_up(backend, functions, config, true)?;
         let system = &iommu.0;
         silence_unplaced(system)?;
         if early {

@@ -93,7 +93,7 @@ pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedge
 pub use identity::TrustedDevice;
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::{InterruptsIsolated, MessageSource, NotIsolated};
-pub use kept::{Dormant, KeepError, Kept, KeptSetup};
+pub use kept::{Dormant, KeepError, Keeping, Kept, KeptSetup};
 pub use migration::{MadeForABus, iommu_domain_alloc};
 pub use nested::{InvalidateError, InvalidateRefusal, NestedError};
 pub use parked::{Parked, ParkedGroup, UnparkFailed};

@@ -5,7 +5,9 @@
 use alloc::vec::Vec;
 
 use hv_core::platform::Platform;
-use hv_iommu::{Dormant, PciFunction, ReservedKind, UnitError, UnitIndex, turn_off_bus_mastering};
+use hv_iommu::{
+    Dormant, Keeping, PciFunction, ReservedKind, UnitError, UnitIndex, turn_off_bus_mastering,
+};
 use log::{info, warn};
 
 use crate::backend::Vtd;
@@ -190,7 +192,7 @@ pub struct DormantVtd<P: Platform>(Vtd<P>);
 unsafe impl<P: Platform> Dormant for DormantVtd<P> {
     type Backend = Vtd<P>;
 
-    fn into_backend(self) -> Vtd<P> {
+    fn into_backend(self, _: Keeping) -> Vtd<P> {
         self.0
     }
 

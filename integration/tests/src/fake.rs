@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
-    Backend, Binding, Dormant, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Level,
+    Backend, Binding, Dormant, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Keeping, Level,
     MessageSource, NotIsolated, ReservedRegion, RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
@@ -393,7 +393,7 @@ impl<T> Asleep<T> {
 unsafe impl<T: 'static> Dormant for Asleep<T> {
     type Backend = Fake<T>;
 
-    fn into_backend(self) -> Fake<T> {
+    fn into_backend(self, _: Keeping) -> Fake<T> {
         self.0
     }
 
