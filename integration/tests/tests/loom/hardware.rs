@@ -49,6 +49,11 @@ struct Leaf {
     dirty: bool,
 }
 
+/// Whether a word has these bits; no word has none, which is what a format without them has for them.
+fn has(word: u64, bits: u64) -> bool {
+    bits != 0 && word & bits == bits
+}
+
 impl Leaf {
     fn lead(&self, page: u64) -> Option<PhysAddr> {
         let inside = page.checked_sub(self.first)?;
@@ -196,8 +201,7 @@ impl<'a> Walker<'a> {
                     first: page >> (level - 1) << (level - 1),
                     level,
                     to,
-                    // A format without that bit has zero for it.
-                    dirty: DIRTY != 0 && noted & DIRTY == DIRTY,
+                    dirty: has(noted, DIRTY),
                 };
                 self.cache
                     .leaves
