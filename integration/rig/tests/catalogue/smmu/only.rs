@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hv_core::{Access, Iova, PageSize};
-use hv_iommu::{Domain, UnitIndex};
+use hv_iommu::{Domain, TrustedDevice, UnitIndex};
 use hv_rig::{Identity, Machine, Outcome};
 
 use super::stand::{Stand, WAIT, iovas, on_machines, pci, small};
@@ -116,4 +116,25 @@ fn wedged_a_unit_that_is_gone_when_a_device_is_bound_is_cut_off() {
         assert!(!matches!(sent, Outcome::Reached { .. }));
         stand.check();
     }
+}
+
+/// An untranslated device goes back to nothing when it is detached, and then to a domain like any other.
+#[test]
+fn bc05_an_untranslated_device_reaches_nothing_after_its_detach() {
+    let quiet = |machine: &mut Machine| machine.temper.background = false;
+    on_machines(20, quiet, |stand| {
+        let function = pci(0, 2, 0);
+        let group = stand.take(function).claim_for_hypervisor();
+        let trusted = TrustedDevice::vouch_for(&group, "a test");
+        let domain = Domain::identity_domain_alloc(&group, &trusted).unwrap();
+        let group = group.attach_untranslated(&domain, trusted).unwrap();
+        let claimed = group.detach().unwrap();
+        domain.destroy().unwrap();
+        let kernel = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+        let group = stand.attach(claimed, &kernel, stand.tenant());
+        let outside = stand.rig.access(function, Iova::new(0x7000), Access::Write);
+        assert!(matches!(outside, Outcome::Faulted { .. }), "{outside:?}");
+        drop(group.detach().unwrap());
+        kernel.destroy().unwrap();
+    });
 }
