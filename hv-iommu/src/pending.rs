@@ -61,7 +61,7 @@ pub(crate) struct Mark {
 
 impl Mark {
     /// For the span that was just unmapped, with tables detached or not.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of_unmap<B: Backend>(
         core: &DomainCore<B>,
         span: IovaRange,
@@ -76,7 +76,7 @@ impl Mark {
     }
 
     /// The seal of the span that this was made of.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn seal(self, span: IovaRange) -> Seal {
         let need = Need {
             sequence: self.sequence,
@@ -91,7 +91,7 @@ impl Mark {
 impl Seal {
     /// For `span`, which was just unmapped, with tables detached or not, and with what devices may still use
     /// of an earlier page size or permission.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of_unmap<B: Backend>(
         core: &DomainCore<B>,
         span: IovaRange,
@@ -125,7 +125,7 @@ impl Seal {
     }
 
     /// Whether `receipt` opens it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn opens<B: Backend>(
         &self,
         core: &DomainCore<B>,
@@ -145,7 +145,7 @@ impl Seal {
         Ok(receipt)
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_walked<B: Backend>(&self, core: &DomainCore<B>) -> bool {
         if Fault::SkipDetachGrace.is_on() {
             return false;

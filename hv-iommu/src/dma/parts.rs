@@ -72,7 +72,7 @@ impl Placed {
     ///
     /// # Errors
     /// Why a part was not mapped; those before it are.
-    #[inline]
+    #[inline(always)]
     pub(super) fn map<B: Backend>(
         &mut self,
         core: &DomainCore<B>,
@@ -98,7 +98,7 @@ impl Placed {
     ///
     /// # Errors
     /// Why it was not mapped.
-    #[inline]
+    #[inline(always)]
     pub(super) fn map_one<B: Backend>(
         &mut self,
         core: &DomainCore<B>,
@@ -122,7 +122,7 @@ impl Placed {
     }
 
     /// As [`unmap`](Self::unmap) for a single part.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unmap_one<B: Backend>(&self, core: &DomainCore<B>) -> bool {
         if let Some(leaf) = self.leaf {
             // SAFETY: by the invariant the leaf stands there, and is nobody else's. Whoever has this has a hold on
@@ -141,7 +141,7 @@ impl Placed {
     ///
     /// # Safety
     /// A receipt has opened the seal of the unmap.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn redeem_one<B: Backend>(
         &mut self,
         core: &DomainCore<B>,
@@ -168,7 +168,7 @@ impl Placed {
     }
 
     /// Makes what is mapped pending. Whether tables were detached.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unmap<B: Backend>(
         &self,
         core: &DomainCore<B>,
@@ -188,7 +188,7 @@ impl Placed {
     ///
     /// # Safety
     /// A receipt has opened the seal of the unmap.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn redeem<B: Backend>(
         &mut self,
         core: &DomainCore<B>,

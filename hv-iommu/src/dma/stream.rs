@@ -70,7 +70,7 @@ impl<B: Backend> DmaDevice<B> {
     ///
     /// # Errors
     /// [`StreamError`], with the run.
-    #[inline]
+    #[inline(always)]
     pub fn map<D: Direction>(
         &self,
         run: FrameRun<Hypervisor>,
@@ -193,7 +193,7 @@ impl<B: Backend> Stream<B> {
     }
 
     /// Maps the parts, or takes all of it back.
-    #[inline]
+    #[inline(always)]
     fn map<D: Direction>(mut self) -> Result<StreamMapping<B, D>, StreamError<B, D>> {
         let mapped = match self.body.is_bounced() {
             false => self.placed.map_one(&self.hold, self.body.run, D::PERMS),
@@ -236,7 +236,7 @@ impl<B: Backend> Stream<B> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn unmap<D: Direction>(self) -> PendingStream<B, D> {
         let tables = match self.body.is_bounced() {
             false => self.placed.unmap_one(&self.hold),
@@ -251,7 +251,7 @@ impl<B: Backend> Stream<B> {
     }
 
     /// Takes back what the seal was for.
-    #[inline]
+    #[inline(always)]
     fn redeem(
         &mut self,
         receipt: &Receipt,
@@ -278,7 +278,7 @@ impl<B: Backend> Stream<B> {
     }
 
     /// The run as it was, when the table holds nothing of it; bounce pages and addresses go back.
-    #[inline]
+    #[inline(always)]
     fn go_home(&mut self) -> FrameRun<Hypervisor> {
         self.body.put_bounce_pages(&*self.hold);
         let span = self.placed.span();
@@ -375,7 +375,7 @@ impl<B: Backend, D: Direction> StreamMapping<B, D> {
 
     /// Makes the memory unreachable for walks from now on. What is cached goes with the flush that the
     /// pending value asks for.
-    #[inline]
+    #[inline(always)]
     pub fn unmap(self) -> PendingStream<B, D> {
         self.stream.unmap()
     }
@@ -395,7 +395,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
     ///
     /// # Errors
     /// [`PendingError`] with this value, when the receipt does not cover it.
-    #[inline]
+    #[inline(always)]
     pub fn redeem(self, receipt: &Receipt) -> Result<FrameRun<Hypervisor>, PendingError<Self>> {
         self.open(receipt, D::PERMS.writable())
     }
@@ -428,7 +428,7 @@ impl<B: Backend, D: Direction> PendingStream<B, D> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn open(
         mut self,
         receipt: &Receipt,

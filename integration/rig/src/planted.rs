@@ -259,7 +259,18 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::SkipArrayForget, &[Rule::MappedFaulted]),
     of_smmu(Fault::FlushOtherVmid, FORGOTTEN),
     of_smmu(Fault::SkipLastAddress, FORGOTTEN),
-    of_smmu(Fault::SyncByConsumption, FORGOTTEN),
+    // Where the unit has consumed more than it was known to have been given, the queue itself says so.
+    of_smmu(
+        Fault::SyncByConsumption,
+        &[
+            Rule::StillCached,
+            Rule::FreedMemory,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::MappedFaulted,
+            Rule::WrongAnswer,
+        ],
+    ),
     of_smmu(Fault::SkipCommandWriteBack, &[Rule::Queue]),
     of_smmu(Fault::DropWrapBit, &[Rule::Queue]),
     of_smmu(Fault::KeepEvents, &[Rule::Queue]),
