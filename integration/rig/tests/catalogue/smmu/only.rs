@@ -135,6 +135,6 @@ fn bc05_an_untranslated_device_reaches_nothing_after_its_detach() {
         let outside = stand.rig.access(function, Iova::new(0x7000), Access::Write);
         assert!(matches!(outside, Outcome::Faulted { .. }), "{outside:?}");
         drop(group.detach().unwrap());
-        kernel.destroy().unwrap();
+        kernel.destroy().unwrap().for_each(drop);
     });
 }
