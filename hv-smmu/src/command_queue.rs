@@ -101,6 +101,13 @@ impl Commands {
         self.queue.check_alive(unit)
     }
 
+    fn port<'a, P: Platform>(&'a self, context: &'a QueueContext<'a, P>) -> Port<'a, P> {
+        Port {
+            commands: self,
+            context,
+        }
+    }
+
     /// Hands up to [`BATCH_MAX`] commands to the unit, with a sync behind them. Those between two syncs are done in any
     /// order.
     ///
@@ -110,11 +117,7 @@ impl Commands {
         context: &QueueContext<'_, P>,
         batch: &[Command],
     ) -> Result<FlushTicket, UnitError> {
-        let port = Port {
-            commands: self,
-            context,
-        };
-        self.queue.submit(&port, batch)
+        self.queue.submit(&self.port(context), batch)
     }
 
     /// As [`submit`](Self::submit), for what follows an entry that was taken down.
@@ -123,11 +126,7 @@ impl Commands {
         context: &QueueContext<'_, P>,
         batch: &[Command],
     ) -> Result<FlushTicket, UnitError> {
-        let port = Port {
-            commands: self,
-            context,
-        };
-        self.queue.submit_patiently(&port, batch)
+        self.queue.submit_patiently(&self.port(context), batch)
     }
 
     /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
@@ -136,11 +135,7 @@ impl Commands {
         context: &QueueContext<'_, P>,
         ticket: FlushTicket,
     ) -> Result<bool, UnitError> {
-        let port = Port {
-            commands: self,
-            context,
-        };
-        self.queue.poll(&port, ticket)
+        self.queue.poll(&self.port(context), ticket)
     }
 
     /// Submits and waits for completion.
@@ -150,11 +145,7 @@ impl Commands {
         batch: &[Command],
         what: &'static str,
     ) -> Result<(), UnitError> {
-        let port = Port {
-            commands: self,
-            context,
-        };
-        self.queue.submit_and_wait(&port, batch, what)
+        self.queue.submit_and_wait(&self.port(context), batch, what)
     }
 
     /// Takes the ring of a wedged unit from everybody else and starts it anew.
@@ -162,11 +153,7 @@ impl Commands {
         &self,
         context: &QueueContext<'_, P>,
     ) -> Result<Anew<'_>, UnitError> {
-        let port = Port {
-            commands: self,
-            context,
-        };
-        self.queue.restart(&port)
+        self.queue.restart(&self.port(context))
     }
 
     /// As [`submit_and_wait`](Self::submit_and_wait), for the reset of a wedged unit.
@@ -177,11 +164,7 @@ impl Commands {
         batch: &[Command],
         what: &'static str,
     ) -> Result<(), UnitError> {
-        let port = Port {
-            commands: self,
-            context,
-        };
-        anew.submit_and_wait(&port, batch, what)
+        anew.submit_and_wait(&self.port(context), batch, what)
     }
 }
 
