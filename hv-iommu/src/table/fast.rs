@@ -41,14 +41,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The words of level `LEVEL` for `count` leaves from `first` on, if all words on the way to the first are
     /// links as `link` says.
     #[inline(always)]
-    fn words<'g, const LEVEL: u8, const CHECK: bool>(
+    fn words<'g, const LEVEL: u8, const CHECK: bool, const PLAIN: bool>(
         &'g self,
         guard: &'g Guard<'_>,
         first: u64,
         count: u64,
         link: (u64, u64),
     ) -> Option<Words<'g, H>> {
-        let page = self.descend::<LEVEL, CHECK>(guard, first, link)?;
+        let page = self.descend::<LEVEL, CHECK, PLAIN>(guard, first, link)?;
         let index = Self::index(Self::level::<LEVEL>(), first);
         Some((page, Row { index, count }))
     }
@@ -142,7 +142,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
         perms: Perms,
     ) -> Option<PhysAddr> {
-        let (page, row) = self.words::<1, false>(guard, first, 1, self.clear_link)?;
+        let (page, row) = self.words::<1, false, false>(guard, first, 1, self.clear_link)?;
         let perms = if Fault::IgnorePermissions.is_on() {
             Perms::ReadWrite
         } else {
@@ -169,7 +169,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         perms: Perms,
     ) -> bool {
         let level = Self::level::<LEVEL>();
-        let Some((page, row)) = self.words::<LEVEL, CHECK>(guard, first, count, self.clear_link)
+        let Some((page, row)) =
+            self.words::<LEVEL, CHECK, false>(guard, first, count, self.clear_link)
         else {
             return false;
         };
@@ -244,7 +245,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         first: u64,
         count: u64,
     ) -> Option<Unmapped> {
-        let (page, row) = self.words::<LEVEL, true>(guard, first, count, Self::any_link())?;
+        let (page, row) =
+            self.words::<LEVEL, true, false>(guard, first, count, Self::any_link())?;
         let mut unmapped = Unmapped::default();
         if let Some(cell) = one(page, row)
             && self.plain
@@ -272,7 +274,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     #[inline(always)]
     fn unmap_small(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, row) = self.words::<1, false>(guard, first, count, Self::any_link())?;
+        let (page, row) = self.words::<1, false, true>(guard, first, count, Self::any_link())?;
         let leaf = |word: u64| word & F::PRESENT != 0;
         match one(page, row) {
             Some(cell) => {
@@ -302,7 +304,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The same where walkers do not snoop, or write dirty bits.
     #[inline(never)]
     fn unmap_small_with_care(&self, guard: &Guard<'_>, first: u64, count: u64) -> Option<Unmapped> {
-        let (page, row) = self.words::<1, true>(guard, first, count, Self::any_link())?;
+        let (page, row) = self.words::<1, true, false>(guard, first, count, Self::any_link())?;
         self.unmap_leaves(page, Self::many(row)?, Level::LEAF);
         self.memory.walker_fence();
         Some(Unmapped::default())
@@ -313,7 +315,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     pub(super) fn vacant_run(&self, guard: &Guard<'_>, range: IovaRange) -> Option<bool> {
         let first = range.start().as_u64();
         let pages = Self::smallest(range, PhysAddr::new(0))?;
-        let (page, row) = self.words::<1, true>(guard, first, pages, Self::any_link())?;
+        let (page, row) = self.words::<1, true, false>(guard, first, pages, Self::any_link())?;
         let cells = page.run(Self::many(row)?);
         Some(leading_empty(cells) == cells.len())
     }
@@ -350,7 +352,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         to: PhysAddr,
     ) -> bool {
         let level = Self::level::<LEVEL>();
-        let Some((page, row)) = self.words::<LEVEL, true>(guard, first, count, Self::any_link())
+        let Some((page, row)) =
+            self.words::<LEVEL, true, false>(guard, first, count, Self::any_link())
         else {
             return false;
         };

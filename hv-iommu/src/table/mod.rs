@@ -77,6 +77,8 @@ pub struct Table<F: Format, H: MemoryHandle> {
     clear_link: (u64, u64),
     /// The format's address bits of a word: read, it costs less than the constant where it is needed.
     address: u64,
+    /// All other bits, likewise.
+    beside_address: u64,
     /// The address bits that a largest leaf must not have, all of them where the table takes none.
     beside_huge: u64,
     /// The address bits that the table does not translate.
@@ -115,6 +117,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             root: AtomicU64::new(0),
             clear_link: (F::LINK_MASK | written_back, F::LINK | written_back),
             address: F::ADDRESS,
+            beside_address: !F::ADDRESS,
             beside_huge: Self::beside_huge(geometry.largest_leaf),
             beyond,
             beyond_plain: if plain { beyond } else { u64::MAX },

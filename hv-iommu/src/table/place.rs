@@ -59,7 +59,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             return Ok(self.place(word));
         }
         self.map_range(guard, page, to, perms, PageSize::Size4K)?;
-        let table = self.descend::<1, true>(guard, at, Self::any_link());
+        let table = self.descend::<1, true, false>(guard, at, Self::any_link());
         Ok(table.and_then(|table| self.place(table.word_at(Self::index(Level::LEAF, at)))))
     }
 

@@ -116,9 +116,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ) -> Option<Slot<'g, CellOf<H>>> {
         let first = at.as_u64();
         let page = match level.number() {
-            1 => self.descend::<1, true>(guard, first, link),
-            2 => self.descend::<2, true>(guard, first, link),
-            _ => self.descend::<3, true>(guard, first, link),
+            1 => self.descend::<1, true, false>(guard, first, link),
+            2 => self.descend::<2, true, false>(guard, first, link),
+            _ => self.descend::<3, true, false>(guard, first, link),
         };
         page?.slot(Self::index(level, first), level, first)
     }

@@ -219,14 +219,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     }
 
     /// The table of level `TARGET` that `at` goes through, if the table translates it and every word on the
-    /// way has `want` under `mask`, which must make it a link. The unrolled walk that all fast paths share.
+    /// way is a link as [`follow`](Self::follow) says. The unrolled walk that all fast paths share.
     /// Without `CHECK` callers know that the table translates it.
     #[inline(always)]
-    pub(super) fn descend<'g, const TARGET: u8, const CHECK: bool>(
+    pub(super) fn descend<'g, const TARGET: u8, const CHECK: bool, const PLAIN: bool>(
         &'g self,
         guard: &'g Guard<'_>,
         at: u64,
-        (mask, want): (u64, u64),
+        link: (u64, u64),
     ) -> Option<Page<'g, CellOf<H>>> {
         // ORDERING: Acquire pairs with the store that made the table reachable.
         let root = self.root.load(Ordering::Acquire);
@@ -248,10 +248,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     let word = cells
                         .cell(Self::index(LEVEL, at))?
                         .load(Fault::WalkRelaxed.weakens(Ordering::Acquire));
-                    if word & mask != want {
-                        return None;
-                    }
-                    page = PhysAddr::new(word & self.address);
+                    page = self.follow::<PLAIN>(word, link)?;
                 }
             };
         }
@@ -264,12 +261,27 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             page = PhysAddr::new(root - 3 + Self::root_offset(Self::level::<3>(), at));
         } else {
             let top = PhysAddr::new(root - levels);
-            let page = self.descend_other::<TARGET>(guard, top, levels, at, (mask, want))?;
+            let page = self.descend_other::<TARGET>(guard, top, levels, at, link)?;
             return Some(self.page(guard, page));
         }
         step!(3);
         step!(2);
         (TARGET <= 3 || levels == 4).then(|| self.page(guard, page))
+    }
+
+    /// The table that `word` links, if it has `want` under `mask`, which must make it a link.
+    ///
+    /// With `PLAIN`, which only plain tables are walked with, all that is no address is compared: no walker sets a bit in
+    /// their links, and nobody notes that one was written back. What is left is the address, without a mask. A link of
+    /// theirs that has anything beside takes the long way, as one that is frozen.
+    #[inline(always)]
+    fn follow<const PLAIN: bool>(&self, word: u64, (mask, want): (u64, u64)) -> Option<PhysAddr> {
+        if PLAIN {
+            const { assert!(F::LINK & F::ADDRESS == 0 && F::LINK & !F::LINK_MASK == 0) };
+            let is_link = word & self.beside_address == F::LINK;
+            return is_link.then(|| PhysAddr::new(word - F::LINK));
+        }
+        (word & mask == want).then(|| PhysAddr::new(word & self.address))
     }
 
     /// The same for tables of other depths. Gives the page's address: a value of two words more would go
@@ -461,7 +473,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     pub(super) fn lookup(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
         let first = at.as_u64();
-        if let Some(page) = self.descend::<1, true>(guard, first, Self::any_link()) {
+        if let Some(page) = self.descend::<1, true, false>(guard, first, Self::any_link()) {
             // ORDERING: Acquire pairs with the leaf's store.
             let word = page
                 .cell(Self::index(Level::LEAF, first))?
