@@ -19,7 +19,7 @@ use console::style;
 use crate::progress::{Progress, run_job_to_success, seconds};
 use crate::{process, workspace};
 
-use results::Results;
+use results::{Format, Results};
 use verdict::{missed, summary};
 
 /// How the benchmark is built, besides its profile: loops begin at a cache line, so that chance does not place them,
@@ -30,8 +30,14 @@ const FLAGS: &str =
 const FOLDER: &str = "bench";
 /// The profile of published figures.
 const PROFILE: &str = "speed";
-/// Where the report is kept.
-const REPORT: &str = "integration/bench/report";
+/// Where the report of a format is kept.
+const fn report_folder(format: Format) -> &'static str {
+    match format {
+        Format::Vtd => "integration/bench/report",
+        Format::Vmsa => "integration/bench/report/vmsa",
+    }
+}
+
 const PACKAGE: &str = "hv-bench";
 const BINARY: &str = "bench";
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
@@ -43,6 +49,15 @@ pub(crate) struct Options {
     /// Few rounds: for a look, not for figures that people compare
     #[arg(long)]
     quick: bool,
+    /// The format of the tables
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "NAME",
+        conflicts_with = "from"
+    )]
+    format: Format,
     /// Measure these rows only; may be given several times or as a list with commas
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
@@ -91,6 +106,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let results = results::read(&raw)?;
     show(&results);
     if let Some(baseline) = &baseline {
+        if baseline.format != results.format {
+            bail!(
+                "the baseline is of {}, these results are of {}: expected two of one format",
+                baseline.format.title(),
+                results.format.title()
+            );
+        }
         println!(
             "\nsince the baseline:\n{}",
             table::changes(&baseline::compare(baseline, &results)).trim_fmt()
@@ -100,7 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         println!("results: {}", file.display());
     }
     if options.report {
-        let folder = workspace::root().join(REPORT);
+        let folder = workspace::root().join(report_folder(results.format));
         report::write(&folder, &results, &raw, &cautions(&results))?;
         println!("report: {}", folder.join("README.md").display());
     }
@@ -123,6 +145,7 @@ fn build(options: &Options) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command.env("RUSTFLAGS", workspace::rustflags(FLAGS));
     command.args(["build", "--package", PACKAGE, "--bin", BINARY]);
+    command.args(["--features", options.format.features()]);
     command.args(["--profile", &options.profile, "--target-dir"]);
     command.arg(&folder);
     run_job_to_success(
@@ -184,7 +207,8 @@ fn compiler() -> String {
 fn show(results: &Results) {
     println!("\n{}", table::rows(results).trim_fmt());
     println!(
-        "\nns per operation, quiet median; value: ratio to the row's own floor unless a unit stands there"
+        "\n{}; ns per operation, quiet median; value: ratio to the row's own floor unless a unit stands there",
+        results.format.title()
     );
     for caution in cautions(results) {
         println!("{} {caution}", style("note:").yellow().bold());

@@ -185,6 +185,19 @@ pub(crate) const STEPS: &[Step] = &[
         }),
     },
     Step {
+        name: "matrix",
+        what: "floors, engine and peers of the benchmark do the same in the other table format too",
+        limit: Duration::from_secs(900),
+        job: Job::Tests(Cargo::plain(&[
+            "test",
+            "--package",
+            "hv-bench",
+            "--features",
+            "vmsa",
+            "--no-fail-fast",
+        ])),
+    },
+    Step {
         name: "loom",
         what: "interleavings of the lock-free parts, to the printed bounds",
         limit: Duration::from_secs(1800),

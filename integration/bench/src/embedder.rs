@@ -22,8 +22,8 @@ use hv_iommu::{
     UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
-use hv_vtd::SecondStage;
 
+use crate::format::{self, Tables};
 use crate::platform::{Memory, SNOOPED};
 use crate::window::LEVELS;
 
@@ -156,7 +156,7 @@ impl Instantly {
 // SAFETY: there is no device, so none reaches memory, and no unit, so none holds anything.
 unsafe impl Backend for Instantly {
     type Platform = Platform;
-    type Format = SecondStage;
+    type Format = Tables;
 
     fn platform(&self) -> &Platform {
         &self.platform
@@ -197,8 +197,8 @@ unsafe impl Backend for Instantly {
         core::iter::empty()
     }
 
-    fn format(&self, _caps: &UnitCaps, _snoop: Snoop) -> SecondStage {
-        SecondStage::new()
+    fn format(&self, _caps: &UnitCaps, _snoop: Snoop) -> Tables {
+        format::tables(true)
     }
 
     unsafe fn bind(

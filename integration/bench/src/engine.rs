@@ -17,9 +17,9 @@ use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms, PhysAddr};
 use hv_iommu::quiesce::{Guard, Quiescence, Stay};
 use hv_iommu::table::{Geometry, ReclaimStep, Table};
 use hv_iommu::{Level, RootTables};
-use hv_vtd::SecondStage;
 
 use crate::clock;
+use crate::format::{self, Tables, WORDS};
 use crate::lane::{self, Mapped, Subject};
 use crate::order::Order;
 use crate::platform::{Memory, SNOOPED, UNSNOOPED};
@@ -27,7 +27,7 @@ use crate::stats::Histogram;
 use crate::window::{LEVELS, PAGES_2M, iova, leaves, phys};
 
 /// A table of the engine in the memory of a platform.
-type EngineTable<const SNOOPS: bool> = Table<SecondStage, &'static Memory<SNOOPS>>;
+type EngineTable<const SNOOPS: bool> = Table<Tables, &'static Memory<SNOOPS>>;
 
 /// Pages of each range, and the ranges.
 type Cuts = (u64, Arc<[IovaRange]>);
@@ -111,7 +111,7 @@ fn new_table<const SNOOPS: bool>(
         dirty,
     };
     // SAFETY: an engine has one quiescence for all its guards and reclaim, and one platform for all CPUs.
-    let table = unsafe { Table::new(SecondStage::new(), geometry, memory) };
+    let table = unsafe { Table::new(format::tables(SNOOPS), geometry, memory) };
     table.expect("the arena has frames for a root")
 }
 
@@ -554,7 +554,13 @@ where
     fn mapped(&self) -> Vec<Mapped> {
         let root = self.table.root().expect("the table has not ended");
         // SAFETY: the root of a table in the arena, which is at rest.
-        unsafe { leaves(root.page().as_u64(), u32::from(root.level().number())) }
+        unsafe {
+            leaves(
+                root.page().as_u64(),
+                u32::from(root.level().number()),
+                &WORDS,
+            )
+        }
     }
 }
 

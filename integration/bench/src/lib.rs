@@ -10,6 +10,7 @@ pub mod crew;
 pub mod embedder;
 pub mod engine;
 pub mod floor;
+pub mod format;
 pub mod lane;
 pub mod micro;
 pub mod order;

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use hv_bench::results::{Machine, Results, RowResult};
 use hv_bench::rows::{self, Row, Scale};
-use hv_bench::{arena, clock, code, platform};
+use hv_bench::{arena, clock, code, format, platform};
 
 /// Measures the second-stage table engine
 #[derive(Debug, Parser)]
@@ -83,6 +83,7 @@ fn run(options: &Options) -> Result<()> {
     }
     let results = Results {
         layout: 1,
+        format: format::NAME,
         quick: options.quick,
         machine: Machine {
             load,

@@ -169,6 +169,8 @@ pub struct Machine {
 pub struct Results {
     /// The version of this layout.
     pub layout: u32,
+    /// The format of the tables that were measured.
+    pub format: &'static str,
     /// Whether rounds were few.
     pub quick: bool,
     /// What it ran on.

@@ -1,5 +1,4 @@
-//! The window of addresses that every row maps, the bits of a table word as the floors write them, and a walker
-//! that reads what a table maps.
+//! The window of addresses that every row maps, and a walker that reads what a table maps.
 
 use std::sync::atomic::Ordering;
 
@@ -21,14 +20,18 @@ pub const PAGES_1G: u64 = 512 * 512;
 /// Levels of a table, for 48-bit addresses.
 pub const LEVELS: u32 = 4;
 
-/// A word's bits: the device may read.
-pub const READ: u64 = 1;
-/// The device may write.
-pub const WRITE: u64 = 1 << 1;
-/// A leaf above the lowest level.
-pub const LARGE: u64 = 1 << 7;
-/// The address in a word.
-pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// What a walker looks at in the words of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// The address.
+    pub address: u64,
+    /// Bits of which a word that means anything has one.
+    pub present: u64,
+    /// The bits that tell a link from a leaf above the lowest level.
+    pub link_mask: u64,
+    /// What they are in a link.
+    pub link: u64,
+}
 
 /// The IOVA of a page of the window.
 #[inline]
@@ -48,12 +51,13 @@ pub const fn index(at: u64, level: u32) -> usize {
     ((at >> (12 + 9 * (level - 1))) & (WORDS as u64 - 1)) as usize
 }
 
-/// All leaves below the table at `root`, as a walker of a device finds them. The table is at rest.
+/// All leaves below the table at `root`, whose words are laid out so, as a walker of a device finds them. The table is
+/// at rest.
 ///
 /// # Safety
 /// `root` is the root of a table in the arena whose links lead to tables of the arena.
 #[expect(unsafe_code, reason = "follows the links of tables")]
-pub unsafe fn leaves(root: u64, levels: u32) -> Vec<Mapped> {
+pub unsafe fn leaves(root: u64, levels: u32, layout: &Layout) -> Vec<Mapped> {
     let mut found = Vec::new();
     let mut open = vec![(root, levels, 0)];
     while let Some((table, level, base)) = open.pop() {
@@ -64,17 +68,17 @@ pub unsafe fn leaves(root: u64, levels: u32) -> Vec<Mapped> {
             // ORDERING: Acquire, as a walker's reads depend on each other.
             let word = word.load(Ordering::Acquire);
             let at = base + index as u64 * span;
-            if word & (READ | WRITE) == 0 {
+            if word & layout.present == 0 {
                 continue;
             }
-            if level == 1 || word & LARGE != 0 {
+            if level == 1 || word & layout.link_mask != layout.link {
                 found.push(Mapped {
                     at,
-                    to: word & ADDRESS,
+                    to: word & layout.address,
                     bytes: span,
                 });
             } else {
-                open.push((word & ADDRESS, level - 1, at));
+                open.push((word & layout.address, level - 1, at));
             }
         }
     }

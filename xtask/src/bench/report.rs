@@ -63,8 +63,14 @@ fn page(results: &Results, cautions: &[String]) -> String {
         page.push_str(text);
         page.push('\n');
     };
-    say("# Benchmark of the second-stage table engine\n");
-    say("Written by `cargo xtask bench --report`; not edited by hand.\n");
+    say(&format!(
+        "# Benchmark of the table engine: {}\n",
+        results.format.title()
+    ));
+    say(&format!(
+        "Written by `cargo xtask bench --format {} --report`; not edited by hand.\n",
+        results.format.option()
+    ));
     say(&format!("**{}.**", summary(results)));
     let missed = missed(results);
     if !missed.is_empty() {

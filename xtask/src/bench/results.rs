@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::Deserialize;
 
 /// The layout that is understood.
@@ -152,11 +153,51 @@ pub(crate) struct Machine {
     pub(crate) load_after: f64,
 }
 
+/// A format of tables that the matrix can be measured with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    /// VT-d's second stage
+    #[default]
+    Vtd,
+    /// Second stages of Arm's VMSAv8-64, as SMMUv3 walks them
+    Vmsa,
+}
+
+impl Format {
+    /// What people call it.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Vtd => "VT-d's second stage",
+            Self::Vmsa => "Arm's VMSAv8-64, second stage",
+        }
+    }
+
+    /// The features that the benchmark is built with.
+    pub(crate) const fn features(self) -> &'static str {
+        match self {
+            Self::Vtd => "",
+            Self::Vmsa => "vmsa",
+        }
+    }
+
+    /// What is given to `--format`.
+    pub(crate) const fn option(self) -> &'static str {
+        match self {
+            Self::Vtd => "vtd",
+            Self::Vmsa => "vmsa",
+        }
+    }
+}
+
 /// A whole run.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Results {
     /// The version of this layout.
     pub(crate) layout: u32,
+    /// The format of the tables that were measured.
+    #[serde(default)]
+    pub(crate) format: Format,
     /// Whether rounds were few.
     pub(crate) quick: bool,
     /// What it ran on.

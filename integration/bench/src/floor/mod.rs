@@ -16,8 +16,9 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::{self, WORDS};
+use crate::format::{self, WORDS as LAYOUT};
 use crate::lane::{Mapped, Subject};
-use crate::window::{ADDRESS, LARGE, LEVELS, READ, WRITE, index, iova, leaves};
+use crate::window::{LEVELS, index, iova, leaves};
 
 /// A table whose interior is there from the beginning: floors never install.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ unsafe fn word(table: u64, index: usize) -> &'static AtomicU64 {
 /// The table below a word that was read, if it links one.
 #[inline(always)]
 fn linked(word: u64) -> Option<u64> {
-    (word & (READ | WRITE | LARGE) == READ | WRITE).then_some(word & ADDRESS)
+    (word & LAYOUT.link_mask == LAYOUT.link).then_some(word & LAYOUT.address)
 }
 
 /// The word of `at` in its table of level `stop`, each word on the way checked to be a link.
@@ -84,11 +85,11 @@ impl Floor {
                 // ORDERING: Relaxed, one thread builds the floor.
                 let mut link = word.load(Ordering::Relaxed);
                 if link == 0 {
-                    link = new_table() | READ | WRITE;
+                    link = format::link(new_table());
                     // ORDERING: Relaxed, as above.
                     word.store(link, Ordering::Relaxed);
                 }
-                table = link & ADDRESS;
+                table = link & LAYOUT.address;
             }
         }
         Self {
@@ -125,6 +126,6 @@ impl Drop for Floor {
 impl Subject for Floor {
     fn mapped(&self) -> Vec<Mapped> {
         // SAFETY: the root of a floor, whose links lead to its tables.
-        unsafe { leaves(self.root, LEVELS) }
+        unsafe { leaves(self.root, LEVELS, &LAYOUT) }
     }
 }

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Floor, linked, walk};
 use crate::arena;
+use crate::format::{self, WORDS};
 use crate::lane;
 use crate::platform::{store_fence, write_line_back};
-use crate::window::{ADDRESS, LARGE, PAGE, PAGES_2M, READ, WRITE, index, iova, phys};
+use crate::window::{PAGE, PAGES_2M, index, iova, phys};
 
 /// Words of a cache line.
 const LINE: usize = 8;
@@ -26,8 +27,7 @@ const fn pages_of(level: u32) -> u64 {
 /// The leaf at `level` for `page`.
 #[inline(always)]
 const fn leaf(page: u64, level: u32) -> u64 {
-    let size = if level == 1 { 0 } else { LARGE };
-    phys(page) | READ | WRITE | size
+    format::leaf(phys(page), level)
 }
 
 /// The words of `count` leaves at `LEVEL` from `page` on, which lie in one table, and where they are.
@@ -77,7 +77,7 @@ fn clear(words: &[AtomicU64]) -> u64 {
     let mut missing = 0;
     for word in words {
         // ORDERING: Acquire, as an owner's load.
-        missing += u64::from(word.load(Ordering::Acquire) & (READ | WRITE) == 0);
+        missing += u64::from(word.load(Ordering::Acquire) & WORDS.present == 0);
         // ORDERING: Release, as an owner's store.
         word.store(0, Ordering::Release);
     }
@@ -163,7 +163,7 @@ impl Floor {
             let found = unsafe { entries::<1>(self.root, first, PAGES_2M as usize) };
             for word in found.map_or(&[][..], |(words, _)| words) {
                 // ORDERING: Acquire, as an owner's load.
-                missing += u64::from(word.load(Ordering::Acquire) & (READ | WRITE) == 0);
+                missing += u64::from(word.load(Ordering::Acquire) & WORDS.present == 0);
             }
             // SAFETY: the root of this floor.
             if let Some(word) = unsafe { walk(self.root, iova(first), 2) } {
@@ -266,7 +266,7 @@ impl Floor {
             };
             // ORDERING: AcqRel, as an engine that shares words needs.
             let before = words[0].swap(0, Ordering::AcqRel);
-            failed |= u64::from(before & ADDRESS == 0);
+            failed |= u64::from(before & WORDS.address == 0);
             // SAFETY: the line lies in a table of this floor; such rows run only where the instruction exists.
             unsafe { write_line_back(at) };
             store_fence();

@@ -9,13 +9,14 @@ use std::hint::black_box;
 use std::sync::atomic::Ordering;
 
 use super::{Floor, walk};
+use crate::format::{self, WORDS};
 use crate::lane;
 use crate::order::{Order, Sequential};
-use crate::window::{ADDRESS, READ, WRITE, iova, phys};
+use crate::window::{iova, phys};
 
 #[inline(always)]
 fn leaf(page: u64) -> u64 {
-    phys(page) | READ | WRITE
+    format::leaf(phys(page), 1)
 }
 
 impl Floor {
@@ -79,7 +80,7 @@ impl Floor {
             let word = unsafe { walk(self.root, iova(page), 1) };
             // ORDERING: AcqRel, as an engine that shares words needs.
             let before = word.map_or(0, |word| word.swap(0, Ordering::AcqRel));
-            failed |= u64::from(before & (READ | WRITE) == 0);
+            failed |= u64::from(before & WORDS.present == 0);
         }
         self.done(failed, false);
     }
@@ -97,7 +98,7 @@ impl Floor {
             // ORDERING: Acquire and Release, as an owner's load and store.
             let before = word.load(Ordering::Acquire);
             word.store(0, Ordering::Release);
-            failed |= u64::from(before & (READ | WRITE) == 0);
+            failed |= u64::from(before & WORDS.present == 0);
         }
         self.done(failed, false);
     }
@@ -118,7 +119,7 @@ impl Floor {
             let word = unsafe { walk(black_box(self.root), iova(page), 1) };
             // ORDERING: AcqRel, as above.
             let before = word.map_or(0, |word| word.swap(0, Ordering::AcqRel));
-            failed |= u64::from(!done || before & (READ | WRITE) == 0);
+            failed |= u64::from(!done || before & WORDS.present == 0);
         }
         self.done(failed, false);
     }
@@ -142,7 +143,7 @@ impl Floor {
             // ORDERING: Acquire and Release, as an owner's load and store.
             let before = word.load(Ordering::Acquire);
             word.store(0, Ordering::Release);
-            failed |= u64::from(before & (READ | WRITE) == 0);
+            failed |= u64::from(before & WORDS.present == 0);
         }
         self.done(failed, false);
     }
@@ -156,8 +157,8 @@ impl Floor {
             let word = unsafe { walk(self.root, iova(page), 1) };
             // ORDERING: Acquire, as a walker's read.
             let word = word.map_or(0, |word| word.load(Ordering::Acquire));
-            if word & (READ | WRITE) != 0 {
-                sum = sum.wrapping_add(word & ADDRESS);
+            if word & WORDS.present != 0 {
+                sum = sum.wrapping_add(word & WORDS.address);
             }
         }
         sum

@@ -9,6 +9,15 @@ pub mod x86_64;
 
 use crate::lane::Subject;
 use crate::order::{Order, Sequential};
+use crate::window::Layout;
+
+/// How the crates that are measured with page tables of x86-64 lay words out: present, writable, large (Intel SDM, 4.5).
+const X86_WORDS: Layout = Layout {
+    address: 0x000f_ffff_ffff_f000,
+    present: 0b1,
+    link_mask: 0b1000_0011,
+    link: 0b11,
+};
 
 /// What every peer can do, page by page and for whole ranges.
 pub trait Peer: Subject {

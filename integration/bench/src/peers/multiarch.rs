@@ -6,7 +6,7 @@ use page_table_multiarch::{
     MappingFlags, PageSize, PageTable64, PageTable64Cursor, PagingHandler, PagingMetaData,
 };
 
-use super::{Peer, all};
+use super::{Peer, X86_WORDS, all};
 use crate::arena;
 use crate::lane::{self, Mapped, Subject};
 use crate::order::Order;
@@ -159,6 +159,6 @@ impl Subject for Multiarch {
     fn mapped(&self) -> Vec<Mapped> {
         // SAFETY: the table's frames come from the arena; the crate's words have present, writable, size and address
         // where a second-stage word has read, write, size and address.
-        unsafe { leaves(self.0.root_paddr().as_usize() as u64, LEVELS) }
+        unsafe { leaves(self.0.root_paddr().as_usize() as u64, LEVELS, &X86_WORDS) }
     }
 }

@@ -11,11 +11,11 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
-use super::{Peer, all};
+use super::{Peer, X86_WORDS, all};
 use crate::arena;
 use crate::lane::{self, Mapped, Subject};
 use crate::order::{Order, Sequential};
-use crate::window::{ADDRESS, LARGE, LEVELS, PAGES_2M, iova, leaves, phys};
+use crate::window::{LEVELS, PAGES_2M, iova, leaves, phys};
 
 const FLAGS: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE);
 
@@ -152,9 +152,8 @@ impl Peer for X86 {
 
 impl Subject for X86 {
     fn mapped(&self) -> Vec<Mapped> {
-        // SAFETY: the table's frames come from the arena; the crate's words have present, writable, size and address
-        // where a second-stage word has read, write, size and address.
-        unsafe { leaves(self.root, LEVELS) }
+        // SAFETY: the table's frames come from the arena, and the crate's words are laid out so.
+        unsafe { leaves(self.root, LEVELS, &X86_WORDS) }
     }
 }
 
@@ -169,9 +168,9 @@ pub(super) unsafe fn free_tables(table: u64, level: u32) {
         for word in words {
             // ORDERING: Relaxed, the table is at rest.
             let word = word.load(std::sync::atomic::Ordering::Relaxed);
-            if word & 1 != 0 && word & LARGE == 0 {
+            if word & X86_WORDS.link_mask == X86_WORDS.link {
                 // SAFETY: a link of a table that nobody uses.
-                unsafe { free_tables(word & ADDRESS, level - 1) };
+                unsafe { free_tables(word & X86_WORDS.address, level - 1) };
             }
         }
     }

@@ -1,24 +1,22 @@
 //! Rows of invalidations: what an unmap asks of the hardware, counted by the rig.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use hv_core::platform::FrameSource;
 use hv_core::{PageCount, PageSize, Perms};
 use hv_iommu::{AtRest, Config, Domain, DomainConfig, Iommu};
-use hv_rig::{Machine, Rig};
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
+use hv_rig::{Driver, Machine, Rig};
 
 use super::{BLANK, Job, Own, Row};
+use crate::format::Units;
 
 /// Pages of the ranges that are unmapped: one page, a table's worth, and one more that crosses into the next.
 const LENGTHS: [u64; 4] = [1, 16, 512, 513];
 
 /// Invalidations of one unmap with its flush, for each length.
 fn count() -> Result<Vec<(u64, u64)>> {
-    let rig = Rig::new(Machine::calm())?;
-    let functions = rig.functions();
-    let table = dmar::parse(&rig.dmar())?;
-    let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)?;
-    let (_iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
+    let rig = Rig::new(Machine::calm_of(Units::VENDOR))?;
+    let units = Units::start(&rig).map_err(Error::msg)?;
+    let (_iommu, groups) = Iommu::new(units, &rig.functions(), Config::default())?;
     let mut groups = groups.into_iter().flat_map(AtRest::claimable);
     let group = groups.next().context("a rig without groups")?;
     let group = group.claim_for_hypervisor();
