@@ -7,6 +7,7 @@ use hv_iommu::{FlushDepth, FlushRequest, FlushSpan, HwDomainId};
 
 use crate::command_queue::BATCH_MAX;
 use crate::spec::command::{Command, Depth, TlbSpan};
+use crate::spec::first_stage::INPUT_BITS;
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::RangeInvalidation;
 use crate::vmsa::Stage;
@@ -18,6 +19,8 @@ pub(crate) type Batch = ArrayVec<Command, BATCH_MAX>;
 /// Addresses above which one command for all of the domain costs less than one for each page, on a unit that takes no
 /// ranges.
 const SINGLES_MOST: u64 = 16;
+/// Log2 of how many units of a range one command can name.
+const UNITS_SHIFT: u32 = TlbSpan::UNITS_MAX.ilog2();
 
 /// Under which id a unit files a domain's translations, and of which stage they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +89,11 @@ impl Invalidator {
         let named = match request.span {
             FlushSpan::Domain => None,
             FlushSpan::Pages(range) => match self.ranges {
-                Some(token) => self.by_ranges(token, filed, depth, range),
+                Some(token) => self.by_range(token, range).map(|span| {
+                    let mut batch = Batch::new();
+                    let _ = batch.try_push(filed.address(&span, depth));
+                    batch
+                }),
                 None => self.one_by_one(filed, depth, range),
             },
         };
@@ -117,38 +124,23 @@ impl Invalidator {
         Some(batch)
     }
 
-    /// Ranges of at most [`TlbSpan::UNITS_MAX`] times a power of two granules each: as many as five bits of the count
-    /// at a time (Linux).
-    fn by_ranges(
-        &self,
-        token: RangeInvalidation,
-        filed: Filed,
-        depth: Depth,
-        range: IovaRange,
-    ) -> Option<Batch> {
+    /// One range: at most 2^[`UNITS_SHIFT`] units of a power of two of granules, which is at most a sixteenth more than was
+    /// asked for. A second command would cost more than what is read again. What is more lies behind the range, or where
+    /// there are no addresses there, before it.
+    fn by_range(&self, token: RangeInvalidation, range: IovaRange) -> Option<TlbSpan> {
         let Granules { start, count } = granules(self.granule, range);
-        let (mut at, mut left) = (start, count);
-        let mut batch = Batch::new();
-        while left != 0 {
-            let scale = left.trailing_zeros().min(TlbSpan::SCALE_MAX.into());
-            let units = (left >> scale) % u64::from(TlbSpan::UNITS_MAX);
-            let (units, scale) = match units {
-                // Only where the scale is at its largest.
-                0 => (TlbSpan::UNITS_MAX, TlbSpan::SCALE_MAX),
-                // Below the number of units.
-                units => (units as u8, scale as u8),
-            };
-            let span = match (units, scale) {
-                // One granule whose level is not known is no range.
-                (1, 0) => TlbSpan::address(Iova::new(at)),
-                _ => TlbSpan::range(token, self.granule, Iova::new(at), units, scale, None)?,
-            };
-            batch.try_push(filed.address(&span, depth)).ok()?;
-            let done = u64::from(units) << scale;
-            left = left.saturating_sub(done);
-            at = at.checked_add(done.checked_mul(self.granule.bytes())?)?;
+        if count <= 1 {
+            // One granule whose level is not known is no range.
+            return Some(TlbSpan::address(Iova::new(start)));
         }
-        Some(batch)
+        let last = count - 1;
+        let scale = last.ilog2().saturating_sub(UNITS_SHIFT - 1);
+        let units = (last >> scale) + 1;
+        let bytes = (units << scale).checked_mul(self.granule.bytes())?;
+        let room = (1_u64 << INPUT_BITS).saturating_sub(bytes);
+        let start = Iova::new(start.min(room));
+        let (units, scale) = (u8::try_from(units).ok()?, u8::try_from(scale).ok()?);
+        TlbSpan::range(token, self.granule, start, units, scale, None)
     }
 }
 
@@ -276,6 +268,12 @@ mod tests {
                                     break;
                                 };
                                 assert_eq!(first, at, "no gap, no overlap");
+                                if ranges {
+                                    assert_eq!(commands.len(), 1, "{count} pages");
+                                    let asked = (start + count * 4096 - at).max(granule.bytes());
+                                    let most = (asked + asked / 16).max(asked + granule.bytes());
+                                    assert!(bytes <= most, "{count} pages: {bytes:#x}");
+                                }
                                 assert_eq!(command[1] & 1 == 1, depth == FlushDepth::Leaves);
                                 at += bytes.max(granule.bytes());
                             }
@@ -286,6 +284,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_range_at_the_end_of_the_addresses_is_rounded_towards_their_beginning() {
+        let (pages, top) = (513, 1_u64 << INPUT_BITS);
+        let start = top - pages * 4096;
+        let span = FlushSpan::Pages(range(start, pages));
+        let format = (Stage::First, Granule::Size4K);
+        let commands = flush(true, format, span, FlushDepth::Leaves);
+        let [command] = commands[..] else {
+            panic!("{commands:x?}")
+        };
+        let (first, bytes) = covered(Stage::First, command).unwrap();
+        assert_eq!((first + bytes, bytes), (top, 544 * 4096));
+        // All addresses there are.
+        let span = FlushSpan::Pages(range(0, top / 4096));
+        let commands = flush(true, format, span, FlushDepth::Leaves);
+        assert_eq!(commands.len(), 1);
+        assert_eq!(covered(Stage::First, commands[0]), Some((0, top)));
     }
 
     #[test]
