@@ -33,7 +33,7 @@ pub(crate) enum Job {
     /// Scenarios in QEMU, for each architecture those named; with none named, all that run by default.
     Scenarios(&'static [(Arch, &'static [&'static str])]),
     /// For each planted fault, the scenario that has to fail because of it.
-    PlantedFaults(&'static [Arch], &'static [(&'static str, &'static str)]),
+    PlantedFaults(&'static [Planted]),
 }
 
 /// A cargo command, with what is special about its build.
@@ -91,20 +91,54 @@ const BARE_METAL_PACKAGES: [&str; 5] = ["hv-core", "hv-iommu", "hv-vtd", "hv-smm
 
 /// What is shown on which architecture: every scenario that needs no asking.
 const SCENARIOS: &[(Arch, &[&str])] = &[(Arch::X86_64, &[]), (Arch::Aarch64, &[])];
-/// Where faults are planted.
-const FAULT_ARCHS: &[Arch] = &[Arch::X86_64];
 
-/// Each planted fault with the scenario that has to catch it.
-pub(crate) const PLANTED_FAULTS: &[(&str, &str)] = &[
-    ("drop_last_scope", "discover"),
-    ("swap_neighbours", "kernel-dma"),
-    ("leave_translation_off", "blocked"),
-    ("ignore_permissions", "blocked"),
-    ("skip_iotlb_flush", "revoke"),
-    ("skip_iotlb_flush", "reassign"),
-    ("skip_context_flush", "reassign"),
-    ("lose_last_frame", "concurrent"),
-    ("keep_detached_tables", "tables"),
+/// A fault that is planted in the image, with the scenario that has to catch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Planted {
+    /// The fault, by the name that the image knows.
+    pub(crate) fault: &'static str,
+    /// The scenario that has to fail.
+    pub(crate) scenario: &'static str,
+    /// Where it has to: a fault may be one of the other vendor's driver, or of something that QEMU's IOMMU does not do.
+    pub(crate) archs: &'static [Arch],
+}
+
+const fn planted(fault: &'static str, scenario: &'static str, archs: &'static [Arch]) -> Planted {
+    Planted {
+        fault,
+        scenario,
+        archs,
+    }
+}
+
+/// Faults of the driver of VT-d units.
+const X86: &[Arch] = &[Arch::X86_64];
+/// Faults of the driver of SMMUs.
+const ARM: &[Arch] = &[Arch::Aarch64];
+/// Faults of what both share.
+const BOTH: &[Arch] = &Arch::ALL;
+
+/// Each planted fault with the scenario that has to catch it, and where.
+pub(crate) const PLANTED_FAULTS: &[Planted] = &[
+    planted("drop_last_scope", "discover", X86),
+    planted("skip_iotlb_flush", "reassign", X86),
+    planted("skip_context_flush", "reassign", X86),
+    planted("swap_neighbours", "kernel-dma", BOTH),
+    planted("leave_translation_off", "blocked", BOTH),
+    planted("ignore_permissions", "blocked", BOTH),
+    planted("skip_iotlb_flush", "revoke", BOTH),
+    planted("lose_last_frame", "concurrent", BOTH),
+    planted("keep_detached_tables", "tables", BOTH),
+    planted("gate_without_update", "discover", ARM),
+    planted("acknowledge_unseen_errors", "discover", ARM),
+    planted("region_not_mapped", "kernel-dma", ARM),
+    planted("domain_id_zero", "kernel-dma", ARM),
+    planted("clear_access_flag", "kernel-dma", ARM),
+    planted("keep_events", "blocked", ARM),
+    planted("free_page_early", "revoke", ARM),
+    planted("flush_other_vmid", "revoke", ARM),
+    planted("unbind_keeps_translations", "reassign", ARM),
+    planted("drop_wrap_bit", "concurrent", ARM),
 ];
 
 /// The loom models.
@@ -278,7 +312,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "faults",
         what: "each planted fault makes its scenario fail",
         limit: Duration::from_secs(120),
-        job: Job::PlantedFaults(FAULT_ARCHS, PLANTED_FAULTS),
+        job: Job::PlantedFaults(PLANTED_FAULTS),
     },
 ];
 
@@ -295,12 +329,28 @@ mod tests {
                 step.name
             );
         }
-        for (fault, scenario) in PLANTED_FAULTS {
+        for (at, planted) in PLANTED_FAULTS.iter().enumerate() {
+            let Planted {
+                fault, scenario, ..
+            } = planted;
             assert!(
                 crate::scenarios::ALL
                     .iter()
                     .any(|known| known.name == *scenario),
                 "{fault} names the scenario {scenario}, which is not known"
+            );
+            assert!(!planted.archs.is_empty(), "{fault} is planted nowhere");
+            let again = |other: &Planted| (other.fault, other.scenario) == (*fault, *scenario);
+            assert!(
+                !PLANTED_FAULTS[at + 1..].iter().any(again),
+                "{fault} with {scenario} is there twice"
+            );
+        }
+        for arch in Arch::ALL {
+            let mut here = PLANTED_FAULTS.iter();
+            assert!(
+                here.any(|planted| planted.archs.contains(&arch)),
+                "{arch} has no planted fault"
             );
         }
     }

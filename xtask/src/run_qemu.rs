@@ -13,6 +13,7 @@ use crate::image::{self, Flavour};
 use crate::ladder::PLANTED_FAULTS;
 use crate::progress::seconds;
 use crate::qemu_run::command::{GDB_PORT, Machine};
+use crate::qemu_run::plan::{Boot, plan};
 use crate::qemu_run::serial::Outcome;
 use crate::qemu_run::{self, Expectation, Run, json};
 use crate::tools::qemu::{Qemu, Version};
@@ -57,8 +58,8 @@ pub(crate) struct Options {
     /// Seconds that QEMU may run before it is killed (default: 60, with --gdb a day)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
-    /// Build the image with planted faults and switch this one on; may be given several times. One alone runs the scenario
-    /// that has to catch it, unless others are named, and the run is good if that fails
+    /// Build the image with planted faults and switch this one on; may be given several times. One alone runs each scenario
+    /// that has to catch it, or those of them that are named, and the run is good if each of them fails
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     fault: Vec<String>,
     /// Show every serial line and the output of every tool
@@ -91,6 +92,7 @@ pub(crate) fn make_ready(arch: Arch, flavour: Flavour, verbose: bool) -> Result<
 struct Done {
     machine: Machine,
     qemu: Version,
+    expect: Expectation,
     run: Run,
 }
 
@@ -103,23 +105,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         list();
         return Ok(());
     }
-    for fault in &options.fault {
-        let known = PLANTED_FAULTS.iter().any(|(name, _)| name == fault);
-        if !known {
-            bail!("unknown fault {fault:?}: `cargo xtask run-qemu --list` shows the known ones");
-        }
-    }
     let archs = options.arch.archs();
     if options.board.is_some() && !archs.contains(&Arch::Aarch64) {
-        bail!("--board is for the Arm board: give --arch aarch64 or --arch all as well");
+        bail!(
+            "--board {0} is a board of Arm, and this run is for {1}: add --arch aarch64 (or --arch all), as in \
+             `cargo xtask run-qemu --arch aarch64 --board {0}`",
+            options.board.map_or("", Board::name),
+            Arch::X86_64,
+        );
     }
     if options.gdb && archs.len() > 1 {
         bail!("--gdb is for one machine: give --arch x86_64 or --arch aarch64");
     }
-    let (scenarios, expect) = plan(&options.fault, scenarios::pick(&options.scenario)?);
+    let picked = scenarios::pick(&options.scenario)?;
+    let boots = plan(archs, &options.fault, &options.scenario, picked)?;
     let mut done = Vec::new();
     for arch in archs {
-        done.push(run_one(options, *arch, &scenarios, expect)?);
+        let mut here = boots.iter().filter(|boot| boot.arch == *arch).peekable();
+        if here.peek().is_none() {
+            println!("--> {arch} has no {}: not run", options.fault.join(", "));
+            continue;
+        }
+        let ready = make_ready(*arch, flavour(options), options.verbose)?;
+        for boot in here {
+            done.push(run_one(options, &ready, boot)?);
+        }
     }
     if let Some(file) = &options.json {
         let runs: Vec<_> = done
@@ -129,51 +139,60 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         json::write(file, &runs)?;
         println!("report: {}", file.display());
     }
-    if done.len() > 1 {
-        println!("\n{}\n", outcomes(&done, &scenarios));
-    }
-    let all = done.iter().map(|done| counts(&done.run, &scenarios));
-    let (passed, failed) = all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    let elapsed = seconds(done.iter().map(|done| done.run.elapsed).sum());
-    let good = done.iter().all(|done| done.run.problems.is_empty());
-    let faults = options.fault.join(", ");
-    match (expect, good) {
-        (Expectation::Caught(scenario), true) => {
-            println!("caught in {elapsed}: {scenario} failed, as it has to with {faults} planted");
-            Ok(())
-        }
-        (Expectation::Caught(scenario), false) => {
-            bail!("{scenario} did not catch {faults} as it has to: see the contradictions above")
-        }
-        (Expectation::Pass, good) => {
-            println!("{passed} passed, {failed} failed in {elapsed}");
-            match (good, faults.is_empty()) {
-                (true, true) => Ok(()),
-                (true, false) => bail!("no scenario failed, though {faults} was planted"),
-                (false, true) => bail!("the run is not good: see the contradictions above"),
-                (false, false) => bail!(
-                    "with {faults} planted the run is not good: scenarios above that failed caught it, if they are \
-                     listed for it (`--list`)"
-                ),
-            }
-        }
-    }
+    conclude(&done, &options.fault)
 }
 
-/// Which scenarios are run with these faults, and what the run has to do: one fault has to be caught by the one
-/// scenario that is left, if there is one.
-fn plan(faults: &[String], picked: Vec<&'static str>) -> (Vec<&'static str>, Expectation) {
-    let [fault] = faults else {
-        return (picked, Expectation::Pass);
-    };
-    let catches = |scenario: &&&str| PLANTED_FAULTS.contains(&(fault.as_str(), **scenario));
-    let default = scenarios::ALL.iter().filter(|known| known.by_default);
-    let all = picked.iter().eq(default.map(|known| &known.name));
-    match picked.iter().find(catches) {
-        Some(scenario) if all || picked.len() == 1 => {
-            (vec![scenario], Expectation::Caught(scenario))
+/// Says how it all went.
+///
+/// # Errors
+/// When a run is not as it has to be.
+fn conclude(done: &[Done], faults: &[String]) -> Result<()> {
+    let faults = faults.join(", ");
+    let has_to_pass = |done: &&Done| done.expect == Expectation::Pass;
+    let passing: Vec<&Done> = done.iter().filter(has_to_pass).collect();
+    if let [first, _, ..] = passing[..] {
+        println!("\n{}\n", outcomes(&passing, &first.machine.scenarios));
+    }
+    let good = |done: &Done| done.run.problems.is_empty();
+    let elapsed = seconds(done.iter().map(|done| done.run.elapsed).sum());
+    let mut missed = Vec::new();
+    for done in done {
+        let (arch, scenario) = match done.expect {
+            Expectation::Caught(scenario) => (done.machine.arch, scenario),
+            Expectation::Pass => continue,
+        };
+        if good(done) {
+            println!(
+                "caught on {arch} in {}: {scenario} failed, as it has to with {faults} planted",
+                seconds(done.run.elapsed)
+            );
+        } else {
+            missed.push(format!("{scenario} on {arch}"));
         }
-        _ => (picked, Expectation::Pass),
+    }
+    if !missed.is_empty() {
+        bail!(
+            "{} did not catch {faults}: expected the scenario to fail and the image to end well; see the contradictions \
+             above",
+            missed.join(", ")
+        );
+    }
+    if passing.is_empty() {
+        return Ok(());
+    }
+    let all = passing
+        .iter()
+        .map(|done| counts(&done.run, &done.machine.scenarios));
+    let (passed, failed) = all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    println!("{passed} passed, {failed} failed in {elapsed}");
+    match (passing.iter().all(|done| good(done)), faults.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => bail!("no scenario failed, though {faults} was planted"),
+        (false, true) => bail!("the run is not good: see the contradictions above"),
+        (false, false) => bail!(
+            "with {faults} planted the run is not good: scenarios above that failed caught it, if they are listed for \
+             it (`--list`)"
+        ),
     }
 }
 
@@ -181,25 +200,28 @@ fn list() {
     for scenario in scenarios::ALL {
         println!("{:12} {}", scenario.name, scenario.what);
     }
-    println!("\nfaults for --fault, with the scenario that has to catch each:");
-    for (fault, scenario) in PLANTED_FAULTS {
-        println!("{scenario:12} {fault}");
+    println!("\nfaults for --fault, with the scenario that has to catch each, and where:");
+    for planted in PLANTED_FAULTS {
+        let archs: Vec<&str> = planted.archs.iter().map(|arch| arch.name()).collect();
+        println!(
+            "{:12} {:28} {}",
+            planted.scenario,
+            planted.fault,
+            archs.join(", ")
+        );
     }
 }
 
-/// Builds, boots and judges the image of one architecture.
-fn run_one(
-    options: &Options,
-    arch: Arch,
-    scenarios: &[&'static str],
-    expect: Expectation,
-) -> Result<Done> {
-    let flavour = if options.fault.is_empty() {
-        Flavour::Plain
-    } else {
-        Flavour::PlantedFaults
-    };
-    let ready = make_ready(arch, flavour, options.verbose)?;
+fn flavour(options: &Options) -> Flavour {
+    match options.fault.is_empty() {
+        true => Flavour::Plain,
+        false => Flavour::PlantedFaults,
+    }
+}
+
+/// Boots the image once and judges that.
+fn run_one(options: &Options, ready: &Ready, boot: &Boot) -> Result<Done> {
+    let arch = boot.arch;
     let board = match arch {
         Arch::X86_64 => None,
         Arch::Aarch64 => Some(options.board.unwrap_or(Board::Nested)),
@@ -208,8 +230,8 @@ fn run_one(
         arch,
         board,
         smp: options.smp,
-        image: ready.image,
-        scenarios: scenarios.to_vec(),
+        image: ready.image.clone(),
+        scenarios: boot.scenarios.clone(),
         faults: options.fault.clone(),
         trace: options
             .trace
@@ -229,14 +251,16 @@ fn run_one(
         None if options.gdb => GDB_LIMIT,
         None => LIMIT,
     });
+    let expect = boot.expect;
     let run = qemu_run::run(&ready.qemu, &machine, limit, expect, options.verbose)?;
-    summary(&run, scenarios);
+    summary(&run, &boot.scenarios);
     if let Some(file) = &machine.trace {
         println!("{} trace of QEMU: {}", arch.iommu(), file.display());
     }
     Ok(Done {
         machine,
         qemu: ready.qemu.version,
+        expect,
         run,
     })
 }
@@ -254,7 +278,7 @@ fn trace_of(file: &Path, options: &Options, arch: Arch) -> PathBuf {
 }
 
 /// One table over several runs: a row for each scenario, a column for each machine.
-fn outcomes(done: &[Done], scenarios: &[&str]) -> String {
+fn outcomes(done: &[&Done], scenarios: &[&str]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let names = done.iter().map(|done| done.machine.shown());
@@ -346,25 +370,6 @@ mod tests {
     }
 
     #[test]
-    fn one_fault_is_caught_by_one_scenario() {
-        let all = scenarios::pick(&[]).unwrap();
-        let one = ["skip_iotlb_flush".to_owned()];
-        let two = [one[0].clone(), "swap_neighbours".to_owned()];
-        let caught = |scenario| (vec![scenario], Expectation::Caught(scenario));
-        assert_eq!(plan(&one, all.clone()), caught("revoke"));
-        assert_eq!(plan(&one, vec!["reassign"]), caught("reassign"));
-        for (faults, picked) in [
-            (&one[..], vec!["revoke", "reassign"]),
-            (&one[..], vec!["discover"]),
-            (&two[..], all.clone()),
-            (&[], all.clone()),
-        ] {
-            let (scenarios, expect) = plan(faults, picked.clone());
-            assert_eq!((scenarios, expect), (picked, Expectation::Pass));
-        }
-    }
-
-    #[test]
     fn processors_are_one_to_sixteen() {
         assert_eq!(parse(&[]).unwrap().smp, 4);
         assert!(parse(&["--smp", "0"]).is_err());
@@ -388,6 +393,10 @@ mod tests {
         );
         assert!(parse(&["--arch", "riscv64"]).is_err());
         let board_alone = run(&parse(&["--board", "stage1"]).unwrap()).unwrap_err();
-        assert!(board_alone.to_string().contains("--arch aarch64"));
+        let board_alone = board_alone.to_string();
+        assert!(
+            board_alone.contains("add --arch aarch64") && board_alone.contains("--board stage1"),
+            "{board_alone}"
+        );
     }
 }

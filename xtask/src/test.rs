@@ -10,7 +10,7 @@ use console::style;
 
 use crate::arch::Arch;
 use crate::image::Flavour;
-use crate::ladder::{Cargo, Job, STEPS, Step, bare_metal_clippy};
+use crate::ladder::{Cargo, Job, Planted, STEPS, Step, bare_metal_clippy};
 use crate::progress::{run_job, seconds};
 use crate::qemu_run::command::Machine;
 use crate::qemu_run::{self, Expectation};
@@ -137,10 +137,10 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
         }
         Job::Tests(tests) => run_tests(step, &tests, verbose),
         Job::Scenarios(runs) => run_scenarios(runs, step.limit, verbose),
-        Job::PlantedFaults(archs, pairs) => {
+        Job::PlantedFaults(faults) => {
             let mut counts = Counts::default();
-            for arch in archs {
-                counts.add(run_planted_faults(*arch, pairs, step.limit, verbose)?);
+            for arch in Arch::ALL {
+                counts.add(run_planted_faults(arch, faults, step.limit, verbose)?);
             }
             Ok(counts)
         }
@@ -205,13 +205,17 @@ fn run_scenarios(runs: &[(Arch, &[&str])], limit: Duration, verbose: bool) -> Re
 
 fn run_planted_faults(
     arch: Arch,
-    pairs: &[(&'static str, &'static str)],
+    faults: &[Planted],
     limit: Duration,
     verbose: bool,
 ) -> Result<Counts> {
     let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
-    for (fault, scenario) in pairs {
+    let here = |planted: &&Planted| planted.archs.contains(&arch);
+    for Planted {
+        fault, scenario, ..
+    } in faults.iter().filter(here)
+    {
         println!("    planted fault {fault} on {arch}: {scenario} has to fail");
         let machine = machine(arch, &ready, vec![scenario], vec![(*fault).to_owned()]);
         let run = qemu_run::run(

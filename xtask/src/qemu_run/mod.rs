@@ -4,6 +4,7 @@ pub(crate) mod command;
 pub(crate) mod disk;
 pub(crate) mod json;
 mod live;
+pub(crate) mod plan;
 pub(crate) mod record;
 pub(crate) mod serial;
 mod tables;
