@@ -393,6 +393,8 @@ faults! {
     // Fault records.
     /// A record is given back to the unit before all of it was read.
     ClearFaultBeforeReading = "clear_fault_before_reading",
+    /// What was in a fault log before its interrupt was turned on is not looked for.
+    SkipLookAfterRoute = "skip_look_after_route",
 
     // What only SMMUs have.
     /// An SMMU is turned off although requests pass it then.
@@ -437,6 +439,10 @@ faults! {
     KeepEvents = "keep_events",
     /// An overflow of the event queue is not acknowledged.
     KeepOverflow = "keep_overflow",
+    /// An entry of the event queue that an SMMU did not write is told as an event.
+    BelieveEmptyEvents = "believe_empty_events",
+    /// Where the messages of an interrupt go changes while it is on.
+    RerouteWhileOn = "reroute_while_on",
     /// Page sizes change under a device's eyes on every SMMU.
     ResizeAnywhere = "resize_anywhere",
     /// Leaves are made without the access flag.

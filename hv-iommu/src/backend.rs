@@ -354,6 +354,9 @@ pub enum FaultEvent {
     Stray(StrayFault),
     /// Faults were lost because the log was full; the condition was cleared.
     Overflow,
+    /// The unit works no more until a reset, if then. Given once for each time that it fails, and not where it is wedged
+    /// already.
+    Failed,
 }
 
 /// A family of IOMMUs with all its units, brought up.
@@ -489,6 +492,7 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// As [`submit`](Self::submit).
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
-    /// Takes one event from the unit's fault log, if there is one.
+    /// Takes one event from the unit's fault log, if there is one. `None` says that the log was empty during the call: what
+    /// another CPU is taking at the time is waited for.
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent>;
 }

@@ -91,9 +91,20 @@ pub enum FaultNotice {
     Stray(UnitIndex, StrayFault),
     /// The unit lost faults because its log was full.
     Lost(UnitIndex),
+    /// The unit says that it works no more: it is wedged, and the devices behind it are cut off. Told once.
+    Failed(UnitIndex),
     /// A group caused more faults than its budget allows: its devices have no bus mastering any more, and its units
     /// record no more of its faults. It gets both back after a detach, by being attached anew.
     CutOff(CutOff),
+}
+
+/// What a look at the fault logs left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultLogs {
+    /// Each of them was empty at some time during the look: the next fault is told by an interrupt, where those are on.
+    Empty,
+    /// There may be more in one, of which no interrupt tells: whoever relies on interrupts looks again.
+    MayHoldMore,
 }
 
 /// A group that was cut off for its faults.
@@ -132,21 +143,33 @@ impl<B: Backend> Iommu<B> {
 
     /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
     /// each, and tells `report` of every event. A group that exceeds its [`FaultBudget`] is cut off, which is told
-    /// once; what it leaves in the log is dropped.
+    /// once; what it leaves in the log is dropped. A unit that says that it has failed is wedged.
+    ///
+    /// Says whether there may be more, which matters to those who rely on [interrupts](crate::RoutedInterrupts).
     ///
     /// Takes a lock that attaching and detaching take too: not for a handler that may interrupt a
     /// call into this subsystem on its own CPU.
-    pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) {
+    pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) -> FaultLogs {
+        let mut left = FaultLogs::Empty;
         for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
-            for _ in 0..Self::FAULTS_PER_CALL {
+            let all = (0..Self::FAULTS_PER_CALL).any(|_| {
                 match self.0.backend.take_fault(unit) {
-                    None => break,
+                    None => return true,
                     Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
                     Some(FaultEvent::Stray(fault)) => report(FaultNotice::Stray(unit, fault)),
                     Some(FaultEvent::Fault(fault)) => self.0.judge(unit, fault, &mut report),
+                    Some(FaultEvent::Failed) => {
+                        self.0.cut_off(unit);
+                        report(FaultNotice::Failed(unit));
+                    }
                 }
+                false
+            });
+            if !all {
+                left = FaultLogs::MayHoldMore;
             }
         }
+        left
     }
 }
 

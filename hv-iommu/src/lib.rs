@@ -33,6 +33,7 @@ mod group;
 mod handle;
 mod identity;
 pub mod ids;
+mod interrupts;
 pub mod iova;
 mod isolation;
 mod kept;
@@ -86,11 +87,15 @@ pub use dma::{
     UnmappedInTurn,
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
-pub use faults::{CutOff, FaultBudget, FaultNotice, FaultReport};
+pub use faults::{CutOff, FaultBudget, FaultLogs, FaultNotice, FaultReport};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};
 pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedged};
 pub use identity::TrustedDevice;
+pub use interrupts::{
+    InterruptId, InterruptMessage, InterruptRoute, InterruptSource, MessageData, RouteError,
+    RoutedInterrupts,
+};
 pub use iova::{IovaAlign, SpaceError};
 pub use isolation::{InterruptsIsolated, MessageSource, NotIsolated};
 pub use kept::{Dormant, KeepError, Keeping, Kept, KeptSetup};

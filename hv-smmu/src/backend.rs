@@ -8,8 +8,9 @@ use core::marker::PhantomData;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, MessageSource,
-    NotIsolated, PciFunction, ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, InterruptId,
+    InterruptRoute, InterruptSource, MessageSource, NotIsolated, PciFunction, ReservedRegion,
+    RouteError, RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::Vmsa;
@@ -228,5 +229,21 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.unit(unit)
             .ok()?
             .take_fault(&self.platform, requester_of)
+    }
+}
+
+impl<P: Platform, F: Tables> RoutedInterrupts for Smmu<P, F> {
+    fn wired_interrupt(&self, unit: UnitIndex, source: InterruptSource) -> Option<InterruptId> {
+        self.unit(unit).ok()?.wire(source)
+    }
+
+    fn route_interrupt(
+        &self,
+        unit: UnitIndex,
+        source: InterruptSource,
+        route: InterruptRoute,
+    ) -> Result<(), RouteError> {
+        self.unit(unit)?
+            .route_interrupt(&self.platform, source, route)
     }
 }

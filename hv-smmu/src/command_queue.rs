@@ -91,9 +91,9 @@ impl Commands {
         usize::try_from(room).unwrap_or(BATCH_MAX).min(BATCH_MAX)
     }
 
-    /// From now on every request is refused.
-    pub(crate) fn wedge(&self) {
-        self.queue.wedge();
+    /// From now on every request is refused. Says whether that is new.
+    pub(crate) fn wedge(&self) -> bool {
+        self.queue.wedge()
     }
 
     /// Refuses if the unit is wedged.

@@ -1,4 +1,10 @@
 //! The event queue of one unit: the unit fills it, we empty it, and what was lost is said.
+//!
+//! What of it can be believed once the unit says that it could not write an event (GERROR.EVENTQ_ABT): its index may have
+//! moved past entries that were never written, and software is told to take all of them for invalid (IHI 0070, 7.2.2).
+//! Dropping them all would lose real ones: those before the failed one, and all of a full queue, which QEMU reports in
+//! the same way. So each entry is emptied when it was taken, before the unit gets it back, and one that is still empty
+//! when its turn comes was not written: it is counted as lost, and no old record is told again as somebody's fault.
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
@@ -67,14 +73,15 @@ impl Events {
     /// Takes one event: the oldest record, else the note that some were lost. `requester_of` names the function that
     /// sends as a stream.
     ///
-    /// `None` too while another CPU takes one; what is left is found by the next look.
+    /// Another CPU that takes one is waited for, which is a few accesses: it may have seen an empty queue just before the
+    /// event whose interrupt brought this CPU here.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
         regs: &Regs<P::Block>,
         requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
     ) -> Option<FaultEvent> {
-        let mut next = self.next.try_lock()?;
+        let mut next = self.next.lock();
         let word = regs.read32(registers::EVENTQ_PROD);
         // A unit that is gone reads as all ones; its events would never end.
         if word == u32::MAX {
@@ -88,7 +95,10 @@ impl Events {
             if !Fault::KeepEvents.is_on() {
                 regs.write32(registers::EVENTQ_CONS, next.into_bits());
             }
-            return Some(attribute(record, requester_of));
+            return Some(match record {
+                Some(record) => attribute(record, requester_of),
+                None => FaultEvent::Overflow,
+            });
         }
         if prod.overflow() != next.overflow() {
             *next = next.acknowledge(prod);
@@ -106,23 +116,26 @@ impl Events {
         None
     }
 
-    /// Copies a record out of the ring.
-    fn record<P: Platform>(&self, reach: &Reach<'_, P>, index: u32) -> EventRecord {
+    /// Copies a record out of the ring, and empties its entry; `None` where the unit did not write it.
+    fn record<P: Platform>(&self, reach: &Reach<'_, P>, index: u32) -> Option<EventRecord> {
         let offset = u64::from(index) * EVENT_BYTES;
         let page = PageSize::Size4K.bytes();
-        if let Some(at) = self.ring.range().start().checked_add(offset)
-            && !reach.coherent
-        {
+        let at = self.ring.range().start().checked_add(offset)?;
+        if !reach.coherent {
             reach.platform.write_back_and_drop(at, EVENT_BYTES);
         }
-        let cells = self.ring.cells(reach.platform, offset / page);
-        let first = usize::try_from(offset % page / 8).unwrap_or(usize::MAX);
-        let words = cells
-            .and_then(|cells| cells.get(first..))
-            .and_then(|rest| rest.first_chunk::<WORDS>());
+        let cells = self.ring.cells(reach.platform, offset / page)?;
+        let first = usize::try_from(offset % page / 8).ok()?;
+        let cells = cells.get(first..)?.first_chunk::<WORDS>()?;
         // ORDERING: Acquire, the index was read before: the unit wrote the record before it moved that.
-        let words = words.map(|words| words.each_ref().map(|word| word.load(Ordering::Acquire)));
-        EventRecord::from_words(words.unwrap_or_default())
+        let words = cells.each_ref().map(|word| word.load(Ordering::Acquire));
+        let [head, ..] = cells;
+        // ORDERING: Relaxed, `publish` puts it before the index that gives the entry back to the unit.
+        head.store(EventRecord::NONE, Ordering::Relaxed);
+        reach.publish(at, EVENT_BYTES);
+        let [word0, ..] = words;
+        (word0 != EventRecord::NONE || Fault::BelieveEmptyEvents.is_on())
+            .then(|| EventRecord::from_words(words))
     }
 }
 

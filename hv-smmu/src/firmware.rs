@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use hv_core::{OutOfMemory, PhysAddr, PhysRange, Segment};
+pub use hv_iommu::InterruptId;
 use hv_iommu::{ReservedKind, UnitIndex};
 use thiserror::Error;
 
@@ -60,11 +61,7 @@ pub enum LeafNotes {
     Writes,
 }
 
-/// A wired interrupt: its INTID at the interrupt controller. Edge triggered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InterruptId(pub u32);
-
-/// The wired interrupts of a unit; all the same number where they are one wire.
+/// The wired interrupts of a unit, by their INTID at the interrupt controller; all the same number where they are one wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Interrupts {
     /// There are events.

@@ -35,9 +35,10 @@ impl FaultLog {
 
     /// Takes one event: the oldest record that is full, else the note that some were lost.
     ///
-    /// `None` too while another CPU takes one; what is left is found by the next look.
+    /// Another CPU that takes one is waited for, which is a few accesses to registers: it may have seen an empty log just
+    /// before the fault whose interrupt brought this CPU here.
     pub(crate) fn take<B: Mmio>(&self, regs: &Regs<B>) -> Option<FaultEvent> {
-        let _reader = self.reader.try_lock()?;
+        let _reader = self.reader.lock();
         let word = regs.read32(registers::FSTS);
         // A unit that is gone reads as all ones; its records would never end.
         if word == u32::MAX {

@@ -159,10 +159,10 @@ impl CommandQueue {
         self.shape
     }
 
-    /// From now on every request is refused.
-    pub fn wedge(&self) {
+    /// From now on every request is refused. Says whether that is new.
+    pub fn wedge(&self) -> bool {
         // ORDERING: AcqRel: what led to the wedging happened before anybody is refused.
-        self.tail.0.fetch_or(WEDGED_BIT, Ordering::AcqRel);
+        self.tail.0.fetch_or(WEDGED_BIT, Ordering::AcqRel) & WEDGED_BIT == 0
     }
 
     /// Refuses if the unit is wedged.

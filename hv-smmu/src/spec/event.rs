@@ -226,6 +226,9 @@ pub struct FaultedTransaction {
 pub struct EventRecord([u64; WORDS]);
 
 impl EventRecord {
+    /// Word 0 of an entry without an event: no event has the number 0 (IHI 0070, 7.3).
+    pub const NONE: u64 = 0;
+
     /// The event in these words, lowest address first.
     pub const fn from_words(words: [u64; WORDS]) -> Self {
         Self(words)

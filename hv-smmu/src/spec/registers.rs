@@ -313,6 +313,37 @@ impl Gerror {
     const KNOWN: u32 = 0x1fd;
 }
 
+/// The registers that say where the messages of one source go. Written only while the source is off in IRQ_CTRL and
+/// IRQ_CTRL_ACK: before SMMUv3.2 the unit may do anything otherwise (IHI 0070, 6.3.21).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageRegisters {
+    /// [`MSI_ADDRESS`], 64 bits.
+    pub address: u32,
+    /// The message, 32 bits.
+    pub data: u32,
+    /// [`MsiAttributes`], 32 bits.
+    pub attributes: u32,
+}
+
+/// Those of the event queue.
+pub const EVENTQ_MESSAGES: MessageRegisters = MessageRegisters {
+    address: EVENTQ_IRQ_CFG0,
+    data: EVENTQ_IRQ_CFG1,
+    attributes: EVENTQ_IRQ_CFG2,
+};
+/// Those of global errors.
+pub const GERROR_MESSAGES: MessageRegisters = MessageRegisters {
+    address: GERROR_IRQ_CFG0,
+    data: GERROR_IRQ_CFG1,
+    attributes: GERROR_IRQ_CFG2,
+};
+/// Those of the page request queue.
+pub const PRIQ_MESSAGES: MessageRegisters = MessageRegisters {
+    address: PRIQ_IRQ_CFG0,
+    data: PRIQ_IRQ_CFG1,
+    attributes: PRIQ_IRQ_CFG2,
+};
+
 /// How a message is written.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
@@ -327,7 +358,8 @@ pub struct MsiAttributes {
     __: u32,
 }
 
-/// Memory type of messages: device memory, early acknowledgement allowed.
+/// Memory type of messages: device memory, early acknowledgement allowed. What is the target's own is then outer
+/// shareable whatever SH says (IHI 0070, 6.3.23).
 pub const MSI_DEVICE_NGNRE: u8 = 1;
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ impl<P: Platform> Unit<P, Discovered> {
             coherent: described.coherent,
             quirks: described.quirks.and(quirks::by_iidr(iidr)),
             last_stream,
+            interrupts: described.interrupts,
             idr0: Idr0::from_bits(idr0),
             idr1: Idr1::from_bits(idr1),
             idr3: Idr3::from_bits(block.read32(registers::IDR3)),
@@ -107,7 +108,7 @@ impl<P: Platform> Unit<P, Discovered> {
             self.regs.close_gate(platform, self.index)?;
         }
         self.regs.all_off(platform, self.index)?;
-        // Interrupts are not used: completions and events are looked for.
+        // Completions and events are looked for; interrupts go nowhere until somebody says where.
         self.regs
             .write32(registers::IRQ_CTRL, IrqCtrl::new().into_bits());
         self.regs.wait_for(
@@ -217,14 +218,17 @@ impl<P: Platform> Unit<P, Listening> {
                 &self.state.streams,
             )?),
         };
-        self.regs
-            .switch(platform, self.index, Switch::Translation, true)?;
+        if !Fault::LeaveTranslationOff.is_on() {
+            self.regs
+                .switch(platform, self.index, Switch::Translation, true)?;
+        }
         Ok(self.into_state(|state| Enabled {
             streams: state.streams,
             commands: state.commands,
             events: state.events,
             contexts,
             reset: SpinMutex::new(()),
+            routing: SpinMutex::new(()),
         }))
     }
 }

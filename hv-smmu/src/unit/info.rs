@@ -6,6 +6,7 @@ use hv_core::{PhysAddr, PhysRange};
 use hv_iommu::UnitIndex;
 use thiserror::Error;
 
+use crate::firmware::Interrupts;
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
 use crate::spec::quirks::{Quirk, Quirks};
@@ -75,6 +76,8 @@ pub struct UnitInfo {
     pub quirks: Quirks,
     /// The highest StreamID of a requester that is known.
     pub last_stream: crate::StreamId,
+    /// Its wires to the interrupt controller, as firmware tells them.
+    pub interrupts: Interrupts,
     /// IDR0.
     pub idr0: Idr0,
     /// IDR1.
@@ -143,6 +146,16 @@ impl fmt::Display for UnitInfo {
         )?;
         for feature in self.features() {
             write!(f, " {feature}")?;
+        }
+        let wires = [
+            ("events", self.interrupts.event),
+            ("errors", self.interrupts.global_error),
+            ("page requests", self.interrupts.page_request),
+        ];
+        for (what, wire) in wires {
+            if let Some(wire) = wire {
+                write!(f, "; {what}: {wire}")?;
+            }
         }
         for quirk in self.quirks.iter() {
             write!(f, "; quirk: {quirk}")?;

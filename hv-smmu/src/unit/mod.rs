@@ -7,6 +7,7 @@
 mod bring_up;
 mod first_stage;
 mod info;
+mod interrupts;
 mod regs;
 mod reset;
 mod running;
@@ -69,6 +70,8 @@ pub(crate) struct Enabled {
     contexts: Option<Contexts>,
     /// Held by the one reset that is under way; nothing else waits for it.
     reset: SpinMutex<()>,
+    /// Held by who says where an interrupt goes; nothing else waits for it.
+    routing: SpinMutex<()>,
 }
 
 impl<P: Platform, S> Unit<P, S> {

@@ -8,7 +8,7 @@ use hv_core::sync::spin_hint;
 use hv_iommu::{UnitError, UnitIndex};
 use spin::mutex::SpinMutex;
 
-use crate::spec::registers::{self, Cr0, Gbpa, Gerror};
+use crate::spec::registers::{self, Cr0, Gbpa, Gerror, IrqCtrl};
 
 /// How long the unit may take to acknowledge a register. Hardware takes microseconds; Linux gives it a second.
 pub(crate) const REGISTER_DEADLINE: Duration = Duration::from_secs(1);
@@ -134,6 +134,29 @@ impl<B: Mmio> Regs<B> {
         self.wait_for(clock, unit, "turning everything off (CR0)", || {
             self.read32(registers::CR0ACK) == 0
         })
+    }
+
+    /// Turns interrupts on or off, and waits until the unit has taken that. Once it has, no interrupt of before that is
+    /// off now is still under way, and those that are on now tell what happens from now on (IHI 0070, 6.3.16).
+    pub(crate) fn switch_interrupts<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        change: impl FnOnce(IrqCtrl) -> IrqCtrl,
+    ) -> Result<(), UnitError> {
+        // A unit that was not waited for to the end may still be at the last change.
+        self.wait_for(clock, unit, "taking the last change (IRQ_CTRL)", || {
+            self.read32(registers::IRQ_CTRL_ACK) == self.read32(registers::IRQ_CTRL)
+        })?;
+        let before = IrqCtrl::from_bits(self.read32(registers::IRQ_CTRL));
+        let wanted = change(before).into_bits();
+        self.write32(registers::IRQ_CTRL, wanted);
+        self.wait_for(
+            clock,
+            unit,
+            "turning interrupts on or off (IRQ_CTRL)",
+            || self.read32(registers::IRQ_CTRL_ACK) == wanted,
+        )
     }
 
     /// Aborts all transactions while the unit is off.

@@ -376,7 +376,9 @@ impl<P: Platform> Unit<P, Enabled> {
             ranges: self.info.idr3.range_invalidation(),
         };
         let mut batch = Batch::new();
-        invalidator.commands(request, &mut batch);
+        if !Fault::SkipIotlbFlush.is_on() {
+            invalidator.commands(request, &mut batch);
+        }
         if batch.len() > self.state.commands.batch_most() {
             // A queue of a few entries takes no list of single addresses.
             batch.clear();
@@ -451,13 +453,14 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.commands.wedge();
     }
 
-    /// Takes one event from the event queue.
+    /// Takes one event from the event queue; with that empty, looks whether the unit itself says that something is wrong.
     pub(crate) fn take_fault(
         &self,
         platform: &P,
         requester_of: impl Fn(StreamId) -> Option<PciAddress>,
     ) -> Option<FaultEvent> {
         let reach = self.reach(platform);
-        self.state.events.take(&reach, &self.regs, requester_of)
+        let event = self.state.events.take(&reach, &self.regs, requester_of);
+        event.or_else(|| self.take_error())
     }
 }

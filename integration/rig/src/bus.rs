@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hv_core::Access;
 
+use crate::interrupt::Interrupt;
 use crate::ledger::{Entitled, Ledger, Tenant};
 use crate::machine::Temper;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, View, frame_of};
@@ -139,6 +140,8 @@ pub(crate) struct Bus {
     /// Units that stopped answering: what is mapped there faults.
     pub(crate) lost: u64,
     pub(crate) next_request: u64,
+    /// Interrupts that nobody took yet.
+    pub(crate) interrupts: Vec<Interrupt>,
 }
 
 impl Bus {

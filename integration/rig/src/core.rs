@@ -114,6 +114,7 @@ impl Core {
             lent: Vec::new(),
             lost: 0,
             next_request: 0,
+            interrupts: Vec::new(),
         };
         Self {
             state: Mutex::new(State {

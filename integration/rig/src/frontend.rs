@@ -6,6 +6,7 @@
 use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
+use crate::interrupt::Trouble;
 use crate::request::{Request, Step};
 use crate::rng::Rng;
 
@@ -73,6 +74,11 @@ pub(crate) trait FrontEnd: Send {
 
     /// Its queue stops at an error of its own.
     fn fail(&mut self, bus: &mut Bus);
+
+    /// It suffers something, where its kind can.
+    fn suffer(&mut self, bus: &mut Bus, trouble: Trouble) {
+        let _ = (bus, trouble);
+    }
 
     /// Drops something from its caches by itself.
     fn evict(&mut self, rng: &mut Rng);

@@ -20,6 +20,8 @@ pub mod cpus;
 mod drill;
 mod driver;
 mod frontend;
+mod interrupt;
+mod interrupt_drill;
 mod ledger;
 pub mod life;
 mod machine;
@@ -40,6 +42,7 @@ pub use absent::NoRegisters;
 pub use bus::Counts;
 pub use cell::RigCell;
 pub use driver::{Driver, Vendor};
+pub use interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
 pub use ledger::Tenant;
 pub use machine::{
     Capabilities, FunctionModel, Impossible, Machine, RegionModel, Temper, UnitModel, UnitRegisters,

@@ -6,6 +6,7 @@ use hv_vtd::Vtd;
 
 use crate::drill;
 use crate::driver::Vendor;
+use crate::interrupt_drill;
 use crate::life::Life;
 use crate::rig::Rig;
 use crate::rule::{Rule, Violation};
@@ -275,6 +276,9 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::DropWrapBit, &[Rule::Queue]),
     of_smmu(Fault::KeepEvents, &[Rule::Queue]),
     of_smmu(Fault::KeepOverflow, &[Rule::Queue]),
+    of_smmu(Fault::BelieveEmptyEvents, &[Rule::FaultReport]),
+    of_smmu(Fault::SkipLookAfterRoute, &[Rule::FaultReport]),
+    of_smmu(Fault::RerouteWhileOn, &[Rule::Register]),
     of_smmu(
         Fault::ResizeAnywhere,
         &[Rule::BreakBeforeMake, Rule::WrongAnswer],
@@ -412,6 +416,12 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
         let found = drilled.or_else(live);
         // Regions of firmware are drilled with the vendor whose description of them the rig writes.
         let regions = seed < 8 && vendor == Vendor::Vtd;
+        let interrupts = seed < 8 && vendor == Vendor::Smmu;
+        let found = found.or_else(|| {
+            interrupts
+                .then(|| interrupt_drill::interrupts(seed))
+                .flatten()
+        });
         let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })

@@ -13,6 +13,7 @@ use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PciAddress, Phys
 use crate::cell::RigCell;
 use crate::core::Core;
 use crate::cpus;
+use crate::interrupt::DOORBELL;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, WORDS, frame_of};
 use crate::pci::{BUS_MASTER, COMMAND};
 use crate::rig::Rig;
@@ -202,6 +203,10 @@ unsafe impl MemoryMap for Rig {
     fn firmware_may_use(&self, range: PhysRange) -> bool {
         let regions = &self.machine().regions;
         regions.iter().any(|region| region.memory.covers(&range))
+    }
+
+    fn takes_messages(&self, range: PhysRange) -> bool {
+        range.start().as_u64() == DOORBELL && range.pages() == PageCount::ONE
     }
 }
 

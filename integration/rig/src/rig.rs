@@ -9,6 +9,7 @@ use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::Core;
+use crate::interrupt::{Interrupt, Trouble};
 use crate::machine::{Impossible, Machine, UnitRegisters};
 use crate::memory::{FRAME_BYTES, Memory};
 use crate::platform::Cells;
@@ -348,6 +349,21 @@ impl Rig {
             unit.health_mut().was_ill = true;
             unit.fail(&mut state.bus);
         }
+    }
+
+    /// A unit suffers something that its kind can suffer.
+    pub fn suffer(&self, unit: usize, trouble: Trouble) {
+        let mut state = self.core.quiet();
+        let state = &mut *state;
+        if let Some(unit) = state.units.get_mut(unit) {
+            unit.health_mut().was_ill |= trouble == Trouble::Fails;
+            unit.suffer(&mut state.bus, trouble);
+        }
+    }
+
+    /// The interrupts that came since the last call.
+    pub fn take_interrupts(&self) -> Vec<Interrupt> {
+        std::mem::take(&mut self.core.quiet().bus.interrupts)
     }
 
     /// Whether a unit was made to hang for long, to fail, or was lost, since the driver last brought it back.

@@ -173,6 +173,9 @@ mod caught {
         drop_wrap_bit: DropWrapBit,
         keep_events: KeepEvents,
         keep_overflow: KeepOverflow,
+        believe_empty_events: BelieveEmptyEvents,
+        skip_look_after_route: SkipLookAfterRoute,
+        reroute_while_on: RerouteWhileOn,
         resize_anywhere: ResizeAnywhere,
         clear_access_flag: ClearAccessFlag,
     }

@@ -103,9 +103,7 @@ impl Unit {
 
     fn stop(&mut self, bus: &mut Bus, error: u32) {
         self.queue.error = error;
-        if (self.errors ^ self.errors_seen) & registers::GERROR_CMDQ == 0 {
-            self.errors ^= registers::GERROR_CMDQ;
-        }
+        self.error(bus, registers::GERROR_CMDQ);
         bus.note_unit(self.index, || format!("command queue error {error}"));
     }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::Unit;
 use super::spec::{event, registers};
 use crate::bus::Bus;
+use crate::interrupt::Cause;
 use crate::memory::frame_of;
 use crate::request::{Request, Step};
 use crate::rule::Rule;
@@ -72,6 +73,10 @@ impl Unit {
         if self.control & registers::EVENTQEN == 0 || !self.events.given {
             return;
         }
+        // Nothing is written until somebody has seen that something could not be.
+        if (self.errors ^ self.errors_seen) & registers::GERROR_EVENTQ_ABT != 0 {
+            return;
+        }
         let log2 = self.events.log2;
         let prod = registers::position(self.events.prod, log2);
         let cons = registers::position(self.events.cons, log2);
@@ -94,12 +99,26 @@ impl Unit {
             bus.broken(Rule::FreedMemory, what);
             return;
         }
+        let next = (prod + 1) & ((2 << log2) - 1);
+        let was_empty = cons == prod;
+        if let Some(index_moves) = self.ills.record.take() {
+            if index_moves {
+                self.events.prod = self.events.prod & registers::OVERFLOW | next as u32;
+                if was_empty {
+                    self.interrupt(bus, Cause::Faults);
+                }
+            }
+            self.error(bus, registers::GERROR_EVENTQ_ABT);
+            return;
+        }
         let words = event::record(code, stream, request.address, read);
         for (at, word) in (at..).step_by(8).zip(words) {
             bus.memory.write_bytes(at, &word.to_le_bytes());
         }
-        let next = (prod + 1) & ((2 << log2) - 1);
         self.events.prod = self.events.prod & registers::OVERFLOW | next as u32;
+        if was_empty {
+            self.interrupt(bus, Cause::Faults);
+        }
         let told = event::has_address(code);
         let page = if told { request.address >> 12 << 12 } else { 0 };
         if self.events.recorded.len() == REMEMBERED {

@@ -5,6 +5,7 @@
 mod caches;
 mod commands;
 mod events;
+mod interrupts;
 mod registers;
 pub(crate) mod spec;
 mod structures;
@@ -26,6 +27,7 @@ pub(crate) use walk::Walk;
 
 use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
+use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
 use crate::request::{Progress, Request, Step};
 use crate::rng::Rng;
@@ -59,6 +61,7 @@ pub(crate) struct Unit {
     /// IRQ_CTRL as it was written, and as it is.
     interrupts: (u32, u32),
     interrupts_due: u64,
+    ills: interrupts::Ills,
     /// GERROR and GERRORN.
     errors: u32,
     errors_seen: u32,
@@ -98,6 +101,7 @@ impl Unit {
             gate_late: None,
             interrupts: (0, 0),
             interrupts_due: 0,
+            ills: interrupts::Ills::default(),
             errors: 0,
             errors_seen: 0,
             table_written: (0, 0),
@@ -191,6 +195,10 @@ impl FrontEnd for Unit {
 
     fn fail(&mut self, bus: &mut Bus) {
         self.queue_fails(bus);
+    }
+
+    fn suffer(&mut self, bus: &mut Bus, trouble: Trouble) {
+        self.suffers(bus, trouble);
     }
 
     fn evict(&mut self, rng: &mut Rng) {

@@ -143,10 +143,7 @@ impl Unit {
             spec::GERROR_IRQ_CFG0..=spec::GERROR_IRQ_CFG2
             | spec::EVENTQ_IRQ_CFG0..=spec::EVENTQ_IRQ_CFG2
             | spec::PRIQ_IRQ_CFG0..=spec::PRIQ_IRQ_CFG2 => {
-                if self.interrupts.0 | self.interrupts.1 != 0 {
-                    self.wrong(bus, "an interrupt was given anew while interrupts are on");
-                }
-                self.plain.insert(offset, value);
+                self.message_written(bus, offset, value);
             }
             spec::PRIQ_BASE | spec::PRIQ_PROD | spec::PRIQ_CONS => {
                 self.wrong(bus, "there is no PRI queue (IDR0.PRI)");

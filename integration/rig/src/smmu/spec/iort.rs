@@ -8,6 +8,9 @@ const ROOT_BYTES: u16 = 36;
 /// Bytes of a mapping.
 const MAPPING_BYTES: u16 = 20;
 
+/// The wire of the first unit's events; its errors have the next, and so on.
+const FIRST_WIRE: u32 = 64;
+
 /// An SMMU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SmmuNode {
@@ -61,8 +64,13 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
         node(&mut bytes, 4, 4, SMMU_BYTES, number, 0);
         bytes.extend(smmu.base.to_le_bytes());
         bytes.extend(u32::from(smmu.coherent).to_le_bytes());
-        // Reserved, no VATOS, a generic model, and no interrupts of its own.
-        bytes.extend([0; 4 + 8 + 4 + 16 + 4 + 4]);
+        // Reserved, no VATOS, a generic model; wires for events and global errors alone.
+        bytes.extend([0; 4 + 8 + 4]);
+        let wire = FIRST_WIRE + 2 * number as u32;
+        for wire in [wire, 0, wire + 1, 0] {
+            bytes.extend(wire.to_le_bytes());
+        }
+        bytes.extend([0; 4 + 4]);
     }
     for (number, root) in roots.iter().enumerate() {
         node(

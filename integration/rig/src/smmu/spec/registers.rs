@@ -91,6 +91,12 @@ pub(crate) const GBPA_ABORT: u32 = 1 << 20;
 /// After reset requests pass with the attributes that they come with (QEMU `SMMU_GBPA_RESET_VAL`).
 pub(crate) const GBPA_RESET: u32 = 0x1000;
 
+/// IRQ_CTRL: global errors.
+pub(crate) const IRQ_GERROR: u32 = 1 << 0;
+/// IRQ_CTRL: page requests.
+pub(crate) const IRQ_PRIQ: u32 = 1 << 1;
+/// IRQ_CTRL: events.
+pub(crate) const IRQ_EVENTQ: u32 = 1 << 2;
 /// IRQ_CTRL: GERROR, PRIQ and EVENTQ.
 pub(crate) const IRQ_KNOWN: u32 = 0b111;
 
@@ -98,6 +104,12 @@ pub(crate) const IRQ_KNOWN: u32 = 0b111;
 
 pub(crate) const GERROR_CMDQ: u32 = 1 << 0;
 pub(crate) const GERROR_EVENTQ_ABT: u32 = 1 << 2;
+/// GERROR: a message of the event queue was not taken.
+pub(crate) const GERROR_MSI_EVENTQ: u32 = 1 << 5;
+/// GERROR: a message of global errors was not taken.
+pub(crate) const GERROR_MSI_GERROR: u32 = 1 << 7;
+/// GERROR: the unit is in service failure mode.
+pub(crate) const GERROR_SFM: u32 = 1 << 8;
 /// All bits of GERROR that are any.
 pub(crate) const GERROR_KNOWN: u32 = 0b1_1111_1101;
 

@@ -24,6 +24,7 @@ mod timeouts;
 #[path = "../units.rs"]
 mod units;
 
+mod interrupts;
 mod only;
 
 /// The backend.

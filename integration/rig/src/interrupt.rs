@@ -1,0 +1,47 @@
+//! Interrupts of units, as the machine's interrupt controller sees them.
+
+/// Where units write interrupt messages: a frame of an interrupt controller, far from memory.
+pub const DOORBELL: u64 = 0x0808_0000;
+
+/// Why a unit interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The first entry in a log that was empty.
+    Faults,
+    /// An error of the unit's own became active.
+    Errors,
+}
+
+/// How the interrupt came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// By the wire of its cause.
+    Wire,
+    /// By this word, written at [`DOORBELL`].
+    Message(u32),
+}
+
+/// An interrupt: an edge, which nothing raises again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupt {
+    /// Whose.
+    pub unit: usize,
+    /// Why.
+    pub cause: Cause,
+    /// How it came.
+    pub signal: Signal,
+}
+
+/// What a test has a unit suffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The next fault record cannot be written; the index of the log has moved past it all the same, or not.
+    RecordAborts {
+        /// Whether it has moved.
+        index_moves: bool,
+    },
+    /// The next interrupt message is taken by nobody.
+    MessageAborts,
+    /// The unit fails for good, and says so.
+    Fails,
+}

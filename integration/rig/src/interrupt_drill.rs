@@ -1,0 +1,133 @@
+//! A drill of units' interrupts: a driver that looks at the fault logs only when it was interrupted is told of every fault,
+//! and of nothing that was none.
+
+use hv_core::{Access, Iova, PhysAddr};
+use hv_iommu::{
+    Domain, DomainConfig, FaultLogs, FaultNotice, InterruptMessage, InterruptRoute,
+    InterruptSource, Iommu, MessageData, UnitIndex,
+};
+use hv_smmu::Smmu;
+
+use crate::driver::Vendor;
+use crate::interrupt::{Cause, DOORBELL, Trouble};
+use crate::ledger::Tenant;
+use crate::life::bring_up;
+use crate::machine::Machine;
+use crate::rig::Rig;
+use crate::rule::{Rule, Violation};
+
+/// How many faults come after the interrupt was turned on.
+const FAULTS: u64 = 12;
+
+/// What looks have told.
+#[derive(Default)]
+struct Told {
+    faults: u64,
+    lost: u64,
+}
+
+impl Told {
+    fn note(&mut self, notice: FaultNotice) {
+        match notice {
+            FaultNotice::Fault(_) | FaultNotice::Stray(..) => self.faults += 1,
+            _ => self.lost += 1,
+        }
+    }
+}
+
+/// On a machine with SMMUs: the faults of a device are told by interrupts alone.
+pub(crate) fn interrupts(seed: u64) -> Option<Violation> {
+    let mut machine = Machine::draw_of(Vendor::Smmu, seed);
+    // Nothing but the one device faults.
+    machine.temper.background = false;
+    let rig = Rig::new(machine).ok()?;
+    let (iommu, groups) = bring_up::<Smmu<Rig>>(&rig).ok()?;
+    let group = groups
+        .into_iter()
+        .find(|group| group.members().len() == 1)?
+        .claim_for_hypervisor();
+    let device = *group.members().first()?;
+    let config = DomainConfig {
+        address_bits: 31,
+        ..DomainConfig::default()
+    };
+    let domain = Domain::paging_domain_alloc(&group, config).ok()?;
+    let tenant = Tenant(1);
+    rig.attaching(&[device], tenant);
+    let group = group.attach(&domain).ok()?;
+    rig.attached(&[device], tenant);
+    group.enable_bus_mastering(device).ok()?;
+    let unit = group.unit();
+    // What bring-up left.
+    while iommu.take_faults(|_| ()) == FaultLogs::MayHoldMore {}
+    let faults = |number: u64| {
+        rig.access(device, Iova::new((0x100 + number) << 12), Access::Write);
+    };
+    faults(0);
+    let mut told = Told::default();
+    for number in 0..2 {
+        // Elsewhere the second time, on units that send messages.
+        let route = route_of(&rig, unit, number);
+        let routed = iommu.route_interrupt(unit, InterruptSource::Faults, route, |notice| {
+            told.note(notice);
+        });
+        if let Err(error) = routed {
+            rig.broken(Rule::WrongAnswer, format!("{route:?}: {error}"));
+        }
+    }
+    for number in 1..=FAULTS {
+        faults(number);
+        look_if_interrupted(&rig, &iommu, unit, &mut told);
+    }
+    if told.faults != FAULTS + 1 || told.lost != 0 {
+        let what = format!(
+            "{} faults came, of which interrupts told {}, and {} losses that were none",
+            FAULTS + 1,
+            told.faults,
+            told.lost
+        );
+        rig.broken(Rule::FaultReport, what);
+    }
+    unwritten(&rig, &iommu, unit, || faults(FAULTS + 1));
+    let violation = rig.verdict().err().map(|failure| failure.violation);
+    rig.retire();
+    violation
+}
+
+fn route_of(rig: &Rig, unit: UnitIndex, number: u32) -> InterruptRoute {
+    let mut machine = rig.machine().clone();
+    let unit = machine.units.get_mut(unit.index());
+    let has_messages = unit
+        .and_then(|unit| unit.smmu())
+        .is_some_and(|smmu| smmu.msi);
+    match has_messages {
+        true => InterruptRoute::Message(InterruptMessage {
+            address: PhysAddr::new(DOORBELL + 0x40),
+            data: MessageData(0x20 + number),
+        }),
+        false => InterruptRoute::Wired,
+    }
+}
+
+/// What a driver does that sleeps until it is interrupted.
+fn look_if_interrupted(rig: &Rig, iommu: &Iommu<Smmu<Rig>>, unit: UnitIndex, told: &mut Told) {
+    let mut came = rig.take_interrupts().into_iter();
+    if came.any(|came| (came.unit, came.cause) == (unit.index(), Cause::Faults)) {
+        while iommu.take_faults(|notice| told.note(notice)) == FaultLogs::MayHoldMore {}
+    }
+}
+
+/// A record that could not be written is lost, and not told as what stood there before.
+fn unwritten(rig: &Rig, iommu: &Iommu<Smmu<Rig>>, unit: UnitIndex, fault: impl FnOnce()) {
+    rig.suffer(unit.index(), Trouble::RecordAborts { index_moves: true });
+    fault();
+    let mut told = Told::default();
+    while iommu.take_faults(|notice| told.note(notice)) == FaultLogs::MayHoldMore {}
+    if told.faults != 0 || told.lost == 0 {
+        let what = format!(
+            "a record that was not written was told as {} faults, and {} losses",
+            told.faults, told.lost
+        );
+        rig.broken(Rule::FaultReport, what);
+    }
+}

@@ -1,0 +1,344 @@
+//! Interrupts of SMMUs: edges, which tell of what comes after they were turned on, and errors of the unit itself.
+
+use hv_core::{Access, Iova, PhysAddr};
+use hv_iommu::{
+    FaultLogs, FaultNotice, InterruptMessage, InterruptRoute, InterruptSource, MessageData,
+    RouteError, UnitIndex,
+};
+use hv_rig::{Cause, DOORBELL, Interrupt, Machine, Signal, Trouble};
+
+use super::stand::{Kernel, Stand, on_machines, pci};
+
+const FAULTS: InterruptSource = InterruptSource::Faults;
+const ERRORS: InterruptSource = InterruptSource::Errors;
+
+fn quiet(machine: &mut Machine, messages: bool) {
+    machine.temper.background = false;
+    for unit in &mut machine.units {
+        unit.smmu().unwrap().msi = messages;
+    }
+}
+
+/// A message of this number.
+fn message(data: u32) -> InterruptRoute {
+    InterruptRoute::Message(InterruptMessage {
+        address: PhysAddr::new(DOORBELL + 0x40),
+        data: MessageData(data),
+    })
+}
+
+/// One device that is attached, and its unit.
+fn with_one(stand: &mut Stand) -> (Kernel, UnitIndex) {
+    let group = stand.take(pci(0, 2, 0));
+    let one = stand.kernel(group);
+    let unit = one.group.as_ref().unwrap().unit();
+    assert_eq!(look(stand), []);
+    assert_eq!(stand.rig.take_interrupts(), []);
+    (one, unit)
+}
+
+/// A fault of the device.
+fn fault(stand: &Stand, page: u64) {
+    stand
+        .rig
+        .access(pci(0, 2, 0), Iova::new(page << 12), Access::Write);
+}
+
+/// Everything that is in the logs, but for what a fault says beside its page.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Page(u64),
+    Lost,
+    Failed,
+}
+
+fn said(notice: FaultNotice) -> Said {
+    match notice {
+        FaultNotice::Fault(report) => Said::Page(report.fault.address.as_u64() >> 12),
+        FaultNotice::Lost(_) => Said::Lost,
+        FaultNotice::Failed(_) => Said::Failed,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn look(stand: &Stand) -> Vec<Said> {
+    let mut all = Vec::new();
+    while stand.iommu.take_faults(|notice| all.push(said(notice))) == FaultLogs::MayHoldMore {}
+    all
+}
+
+fn route(stand: &Stand, unit: UnitIndex, source: InterruptSource, to: InterruptRoute) -> Vec<Said> {
+    let mut all = Vec::new();
+    let left = stand
+        .iommu
+        .route_interrupt(unit, source, to, |notice| all.push(said(notice)));
+    assert_eq!(left, Ok(FaultLogs::Empty));
+    all
+}
+
+/// Shows: bc19.
+#[test]
+fn bc19_a_fault_is_told_by_one_edge_and_one_of_before_by_the_look_behind_the_route() {
+    for messages in [false, true] {
+        on_machines(
+            40,
+            |machine| quiet(machine, messages),
+            |stand| {
+                let (one, unit) = with_one(stand);
+                let (to, signal) = match messages {
+                    true => (message(0x55), Signal::Message(0x55)),
+                    false => (InterruptRoute::Wired, Signal::Wire),
+                };
+                let edge = Interrupt {
+                    unit: unit.index(),
+                    cause: Cause::Faults,
+                    signal,
+                };
+                fault(stand, 0x100);
+                assert_eq!(stand.rig.take_interrupts(), [], "they are off");
+                assert_eq!(route(stand, unit, FAULTS, to), [Said::Page(0x100)]);
+                assert_eq!(stand.rig.take_interrupts(), [], "of before");
+                fault(stand, 0x101);
+                fault(stand, 0x102);
+                assert_eq!(stand.rig.take_interrupts(), [edge], "one edge for both");
+                assert_eq!(look(stand), [Said::Page(0x101), Said::Page(0x102)]);
+                fault(stand, 0x103);
+                assert_eq!(stand.rig.take_interrupts(), [edge], "the log was empty");
+                assert_eq!(look(stand), [Said::Page(0x103)]);
+                assert_eq!(route(stand, unit, FAULTS, InterruptRoute::Off), []);
+                fault(stand, 0x104);
+                assert_eq!(stand.rig.take_interrupts(), [], "off again");
+                assert_eq!(
+                    look(stand),
+                    [Said::Page(0x104)],
+                    "and looking works as ever"
+                );
+                drop(one.end());
+            },
+        );
+    }
+}
+
+/// Which is bad luck for who relies on interrupts alone: the bound of one look is not the end of the log.
+#[test]
+fn a_look_that_leaves_something_says_so() {
+    let long = |machine: &mut Machine| {
+        quiet(machine, false);
+        for unit in &mut machine.units {
+            unit.smmu().unwrap().events = 9;
+        }
+    };
+    on_machines(4, long, |stand| {
+        let (one, _) = with_one(stand);
+        for page in 0..300 {
+            fault(stand, 0x100 + page);
+        }
+        let mut told = 0;
+        let first = stand.iommu.take_faults(|_| told += 1);
+        assert_eq!((first, told), (FaultLogs::MayHoldMore, 256));
+        let second = stand.iommu.take_faults(|_| told += 1);
+        assert_eq!((second, told), (FaultLogs::Empty, 300));
+        drop(one.end());
+    });
+}
+
+#[test]
+fn a_route_that_the_unit_does_not_have_is_refused_and_leaves_it_off() {
+    on_machines(
+        10,
+        |machine| quiet(machine, false),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            let refused = |to| {
+                let mut wired = Vec::new();
+                let result = stand
+                    .iommu
+                    .route_interrupt(unit, FAULTS, to, |notice| wired.push(said(notice)));
+                assert_eq!(wired, []);
+                result.unwrap_err()
+            };
+            let wire = stand.iommu.wired_interrupt(unit, FAULTS);
+            assert!(wire.is_some());
+            assert_ne!(wire, stand.iommu.wired_interrupt(unit, ERRORS));
+            // It is on, and goes off with the refusal.
+            assert_eq!(route(stand, unit, FAULTS, InterruptRoute::Wired), []);
+            let error = refused(message(1));
+            assert_eq!(
+                error,
+                RouteError::NoMessages {
+                    unit,
+                    interrupt_source: FAULTS,
+                    wire
+                }
+            );
+            assert!(
+                error.to_string().contains("found that it does not"),
+                "{error}"
+            );
+            fault(stand, 0x100);
+            assert_eq!(stand.rig.take_interrupts(), []);
+            assert_eq!(look(stand), [Said::Page(0x100)]);
+            let pages = InterruptSource::PageRequests;
+            let error = stand
+                .iommu
+                .route_interrupt(unit, pages, InterruptRoute::Wired, |_| ())
+                .unwrap_err();
+            assert!(matches!(
+                error,
+                RouteError::NoWire {
+                    messages: false,
+                    ..
+                }
+            ));
+            drop(one.end());
+        },
+    );
+}
+
+/// Nothing translates what the unit itself writes.
+#[test]
+fn a_message_goes_to_the_interrupt_controller_or_nowhere() {
+    on_machines(
+        10,
+        |machine| quiet(machine, true),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            let frames = stand.frames(1);
+            let memory = frames.range().start().as_u64();
+            for address in [
+                0,
+                memory,
+                DOORBELL + 0x1000,
+                DOORBELL + 2,
+                DOORBELL | 1 << 52,
+            ] {
+                let address = PhysAddr::new(address);
+                let data = MessageData(7);
+                let to = InterruptRoute::Message(InterruptMessage { address, data });
+                let error = stand.iommu.route_interrupt(unit, FAULTS, to, |_| ());
+                assert_eq!(error, Err(RouteError::NotADoorbell { unit, address }));
+            }
+            fault(stand, 0x100);
+            assert_eq!(stand.rig.take_interrupts(), []);
+            assert_eq!(look(stand), [Said::Page(0x100)]);
+            stand.give_back(frames);
+            drop(one.end());
+        },
+    );
+}
+
+#[test]
+fn an_error_of_a_message_is_acknowledged_once_and_loses_no_fault() {
+    on_machines(
+        20,
+        |machine| quiet(machine, true),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            assert_eq!(route(stand, unit, FAULTS, message(1)), []);
+            assert_eq!(route(stand, unit, ERRORS, message(2)), []);
+            for round in 0..3 {
+                stand.rig.suffer(unit.index(), Trouble::MessageAborts);
+                fault(stand, 0x100 + round);
+                // The unit tells of the message that was lost by another one: once, as it becomes active once.
+                let came = stand.rig.take_interrupts();
+                let causes: Vec<Cause> = came.iter().map(|came| came.cause).collect();
+                assert_eq!(causes, [Cause::Errors], "round {round}");
+                assert_eq!(look(stand), [Said::Page(0x100 + round)]);
+            }
+            drop(one.end());
+        },
+    );
+}
+
+/// What stands in the queue when a record could not be written: those before it, and an entry that is none.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_a_record_that_could_not_be_written_is_lost_and_no_old_one_is_told_for_it() {
+    let few = |machine: &mut Machine| {
+        quiet(machine, false);
+        for unit in &mut machine.units {
+            unit.smmu().unwrap().events = 2;
+        }
+    };
+    on_machines(40, few, |stand| {
+        let (one, unit) = with_one(stand);
+        assert_eq!(route(stand, unit, ERRORS, InterruptRoute::Wired), []);
+        // The ring goes round, so that there are old records everywhere.
+        for page in 0..6 {
+            fault(stand, 0x200 + page);
+            assert_eq!(look(stand), [Said::Page(0x200 + page)]);
+        }
+        for round in 0..6 {
+            for index_moves in [true, false] {
+                fault(stand, 0x100);
+                fault(stand, 0x101);
+                stand
+                    .rig
+                    .suffer(unit.index(), Trouble::RecordAborts { index_moves });
+                fault(stand, 0x102);
+                // Nothing is written until that was seen.
+                fault(stand, 0x103);
+                let told = look(stand);
+                let (real, rest) = told.split_at(2);
+                assert_eq!(
+                    real,
+                    [Said::Page(0x100), Said::Page(0x101)],
+                    "round {round}"
+                );
+                let lost = if index_moves { 2 } else { 1 };
+                assert_eq!(rest.len(), lost);
+                assert!(rest.iter().all(|said| *said == Said::Lost), "{rest:?}");
+                let came = stand.rig.take_interrupts();
+                let causes: Vec<Cause> = came.iter().map(|came| came.cause).collect();
+                assert_eq!(causes, [Cause::Errors]);
+            }
+        }
+        drop(one.end());
+    });
+}
+
+#[test]
+fn wedged_a_unit_that_says_it_has_failed_is_cut_off_at_the_look_that_follows() {
+    on_machines(
+        20,
+        |machine| quiet(machine, false),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            assert_eq!(route(stand, unit, ERRORS, InterruptRoute::Wired), []);
+            stand.rig.suffer(unit.index(), Trouble::Fails);
+            let came = stand.rig.take_interrupts();
+            assert_eq!(came.len(), 1);
+            assert_eq!(look(stand), [Said::Failed]);
+            stand.rig.wedged(unit.index(), true);
+            assert_eq!(look(stand), [], "told once");
+            let wedged: Vec<UnitIndex> = stand.iommu.wedged_units().collect();
+            assert_eq!(wedged, [unit]);
+            assert!(!stand.rig.may_send(pci(0, 2, 0)));
+            assert!(stand.iommu.reset_unit(unit).is_err(), "for good");
+            std::mem::forget(one);
+        },
+    );
+}
+
+/// The same for a queue that stopped while nobody waited for anything; a reset brings that back.
+#[test]
+fn wedged_a_queue_that_stopped_is_found_by_the_look_that_its_error_asks_for() {
+    on_machines(
+        20,
+        |machine| quiet(machine, false),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            assert_eq!(route(stand, unit, ERRORS, InterruptRoute::Wired), []);
+            stand.rig.fail_queue(unit.index());
+            assert_eq!(stand.rig.take_interrupts().len(), 1);
+            assert_eq!(look(stand), [Said::Failed]);
+            stand.rig.wedged(unit.index(), true);
+            assert_eq!(look(stand), []);
+            stand.iommu.reset_unit(unit).unwrap();
+            stand.rig.wedged(unit.index(), false);
+            assert_eq!(look(stand), [], "and the error is gone");
+            drop(one.end());
+        },
+    );
+}
