@@ -86,8 +86,8 @@ pub struct MessageServices {
     pub tell_writers_apart: bool,
     /// Their numbers in the MADT, where that is how they are named.
     pub numbers: Vec<u32>,
-    /// Their registers, where those are told: by device trees. The IORT names services by number alone, and who reads the
-    /// MADT can fill this in.
+    /// Their registers, where those are told: by device trees. The IORT names services by number alone, and the MADT has the
+    /// rest ([`Firmware::place_services`]).
     pub base: Option<PhysAddr>,
 }
 

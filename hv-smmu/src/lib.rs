@@ -1,6 +1,7 @@
 //! Arm SMMUv3: firmware tables, bring-up, table format of both stages, commands and events.
 //!
-//! [`iort::parse`] or [`device_tree::parse`] read what firmware says, as [`Firmware`]; [`Coverage`] decides from it which
+//! [`iort::parse`] (with [`madt::parse`], for where interrupt services are) or [`device_tree::parse`] read what firmware says, as
+//! [`Firmware`]; [`Coverage`] decides from it which
 //! unit translates for which requester, and as which stream. [`Smmu::discover`] looks at the units,
 //! [`Discovery::bring_up`] starts them, and [`Smmu`] is then the [`hv_iommu::Backend`]. Numbers stand in [`spec`] with
 //! their sources.
@@ -26,6 +27,7 @@ mod ids;
 mod invalidate;
 pub mod iort;
 mod list;
+pub mod madt;
 mod nested;
 mod regions;
 mod root;

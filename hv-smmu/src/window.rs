@@ -73,6 +73,20 @@ impl IdWindow {
         (self.output, self.output.saturating_add(more))
     }
 
+    /// The first and the last output beside `others`: without the loose end where another of them starts there, as in
+    /// [`resolve`].
+    pub(crate) fn output_beside(&self, others: impl Iterator<Item = Self>) -> (u32, u32) {
+        let (first, last) = self.output();
+        let Some((_, end)) = self.input().filter(|_| self.loose_end) else {
+            return (first, last);
+        };
+        let mut others = others.filter_map(|other| other.input());
+        match others.any(|(start, _)| start == end) {
+            true => (first, last.saturating_sub(1)),
+            false => (first, last),
+        }
+    }
+
     /// The first and the last output of the ids from the first of these to the last, loose ends counted; `None` if the
     /// window has none of them.
     pub(crate) fn outputs_of(&self, (first, last): (u32, u32)) -> Option<(u32, u32)> {
@@ -246,6 +260,20 @@ mod tests {
         // One id has no end that could be one too many.
         let one = IdWindow::with_loose_end(0x100, 0, 5);
         assert_eq!(at(&[(one, 'a')], 0x100), Resolved::One('a', 5));
+    }
+
+    #[test]
+    fn outputs_end_where_another_window_starts() {
+        let wrong = IdWindow::with_loose_end(0, 0x100, 0x1000);
+        let next = IdWindow::with_loose_end(0x100, 0x100, 0x9000);
+        let beside = |others: &[IdWindow]| wrong.output_beside(others.iter().copied());
+        assert_eq!(beside(&[wrong, next]), (0x1000, 0x10ff));
+        assert_eq!(beside(&[wrong]), (0x1000, 0x1100));
+        assert_eq!(beside(&[wrong, IdWindow::any(5)]), (0x1000, 0x1100));
+        let right = IdWindow::new(0, 0x100, 0x1000);
+        assert_eq!(right.output_beside([next].into_iter()), (0x1000, 0x1100));
+        let one = IdWindow::with_loose_end(0x100, 0, 5);
+        assert_eq!(one.output_beside([next].into_iter()), (5, 5));
     }
 
     #[test]

@@ -174,13 +174,15 @@ impl Iort {
         Ok(routes)
     }
 
-    /// The streams that mappings put out.
+    /// The streams that the mappings of a node put out. One too many of one mapping gives way to the next, as for
+    /// requesters; where there is none, it counts: a stream too many is reserved or taken, and one too few would not be.
     fn streams(
         &self,
         mappings: &[Mapping],
     ) -> impl Iterator<Item = (UnitIndex, StreamId, StreamId)> {
         mappings.iter().filter_map(|mapping| {
-            let (first, last) = mapping.window().output();
+            let others = mappings.iter().map(Mapping::window);
+            let (first, last) = mapping.window().output_beside(others);
             let unit = self.unit_at(mapping)?;
             Some((unit, StreamId::new(first), StreamId::new(last)))
         })

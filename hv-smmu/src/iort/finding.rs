@@ -164,6 +164,8 @@ pub enum Defect {
     MappingForm,
     /// The mapping for an SMMU's own messages is none of its single ones.
     DeviceIdMapping,
+    /// A mapping for the unit's own messages, of a unit whose interrupts are wires.
+    UnusedMapping,
     /// An SMMU's registers cannot be at that address.
     RegisterBase,
     /// Two SMMUs have the same registers.
@@ -205,6 +207,7 @@ impl fmt::Display for Defect {
             Self::ReferenceKind => "type of the node that an output reference names",
             Self::MappingForm => "form of an id mapping",
             Self::DeviceIdMapping => "mapping of the unit's own messages",
+            Self::UnusedMapping => "mapping of messages that the unit does not write",
             Self::RegisterBase => "register base",
             Self::DuplicateBase => "register base of a second unit",
             Self::UnknownModel => "model",
@@ -266,7 +269,11 @@ impl Finding {
     pub const fn is_harmless(&self) -> bool {
         matches!(
             self.what,
-            Defect::TrailingBytes | Defect::OldSmmu | Defect::DeviceName | Defect::RegionAlignment
+            Defect::TrailingBytes
+                | Defect::OldSmmu
+                | Defect::DeviceName
+                | Defect::RegionAlignment
+                | Defect::UnusedMapping
         )
     }
 }

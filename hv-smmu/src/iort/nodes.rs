@@ -135,6 +135,9 @@ impl Iort {
         } else {
             None
         };
+        if own_messages.is_none() {
+            self.drop_unused(place, index, &mut mappings)?;
+        }
         if let Some(odd) = mappings.iter().find(|mapping| mapping.single) {
             let expected = Expected::Exactly(0);
             let found = spec::MAPPING_SINGLE.into();
@@ -178,6 +181,28 @@ impl Iort {
             push(&mut self.findings, what)?;
         }
         Ok(None)
+    }
+
+    /// Takes the mapping for messages out where the unit writes none: its interrupts are wires, and it is for nothing else.
+    fn drop_unused(
+        &mut self,
+        place: Place,
+        index: u32,
+        mappings: &mut Vec<Mapping>,
+    ) -> Result<(), OutOfMemory> {
+        let unused = mappings.get(index as usize).filter(|own| own.single);
+        let Some(offset) = unused.map(|own| own.offset) else {
+            return Ok(());
+        };
+        mappings.remove(index as usize);
+        let expected = Expected::That("a unit that writes messages");
+        let what = finding(
+            place.part(offset),
+            Defect::UnusedMapping,
+            expected,
+            index.into(),
+        );
+        push(&mut self.findings, what)
     }
 
     fn take_its_group(&mut self, node: &Node<'_>) -> Result<(), IortError> {

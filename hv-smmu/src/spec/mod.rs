@@ -13,6 +13,7 @@ pub mod first_stage;
 pub mod granule;
 pub mod id_registers;
 pub mod iort;
+pub mod madt;
 pub mod message;
 pub mod page_request;
 pub mod queue;

@@ -547,8 +547,8 @@ fn the_mapping_of_a_units_own_messages_is_found_by_its_revision() {
         own(with(4, 1, [1, 0, 3, 4], 1), &maps),
         (Some(0x2_0000), 1, 0)
     );
-    // With wires only, a single mapping is none of a stream.
-    assert_eq!(own(with(4, 1, [1, 2, 3, 4], 1), &maps), (None, 0, 1));
+    // With wires only, a single mapping is for nothing.
+    assert_eq!(own(with(4, 1, [1, 2, 3, 4], 1), &maps), (None, 1, 1));
     assert_eq!(own(with(4, 1, [1, 2, 3, 4], 0), &maps[..1]), (None, 1, 0));
     // From revision 5 on a flag says so.
     assert_eq!(

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use hv_core::{Access, Iova, PageSize};
-use hv_iommu::{Domain, TrustedDevice, UnitIndex};
-use hv_rig::{Identity, Machine, Outcome};
+use hv_core::{Access, Iova, IovaRange, PageCount, PageSize, PhysAddr, PhysRange};
+use hv_iommu::{Domain, ReservedKind, TrustedDevice, UnitIndex};
+use hv_rig::{Identity, Machine, Outcome, Rig, Vendor};
+use hv_smmu::firmware::{PlatformDevice, RequesterLimits, ReservedStreams};
+use hv_smmu::{BringUpError, CoveragePolicy, Smmu, StreamId, iort};
 
 use super::stand::{Stand, WAIT, iovas, on_machines, pci, small};
 
@@ -137,4 +139,48 @@ fn bc05_an_untranslated_device_reaches_nothing_after_its_detach() {
         drop(group.detach().unwrap());
         kernel.destroy().unwrap().for_each(drop);
     });
+}
+
+/// What firmware goes on using through a device that is no PCI function would stand still after bring-up: nobody here can
+/// bind it. A strict policy refuses the machine and names it; what firmware is done with is no reason.
+#[test]
+fn bc06_a_region_of_a_device_that_nobody_can_bind_refuses_the_machine() {
+    let discover = |kind, policy| {
+        let rig = Rig::new(Machine::calm_of(Vendor::Smmu)).unwrap();
+        let mut firmware = iort::parse(&rig.iort()).unwrap().describe().unwrap();
+        let unit = UnitIndex::new(0).unwrap();
+        let (first, last) = (StreamId::new(0xff00), StreamId::new(0xff03));
+        firmware.devices.push(PlatformDevice {
+            name: b"\\_SB.DMA0".to_vec(),
+            streams: vec![(unit, first, last)],
+            messages: None,
+            limits: RequesterLimits::default(),
+        });
+        let memory = PhysRange::new(PhysAddr::new(0x8800_0000), PageCount::ONE).unwrap();
+        firmware.reserved.push(ReservedStreams {
+            unit,
+            first: last,
+            last,
+            memory,
+            kind,
+        });
+        let functions = rig.functions();
+        let found = Smmu::discover(rig, firmware, &functions, policy).map(drop);
+        (found, memory, unit, first)
+    };
+    let (strict, memory, unit, stream) = discover(ReservedKind::Pinned, CoveragePolicy::Strict);
+    let error = strict.unwrap_err();
+    let memory = IovaRange::new(Iova::new(memory.start().as_u64()), memory.pages()).unwrap();
+    let expected = BringUpError::ReservedForOther {
+        memory,
+        unit,
+        stream,
+    };
+    assert_eq!(error.to_string(), expected.to_string());
+    discover(ReservedKind::Pinned, CoveragePolicy::Lenient)
+        .0
+        .unwrap();
+    discover(ReservedKind::Relaxable, CoveragePolicy::Strict)
+        .0
+        .unwrap();
 }

@@ -1,0 +1,113 @@
+//! Streams that an IORT gives to devices of the namespace and to reserved memory, mappings that are for nobody, and the
+//! way of a message's services from the MADT to a doorbell.
+
+use hv_core::{PciAddress, PhysAddr, Segment};
+use hv_iommu::{FunctionKind, PciFunction, UnitIndex};
+use hv_smmu::firmware::Firmware;
+use hv_smmu::iort::{Defect, parse};
+use hv_smmu::madt::ServicesPlace;
+use hv_smmu::spec::granule::Granule;
+use hv_smmu::{Coverage, CoveragePolicy, Regions, StreamId};
+use hv_tests::iort_build::{ITS, Map, Smmu, Table, map, single};
+
+fn unit(number: usize) -> UnitIndex {
+    UnitIndex::new(number).unwrap()
+}
+
+fn described(table: Table) -> Firmware {
+    let iort = parse(&table.finish()).unwrap();
+    assert_eq!(iort.findings, []);
+    iort.describe().unwrap()
+}
+
+/// Firmware that stored how many: the second mapping's first id is the last one too many of the first.
+fn wrong(smmu: u32) -> [Map; 2] {
+    [map(0, 4, 0x100, smmu), map(4, 4, 0x200, smmu)]
+}
+
+/// Shows: bc13.
+#[test]
+fn bc13_a_stream_too_many_of_one_mapping_of_a_device_gives_way_to_the_next() {
+    let table = Table::new().its(&[0]);
+    let smmu = table.next();
+    let table = table.smmu(Smmu::at(0x905_0000), &[map(0, 0xffff, 0, ITS)]);
+    let firmware = described(table.component(0, "\\_SB.DEV0", &wrong(smmu)));
+    let [device] = &firmware.devices[..] else {
+        panic!("{:?}", firmware.devices);
+    };
+    let has = |number| device.has_stream(unit(0), StreamId::new(number));
+    assert!(has(0x100) && has(0x103) && has(0x200));
+    assert!(!has(0x104), "the next mapping has that id");
+    // Nobody else has the last of all: it may be one of the device's.
+    assert!(has(0x204) && !has(0x205));
+}
+
+#[test]
+fn bc06_a_region_is_for_one_stream_too_many_only_where_no_other_mapping_has_it() {
+    let table = Table::new().its(&[0]);
+    let smmu = table.next();
+    let table = table.smmu(Smmu::at(0x905_0000), &[map(0, 0xffff, 0, ITS)]);
+    let firmware = described(table.reserved(0, &[(0x8800_0000, 0x1000)], &wrong(smmu)));
+    let regions = Regions::new(&firmware).unwrap();
+    let pinned = |number| regions.is_pinned(unit(0), StreamId::new(number));
+    assert!(pinned(0x100) && pinned(0x103) && pinned(0x200) && pinned(0x203));
+    assert!(!pinned(0x104));
+    // What may be the device's last stream keeps its region.
+    assert!(pinned(0x204) && !pinned(0x205));
+}
+
+/// Interrupts by wires make it useless, not wrong: the node's other mappings are kept, and a strict policy goes on.
+#[test]
+fn a_mapping_for_messages_that_the_unit_does_not_write_is_noted_alone() {
+    let maps = [map(0, 0xffff, 0, ITS), single(0x2_0000, ITS)];
+    let table = |smmu| Table::new().its(&[0]).smmu(smmu, &maps).finish();
+    let wired = Smmu {
+        interrupts: [1, 2, 3, 4],
+        device_id_mapping: 1,
+        ..Smmu::at(0x905_0000)
+    };
+    let iort = parse(&table(wired)).unwrap();
+    let [finding] = iort.findings[..] else {
+        panic!("{:?}", iort.findings);
+    };
+    assert_eq!(finding.what, Defect::UnusedMapping);
+    assert!(finding.is_harmless() && !finding.to_string().is_empty());
+    assert_eq!(iort.units[0].own_messages, None);
+    assert_eq!(iort.units[0].mappings.len(), 1);
+    // At another place it is still not understood.
+    let elsewhere = Smmu {
+        device_id_mapping: 0,
+        ..wired
+    };
+    let iort = parse(&table(elsewhere)).unwrap();
+    assert_eq!(iort.findings[0].what, Defect::MappingForm);
+    assert!(!iort.findings[0].is_harmless() && iort.units[0].mappings.is_empty());
+}
+
+#[test]
+fn services_that_the_madt_places_have_doorbells() {
+    let table = Table::new().its(&[3]);
+    let smmu = table.next();
+    let table = table
+        .smmu(Smmu::at(0x905_0000), &[map(0, 0xffff, 0, ITS)])
+        .root(0, 0, &[map(0, 0xffff, 0, smmu)]);
+    let mut firmware = described(table);
+    let device = PciAddress::from_requester(Segment(0), 0x10);
+    let functions = [PciFunction::new(device, FunctionKind::Endpoint)];
+    let doorbell = |firmware: &Firmware| {
+        let coverage = Coverage::new(firmware.clone(), &functions).unwrap();
+        coverage.check(CoveragePolicy::Strict).unwrap();
+        coverage.doorbell(device, Granule::Size4K)
+    };
+    assert_eq!(doorbell(&firmware), None);
+    let place = |number, base| ServicesPlace {
+        number,
+        base: PhysAddr::new(base),
+    };
+    assert_eq!(firmware.place_services(&[place(4, 0x70_0000)]), 0);
+    assert_eq!(doorbell(&firmware), None);
+    let places = [place(4, 0x70_0000), place(3, 0x808_0000)];
+    assert_eq!(firmware.place_services(&places), 1);
+    let region = doorbell(&firmware).unwrap();
+    assert_eq!(region.range.start().as_u64(), 0x809_0000);
+}
