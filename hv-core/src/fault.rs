@@ -441,6 +441,8 @@ faults! {
     KeepOverflow = "keep_overflow",
     /// An entry of the event queue that an SMMU did not write is told as an event.
     BelieveEmptyEvents = "believe_empty_events",
+    /// Interrupts are said to be on, and are not.
+    LeaveInterruptsOff = "leave_interrupts_off",
     /// Where the messages of an interrupt go changes while it is on.
     RerouteWhileOn = "reroute_while_on",
     /// Page sizes change under a device's eyes on every SMMU.

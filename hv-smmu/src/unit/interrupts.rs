@@ -92,7 +92,9 @@ impl<P: Platform> Unit<P, Enabled> {
             self.regs
                 .write32(registers.attributes, attributes.into_bits());
         }
-        self.switch_source(platform, source, true)?;
+        if !Fault::LeaveInterruptsOff.is_on() {
+            self.switch_source(platform, source, true)?;
+        }
         Ok(())
     }
 

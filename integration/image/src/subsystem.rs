@@ -21,6 +21,15 @@ pub struct Subsystem {
     pub groups: Vec<Group<Backend, Blocked>>,
     /// The units as their registers describe them.
     pub units: Vec<UnitFacts>,
+    /// How they tell of faults.
+    pub announced: Announced,
+}
+
+/// How units tell of faults by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// How many wires lead from them to this CPU; with none, faults are only looked for.
+    pub wires: usize,
 }
 
 /// A unit as its registers describe it, for people.
@@ -75,6 +84,10 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         ..Config::default()
     };
     let (iommu, groups) = Iommu::new(units_up, &functions, config)?;
+    let announced = backend::announce(&iommu, units.len()).unwrap_or_else(|error| {
+        log::warn!("faults are looked for, and not told by interrupts: {error}");
+        Announced { wires: 0 }
+    });
     // Those that firmware goes on using, which a strict policy would have refused, stay blocked.
     let groups = groups
         .into_iter()
@@ -83,5 +96,6 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         iommu,
         groups: groups.collect(),
         units,
+        announced,
     })
 }

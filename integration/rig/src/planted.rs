@@ -278,6 +278,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::KeepOverflow, &[Rule::Queue]),
     of_smmu(Fault::BelieveEmptyEvents, &[Rule::FaultReport]),
     of_smmu(Fault::SkipLookAfterRoute, &[Rule::FaultReport]),
+    of_smmu(Fault::LeaveInterruptsOff, &[Rule::FaultReport]),
     of_smmu(Fault::RerouteWhileOn, &[Rule::Register]),
     of_smmu(
         Fault::ResizeAnywhere,

@@ -175,6 +175,7 @@ mod caught {
         keep_overflow: KeepOverflow,
         believe_empty_events: BelieveEmptyEvents,
         skip_look_after_route: SkipLookAfterRoute,
+        leave_interrupts_off: LeaveInterruptsOff,
         reroute_while_on: RerouteWhileOn,
         resize_anywhere: ResizeAnywhere,
         clear_access_flag: ClearAccessFlag,

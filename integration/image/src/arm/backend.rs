@@ -4,14 +4,18 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use hv_iommu::{FaultBudget, PciFunction};
+use hv_iommu::{
+    FaultBudget, InterruptRoute, InterruptSource, Iommu, PciFunction, RouteError, UnitIndex,
+};
 use hv_smmu::device_tree::{self, TreeError};
 use hv_smmu::{BringUpError, CoveragePolicy, Smmu, UnitInfo};
 use thiserror::Error;
 
+use super::gic::{self, GicSetupError};
+use super::smp::this_cpu;
 use crate::machine::Machine;
 use crate::platform::BareMetal;
-use crate::subsystem::UnitFacts;
+use crate::subsystem::{Announced, UnitFacts};
 
 /// The backend of this image: tables of 4 KiB pages.
 pub type Backend = Smmu<&'static BareMetal>;
@@ -30,6 +34,17 @@ pub enum BackendError {
     /// A unit cannot be used, or does not come up.
     #[error(transparent)]
     BringUp(#[from] BringUpError),
+}
+
+/// Why the units tell of nothing by themselves.
+#[derive(Debug, Error)]
+pub enum AnnounceError {
+    /// The interrupt controller.
+    #[error(transparent)]
+    Gic(#[from] GicSetupError),
+    /// A unit.
+    #[error(transparent)]
+    Route(#[from] RouteError),
 }
 
 /// How many faults a device may cause: QEMU's SMMU records a page that is blocked as a thousand faults of four bytes, and
@@ -57,6 +72,33 @@ pub fn bring_up(
     let discovery = Backend::discover(machine.platform, firmware, functions, policy)?;
     let units = discovery.units().map(facts).collect();
     Ok((discovery.bring_up()?, units))
+}
+
+/// Has the units tell of faults and of their own errors by interrupts, at the CPU that calls: what each of them has a wire
+/// for.
+///
+/// # Errors
+/// [`AnnounceError`]. Faults are looked for all the same.
+pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<Announced, AnnounceError> {
+    let mut wires = 0;
+    for unit in (0..units).filter_map(UnitIndex::new) {
+        for source in [InterruptSource::Faults, InterruptSource::Errors] {
+            let Some(wire) = iommu.wired_interrupt(unit, source) else {
+                continue;
+            };
+            // The controller first: an edge that nobody takes is lost.
+            gic::listen(wire, this_cpu())?;
+            // What was in the logs before is nobody's: no device was let through yet.
+            iommu.route_interrupt(unit, source, InterruptRoute::Wired, |_| ())?;
+            wires += 1;
+        }
+    }
+    Ok(Announced { wires })
+}
+
+/// The interrupts of units that came so far.
+pub fn announcements() -> u64 {
+    gic::of_devices()
 }
 
 fn facts(unit: &UnitInfo) -> UnitFacts {

@@ -1,5 +1,5 @@
-//! The interrupt controller, as far as CPUs wake one another by it. Interrupts stay masked: a CPU that sleeps wakes up
-//! when one is pending, and takes it by itself.
+//! The interrupt controller, as far as CPUs wake one another by it and units tell of faults. Interrupts stay masked: a CPU
+//! that sleeps wakes up when one is pending, and takes it by itself, as does one that looks for it.
 #![expect(
     unsafe_code,
     reason = "claims the registers of the interrupt controller"
@@ -9,7 +9,9 @@ use core::ptr::NonNull;
 
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicError, GicV3, SgiTarget, SgiTargetGroup};
-use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
+use arm_gic::{IntId, InterruptGroup, Trigger, UniqueMmioPointer};
+use hv_core::sync::{AtomicU64, Ordering};
+use hv_iommu::InterruptId;
 use spin::Mutex;
 use thiserror::Error;
 
@@ -37,6 +39,9 @@ pub enum GicSetupError {
     /// No redistributor is a CPU's.
     #[error("the GIC has no redistributor for the CPU {:#x}", .0.get())]
     NoRedistributor(Mpidr),
+    /// Firmware names an interrupt that devices do not have.
+    #[error("expected a shared peripheral interrupt, found number {0}")]
+    NoSuchInterrupt(u32),
     /// What the driver found.
     #[error("the GIC cannot be used: {0:?}")]
     Driver(GicError),
@@ -141,10 +146,44 @@ pub struct WakeError {
     pub cpu: Mpidr,
 }
 
+/// Has a device's interrupt, an edge, go to a CPU.
+///
+/// # Errors
+/// [`GicSetupError`].
+pub(super) fn listen(interrupt: InterruptId, cpu: Mpidr) -> Result<(), GicSetupError> {
+    let InterruptId(number) = interrupt;
+    let known = IntId::try_from(number).ok();
+    let id = known.filter(|id| id.is_spi() || id.is_espi());
+    let id = id.ok_or(GicSetupError::NoSuchInterrupt(number))?;
+    let mut driver = DRIVER.lock();
+    let driver = driver.as_mut().ok_or(GicSetupError::NoRedistributor(cpu))?;
+    let set = |driver: &mut Driver| {
+        driver.gic.enable_interrupt(id, None, false)?;
+        driver.gic.set_trigger(id, None, Trigger::Edge)?;
+        driver.gic.distributor().set_routing(id, Some(cpu.get()))?;
+        driver.gic.enable_interrupt(id, None, true)
+    };
+    set(driver).map_err(GicSetupError::Driver)
+}
+
+/// Interrupts of devices that were taken so far.
+static OF_DEVICES: AtomicU64 = AtomicU64::new(0);
+
+/// How many interrupts of devices came so far, those included that are pending at the CPU that calls.
+pub(super) fn of_devices() -> u64 {
+    take_pending();
+    // ORDERING: Relaxed, a count that publishes nothing: what an interrupt tells of is looked for by itself.
+    OF_DEVICES.load(Ordering::Relaxed)
+}
+
 /// Takes every interrupt that is pending at the CPU that calls.
 pub(super) fn take_pending() {
     let group = InterruptGroup::Group1;
     while let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(group) {
+        if !interrupt.is_private() {
+            // ORDERING: Relaxed, as in `of_devices`.
+            OF_DEVICES.fetch_add(1, Ordering::Relaxed);
+        }
         GicCpuInterface::end_interrupt(interrupt, group);
     }
 }

@@ -1,15 +1,22 @@
 //! Looking for the fault that a blocked access must leave behind.
 
 use alloc::format;
+use core::time::Duration;
 
+use hv_core::platform::Clock;
+use hv_core::sync::Ordering;
 use hv_core::{Access, Iova, OwnerId, PageSize, PciAddress};
 use hv_iommu::{FaultClass, FaultNotice};
 
 use super::{Context, Failure};
+use crate::arch::backend::announcements;
 use crate::report::{self, Event, FaultEvent};
 
 /// How many calls may be needed until the logs are empty: a device that goes on faulting must not hold this up for ever.
 const MAX_CALLS: usize = 100;
+
+/// How long a unit may take to tell of a fault: the device was told already that its access was refused.
+const ANNOUNCED_WITHIN: Duration = Duration::from_millis(500);
 
 /// The fault that is waited for.
 #[derive(Clone, Copy)]
@@ -21,9 +28,35 @@ pub(super) struct Expected {
 }
 
 impl Context<'_> {
-    /// Empties the fault logs without looking.
+    /// Empties the fault logs without looking, and forgets the interrupts that told of them.
     pub(super) fn forget_faults(&self) {
         self.empty_logs(|_| {});
+        // ORDERING: Relaxed, one CPU looks for faults.
+        self.seen.store(announcements(), Ordering::Relaxed);
+    }
+
+    /// Waits for the interrupt that has to tell of the faults that were provoked since the logs were last emptied, where
+    /// units have any: the driver could have slept until then.
+    ///
+    /// # Errors
+    /// When it does not come. The faults are in the log all the same.
+    pub(super) fn expect_interrupt(&self) -> Result<(), Failure> {
+        if self.announced.wires == 0 {
+            return Ok(());
+        }
+        let clock = self.machine.platform;
+        let end = clock.now().after(ANNOUNCED_WITHIN);
+        // ORDERING: Relaxed, as in `forget_faults`.
+        let seen = self.seen.load(Ordering::Relaxed);
+        while announcements() == seen {
+            if clock.now() > end {
+                return Err(Failure::new(format_args!(
+                    "no interrupt told of a fault within {ANNOUNCED_WITHIN:?}"
+                )));
+            }
+            core::hint::spin_loop();
+        }
+        Ok(())
     }
 
     /// Empties the fault logs, which takes several calls where one DMA leaves more faults than one call takes.
@@ -78,6 +111,8 @@ impl Context<'_> {
                 others += 1;
             }
         });
+        // ORDERING: Relaxed, one CPU looks for faults.
+        self.seen.store(announcements(), Ordering::Relaxed);
         if found {
             return Ok(());
         }

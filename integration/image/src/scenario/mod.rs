@@ -17,13 +17,14 @@ use alloc::vec::Vec;
 use core::fmt::{self, Debug, Display};
 
 use hv_core::platform::Clock;
+use hv_core::sync::AtomicU64;
 use hv_iommu::{Blocked, Group, Iommu};
 
 use crate::command_line::Scenario;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::report::{self, Event};
-use crate::subsystem::{self, Backend, Subsystem};
+use crate::subsystem::{self, Announced, Backend, Subsystem};
 
 /// Why a scenario failed, in one line for people.
 struct Failure(String);
@@ -74,6 +75,10 @@ struct Context<'m> {
     groups: Vec<Group<Backend, Blocked>>,
     /// The scenario that runs.
     name: &'static str,
+    /// Whether units tell of faults by interrupts.
+    announced: Announced,
+    /// How many interrupts of units had come when the logs were last emptied.
+    seen: AtomicU64,
 }
 
 impl Context<'_> {
@@ -136,6 +141,8 @@ fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> 
         iommu: subsystem.iommu.clone(),
         groups: core::mem::take(&mut subsystem.groups),
         name: scenario.name(),
+        announced: subsystem.announced,
+        seen: AtomicU64::new(0),
     };
     let shown = match scenario {
         Scenario::Untranslated => untranslated::run(machine),
