@@ -281,6 +281,14 @@ faults! {
     EmptyRelaxed = "empty_relaxed",
     /// A change of permissions forgets that hardware wrote through the page.
     ProtectDropsDirty = "protect_drops_dirty",
+    /// A domain's leaves do not force write-back though its devices' stream table entries do.
+    LeavesNotForced = "leaves_not_forced",
+    /// A stream table entry does not force write-back though the leaves that it leads to do.
+    EntryNotForced = "entry_not_forced",
+    /// A stream table entry does not have the unit note what is written.
+    EntryNotesNothing = "entry_notes_nothing",
+    /// A change of permissions keeps the very bit that hardware set, also where that is the permission to write.
+    ProtectCarriesDirty = "protect_carries_dirty",
     /// Dirty bits are cleared by a load and a store.
     ClearDirtyByStore = "clear_dirty_by_store",
     /// A pending word has no mark, so that one of address 0 is zero.

@@ -147,6 +147,16 @@ pub enum Snoop {
     Forced,
 }
 
+/// What a domain wants of its leaves, beside address and permissions, and of whatever makes units go by them. Fixed for the
+/// domain's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeafNeeds {
+    /// What becomes of requests that ask not to snoop.
+    pub snoop: Snoop,
+    /// Whether units have to note in leaves what devices write. Only for units with [`UnitCaps::dirty`].
+    pub dirty: bool,
+}
+
 /// What a device is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
@@ -154,8 +164,8 @@ pub struct Binding {
     pub root: RootPointer,
     /// The domain's id on the unit.
     pub domain: HwDomainId,
-    /// Whether the unit has to note in leaves what the device writes.
-    pub dirty: bool,
+    /// What its leaves were made for, and the unit has to take them for.
+    pub leaves: LeafNeeds,
 }
 
 /// Which cached translations of a domain a flush removes.
@@ -419,8 +429,8 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     }
 
     /// The format of domains' tables on a unit with such capabilities, of the stage that [`UnitCaps::second_stage`] says,
-    /// whose leaves do that about snooping.
-    fn format(&self, caps: &UnitCaps, snoop: Snoop) -> Self::Format;
+    /// whose leaves are made for that.
+    fn format(&self, caps: &UnitCaps, leaves: LeafNeeds) -> Self::Format;
 
     /// Binds `requester` to a domain.
     ///

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::backend::{Backend, FlushDepth, FlushSpan};
 use crate::domain::{Domain, DomainCore};
 use crate::flush::FlushError;
-use crate::format::Level;
+use crate::format::{Format, Level};
 use crate::reclaim::ReclaimError;
 use crate::shape::Pages;
 use crate::table::MergedBits;
@@ -175,7 +175,7 @@ impl<B: Backend> DirtyTracking<'_, B> {
     pub fn read(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
         let (mut out, range) = (None, bitmap.range());
         self.take_merged(range)?;
-        let mut note = |at, level| note(bitmap, &mut out, at, level);
+        let mut note = |at, level| note::<B::Format>(bitmap, &mut out, at, level);
         self.core.show_written(range, false, &mut note);
         reached(out)
     }
@@ -190,7 +190,7 @@ impl<B: Backend> DirtyTracking<'_, B> {
     pub fn read_and_clear(&self, bitmap: &mut DirtyBitmap<'_>) -> Result<(), DirtyError> {
         let (mut out, range) = (None, bitmap.range());
         self.take_merged(range)?;
-        let mut note = |at, level| note(bitmap, &mut out, at, level);
+        let mut note = |at, level| note::<B::Format>(bitmap, &mut out, at, level);
         self.core.show_written(range, true, &mut note);
         // Leaves alone: links are as they were. What reaches out was cleared too.
         let span = out.map_or(range, |out: IovaRange| range.hull(&out));
@@ -226,7 +226,7 @@ impl<B: Backend> DomainCore<B> {
             (part, rest) = first_step(range);
             // A large page is met in each of its steps. What is found cleared and set again is news.
             let once = |at, level| {
-                let last = leaf_at(at, level).map(|leaf| leaf.last());
+                let last = leaf_at::<B::Format>(at, level).map(|leaf| leaf.last());
                 if clear || told != last {
                     told = last;
                     show(at, level);
@@ -278,16 +278,23 @@ fn first_step(range: IovaRange) -> (IovaRange, Option<IovaRange>) {
     cut.map_or((range, None), |(part, rest)| (part, Some(rest)))
 }
 
-/// The leaf of a level that `at` lies in: the engine names the first address that it was asked about.
-pub(crate) fn leaf_at(at: Iova, level: Level) -> Option<IovaRange> {
-    let is = |size: &PageSize| Level::of(*size) == level;
-    let size = PageSize::ALL.into_iter().find(is)?;
-    IovaRange::new(at.align_down(size), PageCount::of(size)).ok()
+/// The leaf of a level that `at` lies in, as large as leaves are in tables of format `F`: the engine names the first
+/// address that it was asked about.
+pub(crate) fn leaf_at<F: Format>(at: Iova, level: Level) -> Option<IovaRange> {
+    let shift = F::PAGE_SHIFT + F::INDEX_BITS * (u32::from(level.number()) - 1);
+    let bytes = 1_u64.checked_shl(shift)?;
+    let start = Iova::new(at.as_u64() & !(bytes - 1));
+    IovaRange::new(start, PageCount::for_bytes(bytes)?).ok()
 }
 
 /// Marks a leaf that was written, and notes it when it reaches out of the bitmap.
-fn note(bitmap: &mut DirtyBitmap<'_>, out: &mut Option<IovaRange>, at: Iova, level: Level) {
-    let Some(leaf) = leaf_at(at, level) else {
+fn note<F: Format>(
+    bitmap: &mut DirtyBitmap<'_>,
+    out: &mut Option<IovaRange>,
+    at: Iova,
+    level: Level,
+) {
+    let Some(leaf) = leaf_at::<F>(at, level) else {
         return;
     };
     bitmap.mark(leaf);

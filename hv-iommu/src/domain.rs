@@ -18,7 +18,7 @@ use hv_core::{
 };
 use thiserror::Error;
 
-use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, Snoop, UnitIndex};
+use crate::backend::{Backend, FlushDepth, FlushSpan, HwDomainId, LeafNeeds, Snoop, UnitIndex};
 use crate::capability::Unmet;
 use crate::depth::shallowest;
 use crate::dma::DmaState;
@@ -176,6 +176,16 @@ pub(crate) struct DomainCaps {
     pub(crate) dirty: bool,
     /// Its leaves make what devices send snoop.
     pub(crate) snoop: Snoop,
+}
+
+impl DomainCaps {
+    /// What its leaves are made for.
+    pub(crate) const fn leaves(&self) -> LeafNeeds {
+        LeafNeeds {
+            snoop: self.snoop,
+            dirty: self.dirty,
+        }
+    }
 }
 
 /// The part of a domain that its ranges, pending values and attachments share.
@@ -456,7 +466,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             dirty: caps.dirty,
         };
         let memory = PlatformHandle(system.clone());
-        let format = system.backend.format(&unit_caps, caps.snoop);
+        let format = system.backend.format(&unit_caps, caps.leaves());
         // SAFETY: the table stays inside of the domain's core, whose guards, grace periods and reclaim are all
         // of the system's one quiescence, with the backend's one platform as its CPUs.
         let table = unsafe { Table::new(format, geometry, memory) };

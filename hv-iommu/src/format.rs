@@ -130,8 +130,11 @@ pub enum Entry {
 ///   it decodes to a leaf or a table.
 /// * `word & LINK_MASK == LINK` at a level above [`Level::LEAF`] exactly if the word decodes to a table
 ///   that is not frozen; its page is `word & ADDRESS` then.
-/// * Setting or clearing `FROZEN`, `WRITTEN_BACK`, `ACCESSED` or, in a leaf, `DIRTY` in a present word
-///   changes that property and nothing else. `FROZEN`, `WRITTEN_BACK` are ignored by hardware.
+/// * Setting or clearing `FROZEN`, `WRITTEN_BACK` or `ACCESSED` in a present word changes that property and nothing
+///   else. `FROZEN`, `WRITTEN_BACK` are ignored by hardware.
+/// * In a leaf of a value that notes writes (for tables with [`dirty`](crate::table::Geometry::dirty)), clearing all bits
+///   of `DIRTY`, or setting `NOTED`, changes what is known of writes and nothing else; what it lets devices do, and
+///   `decode` says of it, stays. Adding [`noted`](Self::noted) of any leaf does no more than that either.
 /// * A table's word without its bits of `PRESENT`, `FROZEN` and `ACCESSED`, and a tombstone's without
 ///   `FROZEN`, decodes to [`Entry::PendingTable`] of the same page.
 /// * `leaf(level, to + n * span) == leaf(level, to) + n * span` for the level's span, as long as the
@@ -160,9 +163,13 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     const WRITTEN_BACK: u64;
     /// The bit that hardware sets in what it walked through; 0 where it has none.
     const ACCESSED: u64;
-    /// The bit that hardware sets in a leaf that was written through, which a pending word keeps; 0 where
-    /// it has none.
+    /// The bits any of which says of a leaf or a pending word, in a table with
+    /// [`dirty`](crate::table::Geometry::dirty), that a device wrote through it: that which hardware sets, and
+    /// [`NOTED`](Self::NOTED); 0 where hardware has none.
     const DIRTY: u64;
+    /// With which of these software says it. Another one than hardware's where that is the permission to write, which a
+    /// leaf for reading could not have.
+    const NOTED: u64 = Self::DIRTY;
 
     /// The meaning of `word`, read from a table of `level`.
     fn decode(&self, word: u64, level: Level) -> Entry;
@@ -179,7 +186,21 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// A link to the table at `page`, not yet known to be written back.
     fn table(&self, page: PhysAddr) -> u64;
 
-    /// What unmapping makes of the leaf `word`: not present, keeps the address and `DIRTY`.
+    /// What a leaf, or the pending word, that takes the place of `word` has to have beside its own, so that it tells of
+    /// the same writes: `NOTED` of a leaf that has any bit of `DIRTY`. Asked for in tables with
+    /// [`dirty`](crate::table::Geometry::dirty); elsewhere a value that notes no writes has nothing to say.
+    #[inline]
+    fn noted(&self, word: u64) -> u64 {
+        const {
+            assert!(
+                Self::DIRTY == Self::NOTED,
+                "a format whose software has a bit of its own for what was written says how it is had",
+            );
+        }
+        word & Self::DIRTY
+    }
+
+    /// What unmapping makes of the leaf `word`: not present, keeps the address and `NOTED`.
     fn pending(&self, word: u64) -> u64;
 
     /// What is left of a link to the empty table at `page` until hardware forgot it: not present.

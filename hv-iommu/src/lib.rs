@@ -69,7 +69,7 @@ mod topology;
 pub use attach::{AttachError, AttachFailed, NeedsNoWitness};
 pub use backend::{
     Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
-    HwDomainId, LevelSet, RawFault, Snoop, StrayFault, UnitCaps, UnitError, UnitIndex,
+    HwDomainId, LeafNeeds, LevelSet, RawFault, Snoop, StrayFault, UnitCaps, UnitError, UnitIndex,
 };
 pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{

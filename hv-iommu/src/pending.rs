@@ -296,7 +296,7 @@ impl<O: Owner, B: Backend> PendingUnmap<O, B> {
         }
         self.redeem_showing(receipt, |at, level| {
             // Leaves never reach beyond what mapped them.
-            if let Some(leaf) = leaf_at(at, level) {
+            if let Some(leaf) = leaf_at::<B::Format>(at, level) {
                 bitmap.mark(leaf);
             }
         })

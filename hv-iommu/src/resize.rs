@@ -149,7 +149,7 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
         let mut written: Option<IovaRange> = None;
         let pending = self.unmap();
         let flushed = pending.flush_showing(|at, level| {
-            written = match (written, leaf_at(at, level)) {
+            written = match (written, leaf_at::<B::Format>(at, level)) {
                 (Some(before), Some(leaf)) => Some(before.hull(&leaf)),
                 (before, leaf) => before.or(leaf),
             };

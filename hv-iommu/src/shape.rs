@@ -163,7 +163,7 @@ pub(crate) fn binding<B: Backend>(core: &DomainCore<B>) -> Option<Binding> {
     Some(Binding {
         root: core.table.root()?,
         domain: core.id,
-        dirty: core.caps.dirty,
+        leaves: core.caps.leaves(),
     })
 }
 

@@ -9,8 +9,8 @@ use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
     Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, InterruptId,
-    InterruptRoute, InterruptSource, MessageSource, NotIsolated, PciFunction, ReservedRegion,
-    RouteError, RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex,
+    InterruptRoute, InterruptSource, LeafNeeds, MessageSource, NotIsolated, PciFunction,
+    ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::Vmsa;
@@ -165,13 +165,12 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.coverage.message_source(requester)
     }
 
-    fn format(&self, caps: &UnitCaps, _snoop: Snoop) -> F {
+    fn format(&self, caps: &UnitCaps, leaves: LeafNeeds) -> F {
         let stage = match caps.second_stage {
             true => Stage::Second,
             false => Stage::First,
         };
-        // No unit says that it can force snooping, so nobody asks.
-        F::for_unit(stage, caps.coherent)
+        F::for_unit(stage, caps.coherent, leaves)
     }
 
     unsafe fn bind(

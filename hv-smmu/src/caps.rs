@@ -21,13 +21,24 @@ pub(crate) const fn stage(idr0: Idr0) -> Option<Stage> {
     }
 }
 
-/// What a unit with these registers can do with tables of format `F` in this stage. Firmware says whether it is
-/// `coherent`.
+/// What firmware says of a unit beside its registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FirmwareSays {
+    /// It snoops the CPU's caches.
+    pub(crate) coherent: bool,
+    /// It may be had to note writes: nothing said against what its register says.
+    pub(crate) may_note_writes: bool,
+    /// No device behind it gets past the caches by asking not to snoop.
+    pub(crate) no_snoop_is_moot: bool,
+}
+
+/// What a unit with these registers can do with tables of format `F` in this stage.
 pub(crate) fn unit_caps<F: Tables>(
     (idr0, idr3, idr5): (Idr0, Idr3, Idr5),
     stage: Stage,
-    coherent: bool,
+    says: FirmwareSays,
 ) -> UnitCaps {
+    let coherent = says.coherent;
     let phys_bits = address_bits(idr5);
     let (iova_bits, root_tables, id_bits) = match stage {
         // Input addresses of a first stage are no physical ones of anybody.
@@ -41,8 +52,12 @@ pub(crate) fn unit_caps<F: Tables>(
         // The format has none larger than its highest level's, whatever is asked for.
         largest_page: PageSize::Size1G,
         coherent,
-        // S2FWB would do that, an entry at a time; entries do not say so yet.
-        snoop_control: false,
+        // S2FWB alone is not enough: it keeps a first stage from choosing another kind of memory, and a PCI device's
+        // No_snoop comes after it (IHI 0070, 13.1.6 and 13.6.1.1). That the latter is of no effect is firmware's to say.
+        snoop_control: stage == Stage::Second
+            && coherent
+            && idr3.forced_write_back().is_some()
+            && says.no_snoop_is_moot,
         domain_ids: 1 << id_bits,
         iova_bits,
         phys_bits,
@@ -53,7 +68,11 @@ pub(crate) fn unit_caps<F: Tables>(
         live_resize: BlockChanges::from_bbml(idr3.bbml()) == BlockChanges::AtOnce
             || Fault::ResizeAnywhere.is_on(),
         nested: idr0.s1p() && idr0.s2p(),
-        dirty: false,
+        // A unit that does not snoop could not set a bit in what the CPU has cached.
+        dirty: stage == Stage::Second
+            && coherent
+            && idr0.writes_dirty().is_some()
+            && says.may_note_writes,
     }
 }
 
@@ -81,6 +100,14 @@ mod tests {
     use super::*;
     use crate::Vmsa;
 
+    fn snooping(coherent: bool) -> FirmwareSays {
+        FirmwareSays {
+            coherent,
+            may_note_writes: true,
+            no_snoop_is_moot: true,
+        }
+    }
+
     fn at(oas: u8) -> Idr5 {
         Idr5::new().with_oas(oas)
     }
@@ -92,14 +119,14 @@ mod tests {
             Idr3::from_bits(0x1414),
             Idr5::from_bits(0x74),
         );
-        let caps = unit_caps::<Vmsa>(registers, Stage::Second, true);
+        let caps = unit_caps::<Vmsa>(registers, Stage::Second, snooping(true));
         assert!(caps.second_stage && caps.nested);
         assert_eq!((caps.iova_bits, caps.phys_bits), (44, 44));
         assert_eq!(caps.domain_ids, 65536);
         assert!(caps.coherent && caps.write_only && caps.live_resize && !caps.sync_on_map);
         let narrow = registers.0.with_vmid16(false);
         let registers = (narrow, registers.1.with_bbml(1), at(6));
-        let caps = unit_caps::<Vmsa>(registers, Stage::Second, false);
+        let caps = unit_caps::<Vmsa>(registers, Stage::Second, snooping(false));
         assert_eq!((caps.domain_ids, caps.iova_bits), (256, 48));
         assert!(!caps.live_resize && !caps.coherent);
     }
@@ -118,7 +145,7 @@ mod tests {
     fn a_unit_with_a_first_stage_alone_has_what_that_has() {
         let idr0 = Idr0::from_bits(0x0d44_101a);
         let registers = (idr0, Idr3::from_bits(0x1404), Idr5::from_bits(0x74));
-        let caps = unit_caps::<Vmsa>(registers, Stage::First, true);
+        let caps = unit_caps::<Vmsa>(registers, Stage::First, snooping(true));
         assert!(!caps.second_stage && !caps.write_only && !caps.nested);
         assert_eq!((caps.iova_bits, caps.phys_bits), (48, 44));
         assert_eq!(caps.root_tables, RootTables::ONE);
@@ -127,6 +154,35 @@ mod tests {
         assert_eq!(caps.domain_ids, 65536);
         // ASIDs count, not VMIDs.
         let few = (idr0.with_asid16(false), registers.1, registers.2);
-        assert_eq!(unit_caps::<Vmsa>(few, Stage::First, true).domain_ids, 256);
+        assert_eq!(
+            unit_caps::<Vmsa>(few, Stage::First, snooping(true)).domain_ids,
+            256
+        );
+    }
+
+    /// Writes are noted, and snooping is forced, by a second stage of a unit that snoops, whose registers and firmware
+    /// both say so.
+    #[test]
+    fn what_leaves_can_do_takes_registers_and_firmware() {
+        let idr0 = Idr0::from_bits(0x0d44_101b).with_httu(2);
+        let registers = (idr0, Idr3::new().with_fwb(true), at(5));
+        let can = |registers, stage, says| {
+            let caps = unit_caps::<Vmsa>(registers, stage, says);
+            (caps.dirty, caps.snoop_control)
+        };
+        let (second, all) = (Stage::Second, snooping(true));
+        assert_eq!(can(registers, second, all), (true, true));
+        assert_eq!(can(registers, second, snooping(false)), (false, false));
+        assert_eq!(can(registers, Stage::First, all), (false, false));
+        let accesses_only = (idr0.with_httu(1), registers.1, registers.2);
+        assert_eq!(can(accesses_only, second, all), (false, true));
+        let unforced = (idr0, Idr3::new(), registers.2);
+        assert_eq!(can(unforced, second, all), (true, false));
+        let silent = FirmwareSays {
+            may_note_writes: false,
+            no_snoop_is_moot: false,
+            ..all
+        };
+        assert_eq!(can(registers, second, silent), (false, false));
     }
 }

@@ -11,7 +11,7 @@ use log::{info, warn};
 use crate::backend::Smmu;
 use crate::coverage::{Coverage, CoveragePolicy};
 use crate::error::BringUpError;
-use crate::firmware::Firmware;
+use crate::firmware::{Firmware, PciHost, RequestTarget};
 use crate::list::push;
 use crate::regions::Regions;
 use crate::unit::{Discovered, Unit, UnitInfo};
@@ -47,7 +47,8 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
             let found = listed.len();
             let index = UnitIndex::new(number).ok_or(BringUpError::TooManyUnits { found })?;
             let last = last_stream(&coverage, functions, index);
-            let unit = Unit::discover::<F>(&platform, index, described, last)?;
+            let moot = no_snoop_is_moot(coverage.firmware(), index);
+            let unit = Unit::discover::<F>(&platform, index, described, last, moot)?;
             info!("{}", unit.info());
             push(&mut units, unit)?;
         }
@@ -127,6 +128,16 @@ fn last_stream(coverage: &Coverage, functions: &[PciFunction], unit: UnitIndex) 
         .filter(|(covers, _)| *covers == unit)
         .map(|(_, stream)| stream);
     streams.max().unwrap_or(StreamId::new(0))
+}
+
+/// Whether all host bridges with a way to a unit reach memory coherently, whatever their devices ask for.
+fn no_snoop_is_moot(firmware: &Firmware, unit: UnitIndex) -> bool {
+    let leads = |host: &&PciHost| {
+        let mut streams = host.streams.iter();
+        streams.any(|route| route.to == RequestTarget::Unit(unit))
+    };
+    let mut hosts = firmware.hosts.iter().filter(leads);
+    hosts.all(|host| host.limits.no_snoop_is_moot)
 }
 
 /// Refuses a machine that firmware goes on using a device of, which bring-up would stop, or whose word about memory the

@@ -133,6 +133,8 @@ pub struct RequesterLimits {
     pub address_bits: u8,
     /// Their transactions may stall.
     pub may_stall: bool,
+    /// What they send to memory is coherent whatever it says, so that asking not to snoop makes no difference.
+    pub no_snoop_is_moot: bool,
 }
 
 /// A PCI host bridge.

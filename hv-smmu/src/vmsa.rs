@@ -12,7 +12,7 @@
 
 use hv_core::fault::Fault;
 use hv_core::{Perms, PhysAddr};
-use hv_iommu::{Entry, Format, Level, LevelSet, RootPointer, RootTables};
+use hv_iommu::{Entry, Format, LeafNeeds, Level, LevelSet, RootPointer, RootTables, Snoop};
 
 use crate::root::RootFields;
 use crate::spec::context::Half;
@@ -22,12 +22,12 @@ use crate::spec::first_stage::{
 };
 use crate::spec::granule::Granule;
 use crate::spec::second_stage::{
-    ACCESSED, DEVICE, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K, OUTER_SHAREABLE,
-    READ, TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, address,
+    ACCESSED, DEVICE, DIRTY_MODIFIER, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K,
+    OUTER_SHAREABLE, READ, TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, WRITTEN, address,
 };
 
-/// What leaves say about the memory behind them. One for a unit: the stream table entries of a unit that forces
-/// write-back set S2FWB, those of others do not.
+/// What leaves say about the memory behind them: the same in all leaves of a domain, since the stream table entries of
+/// its devices set S2FWB, or do not ([`Binding::leaves`](hv_iommu::Binding)). Units cache that with translations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryType {
     /// The device's own choice stands.
@@ -55,9 +55,19 @@ pub enum Stage {
 /// fetches of instructions are reads of data. Those of a first stage serve one ASID, and privileged requests and others
 /// alike; there are none for writing alone ([`UnitCaps::write_only`](hv_iommu::UnitCaps::write_only)).
 ///
-/// Writes are not tracked in this version: [`Format::DIRTY`] is nothing and no leaf has DBM. Hardware notes a write by
-/// setting S2AP\[1\], which is no bit beside the permission but the permission: it is set from the start where writes are
-/// not tracked, and a leaf that is made read-only could not keep the note.
+/// Hardware notes a write by setting S2AP\[1\] of a leaf that has DBM, which is no bit beside the permission but the
+/// permission. So where writes are [noted](Self::second_that_notes), a leaf for writing has DBM from the start and is clean
+/// without S2AP\[1\]; elsewhere it has S2AP\[1\] and no DBM. What software knows of writes stands in a bit of its own,
+/// which a leaf that was made read-only can have, and a pending word.
+///
+/// Leaves never have the contiguous hint (16 of 4 KiB or 2 MiB, 128 of 16 KiB, 32 of 64 KiB). All leaves of a group have
+/// to be one run with the same attributes as long as any of them has it, so whoever unmaps or protects one of them takes
+/// the hint off all of the group first, and flushes that: units of BBML 1 and 2 follow such a change without a gap (IHI
+/// 0070, 3.21.1.2 and 3.21.1.3), others take all of it out. But a range is cut at any page without a look at the table, and
+/// from then on the group's words have two owners, each of which writes its own alone (rule 3), with plain stores and no
+/// flush in between; and of a group that is noted as written all leaves would have to be clean or written at once. It
+/// could be had for ranges that say at their map that they are never cut, protected or noted. No caller says so today, and
+/// where a run is long and aligned enough, the next size of pages does more: so it is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vmsa<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     stage: Stage,
@@ -65,6 +75,10 @@ pub struct Vmsa<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     attributes: u64,
     /// Which bits of the permission are there the other way round.
     inverted: u64,
+    /// What lets devices write.
+    write: u64,
+    /// What of that hardware sets at the first write.
+    notes: u64,
 }
 
 /// Tables of the 16 KiB granule.
@@ -85,6 +99,18 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
             stage: Stage::Second,
             attributes: kind | shared(coherent) | ACCESSED | EXECUTE_NEVER,
             inverted: 0,
+            write: WRITE,
+            notes: 0,
+        }
+    }
+
+    /// The same for a unit that snoops, which it has to, and notes in leaves what devices write: for tables with
+    /// [`dirty`](hv_iommu::table::Geometry::dirty).
+    pub const fn second_that_notes(memory: MemoryType) -> Self {
+        Self {
+            write: DIRTY_MODIFIER,
+            notes: WRITE,
+            ..Self::second(memory, true)
         }
     }
 
@@ -96,6 +122,8 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
             stage: Stage::First,
             attributes: kind | shared(coherent) | ACCESSED | NEVER_EXECUTED,
             inverted: INVERTED,
+            write: WRITE,
+            notes: 0,
         }
     }
 
@@ -107,8 +135,8 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
     const fn permission_bits(&self, perms: Perms) -> u64 {
         let allowed = match perms {
             Perms::Read => READ,
-            Perms::Write => WRITE,
-            Perms::ReadWrite => READ | WRITE,
+            Perms::Write => self.write,
+            Perms::ReadWrite => READ | self.write,
         };
         allowed ^ self.inverted
     }
@@ -117,7 +145,8 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
     const fn permissions(&self, word: u64) -> Option<Perms> {
         match self.stage {
             Stage::First => first_stage::permissions(word),
-            Stage::Second => Perms::from_rights(word & READ != 0, word & WRITE != 0),
+            // Clean or written: what hardware makes of the one by itself is for writing.
+            Stage::Second => Perms::from_rights(word & READ != 0, word & (self.write | WRITE) != 0),
         }
     }
 
@@ -159,7 +188,8 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
     const FROZEN: u64 = F;
     const WRITTEN_BACK: u64 = WB;
     const ACCESSED: u64 = 0;
-    const DIRTY: u64 = 0;
+    const DIRTY: u64 = WRITE | WRITTEN;
+    const NOTED: u64 = WRITTEN;
 
     #[inline]
     fn decode(&self, word: u64, level: Level) -> Entry {
@@ -169,7 +199,7 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
         let page = Self::address(word);
         match word & !Self::ADDRESS {
             0 if word == 0 => Entry::Empty,
-            K => Entry::Pending { to: page },
+            mark if mark & !WRITTEN == K => Entry::Pending { to: page },
             _ if level == Level::LEAF => Entry::Unknown(word),
             mark if mark == TABLE_OR_PAGE | F => Entry::Tombstone { page },
             mark if mark & !WB == TABLE_OR_PAGE => Entry::PendingTable { page },
@@ -208,8 +238,16 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
     }
 
     #[inline]
+    fn noted(&self, word: u64) -> u64 {
+        match word & (self.notes | WRITTEN) {
+            0 => 0,
+            _ => WRITTEN,
+        }
+    }
+
+    #[inline]
     fn pending(&self, word: u64) -> u64 {
-        let kept = word & Self::ADDRESS;
+        let kept = word & (Self::ADDRESS | WRITTEN);
         if Fault::PendingWithoutKind.is_on() {
             return kept;
         }
@@ -235,9 +273,9 @@ pub trait Tables: Format {
     /// The size of its tables and smallest pages.
     const GRANULE: Granule;
 
-    /// The format for a unit that translates by this stage, and snoops the CPU's caches or does not. Of a second stage, what
-    /// devices send decides on memory types.
-    fn for_unit(stage: Stage, coherent: bool) -> Self;
+    /// The format for a unit that translates by this stage, and snoops the CPU's caches or does not. What leaves are to do
+    /// beside that, a second stage's do alone: no unit with a first stage only says that it can.
+    fn for_unit(stage: Stage, coherent: bool, leaves: LeafNeeds) -> Self;
 
     /// The levels at which tables of a unit may start that translates so many input bits by this stage.
     fn starts(stage: Stage, input_bits: u8) -> LevelSet;
@@ -255,10 +293,15 @@ macro_rules! granules {
         impl Tables for $format {
             const GRANULE: Granule = $granule;
 
-            fn for_unit(stage: Stage, coherent: bool) -> Self {
+            fn for_unit(stage: Stage, coherent: bool, leaves: LeafNeeds) -> Self {
+                let memory = match leaves.snoop {
+                    Snoop::Forced if !Fault::LeavesNotForced.is_on() => MemoryType::ForcedWriteBack,
+                    Snoop::Forced | Snoop::AsAsked => MemoryType::AsSent,
+                };
                 match stage {
                     Stage::First => Self::first(coherent),
-                    Stage::Second => Self::second(MemoryType::AsSent, coherent),
+                    Stage::Second if leaves.dirty => Self::second_that_notes(memory),
+                    Stage::Second => Self::second(memory, coherent),
                 }
             }
 

@@ -8,8 +8,8 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, PciFunction,
-    ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, LeafNeeds,
+    PciFunction, ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::SecondStage;
@@ -153,8 +153,8 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         self.regions.of(&self.coverage, requester)
     }
 
-    fn format(&self, caps: &UnitCaps, snoop: Snoop) -> SecondStage {
-        match snoop {
+    fn format(&self, caps: &UnitCaps, leaves: LeafNeeds) -> SecondStage {
+        match leaves.snoop {
             Snoop::Forced if caps.snoop_control => SecondStage::that_snoops(),
             // A domain that needs more was refused.
             Snoop::Forced | Snoop::AsAsked => SecondStage::new(),

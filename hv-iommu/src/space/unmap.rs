@@ -215,7 +215,7 @@ impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
             };
             let (start, gpa) = (area.span.start().as_u64(), area.gpa);
             let redeemed = pending.redeem_showing(receipt, |at, level| {
-                let Some(leaf) = leaf_at(at, level) else {
+                let Some(leaf) = leaf_at::<B::Format>(at, level) else {
                     return;
                 };
                 let gpa = gpa_after(gpa, leaf.start().as_u64().saturating_sub(start));

@@ -40,9 +40,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 let Entry::Leaf { to, .. } = self.format.decode(word, level) else {
                     return Err(slot.not_mapped());
                 };
-                let kept = match Fault::ProtectDropsDirty.is_on() {
-                    true => 0,
-                    false => word & (F::ACCESSED | F::DIRTY),
+                let kept = if Fault::ProtectDropsDirty.is_on() {
+                    0
+                } else if Fault::ProtectCarriesDirty.is_on() {
+                    word & F::DIRTY
+                } else {
+                    self.kept(word)
                 };
                 let new = self.format.leaf(level, to, perms) | kept;
                 // ORDERING: AcqRel and Acquire: hardware may set its bits meanwhile; they are kept, by
@@ -83,6 +86,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         })?;
         self.memory().walker_fence();
         Ok(())
+    }
+
+    /// What hardware noted in a leaf, as the leaf that takes its place has to have it, whatever that one permits.
+    #[inline]
+    fn kept(&self, word: u64) -> u64 {
+        word & F::ACCESSED | self.format.noted(word)
     }
 
     /// Shows every leaf of a range that is mapped throughout, by whole leaves.
@@ -176,7 +185,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             let noted = if Fault::SplitDropsDirty.is_on() {
                 0
             } else {
-                word & (F::ACCESSED | F::DIRTY)
+                self.kept(word)
             };
             let further = u64::from(Fault::SplitShifts.is_on()) * Self::span(below);
             let first = (self.format.leaf(below, to, perms) | noted).wrapping_add(further);
@@ -309,7 +318,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     found: to,
                 });
             }
-            noted |= word & (F::ACCESSED | F::DIRTY);
+            noted |= self.kept(word);
         }
         let (to, perms) = common.ok_or(TableError::NotMapped { at })?;
         if Fault::MergeDropsDirty.is_on() {
@@ -326,7 +335,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         clear: bool,
         dirty: &mut Harvest<'_>,
     ) {
-        let Some((root, part)) = self.within(range) else {
+        let Some((root, part)) = self.within(range).filter(|_| self.geometry.dirty) else {
             return;
         };
         self.visit_leaves(guard, root, part, &mut |slot, word| {
@@ -341,7 +350,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             } else {
                 word
             };
-            if before & F::DIRTY != 0 && self.geometry.dirty {
+            if before & F::DIRTY != 0 {
                 dirty(slot.at(), slot.level);
             }
         });

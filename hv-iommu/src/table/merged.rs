@@ -156,7 +156,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                         break;
                     }
                 }
-                let dirty = word | F::DIRTY;
+                let dirty = word | F::NOTED;
                 // ORDERING: AcqRel and Acquire: the owner sees the bit, or this CPU the owner's change.
                 match slot
                     .cell

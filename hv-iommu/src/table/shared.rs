@@ -58,7 +58,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             // here; Acquire on failure, to look again: hardware may have set a bit.
             match slot.cell.compare_exchange(
                 word,
-                self.format.pending(word),
+                self.pending_of(word),
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {

@@ -120,7 +120,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // ORDERING: AcqRel as the store above, and to see what hardware did; Acquire to look again.
         while let Err(found) = cell.compare_exchange(
             word,
-            self.format.pending(word),
+            self.pending_of(word),
             Ordering::AcqRel,
             Ordering::Acquire,
         ) {
@@ -129,6 +129,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             }
             word = found;
         }
+    }
+
+    /// What becomes of a leaf in which hardware may have noted a write.
+    #[inline(always)]
+    pub(super) fn pending_of(&self, word: u64) -> u64 {
+        self.format.pending(word) | self.format.noted(word)
     }
 
     /// Detaches the table at a word whose whole span the caller owns, whatever a reclaimer has done to

@@ -54,6 +54,7 @@ impl Iort {
                 },
                 address_bits: root.address_bits,
                 may_stall: false,
+                no_snoop_is_moot: root.memory.flags & spec::MEMORY_CANWBS != 0,
             };
             let host = PciHost {
                 segment: root.segment,

@@ -127,7 +127,8 @@ pub const CCA_COHERENT: u32 = 1;
 pub const MEMORY_CPM: u8 = 1 << 0;
 /// Memory flag: device attributes are cacheable and inner shareable.
 pub const MEMORY_DACS: u8 = 1 << 1;
-/// Memory flag: coherent if the SMMU says so for each page.
+/// Memory flag: accesses to memory are coherent whatever attributes the device sends or the SMMU gives them, No_snoop
+/// included (IORT E.f, as ACPICA and Linux's CANWBS have it).
 pub const MEMORY_CANWBS: u8 = 1 << 2;
 
 /// The fixed part of a named component; its path in the ACPI namespace follows, ended by a zero.

@@ -15,15 +15,16 @@ pub const TABLE_OR_PAGE: u64 = 1 << 1;
 /// MemAttr (bits 5:2) of a leaf, without S2FWB: normal memory, write-back. The weaker of this and of what the
 /// device sent holds, so that the device's own choice stands.
 pub const WRITE_BACK: u64 = 0xf << 2;
-/// MemAttr (bits 4:2) of a leaf, with S2FWB: normal memory, write-back, whatever the device sent. Bit 5 is
-/// reserved then.
+/// MemAttr (bits 4:2) of a leaf, with S2FWB: normal memory, write-back, whatever the device or a first stage says (IHI
+/// 0070, 5.2 S2FWB and 13.1.6; the code from the table of 3.23.1). Bit 5 is reserved then. A PCI device's No_snoop
+/// comes after it, and gets past the caches all the same (13.6.1.1).
 pub const FORCED_WRITE_BACK: u64 = 6 << 2;
 /// MemAttr (bits 5:2, or 4:2 with S2FWB) of a leaf: device memory, whose writes are acknowledged early, neither gathered
 /// nor reordered (Device-nGnRE). With S2FWB too: the codes below 4 are device types. Linux maps doorbells so.
 pub const DEVICE: u64 = 1 << 2;
 /// S2AP of a leaf: devices may read (bit 6).
 pub const READ: u64 = 1 << 6;
-/// S2AP of a leaf: devices may write (bit 7).
+/// S2AP\[1\] of a leaf: devices may write (bit 7). With [`DIRTY_MODIFIER`], that they did.
 pub const WRITE: u64 = 1 << 7;
 /// SH of a leaf (bits 9:8): outer shareable.
 pub const OUTER_SHAREABLE: u64 = 2 << 8;
@@ -31,12 +32,14 @@ pub const OUTER_SHAREABLE: u64 = 2 << 8;
 pub const INNER_SHAREABLE: u64 = 3 << 8;
 /// AF of a leaf (bit 10). Clear, an access faults, unless the stream table says otherwise.
 pub const ACCESSED: u64 = 1 << 10;
-/// nT of a block (bit 16): its translation is not kept while it is changed, where BBML is 1. Not used: whether an
-/// access may fault meanwhile is not known from a source.
+/// nT of a block (bit 16): its translation is not kept in a way that conflicts with others, where BBML is 1; no access
+/// faults for it (IHI 0070, 3.21.1.2). Units of BBML 2 ignore it. Not used, see `change`.
 pub const NO_TRANSLATION_KEPT: u64 = 1 << 16;
-/// DBM of a leaf (bit 51): hardware sets [`WRITE`] at the first write, where the stream table has it do so.
+/// DBM of a leaf (bit 51): it is for writing, and hardware sets [`WRITE`], atomically, before it lets the first write
+/// through, where the stream table has it do so (S2HD). It never clears either, and sets nothing without this bit (IHI
+/// 0070, 3.13.3.1).
 pub const DIRTY_MODIFIER: u64 = 1 << 51;
-/// Contiguous (bit 52): the leaf is one of an aligned group that is one run with the same attributes.
+/// Contiguous (bit 52): the leaf is one of an aligned group that is one run with the same attributes. Not used, see `Vmsa`.
 pub const CONTIGUOUS: u64 = 1 << 52;
 /// XN\[1\] of a leaf (bit 54), with XN\[0\] clear: nothing is executed from it, with and without XNX.
 pub const EXECUTE_NEVER: u64 = 1 << 54;
@@ -47,6 +50,9 @@ pub const SOFTWARE: u64 = 0xf << 55;
 pub const IGNORED: u64 = 1 << 63;
 /// XN\[0\] of a leaf (bit 53): of no effect alone without XNX.
 pub const EXECUTE_NEVER_LOW: u64 = 1 << 53;
+/// Ours, in a leaf, or in what is left of one: somebody wrote through it, or through one that it took the place of. A leaf
+/// that is for reading alone, or was made so, cannot say it by [`WRITE`].
+pub const WRITTEN: u64 = 1 << 55;
 /// Ours, in a descriptor that is not valid: this was a leaf, its address waits for a receipt.
 pub const K: u64 = 1 << 56;
 /// Ours, in a link: the word reached the memory that a walker reads that does not snoop.
@@ -99,7 +105,8 @@ pub const fn t0sz(input_bits: u8) -> Option<u8> {
     }
 }
 
-const_assert_eq!((K | WB | F) & !SOFTWARE, 0);
+const_assert_eq!((K | WB | F | WRITTEN) & !SOFTWARE, 0);
+const_assert_eq!((K | WB | F) & WRITTEN, 0);
 const_assert_eq!(
     (READ | WRITE | ACCESSED | CONTIGUOUS | EXECUTE_NEVER) & SOFTWARE,
     0
@@ -127,6 +134,7 @@ mod tests {
             (DIRTY_MODIFIER, 0x0008_0000_0000_0000),
             (CONTIGUOUS, 0x0010_0000_0000_0000),
             (EXECUTE_NEVER, 0x0040_0000_0000_0000),
+            (WRITTEN, 0x0080_0000_0000_0000),
             (K, 0x0100_0000_0000_0000),
             (WB, 0x0200_0000_0000_0000),
             (F, 0x0400_0000_0000_0000),

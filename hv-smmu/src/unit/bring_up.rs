@@ -32,12 +32,13 @@ use crate::vmsa::{Stage, Tables};
 
 impl<P: Platform> Unit<P, Discovered> {
     /// Reads what the unit is, and refuses what this version does not drive with tables of format `F`. Writes nothing.
-    /// `last_stream` is the highest of a requester that is known.
+    /// `last_stream` is the highest of a requester that is known; see [`UnitInfo::no_snoop_is_moot`] for the rest.
     pub(crate) fn discover<F: Tables>(
         platform: &P,
         index: UnitIndex,
         described: &SmmuUnit,
         last_stream: StreamId,
+        no_snoop_is_moot: bool,
     ) -> Result<Self, BringUpError> {
         let base = described.registers.start();
         let refused = |why| BringUpError::Refused {
@@ -64,6 +65,8 @@ impl<P: Platform> Unit<P, Discovered> {
             unit: index,
             registers: range,
             coherent: described.coherent,
+            leaf_notes: described.leaf_notes,
+            no_snoop_is_moot,
             quirks: described.quirks.and(quirks::by_iidr(iidr)),
             last_stream,
             interrupts: described.interrupts,
@@ -94,7 +97,7 @@ impl<P: Platform> Unit<P, Discovered> {
         let registers = (info.idr0, info.idr3, info.idr5);
         Ok(Self {
             index,
-            caps: caps::unit_caps::<F>(registers, stage, info.coherent),
+            caps: caps::unit_caps::<F>(registers, stage, info.firmware_says()),
             info,
             regs: Regs::new(block, one_page),
             state: Discovered,

@@ -6,7 +6,8 @@ use hv_core::{PhysAddr, PhysRange};
 use hv_iommu::UnitIndex;
 use thiserror::Error;
 
-use crate::firmware::Interrupts;
+use crate::caps::FirmwareSays;
+use crate::firmware::{Interrupts, LeafNotes};
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
 use crate::spec::quirks::{Quirk, Quirks};
@@ -72,6 +73,11 @@ pub struct UnitInfo {
     pub registers: PhysRange,
     /// Whether it snoops the CPU's caches, as firmware says.
     pub coherent: bool,
+    /// What it notes in leaves, as firmware says; `None` leaves that to IDR0.
+    pub leaf_notes: Option<LeafNotes>,
+    /// Whether, by firmware's word, what devices behind it ask about snooping makes no difference: every path to it is
+    /// coherent whatever they send (CANWBS of all its root complexes).
+    pub no_snoop_is_moot: bool,
     /// What is done differently for it.
     pub quirks: Quirks,
     /// The highest StreamID of a requester that is known.
@@ -101,6 +107,15 @@ impl UnitInfo {
     /// How many events the unit can hold in the queue that it is given.
     pub const fn event_records(&self) -> u32 {
         crate::event_queue::entries(self.idr1.eventqs())
+    }
+
+    /// What firmware says of it that decides on what it can do.
+    pub(crate) fn firmware_says(&self) -> FirmwareSays {
+        FirmwareSays {
+            coherent: self.coherent,
+            may_note_writes: matches!(self.leaf_notes, None | Some(LeafNotes::Writes)),
+            no_snoop_is_moot: self.no_snoop_is_moot,
+        }
     }
 
     /// Whether a stream may go through both stages.

@@ -5,7 +5,7 @@
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
+use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Snoop, UnitError};
 
 use super::first_stage::forget_context;
 use super::{Enabled, Unit};
@@ -237,7 +237,37 @@ impl<P: Platform> Unit<P, Enabled> {
                 found: page.as_u64(),
             },
         )?;
-        Ok((tables, self.options()?))
+        Ok((self.with_leaves(tables, binding)?, self.options()?))
+    }
+
+    /// The same tables with what their leaves were made for: translations are cached with it, so entries of one domain
+    /// that differ in it would have some of its devices go by the others' (IHI 0070, 5.2.1).
+    fn with_leaves(
+        &self,
+        mut tables: SecondStageTables,
+        binding: Binding,
+    ) -> Result<SecondStageTables, UnitError> {
+        let unit = self.index;
+        let cannot = |what| UnitError::Hardware {
+            unit,
+            what,
+            expected: 1,
+            found: 0,
+        };
+        if binding.leaves.snoop == Snoop::Forced && !Fault::EntryNotForced.is_on() {
+            let token = self.info.idr3.forced_write_back();
+            tables = tables.force_write_back(token.ok_or_else(|| {
+                cannot("leaves that force write-back, on a unit without them (IDR3.FWB)")
+            })?);
+        }
+        if binding.leaves.dirty && !Fault::EntryNotesNothing.is_on() {
+            let token = self.info.idr0.writes_dirty();
+            let token = token.filter(|_| self.caps.dirty);
+            tables = tables.note_writes(token.ok_or_else(|| {
+                cannot("leaves in which writes are noted, on a unit that does not (IDR0.HTTU)")
+            })?);
+        }
+        Ok(tables)
     }
 
     /// Which stage translates domains here.

@@ -22,6 +22,11 @@ fn is_usable(stage: Stage, leaf: u64) -> bool {
 macro_rules! each_format {
     ($check:ident) => {
         let second = Stage::Second;
+        for memory in [MemoryType::AsSent, MemoryType::ForcedWriteBack] {
+            $check(Vmsa::<12, 9>::second_that_notes(memory), second, 12, 9);
+            $check(Vmsa16K::second_that_notes(memory), second, 14, 11);
+            $check(Vmsa64K::second_that_notes(memory), second, 16, 13);
+        }
         for coherent in [false, true] {
             for memory in [MemoryType::AsSent, MemoryType::ForcedWriteBack] {
                 $check(Vmsa::<12, 9>::second(memory, coherent), second, 12, 9);
@@ -303,4 +308,86 @@ fn a_doorbell_is_the_leaf_of_its_page_but_device_memory() {
         }
     }
     each_format!(check);
+}
+
+/// Of a domain whose writes are noted, a leaf for writing is clean until hardware or software says otherwise, and one
+/// for reading is never for writing, whatever is known of it.
+#[test]
+fn what_is_noted_of_writes_changes_nothing_else() {
+    fn check<T: Format>(format: T, shift: u32, bits: u32) {
+        const DBM: u64 = 1 << 51;
+        for (level, span) in levels(shift, bits) {
+            for (to, perms) in pages(span)
+                .into_iter()
+                .flat_map(|to| grants(Stage::Second).iter().map(move |perms| (to, *perms)))
+            {
+                let leaf = format.leaf(level, to, perms);
+                assert_eq!((leaf & DBM != 0, leaf & 0x80), (perms.writable(), 0));
+                assert_eq!((leaf & T::DIRTY, format.noted(leaf)), (0, 0));
+                let hardware = if perms.writable() { 0x80 } else { 0 };
+                for written in [leaf | T::NOTED, leaf | hardware, leaf | T::NOTED | hardware] {
+                    assert_eq!(format.decode(written, level), Entry::Leaf { to, perms });
+                    if written == leaf {
+                        continue;
+                    }
+                    assert_ne!(written & T::DIRTY, 0);
+                    assert_eq!(written & !T::DIRTY, leaf, "clean again");
+                    let noted = format.noted(written);
+                    assert_eq!((noted & !T::NOTED, noted & T::DIRTY), (0, T::NOTED));
+                    // Hardware ignores it, and gets no permission by it.
+                    let reading = format.leaf(level, to, Perms::Read);
+                    assert_eq!((reading | noted) & (DBM | 0x80), 0);
+                    assert_eq!(noted & !0x0780_0000_0000_0000, 0);
+                    let pending = format.pending(written) | noted;
+                    assert_eq!(format.decode(pending, level), Entry::Pending { to });
+                    assert_eq!(pending & !T::DIRTY, format.pending(leaf));
+                    assert_eq!((pending & 1, pending & T::DIRTY), (0, T::NOTED));
+                }
+            }
+        }
+    }
+    for memory in [MemoryType::AsSent, MemoryType::ForcedWriteBack] {
+        check(Vmsa::<12, 9>::second_that_notes(memory), 12, 9);
+        check(Vmsa16K::second_that_notes(memory), 14, 11);
+        check(Vmsa64K::second_that_notes(memory), 16, 13);
+    }
+}
+
+/// Elsewhere no leaf has DBM, and its permission to write says nothing of writes.
+#[test]
+fn nothing_is_noted_where_nobody_asked() {
+    fn check<T: Format>(format: T, stage: Stage, shift: u32, bits: u32) {
+        let notes = format.leaf(Level::LEAF, PhysAddr::new(0), Perms::ReadWrite) & 1 << 51 != 0;
+        for (level, span) in levels(shift, bits).filter(|_| !notes) {
+            for (to, perms) in pages(span)
+                .into_iter()
+                .flat_map(|to| grants(stage).iter().map(move |perms| (to, *perms)))
+            {
+                let leaf = format.leaf(level, to, perms);
+                assert_eq!((leaf & 1 << 51, format.noted(leaf)), (0, 0));
+                assert_eq!(format.pending(leaf) & T::DIRTY, 0);
+            }
+        }
+    }
+    each_format!(check);
+}
+
+#[test]
+fn words_in_which_writes_are_noted_match_an_independent_table() {
+    let format = Vmsa::<12, 9>::second_that_notes(MemoryType::AsSent);
+    let at = PhysAddr::new(0x4080_0000);
+    let (xn, dbm) = (1 << 54, 1 << 51);
+    let page = |perms| format.leaf(Level::LEAF, at, perms);
+    assert_eq!(page(Perms::Read), xn | 0x4080_077f);
+    assert_eq!(page(Perms::ReadWrite), xn | dbm | 0x4080_077f);
+    assert_eq!(page(Perms::Write), xn | dbm | 0x4080_073f);
+    let written = page(Perms::ReadWrite) | 0x80;
+    assert_eq!(format.noted(written), 0x0080_0000_0000_0000);
+    assert_eq!(
+        format.pending(written) | format.noted(written),
+        0x0180_0000_4080_0000
+    );
+    let forced = Vmsa::<12, 9>::second_that_notes(MemoryType::ForcedWriteBack);
+    let leaf = forced.leaf(Level::LEAF, at, Perms::Read);
+    assert_eq!(leaf, xn | 0x4080_075b);
 }

@@ -10,7 +10,7 @@ mod reset;
 use std::vec::Vec;
 
 use hv_core::{PageCount, PhysAddr, PhysRange, Segment};
-use hv_iommu::{Binding, BusRange, FunctionKind, HwDomainId, PciFunction, UnitIndex};
+use hv_iommu::{Binding, BusRange, FunctionKind, HwDomainId, LeafNeeds, PciFunction, UnitIndex};
 
 use crate::dmar::{Dmar, Drhd, Header, PathStep, Place, RecordKind, Scope, ScopeKind, TableFlags};
 use crate::testing::{Event, Machine, at, base};
@@ -128,7 +128,7 @@ fn binding(page: u64, levels: u8, number: u16) -> Binding {
     Binding {
         root: crate::testing::root(page, levels),
         domain: domain(number),
-        dirty: false,
+        leaves: LeafNeeds::default(),
     }
 }
 

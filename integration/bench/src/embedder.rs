@@ -18,8 +18,8 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultEvent, FlushRequest, FlushTicket, FunctionKind,
-    HwDomainId, Iommu, Level, LevelSet, PciFunction, ReservedRegion, RootTables, Snoop, UnitCaps,
-    UnitError, UnitIndex,
+    HwDomainId, Iommu, LeafNeeds, Level, LevelSet, PciFunction, ReservedRegion, RootTables,
+    UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 
@@ -197,7 +197,7 @@ unsafe impl Backend for Instantly {
         core::iter::empty()
     }
 
-    fn format(&self, _caps: &UnitCaps, _snoop: Snoop) -> Tables {
+    fn format(&self, _caps: &UnitCaps, _leaves: LeafNeeds) -> Tables {
         format::tables(true)
     }
 

@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
-    Backend, Binding, Dormant, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Keeping, Level,
-    MessageSource, NotIsolated, ReservedRegion, RootPointer, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, Dormant, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Keeping,
+    LeafNeeds, Level, MessageSource, NotIsolated, ReservedRegion, RootPointer, UnitCaps, UnitError,
+    UnitIndex,
 };
 
 pub use format::FakeFormat;
@@ -453,7 +454,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         self.source_of(requester)
     }
 
-    fn format(&self, _caps: &UnitCaps, snoop: Snoop) -> FakeFormat {
+    fn format(&self, _caps: &UnitCaps, LeafNeeds { snoop, .. }: LeafNeeds) -> FakeFormat {
         FakeFormat::with(snoop)
     }
 

@@ -8,7 +8,8 @@
 //! the rest is ignored. At level 3 bit 1 makes a page and its absence is reserved; above it makes a table and
 //! its absence a block, which there are at levels 1 and 2 with pages of 4 KiB and at level 2 else. Bits 47 down to the
 //! granule are the address, of which a block's low ones are reserved, and those from the output size on fault.
-//! Without AF (bit 10) an access faults. S2AP (7:6) is the permission, of the leaf alone. Software owns 58:55.
+//! Without AF (bit 10) an access faults. S2AP (7:6) is the permission, of the leaf alone; where writes are noted, DBM (51)
+//! says that it is for writing, and hardware sets bit 7 when it was. Software owns 58:55.
 //!
 //! Of a first stage: T0SZ alone says where walks start, at the level that resolves the highest input bit, with one table.
 //! AP (7:6) is the permission: bit 6 lets requests without privilege in, bit 7 keeps everybody from writing. Bits 4:2 name
@@ -44,7 +45,12 @@ pub struct Walker<R> {
     pub output_bits: u32,
     /// What each leaf has to say about memory and for whom it is: bits 5:2, 9:8, and of a first stage 11.
     pub attributes: u64,
+    /// Whether hardware was told to note writes (S2HD, with S2HA).
+    pub notes_writes: bool,
 }
+
+/// A leaf in which hardware may set bit 7.
+const DBM: u64 = 1 << 51;
 
 /// A word that a walk reads: its table, its index and the level.
 type Step = ((u64, u64), u32);
@@ -130,7 +136,10 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
             Word::Leaf(page) => Some(Found {
                 to: page + (at & ((1 << self.shift(level)) - 1)),
                 readable: word & 0x40 != 0,
-                writable: (word & 0x80 != 0) == (self.stage == Stage::Second),
+                writable: match self.stage {
+                    Stage::First => word & 0x80 == 0,
+                    Stage::Second => word & 0x80 != 0 || self.notes_writes && word & DBM != 0,
+                },
                 level: 4 - level,
             }),
             _ => None,
@@ -234,15 +243,21 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
         if word & 0xb3c != self.attributes {
             return Err(bad("a page of another kind of memory, or for others too"));
         }
+        if word & DBM != 0 && !self.notes_writes {
+            return Err(bad("a page that hardware is not to write about"));
+        }
+        if word & DBM == 0 && word & 0x80 != 0 && self.notes_writes {
+            return Err(bad("a page that is written without a note"));
+        }
         let (usable, never) = match self.stage {
             Stage::First => (word & 0x40 != 0, 3 << 53),
-            Stage::Second => (word & 0xc0 != 0, 1 << 54),
+            Stage::Second => (word & (0xc0 | DBM) != 0, 1 << 54),
         };
         if !usable {
             return Err(bad("a page without permission"));
         }
-        // Nothing may be executed; no dirty state, and no promise about neighbours.
-        if word & 0x0078_0000_0000_0000 != never {
+        // Nothing may be executed, and no promise about neighbours.
+        if word & 0x0070_0000_0000_0000 != never {
             return Err(bad(
                 "a page that may be executed, or with a hint that nobody asked for",
             ));

@@ -9,7 +9,7 @@ use hv_core::{KernelPaging, PciAddress};
 use hv_iommu::table::{Geometry, Table};
 use hv_iommu::{
     AtRest, Backend, Binding, Config, Domain, DomainConfig, FlushTicket, Group, HwDomainId, Iommu,
-    Level, NeedsReset, RootTables, UnitIndex,
+    LeafNeeds, Level, NeedsReset, RootTables, UnitIndex,
 };
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
@@ -74,7 +74,7 @@ impl Bare {
             binding: Binding {
                 root,
                 domain,
-                dirty: false,
+                leaves: LeafNeeds::default(),
             },
         }
     }

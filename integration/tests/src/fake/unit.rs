@@ -375,7 +375,7 @@ impl Unit {
         access: Access,
     ) -> Result<PhysAddr, DmaFault> {
         let (domain, root) = (binding.domain.get(), binding.root);
-        let notes = binding.dirty && access == Access::Write;
+        let notes = binding.leaves.dirty && access == Access::Write;
         let top = shift(root.level().number() + 1);
         let bits = (top + u32::from(root.tables().log2())).min(self.caps.iova_bits.into());
         if at.as_u64() >> bits != 0 {

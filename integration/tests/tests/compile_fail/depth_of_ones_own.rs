@@ -8,7 +8,7 @@ fn mistake(page: PhysAddr, level: Level, domain: HwDomainId) -> Binding {
     Binding {
         root: RootPointer { page, level },
         domain,
-        dirty: false,
+        leaves: Default::default(),
     }
 }
 

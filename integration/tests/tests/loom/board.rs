@@ -22,8 +22,8 @@ use hv_core::{
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultClass, FaultEvent, FlushRequest, FlushTicket,
-    FunctionKind, HwDomainId, Iommu, Level, LevelSet, PciFunction, RawFault, ReservedRegion,
-    RootTables, Snoop, UnitCaps, UnitError, UnitIndex,
+    FunctionKind, HwDomainId, Iommu, LeafNeeds, Level, LevelSet, PciFunction, RawFault,
+    ReservedRegion, RootTables, UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
@@ -133,7 +133,7 @@ unsafe impl Backend for Board {
         std::iter::empty()
     }
 
-    fn format(&self, _caps: &UnitCaps, _snoop: Snoop) -> SecondStage<1> {
+    fn format(&self, _caps: &UnitCaps, _leaves: LeafNeeds) -> SecondStage<1> {
         SecondStage::new()
     }
 

@@ -167,6 +167,19 @@ fn protected() {
     assert!(changed.unwrap().lost);
     let written = device.join().unwrap();
     check(&written, &world.dirty(pages(0, 2), false));
+    // What is kept of writes lets nobody write: a walker that knows nothing of before is refused.
+    let mut fresh = world.walker(Reads::Snooping).that_notes(Notes::Dirty);
+    assert_eq!(fresh.walk(0), Some(frame(0)));
+    assert_eq!(fresh.write(0), None, "the page is for reading");
+    // It is still told when the page is for writing again, and when it is cleared that goes on.
+    let changed = world
+        .table
+        .protect(&world.pin(), pages(0, 2), Perms::ReadWrite);
+    assert!(!changed.unwrap().lost);
+    check(&written, &world.dirty(pages(0, 2), true));
+    assert_eq!(world.dirty(pages(0, 2), false), BTreeSet::new());
+    assert_eq!(fresh.write(0), Some(frame(0)));
+    assert!(world.dirty(pages(0, 2), false).contains(&0));
     world.end(&[frame(0), frame(1)]);
 }
 

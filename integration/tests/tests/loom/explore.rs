@@ -217,3 +217,42 @@ macro_rules! must_fail {
     };
 }
 pub(crate) use must_fail;
+
+/// A fault, and the models that must fail because of it.
+#[cfg(hv_fault)]
+pub(crate) type Row = (hv_core::fault::Fault, &'static [fn() -> Model]);
+
+/// Switches each fault on in turn: its models must fail.
+#[cfg(hv_fault)]
+pub(crate) fn notice_each(rows: &[Row]) {
+    let only = std::env::var("HV_LOOM_FAULT").ok();
+    let mut unnoticed = Vec::new();
+    for (fault, models) in rows {
+        if only.as_deref().is_some_and(|only| only != fault.name()) {
+            continue;
+        }
+        for model in models.iter().map(|model| model()) {
+            let start = Instant::now();
+            fault.switch_on();
+            let outcome = hunt(model.bound, model.run);
+            fault.switch_off();
+            let said = match outcome.failure {
+                Some(failure) => failure,
+                None => {
+                    unnoticed.push(format!("{fault} by {}", model.name));
+                    "NOT NOTICED".to_owned()
+                }
+            };
+            // Written past the capture of the test harness: the counts are the evidence.
+            let _ = writeln!(
+                std::io::stderr(),
+                "loom fault {:<28} {:<52} {:>7} executions  {:>6.1} s  {said}",
+                fault.name(),
+                model.name,
+                outcome.executions,
+                start.elapsed().as_secs_f64(),
+            );
+        }
+    }
+    assert!(unnoticed.is_empty(), "not noticed: {unnoticed:#?}");
+}

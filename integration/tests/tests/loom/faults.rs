@@ -1,18 +1,12 @@
 //! Deliberate faults of the engine, each with the models that must fail because of it: the test of the tests.
 
-use std::io::Write as _;
-use std::time::Instant;
-
 use hv_core::fault::Fault;
 
-use crate::explore::{Model, hunt};
+use crate::explore::{Row, notice_each};
 use crate::{
     allocating, claiming, detaching, dirty, ending, faulting, flushing, lending, mapping, queueing,
     quiescence, reclaiming, resizing, unmapping,
 };
-
-/// A fault, and the models that must fail because of it.
-type Row = (Fault, &'static [fn() -> Model]);
 
 /// Epochs and the lock.
 const WAITING: &[Row] = &[
@@ -422,38 +416,10 @@ const MEMORY: &[Row] = &[
 /// Faults are switches of the whole process, so they take turns in one test.
 #[test]
 fn each_fault_is_noticed() {
-    let only = std::env::var("HV_LOOM_FAULT").ok();
-    let mut unnoticed = Vec::new();
-    for (fault, models) in [
-        WAITING, FLUSHING, QUEUEING, OWNING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
-    ]
-    .concat()
-    {
-        if only.as_deref().is_some_and(|only| only != fault.name()) {
-            continue;
-        }
-        for model in models.iter().map(|model| model()) {
-            let start = Instant::now();
-            fault.switch_on();
-            let outcome = hunt(model.bound, model.run);
-            fault.switch_off();
-            let said = match outcome.failure {
-                Some(failure) => failure,
-                None => {
-                    unnoticed.push(format!("{fault} by {}", model.name));
-                    "NOT NOTICED".to_owned()
-                }
-            };
-            // Written past the capture of the test harness: the counts are the evidence.
-            let _ = writeln!(
-                std::io::stderr(),
-                "loom fault {:<28} {:<52} {:>7} executions  {:>6.1} s  {said}",
-                fault.name(),
-                model.name,
-                outcome.executions,
-                start.elapsed().as_secs_f64(),
-            );
-        }
-    }
-    assert!(unnoticed.is_empty(), "not noticed: {unnoticed:#?}");
+    notice_each(
+        &[
+            WAITING, FLUSHING, QUEUEING, OWNING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
+        ]
+        .concat(),
+    );
 }

@@ -12,7 +12,8 @@ pub(crate) const ACCESSED: u64 = 1 << 8;
 pub(crate) const DIRTY: u64 = 1 << 9;
 pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-pub(crate) fn format() -> Format {
+/// The format, for tables in which hardware notes what is written, or others: the same.
+pub(crate) fn format(_dirty: bool) -> Format {
     Format::new()
 }
 

@@ -109,7 +109,7 @@ impl Setup {
             dirty: self.dirty,
         };
         // SAFETY: a model has one quiescence for all guards, and one arena for all CPUs.
-        let table = unsafe { Table::new(format(), geometry, arena.clone()) }.unwrap();
+        let table = unsafe { Table::new(format(self.dirty), geometry, arena.clone()) }.unwrap();
         let root = table.root().unwrap();
         Arc::new(World {
             arena,

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use hv_core::{Access, Iova, KernelPaging, Perms};
 use hv_iommu::{
     AtRest, AttachFailed, Attached, Backend, Binding, DestroyRefusal, Domain, FlushError,
-    FlushSpan, Group, RedeemRefusal, UnitError, UnitIndex, Wedged,
+    FlushSpan, Group, LeafNeeds, RedeemRefusal, UnitError, UnitIndex, Wedged,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, some_root};
 
@@ -331,7 +331,7 @@ fn an_entry_that_is_still_there_is_taken_down_and_waited_for() {
     let left = Binding {
         root: some_root(),
         domain: driver.domain.hw_id(),
-        dirty: false,
+        leaves: LeafNeeds::default(),
     };
     for answer in [Answer::Refuses, Answer::Completes(Completion::Never)] {
         machine.fake.occupy(NIC, left);

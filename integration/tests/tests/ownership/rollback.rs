@@ -3,7 +3,7 @@
 use hv_core::{KernelPaging, PciAddress};
 use hv_iommu::{
     AttachError, AttachFailed, Attached, Binding, Claimed, DestroyRefusal, Domain, Group,
-    HwDomainId, UnitCaps, UnitError, Wedged,
+    HwDomainId, LeafNeeds, UnitCaps, UnitError, Wedged,
 };
 use hv_tests::fake::{Answer, Call, Completion, Fake, Logged, some_root};
 
@@ -169,7 +169,7 @@ fn an_entry_of_somebody_else_is_left_alone() {
             let foreign = Binding {
                 root: some_root(),
                 domain: if same_domain { domain.hw_id() } else { other },
-                dirty: false,
+                leaves: LeafNeeds::default(),
             };
             machine.fake.occupy(requester, foreign);
             let Err(AttachFailed::Refused { group, error }) = group.attach(&domain) else {

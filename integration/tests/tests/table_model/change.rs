@@ -7,6 +7,7 @@ use hv_core::{Iova, Perms, PhysAddr};
 use hv_iommu::table::{BATCH, Changed, Mapping, TableError};
 
 use crate::subject::{Leaf, State, Subject, TableAt, pages_of, range, size_of_level, span_of};
+use crate::under_test::{ADDRESS, NOTES};
 
 fn at(page: u64) -> Iova {
     Iova::new(page << 12)
@@ -139,11 +140,12 @@ impl Subject {
         let (leaf, links) = path.split_last().unwrap();
         self.cached.push((*leaf, page));
         if self.shape.dirty {
+            let (used, written) = NOTES;
             for (table, index) in links {
-                self.arena.note(*table, *index, 1 << 8);
+                self.arena.note(*table, *index, used);
             }
-            self.arena
-                .note(leaf.0, leaf.1, 1 << 8 | u64::from(write) << 9);
+            let written = if write { written } else { 0 };
+            self.arena.note(leaf.0, leaf.1, used | written);
         }
     }
 
@@ -201,8 +203,8 @@ impl Subject {
             .is_taken(table)
             .then(|| self.arena.snoop(table, index));
         let to = (region.to + (page - region.first)) << 12;
-        if word.is_some_and(|word| word & 3 != 0 && word & 0x000f_ffff_ffff_f000 == to) {
-            self.arena.note(table, index, 1 << 9);
+        if word.is_some_and(|word| word & 3 != 0 && word & ADDRESS == to) {
+            self.arena.note(table, index, NOTES.1);
             region.dirty.insert(page);
         }
     }

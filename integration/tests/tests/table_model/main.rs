@@ -43,6 +43,10 @@ mod under_test {
     pub(crate) const PERMS: &[Perms] = &[Perms::Read, Perms::Write, Perms::ReadWrite];
     /// Walkers that snoop nothing, that snoop, that note what they do as well.
     pub(crate) const SNOOPS: u32 = 3;
+    /// What hardware sets in a word that it used, and in a leaf that it wrote through.
+    pub(crate) const NOTES: (u64, u64) = (1 << 8, 1 << 9);
+    /// The address in a leaf.
+    pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
     pub(crate) fn arena(frames: usize, _: &Shape) -> Arena {
         Arena::new(frames)

@@ -331,7 +331,8 @@ fn step_against_hardware(subject: &mut Subject, number: u64, op: &Op, at: &Index
     };
     let path = subject.walker().path(page << 12).unwrap();
     let (table, index) = *path.last().unwrap();
-    subject.arena.note_late(table, index, 1 << 8 | 1 << 9);
+    let (used, written) = under_test::NOTES;
+    subject.arena.note_late(table, index, used | written);
     let changed = step(subject, number, op);
     if subject.arena.was_noted() {
         subject.was_written(page, level);

@@ -37,6 +37,10 @@ mod under_test {
     pub(crate) const PERMS: &[Perms] = &[Perms::Read, Perms::ReadWrite];
     /// Walkers that snoop nothing, and that snoop; none that note what they do.
     pub(crate) const SNOOPS: u32 = 2;
+    /// What hardware sets in a word that it used, and in a leaf that it wrote through: nothing.
+    pub(crate) const NOTES: (u64, u64) = (0, 0);
+    /// The address in a leaf.
+    pub(crate) const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
     /// What a walker sees of a word: nothing that is not valid, nothing that is the software's.
     pub(crate) fn visible(word: u64) -> u64 {
@@ -77,6 +81,7 @@ mod under_test {
             size: (64 - 12 - 9 * shape.levels) as u8,
             output_bits: 46,
             attributes: if shape.coherent { 0xb00 } else { 0xa00 },
+            notes_writes: false,
         }
     }
 }

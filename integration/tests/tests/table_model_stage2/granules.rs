@@ -105,6 +105,7 @@ impl<'m, const SHIFT: u32, const BITS: u32> Bench<'m, SHIFT, BITS> {
             size: fields.t0sz,
             output_bits: 48,
             attributes: if self.coherent { 0x318 } else { 0x218 },
+            notes_writes: false,
         }
     }
 

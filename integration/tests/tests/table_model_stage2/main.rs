@@ -36,8 +36,12 @@ mod under_test {
     pub(crate) const MOST_ROOT_TABLES: u32 = 4;
     /// What devices can be let do.
     pub(crate) const PERMS: &[Perms] = &[Perms::Read, Perms::Write, Perms::ReadWrite];
-    /// Walkers that snoop nothing, and that snoop; none that note what they do.
-    pub(crate) const SNOOPS: u32 = 2;
+    /// Walkers that snoop nothing, that snoop, that note what was written as well.
+    pub(crate) const SNOOPS: u32 = 3;
+    /// What hardware sets in a word that it used, and in a leaf that it wrote through.
+    pub(crate) const NOTES: (u64, u64) = (0, 1 << 7);
+    /// The address in a leaf.
+    pub(crate) const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
     /// What a walker sees of a word: nothing that is not valid, nothing that is the software's.
     pub(crate) fn visible(word: u64) -> u64 {
@@ -65,7 +69,10 @@ mod under_test {
     }
 
     pub(crate) fn format(shape: &Shape) -> Format {
-        Format::second(MemoryType::AsSent, shape.coherent)
+        match shape.dirty {
+            true => Format::second_that_notes(MemoryType::AsSent),
+            false => Format::second(MemoryType::AsSent, shape.coherent),
+        }
     }
 
     pub(crate) fn walker<R: Fn(u64, usize) -> u64>(read: R, root: u64, shape: &Shape) -> Walker<R> {
@@ -78,6 +85,7 @@ mod under_test {
             size: (64 - 12 - 9 * shape.levels - shape.root_tables) as u8,
             output_bits: 46,
             attributes: if shape.coherent { 0x33c } else { 0x23c },
+            notes_writes: shape.dirty,
         }
     }
 }
