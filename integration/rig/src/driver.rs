@@ -3,7 +3,7 @@
 use std::fmt;
 
 use hv_iommu::Backend;
-use hv_smmu::{Smmu, iort};
+use hv_smmu::{Smmu, Tables, iort};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 use crate::rig::Rig;
@@ -79,7 +79,8 @@ impl Driver for Vtd<Rig> {
     }
 }
 
-impl Driver for Smmu<Rig> {
+/// With tables of any granule that all units have.
+impl<F: Tables> Driver for Smmu<Rig, F> {
     const VENDOR: Vendor = Vendor::Smmu;
 
     fn start(rig: &Rig) -> Result<Self, String> {
@@ -88,7 +89,7 @@ impl Driver for Smmu<Rig> {
         let firmware = table.describe().map_err(|error| error.to_string())?;
         let functions = rig.functions();
         let policy = hv_smmu::CoveragePolicy::Strict;
-        let discovery = Self::discover(rig.clone(), firmware, &functions, policy);
+        let discovery = Self::discover_with(rig.clone(), firmware, &functions, policy);
         let backend = discovery.and_then(hv_smmu::Discovery::bring_up);
         backend.map_err(|error| error.to_string())
     }

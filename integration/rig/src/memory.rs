@@ -278,6 +278,22 @@ impl Memory {
         }
     }
 
+    /// A walker that snoops replaces a word of a table that it read by another one, as one step. Whether the word was
+    /// still that. A store of the CPU that is on its way comes first: a locked one could not be overtaken.
+    pub(crate) fn note(&mut self, at: u64, read: u64, noted: u64, rng: &mut Rng) -> bool {
+        self.drain(at, rng);
+        let split = self.split;
+        let word = &mut self.frame(frame_of(at)).cpu[word_of(at)];
+        if *word != read {
+            return false;
+        }
+        *word = noted;
+        if split {
+            self.dirty.insert(at / LINE * LINE);
+        }
+        true
+    }
+
     /// Plain data, not a table: devices snoop it, so all see it at once.
     pub(crate) fn write_bytes(&mut self, at: u64, bytes: &[u8]) {
         for (at, byte) in (at..).zip(bytes) {

@@ -285,6 +285,9 @@ pub const PLANTED: &[Planted] = &[
         &[Rule::BreakBeforeMake, Rule::WrongAnswer],
     ),
     of_smmu(Fault::ClearAccessFlag, &[Rule::MappedFaulted]),
+    of_smmu(Fault::LeavesNotForced, &[Rule::ReservedBits]),
+    of_smmu(Fault::EntryNotForced, &[Rule::ReservedBits]),
+    of_smmu(Fault::EntryNotesNothing, &[Rule::ReservedBits]),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -362,6 +365,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::SkipMergedHarvest, LOOM),
     (Fault::LookSkipsMerges, LOOM),
     (Fault::ProtectDropsDirty, LOOM),
+    (Fault::ProtectCarriesDirty, LOOM),
     (Fault::ClearDirtyByStore, LOOM),
     (Fault::PendingWithoutKind, LOOM),
     (

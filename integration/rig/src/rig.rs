@@ -158,11 +158,16 @@ impl Rig {
             nodes.push(SmmuNode {
                 base: smmu::registers_at(index),
                 coherent: identity.coherent,
+                httu: identity.httu,
             });
             let segment = unit.segment.0;
-            if roots.iter().all(|root| root.segment != segment) {
-                let mappings = Vec::new();
-                roots.push(RootNode { segment, mappings });
+            match roots.iter_mut().find(|root| root.segment == segment) {
+                Some(root) => root.canwbs &= identity.canwbs,
+                None => roots.push(RootNode {
+                    segment,
+                    canwbs: identity.canwbs,
+                    mappings: Vec::new(),
+                }),
             }
         }
         for root in &mut roots {

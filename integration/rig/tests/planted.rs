@@ -179,6 +179,9 @@ mod caught {
         reroute_while_on: RerouteWhileOn,
         resize_anywhere: ResizeAnywhere,
         clear_access_flag: ClearAccessFlag,
+        leaves_not_forced: LeavesNotForced,
+        entry_not_forced: EntryNotForced,
+        entry_notes_nothing: EntryNotesNothing,
     }
 
     /// What a failure prints is short, and leads to the same failure.

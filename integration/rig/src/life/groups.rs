@@ -2,7 +2,10 @@
 
 use hv_core::{PciAddress, VmId};
 use hv_iommu::table::TableError;
-use hv_iommu::{AtRest, AttachError, AttachFailed, Domain, DomainConfig, DomainError, UnitError};
+use hv_iommu::{
+    AtRest, AttachError, AttachFailed, Domain, DomainConfig, DomainError, Needs, UnitError,
+    UnitIndex,
+};
 
 use super::space::{Household, Space};
 use super::world::{GUESTS, Held, World};
@@ -59,8 +62,14 @@ impl<B: Driver> World<B> {
                 .unwrap_or(&hv_core::PageSize::Size4K),
         };
         let index = self.pick(choice[0]);
+        let unit = match &self.groups[index] {
+            Held::Kernel(group) => group.unit(),
+            Held::Guest(group) => group.unit(),
+            _ => return,
+        };
+        let request = config.with(self.needs(unit, choice[2]));
         let made = match &self.groups[index] {
-            Held::Kernel(group) => match Domain::paging_domain_alloc(group, config) {
+            Held::Kernel(group) => match Domain::paging_domain_alloc(group, request) {
                 Ok(domain) => {
                     let space = self.space(domain, ());
                     self.kernel.insert(space.tenant.0, space);
@@ -68,7 +77,7 @@ impl<B: Driver> World<B> {
                 }
                 Err(error) => Err(error),
             },
-            Held::Guest(group) => match Domain::user_domain_alloc(group, config) {
+            Held::Guest(group) => match Domain::user_domain_alloc(group, request) {
                 Ok(domain) => {
                     let vm = group.owner();
                     let space = self.space(domain, vm);
@@ -89,6 +98,20 @@ impl<B: Driver> World<B> {
             Err(error) => self
                 .rig()
                 .broken(Rule::WrongAnswer, format!("no domain: {error}")),
+        }
+    }
+
+    /// What a domain is asked for beside its size, of what this unit can do.
+    fn needs(&self, unit: UnitIndex, choice: u64) -> Needs {
+        let Some(caps) = self.iommu.unit_caps(unit) else {
+            return Needs::default();
+        };
+        // Of its own, so that the rest of a life does not depend on it.
+        let mut rng = Rng::new(choice ^ 0x6e_6565_6473);
+        Needs {
+            dirty_tracking: caps.dirty && rng.one_in(2),
+            coherent_dma: caps.snoop_control && rng.one_in(2),
+            ..Needs::default()
         }
     }
 
@@ -302,7 +325,7 @@ impl<B: Driver> World<B> {
             if first_wake {
                 self.rig().wake(unit);
             }
-            let Some(index) = hv_iommu::UnitIndex::new(unit) else {
+            let Some(index) = UnitIndex::new(unit) else {
                 continue;
             };
             match self.iommu.reset_unit(index) {

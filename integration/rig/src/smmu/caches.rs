@@ -23,6 +23,8 @@ pub(crate) struct Cached {
     pub(crate) to: u64,
     pub(crate) read: bool,
     pub(crate) write: bool,
+    /// Of a leaf that was not written through when it was read: where its descriptor is, and what that was.
+    pub(crate) clean: Option<(u64, u64)>,
 }
 
 /// Guest, log2 of the span, and the address bits from there up.
@@ -381,6 +383,7 @@ mod tests {
             to: frame << 12,
             read: true,
             write: true,
+            clean: None,
         }
     }
 

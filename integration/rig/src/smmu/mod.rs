@@ -249,6 +249,7 @@ impl FrontEnd for Unit {
                     to: BASE + rng.below(256) * FRAME_BYTES,
                     read: true,
                     write: true,
+                    clean: None,
                 };
                 self.caches.keep_leaf(vmid, 12, page * FRAME_BYTES, leaf);
             }
@@ -257,6 +258,7 @@ impl FrontEnd for Unit {
                 to: astray,
                 read: true,
                 write: true,
+                clean: None,
             };
             self.caches.keep_link(vmid, (21, 12), 0, link);
             self.caches.keep_link(vmid, (30, 12), 0, link);

@@ -203,8 +203,8 @@ impl Unit {
             Stream::Bypass => {}
             Stream::Tables(tables) => {
                 if let Some(before) = before
-                    && (before.vmid, before.root, before.shape)
-                        != (tables.vmid, tables.root, tables.shape)
+                    && (before.vmid, before.root, before.is_cached_as())
+                        != (tables.vmid, tables.root, tables.is_cached_as())
                 {
                     let what = format!(
                         "the entry of stream {stream:#x} went from {before:x?} to {tables:x?} while live"
@@ -226,7 +226,7 @@ impl Unit {
             bus.broken(Rule::BadContext, what);
         }
         let other = self.structures.live.iter().find(|(_, known)| {
-            let same = known.root == tables.root && known.shape == tables.shape;
+            let same = known.root == tables.root && known.is_cached_as() == tables.is_cached_as();
             known.vmid == tables.vmid && !same
         });
         if let Some((other, known)) = other {

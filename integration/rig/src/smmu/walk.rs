@@ -28,6 +28,14 @@ pub(crate) enum Walk {
         level: u8,
         table: u64,
     },
+    /// The leaf is known, by a cache or a fetch of whenever, and was clean: that it is written has to be noted first.
+    Note {
+        tables: Tables,
+        span: u8,
+        leaf: Cached,
+        at: u64,
+        read: u64,
+    },
 }
 
 impl Walk {
@@ -35,7 +43,9 @@ impl Walk {
     pub(crate) fn vmid(&self) -> Option<u16> {
         match self {
             Self::Entry { .. } => None,
-            Self::Bound { tables } | Self::Tables { tables, .. } => Some(tables.vmid),
+            Self::Bound { tables } | Self::Tables { tables, .. } | Self::Note { tables, .. } => {
+                Some(tables.vmid)
+            }
         }
     }
 
@@ -45,6 +55,7 @@ impl Walk {
             Self::Entry { at, .. } => *at,
             Self::Bound { tables } => tables.root,
             Self::Tables { table, .. } => *table,
+            Self::Note { at, .. } => *at,
         })
     }
 }
@@ -98,6 +109,13 @@ impl Unit {
                 level,
                 table,
             } => self.descriptor(bus, request, tables, level, table),
+            Walk::Note {
+                tables,
+                span,
+                leaf,
+                at,
+                read,
+            } => self.note(bus, request, &tables, span, &leaf, (at, read)),
         }
     }
 
@@ -270,7 +288,7 @@ impl Unit {
         if bus.temper.neighbours && bus.rng.one_in(4) {
             self.keep_neighbours(bus, &tables, level, at, request.address);
         }
-        match self.decode_and_keep(bus, &tables, level, request.address, word) {
+        match self.decode_and_keep(bus, &tables, level, request.address, (at, word)) {
             Err(why) => {
                 let what = format!("level {level} descriptor at {at:#x}: {why}");
                 bus.broken(Rule::ReservedBits, what);
@@ -293,7 +311,8 @@ impl Unit {
                     return self.refuse(bus, request, event::ACCESS_FLAG, tables.records);
                 }
                 let span = tables.shape.granule.span(level);
-                self.reach(bus, request, &tables, span, &cached(&tables, &leaf))
+                let leaf = cached(&tables, &leaf, (at, word));
+                self.reach(bus, request, &tables, span, &leaf)
             }
         }
     }
@@ -305,7 +324,7 @@ impl Unit {
         tables: &Tables,
         level: u8,
         address: u64,
-        word: u64,
+        (at, word): (u64, u64),
     ) -> Result<Descriptor, String> {
         let granule = tables.shape.granule;
         let limits = DescriptorLimits {
@@ -324,6 +343,7 @@ impl Unit {
                     to: *at,
                     read: true,
                     write: true,
+                    clean: None,
                 };
                 let size = (span, granule.0);
                 self.caches.keep_link(tables.vmid, size, address, link);
@@ -344,7 +364,7 @@ impl Unit {
                     );
                     bus.broken(Rule::BreakBeforeMake, what);
                 }
-                let kept = cached(tables, leaf);
+                let kept = cached(tables, leaf, (at, word));
                 self.caches.keep_leaf(tables.vmid, span, address, kept);
             }
         }
@@ -369,7 +389,7 @@ impl Unit {
                 .wrapping_sub(at / 8);
             // What is malformed there was not asked for; a small root may end inside the line.
             if index << span >> tables.shape.input_bits == 0 {
-                let _ = self.decode_and_keep(bus, tables, level, index << span, word);
+                let _ = self.decode_and_keep(bus, tables, level, index << span, (other, word));
             }
         }
     }
@@ -378,7 +398,7 @@ impl Unit {
     fn reach(
         &mut self,
         bus: &mut Bus,
-        request: &Request,
+        request: &mut Request,
         tables: &Tables,
         span: u8,
         leaf: &Cached,
@@ -393,6 +413,18 @@ impl Unit {
         if !permitted {
             return self.refuse(bus, request, event::PERMISSION, tables.records);
         }
+        if let Some((at, read)) = leaf.clean
+            && request.access == Access::Write
+        {
+            request.progress = Progress::Smmu(Walk::Note {
+                tables: *tables,
+                span,
+                leaf: *leaf,
+                at,
+                read,
+            });
+            return Step::Again;
+        }
         Step::Translated {
             to: leaf.to + (request.address & ((1 << span) - 1)),
             tag: tables.vmid,
@@ -400,8 +432,43 @@ impl Unit {
     }
 }
 
-fn cached(tables: &Tables, leaf: &Leaf) -> Cached {
+impl Unit {
+    /// Sets S2AP\[1\] in the descriptor that a write goes through, if that still is what it was, and lets the write through
+    /// then; walks again otherwise. When that happens, after whatever was read, is the unit's.
+    fn note(
+        &mut self,
+        bus: &mut Bus,
+        request: &mut Request,
+        tables: &Tables,
+        span: u8,
+        leaf: &Cached,
+        (at, read): (u64, u64),
+    ) -> Step {
+        if !bus
+            .memory
+            .note(at, read, read | stage_two::WRITTEN, &mut bus.rng)
+        {
+            // By the tables: what is cached of the leaf may be of before for as long as nobody has it forgotten.
+            request.progress = Progress::Smmu(Walk::Tables {
+                tables: *tables,
+                level: tables.shape.start,
+                table: tables.root,
+            });
+            return Step::Again;
+        }
+        let written = Cached {
+            clean: None,
+            ..*leaf
+        };
+        self.caches
+            .keep_leaf(tables.vmid, span, request.address, written);
+        self.reach(bus, request, tables, span, &written)
+    }
+}
+
+fn cached(tables: &Tables, leaf: &Leaf, descriptor: (u64, u64)) -> Cached {
     Cached {
+        clean: leaf.clean.then_some(descriptor),
         root: tables.root,
         to: leaf.to,
         read: leaf.read,

@@ -50,6 +50,8 @@ pub struct Identity {
     pub bbml: u8,
     /// IDR5.OAS.
     pub oas: u8,
+    /// Whether its devices reach memory coherently whatever they say, No_snoop included, as firmware says (CANWBS).
+    pub canwbs: bool,
     /// IDR5: granules of 16 KiB and 64 KiB, beside 4 KiB.
     pub large_granules: (bool, bool),
 }
@@ -79,6 +81,7 @@ impl Identity {
         ril: true,
         bbml: 2,
         oas: 4,
+        canwbs: false,
         large_granules: (true, true),
     };
 
@@ -102,6 +105,8 @@ impl Identity {
         let (commands, events) = (3 + pick(8) as u8, 2 + pick(8) as u8);
         // 36 bits and more: the rig's memory ends at 2^33.
         let oas = 1 + pick(6) as u8;
+        // Firmware that knows of it comes with units that do.
+        let canwbs = fwb && !msi;
         Self {
             coherent,
             says_coherent,
@@ -125,6 +130,7 @@ impl Identity {
             ril,
             bbml,
             oas,
+            canwbs,
             large_granules,
         }
     }

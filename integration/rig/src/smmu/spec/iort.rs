@@ -16,6 +16,8 @@ const FIRST_WIRE: u32 = 64;
 pub(crate) struct SmmuNode {
     pub(crate) base: u64,
     pub(crate) coherent: bool,
+    /// What it notes in leaves, as IDR0.HTTU has it.
+    pub(crate) httu: u8,
 }
 
 /// Requesters of a host bridge that become streams of an SMMU, one for one.
@@ -32,6 +34,8 @@ pub(crate) struct Mapping {
 #[derive(Clone, Debug)]
 pub(crate) struct RootNode {
     pub(crate) segment: u16,
+    /// Its devices reach memory coherently whatever they say (CANWBS).
+    pub(crate) canwbs: bool,
     pub(crate) mappings: Vec<Mapping>,
 }
 
@@ -63,7 +67,8 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
     for (number, smmu) in smmus.iter().enumerate() {
         node(&mut bytes, 4, 4, SMMU_BYTES, number, 0);
         bytes.extend(smmu.base.to_le_bytes());
-        bytes.extend(u32::from(smmu.coherent).to_le_bytes());
+        let flags = u32::from(smmu.coherent) | u32::from(smmu.httu) << 1;
+        bytes.extend(flags.to_le_bytes());
         // Reserved, no VATOS, a generic model; wires for events and global errors alone.
         bytes.extend([0; 4 + 8 + 4]);
         let wire = FIRST_WIRE + 2 * number as u32;
@@ -83,7 +88,7 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
         );
         // Its devices snoop; no ATS.
         bytes.extend(1u32.to_le_bytes());
-        bytes.extend([0, 0, 0, 3]);
+        bytes.extend([0, 0, 0, if root.canwbs { 7 } else { 3 }]);
         bytes.extend([0; 4]);
         bytes.extend(u32::from(root.segment).to_le_bytes());
         bytes.extend([64, 0, 0, 0]);
@@ -113,6 +118,7 @@ mod tests {
         let smmu = SmmuNode {
             base: 0x905_0000,
             coherent: true,
+            httu: 2,
         };
         let mapping = Mapping {
             first: 0x100,
@@ -122,6 +128,7 @@ mod tests {
         };
         let root = RootNode {
             segment: 7,
+            canwbs: true,
             mappings: vec![mapping],
         };
         let bytes = table(&[smmu, smmu], &[root]);
@@ -129,6 +136,7 @@ mod tests {
         assert_eq!(word(4) as usize, bytes.len());
         assert_eq!((word(36), word(40)), (3, 48));
         let (second, root) = (HEADER + 68, HEADER + 136);
+        assert_eq!((word(second + 24), bytes[root + 23]), (5, 7));
         assert_eq!((bytes[second], word(second + 16)), (4, 0x905_0000));
         assert_eq!((bytes[root], word(root + 28), word(root + 12)), (2, 7, 36));
         let at = root + 36;

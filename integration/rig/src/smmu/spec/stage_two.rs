@@ -28,6 +28,9 @@ impl Granule {
     }
 }
 
+/// S2AP\[1\] of a leaf: it is for writing, or with DBM it was written.
+pub(crate) const WRITTEN: u64 = 1 << 7;
+
 /// How wide a table's input is and where its walk starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
@@ -140,6 +143,8 @@ pub(crate) struct Leaf {
     pub(crate) to: u64,
     pub(crate) read: bool,
     pub(crate) write: bool,
+    /// It is for writing, and the unit has to set S2AP\[1\] before the first write (IHI 0070, 3.13.3.1).
+    pub(crate) clean: bool,
     pub(crate) accessed: bool,
     /// One of a group that may be cached as one.
     pub(crate) contiguous: bool,
@@ -213,20 +218,32 @@ pub(crate) fn decode(
         return Err(format!("{word:#x}: SH 1 is reserved"));
     }
     let attributes = field(word, 5, 2);
-    let known = if limits.forced {
-        matches!(attributes, 0..=3 | 5..=7)
+    // Device memory; or write-back by force where the stream's entry has S2FWB, where nothing else makes what is sent
+    // coherent, and write-back in both halves where it has not. A driver that has all its tables of one kind and the
+    // entry of the other says something else by each of its leaves.
+    let meant = if limits.forced {
+        matches!(attributes, 0..=3 | 6)
     } else {
-        // Device memory, or cacheability of both halves.
-        attributes >> 2 == 0 || attributes & 0b11 != 0
+        attributes >> 2 == 0 || attributes == 0xf
     };
-    if !known {
-        return Err(format!("{word:#x}: MemAttr {attributes:#x} is reserved"));
+    if !meant {
+        return Err(format!(
+            "{word:#x}: MemAttr {attributes:#x} {} S2FWB is no memory that a driver asks for",
+            if limits.forced { "with" } else { "without" }
+        ));
     }
     let access = field(word, 7, 6);
+    let (modifier, written) = (word & 1 << 51 != 0, access & 2 != 0);
+    if limits.dirty && written && !modifier {
+        return Err(format!(
+            "{word:#x}: a leaf for writing without DBM, whose writes nobody notes, under S2HD"
+        ));
+    }
     Ok(Descriptor::Leaf(Leaf {
         to: word & bits(47, span) & !above(48),
         read: access & 1 != 0,
-        write: access & 2 != 0,
+        write: written || modifier,
+        clean: modifier && !written,
         accessed: word & 1 << 10 != 0,
         contiguous: word & 1 << 52 != 0,
     }))
@@ -299,5 +316,24 @@ mod tests {
         };
         assert!(decode(leaf, 3, SMALL, &forced).is_err(), "as without S2FWB");
         assert!(decode(leaf ^ 0b1001 << 2, 3, SMALL, &forced).is_ok());
+        assert!(ask(leaf ^ 0b1001 << 2, 3).is_err(), "as with S2FWB");
+    }
+
+    #[test]
+    fn a_leaf_for_writing_is_clean_until_it_was_written() {
+        let page = 0x1_2345_6000 | 0xf << 2 | 0b01 << 6 | 0b11 << 8 | 1 << 10 | 0b11;
+        let noting = DescriptorLimits {
+            dirty: true,
+            ..PLAIN
+        };
+        let leaf = |word, limits| match decode(word, 3, SMALL, limits) {
+            Ok(Descriptor::Leaf(leaf)) => Some((leaf.write, leaf.clean)),
+            _ => None,
+        };
+        assert_eq!(leaf(page, &noting), Some((false, false)));
+        assert_eq!(leaf(page | 1 << 51, &noting), Some((true, true)));
+        assert_eq!(leaf(page | 1 << 51 | 1 << 7, &noting), Some((true, false)));
+        assert_eq!(leaf(page | 1 << 7, &noting), None, "nobody would note it");
+        assert_eq!(leaf(page | 1 << 51, &PLAIN), None, "nobody would set it");
     }
 }

@@ -62,6 +62,20 @@ pub(crate) struct Tables {
     pub(crate) records: bool,
 }
 
+impl Tables {
+    /// What of it may be cached with translations, so that all entries of one VMID have to agree on it (IHI 0070, 5.2.1).
+    pub(crate) const fn is_cached_as(&self) -> (Shape, bool, bool, bool, bool) {
+        let notes = (self.updates_access_flag, self.dirty);
+        (
+            self.shape,
+            self.ignores_access_flag,
+            notes.0,
+            notes.1,
+            self.forced,
+        )
+    }
+}
+
 /// A first-level descriptor: the entries that it names, `None` if none.
 pub(crate) fn level_one(
     word: u64,
@@ -181,6 +195,10 @@ fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result
     refuse(accessed && limits.updates < 1, "S2HA without HTTU")?;
     refuse(dirty && limits.updates < 2, "S2HD without HTTU")?;
     refuse(dirty && !accessed, "S2HD without S2HA")?;
+    refuse(
+        dirty && !limits.coherent,
+        "S2HD on a unit that does not snoop, whose bits would be set past what the CPU has cached",
+    )?;
     refuse(
         third & 1 << 57 != 0 && !limits.stalls,
         "S2S on a unit that cannot stall",

@@ -25,6 +25,7 @@ mod timeouts;
 mod units;
 
 mod interrupts;
+mod leaves;
 mod only;
 
 /// The backend.

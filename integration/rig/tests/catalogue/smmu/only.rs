@@ -11,7 +11,7 @@ use hv_smmu::{BringUpError, CoveragePolicy, Smmu, StreamId, iort};
 use super::stand::{Stand, WAIT, iovas, on_machines, pci, small};
 
 /// Every unit is changed like that.
-fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
+pub(super) fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
     for unit in &mut machine.units {
         change(unit.smmu().unwrap());
     }

@@ -1,0 +1,12 @@
+//! Pages of 16 KiB, leaves of 32 MiB above.
+
+#[path = "../stand.rs"]
+#[expect(dead_code, reason = "the contract's stand, of which this needs a part")]
+mod stand;
+#[path = "../tables.rs"]
+mod tables;
+
+/// The format, and log2 of its page in pages of 4 KiB.
+pub(crate) type Format = hv_smmu::Vmsa16K;
+pub(crate) const ORDER: u32 = 2;
+pub(crate) type Backend = hv_smmu::Smmu<hv_rig::Rig, Format>;
