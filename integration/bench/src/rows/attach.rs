@@ -59,7 +59,7 @@ impl Bare {
         // SAFETY: nobody walks this table by software, so there are no guards at all.
         let table = unsafe {
             Table::new(
-                units.format(&caps, hv_iommu::Snoop::AsAsked),
+                units.format(&caps, LeafNeeds::default()),
                 geometry,
                 memory,
             )
