@@ -23,18 +23,23 @@ use crate::trace::Event;
 /// Frames of one block of cells.
 const BLOCK: u64 = 1024;
 
-/// The cells of one frame.
+/// The cells of one frame, or of [`TOGETHER`] of them.
 type FrameCells = OnceLock<Box<[RigCell]>>;
+
+/// How many frames can be reached at once, from a multiple of that on: the largest table.
+const TOGETHER: u64 = 16;
 
 /// The cells of all frames, made when they are first reached and kept as long as the rig.
 pub(crate) struct Cells {
     blocks: Vec<OnceLock<Box<[FrameCells]>>>,
+    /// The same words for who reaches several frames at once.
+    together: Vec<OnceLock<Box<[FrameCells]>>>,
     /// What stands for a frame that is none: words that nobody reads.
     nowhere: Box<[RigCell]>,
 }
 
-fn cells_of(frame: u64, core: &Arc<Core>) -> Box<[RigCell]> {
-    (0..WORDS as u64)
+fn cells_of(frame: u64, frames: u64, core: &Arc<Core>) -> Box<[RigCell]> {
+    (0..WORDS as u64 * frames)
         .map(|word| RigCell {
             at: frame * FRAME_BYTES + word * 8,
             core: Arc::downgrade(core),
@@ -46,7 +51,8 @@ impl Cells {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
         Self {
             blocks: (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect(),
-            nowhere: cells_of(frame_of(BASE) + FRAMES - 1, core),
+            together: (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect(),
+            nowhere: cells_of(frame_of(BASE) + FRAMES - 1, 1, core),
         }
     }
 
@@ -59,9 +65,23 @@ impl Cells {
         };
         let block = block.get_or_init(|| (0..BLOCK).map(|_| OnceLock::new()).collect());
         match block.get((index % BLOCK) as usize) {
-            Some(cells) => cells.get_or_init(|| cells_of(frame, core)),
+            Some(cells) => cells.get_or_init(|| cells_of(frame, 1, core)),
             None => &self.nowhere,
         }
+    }
+
+    /// The words of frames in a row, of which a largest table is a multiple.
+    fn run(&self, frame: u64, frames: u64, core: &Arc<Core>) -> Option<&[RigCell]> {
+        let index = frame.checked_sub(frame_of(BASE))?;
+        let (group, inside) = (index / TOGETHER, index % TOGETHER);
+        let groups = BLOCK / TOGETHER;
+        let block = self.together.get((group / groups) as usize)?;
+        let block = block.get_or_init(|| (0..groups).map(|_| OnceLock::new()).collect());
+        let cells = block.get((group % groups) as usize)?;
+        let first = frame - inside;
+        let cells = cells.get_or_init(|| cells_of(first, TOGETHER, core));
+        let words = |frames: u64| frames as usize * WORDS;
+        cells.get(words(inside)..words(inside + frames))
     }
 }
 
@@ -124,6 +144,15 @@ unsafe impl PhysMemory for Rig {
     unsafe fn cells(&self, frame: PhysAddr) -> &[RigCell] {
         self.core.quiet().judge_memory(frame.as_u64());
         self.cells.of(frame_of(frame.as_u64()), &self.core)
+    }
+
+    unsafe fn cells_of(&self, first: PhysAddr, frames: PageCount) -> Option<&[RigCell]> {
+        for frame in 0..frames.get() {
+            let at = first.as_u64() + frame * FRAME_BYTES;
+            self.core.quiet().judge_memory(at);
+        }
+        self.cells
+            .run(frame_of(first.as_u64()), frames.get(), &self.core)
     }
 
     unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {

@@ -57,13 +57,8 @@ impl Bare {
         };
         let memory: &'static Rig = Box::leak(Box::new(rig));
         // SAFETY: nobody walks this table by software, so there are no guards at all.
-        let table = unsafe {
-            Table::new(
-                units.format(&caps, LeafNeeds::default()),
-                geometry,
-                memory,
-            )
-        };
+        let table =
+            unsafe { Table::new(units.format(&caps, LeafNeeds::default()), geometry, memory) };
         let table: &'static _ = Box::leak(Box::new(table.expect("the rig has frames")));
         let root = table.root().expect("the table has not ended");
         let domain = HwDomainId::new(7);
