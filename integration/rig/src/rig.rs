@@ -161,8 +161,14 @@ impl Rig {
             });
             let segment = unit.segment.0;
             if roots.iter().all(|root| root.segment != segment) {
+                let mut functions = machine.functions.iter();
+                let ats = functions.any(|function| function.ats);
                 let mappings = Vec::new();
-                roots.push(RootNode { segment, mappings });
+                roots.push(RootNode {
+                    segment,
+                    ats,
+                    mappings,
+                });
             }
         }
         for root in &mut roots {

@@ -179,6 +179,15 @@ mod caught {
         reroute_while_on: RerouteWhileOn,
         resize_anywhere: ResizeAnywhere,
         clear_access_flag: ClearAccessFlag,
+        skip_device_forget: SkipDeviceForget,
+        device_forgets_first: DeviceForgetsFirst,
+        forget_other_device: ForgetOtherDevice,
+        close_keeps_entry: CloseKeepsEntry,
+        leave_old_translations: LeaveOldTranslations,
+        ask_before_entry: AskBeforeEntry,
+        translated_unchecked: TranslatedUnchecked,
+        skip_resume: SkipResume,
+        skip_page_response: SkipPageResponse,
     }
 
     /// What a failure prints is short, and leads to the same failure.

@@ -32,6 +32,8 @@ pub(crate) struct Mapping {
 #[derive(Clone, Debug)]
 pub(crate) struct RootNode {
     pub(crate) segment: u16,
+    /// Its devices may ask for translations.
+    pub(crate) ats: bool,
     pub(crate) mappings: Vec<Mapping>,
 }
 
@@ -81,10 +83,10 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
             smmus.len() + number,
             root.mappings.len(),
         );
-        // Its devices snoop; no ATS.
+        // Its devices snoop.
         bytes.extend(1u32.to_le_bytes());
         bytes.extend([0, 0, 0, 3]);
-        bytes.extend([0; 4]);
+        bytes.extend(u32::from(root.ats).to_le_bytes());
         bytes.extend(u32::from(root.segment).to_le_bytes());
         bytes.extend([64, 0, 0, 0]);
         for mapping in &root.mappings {
@@ -122,6 +124,7 @@ mod tests {
         };
         let root = RootNode {
             segment: 7,
+            ats: false,
             mappings: vec![mapping],
         };
         let bytes = table(&[smmu, smmu], &[root]);
