@@ -453,6 +453,24 @@ faults! {
     LeaveInterruptsOff = "leave_interrupts_off",
     /// Where the messages of an interrupt go changes while it is on.
     RerouteWhileOn = "reroute_while_on",
+    /// A flush does not reach the TLBs of devices.
+    SkipDeviceForget = "skip_device_forget",
+    /// A device is told to forget before its unit has forgotten.
+    DeviceForgetsFirst = "device_forgets_first",
+    /// Another device than the one with the TLB is told to forget.
+    ForgetOtherDevice = "forget_other_device",
+    /// Translated requests of a device pass after its TLB was closed.
+    CloseKeepsEntry = "close_keeps_entry",
+    /// A device's TLB is opened with what it holds of before.
+    LeaveOldTranslations = "leave_old_translations",
+    /// A device is told to ask for translations before its entry lets it.
+    AskBeforeEntry = "ask_before_entry",
+    /// Requests that say they are translated pass unchecked.
+    TranslatedUnchecked = "translated_unchecked",
+    /// Stalled requests are not answered.
+    SkipResume = "skip_resume",
+    /// Requests for pages are not answered.
+    SkipPageResponse = "skip_page_response",
     /// Page sizes change under a device's eyes on every SMMU.
     ResizeAnywhere = "resize_anywhere",
     /// Leaves are made without the access flag.

@@ -151,6 +151,31 @@ pub enum AttachError {
         /// The group.
         group: GroupId,
     },
+    /// The function cannot ask for translations: it has no such capability, or its physical function is set to larger
+    /// ones than single pages.
+    #[error("{function} cannot ask for translations of single pages: {found}")]
+    NoTranslationRequests {
+        /// The function.
+        function: PciAddress,
+        /// What was found.
+        found: &'static str,
+    },
+    /// The function's ATS control register did not take the setting.
+    #[error(
+        "{function} did not take its setting for ATS: its control register reads {control:#06x}"
+    )]
+    KeepsAts {
+        /// The function.
+        function: PciAddress,
+        /// The register.
+        control: u16,
+    },
+    /// The group is not moved without a gap while one of its functions has a device TLB open.
+    #[error("{function} keeps translations of its domain in a TLB of its own: `disable_ats` first")]
+    DeviceTlbOpen {
+        /// The function.
+        function: PciAddress,
+    },
     /// The function's command register did not give bus mastering up.
     #[error("{function} keeps bus mastering: its command register reads {command:#06x}")]
     KeepsBusMastering {

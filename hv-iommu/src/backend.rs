@@ -306,6 +306,8 @@ pub enum FaultClass {
     StructureAccess,
     /// An interrupt request was refused.
     Interrupt,
+    /// A device asked for a page, which nobody let it do. It was told so.
+    PageRequest,
     /// A code that is not known.
     Other,
 }
@@ -320,6 +322,7 @@ impl fmt::Display for FaultClass {
             Self::BadStructure => "malformed table entry",
             Self::StructureAccess => "table not readable",
             Self::Interrupt => "interrupt request refused",
+            Self::PageRequest => "page asked for",
             Self::Other => "unknown reason",
         })
     }

@@ -84,6 +84,7 @@ pub(crate) fn register<B: Backend>(
             domain: anchor.uid(),
             owner,
             meter,
+            ats: None,
         }));
     Ok(())
 }
@@ -184,6 +185,8 @@ pub(crate) fn unbind_all<B: Backend>(
     if anchor.entries().is_none() {
         return Ok(());
     }
+    // Before an entry comes down, and before what a device holds is forgotten.
+    inner.stop_asking();
     let mut failed = None;
     let mut entered = 0;
     for requester in requesters {

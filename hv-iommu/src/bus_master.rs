@@ -6,6 +6,7 @@ use hv_core::platform::PciConfig;
 use log::info;
 use thiserror::Error;
 
+use crate::device_tlb::stop_leftover;
 use crate::spec::{CLASS, CLASS_HOST_BRIDGE, CLASS_ISA_BRIDGE, COMMAND, COMMAND_BUS_MASTER};
 use crate::topology::PciFunction;
 
@@ -20,7 +21,7 @@ pub struct BusMasteringStays {
 }
 
 /// Turns bus mastering off for every function but those that stay on, and looks whether it went off: what a backend
-/// does before its units are brought up.
+/// does before its units are brought up. They ask for no translations from then on either.
 ///
 /// Host bridges stand for the CPU and ISA bridges for the chipset; both may have the bit fixed at
 /// one. Once translation is on, they reach no more than any other function that is not bound.
@@ -46,6 +47,8 @@ pub fn turn_off_bus_mastering<C: PciConfig>(
             // Gone, or never there: it masters nothing.
             continue;
         }
+        // No entry lets it; with it on the function's requests would be refused later.
+        stop_leftover(config, function);
         // The upper half is the status register, whose bits are cleared by writing 1: write 0 there.
         let off = command as u16 & !COMMAND_BUS_MASTER;
         config.config_write32(function, COMMAND, off.into());

@@ -1,4 +1,4 @@
-//! What only some backends can do, a trait each: nesting, PASIDs, identity, replacing an entry at once.
+//! What only some backends can do, a trait each: nesting, PASIDs, identity, replacing an entry at once, TLBs in devices.
 //!
 //! A backend that lacks a trait lacks the operations as well: they do not compile for it. What differs
 //! between the units of one backend is a value, asked for here and answered by a typed error.
@@ -247,5 +247,59 @@ pub unsafe trait ReplaceBackend: Backend {
         requester: PciAddress,
         from: HwDomainId,
         to: Binding,
+    ) -> Result<FlushTicket, UnitError>;
+}
+
+/// A backend behind which devices may keep translations of their own (PCI ATS).
+///
+/// A device asks for a translation, keeps it, and sends requests that say that they are translated, which the unit lets
+/// through as they are. So until its device TLB is closed, a device reaches what it was ever given, and all else that it
+/// makes up.
+///
+/// # Safety
+/// In addition to what [`Backend`] promises:
+/// * A requester whose device TLB is not open is given no translation, and none of its requests passes that says it is
+///   translated.
+/// * After [`open_device_tlb`](Self::open_device_tlb), [`Backend::submit`] for the domain reaches the device too: when
+///   its ticket completes, neither the unit nor the device holds a translation that the request names, and what the
+///   device sent by one has reached memory. When the device does not answer, the ticket fails, as for a unit.
+/// * When the ticket of [`close_device_tlb`](Self::close_device_tlb), or of [`Backend::unbind`], completes, the device's
+///   TLB is closed, and nothing of it reaches memory. [`Backend::reset`] closes all of a unit.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` know nothing of TLBs in devices",
+    label = "this backend has no `DeviceTlbBackend`",
+    note = "leave ATS off: the units translate each request of a device"
+)]
+pub unsafe trait DeviceTlbBackend: Backend {
+    /// Whether a unit can, and firmware says that what is between it and the requester can.
+    ///
+    /// # Errors
+    /// [`Unmet`].
+    fn serves_device_tlb(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), Unmet>;
+
+    /// Lets a requester that is bound to the domain ask for translations. Whatever its device TLB held before is
+    /// forgotten first, so the device itself must not ask yet.
+    ///
+    /// # Errors
+    /// [`UnitError`]. It may be open then: close it.
+    ///
+    /// # Safety
+    /// Whoever controls the device may reach all memory, until it is closed.
+    unsafe fn open_device_tlb(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError>;
+
+    /// Takes that back. The device was told to stop before, if it does what it is told.
+    ///
+    /// # Errors
+    /// [`UnitError`]: it may still be open. [`UnitError::NotBound`] where the requester is not bound to the domain.
+    fn close_device_tlb(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
     ) -> Result<FlushTicket, UnitError>;
 }

@@ -244,6 +244,7 @@ impl<B: Backend> System<B> {
         {
             bound.meter.cut_off = true;
             clear_bus_mastering(self.backend.platform(), bound.requester);
+            bound.stop_asking(self.backend.platform());
             // What cannot be noted costs others room in the log, no more.
             let _ = self.backend.quiet(bound.unit, bound.requester);
         }

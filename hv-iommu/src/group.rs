@@ -98,6 +98,8 @@ pub struct Inner<B: Backend> {
     /// Whether a device was, or may have been, reset since anybody looked whether the group is still kept apart, or did
     /// not answer then.
     pub(crate) is_unseen: bool,
+    /// Whether a member was ever let ask for translations: only then is it looked up who may now.
+    pub(crate) has_asked: bool,
     /// How often a claim of it has ended: what somebody said about its devices in an earlier one does not count.
     pub(crate) claims: u64,
     /// Whether somebody gave their word for the devices in the present claim.

@@ -33,7 +33,7 @@ impl<B: Backend> Clone for IdentityCore<B> {
 
 /// Somebody's word that the devices of one group may reach all memory.
 ///
-/// It is the only way to an identity domain; who gives it, and why, is in the log. It counts for the claim in which it
+/// It is the only way to an identity domain, and to a [device TLB](Group::enable_ats); who gives it, and why, is in the log. It counts for the claim in which it
 /// was given: once the group was released, others may have had the devices. A device that others
 /// can plug in, or whose firmware others can write, is never to be trusted.
 #[must_use = "trust that is not used is better not given"]
@@ -59,6 +59,28 @@ impl<B: Backend> TrustedDevice<B> {
             system: group.system().clone(),
             reason,
         }
+    }
+
+    /// Whether it was given for this group, in its present claim.
+    ///
+    /// # Errors
+    /// [`AttachError::NotVouchedFor`].
+    pub(crate) fn counts_for<S>(&self, group: &Group<B, S>) -> Result<(), AttachError> {
+        let same = Shared::ptr_eq(group.system(), &self.system)
+            && group.id() == self.group
+            && group.inner.claims == self.claim;
+        match same {
+            true => Ok(()),
+            false => Err(AttachError::NotVouchedFor {
+                group: group.id(),
+                trusted: self.group,
+            }),
+        }
+    }
+
+    /// Why, in the words of who gave it.
+    pub(crate) const fn reason(&self) -> &'static str {
+        self.reason
     }
 }
 
@@ -110,14 +132,7 @@ impl<B: IdentityBackend> Group<B, Claimed<KernelPaging>> {
         domain: &Domain<KernelPaging, B, Identity>,
         trusted: TrustedDevice<B>,
     ) -> Result<AttachedGroup<KernelPaging, B, Identity>, AttachFailed<KernelPaging, B>> {
-        let same = Shared::ptr_eq(self.system(), &trusted.system)
-            && self.id() == trusted.group
-            && self.inner.claims == trusted.claim;
-        if !same {
-            let error = AttachError::NotVouchedFor {
-                group: self.id(),
-                trusted: trusted.group,
-            };
+        if let Err(error) = trusted.counts_for(&self) {
             return Err(AttachFailed::Refused { group: self, error });
         }
         log::warn!(

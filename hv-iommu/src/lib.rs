@@ -22,6 +22,7 @@ mod capability;
 mod claims;
 mod depth;
 mod destroy;
+mod device_tlb;
 mod dirty;
 mod dma;
 mod domain;
@@ -73,7 +74,8 @@ pub use backend::{
 };
 pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{
-    BadRequest, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend, Unmet,
+    BadRequest, DeviceTlbBackend, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend,
+    Unmet,
 };
 pub use claims::{ClaimError, GroupTable, Whereabouts};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};

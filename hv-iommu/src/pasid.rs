@@ -203,6 +203,11 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
         if self.inner.system.backend.pasid_bits(self.inner.unit) == 0 {
             return Err((self, Unmet::absent("requests with a PASID")));
         }
+        if self.inner.asking().is_some() {
+            // What it holds of PASIDs would have to be told apart, and a function's ATS is off when its PASIDs go on.
+            let what = "requests with a PASID of a function whose own TLB is open";
+            return Err((self, Unmet::absent(what)));
+        }
         let Self { inner, state } = self;
         let state = WithPasids {
             attached: state,

@@ -84,19 +84,21 @@ impl<B: Backend> System<B> {
         self.backend.wedge(unit);
         registry.resets.spoilt |= bit(unit);
         let new = self.wedged.note(unit);
-        self.silence(&registry, unit);
+        self.silence(&mut registry, unit);
         drop(registry);
         if new {
             log::error!("{unit} is wedged; its devices were cut off from memory");
         }
     }
 
-    /// Takes bus mastering from every device that is bound behind a unit.
-    fn silence(&self, registry: &Registry<B>, unit: UnitIndex) {
-        for bound in registry.bound.iter().filter(|bound| bound.unit == unit) {
+    /// Takes bus mastering from every device that is bound behind a unit, and what it was let ask for.
+    fn silence(&self, registry: &mut Registry<B>, unit: UnitIndex) {
+        let behind = registry.bound.iter_mut().filter(|bound| bound.unit == unit);
+        for bound in behind {
             if !Fault::SkipCutOff.is_on() {
                 clear_bus_mastering(self.backend.platform(), bound.requester);
             }
+            bound.stop_asking(self.backend.platform());
         }
     }
 
@@ -132,7 +134,7 @@ impl<B: Backend> System<B> {
         }
         registry.resets.running |= bit(unit);
         registry.resets.spoilt &= !bit(unit);
-        self.silence(&registry, unit);
+        self.silence(&mut registry, unit);
         Ok(())
     }
 

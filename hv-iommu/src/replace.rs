@@ -215,6 +215,10 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             };
             return Err(ReplaceFailed::Refused { group: self, error });
         }
+        if let Some(function) = self.inner.asking() {
+            let error = AttachError::DeviceTlbOpen { function };
+            return Err(ReplaceFailed::Refused { group: self, error });
+        }
         let (old, new) = (S::anchor(&self.state.core), T::anchor(&domain.core));
         let group = match self.prepare(&old, &new, domain)? {
             Prepared::There(group) => return Ok(group),

@@ -457,6 +457,7 @@ fn group<B: Backend>(
         regions,
         is_overridden: false,
         is_unseen: false,
+        has_asked: false,
         claims: 0,
         trust: Trust::Untrusted,
         system: system.clone(),

@@ -31,6 +31,14 @@ pub(crate) const EXTENDED_FIRST: u16 = 0x100;
 pub(crate) const EXTENDED_ACS: u16 = 0x0d;
 /// Capability (15:0) and control (31:16) of it (Linux `PCI_ACS_CAP`, `PCI_ACS_CTRL`).
 pub(crate) const ACS_REGISTERS: u16 = 0x04;
+/// Translation requests, or ATS (PCI Express Base, "ATS Extended Capability"; Linux `PCI_EXT_CAP_ID_ATS`).
+pub(crate) const EXTENDED_ATS: u16 = 0x0f;
+/// Capability (15:0) and control (31:16) of it (Linux `PCI_ATS_CAP`, `PCI_ATS_CTRL`).
+pub(crate) const ATS_REGISTERS: u16 = 0x04;
+/// ATS control: the function may ask for translations and use them (Linux `PCI_ATS_CTRL_ENABLE`).
+pub(crate) const ATS_CONTROL_ENABLE: u16 = 1 << 15;
+/// ATS control: log2 of the least pages, of 4 KiB, that one translation covers (Linux `PCI_ATS_CTRL_STU`).
+pub(crate) const ATS_CONTROL_UNIT: u16 = 0x1f;
 /// Single-root virtualisation (Linux `PCI_EXT_CAP_ID_SRIOV`).
 pub(crate) const EXTENDED_SRIOV: u16 = 0x10;
 /// Its control (15:0) (Linux `PCI_SRIOV_CTRL`).

@@ -9,6 +9,7 @@ use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
 use crate::backend::{Backend, UnitCaps, UnitIndex};
+use crate::device_tlb::AtsPlace;
 use crate::domain::{DomainCore, DomainUid};
 use crate::faults::{FaultBudget, Meter};
 use crate::group::GroupId;
@@ -57,6 +58,8 @@ pub(crate) struct Bound {
     pub(crate) owner: OwnerId,
     /// The faults that it has caused.
     pub(crate) meter: Meter,
+    /// Where its setting for ATS is, while that is on.
+    pub(crate) ats: Option<AtsPlace>,
 }
 
 /// What has to be found without its value at hand.

@@ -8,9 +8,10 @@ use core::marker::PhantomData;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, InterruptId,
-    InterruptRoute, InterruptSource, LeafNeeds, MessageSource, NotIsolated, PciFunction,
-    ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, DeviceTlbBackend, FaultEvent, FlushRequest, FlushTicket, HwDomainId,
+    InterruptId, InterruptRoute, InterruptSource, LeafNeeds, MessageSource, NotIsolated,
+    PciFunction, ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError, UnitIndex,
+    Unmet,
 };
 
 use crate::Vmsa;
@@ -244,5 +245,48 @@ impl<P: Platform, F: Tables> RoutedInterrupts for Smmu<P, F> {
     ) -> Result<(), RouteError> {
         self.unit(unit)?
             .route_interrupt(&self.platform, source, route)
+    }
+}
+
+// SAFETY: an entry lets its device ask only between `Unit::open_device_tlb` and what closes it, by ATSCHK no translated
+// request passes an entry that does not, and what a device held before is forgotten, with a sync, before its entry opens. A
+// stream is noted for flushes before that, and until what closes it stands in the queue; ATC_INV stands behind a sync of
+// the unit's own, and a sync behind a device that does not answer never counts as completed: the queue stops (CERROR
+// 3), and the unit is wedged. A reset closes all before it has configuration forgotten.
+unsafe impl<P: Platform, F: Tables> DeviceTlbBackend for Smmu<P, F> {
+    fn serves_device_tlb(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), Unmet> {
+        let known = self.coverage.requester(requester);
+        if !known.is_some_and(|known| known.limits.translation_requests) {
+            return Err(Unmet::absent("translation requests, by firmware's word"));
+        }
+        if self.coverage.aliases_of(requester).count() > 1 {
+            return Err(Unmet::absent("a stream of the function's own"));
+        }
+        match self.unit(unit) {
+            Ok(unit) => unit.serves_device_tlb(),
+            Err(_) => Err(Unmet::absent("the unit")),
+        }
+    }
+
+    unsafe fn open_device_tlb(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let stream = self.stream(unit, requester, domain)?;
+        let unit = self.unit(unit)?;
+        unit.open_device_tlb(&self.platform, stream, domain)
+    }
+
+    fn close_device_tlb(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let stream = self.stream(unit, requester, domain)?;
+        let unit = self.unit(unit)?;
+        unit.close_device_tlb(&self.platform, stream, domain)
     }
 }

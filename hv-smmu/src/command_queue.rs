@@ -16,15 +16,17 @@ use log::error;
 use crate::error::BringUpError;
 use crate::frames::Reach;
 use crate::spec::command::{Command, SyncSignal, WORDS};
-use crate::spec::queue::{COMMAND_BYTES, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize};
+use crate::spec::queue::{
+    COMMAND_BYTES, CommandError, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize,
+};
 use crate::spec::registers;
 use crate::unit::Regs;
 
 /// Log2 of the entries: one page. A flush takes two, a binding four.
 const LOG2: u8 = 8;
 
-/// How long a submitter waits for room or for another CPU. A unit without device TLBs behind it empties the queue in
-/// microseconds.
+/// How long a submitter waits for room or for another CPU. A unit empties the queue in microseconds, but for syncs behind what
+/// devices were told to forget, who may take longer than this: they count as not answering then.
 pub(crate) const SUBMIT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Commands that one submission may have.
@@ -272,9 +274,17 @@ impl<P: Platform> QueuePort for Port<'_, P> {
             cons.command_error(),
             cons.into_bits()
         );
+        // A device that did not answer is no better: which one is not told, and a sync that goes on past the error would
+        // count as completed for all that it stands for (IHI 0070, 3.9.1.4). A reset closes the TLBs of all devices.
+        let what = match cons.command_error() {
+            CommandError::AtcTimeout => {
+                "a device that did not forget its translations (CERROR_ATC_INV_SYNC, GERROR)"
+            }
+            _ => "a global error (GERROR)",
+        };
         Err(UnitError::Hardware {
             unit,
-            what: "a global error (GERROR)",
+            what,
             expected: 0,
             found: errors.into_bits().into(),
         })

@@ -1,25 +1,21 @@
-//! The event queue of one unit: the unit fills it, we empty it, and what was lost is said.
+//! The event queue of one unit: what it records of requests that it refused, or that stand still.
 //!
-//! What of it can be believed once the unit says that it could not write an event (GERROR.EVENTQ_ABT): its index may have
-//! moved past entries that were never written, and software is told to take all of them for invalid (IHI 0070, 7.2.2).
-//! Dropping them all would lose real ones: those before the failed one, and all of a full queue, which QEMU reports in
-//! the same way. So each entry is emptied when it was taken, before the unit gets it back, and one that is still empty
-//! when its turn comes was not written: it is counted as lost, and no old record is told again as somebody's fault.
+//! A unit may let a request that it cannot translate stand still until software answers (IDR0.STALL_MODEL); one of model 2
+//! always does. Nobody here pages, so each such request is aborted when its event is taken, whosever it is.
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_core::sync::Ordering;
-use hv_core::{Access, EntryCell, FrameRun, Hypervisor, Iova, PageSize};
-use hv_iommu::{FaultEvent, RawFault, StrayFault, UnitError};
+use hv_core::{Access, Iova, PageSize};
+use hv_iommu::{FaultEvent, RawFault, StrayFault};
 use log::warn;
-use spin::mutex::SpinMutex;
 
 use crate::StreamId;
 use crate::error::BringUpError;
 use crate::frames::Reach;
+use crate::record_queue::{RecordQueue, Records, Taken};
+use crate::spec::command::{Command, Resume};
 use crate::spec::event::{EventRecord, WORDS};
-use crate::spec::queue::{EVENT_BYTES, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize};
-use crate::spec::registers::{self, Gerror};
+use crate::spec::queue::QueueBase;
 use crate::unit::Regs;
 
 /// Log2 of the entries: four pages. A storm is told by its first events; more of the same would only take longer.
@@ -31,112 +27,44 @@ pub(crate) const fn entries(most: u8) -> u32 {
 }
 
 /// An event queue.
-///
-/// # Invariants
-/// `ring` is aligned to its size, used for nothing else, and never given back: the unit writes it for as long as it
-/// runs.
-pub(crate) struct Events {
-    ring: FrameRun<Hypervisor>,
-    size: QueueSize,
-    /// What we read next, as the register says. The lock keeps two CPUs from telling of one event twice.
-    next: SpinMutex<QueuePointer>,
-}
+pub(crate) struct Events(RecordQueue<WORDS>);
 
 impl Events {
-    /// A queue for a unit that takes 2^`most` entries, with both indices at zero.
+    /// A queue for a unit that takes 2^`most` entries.
     pub(crate) fn new<P: Platform>(reach: &Reach<'_, P>, most: u8) -> Result<Self, BringUpError> {
-        let size = QueueSize::new(most.min(LOG2)).ok_or(UnitError::Hardware {
-            unit: reach.unit,
-            what: "an event queue of too many entries, log2",
-            expected: LOG2.into(),
-            found: most.into(),
-        })?;
-        let ring = reach.aligned_run(u64::from(size.entries()) * EVENT_BYTES)?;
-        // Zeros that are still in a cache must not be written over events later.
-        reach.publish(ring.range().start(), ring.range().pages().bytes());
-        // INVARIANT: the run is new.
-        Ok(Self {
-            ring,
-            size,
-            next: SpinMutex::new(QueuePointer::default()),
-        })
+        RecordQueue::new(reach, most.min(LOG2)).map(Self)
     }
 
     /// What the unit's register says of the ring.
     pub(crate) fn base(&self) -> QueueBase {
-        QueueBase::new()
-            .with_address(self.ring.range().start().as_u64() >> QUEUE_ADDRESS_SHIFT)
-            .with_log2size(self.size.log2())
-            .with_allocate(true)
+        self.0.base()
     }
 
     /// Takes one event: the oldest record, else the note that some were lost. `requester_of` names the function that
-    /// sends as a stream.
-    ///
-    /// Another CPU that takes one is waited for, which is a few accesses: it may have seen an empty queue just before the
-    /// event whose interrupt brought this CPU here.
+    /// sends as a stream, `tell` gives the unit a command and says whether it took that.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
         regs: &Regs<P::Block>,
         requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
+        tell: impl Fn(Command) -> bool,
     ) -> Option<FaultEvent> {
-        let mut next = self.next.lock();
-        let word = regs.read32(registers::EVENTQ_PROD);
-        // A unit that is gone reads as all ones; its events would never end.
-        if word == u32::MAX {
-            return None;
-        }
-        let prod = QueuePointer::from_bits(word);
-        if !self.size.is_empty(prod, *next) {
-            let record = self.record(reach, self.size.index(*next));
-            *next = self.size.advance(*next, 1);
-            // Written at once: that makes room.
-            if !Fault::KeepEvents.is_on() {
-                regs.write32(registers::EVENTQ_CONS, next.into_bits());
-            }
-            return Some(match record {
-                Some(record) => attribute(record, requester_of),
-                None => FaultEvent::Overflow,
-            });
-        }
-        if prod.overflow() != next.overflow() {
-            *next = next.acknowledge(prod);
-            if !Fault::KeepOverflow.is_on() {
-                regs.write32(registers::EVENTQ_CONS, next.into_bits());
-            }
-            return Some(FaultEvent::Overflow);
-        }
-        // An event that could not be written is lost too. QEMU says so when its queue is full.
-        let lost = Gerror::new().with_eventq_abt_err(regs.errors().eventq_abt_err());
-        if lost != Gerror::new() {
-            regs.acknowledge(lost);
-            return Some(FaultEvent::Overflow);
-        }
-        None
+        let taken = self.0.take(reach, regs, Records::Events, answer, tell)?;
+        Some(match taken {
+            Taken::Lost => FaultEvent::Overflow,
+            Taken::Record(words) => attribute(EventRecord::from_words(words), requester_of),
+        })
     }
+}
 
-    /// Copies a record out of the ring, and empties its entry; `None` where the unit did not write it.
-    fn record<P: Platform>(&self, reach: &Reach<'_, P>, index: u32) -> Option<EventRecord> {
-        let offset = u64::from(index) * EVENT_BYTES;
-        let page = PageSize::Size4K.bytes();
-        let at = self.ring.range().start().checked_add(offset)?;
-        if !reach.coherent {
-            reach.platform.write_back_and_drop(at, EVENT_BYTES);
-        }
-        let cells = self.ring.cells(reach.platform, offset / page)?;
-        let first = usize::try_from(offset % page / 8).ok()?;
-        let cells = cells.get(first..)?.first_chunk::<WORDS>()?;
-        // ORDERING: Acquire, the index was read before: the unit wrote the record before it moved that.
-        let words = cells.each_ref().map(|word| word.load(Ordering::Acquire));
-        let [head, ..] = cells;
-        // ORDERING: Relaxed, `publish` puts it before the index that gives the entry back to the unit.
-        head.store(EventRecord::NONE, Ordering::Relaxed);
-        reach.publish(at, EVENT_BYTES);
-        let [word0, ..] = words;
-        (word0 != EventRecord::NONE || Fault::BelieveEmptyEvents.is_on())
-            .then(|| EventRecord::from_words(words))
+/// What becomes of a request that stands still: it is aborted.
+fn answer(words: &[u64; WORDS]) -> Option<Command> {
+    let record = EventRecord::from_words(*words);
+    let tag = record.transaction()?.stalled?;
+    if Fault::SkipResume.is_on() {
+        return None;
     }
+    Some(Command::resume(record.stream(), tag, Resume::Abort))
 }
 
 /// Whose event it is, in the words that all vendors share.

@@ -134,7 +134,10 @@ fn express(config: &impl PciConfig, at: PciAddress) -> Option<u16> {
 }
 
 /// The extended capabilities of a function, each with its place.
-fn extended(config: &impl PciConfig, at: PciAddress) -> impl Iterator<Item = (u16, u16)> {
+pub(crate) fn extended(
+    config: &impl PciConfig,
+    at: PciAddress,
+) -> impl Iterator<Item = (u16, u16)> {
     let mut next = EXTENDED_FIRST;
     let step = move || {
         if next < EXTENDED_FIRST {

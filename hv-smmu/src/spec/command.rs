@@ -69,7 +69,7 @@ pub enum Opcode {
     PageResponse = 0x41,
     /// RESUME.
     Resume = 0x44,
-    /// STALL_TERM (QEMU alone).
+    /// STALL_TERM (IHI 0070, 4.7.2).
     StallTerminate = 0x45,
     /// CMD_SYNC.
     Sync = 0x46,
@@ -77,7 +77,7 @@ pub enum Opcode {
 
 /// Low bits of an address that word 1 leaves out.
 const PAGE_SHIFT: u32 = 12;
-/// RESUME: retry or abort (word 0, bits 13:12).
+/// RESUME: Ac, to retry, and Ab, to abort (word 0, bits 12 and 13; IHI 0070, 4.7.1).
 const RESUME_SHIFT: u32 = 12;
 /// CFGI: only the entry or descriptor itself changed, no table on the way to it (word 1, bit 0).
 const LEAF: u64 = 1;
@@ -227,6 +227,18 @@ impl AtcSpan {
         size: ATC_ALL,
     };
 
+    /// The least that has both addresses in it.
+    pub const fn around(first: Iova, last: Iova) -> Self {
+        let (first, last) = (first.as_u64() >> PAGE_SHIFT, last.as_u64() >> PAGE_SHIFT);
+        // Where two page numbers differ in a bit, one piece of twice its weight has both.
+        let size = (u64::BITS - (first ^ last).leading_zeros()) as u8;
+        // INVARIANT: page numbers have 52 bits, so the size is at most that, and the shift is below 64.
+        Self {
+            page: first >> size << size,
+            size,
+        }
+    }
+
     /// 2^`log2` pages of 4 KiB from `start`; `None` if `start` is not aligned to that, or there are more than exist.
     pub const fn pages(start: Iova, log2: u8) -> Option<Self> {
         // INVARIANT: checked here.
@@ -271,7 +283,7 @@ pub enum PageResponse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Resume {
-    /// It ends as its configuration says.
+    /// It ends as if it had been done: reads give zeros. An abort where the unit has nothing else (IDR0.TERM_MODEL).
     Terminate = 0,
     /// It is tried again.
     Retry = 1,
@@ -503,7 +515,8 @@ impl Command {
         Self([word0 | (resume as u64) << RESUME_SHIFT, tag.get() as u64])
     }
 
-    /// Ends all stalled transactions of a stream.
+    /// Aborts all stalled transactions of a stream. Only once its entry aborts, and the unit has said that it read that
+    /// (IHI 0070, 4.7.2).
     pub const fn stall_terminate(stream: StreamId) -> Self {
         Self([Self::stream(Opcode::StallTerminate, stream).into_bits(), 0])
     }

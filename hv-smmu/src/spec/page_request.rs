@@ -1,6 +1,6 @@
 //! Page requests: pages that devices ask for before they use them.
 //!
-//! Source: Linux `arm-smmu-v3.h` (`PRIQ_*`), which Xen has from there.
+//! Source: Linux `arm-smmu-v3.h` (`PRIQ_*`), which Xen has from there; IHI 0070, 8, for what is answered.
 
 use bitfield_struct::bitfield;
 use hv_core::Iova;
@@ -96,6 +96,12 @@ impl PageRequest {
             group: word1.group(),
             last: word0.last(),
         }
+    }
+
+    /// Whether the device waits for an answer to it: to the last of a group, which a marker that ends a PASID is not.
+    pub const fn wants_answer(&self) -> bool {
+        let is_marker = self.substream.is_some() && !self.read && !self.write;
+        self.last && !is_marker
     }
 }
 

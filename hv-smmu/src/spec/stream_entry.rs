@@ -500,6 +500,27 @@ pub const fn vmid_of(words: &[u64; WORDS]) -> Vmid {
     Vmid::new(Word2::from_bits(*word2).s2vmid())
 }
 
+/// The words of the same entry, but that its device may ask for translations and use them, or may not.
+pub const fn asking(
+    words: &[u64; WORDS],
+    translation_requests: Option<TranslationRequests>,
+) -> [u64; WORDS] {
+    let mut changed = *words;
+    let [_, word1, ..] = &mut changed;
+    let eats = match translation_requests {
+        Some(_) => EATS_FULL,
+        None => 0,
+    };
+    *word1 = Word1::from_bits(*word1).with_eats(eats).into_bits();
+    changed
+}
+
+/// Whether its device may ask for translations and use them.
+pub const fn is_asking(words: &[u64; WORDS]) -> bool {
+    let [_, word1, ..] = words;
+    Word1::from_bits(*word1).eats() != 0
+}
+
 /// The words of the same entry, but that faults of its second stage are not recorded; `None` where it has none.
 pub const fn without_records(words: &[u64; WORDS]) -> Option<[u64; WORDS]> {
     let mut quiet = *words;

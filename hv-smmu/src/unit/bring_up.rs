@@ -18,9 +18,11 @@ use crate::StreamId;
 use crate::caps;
 use crate::command_queue::Commands;
 use crate::contexts::Contexts;
+use crate::device_tlbs::DeviceTlbs;
 use crate::error::BringUpError;
 use crate::event_queue::Events;
 use crate::firmware::SmmuUnit;
+use crate::page_queue::Pages;
 use crate::spec::command::Command;
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
@@ -170,7 +172,7 @@ impl<P: Platform> Unit<P, Closed> {
 impl<P: Platform> Unit<P, Ready> {
     /// Makes the unit forget everything that it cached before.
     pub(crate) fn flush(self, platform: &P) -> Result<Unit<P, Flushed>, BringUpError> {
-        if self.info.idr0.ats() {
+        if self.info.idr0.ats() && !Fault::TranslatedUnchecked.is_on() {
             // Off, requests that say they are translated pass round every entry (IHI 0070, 6.3.9, ATSCHK). It may be
             // cached with configuration, so it comes before that is forgotten.
             self.regs
@@ -192,7 +194,7 @@ impl<P: Platform> Unit<P, Ready> {
 }
 
 impl<P: Platform> Unit<P, Flushed> {
-    /// Starts the event queue.
+    /// Starts the event queue, and the queue of page requests where there is one: devices that send some are answered.
     pub(crate) fn listen(self, platform: &P) -> Result<Unit<P, Listening>, BringUpError> {
         let events = Events::new(&self.reach(platform), self.info.idr1.eventqs())?;
         let start = QueuePointer::default().into_bits();
@@ -202,11 +204,28 @@ impl<P: Platform> Unit<P, Flushed> {
         self.regs.write32(registers::EVENTQ_CONS, start);
         self.regs
             .switch(platform, self.index, Switch::Events, true)?;
+        let pages = match self.info.idr0.pri() {
+            true => Some(self.take_page_requests(platform)?),
+            false => None,
+        };
         Ok(self.into_state(|Flushed { streams, commands }| Listening {
             streams,
             commands,
             events,
+            pages,
         }))
+    }
+
+    fn take_page_requests(&self, platform: &P) -> Result<Pages, BringUpError> {
+        let pages = Pages::new(&self.reach(platform), self.info.idr1.priqs())?;
+        let start = QueuePointer::default().into_bits();
+        self.regs
+            .write64(registers::PRIQ_BASE, pages.base().into_bits());
+        self.regs.write32(registers::PRIQ_PROD, start);
+        self.regs.write32(registers::PRIQ_CONS, start);
+        self.regs
+            .switch(platform, self.index, Switch::Pages, true)?;
+        Ok(pages)
     }
 }
 
@@ -229,7 +248,9 @@ impl<P: Platform> Unit<P, Listening> {
             streams: state.streams,
             commands: state.commands,
             events: state.events,
+            pages: state.pages,
             contexts,
+            devices: DeviceTlbs::new(),
             reset: SpinMutex::new(()),
             routing: SpinMutex::new(()),
         }))
@@ -289,12 +310,8 @@ fn check(info: &UnitInfo, granule: Granule) -> Result<Stage, UnitRefusal> {
         let idr5 = idr5.into_bits();
         return Err(UnitRefusal::Granule { granule, idr5 });
     }
-    if idr0
-        .stall_model()
-        .and_then(|model| model.terminate())
-        .is_none()
-    {
-        return Err(UnitRefusal::AlwaysStalls { idr0: idr0_bits });
+    if idr0.stall_model().is_none() {
+        return Err(UnitRefusal::StallModel { idr0: idr0_bits });
     }
     Ok(stage)
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::caps::FirmwareSays;
 use crate::firmware::{Interrupts, LeafNotes};
 use crate::spec::granule::Granule;
-use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
+use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr, StallModel};
 use crate::spec::quirks::{Quirk, Quirks};
 
 /// Why this version does not drive a unit.
@@ -54,11 +54,9 @@ pub enum UnitRefusal {
         /// The errors that are not acknowledged.
         errors: u32,
     },
-    /// Faults always stall their transaction, which a PCI device must not have happen.
-    #[error(
-        "expected faults that end their transaction, found a unit that always stalls (IDR0 {idr0:#x})"
-    )]
-    AlwaysStalls {
+    /// What faults do to their transaction is not known.
+    #[error("expected a stall model of 0 to 2, found IDR0 {idr0:#x}")]
+    StallModel {
         /// IDR0.
         idr0: u32,
     },
@@ -123,6 +121,11 @@ impl UnitInfo {
         self.idr0.s1p() && self.idr0.s2p() && !self.quirks.has(Quirk::NoNesting)
     }
 
+    /// Whether each fault of translation makes its transaction stand still until software answers.
+    pub const fn always_stalls(&self) -> bool {
+        matches!(self.idr0.stall_model(), Some(StallModel::Forced))
+    }
+
     /// The names of what it can do or needs, in the order of the registers.
     pub fn features(&self) -> impl Iterator<Item = &'static str> + use<> {
         let (idr0, idr3, idr5) = (self.idr0, self.idr3, self.idr5);
@@ -132,6 +135,7 @@ impl UnitInfo {
             ("coherent", self.coherent),
             ("ats", idr0.ats()),
             ("pri", idr0.pri()),
+            ("always-stalls", self.always_stalls()),
             ("msi", idr0.msi()),
             ("vmid16", idr0.vmid16()),
             ("two-level-streams", idr0.has_two_levels()),

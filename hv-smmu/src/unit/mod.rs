@@ -5,6 +5,7 @@
 //! hardware that was given memory keeps it. Each step is done on all units before the next.
 
 mod bring_up;
+mod device_tlb;
 mod first_stage;
 mod info;
 mod interrupts;
@@ -23,8 +24,10 @@ pub(crate) use running::Stream;
 use crate::command_queue::Commands;
 use crate::command_queue::QueueContext;
 use crate::contexts::Contexts;
+use crate::device_tlbs::DeviceTlbs;
 use crate::event_queue::Events;
 use crate::frames::Reach;
+use crate::page_queue::Pages;
 use crate::stream_table::StreamTable;
 
 /// A unit in state `S`.
@@ -59,6 +62,7 @@ pub(crate) struct Listening {
     streams: StreamTable,
     commands: Commands,
     events: Events,
+    pages: Option<Pages>,
 }
 
 /// Translation is on: a stream that is not bound reaches nothing.
@@ -66,8 +70,12 @@ pub(crate) struct Enabled {
     streams: StreamTable,
     commands: Commands,
     events: Events,
+    /// Of a unit to which devices can send requests for pages.
+    pages: Option<Pages>,
     /// Of a unit that translates by first stages.
     contexts: Option<Contexts>,
+    /// Streams whose devices keep translations themselves.
+    devices: DeviceTlbs,
     /// Held by the one reset that is under way; nothing else waits for it.
     reset: SpinMutex<()>,
     /// Held by who says where an interrupt goes; nothing else waits for it.

@@ -29,6 +29,8 @@ pub(crate) enum Switch {
     Translation,
     /// The event queue.
     Events,
+    /// The queue of requests for pages.
+    Pages,
     /// The command queue.
     Commands,
     /// Requests that say they are translated are looked at.
@@ -40,6 +42,7 @@ impl Switch {
         match self {
             Self::Translation => cr0.with_smmuen(on),
             Self::Events => cr0.with_eventqen(on),
+            Self::Pages => cr0.with_priqen(on),
             Self::Commands => cr0.with_cmdqen(on),
             Self::CheckTranslated => cr0.with_atschk(on),
         }
@@ -51,6 +54,8 @@ impl Switch {
             (Self::Translation, false) => "turning translation off (CR0.SMMUEN)",
             (Self::Events, true) => "turning its event queue on (CR0.EVENTQEN)",
             (Self::Events, false) => "turning its event queue off (CR0.EVENTQEN)",
+            (Self::Pages, true) => "turning its queue of page requests on (CR0.PRIQEN)",
+            (Self::Pages, false) => "turning its queue of page requests off (CR0.PRIQEN)",
             (Self::CheckTranslated, true) => {
                 "looking at requests that say they are translated (CR0.ATSCHK)"
             }
@@ -123,7 +128,12 @@ impl<B: Mmio> Regs<B> {
     /// Turns everything off at once, for a unit that somebody else may have left in any state.
     pub(crate) fn all_off<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
         // One bit at a time, translation first, so that nothing it relies on goes before it does.
-        for switch in [Switch::Translation, Switch::Events, Switch::Commands] {
+        for switch in [
+            Switch::Translation,
+            Switch::Pages,
+            Switch::Events,
+            Switch::Commands,
+        ] {
             let on = switch.set(Cr0::new(), true).into_bits();
             if self.read32(registers::CR0) & on != 0 || self.read32(registers::CR0ACK) & on != 0 {
                 self.switch(clock, unit, switch, false)?;

@@ -42,6 +42,8 @@ impl<P: Platform> Unit<P, Enabled> {
             self.regs.acknowledge(stopped);
         }
         self.turn_commands_on(platform, commands)?;
+        // Before configuration is forgotten: a device that did not answer is one that nothing waits for any more.
+        self.close_all_device_tlbs(platform);
         for (command, what) in self.forget_all().into_iter().flatten() {
             commands.submit_anew(&anew, &context, &[command], what)?;
         }

@@ -5,8 +5,11 @@
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, Snoop, UnitError};
+use hv_iommu::{
+    Binding, FaultEvent, FlushRequest, FlushSpan, FlushTicket, HwDomainId, Snoop, UnitError,
+};
 
+use super::device_tlb::forget_in;
 use super::first_stage::forget_context;
 use super::{Enabled, Unit};
 use crate::StreamId;
@@ -136,7 +139,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// Which domain an entry lets its stream into, if it lets it anywhere.
-    fn domain_of(
+    pub(super) fn domain_of(
         &self,
         reach: &Reach<'_, P>,
         stream: StreamId,
@@ -183,13 +186,13 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// What holds for every stream.
     pub(super) fn options(&self) -> Result<StreamOptions, UnitError> {
-        // Units that always stall are refused.
+        // Faults end their transaction wherever the unit can do that.
         let model = self.info.idr0.stall_model();
-        let on_fault = model.and_then(|model| model.terminate());
+        let on_fault = model.and_then(|model| model.terminate().or(model.stall()));
         let on_fault = on_fault.ok_or(UnitError::Hardware {
             unit: self.index,
-            what: "a unit whose faults always stall (IDR0.STALL_MODEL)",
-            expected: 1,
+            what: "a stall model that means nothing (IDR0.STALL_MODEL); at most",
+            expected: 2,
             found: self.info.idr0.stall().into(),
         })?;
         Ok(StreamOptions {
@@ -271,7 +274,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// Which stage translates domains here.
-    const fn stage(&self) -> Stage {
+    pub(super) const fn stage(&self) -> Stage {
         match self.state.contexts {
             Some(_) => Stage::First,
             None => Stage::Second,
@@ -389,8 +392,23 @@ impl<P: Platform> Unit<P, Enabled> {
         if !Fault::UnbindKeepsTranslations.is_on() {
             let _ = batch.try_push(Filed::of(domain, self.stage()).all());
         }
+        if self.info.always_stalls() {
+            // Behind the sync of the entry that aborts: what stands still would be tried by the next one otherwise.
+            let _ = batch.try_push(Command::stall_terminate(stream.id));
+        }
+        let keeps = self.state.devices.has(stream.id);
+        if keeps {
+            // Nothing of it passes by now; but it would, if it were still there when another domain's entry lets its
+            // device ask.
+            let _ = batch.try_push(Command::sync(SyncSignal::None));
+            let _ = batch.try_push(forget_in(stream.id, FlushSpan::Domain));
+        }
         let context = self.queue_with(platform);
-        self.state.commands.submit_patiently(&context, &batch)
+        let ticket = self.state.commands.submit_patiently(&context, &batch)?;
+        if keeps {
+            self.state.devices.forget(stream.id);
+        }
+        Ok(ticket)
     }
 
     /// Asks for a flush. See [`hv_iommu::Backend::submit`].
@@ -413,6 +431,11 @@ impl<P: Platform> Unit<P, Enabled> {
             // A queue of a few entries takes no list of single addresses.
             batch.clear();
             let _ = batch.try_push(Filed::of(request.domain, self.stage()).all());
+        }
+        if self.state.devices.of(request.domain).next().is_some()
+            && !Fault::SkipDeviceForget.is_on()
+        {
+            return self.submit_to_devices(platform, batch, request.domain, request.span);
         }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)
@@ -449,7 +472,10 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
             // an entry that aborts is quiet.
-            (Some(Config::Nested | Config::First), _) => {
+            // What stands still is recorded whatever an entry says of records.
+            (Some(Config::Nested | Config::First | Config::Second), _)
+                if self.info.always_stalls() || Config::of(&before) != Some(Config::Second) =>
+            {
                 let [from, ..] = before;
                 let [to, ..] = StreamTableEntry::ABORT.words();
                 entry.replace(&reach, 0, from, to);
@@ -483,14 +509,25 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.commands.wedge();
     }
 
-    /// Takes one event from the event queue; with that empty, looks whether the unit itself says that something is wrong.
+    /// Takes one event from the event queue, or else a request for pages, and answers it where somebody waits.
+    ///
+    /// While the unit is wedged, one that waits is not taken: its answer is owed, and given after the reset.
     pub(crate) fn take_fault(
         &self,
         platform: &P,
         requester_of: impl Fn(StreamId) -> Option<PciAddress>,
     ) -> Option<FaultEvent> {
         let reach = self.reach(platform);
-        let event = self.state.events.take(&reach, &self.regs, requester_of);
-        event.or_else(|| self.take_error())
+        let tell = |answer| self.command(platform, answer).is_ok();
+        let event = self
+            .state
+            .events
+            .take(&reach, &self.regs, &requester_of, tell);
+        event
+            .or_else(|| {
+                let pages = self.state.pages.as_ref()?;
+                pages.take(&reach, &self.regs, &requester_of, tell)
+            })
+            .or_else(|| self.take_error())
     }
 }

@@ -9,7 +9,7 @@ use crate::ledger::{Entitled, Ledger, Tenant};
 use crate::machine::Temper;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, View, frame_of};
 use crate::pci::{BUS_MASTER, Function};
-use crate::request::{Outcome, Progress, Request};
+use crate::request::{Outcome, Progress, Request, Says};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
 use crate::trace::{Event, Trace};
@@ -137,6 +137,8 @@ pub(crate) struct Bus {
     pub(crate) lending: Option<Tenant>,
     /// Frames that the driver took and mapped by itself: tenant, first frame, pages.
     pub(crate) lent: Vec<(Tenant, u64, u64)>,
+    /// What a device was just told to forget, and asks for again: requester and page.
+    pub(crate) wanted: Option<(u16, u64)>,
     /// Units that stopped answering: what is mapped there faults.
     pub(crate) lost: u64,
     pub(crate) next_request: u64,
@@ -213,6 +215,7 @@ impl Bus {
             access,
             began: self.tick,
             progress: Progress::New,
+            says: Says::Untranslated,
         })
     }
 
@@ -298,8 +301,12 @@ impl Bus {
         let page = frame_of(request.address);
         let (device, access) = (request.device, request.access);
         let entitled = self.ledger.entitled(device, page, access, request.began);
+        // Who asks without being let, or uses what it was given before, is a device that does not do what it is told.
+        let obeys = request.says == Says::Untranslated
+            || self.functions.get(device).is_some_and(Function::asks);
         if let Entitled::Surely { frame } = entitled
             && self.watching
+            && obeys
             && (self.wedged | self.lost) & (1 << request.unit) == 0
         {
             let what = format!(

@@ -12,8 +12,8 @@ use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitRegisters};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
-use crate::pci::{BUS_MASTER, Function};
-use crate::request::{Outcome, Progress, Request, Step};
+use crate::pci::{ATS_ENABLE, BUS_MASTER, Function};
+use crate::request::{Outcome, Progress, Request, Says, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
 use crate::trace::{Event, Trace};
@@ -112,6 +112,7 @@ impl Core {
             provoked: false,
             lending: None,
             lent: Vec::new(),
+            wanted: None,
             lost: 0,
             next_request: 0,
             interrupts: Vec::new(),
@@ -205,6 +206,9 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             present: true,
             rogue: machine.temper.rogues && rng.one_in(4),
             unit: machine.unit_of(model.address).unwrap_or(0),
+            ats: model
+                .ats
+                .then_some(if model.left_on { ATS_ENABLE } else { 0 }),
             requesters,
             bridges,
         });
@@ -264,6 +268,7 @@ impl State {
 
     /// Something just changed that devices may notice: some send now, from beginning to end.
     fn provoke(&mut self) {
+        self.devices_ask();
         for _ in 0..3 {
             let Some(device) = self.bus.some_sender() else {
                 continue;
@@ -343,6 +348,10 @@ impl State {
         let bus = &mut self.bus;
         match unit.advance(bus, request) {
             Step::Again => None,
+            Step::Translated { to, .. } if request.says == Says::Asks => {
+                unit.keep_in_device(request, to);
+                Some(Outcome::Reached { at: to })
+            }
             Step::Translated { to, tag } => {
                 request.progress = Progress::Translated { to, tag };
                 None
@@ -352,6 +361,7 @@ impl State {
                 let why = format!("reason {reason:#x}: {}", unit.reason(reason));
                 Some(bus.refused(request, &why, Outcome::Faulted { reason }))
             }
+            Step::Stalled => Some(Outcome::Lost),
             Step::Lost { why } => Some(bus.refused(request, why, Outcome::Lost)),
         }
     }
@@ -365,8 +375,14 @@ impl State {
         let Some(mut request) = self.bus.request(device, address, access) else {
             return Outcome::Lost;
         };
+        self.finish(&mut request)
+    }
+
+    /// The same for a request that is made already.
+    pub(crate) fn finish(&mut self, request: &mut Request) -> Outcome {
+        let (address, access) = (request.address, request.access);
         for _ in 0..STEPS {
-            if let Some(outcome) = self.advance(&mut request) {
+            if let Some(outcome) = self.advance(request) {
                 if self.bus.violation.is_none() {
                     let number = request.number;
                     let what = format!("{access} {address:#x}: {outcome:?}");

@@ -1,6 +1,8 @@
 //! Drills: what a life on one CPU does not come to. Requests beyond what a queue holds; threads that map in the
 //! very tables that other threads take out; a device that firmware goes on using.
 
+mod devices;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ use crate::machine::{Machine, RegionModel};
 use crate::rig::Rig;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
+
+pub(crate) use devices::devices;
 
 /// How many requests the queue's drill hands in without waiting for any: more than a queue holds.
 const REQUESTS: u16 = 200;

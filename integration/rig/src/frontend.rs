@@ -69,6 +69,33 @@ pub(crate) trait FrontEnd: Send {
     /// Does one step of a request.
     fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step;
 
+    /// A device was given the translation that it asked for.
+    fn keep_in_device(&mut self, _request: &Request, _to: u64) {}
+
+    /// A device makes up a translation: where a page leads.
+    fn forge_in_device(&mut self, _requester: u16, _page: u64, _frame: u64) {}
+
+    /// Where a device's own TLB leads for this request, whatever it was told since.
+    fn kept_in_device(&self, _request: &Request) -> Option<u64> {
+        None
+    }
+
+    /// How many requests stand still.
+    fn stalled(&self) -> usize {
+        0
+    }
+
+    /// A device asks for a page: which, in which group, and whether that is the group's last.
+    fn ask_for_page(&mut self, _bus: &mut Bus, _requester: u16, _page: u64, _tail: (u16, bool)) {}
+
+    /// What a device was told about groups of pages: the group and the response.
+    fn page_answers(&self, _requester: u16) -> Vec<(u16, u8)> {
+        Vec::new()
+    }
+
+    /// A device answers no invalidation from now on, or does again.
+    fn mute_device(&mut self, _requester: u16, _mute: bool) {}
+
     /// A reason for a fault in words.
     fn reason(&self, code: u8) -> &'static str;
 

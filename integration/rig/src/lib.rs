@@ -17,6 +17,7 @@ mod bus;
 mod cell;
 mod core;
 pub mod cpus;
+mod devices;
 mod drill;
 mod driver;
 mod frontend;

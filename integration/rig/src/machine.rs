@@ -30,6 +30,8 @@ pub struct FunctionModel {
     pub phantoms: PhantomBits,
     /// Whether firmware left bus mastering on.
     pub left_on: bool,
+    /// Whether it can keep translations itself (ATS).
+    pub ats: bool,
 }
 
 /// Memory that firmware reserves for devices that it goes on using (RMRR).
@@ -160,6 +162,7 @@ impl FunctionModel {
             kind,
             phantoms: PhantomBits::NONE,
             left_on: false,
+            ats: false,
         }
     }
 

@@ -13,6 +13,14 @@ const CLASS: u16 = 0x08;
 const HEADER: u16 = 0x0c;
 /// Offset of the bus numbers of a bridge.
 const BUSES: u16 = 0x18;
+/// Offset of the extended capabilities: there is one at most.
+const EXTENDED: u16 = 0x100;
+/// The capability for translation requests (ATS, id 15, version 1), and where its registers are: capability below,
+/// control above.
+const ATS: u32 = 1 << 16 | 0x0f;
+const ATS_REGISTERS: u16 = 0x104;
+/// Control bit 15: the function may ask. Its low five bits are the size of a translation.
+pub(crate) const ATS_ENABLE: u16 = 1 << 15;
 /// Command bit 2: the function may send requests.
 pub(crate) const BUS_MASTER: u32 = 1 << 2;
 /// Class of a bridge between PCI buses, in the upper half of the class register.
@@ -43,6 +51,8 @@ pub(crate) struct Function {
     pub(crate) rogue: bool,
     /// The unit that its requests pass.
     pub(crate) unit: usize,
+    /// Its ATS control register, of a function that has one.
+    pub(crate) ats: Option<u16>,
     /// The requester ids that its requests may carry.
     pub(crate) requesters: Vec<u16>,
     /// The bridges that its requests pass.
@@ -66,6 +76,8 @@ impl Function {
             (CLASS, None) if self.bridge.is_some() => CLASS_HOST,
             (CLASS, None) => CLASS_ENDPOINT,
             (CLASS, Some(_)) => CLASS_BRIDGE,
+            (EXTENDED, _) if self.ats.is_some() => ATS,
+            (ATS_REGISTERS, _) => u32::from(self.ats.unwrap_or(0)) << 16,
             (HEADER, Some(_)) => 1 << 16,
             (BUSES, Some(buses)) => {
                 let primary = u32::from(self.address.bus());
@@ -75,11 +87,22 @@ impl Function {
         }
     }
 
-    /// Writes configuration space; only the command register takes anything.
+    /// Whether it was told to ask for translations.
+    pub(crate) fn asks(&self) -> bool {
+        self.ats.is_some_and(|control| control & ATS_ENABLE != 0)
+    }
+
+    /// Writes configuration space; only the command and the ATS control register take anything.
     pub(crate) fn write(&mut self, offset: u16, value: u32) {
         if self.present && offset == COMMAND {
             // The upper half is the status register, in which ones clear.
             self.command = value & 0xffff;
+        }
+        if self.present
+            && offset == ATS_REGISTERS
+            && let Some(control) = &mut self.ats
+        {
+            *control = (value >> 16) as u16 & (ATS_ENABLE | 0x1f);
         }
     }
 }

@@ -288,6 +288,15 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::LeavesNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotesNothing, &[Rule::ReservedBits]),
+    of_smmu(Fault::SkipDeviceForget, STALE),
+    of_smmu(Fault::DeviceForgetsFirst, STALE),
+    of_smmu(Fault::ForgetOtherDevice, STALE),
+    of_smmu(Fault::CloseKeepsEntry, STALE),
+    of_smmu(Fault::LeaveOldTranslations, STALE),
+    of_smmu(Fault::AskBeforeEntry, &[Rule::MappedFaulted]),
+    of_smmu(Fault::TranslatedUnchecked, STALE),
+    of_smmu(Fault::SkipResume, &[Rule::WrongAnswer]),
+    of_smmu(Fault::SkipPageResponse, &[Rule::WrongAnswer]),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -428,6 +437,9 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
                 .flatten()
         });
         let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
+        // What devices keep, and wait for, is drilled with the vendor that has it.
+        let devices = seed < 8 && vendor == Vendor::Smmu;
+        let found = found.or_else(|| devices.then(|| drill::devices(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })
 }

@@ -18,6 +18,19 @@ pub(crate) struct Request {
     /// When it began, in ticks.
     pub(crate) began: u64,
     pub(crate) progress: Progress,
+    pub(crate) says: Says,
+}
+
+/// What a request says that it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// To be translated.
+    #[default]
+    Untranslated,
+    /// A translation is asked for, for the device to keep.
+    Asks,
+    /// It was translated by one that the device kept: this is where it goes.
+    Translated { to: u64 },
 }
 
 /// How far a request is.
@@ -44,6 +57,8 @@ pub(crate) enum Step {
     Untranslated,
     /// The request was refused.
     Fault { reason: u8 },
+    /// The request stands still until software answers.
+    Stalled,
     /// The request went nowhere, silently.
     Lost { why: &'static str },
 }

@@ -161,11 +161,14 @@ impl Rig {
                 httu: identity.httu,
             });
             let segment = unit.segment.0;
+            let mut functions = machine.functions.iter();
+            let ats = functions.any(|function| function.ats);
             match roots.iter_mut().find(|root| root.segment == segment) {
                 Some(root) => root.canwbs &= identity.canwbs,
                 None => roots.push(RootNode {
                     segment,
                     canwbs: identity.canwbs,
+                    ats,
                     mappings: Vec::new(),
                 }),
             }

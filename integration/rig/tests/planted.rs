@@ -182,6 +182,15 @@ mod caught {
         leaves_not_forced: LeavesNotForced,
         entry_not_forced: EntryNotForced,
         entry_notes_nothing: EntryNotesNothing,
+        skip_device_forget: SkipDeviceForget,
+        device_forgets_first: DeviceForgetsFirst,
+        forget_other_device: ForgetOtherDevice,
+        close_keeps_entry: CloseKeepsEntry,
+        leave_old_translations: LeaveOldTranslations,
+        ask_before_entry: AskBeforeEntry,
+        translated_unchecked: TranslatedUnchecked,
+        skip_resume: SkipResume,
+        skip_page_response: SkipPageResponse,
     }
 
     /// What a failure prints is short, and leads to the same failure.

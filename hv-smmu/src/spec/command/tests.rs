@@ -186,3 +186,25 @@ fn syncs_match_an_independent_table() {
         assert_eq!(SyncMessage::new(PhysAddr::new(address), 0), None);
     }
 }
+
+#[test]
+fn the_least_piece_around_two_addresses_has_both() {
+    let around = |first: u64, last: u64| {
+        let span = AtcSpan::around(Iova::new(first), Iova::new(last));
+        Command::atc_invalidate(STREAM, AtcScope::WithoutSubstream, &span).words()
+    };
+    for (first, last, word1) in [
+        (0x5000, 0x5fff, 0x5000),
+        (0x5000, 0x6fff, 0x4000 | 2),
+        (0x7000, 0x8fff, 4),
+        (0x10_0000, 0x1f_ffff, 0x10_0000 | 8),
+        (0, u64::MAX, 52),
+        (u64::MAX, u64::MAX, 0xffff_ffff_ffff_f000),
+    ] {
+        assert_eq!(
+            around(first, last),
+            [SID | 0x40, word1],
+            "{first:#x} to {last:#x}"
+        );
+    }
+}

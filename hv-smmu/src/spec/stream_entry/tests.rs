@@ -342,3 +342,15 @@ fn no_entry_sets_a_bit_that_its_own_configuration_does_not_use() {
         }
     }
 }
+
+#[test]
+fn an_entry_lets_its_device_ask_by_one_word_and_nothing_else() {
+    let token = Idr0::new().with_ats(true).translation_requests();
+    let entry = StreamTableEntry::bypass(true).words();
+    assert!(!is_asking(&entry));
+    let open = asking(&entry, token);
+    assert!(is_asking(&open));
+    let changed: Vec<u64> = entry.iter().zip(open).map(|(old, new)| old ^ new).collect();
+    assert_eq!(changed, [0, 1 << 28, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(asking(&open, None), entry);
+}

@@ -73,6 +73,11 @@ impl Caches {
         rng.pick(self.streams.get(&stream)?).copied()
     }
 
+    /// All that is kept of a stream's entry.
+    pub(crate) fn entries_of(&self, stream: u32) -> impl Iterator<Item = &Stream> {
+        self.streams.get(&stream).into_iter().flatten()
+    }
+
     /// Keeps a translation of 2^`span` bytes.
     pub(crate) fn keep_leaf(&mut self, vmid: u16, span: u8, address: u64, entry: Cached) {
         if push(

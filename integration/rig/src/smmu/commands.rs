@@ -42,7 +42,7 @@ pub(crate) struct Queue {
     /// Since when a sync is next.
     sync_since: Option<u64>,
     /// Requests that went by what was forgotten since: a sync waits for them.
-    drains: Vec<u64>,
+    pub(super) drains: Vec<u64>,
     /// Whether all configuration, and all translations, were forgotten since the last sync.
     forgot: (bool, bool),
 }
@@ -173,6 +173,11 @@ impl Unit {
             return false;
         }
         self.drain(bus);
+        if std::mem::take(&mut self.devices.failed) {
+            // Software may have it done all the same, by acknowledging the error: nothing was forgotten.
+            self.stop(bus, registers::ERROR_DEVICE);
+            return false;
+        }
         let (configuration, translations) = std::mem::take(&mut self.queue.forgot);
         self.flushed.0 |= configuration;
         self.flushed.1 |= translations;
@@ -259,11 +264,22 @@ impl Unit {
                 self.queue.forgot.1 = true;
                 self.affected(bus, |_, _| true);
             }
+            Command::Device {
+                stream,
+                first,
+                last,
+            } => self.device_told(bus, stream, first, last),
+            Command::Resume { stream, tag } => self.resumed(stream, tag),
+            Command::EndStalls { stream } => self.stalls_ended(stream),
+            Command::PageAnswer {
+                stream,
+                group,
+                code,
+            } => self.page_answered(stream, group, code),
             // Hints, and what is for caches that the rig's units do not have.
             Command::Prefetch
             | Command::Contexts { .. }
             | Command::Elsewhere
-            | Command::Device { .. }
             | Command::Sync(_) => {}
         }
     }

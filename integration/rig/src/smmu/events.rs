@@ -59,34 +59,44 @@ impl Unit {
                 request.access, request.requester, request.address
             )
         });
+        if let Some(step) = self.stall(bus, request, code) {
+            return step;
+        }
         let wanted = match code {
             event::BAD_STREAM => self.cr2 & registers::CR2_RECINVSID != 0,
             _ => records || !event::is_of_translation(code),
         };
-        if wanted {
-            self.record(bus, request, code);
+        if wanted && !super::device_tlb::is_silent(request, code) {
+            self.record(bus, request, code, None);
         }
         Step::Fault { reason: code }
     }
 
-    fn record(&mut self, bus: &mut Bus, request: &Request, code: u8) {
+    /// Records an event, of a request that stands still if it has a `tag`. Whether there was room.
+    pub(super) fn record(
+        &mut self,
+        bus: &mut Bus,
+        request: &Request,
+        code: u8,
+        tag: Option<u16>,
+    ) -> bool {
         if self.control & registers::EVENTQEN == 0 || !self.events.given {
-            return;
+            return false;
         }
         // Nothing is written until somebody has seen that something could not be.
         if (self.errors ^ self.errors_seen) & registers::GERROR_EVENTQ_ABT != 0 {
-            return;
+            return false;
         }
         let log2 = self.events.log2;
         let prod = registers::position(self.events.prod, log2);
         let cons = registers::position(self.events.cons, log2);
         if registers::distance(cons, prod, log2) >= 1 << log2 {
-            // An overflow that nobody has seen yet says so already.
+            // An overflow that nobody has seen yet says so already; what stands still is not lost.
             let unseen = (self.events.prod ^ self.events.cons) & registers::OVERFLOW != 0;
-            if !unseen {
+            if !unseen && tag.is_none() {
                 self.events.prod ^= registers::OVERFLOW;
             }
-            return;
+            return false;
         }
         let stream = self.stream_of(request.requester);
         let read = request.access == hv_core::Access::Read;
@@ -97,7 +107,7 @@ impl Unit {
                 self.index
             );
             bus.broken(Rule::FreedMemory, what);
-            return;
+            return false;
         }
         let next = (prod + 1) & ((2 << log2) - 1);
         let was_empty = cons == prod;
@@ -109,9 +119,9 @@ impl Unit {
                 }
             }
             self.error(bus, registers::GERROR_EVENTQ_ABT);
-            return;
+            return false;
         }
-        let words = event::record(code, stream, request.address, read);
+        let words = event::record(code, stream, request.address, read, tag);
         for (at, word) in (at..).step_by(8).zip(words) {
             bus.memory.write_bytes(at, &word.to_le_bytes());
         }
@@ -126,6 +136,7 @@ impl Unit {
         }
         let entry = (code, request.requester, page, read || !told);
         self.events.recorded.push_back(entry);
+        true
     }
 
     /// EVENTQ_PROD, for a driver that is to take what that tells it of before it looks again.

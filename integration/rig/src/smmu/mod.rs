@@ -4,10 +4,13 @@
 
 mod caches;
 mod commands;
+mod device_tlb;
 mod events;
 mod interrupts;
+mod pages;
 mod registers;
 pub(crate) mod spec;
+mod stalls;
 mod structures;
 mod walk;
 
@@ -15,11 +18,14 @@ use hv_iommu::table::Mapping;
 
 use caches::{Cached, Caches};
 use commands::Queue;
+use device_tlb::Devices;
 use events::Events;
+use pages::Pages;
 use registers::Late;
 use spec::registers as bits;
 use spec::stage_two::{Granule, Shape};
 use spec::stream::{Stream, StreamLimits, Tables};
+use stalls::Stalls;
 use structures::Structures;
 
 pub use spec::identity::Identity;
@@ -79,6 +85,9 @@ pub(crate) struct Unit {
     plain: hashbrown::HashMap<u32, u64>,
     caches: Caches,
     structures: Structures,
+    devices: Devices,
+    stalls: Stalls,
+    pages: Pages,
     health: Health,
 }
 
@@ -113,6 +122,9 @@ impl Unit {
             plain: hashbrown::HashMap::new(),
             caches: Caches::default(),
             structures: Structures::default(),
+            devices: Devices::default(),
+            stalls: Stalls::default(),
+            pages: Pages::default(),
             health: Health::default(),
         }
     }
@@ -177,6 +189,7 @@ impl FrontEnd for Unit {
             return;
         }
         self.work_registers(bus);
+        self.work_stalls(bus);
         if self.structures.ahead.is_some() && bus.rng.one_in(4) {
             self.fetch_ahead_word(bus);
         }
@@ -187,6 +200,39 @@ impl FrontEnd for Unit {
 
     fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         self.walk(bus, request)
+    }
+
+    fn keep_in_device(&mut self, request: &Request, to: u64) {
+        let stream = self.stream_of(request.requester);
+        self.devices.keep(stream, request, to);
+    }
+
+    fn kept_in_device(&self, request: &Request) -> Option<u64> {
+        let stream = self.stream_of(request.requester);
+        self.devices.kept(stream, request)
+    }
+
+    fn stalled(&self) -> usize {
+        self.stalls.count()
+    }
+
+    fn ask_for_page(&mut self, bus: &mut Bus, requester: u16, page: u64, tail: (u16, bool)) {
+        let stream = self.stream_of(requester);
+        self.page_asked(bus, stream, page, tail);
+    }
+
+    fn page_answers(&self, requester: u16) -> Vec<(u16, u8)> {
+        self.pages.answers(self.stream_of(requester))
+    }
+
+    fn forge_in_device(&mut self, requester: u16, page: u64, frame: u64) {
+        let stream = self.stream_of(requester);
+        self.devices.forge(stream, page, frame);
+    }
+
+    fn mute_device(&mut self, requester: u16, mute: bool) {
+        let stream = self.stream_of(requester);
+        self.devices.mute(stream, mute);
     }
 
     fn reason(&self, code: u8) -> &'static str {
@@ -233,6 +279,7 @@ impl FrontEnd for Unit {
                 dirty: false,
                 forced: false,
                 records: false,
+                asks: false,
             };
             let entry = match rng.below(3) {
                 0 => Stream::Invalid,
@@ -269,7 +316,9 @@ impl FrontEnd for Unit {
         if !self.translates() {
             // What it holds from before is forgotten before it is turned on, which is watched.
             let queues = self.queue.naming(first, pages);
-            return queues.or_else(|| self.events.naming(first, pages));
+            return queues
+                .or_else(|| self.events.naming(first, pages))
+                .or_else(|| self.pages.naming(first, pages));
         }
         let inside = |at: u64| (first..first + pages).contains(&(at / FRAME_BYTES));
         if let Some(frame) = self.structures.table_in(first, pages) {
@@ -300,14 +349,17 @@ impl FrontEnd for Unit {
         self.caches
             .naming(first, pages)
             .or_else(|| self.caches.configuration_naming(first, pages))
+            .or_else(|| self.device_naming(first, pages))
             .or_else(|| self.queue.naming(first, pages))
             .or_else(|| self.events.naming(first, pages))
+            .or_else(|| self.pages.naming(first, pages))
     }
 
     fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
         let streams = self.streams(requesters);
         let mut bound = self.structures.bound(&streams);
-        bound.find_map(|tables| self.caches.holding(tables.vmid, page, pages))
+        let held = bound.find_map(|tables| self.caches.holding(tables.vmid, page, pages));
+        held.or_else(|| self.device_holding(&streams, page, pages))
     }
 
     fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {

@@ -51,6 +51,9 @@ impl Unit {
             spec::CMDQ_CONS => self.queue.consumed().into(),
             spec::EVENTQ_PROD => self.events_told(bus).into(),
             spec::EVENTQ_CONS => self.events.cons.into(),
+            spec::PRIQ_PROD | spec::PRIQ_CONS if self.identity.pri => {
+                self.page_index(offset).into()
+            }
             _ => self.plain.get(&offset).copied().unwrap_or(0),
         }
     }
@@ -145,6 +148,9 @@ impl Unit {
             | spec::PRIQ_IRQ_CFG0..=spec::PRIQ_IRQ_CFG2 => {
                 self.message_written(bus, offset, value);
             }
+            spec::PRIQ_BASE | spec::PRIQ_PROD | spec::PRIQ_CONS if self.identity.pri => {
+                self.page_register_written(bus, offset, value);
+            }
             spec::PRIQ_BASE | spec::PRIQ_PROD | spec::PRIQ_CONS => {
                 self.wrong(bus, "there is no PRI queue (IDR0.PRI)");
             }
@@ -216,7 +222,11 @@ impl Unit {
         if value & !spec::CR0_KNOWN != 0 {
             self.wrong(bus, &format!("CR0 {value:#x} has reserved bits"));
         }
-        if value & (spec::PRIQEN | spec::ATSCHK) != 0 {
+        let mut lacks = if self.identity.ats { 0 } else { spec::ATSCHK };
+        if !self.identity.pri {
+            lacks |= spec::PRIQEN;
+        }
+        if value & lacks != 0 {
             self.wrong(
                 bus,
                 &format!("CR0 {value:#x} turns on what the unit has not"),
@@ -242,8 +252,17 @@ impl Unit {
                 "the event queue was turned on before it was given a place",
             );
         }
+        if turns_on & spec::PRIQEN != 0 && !self.pages.is_given() {
+            self.wrong(
+                bus,
+                "the page request queue was turned on before it was given a place",
+            );
+        }
         let cached = spec::snoops(self.cr1, spec::CR1_QUEUES);
-        if turns_on & (spec::CMDQEN | spec::EVENTQEN) != 0 && self.identity.coherent && !cached {
+        if turns_on & (spec::CMDQEN | spec::EVENTQEN | spec::PRIQEN) != 0
+            && self.identity.coherent
+            && !cached
+        {
             self.wrong(
                 bus,
                 "a queue was turned on whose attributes (CR1) keep the unit from the CPU's caches",

@@ -134,6 +134,12 @@ impl Unit {
                 why: "firmware's tables",
             };
         }
+        if let Some(step) = self
+            .behind_stalled(request)
+            .or_else(|| self.unchecked(request))
+        {
+            return step;
+        }
         let stream = self.stream_of(request.requester);
         if !bus.rng.one_in(8)
             && let Some(entry) = self.caches.stream(stream, &mut bus.rng)
@@ -213,6 +219,9 @@ impl Unit {
     }
 
     fn bound(&mut self, bus: &mut Bus, request: &mut Request, entry: Stream) -> Step {
+        if let Some(step) = self.says(bus, request, &entry) {
+            return step;
+        }
         match entry {
             Stream::Invalid => self.refuse(bus, request, event::BAD_STE, true),
             Stream::Abort => Step::Lost {

@@ -12,6 +12,9 @@ pub(crate) struct CommandLimits {
     /// IDR0.HYP.
     pub(crate) hyp: bool,
     pub(crate) ats: bool,
+    pub(crate) pri: bool,
+    /// Requests may stand still.
+    pub(crate) stalls: bool,
     pub(crate) msi: bool,
     /// Log2 bytes of the granules that the unit has, 4K, 16K, 64K; zero for one that it has not.
     pub(crate) granules: [u8; 3],
@@ -61,9 +64,26 @@ pub(crate) enum Command {
     Range(Range),
     /// Everything that is not of the hypervisor's own stage.
     All,
-    /// Caches of devices: the rig's devices have none.
+    /// What a device keeps of these addresses.
     Device {
         stream: u32,
+        first: u64,
+        last: u64,
+    },
+    /// A request that stands still ends.
+    Resume {
+        stream: u32,
+        tag: u16,
+    },
+    /// All requests of a stream that stand still end.
+    EndStalls {
+        stream: u32,
+    },
+    /// A group of requests for pages is answered.
+    PageAnswer {
+        stream: u32,
+        group: u16,
+        code: u8,
     },
     Sync(Signal),
 }
@@ -130,10 +150,34 @@ pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Comm
         0x28 => Ok(Command::Guest { vmid: vmid()? }),
         0x2a => range(low, high, vmid()?, limits).map(Command::Range),
         0x30 => Ok(Command::All),
-        0x40 if limits.ats => Ok(Command::Device {
+        0x40 if limits.ats => device(low, high, in_range(stream)?),
+        0x40 => Err("a command for caches of devices on a unit without (IDR0.ATS)".to_owned()),
+        0x41 if limits.pri => match field(high, 13, 12) as u8 {
+            3 => Err("a reserved response to a page request".to_owned()),
+            _ if field(low, 11, 11) != 0 => {
+                Err("a substream (SSV) in a system that has none".to_owned())
+            }
+            code => Ok(Command::PageAnswer {
+                stream: in_range(stream)?,
+                group: field(high, 8, 0) as u16,
+                code,
+            }),
+        },
+        0x41 => Err("an answer on a unit without requests for pages (IDR0.PRI)".to_owned()),
+        0x44 if limits.stalls => match field(low, 13, 12) {
+            // Nobody pages here, so nothing is tried again; and what is ended without an abort looks like it was done.
+            2 => Ok(Command::Resume {
+                stream: in_range(stream)?,
+                tag: field(high, 15, 0) as u16,
+            }),
+            other => Err(format!(
+                "a stalled request that is not aborted (action {other})"
+            )),
+        },
+        0x45 if limits.stalls => Ok(Command::EndStalls {
             stream: in_range(stream)?,
         }),
-        0x40 => Err("a command for caches of devices on a unit without (IDR0.ATS)".to_owned()),
+        0x44 | 0x45 => Err("an answer on a unit that cannot stall (IDR0.STALL_MODEL)".to_owned()),
         0x46 => match field(low, 13, 12) {
             0 => Ok(Command::Sync(Signal::None)),
             1 => {
@@ -149,6 +193,30 @@ pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Comm
         },
         _ => Err(format!("there is no command {opcode:#x}")),
     }
+}
+
+/// CMD_ATC_INV (IHI 0070, 4.5.1).
+fn device(low: u64, high: u64, stream: u32) -> Result<Command, String> {
+    if field(low, 11, 11) != 0 {
+        return Err("a substream (SSV) in a system that has none".to_owned());
+    }
+    let size = field(high, 5, 0);
+    if size > 52 {
+        return Err(format!("a size of 2^{size} pages, which is none"));
+    }
+    let (first, last) = match size {
+        52 => (0, u64::MAX),
+        size => {
+            let shift = size + 12;
+            let first = high >> shift << shift;
+            (first, first + ((1 << shift) - 1))
+        }
+    };
+    Ok(Command::Device {
+        stream,
+        first,
+        last,
+    })
 }
 
 /// TLBI_S2_IPA. A range whose number, scale and level are all zero is reserved.
@@ -215,6 +283,8 @@ mod tests {
         ranges: true,
         hyp: false,
         ats: false,
+        pri: false,
+        stalls: false,
         msi: false,
         granules: [12, 0, 16],
     };

@@ -9,6 +9,8 @@ pub(crate) const RECORD_BYTES: u64 = 32;
 
 pub(crate) const BAD_STREAM: u8 = 0x02;
 pub(crate) const BAD_STE: u8 = 0x04;
+pub(crate) const BAD_ASK: u8 = 0x05;
+pub(crate) const TRANSLATED_FORBIDDEN: u8 = 0x07;
 pub(crate) const WALK_ABORT: u8 = 0x0b;
 pub(crate) const TRANSLATION: u8 = 0x10;
 pub(crate) const ADDRESS_SIZE: u8 = 0x11;
@@ -20,6 +22,10 @@ pub(crate) const fn name(code: u8) -> &'static str {
     match code {
         BAD_STREAM => "C_BAD_STREAMID: the stream is not in the table",
         BAD_STE => "C_BAD_STE: the stream's entry is invalid or illegal",
+        BAD_ASK => "F_BAD_ATS_TREQ: the device may not ask for translations",
+        TRANSLATED_FORBIDDEN => {
+            "F_TRANSL_FORBIDDEN: the device may not use translations of its own"
+        }
         WALK_ABORT => "F_WALK_EABT: a table lies where no memory is",
         TRANSLATION => "F_TRANSLATION: nothing is mapped there",
         ADDRESS_SIZE => "F_ADDR_SIZE: the address leads further than the unit reaches",
@@ -39,15 +45,22 @@ pub(crate) const fn is_of_translation(code: u8) -> bool {
     code >= TRANSLATION
 }
 
-/// The four words of a record.
-pub(crate) const fn record(code: u8, stream: u32, address: u64, read: bool) -> [u64; 4] {
+/// The four words of a record; with the tag of a request that stands still.
+pub(crate) fn record(
+    code: u8,
+    stream: u32,
+    address: u64,
+    read: bool,
+    tag: Option<u16>,
+) -> [u64; 4] {
     let first = code as u64 | at(stream as u64, 32);
     if !has_address(code) {
         return [first, 0, 0, 0];
     }
     // RnW, S2, and CLASS 2 (the input address) or 1 (a table).
     let class = if code == WALK_ABORT { 1 } else { 2 };
-    let second = at(read as u64, 35) | at(1, 39) | at(class, 40);
+    let stalled = tag.map_or(0, |tag| u64::from(tag) | at(1, 31));
+    let second = stalled | at(read as u64, 35) | at(1, 39) | at(class, 40);
     [first, second, address, address & bits(51, 12)]
 }
 
@@ -57,10 +70,12 @@ mod tests {
 
     #[test]
     fn records_hold_what_happened() {
-        let [first, second, third, fourth] = record(TRANSLATION, 0x108, 0x1234_5678, true);
+        let [first, second, third, fourth] = record(TRANSLATION, 0x108, 0x1234_5678, true, None);
         assert_eq!(first, 0x108_0000_0010);
         assert_eq!(second, 1 << 35 | 1 << 39 | 2 << 40);
         assert_eq!((third, fourth), (0x1234_5678, 0x1234_5000));
-        assert_eq!(record(BAD_STE, 1, 2, true), [0x1_0000_0004, 0, 0, 0]);
+        let [_, second, ..] = record(TRANSLATION, 0x108, 0, false, Some(0xbeef));
+        assert_eq!(second, 0x8000_beef | 1 << 39 | 2 << 40);
+        assert_eq!(record(BAD_STE, 1, 2, true, None), [0x1_0000_0004, 0, 0, 0]);
     }
 }

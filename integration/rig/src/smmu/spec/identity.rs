@@ -1,5 +1,7 @@
 //! What a unit is: its identification registers, which no hardware contradicts, drawn from chance.
 
+use super::super::pages::LOG2_MOST;
+use super::super::stalls::STALL_MAX;
 use super::command::CommandLimits;
 use super::stream::{StreamLimits, size_bits};
 
@@ -28,8 +30,12 @@ pub struct Identity {
     pub sev: bool,
     /// IDR0.VMID16.
     pub vmid16: bool,
-    /// IDR0.STALL_MODEL: 0 or 1.
+    /// IDR0.STALL_MODEL: 0, 1 or 2.
     pub stall_model: u8,
+    /// IDR0.ATS.
+    pub ats: bool,
+    /// IDR0.PRI.
+    pub pri: bool,
     /// IDR0.TTENDIAN: 0 mixed, 2 little-endian.
     pub endian: u8,
     /// Two-level stream tables (IDR0.ST_LEVEL).
@@ -71,6 +77,8 @@ impl Identity {
         sev: true,
         vmid16: true,
         stall_model: 1,
+        ats: false,
+        pri: false,
         endian: 2,
         two_level: true,
         stream_bits: 16,
@@ -120,6 +128,9 @@ impl Identity {
             sev,
             vmid16,
             stall_model: u8::from(!can_stall),
+            // Not drawn for itself, so that seeds give the machines that they always gave.
+            ats: xnx,
+            pri: xnx && sev,
             endian: if mixed { 0 } else { 2 },
             two_level,
             stream_bits,
@@ -140,10 +151,8 @@ impl Identity {
         let rule = |kept: bool, what: &str| if kept { Ok(()) } else { Err(what.to_owned()) };
         rule(self.httu <= 2, "expected IDR0.HTTU of 0 to 2")?;
         rule(self.bbml <= 2, "expected IDR3.BBML of 0 to 2")?;
-        rule(
-            self.stall_model <= 1,
-            "expected IDR0.STALL_MODEL of 0 or 1: devices of PCI must not stall, which 2 forces",
-        )?;
+        rule(self.stall_model <= 2, "expected IDR0.STALL_MODEL of 0 to 2")?;
+        rule(self.ats || !self.pri, "expected IDR0.ATS where IDR0.PRI is")?;
         rule(
             matches!(self.endian, 0 | 2),
             "expected IDR0.TTENDIAN of 0 or 2: the rig's memory is little-endian",
@@ -179,6 +188,8 @@ impl Identity {
             | flag(self.says_coherent, 4)
             | u32::from(self.httu) << 6
             | flag(self.hyp, 9)
+            | flag(self.ats, 10)
+            | flag(self.pri, 16)
             | flag(self.msi, 13)
             | flag(self.sev, 14)
             | flag(self.vmid16, 18)
@@ -187,12 +198,16 @@ impl Identity {
             // TERM_MODEL: a faulting request is aborted.
             | 1 << 26
             | flag(self.two_level, 27);
+        let requests = if self.pri { LOG2_MOST } else { 0 };
         let one = u32::from(self.stream_bits)
+            | u32::from(requests) << 11
             | u32::from(self.events) << 16
             | u32::from(self.commands) << 21;
         let three =
             flag(self.xnx, 4) | flag(self.fwb, 8) | flag(self.ril, 10) | u32::from(self.bbml) << 11;
+        let stalls = if self.stall_model == 1 { 0 } else { STALL_MAX };
         let five = u32::from(self.oas)
+            | u32::from(stalls) << 16
             | 1 << 4
             | flag(self.large_granules.0, 5)
             | flag(self.large_granules.1, 6);
@@ -221,11 +236,12 @@ impl Identity {
             vmid_bits: self.vmid_bits(),
             address_bits: self.address_bits(),
             granules: self.granules(),
-            ats: false,
+            ats: self.ats,
             updates: self.httu,
             forced: self.fwb,
             big_endian: self.endian == 0,
-            stalls: self.stall_model == 0,
+            stalls: self.stall_model != 1,
+            always_stalls: self.stall_model == 2,
             coherent: self.coherent,
         }
     }
@@ -237,7 +253,9 @@ impl Identity {
             stream_bits: self.stream_bits,
             ranges: self.ril,
             hyp: self.hyp,
-            ats: false,
+            ats: self.ats,
+            pri: self.pri,
+            stalls: self.stall_model != 1,
             msi: self.msi,
             granules: self.granules(),
         }
@@ -274,7 +292,7 @@ mod tests {
         };
         assert!(with(|unit| unit.oas = 0) && with(|unit| unit.oas = 7));
         assert!(with(|unit| unit.first_stream = 1) && with(|unit| unit.bbml = 3));
-        assert!(with(|unit| unit.stall_model = 2) && with(|unit| unit.endian = 3));
+        assert!(with(|unit| unit.stall_model = 3) && with(|unit| unit.endian = 3));
     }
 
     #[test]

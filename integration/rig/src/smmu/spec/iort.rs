@@ -36,6 +36,8 @@ pub(crate) struct RootNode {
     pub(crate) segment: u16,
     /// Its devices reach memory coherently whatever they say (CANWBS).
     pub(crate) canwbs: bool,
+    /// Its devices may ask for translations.
+    pub(crate) ats: bool,
     pub(crate) mappings: Vec<Mapping>,
 }
 
@@ -86,10 +88,10 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
             smmus.len() + number,
             root.mappings.len(),
         );
-        // Its devices snoop; no ATS.
+        // Its devices snoop.
         bytes.extend(1u32.to_le_bytes());
         bytes.extend([0, 0, 0, if root.canwbs { 7 } else { 3 }]);
-        bytes.extend([0; 4]);
+        bytes.extend(u32::from(root.ats).to_le_bytes());
         bytes.extend(u32::from(root.segment).to_le_bytes());
         bytes.extend([64, 0, 0, 0]);
         for mapping in &root.mappings {
@@ -129,6 +131,7 @@ mod tests {
         let root = RootNode {
             segment: 7,
             canwbs: true,
+            ats: false,
             mappings: vec![mapping],
         };
         let bytes = table(&[smmu, smmu], &[root]);

@@ -120,6 +120,8 @@ pub(crate) const CR2_RECINVSID: u32 = 1 << 1;
 
 pub(crate) const ERROR_ILLEGAL: u32 = 1;
 pub(crate) const ERROR_ABORT: u32 = 2;
+/// A device did not answer an invalidation before the sync that is next.
+pub(crate) const ERROR_DEVICE: u32 = 3;
 /// Where they stand.
 pub(crate) const ERROR_SHIFT: u32 = 24;
 

@@ -31,6 +31,8 @@ pub(crate) struct StreamLimits {
     pub(crate) big_endian: bool,
     /// Faults may stall their request.
     pub(crate) stalls: bool,
+    /// They always do.
+    pub(crate) always_stalls: bool,
     /// The unit snoops, so that walks must be cacheable and shareable to see what the CPU wrote.
     pub(crate) coherent: bool,
 }
@@ -60,6 +62,8 @@ pub(crate) struct Tables {
     pub(crate) forced: bool,
     /// Faults are recorded.
     pub(crate) records: bool,
+    /// Its device may ask for translations and use them (EATS).
+    pub(crate) asks: bool,
 }
 
 impl Tables {
@@ -204,8 +208,16 @@ fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result
         "S2S on a unit that cannot stall",
     )?;
     refuse(
-        third & 1 << 57 != 0,
+        third & 1 << 57 != 0 && !limits.always_stalls,
         "S2S for a device of PCI, which must not stall",
+    )?;
+    refuse(
+        third & 1 << 57 == 0 && limits.always_stalls,
+        "S2S is clear on a unit that always stalls",
+    )?;
+    refuse(
+        third & 1 << 57 != 0 && field(second, 29, 28) != 0,
+        "EATS beside S2S",
     )?;
     refuse(
         third & (bits(63, 59) | bits(31, 16)) != 0,
@@ -255,6 +267,7 @@ fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result
         dirty,
         forced,
         records: third & 1 << 58 != 0,
+        asks: field(second, 29, 28) == 1,
     })
 }
 
@@ -273,6 +286,7 @@ mod tests {
         forced: false,
         big_endian: false,
         stalls: false,
+        always_stalls: false,
         coherent: true,
     };
 

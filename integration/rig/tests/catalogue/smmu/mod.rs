@@ -24,6 +24,8 @@ mod timeouts;
 #[path = "../units.rs"]
 mod units;
 
+mod answers;
+mod device_tlbs;
 mod interrupts;
 mod leaves;
 mod only;

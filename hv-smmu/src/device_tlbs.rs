@@ -1,0 +1,174 @@
+//! The streams of one unit whose devices keep translations themselves: where its flushes have to go beside the unit.
+//!
+//! Read without a lock by every flush. A stream is noted before its entry lets its device ask, and stays until what takes
+//! the entry's word back stands in the command queue: a flush that does not see it any more comes behind that there.
+
+use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, fence};
+use hv_iommu::HwDomainId;
+use spin::mutex::SpinMutex;
+
+use crate::StreamId;
+
+/// How many streams of a unit may have one at once: as many commands as a flush may take beside its own.
+pub(crate) const MOST: usize = 64;
+
+/// The streams.
+///
+/// # Invariants
+/// `open` is at least the number of slots that are not [`NONE`]; no two slots name one stream. Slots change under `edit`.
+pub(crate) struct DeviceTlbs {
+    open: AtomicUsize,
+    slots: [AtomicU64; MOST],
+    edit: SpinMutex<()>,
+}
+
+/// A slot of nobody.
+const NONE: u64 = 0;
+
+/// The word of a stream that is bound to a domain. Id 0 is never given to a domain, so it is not [`NONE`].
+fn word(stream: StreamId, domain: HwDomainId) -> u64 {
+    u64::from(domain.get()) << u32::BITS | u64::from(stream.get())
+}
+
+/// The stream in a word.
+fn stream_in(word: u64) -> StreamId {
+    // The lower half.
+    StreamId::new(word as u32)
+}
+
+impl DeviceTlbs {
+    /// None.
+    pub(crate) fn new() -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            slots: core::array::from_fn(|_| AtomicU64::new(NONE)),
+            edit: SpinMutex::new(()),
+        }
+    }
+
+    /// Notes a stream, before its entry is changed. `false` when there are too many.
+    pub(crate) fn note(&self, stream: StreamId, domain: HwDomainId) -> bool {
+        // Held for a look through the slots; nothing is waited for.
+        let _alone = self.edit.lock();
+        let (mut free, mut is_new) = (None, 1);
+        for slot in &self.slots {
+            // ORDERING: Relaxed, slots change under the lock that is held.
+            match slot.load(Ordering::Relaxed) {
+                NONE => free = free.or(Some(slot)),
+                word if stream_in(word) == stream => {
+                    (free, is_new) = (Some(slot), 0);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let Some(slot) = free else { return false };
+        // ORDERING: Release, both, ordered for readers by the fence below.
+        self.open.fetch_add(is_new, Ordering::Release);
+        // ORDERING: as above.
+        slot.store(word(stream, domain), Ordering::Release);
+        // ORDERING: SeqCst: the slot is set before anything is forgotten for the stream, and so before its device asks.
+        // Pairs with the fence of `hv_iommu::order`: a flush whose fence came first has stored its words before that,
+        // and what the device is given comes from walks after it; any other flush finds the slot.
+        fence(Ordering::SeqCst);
+        true
+    }
+
+    /// Strikes a stream out, after what closes it was put into the queue. Whether it was there.
+    pub(crate) fn forget(&self, stream: StreamId) -> bool {
+        let _alone = self.edit.lock();
+        self.strike_out(|word| stream_in(word) == stream)
+    }
+
+    /// Strikes every stream out that `which` says.
+    fn strike_out(&self, which: impl Fn(u64) -> bool) -> bool {
+        let mut found = false;
+        for slot in &self.slots {
+            // ORDERING: Relaxed, slots change under the lock that the caller holds.
+            let word = slot.load(Ordering::Relaxed);
+            if word != NONE && which(word) {
+                // ORDERING: Release, both: that the stream's closing stands in the queue is seen by who does not see the
+                // slot, so that its own commands come behind.
+                slot.store(NONE, Ordering::Release);
+                // ORDERING: as above.
+                self.open.fetch_sub(1, Ordering::Release);
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// Strikes all out, for the reset of a wedged unit, and gives each to `closed`.
+    pub(crate) fn take_all(&self, mut closed: impl FnMut(StreamId)) {
+        let _alone = self.edit.lock();
+        let all: arrayvec::ArrayVec<StreamId, MOST> = self.all().collect();
+        self.strike_out(|_| true);
+        // ORDERING: SeqCst: the slots are clear before the entries are looked at. Pairs with the fence of `has_now`:
+        // who opens one meanwhile either finds its slot gone, or stored its entry before that is looked at here.
+        fence(Ordering::SeqCst);
+        all.into_iter().for_each(&mut closed);
+    }
+
+    /// Whether a stream is noted, asked after its entry was changed.
+    pub(crate) fn has_now(&self, stream: StreamId) -> bool {
+        // ORDERING: SeqCst, pairs with the fence of `take_all`.
+        fence(Ordering::SeqCst);
+        self.has(stream)
+    }
+
+    /// Whether a stream is noted.
+    pub(crate) fn has(&self, stream: StreamId) -> bool {
+        self.all().any(|open| open == stream)
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
+        // ORDERING: Acquire pairs with `strike_out`; that none is missed is due to the SeqCst fences, see `note`.
+        let most = match self.open.load(Ordering::Acquire) {
+            0 => 0,
+            _ => MOST,
+        };
+        // ORDERING: Acquire, as above.
+        let words = self.slots.iter().take(most);
+        words
+            .map(|slot| slot.load(Ordering::Acquire))
+            .filter(|word| *word != NONE)
+    }
+
+    fn all(&self) -> impl Iterator<Item = StreamId> {
+        self.words().map(stream_in)
+    }
+
+    /// The streams of a domain.
+    pub(crate) fn of(&self, domain: HwDomainId) -> impl Iterator<Item = StreamId> {
+        let of = move |word: &u64| *word >> u32::BITS == u64::from(domain.get());
+        self.words().filter(of).map(stream_in)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_found_by_their_domain_until_they_are_struck_out() {
+        let devices = DeviceTlbs::new();
+        let (one, two) = (HwDomainId::new(1), HwDomainId::new(2));
+        let of = |domain| -> Vec<u32> { devices.of(domain).map(StreamId::get).collect() };
+        for stream in 0..MOST as u32 {
+            let domain = if stream % 2 == 0 { one } else { two };
+            assert!(devices.note(StreamId::new(stream), domain));
+        }
+        assert!(!devices.note(StreamId::new(99), one), "there is no room");
+        assert!(of(one).len() == MOST / 2 && of(one).iter().all(|stream| stream % 2 == 0));
+        // Once more, of another domain: it has one place.
+        assert!(devices.note(StreamId::new(0), two));
+        assert_eq!((of(one).len(), of(two).len()), (31, 33));
+        assert!(devices.forget(StreamId::new(0)) && !devices.forget(StreamId::new(0)));
+        assert!(devices.note(StreamId::new(u32::MAX), HwDomainId::new(u16::MAX)));
+        assert_eq!(of(HwDomainId::new(u16::MAX)), [u32::MAX]);
+        let mut closed = 0;
+        devices.take_all(|_| closed += 1);
+        assert_eq!((closed, of(one).len(), of(two).len()), (MOST, 0, 0));
+        assert!(!devices.has_now(StreamId::new(2)));
+    }
+}

@@ -1,0 +1,229 @@
+//! A queue that the unit fills and we empty: the ring, the two indices, and what was lost.
+//!
+//! What of it can be believed once the unit says that it could not write an event (GERROR.EVENTQ_ABT): its index may have
+//! moved past entries that were never written, and software is told to take all of them for invalid (IHI 0070, 7.2.2).
+//! Dropping them all would lose real ones: those before the failed one, and all of a full queue, which QEMU reports in
+//! the same way. So each entry is emptied when it was taken, before the unit gets it back, and one that is still empty
+//! when its turn comes was not written: it is counted as lost, and no old record is told again as somebody's fault.
+
+use arrayvec::ArrayVec;
+use hv_core::fault::Fault;
+use hv_core::platform::Platform;
+use hv_core::sync::Ordering;
+use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
+use hv_iommu::UnitError;
+use spin::mutex::SpinMutex;
+
+use crate::error::BringUpError;
+use crate::frames::Reach;
+use crate::spec::command::Command;
+use crate::spec::event::EventRecord;
+use crate::spec::queue::{QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize};
+use crate::spec::registers::{EVENTQ_CONS, EVENTQ_PROD, Gerror, PRIQ_CONS, PRIQ_PROD};
+use crate::unit::Regs;
+
+/// How many answers may be owed.
+const OWED_MOST: usize = 64;
+/// Bytes of a word.
+const WORD_BYTES: u64 = 8;
+
+/// Which queue of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// Events.
+    Events,
+    /// Requests for pages.
+    Pages,
+}
+
+impl Records {
+    /// Where the unit writes next, and what we read next.
+    pub(crate) const fn indices(self) -> (u32, u32) {
+        match self {
+            Self::Events => (EVENTQ_PROD, EVENTQ_CONS),
+            Self::Pages => (PRIQ_PROD, PRIQ_CONS),
+        }
+    }
+
+    /// That a record could not be written.
+    fn lost(self, errors: Gerror) -> Gerror {
+        match self {
+            Self::Events => Gerror::new().with_eventq_abt_err(errors.eventq_abt_err()),
+            Self::Pages => Gerror::new().with_priq_abt_err(errors.priq_abt_err()),
+        }
+    }
+}
+
+/// What a look at a queue gave.
+pub(crate) enum Taken<R> {
+    /// The oldest record; its place is free again.
+    Record(R),
+    /// Some were lost; the condition was cleared.
+    Lost,
+}
+
+/// A queue of records of `WORDS` words.
+///
+/// # Invariants
+/// `ring` is aligned to its size, used for nothing else, and never given back: the unit writes it for as long as it
+/// runs.
+pub(crate) struct RecordQueue<const WORDS: usize> {
+    ring: FrameRun<Hypervisor>,
+    size: QueueSize,
+    /// The lock keeps two CPUs from telling of one record twice.
+    reader: SpinMutex<Reader>,
+    /// Answers to records that were taken, which the command queue did not take. No further record is taken before it does,
+    /// so there is one for each CPU that was at it at most.
+    owed: SpinMutex<ArrayVec<Command, OWED_MOST>>,
+}
+
+/// How far records were taken.
+#[derive(Default)]
+struct Reader {
+    /// What is read next, as the register says.
+    next: QueuePointer,
+}
+
+impl<const WORDS: usize> RecordQueue<WORDS> {
+    const BYTES: u64 = WORDS as u64 * WORD_BYTES;
+
+    /// A queue of 2^`log2` entries, with both indices at zero.
+    pub(crate) fn new<P: Platform>(reach: &Reach<'_, P>, log2: u8) -> Result<Self, BringUpError> {
+        let size = QueueSize::new(log2).ok_or(UnitError::Hardware {
+            unit: reach.unit,
+            what: "a queue of too many records, log2",
+            expected: crate::spec::queue::LOG2_MAX.into(),
+            found: log2.into(),
+        })?;
+        let ring = reach.aligned_run(u64::from(size.entries()) * Self::BYTES)?;
+        // Zeros that are still in a cache must not be written over records later.
+        reach.publish(ring.range().start(), ring.range().pages().bytes());
+        // INVARIANT: the run is new.
+        Ok(Self {
+            ring,
+            size,
+            reader: SpinMutex::new(Reader::default()),
+            owed: SpinMutex::new(ArrayVec::new()),
+        })
+    }
+
+    /// What the unit's register says of the ring.
+    pub(crate) fn base(&self) -> QueueBase {
+        QueueBase::new()
+            .with_address(self.ring.range().start().as_u64() >> QUEUE_ADDRESS_SHIFT)
+            .with_log2size(self.size.log2())
+            .with_allocate(true)
+    }
+
+    /// Takes the oldest record, else the note that some were lost. `answer` says what the unit has to be told about a
+    /// record, and `tell` whether the unit took that: it may wait for room among commands, so no lock is held meanwhile.
+    ///
+    /// `None` too while the unit takes no commands and an answer is owed; what is left is found by the next look. Another
+    /// CPU that takes a record is waited for, which is a few accesses: it may have seen an empty queue just before the
+    /// record whose interrupt brought this CPU here.
+    pub(crate) fn take<P: Platform>(
+        &self,
+        reach: &Reach<'_, P>,
+        regs: &Regs<P::Block>,
+        which: Records,
+        answer: impl Fn(&[u64; WORDS]) -> Option<Command>,
+        tell: impl Fn(Command) -> bool,
+    ) -> Option<Taken<[u64; WORDS]>> {
+        loop {
+            let Some(owed) = self.owed.lock().pop() else {
+                break;
+            };
+            if !tell(owed) {
+                self.owe(owed);
+                return None;
+            }
+        }
+        let taken = self.look(reach, regs, which)?;
+        if let Taken::Record(record) = &taken
+            && let Some(command) = answer(record)
+            && !tell(command)
+        {
+            // The record's place was given back before: an answer lets the device send the next one.
+            self.owe(command);
+        }
+        Some(taken)
+    }
+
+    /// Keeps an answer for the next look.
+    fn owe(&self, command: Command) {
+        if self.owed.lock().try_push(command).is_err() {
+            log::error!("SMMUv3: an answer to a device that waits is lost: {command:?}");
+        }
+    }
+
+    /// Takes what there is.
+    fn look<P: Platform>(
+        &self,
+        reach: &Reach<'_, P>,
+        regs: &Regs<P::Block>,
+        which: Records,
+    ) -> Option<Taken<[u64; WORDS]>> {
+        let (prod, cons) = which.indices();
+        let mut reader = self.reader.lock();
+        let word = regs.read32(prod);
+        // A unit that is gone reads as all ones; its records would never end.
+        if word == u32::MAX {
+            return None;
+        }
+        let prod = QueuePointer::from_bits(word);
+        if !self.size.is_empty(prod, reader.next) {
+            let record = self.record(reach, self.size.index(reader.next), which);
+            reader.next = self.size.advance(reader.next, 1);
+            // Written at once: that makes room.
+            if !Fault::KeepEvents.is_on() {
+                regs.write32(cons, reader.next.into_bits());
+            }
+            return Some(record.map_or(Taken::Lost, Taken::Record));
+        }
+        if prod.overflow() != reader.next.overflow() {
+            reader.next = reader.next.acknowledge(prod);
+            if !Fault::KeepOverflow.is_on() {
+                regs.write32(cons, reader.next.into_bits());
+            }
+            return Some(Taken::Lost);
+        }
+        // A record that could not be written is lost too. QEMU says so when its event queue is full.
+        let lost = which.lost(regs.errors());
+        if lost != Gerror::new() {
+            regs.acknowledge(lost);
+            return Some(Taken::Lost);
+        }
+        None
+    }
+
+    /// Copies a record out of the ring, and empties its entry; `None` where the unit did not write it, as far as that can
+    /// be told: no event begins with an empty word, a request for a page may.
+    fn record<P: Platform>(
+        &self,
+        reach: &Reach<'_, P>,
+        index: u32,
+        which: Records,
+    ) -> Option<[u64; WORDS]> {
+        let offset = u64::from(index) * Self::BYTES;
+        let page = PageSize::Size4K.bytes();
+        let at = self.ring.range().start().checked_add(offset)?;
+        if !reach.coherent {
+            reach.platform.write_back_and_drop(at, Self::BYTES);
+        }
+        let cells = self.ring.cells(reach.platform, offset / page)?;
+        let first = usize::try_from(offset % page / WORD_BYTES).ok()?;
+        let cells = cells.get(first..)?.first_chunk::<WORDS>()?;
+        // ORDERING: Acquire, the index was read before: the unit wrote the record before it moved that.
+        let words = cells.each_ref().map(|word| word.load(Ordering::Acquire));
+        if which == Records::Pages {
+            return Some(words);
+        }
+        if let Some(head) = cells.first() {
+            // ORDERING: Relaxed, `publish` puts it before the index that gives the entry back to the unit.
+            head.store(EventRecord::NONE, Ordering::Relaxed);
+        }
+        reach.publish(at, Self::BYTES);
+        let is_there = words.first() != Some(&EventRecord::NONE);
+        (is_there || Fault::BelieveEmptyEvents.is_on()).then_some(words)
+    }
+}

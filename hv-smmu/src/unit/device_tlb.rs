@@ -1,0 +1,207 @@
+//! Translations that devices keep themselves (ATS): how a stream's entry lets its device ask, and takes that back.
+//!
+//! An entry that does not let its device ask is the gate: behind it nothing passes that says it is translated, whatever the
+//! device still holds (CR0.ATSCHK, which bring-up sets; IHI 0070, 3.9.1.3). So what is forgotten before a gate opens is what
+//! counts, and a device that does not answer has its gate closed.
+
+use hv_core::fault::Fault;
+use hv_core::platform::Platform;
+use hv_iommu::{FlushSpan, FlushTicket, HwDomainId, UnitError, Unmet};
+
+use super::{Enabled, Stream, Unit};
+use crate::StreamId;
+use crate::device_tlbs::MOST;
+use crate::entry_update::Update;
+use crate::invalidate::{Batch, Filed};
+use crate::spec::command::{AtcScope, AtcSpan, Command, SyncSignal};
+use crate::spec::stream_entry::{Config, asking, is_asking};
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// Whether the unit translates ahead for devices, and looks at what they send by that.
+    pub(crate) fn serves_device_tlb(&self) -> Result<(), Unmet> {
+        if self.info.idr0.translation_requests().is_none() {
+            return Err(Unmet::absent("translation requests (IDR0.ATS)"));
+        }
+        if self.info.always_stalls() {
+            // IHI 0070, 5.2, EATS: illegal beside S2S.
+            return Err(Unmet::absent(
+                "translation requests where faults always stall",
+            ));
+        }
+        match self.regs.control().atschk() {
+            true => Ok(()),
+            false => Err(Unmet::absent(
+                "looks at translated requests (CR0ACK.ATSCHK)",
+            )),
+        }
+    }
+
+    /// Lets a stream's device ask. See [`hv_iommu::DeviceTlbBackend::open_device_tlb`].
+    ///
+    /// What the unit holds of the domain is forgotten as well: a flush that did not see the stream noted may still be
+    /// under way, and the device must not be given what that is about.
+    pub(crate) fn open_device_tlb(
+        &self,
+        platform: &P,
+        stream: Stream,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let (unit, commands) = (self.index, &self.state.commands);
+        commands.check_alive(unit)?;
+        let requests = self.info.idr0.translation_requests();
+        let lacking = |what, expected| UnitError::Hardware {
+            unit,
+            what,
+            expected,
+            found: 0,
+        };
+        if requests.is_none() || stream.is_shared {
+            return Err(lacking(
+                "a stream whose device may not ask for translations",
+                1,
+            ));
+        }
+        let reach = self.reach(platform);
+        let not_bound = UnitError::NotBound {
+            requester: stream.requester,
+            domain,
+        };
+        let entry = self
+            .state
+            .streams
+            .entry(&reach, stream.id)?
+            .ok_or(not_bound)?;
+        let before = entry.read();
+        let translates = matches!(Config::of(&before), Some(Config::First | Config::Second));
+        if !translates || self.domain_of(&reach, stream.id, &before) != Some(domain) {
+            return Err(not_bound);
+        }
+        if !self.state.devices.note(stream.id, domain) {
+            return Err(lacking(
+                "room for one more TLB of a device; at most",
+                MOST as u64,
+            ));
+        }
+        let context = self.queue_with(platform);
+        if !Fault::LeaveOldTranslations.is_on() {
+            let forget = [
+                Filed::of(domain, self.stage()).all(),
+                Command::sync(SyncSignal::None),
+                forget_in(stream.id, FlushSpan::Domain),
+            ];
+            self.wait_between(&context, &forget, "forgetting in a device (ATC_INV)")?;
+        }
+        let target = asking(&before, requests);
+        let ticket = self.update(platform, stream.id, &entry, &target)?;
+        if !self.state.devices.has_now(stream.id) {
+            // A reset has closed all that were open meanwhile, and may not have seen this one.
+            let closed = Update::between(entry.read(), asking(&entry.read(), None));
+            closed
+                .steps()
+                .iter()
+                .for_each(|step| entry.store(&reach, step));
+            return Err(UnitError::Wedged { unit });
+        }
+        Ok(ticket)
+    }
+
+    /// Takes that back. See [`hv_iommu::DeviceTlbBackend::close_device_tlb`].
+    ///
+    /// In the order of IHI 0070, 3.9.2: the device was told, what it keeps is forgotten and what it sent has arrived, then
+    /// the entry.
+    pub(crate) fn close_device_tlb(
+        &self,
+        platform: &P,
+        stream: Stream,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let reach = self.reach(platform);
+        let not_bound = UnitError::NotBound {
+            requester: stream.requester,
+            domain,
+        };
+        let entry = self
+            .state
+            .streams
+            .entry(&reach, stream.id)?
+            .ok_or(not_bound)?;
+        let before = entry.read();
+        if self.domain_of(&reach, stream.id, &before) != Some(domain) {
+            return Err(not_bound);
+        }
+        let context = self.queue_with(platform);
+        if self.state.devices.has(stream.id) {
+            let forget = [forget_in(stream.id, FlushSpan::Domain)];
+            self.wait_between(&context, &forget, "forgetting in a device (ATC_INV)")?;
+        }
+        let target = match Fault::CloseKeepsEntry.is_on() {
+            true => before,
+            false => asking(&before, None),
+        };
+        let ticket = self.update(platform, stream.id, &entry, &target)?;
+        self.state.devices.forget(stream.id);
+        Ok(ticket)
+    }
+
+    /// Hands `batch`, which has the unit forget, to the unit, and has the domain's devices forget behind it.
+    ///
+    /// A device that asks is given what the unit holds, so the unit has forgotten before any device is told (IHI 0070,
+    /// 4.5.1).
+    pub(super) fn submit_to_devices(
+        &self,
+        platform: &P,
+        mut batch: Batch,
+        domain: HwDomainId,
+        span: FlushSpan,
+    ) -> Result<FlushTicket, UnitError> {
+        let (commands, context) = (&self.state.commands, self.queue_with(platform));
+        let most = commands.batch_most();
+        let mut is_behind = Fault::DeviceForgetsFirst.is_on();
+        for stream in self.state.devices.of(domain) {
+            let needed = if is_behind { 1 } else { 2 };
+            if batch.len() + needed > most {
+                // There is a sync behind it.
+                commands.submit(&context, &batch)?;
+                batch.clear();
+                is_behind = true;
+            }
+            if !is_behind {
+                let _ = batch.try_push(Command::sync(SyncSignal::None));
+                is_behind = true;
+            }
+            let _ = batch.try_push(forget_in(stream, span));
+        }
+        commands.submit(&context, &batch)
+    }
+
+    /// Closes every gate, for a reset: what devices hold then leads nowhere once the unit has read the entries anew.
+    pub(super) fn close_all_device_tlbs(&self, platform: &P) {
+        let reach = self.reach(platform);
+        self.state.devices.take_all(|stream| {
+            let Ok(Some(entry)) = self.state.streams.entry(&reach, stream) else {
+                return;
+            };
+            // Its owner may be at it: what it stores meanwhile is seen, or it sees that the stream is noted no more.
+            while is_asking(&entry.read()) {
+                let before = entry.read();
+                let closed = asking(&before, None);
+                for (word, (from, to)) in before.into_iter().zip(closed).enumerate() {
+                    if from != to {
+                        entry.replace(&reach, word, from, to);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// A device forgets what translates these addresses. It has no PASIDs: they are not opened beside its TLB.
+pub(super) fn forget_in(stream: StreamId, span: FlushSpan) -> Command {
+    let other = u32::from(Fault::ForgetOtherDevice.is_on());
+    let stream = StreamId::new(stream.get() ^ other);
+    let span = match span {
+        FlushSpan::Domain => AtcSpan::ALL,
+        FlushSpan::Pages(range) => AtcSpan::around(range.start(), range.last()),
+    };
+    Command::atc_invalidate(stream, AtcScope::WithoutSubstream, &span)
+}

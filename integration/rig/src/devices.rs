@@ -1,0 +1,168 @@
+//! Functions that keep translations themselves: how they ask for them and use them, by a test's wish or their own.
+
+use hv_core::{Access, Iova, PciAddress};
+
+use crate::core::State;
+use crate::memory::frame_of;
+use crate::request::{Outcome, Says};
+use crate::rig::Rig;
+
+impl State {
+    /// A function's request with its own id that says that.
+    fn with_says(
+        &mut self,
+        device: usize,
+        address: u64,
+        access: Access,
+        says: impl FnOnce(&Self, &crate::request::Request) -> Option<Says>,
+    ) -> Outcome {
+        self.bus.tick += 1;
+        let Some(function) = self.bus.functions.get(device) else {
+            return Outcome::Lost;
+        };
+        let own = function.address.requester();
+        if !self.bus.may_send(device) {
+            return Outcome::Lost;
+        }
+        let Some(mut request) = self.bus.request(device, address, access) else {
+            return Outcome::Lost;
+        };
+        request.requester = own;
+        match says(self, &request) {
+            Some(says) => {
+                request.says = says;
+                self.finish(&mut request)
+            }
+            None => Outcome::Lost,
+        }
+    }
+
+    /// A function asks for a translation, and keeps it.
+    pub(crate) fn ask(&mut self, device: usize, address: u64, access: Access) -> Outcome {
+        self.with_says(device, address, access, |_, _| Some(Says::Asks))
+    }
+
+    /// A function sends a request by a translation that it kept.
+    pub(crate) fn send_kept(&mut self, device: usize, address: u64, access: Access) -> Outcome {
+        self.with_says(device, address, access, |state, request| {
+            let unit = state.units.get(request.unit)?;
+            let to = unit.kept_in_device(request)?;
+            Some(Says::Translated { to })
+        })
+    }
+
+    /// Functions that were told to ask do so, above all for what they were just told to forget, and use what they have.
+    pub(crate) fn devices_ask(&mut self) {
+        if !self.bus.watching {
+            return;
+        }
+        if let Some((requester, page)) = self.bus.wanted.take() {
+            let mut functions = self.bus.functions.iter();
+            let found = functions
+                .position(|function| function.address.requester() == requester && function.asks());
+            if let Some(device) = found {
+                self.ask(device, page << 12, Access::Read);
+                self.ask(device, page << 12, Access::Write);
+            }
+        }
+        for device in 0..self.bus.functions.len() {
+            let asks = self
+                .bus
+                .functions
+                .get(device)
+                .is_some_and(|function| function.asks());
+            if asks && self.bus.rng.one_in(2) {
+                let address = self.bus.somewhere(device);
+                let access = if self.bus.rng.one_in(2) {
+                    Access::Read
+                } else {
+                    Access::Write
+                };
+                self.ask(device, address, access);
+                self.send_kept(device, address, access);
+            }
+        }
+    }
+}
+
+impl Rig {
+    fn index_of(&self, function: PciAddress) -> Option<usize> {
+        let state = self.core.quiet();
+        let mut functions = state.bus.functions.iter();
+        functions.position(|known| known.address == function)
+    }
+
+    /// A device asks for a translation, whether it was told to or not, and keeps what it gets.
+    pub fn ask(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
+        let index = self.index_of(function);
+        let mut state = self.core.quiet();
+        index.map_or(Outcome::Lost, |index| state.ask(index, at.as_u64(), access))
+    }
+
+    /// A device sends a request by a translation that it kept; [`Outcome::Lost`] if it has none.
+    pub fn access_kept(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
+        let index = self.index_of(function);
+        let mut state = self.core.quiet();
+        index.map_or(Outcome::Lost, |index| {
+            state.send_kept(index, at.as_u64(), access)
+        })
+    }
+
+    /// A device makes up a translation, to memory at `to`.
+    pub fn forge(&self, function: PciAddress, at: Iova, to: u64) {
+        let mut state = self.core.quiet();
+        let mut functions = state.bus.functions.iter();
+        let found = functions.find(|known| known.address == function);
+        let unit = found.map(|known| known.unit);
+        if let Some(unit) = unit.and_then(|unit| state.units.get_mut(unit)) {
+            let (page, frame) = (frame_of(at.as_u64()), frame_of(to));
+            unit.forge_in_device(function.requester(), page, frame);
+        }
+    }
+
+    /// A device asks for a page, in a group of which this is the last or is not.
+    pub fn ask_for_page(&self, function: PciAddress, at: Iova, group: u16, last: bool) {
+        let mut state = self.core.quiet();
+        let state = &mut *state;
+        let mut functions = state.bus.functions.iter();
+        let found = functions.find(|known| known.address == function);
+        let unit = found.map(|known| known.unit);
+        if let Some(unit) = unit.and_then(|unit| state.units.get_mut(unit)) {
+            let (own, page) = (function.requester(), frame_of(at.as_u64()));
+            unit.ask_for_page(&mut state.bus, own, page, (group, last));
+        }
+    }
+
+    /// What a device was told about the pages that it asked for: group and response, in the vendor's numbers.
+    pub fn page_answers(&self, function: PciAddress) -> Vec<(u16, u8)> {
+        let state = self.core.quiet();
+        let mut functions = state.bus.functions.iter();
+        let found = functions.find(|known| known.address == function);
+        let unit = found.and_then(|known| state.units.get(known.unit));
+        unit.map_or_else(Vec::new, |unit| unit.page_answers(function.requester()))
+    }
+
+    /// How many requests stand still in a unit.
+    pub fn stalled(&self, unit: usize) -> usize {
+        let state = self.core.quiet();
+        state.units.get(unit).map_or(0, |unit| unit.stalled())
+    }
+
+    /// Whether a function is set to ask for translations.
+    pub fn asks(&self, function: PciAddress) -> bool {
+        let state = self.core.quiet();
+        let mut functions = state.bus.functions.iter();
+        functions.any(|known| known.address == function && known.asks())
+    }
+
+    /// A device answers no invalidation from now on, or does again.
+    pub fn mute(&self, function: PciAddress, mute: bool) {
+        let mut state = self.core.quiet();
+        let mut functions = state.bus.functions.iter();
+        let found = functions.find(|known| known.address == function);
+        let unit = found.map(|known| known.unit);
+        if let Some(unit) = unit.and_then(|unit| state.units.get_mut(unit)) {
+            unit.mute_device(function.requester(), mute);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Devices that do more than send: they keep translations themselves, ask for pages, and send to units that let requests
+//! stand still. A machine of each kind, with what its driver owes such a device.
+
+use hv_core::platform::FrameSource;
+use hv_core::{Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms};
+use hv_iommu::{Attached, Domain, DomainConfig, Group, Iommu, TrustedDevice};
+use hv_smmu::Smmu;
+
+use crate::driver::Vendor;
+use crate::ledger::Tenant;
+use crate::life::bring_up;
+use crate::machine::Machine;
+use crate::request::Outcome;
+use crate::rig::Rig;
+use crate::rule::{Rule, Violation};
+use crate::smmu::Identity;
+
+/// Where the drill maps.
+const AT: u64 = 0x10_0000;
+/// How often it maps and unmaps.
+const ROUNDS: u64 = 6;
+
+type Backend = Smmu<Rig>;
+type Mine = Group<Backend, Attached<KernelPaging, Backend>>;
+/// What the units are like, and what the device does.
+type Kind = (fn(&mut Identity), fn(&mut Drilled) -> Option<()>);
+
+/// All of the drills on the machine of a seed.
+pub(crate) fn devices(seed: u64) -> Option<Violation> {
+    let kinds: [Kind; 3] = [
+        (|identity| identity.ats = true, keeping),
+        (
+            |identity| (identity.ats, identity.pri) = (true, true),
+            paging,
+        ),
+        (
+            |identity| (identity.stall_model, identity.pri) = (2, false),
+            stalling,
+        ),
+    ];
+    kinds.into_iter().find_map(|(change, drill)| {
+        let rig = Rig::new(machine(seed, change)).ok()?;
+        if let Some(mut drilled) = Drilled::new(&rig) {
+            drill(&mut drilled);
+            drilled.end();
+        }
+        rig.verdict().err().map(|failure| failure.violation)
+    })
+}
+
+fn machine(seed: u64, change: fn(&mut Identity)) -> Machine {
+    let mut machine = Machine::draw_of(Vendor::Smmu, seed);
+    // These hide what is looked for here.
+    (machine.temper.evictions, machine.temper.widening) = (false, false);
+    machine.temper.rogues = false;
+    for unit in &mut machine.units {
+        if let Some(identity) = unit.smmu() {
+            change(identity);
+            // A device that stands still for what it does by itself is told from no other.
+            machine.temper.background &= identity.stall_model != 2;
+        }
+    }
+    for function in &mut machine.functions {
+        function.ats = true;
+    }
+    machine
+}
+
+/// A device in a domain of its own.
+struct Drilled {
+    rig: Rig,
+    iommu: Iommu<Backend>,
+    device: PciAddress,
+    tenant: Tenant,
+    domain: Domain<KernelPaging, Backend>,
+    group: Option<Mine>,
+    trusted: TrustedDevice<Backend>,
+}
+
+impl Drilled {
+    fn new(rig: &Rig) -> Option<Self> {
+        let (iommu, groups) = bring_up::<Backend>(rig).ok()?;
+        let mut groups = groups.into_iter();
+        let group = groups.find(|group| group.members().len() == 1)?;
+        let group = group.claim_for_hypervisor();
+        let device = *group.members().first()?;
+        let trusted = TrustedDevice::vouch_for(&group, "a drill");
+        let config = DomainConfig {
+            address_bits: 31,
+            ..DomainConfig::default()
+        };
+        let domain = Domain::paging_domain_alloc(&group, config).ok()?;
+        let tenant = Tenant(1);
+        rig.attaching(&[device], tenant);
+        let group = group.attach(&domain).ok()?;
+        rig.attached(&[device], tenant);
+        group.enable_bus_mastering(device).ok()?;
+        Some(Self {
+            rig: rig.clone(),
+            iommu,
+            device,
+            tenant,
+            domain,
+            group: Some(group),
+            trusted,
+        })
+    }
+
+    /// Maps some pages, has `meanwhile` done, and takes them back.
+    fn with_pages(&self, pages: u64, meanwhile: impl FnOnce(&Self)) -> Option<()> {
+        let (rig, tenant) = (&self.rig, self.tenant);
+        let range = IovaRange::new(Iova::new(AT), PageCount::new(pages)?).ok()?;
+        let free = self.domain.reserve(range).ok()?;
+        let frames = rig.alloc_frames(range.pages(), PageSize::Size4K).ok()?;
+        rig.mapping(tenant, range, frames.range(), Perms::ReadWrite);
+        let mapped = free.map(frames, Perms::ReadWrite).ok()?;
+        rig.mapped(tenant, range, mapped.granted());
+        meanwhile(self);
+        rig.unmapping(tenant, range);
+        let (free, frames) = mapped.unmap().flush().ok()?;
+        rig.expect_frames(tenant, range, frames.range());
+        rig.returned(tenant, range);
+        rig.free_frames(frames);
+        free.release().ok()
+    }
+
+    fn wrong(&self, what: &str) {
+        self.rig.broken(Rule::WrongAnswer, what);
+    }
+
+    fn end(mut self) {
+        let (rig, device, tenant) = (&self.rig, self.device, self.tenant);
+        let Some(group) = self.group.take() else {
+            return;
+        };
+        rig.detaching(&[device], tenant);
+        if group.detach().is_ok() {
+            rig.detached(&[device]);
+            if let Ok(teardown) = self.domain.destroy() {
+                rig.ended(tenant);
+                teardown.for_each(|run| rig.free_frames(run));
+            }
+        }
+    }
+}
+
+/// The device keeps translations, is closed, does what it likes, and is opened again.
+fn keeping(drilled: &mut Drilled) -> Option<()> {
+    let (device, rig) = (drilled.device, drilled.rig.clone());
+    // Before it may: a translation of its own making leads nowhere.
+    rig.forge(device, Iova::new(AT), crate::memory::BASE);
+    rig.access_kept(device, Iova::new(AT), Access::Write);
+    let mut group = drilled.group.take()?;
+    let mut on = group.enable_ats(device, &drilled.trusted).is_ok();
+    rig.access_kept(device, Iova::new(AT), Access::Write);
+    for _ in 0..ROUNDS {
+        // With something to ask for: a device that may asks at once.
+        drilled.with_pages(32, |this| {
+            let _ = group.disable_ats(device);
+            on = group.enable_ats(device, &this.trusted).is_ok();
+        })?;
+    }
+    drilled.group = Some(group);
+    for round in 0..ROUNDS {
+        let pages = 1 + round * 7;
+        drilled.with_pages(pages, |_| {
+            for page in [0, pages / 2, pages - 1] {
+                let at = Iova::new(AT + page * 0x1000);
+                for access in [Access::Read, Access::Write] {
+                    rig.ask(device, at, access);
+                    rig.access_kept(device, at, access);
+                }
+            }
+        })?;
+        rig.access_kept(device, Iova::new(AT), Access::Write);
+        if round % 2 == 1 {
+            let mut group = drilled.group.take()?;
+            let changed = match on {
+                true => group.disable_ats(device),
+                false => group.enable_ats(device, &drilled.trusted),
+            };
+            on = on != changed.is_ok();
+            drilled.group = Some(group);
+        }
+    }
+    Some(())
+}
+
+/// The device asks for pages, more than the queue holds, and waits for an answer to each group.
+fn paging(drilled: &mut Drilled) -> Option<()> {
+    let (device, rig) = (drilled.device, &drilled.rig);
+    let mut sent = 0;
+    for round in 0..ROUNDS as u16 {
+        for group in 0..10 {
+            rig.ask_for_page(device, Iova::new(AT), round * 10 + group, group != 4);
+            sent += usize::from(group != 4);
+        }
+        drilled.iommu.take_faults(|_| {});
+    }
+    rig.idle(20_000);
+    if rig.page_answers(device).len() != sent {
+        drilled.wrong("a device asked for pages, and was not answered");
+    }
+    Some(())
+}
+
+/// The device goes where nothing is, and stands still until that was looked at.
+fn stalling(drilled: &mut Drilled) -> Option<()> {
+    let (device, rig) = (drilled.device, &drilled.rig);
+    drilled.with_pages(1, |_| {
+        for _ in 0..ROUNDS {
+            rig.access(device, Iova::new(AT + 0x1_0000), Access::Write);
+            drilled.iommu.take_faults(|_| {});
+            rig.idle(20_000);
+            let outcome = rig.access(device, Iova::new(AT), Access::Write);
+            if !matches!(outcome, Outcome::Reached { .. }) {
+                drilled.wrong("a device stands still, and its fault was taken");
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the drills find with a fault of the driver is due to the fault.
+    #[test]
+    fn the_drills_break_nothing_without_a_fault() {
+        for seed in 0..24 {
+            assert_eq!(devices(seed), None, "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Devices that keep translations themselves (ATS): they forget what an ATC_INV names and nothing else, and use what they
+//! have whatever they were told otherwise.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hv_core::Access;
+
+use super::Unit;
+use super::spec::event;
+use super::spec::registers;
+use super::spec::stream::Stream;
+use crate::bus::Bus;
+use crate::memory::{FRAME_BYTES, frame_of};
+use crate::request::{Progress, Request, Says, Step};
+
+/// What devices keep.
+#[derive(Default)]
+pub(crate) struct Devices {
+    /// By stream, page and whether it is for writing: the frame.
+    kept: BTreeMap<(u32, u64, bool), u64>,
+    /// Those that answer no invalidation.
+    mute: BTreeSet<u32>,
+    /// Whether one did not answer since the last sync.
+    pub(super) failed: bool,
+}
+
+fn writes(request: &Request) -> bool {
+    request.access == Access::Write
+}
+
+/// Whether a refusal of this kind of request is no event: only what configuration forbids is (IHI 0070, 3.9.1.2).
+pub(super) fn is_silent(request: &Request, code: u8) -> bool {
+    let forbidden = matches!(code, event::BAD_ASK | event::TRANSLATED_FORBIDDEN);
+    request.says != Says::Untranslated && !forbidden
+}
+
+impl Devices {
+    /// A device keeps where an address leads.
+    pub(crate) fn keep(&mut self, stream: u32, request: &Request, to: u64) {
+        let key = (stream, frame_of(request.address), writes(request));
+        self.kept.insert(key, frame_of(to));
+    }
+
+    /// Where it leads by what the device keeps.
+    pub(crate) fn kept(&self, stream: u32, request: &Request) -> Option<u64> {
+        let key = (stream, frame_of(request.address), writes(request));
+        let frame = self.kept.get(&key)?;
+        Some(frame * FRAME_BYTES + request.address % FRAME_BYTES)
+    }
+
+    /// A device makes up where a page leads.
+    pub(crate) fn forge(&mut self, stream: u32, page: u64, frame: u64) {
+        for writes in [false, true] {
+            self.kept.insert((stream, page, writes), frame);
+        }
+    }
+
+    /// A device answers no invalidation, or does again.
+    pub(crate) fn mute(&mut self, stream: u32, mute: bool) {
+        match mute {
+            true => self.mute.insert(stream),
+            false => self.mute.remove(&stream),
+        };
+    }
+}
+
+impl Unit {
+    /// Whether a stream's device gets through with translations of its own, now or by what the unit keeps of its entry.
+    fn lets_through(&self, stream: u32) -> bool {
+        if self.control & registers::ATSCHK == 0 {
+            return true;
+        }
+        let asks = |entry: &Stream| matches!(entry, Stream::Tables(tables) if tables.asks);
+        let mut live = self.structures.bound(std::slice::from_ref(&stream));
+        live.any(|tables| tables.asks) || self.caches.entries_of(stream).any(asks)
+    }
+
+    /// What becomes of a translated request that nobody looks at.
+    pub(super) fn unchecked(&self, request: &Request) -> Option<Step> {
+        let Says::Translated { to } = request.says else {
+            return None;
+        };
+        let checks = self.control & registers::ATSCHK != 0;
+        (!checks).then_some(Step::Translated { to, tag: 0 })
+    }
+
+    /// What a stream's entry says about a request of a device that keeps translations; `None` where it is to be translated.
+    pub(super) fn says(
+        &mut self,
+        bus: &mut Bus,
+        request: &Request,
+        entry: &Stream,
+    ) -> Option<Step> {
+        let asks = match entry {
+            Stream::Tables(tables) => tables.asks,
+            Stream::Bypass | Stream::Abort | Stream::Invalid => false,
+        };
+        let silent = Step::Lost {
+            why: "the stream's entry, which aborts",
+        };
+        match (request.says, entry) {
+            (Says::Untranslated, _) => None,
+            (_, Stream::Abort | Stream::Invalid) => Some(silent),
+            (Says::Asks, _) if asks => None,
+            (Says::Asks, _) => Some(self.refuse(bus, request, event::BAD_ASK, true)),
+            (Says::Translated { to }, _) if asks => Some(Step::Translated { to, tag: 0 }),
+            (Says::Translated { .. }, _) => {
+                Some(self.refuse(bus, request, event::TRANSLATED_FORBIDDEN, true))
+            }
+        }
+    }
+
+    /// A device was told to forget. What it sent by that is to arrive before the next sync is done.
+    pub(super) fn device_told(&mut self, bus: &mut Bus, stream: u32, first: u64, last: u64) {
+        if self.devices.mute.contains(&stream) {
+            self.devices.failed = true;
+            return;
+        }
+        let covered = |page: u64| (first..=last).contains(&(page * FRAME_BYTES));
+        let kept = &mut self.devices.kept;
+        let forgotten = kept
+            .keys()
+            .find(|(own, page, _)| *own == stream && covered(*page));
+        let requester = stream.wrapping_sub(self.identity.first_stream) as u16;
+        // It asks for that again at once.
+        bus.wanted = forgotten.map(|(_, page, _)| (requester, *page));
+        kept.retain(|(own, page, _), _| *own != stream || !covered(*page));
+        for request in &bus.requests {
+            let mine = request.unit == self.index && request.requester == requester;
+            let under_way = matches!(request.progress, Progress::Translated { .. });
+            if mine && under_way && request.says != Says::Untranslated {
+                self.queue.drains.push(request.number);
+            }
+        }
+    }
+
+    /// What a device that gets through keeps of these frames, in words.
+    pub(super) fn device_naming(&self, first: u64, pages: u64) -> Option<String> {
+        let frames = first..first + pages;
+        let mut kept = self.devices.kept.iter();
+        let ((stream, page, _), frame) = kept
+            .find(|((stream, ..), frame)| frames.contains(frame) && self.lets_through(*stream))?;
+        Some(format!(
+            "what the device of stream {stream:#x} keeps for page {page:#x}: frame {frame:#x}"
+        ))
+    }
+
+    /// What a device of these streams that gets through keeps of these pages, in words.
+    pub(super) fn device_holding(&self, streams: &[u32], first: u64, pages: u64) -> Option<String> {
+        let range = first..first + pages;
+        let mut kept = self.devices.kept.keys();
+        let (stream, page, _) = kept.find(|(stream, page, _)| {
+            streams.contains(stream) && range.contains(page) && self.lets_through(*stream)
+        })?;
+        Some(format!(
+            "what the device of stream {stream:#x} keeps for page {page:#x}"
+        ))
+    }
+}

@@ -1,0 +1,237 @@
+//! Devices that wait for software: requests that stand still in units that always stall, and requests for pages.
+
+use hv_core::{Access, Iova, PciAddress};
+use hv_iommu::{FaultClass, FaultNotice, TrustedDevice};
+use hv_rig::{Identity, Machine, Outcome};
+
+use super::stand::{Stand, iovas, on_machines, pci};
+
+const DEVICE: PciAddress = pci(0, 2, 0);
+
+/// Every unit is changed like that, and devices send only when they are told to.
+fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
+    machine.temper.background = false;
+    for unit in &mut machine.units {
+        change(unit.smmu().unwrap());
+    }
+}
+
+fn always_stalls(machine: &mut Machine) {
+    all(machine, |identity| {
+        identity.stall_model = 2;
+        identity.events = 4;
+    });
+}
+
+/// How many faults are told of, and whether somebody was cut off.
+fn faults(stand: &Stand) -> (usize, bool) {
+    let (mut count, mut cut_off) = (0, false);
+    stand.iommu.take_faults(|notice| match notice {
+        FaultNotice::CutOff(_) => cut_off = true,
+        _ => count += 1,
+    });
+    (count, cut_off)
+}
+
+fn writes(stand: &Stand, at: u64) -> Outcome {
+    stand.rig.access(DEVICE, Iova::new(at), Access::Write)
+}
+
+#[test]
+fn bc19_what_stands_still_is_ended_when_its_fault_is_taken() {
+    on_machines(40, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit().index();
+        let mapped = one.map(iovas(0x10_0000, 1));
+        for _ in 0..20 {
+            assert_eq!(writes(stand, 0x20_0000), Outcome::Lost, "it stands still");
+            assert_eq!(stand.rig.stalled(unit), 1);
+            assert_eq!(writes(stand, 0x10_0000), Outcome::Lost, "behind it");
+            assert_eq!(faults(stand), (1, false));
+            stand.rig.idle(20_000);
+            assert_eq!(stand.rig.stalled(unit), 0);
+            assert!(one.writes(0x10_0000));
+        }
+        // Flushes do not wait for what stands still.
+        assert_eq!(writes(stand, 0x20_0000), Outcome::Lost);
+        one.unmap_and_free(mapped);
+        drop(one.end());
+    });
+}
+
+#[test]
+fn bc05_xsa_306_what_stands_still_at_a_detach_is_not_tried_by_the_next_owner() {
+    on_machines(40, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit().index();
+        assert_eq!(writes(stand, 0x20_0000), Outcome::Lost);
+        assert_eq!(stand.rig.stalled(unit), 1);
+        let group = one.end();
+        assert_eq!(stand.rig.stalled(unit), 0, "before anybody looks at faults");
+        let two = stand.kernel(group);
+        let mapped = two.map(iovas(0x20_0000, 1));
+        assert!(two.writes(0x20_0000));
+        // The event is told late, and its answer ends nothing else.
+        faults(stand);
+        assert!(two.writes(0x20_0000));
+        two.unmap_and_free(mapped);
+        drop(two.end());
+    });
+}
+
+#[test]
+fn bc19_a_storm_of_stalls_costs_the_budget_and_blocks_nobody_for_good() {
+    on_machines(10, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit().index();
+        let mut told = 0;
+        for _ in 0..3000 {
+            writes(stand, 0x20_0000);
+            let (count, cut_off) = faults(stand);
+            told += count;
+            if cut_off {
+                break;
+            }
+        }
+        assert!((900..1100).contains(&told), "{told}");
+        stand.rig.idle(20_000);
+        assert_eq!(stand.rig.stalled(unit), 0);
+        assert!(!stand.rig.may_send(DEVICE));
+        drop(one.end());
+    });
+}
+
+/// What a wedged unit does not take is owed, and told after its reset.
+#[test]
+fn bc19_answers_that_a_wedged_unit_does_not_take_are_given_after_its_reset() {
+    on_machines(20, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit();
+        let mapped = one.map(iovas(0x10_0000, 1));
+        writes(stand, 0x20_0000);
+        stand.rig.fail_queue(unit.index());
+        let pending = one.unmap(mapped).flush().err().unwrap().pending;
+        stand.rig.wedged(unit.index(), true);
+        for _ in 0..3 {
+            faults(stand);
+            assert_eq!(stand.rig.stalled(unit.index()), 1);
+        }
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        faults(stand);
+        stand.rig.idle(20_000);
+        assert_eq!(stand.rig.stalled(unit.index()), 0);
+        let (free, frames) = pending.flush().unwrap();
+        one.returned(free.span(), &frames);
+        stand.give_back(frames);
+        free.release().unwrap();
+        drop(one.end());
+    });
+}
+
+/// Devices may send requests for pages.
+fn with_pages(machine: &mut Machine) {
+    all(machine, |identity| {
+        (identity.ats, identity.pri) = (true, true)
+    });
+}
+
+#[test]
+fn bc19_requests_for_pages_are_denied_told_and_counted() {
+    on_machines(40, with_pages, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        for (group, last) in [(7, false), (7, true), (0x1ff, true)] {
+            stand
+                .rig
+                .ask_for_page(DEVICE, Iova::new(0x5000), group, last);
+        }
+        let mut told = Vec::new();
+        stand.iommu.take_faults(|notice| match notice {
+            FaultNotice::Fault(report) => told.push(report),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told.len(), 3);
+        for report in &told {
+            assert_eq!(report.fault.class, FaultClass::PageRequest);
+            assert_eq!(report.fault.requester, DEVICE);
+            assert_eq!(report.fault.address, Iova::new(0x5000));
+            assert!(report.bound_to.is_some());
+        }
+        stand.rig.idle(20_000);
+        assert_eq!(stand.rig.page_answers(DEVICE), [(7, 0), (0x1ff, 0)]);
+        drop(one.end());
+    });
+}
+
+#[test]
+fn bc19_a_storm_of_requests_for_pages_costs_the_budget_and_overflows_are_acknowledged() {
+    on_machines(10, with_pages, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let (mut lost, mut cut_off, mut sent) = (0, 0, 0);
+        for round in 0..400 {
+            // More than the queue holds.
+            for number in 0..12 {
+                let group = (round * 12 + number) % 512;
+                stand.rig.ask_for_page(DEVICE, Iova::new(0), group, true);
+                sent += 1;
+            }
+            stand.iommu.take_faults(|notice| match notice {
+                FaultNotice::Lost(_) => lost += 1,
+                FaultNotice::CutOff(_) => cut_off += 1,
+                FaultNotice::Fault(_) | FaultNotice::Stray(..) | FaultNotice::Failed(_) => {}
+            });
+        }
+        assert_eq!((lost, cut_off), (400, 1), "each overflow is acknowledged");
+        stand.rig.idle(20_000);
+        let answers = stand.rig.page_answers(DEVICE);
+        assert_eq!(answers.len(), sent, "each group got an answer");
+        assert!(answers.iter().filter(|(_, code)| *code == 0).count() >= 400 * 8);
+        drop(one.end());
+    });
+}
+
+/// A function that nobody has asks for a page: it is told that it may not.
+#[test]
+fn bc19_requests_for_pages_of_nobody_are_denied_too() {
+    on_machines(20, with_pages, |stand| {
+        stand.rig.ask_for_page(DEVICE, Iova::new(0x1000), 3, true);
+        let mut told = 0;
+        stand.iommu.take_faults(|notice| match notice {
+            FaultNotice::Fault(report) => told += usize::from(report.bound_to.is_none()),
+            other => panic!("{other:?}"),
+        });
+        stand.rig.idle(20_000);
+        assert_eq!((told, stand.rig.page_answers(DEVICE)), (1, vec![(3, 0)]));
+    });
+}
+
+/// Where faults stand still, no device keeps translations: the two exclude each other in an entry.
+#[test]
+fn ats_is_refused_by_name_where_faults_always_stall() {
+    let both = |machine: &mut Machine| {
+        always_stalls(machine);
+        all(machine, |identity| identity.ats = true);
+        machine.functions.iter_mut().for_each(|f| f.ats = true);
+    };
+    on_machines(5, both, |stand| {
+        let claimed = stand.take(DEVICE).claim_for_hypervisor();
+        let trusted = TrustedDevice::vouch_for(&claimed, "a test");
+        let domain =
+            hv_iommu::Domain::paging_domain_alloc(&claimed, super::stand::small()).unwrap();
+        let tenant = stand.tenant();
+        let mut group = stand.attach(claimed, &domain, tenant);
+        let found = group.enable_ats(DEVICE, &trusted).unwrap_err().to_string();
+        assert!(found.contains("always stall"), "{found}");
+        let members = group.members().to_vec();
+        stand.rig.detaching(&members, tenant);
+        drop(group.detach().unwrap());
+        stand.rig.detached(&members);
+        domain.destroy().unwrap().for_each(drop);
+    });
+}

@@ -1,0 +1,278 @@
+//! Devices that keep translations themselves (ATS): each flush reaches them, and nothing of them is left behind.
+
+use std::time::Duration;
+
+use hv_core::{Access, Iova, KernelPaging, PciAddress};
+use hv_iommu::{AttachError, Attached, Domain, Group, TrustedDevice};
+use hv_rig::{Identity, Machine, Outcome};
+
+use super::Backend;
+use super::stand::{Kernel, REMEMBERS, Stand, iovas, on_machines, pci, small};
+
+/// The device that keeps translations.
+const DEVICE: PciAddress = pci(0, 2, 0);
+
+/// Every unit is changed like that.
+fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
+    for unit in &mut machine.units {
+        change(unit.smmu().unwrap());
+    }
+}
+
+/// Devices can ask, and units look at what they send.
+fn with_ats(machine: &mut Machine) {
+    all(machine, |identity| identity.ats = true);
+    for function in &mut machine.functions {
+        function.ats = true;
+    }
+}
+
+/// A domain of the hypervisor with the device, which asks.
+fn asking(stand: &mut Stand) -> Kernel {
+    let claimed = stand
+        .take(DEVICE)
+        .claim_for_hypervisor()
+        .trust("the rig's own");
+    let trusted = TrustedDevice::vouch_for(&claimed, "the rig's own");
+    let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+    let tenant = stand.tenant();
+    let mut group = stand.attach(claimed, &domain, tenant);
+    group.enable_ats(DEVICE, &trusted).unwrap();
+    assert!(stand.rig.asks(DEVICE));
+    Kernel {
+        rig: stand.rig.clone(),
+        domain,
+        tenant,
+        group: Some(group),
+    }
+}
+
+/// What the device reaches by a translation of its own.
+fn kept(stand: &Stand, at: u64) -> bool {
+    let outcome = stand.rig.access_kept(DEVICE, Iova::new(at), Access::Write);
+    matches!(outcome, Outcome::Reached { .. })
+}
+
+/// The device asks for an address.
+fn ask(stand: &Stand, at: u64) -> bool {
+    let outcome = stand.rig.ask(DEVICE, Iova::new(at), Access::Write);
+    matches!(outcome, Outcome::Reached { .. })
+}
+
+#[test]
+fn bc15_a_flush_reaches_what_devices_keep() {
+    on_machines(60, with_ats, |stand| {
+        let one = asking(stand);
+        for pages in [1, 3, 40] {
+            let range = iovas(0x10_0000, pages);
+            let mapped = one.map(range);
+            let last = 0x10_0000 + (pages - 1) * 0x1000;
+            assert!(ask(stand, 0x10_0000) && ask(stand, last));
+            assert!(kept(stand, 0x10_0000) && kept(stand, last));
+            one.unmap_and_free(mapped);
+            assert!(!kept(stand, 0x10_0000) && !kept(stand, last));
+            assert!(!ask(stand, 0x10_0000), "nothing is mapped there");
+        }
+        drop(one.end());
+    });
+}
+
+#[test]
+fn bc15_a_flush_reaches_devices_over_a_queue_of_a_few_commands() {
+    let narrow = |machine: &mut Machine| {
+        with_ats(machine);
+        all(machine, |identity| {
+            (identity.commands, identity.ril) = (3, false)
+        });
+    };
+    on_machines(30, narrow, |stand| {
+        let one = asking(stand);
+        for pages in 1..12 {
+            let mapped = one.map(iovas(0x10_0000, pages));
+            let last = 0x10_0000 + (pages - 1) * 0x1000;
+            assert!(ask(stand, last));
+            one.unmap_and_free(mapped);
+            assert!(!kept(stand, last));
+        }
+        drop(one.end());
+    });
+}
+
+#[test]
+fn bc05_xsa_306_nothing_that_a_device_keeps_reaches_its_next_owner() {
+    on_machines(60, with_ats, |stand| {
+        let one = asking(stand);
+        let _mapped = one.map(iovas(0x10_0000, 4));
+        assert!(ask(stand, 0x10_0000) && kept(stand, 0x10_0000));
+        let group = one.end();
+        assert!(!stand.rig.asks(DEVICE), "told to stop");
+        stand.groups.push(group);
+        // The same addresses, without and with a TLB of its own.
+        let two = stand.take(DEVICE);
+        let two = stand.kernel(two);
+        let mapped = two.map(iovas(0x10_0000, 4));
+        assert!(two.writes(0x10_0000) && !ask(stand, 0x10_0000) && !kept(stand, 0x10_0000));
+        two.unmap_and_free(mapped);
+        stand.groups.push(two.end());
+        let three = asking(stand);
+        let mapped = three.map(iovas(0x10_0000, 4));
+        assert!(ask(stand, 0x10_2000) && kept(stand, 0x10_2000));
+        three.unmap_and_free(mapped);
+        drop(three.end());
+    });
+}
+
+#[test]
+fn bc15_a_device_that_does_what_it_likes_keeps_nothing_once_it_was_closed() {
+    on_machines(60, with_ats, |stand| {
+        let mut one = asking(stand);
+        let mapped = one.map(iovas(0x10_0000, 2));
+        assert!(ask(stand, 0x10_0000) && ask(stand, 0x10_1000));
+        let mut group = one.group.take().unwrap();
+        group.disable_ats(DEVICE).unwrap();
+        one.group = Some(group);
+        // It asks all the same, and would use what it gets.
+        for at in [0x10_0000, 0x10_1000] {
+            assert!(!ask(stand, at) && !kept(stand, at) && one.writes(at));
+        }
+        one.unmap_and_free(mapped);
+        drop(one.end());
+    });
+}
+
+/// What firmware, or somebody before, left in a device is not used when its entry lets it.
+#[test]
+fn bc15_what_a_device_kept_from_before_is_forgotten_before_its_entry_lets_it() {
+    on_machines(60, with_ats, |stand| {
+        let mut one = asking(stand);
+        let mapped = one.map(iovas(0x10_0000, 2));
+        assert!(ask(stand, 0x10_0000) && kept(stand, 0x10_0000));
+        // It does not answer the last invalidations, so its unit is reset; the memory goes to somebody else.
+        stand.rig.mute(DEVICE, true);
+        let unit = one.group.as_ref().unwrap().unit();
+        let pending = one.unmap(mapped).flush().err().unwrap().pending;
+        stand.rig.wedged(unit.index(), true);
+        assert!(!stand.rig.asks(DEVICE), "cut off");
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        stand.rig.mute(DEVICE, false);
+        let (free, frames) = pending.flush().unwrap();
+        one.returned(free.span(), &frames);
+        stand.give_back(frames);
+        free.release().unwrap();
+        let group = one.detach();
+        let claimed = group.claim_for_hypervisor();
+        let trusted = TrustedDevice::vouch_for(&claimed, "the rig's own");
+        let mut group = stand.attach(claimed, &one.domain, one.tenant);
+        group.enable_ats(DEVICE, &trusted).unwrap();
+        one.group = Some(group);
+        assert!(!kept(stand, 0x10_0000));
+        drop(one.end());
+    });
+}
+
+/// A device that does not answer makes no receipt, and what it may still hold is not given back.
+#[test]
+fn bc01_xsa_373_a_device_that_does_not_answer_makes_no_receipt() {
+    on_machines(40, with_ats, |stand| {
+        let one = asking(stand);
+        let unit = one.group.as_ref().unwrap().unit();
+        let mapped = one.map(iovas(0x10_0000, 2));
+        assert!(ask(stand, 0x10_1000));
+        stand.rig.mute(DEVICE, true);
+        let before = stand.rig.nanos();
+        let pending = one.unmap(mapped).flush().err().unwrap().pending;
+        assert!(Duration::from_nanos(stand.rig.nanos() - before) < 3 * super::stand::WAIT);
+        stand.rig.wedged(unit.index(), true);
+        assert!(stand.iommu.wedged_units().eq([unit]));
+        assert!(!kept(stand, 0x10_1000), "it has no bus mastering");
+        let pending = pending.flush().err().unwrap().pending;
+        // The device stays as it is: its unit does not need it.
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        let group = one.group.as_ref().unwrap();
+        group.enable_bus_mastering(DEVICE).unwrap();
+        assert!(!kept(stand, 0x10_1000) && !ask(stand, 0x10_1000));
+        let (free, frames) = pending.flush().unwrap();
+        one.returned(free.span(), &frames);
+        stand.give_back(frames);
+        free.release().unwrap();
+        drop(one.end());
+    });
+}
+
+/// Where requests that say they are translated are not looked at, a device without any leave reaches everything.
+#[test]
+fn bc15_translated_requests_of_a_device_that_may_not_ask_reach_nothing() {
+    on_machines(40, with_ats, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let mapped = one.map(iovas(0x10_0000, 1));
+        for at in [0x10_0000, 0x20_0000] {
+            stand.rig.forge(DEVICE, Iova::new(at), 0x1_0100_0000);
+            assert!(!kept(stand, at), "a translation of its own making");
+        }
+        one.unmap_and_free(mapped);
+        drop(one.end());
+    });
+}
+
+/// Why the device was not let.
+fn refused(
+    group: &mut Group<Backend, Attached<KernelPaging, Backend>>,
+    trusted: &TrustedDevice<Backend>,
+) -> AttachError {
+    group.enable_ats(DEVICE, trusted).unwrap_err()
+}
+
+/// What the error says, and the machine that lacks it.
+type Lacking = (&'static str, fn(&mut Machine));
+
+#[test]
+fn ats_is_refused_by_name_where_something_on_the_way_has_none() {
+    let cases: [Lacking; 3] = [
+        ("by firmware's word", |machine| {
+            machine.functions.iter_mut().for_each(|f| f.ats = false);
+        }),
+        ("IDR0.ATS", |machine| {
+            all(machine, |identity| {
+                (identity.ats, identity.pri) = (false, false)
+            })
+        }),
+        ("no ATS capability", |machine| {
+            let mut functions = machine.functions.iter_mut();
+            functions.find(|f| f.address == DEVICE).unwrap().ats = false;
+        }),
+    ];
+    for (why, without) in cases {
+        let change = |machine: &mut Machine| {
+            with_ats(machine);
+            without(machine);
+        };
+        on_machines(5, change, |stand| {
+            let other = stand.take(pci(0, 1, 0)).claim_for_hypervisor();
+            let others = TrustedDevice::vouch_for(&other, "another's");
+            let claimed = stand.take(DEVICE).claim_for_hypervisor();
+            let trusted = TrustedDevice::vouch_for(&claimed, "the rig's own");
+            let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+            let mut group = stand.attach(claimed, &domain, stand.tenant());
+            let members = group.members().to_vec();
+            let found = refused(&mut group, &trusted).to_string();
+            assert!(found.contains(why), "{found}");
+            let found = refused(&mut group, &others);
+            assert!(
+                matches!(found, AttachError::NotVouchedFor { .. }),
+                "{found}"
+            );
+            let found = group.enable_ats(pci(0, 1, 0), &trusted);
+            assert!(matches!(found, Err(AttachError::NotAMember { .. })));
+            stand
+                .rig
+                .detaching(&members, hv_rig::Tenant(stand.tenants.get()));
+            let claimed = group.detach().unwrap();
+            stand.rig.detached(&members);
+            drop(claimed.release().without_reset(REMEMBERS));
+            domain.destroy().unwrap().for_each(drop);
+        });
+    }
+}
