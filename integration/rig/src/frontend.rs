@@ -7,7 +7,7 @@ use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
 use crate::interrupt::Trouble;
-use crate::request::{Request, Step};
+use crate::request::{Request, Sender, Step};
 use crate::rng::Rng;
 
 /// How a unit is: what a test does to it from outside.
@@ -89,13 +89,13 @@ pub(crate) trait FrontEnd: Send {
     /// What of the unit still names one of these frames, in words.
     fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String>;
 
-    /// What translation of one of these pages the unit still holds for a domain that one of these requesters is
+    /// What translation of one of these pages the unit still holds for a domain that one of these senders is
     /// bound to, in words.
-    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String>;
+    fn holding(&self, senders: &[Sender], page: u64, pages: u64) -> Option<String>;
 
-    /// What the unit holds of this leaf's addresses, for a domain that one of these requesters is bound to, that is
+    /// What the unit holds of this leaf's addresses, for a domain that one of these senders is bound to, that is
     /// not this leaf, in words.
-    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String>;
+    fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String>;
 
     /// How many tables that bind devices the driver linked.
     fn binding_tables(&self) -> u64;

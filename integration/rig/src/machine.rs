@@ -271,6 +271,12 @@ impl Machine {
             let bits = 1 + rng.below(3) as u32;
             function.phantoms = PhantomBits::from_device_capabilities(bits << 3);
         }
+        let mut rng = Rng::new(seed ^ 0x7374_6167_6573);
+        for unit in &mut units {
+            if let Some(identity) = unit.smmu() {
+                identity.draw_substreams(&mut |end| rng.below(end));
+            }
+        }
         let mut rng = Rng::new(seed ^ 0x6272_6964_6765);
         let host_bridge = match rng.below(4) {
             0 => rng.pick(&STIFF_BRIDGES).copied(),

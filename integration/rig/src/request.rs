@@ -12,12 +12,23 @@ pub(crate) struct Request {
     pub(crate) device: usize,
     /// The requester id that it carries.
     pub(crate) requester: u16,
+    /// The PASID that it carries (SMMUv3: the SubstreamID), if it carries one. Zero is one as well.
+    pub(crate) substream: Option<u32>,
     pub(crate) unit: usize,
     pub(crate) address: u64,
     pub(crate) access: Access,
     /// When it began, in ticks.
     pub(crate) began: u64,
     pub(crate) progress: Progress,
+}
+
+/// As whom a device sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    /// The requester id.
+    pub(crate) requester: u16,
+    /// The PASID, if requests carry one.
+    pub(crate) substream: Option<u32>,
 }
 
 /// How far a request is.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, Iova, PciAddress, Segment};
+use hv_core::{Access, Iova, Pasid, PciAddress, Segment};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
@@ -429,6 +429,17 @@ impl Rig {
 
     /// A device's access to one 64-bit word or less, from beginning to end.
     pub fn access(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
+        self.access_as(function, None, at, access)
+    }
+
+    /// The same with a PASID, or without one.
+    pub fn access_as(
+        &self,
+        function: PciAddress,
+        pasid: Option<Pasid>,
+        at: Iova,
+        access: Access,
+    ) -> Outcome {
         let mut state = self.core.quiet();
         let index = state
             .bus
@@ -436,7 +447,7 @@ impl Rig {
             .iter()
             .position(|known| known.address == function);
         index.map_or(Outcome::Lost, |index| {
-            state.send(index, at.as_u64(), access)
+            state.send(index, pasid.map(Pasid::get), at.as_u64(), access)
         })
     }
 

@@ -111,7 +111,8 @@ impl Unit {
             self.error(bus, registers::GERROR_EVENTQ_ABT);
             return;
         }
-        let words = event::record(code, stream, request.address, read);
+        let who = (stream, request.substream);
+        let words = event::record(code, who, request.address, read);
         for (at, word) in (at..).step_by(8).zip(words) {
             bus.memory.write_bytes(at, &word.to_le_bytes());
         }

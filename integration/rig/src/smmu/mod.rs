@@ -29,7 +29,7 @@ use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
-use crate::request::{Progress, Request, Step};
+use crate::request::{Progress, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
@@ -135,6 +135,13 @@ impl Unit {
             .iter()
             .map(|requester| self.stream_of(*requester));
         streams.collect()
+    }
+
+    fn streams_of(&self, senders: &[Sender]) -> Vec<u32> {
+        let streams = senders.iter();
+        streams
+            .map(|sender| self.stream_of(sender.requester))
+            .collect()
     }
 
     /// Log2 bytes of the pages that tables have now: all of them the same.
@@ -302,14 +309,14 @@ impl FrontEnd for Unit {
             .or_else(|| self.events.naming(first, pages))
     }
 
-    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
-        let streams = self.streams(requesters);
+    fn holding(&self, senders: &[Sender], page: u64, pages: u64) -> Option<String> {
+        let streams = self.streams_of(senders);
         let mut bound = self.structures.bound(&streams);
         bound.find_map(|tables| self.caches.holding(tables.vmid, page, pages))
     }
 
-    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {
-        let streams = self.streams(requesters);
+    fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String> {
+        let streams = self.streams_of(senders);
         let mut bound = self.structures.bound(&streams);
         let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
         bound.find_map(|tables| {

@@ -196,6 +196,9 @@ impl Unit {
 
     fn bound(&mut self, bus: &mut Bus, request: &mut Request, entry: Stream) -> Step {
         match entry {
+            Stream::Bypass | Stream::Tables(_) if request.substream.is_some() => {
+                self.refuse(bus, request, event::BAD_SUBSTREAM, true)
+            }
             Stream::Invalid => self.refuse(bus, request, event::BAD_STE, true),
             Stream::Abort => Step::Lost {
                 why: "the stream's entry, which aborts",

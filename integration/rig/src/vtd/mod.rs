@@ -28,7 +28,7 @@ pub(crate) use walk::Walk;
 use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
-use crate::request::{Progress, Request, Step};
+use crate::request::{Progress, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
@@ -298,13 +298,13 @@ impl FrontEnd for Unit {
             .or_else(queue)
     }
 
-    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
-        let mut domains = self.structures.domains_of(requesters);
+    fn holding(&self, senders: &[Sender], page: u64, pages: u64) -> Option<String> {
+        let mut domains = self.structures.domains_of(senders);
         domains.find_map(|domain| self.caches.holding(domain, page, pages))
     }
 
-    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {
-        let mut domains = self.structures.domains_of(requesters);
+    fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String> {
+        let mut domains = self.structures.domains_of(senders);
         let level = leaf.level.number();
         let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
         domains.find_map(|domain| {

@@ -99,6 +99,11 @@ impl Unit {
                 Step::Untranslated
             };
         }
+        if request.substream.is_some() {
+            return Step::Lost {
+                why: "a PASID, which legacy mode has not",
+            };
+        }
         if INTERRUPT_WINDOW.contains(&request.address) {
             return Step::Lost {
                 why: "an interrupt request",

@@ -9,6 +9,7 @@ pub(crate) const RECORD_BYTES: u64 = 32;
 
 pub(crate) const BAD_STREAM: u8 = 0x02;
 pub(crate) const BAD_STE: u8 = 0x04;
+pub(crate) const BAD_SUBSTREAM: u8 = 0x08;
 pub(crate) const WALK_ABORT: u8 = 0x0b;
 pub(crate) const TRANSLATION: u8 = 0x10;
 pub(crate) const ADDRESS_SIZE: u8 = 0x11;
@@ -20,6 +21,7 @@ pub(crate) const fn name(code: u8) -> &'static str {
     match code {
         BAD_STREAM => "C_BAD_STREAMID: the stream is not in the table",
         BAD_STE => "C_BAD_STE: the stream's entry is invalid or illegal",
+        BAD_SUBSTREAM => "C_BAD_SUBSTREAMID: the stream has no such substream",
         WALK_ABORT => "F_WALK_EABT: a table lies where no memory is",
         TRANSLATION => "F_TRANSLATION: nothing is mapped there",
         ADDRESS_SIZE => "F_ADDR_SIZE: the address leads further than the unit reaches",
@@ -40,8 +42,18 @@ pub(crate) const fn is_of_translation(code: u8) -> bool {
 }
 
 /// The four words of a record.
-pub(crate) const fn record(code: u8, stream: u32, address: u64, read: bool) -> [u64; 4] {
-    let first = code as u64 | at(stream as u64, 32);
+pub(crate) const fn record(
+    code: u8,
+    (stream, substream): (u32, Option<u32>),
+    address: u64,
+    read: bool,
+) -> [u64; 4] {
+    // SSV and SubstreamID.
+    let carried = match substream {
+        Some(substream) => at(1, 11) | at(substream as u64, 12),
+        None => 0,
+    };
+    let first = code as u64 | carried | at(stream as u64, 32);
     if !has_address(code) {
         return [first, 0, 0, 0];
     }
@@ -57,10 +69,15 @@ mod tests {
 
     #[test]
     fn records_hold_what_happened() {
-        let [first, second, third, fourth] = record(TRANSLATION, 0x108, 0x1234_5678, true);
+        let [first, second, third, fourth] = record(TRANSLATION, (0x108, None), 0x1234_5678, true);
         assert_eq!(first, 0x108_0000_0010);
         assert_eq!(second, 1 << 35 | 1 << 39 | 2 << 40);
         assert_eq!((third, fourth), (0x1234_5678, 0x1234_5000));
-        assert_eq!(record(BAD_STE, 1, 2, true), [0x1_0000_0004, 0, 0, 0]);
+        assert_eq!(
+            record(BAD_STE, (1, None), 2, true),
+            [0x1_0000_0004, 0, 0, 0]
+        );
+        let [first, ..] = record(BAD_SUBSTREAM, (1, Some(0x12345)), 2, true);
+        assert_eq!(first, 0x1_1234_5808);
     }
 }

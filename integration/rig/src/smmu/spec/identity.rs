@@ -36,6 +36,8 @@ pub struct Identity {
     pub two_level: bool,
     /// IDR1.SIDSIZE.
     pub stream_bits: u8,
+    /// IDR1.SSIDSIZE: bits of a SubstreamID, which only first stages tell apart.
+    pub substream_bits: u8,
     /// IDR1.CMDQS.
     pub commands: u8,
     /// IDR1.EVENTQS.
@@ -72,6 +74,7 @@ impl Identity {
         endian: 2,
         two_level: true,
         stream_bits: 16,
+        substream_bits: 20,
         commands: 10,
         events: 8,
         xnx: true,
@@ -118,6 +121,7 @@ impl Identity {
             endian: if mixed { 0 } else { 2 },
             two_level,
             stream_bits,
+            substream_bits: 0,
             commands,
             events,
             xnx,
@@ -127,6 +131,14 @@ impl Identity {
             oas,
             large_granules,
         }
+    }
+
+    /// What only first stages have, by chance as in [`draw`](Self::draw).
+    pub(crate) fn draw_substreams(&mut self, pick: &mut impl FnMut(u64) -> u64) {
+        self.substream_bits = match self.first_stage && pick(3) != 0 {
+            true => 1 + pick(20) as u8,
+            false => 0,
+        };
     }
 
     /// Refuses what no hardware is, or what the rig does not play.
@@ -145,6 +157,10 @@ impl Identity {
         rule(
             self.stream_bits <= 32,
             "expected IDR1.SIDSIZE of at most 32",
+        )?;
+        rule(
+            self.substream_bits <= 20 && (self.first_stage || self.substream_bits == 0),
+            "expected IDR1.SSIDSIZE of at most 20, and of 0 without first stages (IHI 0070, 6.3.2)",
         )?;
         rule(
             self.commands <= 19 && self.events <= 19,
@@ -182,6 +198,7 @@ impl Identity {
             | 1 << 26
             | flag(self.two_level, 27);
         let one = u32::from(self.stream_bits)
+            | u32::from(self.substream_bits) << 6
             | u32::from(self.events) << 16
             | u32::from(self.commands) << 21;
         let three =
@@ -278,6 +295,7 @@ mod tests {
             stall_model: 1,
             vmid16: true,
             stream_bits: 16,
+            substream_bits: 0,
             commands: 19,
             events: 19,
             sev: false,
