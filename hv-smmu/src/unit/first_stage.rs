@@ -48,7 +48,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let queue = self.queue_with(platform);
         let what = "forgetting a context descriptor (CFGI_CD)";
         let forget = [forget_context(stream.id)];
-        self.state.commands.submit_and_wait(&queue, &forget, what)?;
+        self.wait_between(&queue, &forget, what)?;
         self.update(platform, stream.id, &entry, &target).map(Some)
     }
 

@@ -3,6 +3,8 @@
 //! The core has memory, devices, the ledger and time, and knows no vendor's bits. A front end has registers,
 //! queues, caches and walkers, and touches the rest through the [`Bus`] that it is handed.
 
+use std::ops::RangeInclusive;
+
 use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
@@ -97,8 +99,9 @@ pub(crate) trait FrontEnd: Send {
     /// not this leaf, in words.
     fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String>;
 
-    /// How many tables that bind devices the driver linked.
-    fn binding_tables(&self) -> u64;
+    /// How many frames of tables that bind devices the driver linked: how many at least and at most, as far as a unit
+    /// can tell.
+    fn binding_tables(&self) -> RangeInclusive<u64>;
 
     /// Whether the unit recorded such a fault lately.
     fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool;

@@ -272,9 +272,12 @@ impl Machine {
             function.phantoms = PhantomBits::from_device_capabilities(bits << 3);
         }
         let mut rng = Rng::new(seed ^ 0x7374_6167_6573);
+        // Some machines have first stages alone, at least on most of their units.
+        let first = rng.one_in(4);
         for unit in &mut units {
+            let alone = first && !rng.one_in(4);
             if let Some(identity) = unit.smmu() {
-                identity.draw_substreams(&mut |end| rng.below(end));
+                identity.draw_first(alone, &mut |end| rng.below(end));
             }
         }
         let mut rng = Rng::new(seed ^ 0x6272_6964_6765);

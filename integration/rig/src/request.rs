@@ -40,8 +40,23 @@ pub(crate) enum Progress {
     Vtd(vtd::Walk),
     /// An SMMUv3 is fetching entries for it.
     Smmu(smmu::Walk),
-    /// It was translated and has not reached memory yet. `tag` is what invalidations name: a domain.
-    Translated { to: u64, tag: u16 },
+    /// It was translated and has not reached memory yet. `tag` is what invalidations name.
+    Translated { to: u64, tag: Mark },
+}
+
+/// Under what a unit keeps what it translated a request by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// VT-d: a domain.
+    Vtd(u16),
+    /// SMMUv3: VMID, ASID, or both.
+    Smmu(smmu::Tag),
+}
+
+impl From<smmu::Tag> for Mark {
+    fn from(tag: smmu::Tag) -> Self {
+        Self::Smmu(tag)
+    }
 }
 
 /// What one step of a unit did for a request.
@@ -50,7 +65,7 @@ pub(crate) enum Step {
     /// One entry was fetched, or looked up.
     Again,
     /// The address is known.
-    Translated { to: u64, tag: u16 },
+    Translated { to: u64, tag: Mark },
     /// Translation is off: the address goes to memory as it is.
     Untranslated,
     /// The request was refused.

@@ -1,6 +1,7 @@
 //! The rig as a test holds it: a machine to bring up, devices to play, and the verdict.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,14 +237,21 @@ impl Rig {
         self.core.quiet().bus.violation.is_some()
     }
 
-    /// Frames that units hold as tables that bind devices: a driver may keep those for ever.
+    /// Frames that units hold as tables that bind devices: a driver may keep those for ever. At most so many; see
+    /// [`binding_frames`](Self::binding_frames).
     pub fn binding_tables(&self) -> u64 {
-        self.core
-            .quiet()
-            .units
-            .iter()
-            .map(|unit| unit.binding_tables())
-            .sum()
+        *self.binding_frames().end()
+    }
+
+    /// The same, from the fewest to the most: units cannot tell where a driver keeps descriptors that nothing leads to
+    /// yet.
+    pub(crate) fn binding_frames(&self) -> RangeInclusive<u64> {
+        let state = self.core.quiet();
+        let each = state.units.iter().map(|unit| unit.binding_tables());
+        let (least, most) = each.fold((0, 0), |(least, most), tables| {
+            (least + tables.start(), most + tables.end())
+        });
+        least..=most
     }
 
     /// Whether a unit recorded this fault lately: page and reason code in the vendor's numbers.

@@ -52,6 +52,7 @@ impl Unit {
         request: &Request,
         code: u8,
         records: bool,
+        at: event::At,
     ) -> Step {
         bus.note_unit(self.index, || {
             format!(
@@ -64,12 +65,12 @@ impl Unit {
             _ => records || !event::is_of_translation(code),
         };
         if wanted {
-            self.record(bus, request, code);
+            self.record(bus, request, code, at);
         }
         Step::Fault { reason: code }
     }
 
-    fn record(&mut self, bus: &mut Bus, request: &Request, code: u8) {
+    fn record(&mut self, bus: &mut Bus, request: &Request, code: u8, stage: event::At) {
         if self.control & registers::EVENTQEN == 0 || !self.events.given {
             return;
         }
@@ -112,7 +113,7 @@ impl Unit {
             return;
         }
         let who = (stream, request.substream);
-        let words = event::record(code, who, request.address, read);
+        let words = event::record(code, who, (request.address, read), stage);
         for (at, word) in (at..).step_by(8).zip(words) {
             bus.memory.write_bytes(at, &word.to_le_bytes());
         }

@@ -11,6 +11,8 @@ pub(crate) mod spec;
 mod structures;
 mod walk;
 
+use std::ops::RangeInclusive;
+
 use hv_iommu::table::Mapping;
 
 use caches::{Cached, CachedContext, Caches};
@@ -318,8 +320,9 @@ impl FrontEnd for Unit {
         self.translates()
     }
 
-    fn binding_tables(&self) -> u64 {
-        self.structures.count()
+    fn binding_tables(&self) -> RangeInclusive<u64> {
+        let tables = self.structures.count();
+        tables..=tables
     }
 
     fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {

@@ -1,6 +1,7 @@
 //! What a unit is: its identification registers, which no hardware contradicts, drawn from chance.
 
 use super::command::CommandLimits;
+use super::context::ContextLimits;
 use super::stream::{StreamLimits, size_bits};
 
 /// An SMMUv3: what its identification registers and firmware's description say of it.
@@ -26,6 +27,10 @@ pub struct Identity {
     pub msi: bool,
     /// IDR0.SEV.
     pub sev: bool,
+    /// IDR0.ASID16.
+    pub asid16: bool,
+    /// Context descriptors in two levels (IDR0.CD2L).
+    pub directories: bool,
     /// IDR0.VMID16.
     pub vmid16: bool,
     /// IDR0.STALL_MODEL: 0 or 1.
@@ -69,6 +74,8 @@ impl Identity {
         hyp: false,
         msi: false,
         sev: true,
+        asid16: true,
+        directories: true,
         vmid16: true,
         stall_model: 1,
         endian: 2,
@@ -116,6 +123,8 @@ impl Identity {
             hyp,
             msi,
             sev,
+            asid16: false,
+            directories: false,
             vmid16,
             stall_model: u8::from(!can_stall),
             endian: if mixed { 0 } else { 2 },
@@ -133,8 +142,13 @@ impl Identity {
         }
     }
 
-    /// What only first stages have, by chance as in [`draw`](Self::draw).
-    pub(crate) fn draw_substreams(&mut self, pick: &mut impl FnMut(u64) -> u64) {
+    /// What only first stages have, by chance as in [`draw`](Self::draw); of a unit that has no other, if `alone`.
+    pub(crate) fn draw_first(&mut self, alone: bool, pick: &mut impl FnMut(u64) -> u64) {
+        if alone {
+            (self.first_stage, self.second_stage) = (true, false);
+        }
+        self.asid16 = self.first_stage && pick(2) != 0;
+        self.directories = self.first_stage && pick(2) != 0;
         self.substream_bits = match self.first_stage && pick(3) != 0 {
             true => 1 + pick(20) as u8,
             false => 0,
@@ -191,7 +205,9 @@ impl Identity {
             | flag(self.hyp, 9)
             | flag(self.msi, 13)
             | flag(self.sev, 14)
+            | flag(self.asid16, 12)
             | flag(self.vmid16, 18)
+            | flag(self.directories, 19)
             | u32::from(self.endian) << 21
             | u32::from(self.stall_model) << 24
             // TERM_MODEL: a faulting request is aborted.
@@ -213,6 +229,10 @@ impl Identity {
     /// Significant bits of an address.
     pub const fn address_bits(&self) -> u8 {
         size_bits(self.oas)
+    }
+
+    const fn asid_bits(&self) -> u8 {
+        if self.asid16 { 16 } else { 8 }
     }
 
     const fn vmid_bits(&self) -> u8 {
@@ -237,13 +257,29 @@ impl Identity {
             forced: self.fwb,
             big_endian: self.endian == 0,
             stalls: self.stall_model == 0,
+            substream_bits: self.substream_bits,
+            directories: self.directories,
             coherent: self.coherent,
+        }
+    }
+
+    /// What decides about context descriptors.
+    pub(crate) const fn context_limits(&self) -> ContextLimits {
+        ContextLimits {
+            asid_bits: self.asid_bits(),
+            address_bits: self.address_bits(),
+            granules: self.granules(),
+            updates: self.httu,
+            stalls: self.stall_model == 0,
         }
     }
 
     /// What decides about commands.
     pub(crate) const fn command_limits(&self) -> CommandLimits {
         CommandLimits {
+            first_stage: self.first_stage,
+            second_stage: self.second_stage,
+            asid_bits: self.asid_bits(),
             vmid_bits: self.vmid_bits(),
             stream_bits: self.stream_bits,
             ranges: self.ril,
@@ -302,7 +338,7 @@ mod tests {
             ..Identity::PLAIN
         };
         let [zero, one, _, three, _, five] = unit.registers();
-        assert_eq!(zero & !(1 << 12), 0x0d44_001b);
+        assert_eq!(zero & !(1 << 19), 0x0d44_101b);
         assert_eq!(one, 19 << 21 | 19 << 16 | 16);
         assert_eq!((three & 0x1c00, five), (0x1400, 0x74));
     }
