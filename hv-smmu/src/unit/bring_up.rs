@@ -10,6 +10,7 @@ use hv_iommu::{UnitError, UnitIndex};
 use log::info;
 use spin::mutex::SpinMutex;
 
+use super::nested_streams::NestedStreams;
 use super::regs::Switch;
 use super::{
     Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Unit, UnitInfo, UnitRefusal,
@@ -227,6 +228,7 @@ impl<P: Platform> Unit<P, Listening> {
             commands: state.commands,
             events: state.events,
             contexts,
+            nested: NestedStreams::new(),
             reset: SpinMutex::new(()),
             routing: SpinMutex::new(()),
         }))

@@ -8,6 +8,7 @@ mod bring_up;
 mod first_stage;
 mod info;
 mod interrupts;
+mod nested_streams;
 mod regs;
 mod reset;
 mod running;
@@ -19,6 +20,8 @@ use spin::mutex::SpinMutex;
 pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
+
+use nested_streams::NestedStreams;
 
 use crate::command_queue::Commands;
 use crate::command_queue::QueueContext;
@@ -68,6 +71,8 @@ pub(crate) struct Enabled {
     events: Events,
     /// Of a unit that translates by first stages.
     contexts: Option<Contexts>,
+    /// Streams on users' first stages.
+    nested: NestedStreams,
     /// Held by the one reset that is under way; nothing else waits for it.
     reset: SpinMutex<()>,
     /// Held by who says where an interrupt goes; nothing else waits for it.
