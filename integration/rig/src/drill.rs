@@ -1,6 +1,8 @@
 //! Drills: what a life on one CPU does not come to. Requests beyond what a queue holds; threads that map in the
 //! very tables that other threads take out; a device that firmware goes on using.
 
+mod nested;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use hv_iommu::{
     HwDomainId, Iommu, UnitIndex,
 };
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
+
+pub(crate) use nested::{cut_off, nested};
 
 use crate::driver::Driver;
 use crate::ledger::Tenant;

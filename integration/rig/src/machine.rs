@@ -312,6 +312,13 @@ impl Machine {
         }
     }
 
+    /// Both stages on each SMMU, so that guests have first stages of their own.
+    pub fn set_nesting(&mut self) {
+        for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {
+            (identity.first_stage, identity.second_stage) = (true, true);
+        }
+    }
+
     /// Whose units it has.
     pub fn vendor(&self) -> Vendor {
         let first = self.units.first();

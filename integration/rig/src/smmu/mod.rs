@@ -5,7 +5,9 @@
 mod caches;
 mod commands;
 mod events;
+mod guest;
 mod interrupts;
+
 mod registers;
 pub(crate) mod spec;
 mod structures;
@@ -26,6 +28,7 @@ use spec::stream::{Contexts, Stages, Stream, StreamLimits, Tables, WithoutSubstr
 use structures::Structures;
 
 pub(crate) use caches::Tag;
+pub use guest::GuestStage;
 pub use spec::identity::Identity;
 pub(crate) use walk::Walk;
 
@@ -336,10 +339,19 @@ impl FrontEnd for Unit {
         let senders = self.streams_of(senders);
         let bound = self.structures.bound(&senders);
         let tags = bound.into_iter().map(|bound| bound.tag);
-        let guests = self.structures.guests(&senders);
-        let theirs = guests
-            .into_iter()
-            .flat_map(|vmid| self.caches.tags_of(vmid));
+        // What a guest's context says is known as far as the unit has read it.
+        let theirs = senders.iter().flat_map(|(stream, substream)| {
+            let vmid = self.structures.guest(*stream);
+            let kept = &self.caches.configuration;
+            let contexts = kept.contexts_of(*stream, substream.unwrap_or(0)).iter();
+            contexts.filter_map(move |context| match (vmid, context) {
+                (Some(vmid), Context::Tables(tables)) => {
+                    let asid = tables.asid;
+                    Some(Tag::First { vmid, asid })
+                }
+                _ => None,
+            })
+        });
         tags.chain(theirs)
             .find_map(|tag| self.caches.holding(tag, page, pages))
     }

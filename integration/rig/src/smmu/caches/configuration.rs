@@ -78,6 +78,12 @@ impl Configuration {
         rng.pick(self.contexts.get(&(stream, substream))?).copied()
     }
 
+    /// All that is kept of a context.
+    pub(crate) fn contexts_of(&self, stream: u32, substream: u32) -> &[Context] {
+        let kept = self.contexts.get(&(stream, substream));
+        kept.map_or(&[], Vec::as_slice)
+    }
+
     /// Forgets the entries of streams, and unless `leaf` what is above them; their contexts in any case (IHI 0070, 4.3.1).
     pub(crate) fn forget_streams(&mut self, first: u32, last: u32, leaf: bool, split: u8) {
         let named = |stream: u32| (first..=last).contains(&stream);

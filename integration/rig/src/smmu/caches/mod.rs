@@ -367,14 +367,6 @@ impl Caches {
         let bound = self.configuration.roots(tag.vmid()?, asid);
         roots.chain(bound).find(|other| *other != root)
     }
-
-    /// The ids under which first stages of a guest gave something.
-    pub(crate) fn tags_of(&self, vmid: u16) -> Vec<Tag> {
-        let mut tags: Vec<Tag> = self.leaves.keys().map(|key| key.0).collect();
-        tags.retain(|tag| tag.is_meant(Whose::First { vmid }));
-        tags.dedup();
-        tags
-    }
 }
 
 fn describe(what: &str, (tag, span, index): &Key, to: u64) -> String {
@@ -513,6 +505,5 @@ mod tests {
         assert!(!has(&caches, global) && has(&caches, ONE) && has(&caches, first(2, 3)));
         caches.forget_guest(1);
         assert!(!has(&caches, ONE) && has(&caches, first(2, 3)));
-        assert_eq!(caches.tags_of(2), [first(2, 3)]);
     }
 }

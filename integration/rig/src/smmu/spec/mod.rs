@@ -7,6 +7,7 @@
 pub(crate) mod command;
 pub(crate) mod context;
 pub(crate) mod event;
+pub(crate) mod guest;
 pub(crate) mod identity;
 pub(crate) mod iort;
 pub(crate) mod registers;

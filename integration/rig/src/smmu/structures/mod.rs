@@ -121,15 +121,10 @@ impl Structures {
         bound
     }
 
-    /// The guests whose own first stages translate requests of these senders now.
-    pub(crate) fn guests(&self, senders: &[(u32, Option<u32>)]) -> Vec<u16> {
-        let theirs = self.live.iter().filter(|(stream, stages)| {
-            let mut all = senders.iter();
-            stages.first.is_some()
-                && stages.second.is_some()
-                && all.any(|(sender, _)| sender == *stream)
-        });
-        theirs.map(|(_, stages)| stages.vmid).collect()
+    /// The guest whose own first stage translates requests of this stream now.
+    pub(crate) fn guest(&self, stream: u32) -> Option<u16> {
+        let stages = self.live.get(&stream)?;
+        (stages.first.is_some() && stages.second.is_some()).then_some(stages.vmid)
     }
 
     /// The roots of all tables that devices are bound to now.
