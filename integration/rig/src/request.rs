@@ -39,7 +39,7 @@ pub(crate) enum Progress {
     /// A VT-d unit is fetching entries for it.
     Vtd(vtd::Walk),
     /// An SMMUv3 is fetching entries for it.
-    Smmu(smmu::Walk),
+    Smmu(Box<smmu::Walk>),
     /// It was translated and has not reached memory yet. `tag` is what invalidations name.
     Translated { to: u64, tag: Mark },
 }

@@ -44,7 +44,7 @@ impl Unit {
             let mut walk = Walk::of(stages, Doing::Directory { at: 0, substream });
             return match self.translate_first(bus, request, &mut walk, stages, context) {
                 Ok(()) => {
-                    request.progress = Progress::Smmu(walk);
+                    request.progress = Progress::Smmu(Box::new(walk));
                     Step::Again
                 }
                 Err(step) => step,
@@ -68,7 +68,7 @@ impl Unit {
                 }
             }
         };
-        request.progress = Progress::Smmu(Walk::of(stages, doing));
+        request.progress = Progress::Smmu(Box::new(Walk::of(stages, doing)));
         Step::Again
     }
 

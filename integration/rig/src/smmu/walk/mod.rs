@@ -209,7 +209,8 @@ impl Unit {
         match self.entry_at(bus, stream) {
             Some(at) => {
                 let words = [None; WORDS];
-                request.progress = Progress::Smmu(Walk::new(Doing::Entry { at, words }));
+                let walk = Walk::new(Doing::Entry { at, words });
+                request.progress = Progress::Smmu(Box::new(walk));
                 Step::Again
             }
             None => self.refuse(bus, request, event::BAD_STREAM, true, At::First),
@@ -315,7 +316,8 @@ impl Unit {
             };
         };
         let first = None;
-        request.progress = Progress::Smmu(Walk::of(stages, Doing::Out { first, address }));
+        let walk = Walk::of(stages, Doing::Out { first, address });
+        request.progress = Progress::Smmu(Box::new(walk));
         Step::Again
     }
 
@@ -346,7 +348,7 @@ impl Unit {
         };
         // As small as the smaller of the two.
         let small = span.min(given.span);
-        let to = leaf.to + (address & ((1 << span) - 1)) >> small << small;
+        let to = (leaf.to + (address & ((1 << span) - 1))) >> small << small;
         let both = Cached {
             root: given.leaf.root,
             to,

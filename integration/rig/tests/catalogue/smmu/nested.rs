@@ -64,7 +64,7 @@ fn bc03_a_guests_contexts_are_forgotten_when_it_asks_and_as_it_asks() {
         nest.map(None, 0, 5, 20);
         assert!(writes(stand, 5));
         for round in 0..4_u16 {
-            let (all, asid, space) = (round & 1 == 0, 2 + round, u64::from(round + 1 & 1));
+            let (all, asid, space) = (round & 1 == 0, 2 + round, u64::from((round + 1) & 1));
             let forget = match all {
                 true => GuestStage::forget_contexts(),
                 false => GuestStage::forget_context(0),
@@ -78,7 +78,7 @@ fn bc03_a_guests_contexts_are_forgotten_when_it_asks_and_as_it_asks() {
             let reason = BAD_CONTEXT;
             assert_eq!(refused, Outcome::Faulted { reason });
             nest.coming(None, 5, 22 + u64::from(round));
-            let to = Gpa::new(22 + u64::from(round) << 12);
+            let to = Gpa::new((22 + u64::from(round)) << 12);
             nest.stage.map(space, Iova::new(5 << 12), to);
             nest.stage.set_context(0, asid, space);
             nest.command(&[forget]).unwrap();
