@@ -475,6 +475,26 @@ faults! {
     ResizeAnywhere = "resize_anywhere",
     /// Leaves are made without the access flag.
     ClearAccessFlag = "clear_access_flag",
+    /// A stream's entry leads to its context descriptor before that is written.
+    ContextAfterEntry = "context_after_entry",
+    /// Invalidations of first stages name a guest that is none.
+    FirstStageOtherVmid = "first_stage_other_vmid",
+    /// Leaves of first stages are kept for every ASID.
+    LeafForEveryAsid = "leaf_for_every_asid",
+    /// Leaves of first stages are for privileged requests alone.
+    LeafForPrivileged = "leaf_for_privileged",
+    /// A user's first stage is bound without the second stage of its parent.
+    NestedWithoutParent = "nested_without_parent",
+    /// A flush of a parent names pages of its own while a user's first stage stands on it.
+    NestedFlushByPages = "nested_flush_by_pages",
+    /// A user's invalidation names the next VMID.
+    UserCommandOtherVmid = "user_command_other_vmid",
+    /// A user's context descriptors are kept although it asks to have them forgotten.
+    UserContextsKept = "user_contexts_kept",
+    /// A stream that is made quiet goes on by what its unit has cached.
+    RereadForgetsNothing = "reread_forgets_nothing",
+    /// Faults of a user's first stage go on when its device is cut off.
+    QuietSkipsNested = "quiet_skips_nested",
 }
 
 impl Fault {

@@ -179,7 +179,8 @@ impl<B: Backend> DomainCore<B> {
     fn flush_units(&self, span: FlushSpan, depth: FlushDepth) -> Result<(), FlushError> {
         // What was translated through both stages is filed under the user's addresses, which pages of this
         // domain do not name; and units remember where they found the tables of a first stage.
-        let (span, depth) = match self.reach.has_nested() {
+        let has_nested = self.reach.has_nested() && !Fault::NestedFlushByPages.is_on();
+        let (span, depth) = match has_nested {
             true => (FlushSpan::Domain, FlushDepth::WalkCaches),
             false => (span, depth),
         };

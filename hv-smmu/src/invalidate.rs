@@ -34,6 +34,14 @@ pub(crate) enum Filed {
 /// The VMID of streams with a first stage alone: those units have no others.
 pub(crate) const FIRST_STAGE_VMID: Vmid = Vmid::new(0);
 
+/// The VMID that invalidations of those streams name.
+fn first_stage_vmid() -> Vmid {
+    match Fault::FirstStageOtherVmid.is_on() {
+        true => Vmid::new(1),
+        false => FIRST_STAGE_VMID,
+    }
+}
+
 impl Filed {
     /// Where a unit that translates by this stage files them.
     pub(crate) const fn of(domain: HwDomainId, stage: Stage) -> Self {
@@ -45,17 +53,17 @@ impl Filed {
 
     /// Forget everything of the domain. Of a second stage, what was made of both as well. A unit without second stages
     /// stops at the command for one, and a first stage's alone would leave a second one's translations.
-    pub(crate) const fn all(self) -> Command {
+    pub(crate) fn all(self) -> Command {
         match self {
-            Self::First(asid) => Command::tlb_first_asid(FIRST_STAGE_VMID, asid),
+            Self::First(asid) => Command::tlb_first_asid(first_stage_vmid(), asid),
             Self::Second(vmid) => Command::tlb_vmid(vmid),
         }
     }
 
     /// Forget what translates `span`.
-    const fn address(self, span: &TlbSpan, depth: Depth) -> Command {
+    fn address(self, span: &TlbSpan, depth: Depth) -> Command {
         match self {
-            Self::First(asid) => Command::tlb_first_address(FIRST_STAGE_VMID, asid, span, depth),
+            Self::First(asid) => Command::tlb_first_address(first_stage_vmid(), asid, span, depth),
             Self::Second(vmid) => Command::tlb_second_address(vmid, span, depth),
         }
     }

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "binding a device hands it memory")]
 
 use hv_core::PciAddress;
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::{
     BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, UnitError,
@@ -113,8 +114,13 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
         _stage: &UserStage,
         invalidation: &UserCommand,
     ) -> Result<FlushTicket, UnitError> {
-        let command = invalidation.under(vmid(parent));
-        self.unit(unit)?.command(self.platform_of(), command)
+        let other = u16::from(Fault::UserCommandOtherVmid.is_on());
+        let parent = HwDomainId::new(parent.get().wrapping_add(other));
+        let (unit, vmid) = (self.unit(unit)?, vmid(parent));
+        match invalidation.under(vmid) {
+            Some(command) => unit.command(self.platform_of(), command),
+            None => unit.forget_users_contexts(self.platform_of(), vmid),
+        }
     }
 }
 

@@ -150,6 +150,25 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
         }
     }
 
+    /// Attributes that a deliberate fault leaves out of leaves.
+    #[inline]
+    fn left_out(&self) -> u64 {
+        let first = |bits| match self.stage {
+            Stage::First => bits,
+            Stage::Second => 0,
+        };
+        if Fault::ClearAccessFlag.is_on() {
+            return ACCESSED;
+        }
+        if Fault::LeafForEveryAsid.is_on() {
+            return first(NOT_GLOBAL);
+        }
+        if Fault::LeafForPrivileged.is_on() {
+            return first(UNPRIVILEGED);
+        }
+        0
+    }
+
     const fn address(word: u64) -> PhysAddr {
         PhysAddr::new(word & Self::ADDRESS)
     }
@@ -213,13 +232,8 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
             true => VALID | TABLE_OR_PAGE,
             false => VALID,
         };
-        let flag = if Fault::ClearAccessFlag.is_on() {
-            ACCESSED
-        } else {
-            0
-        };
-        let attributes = self.attributes & !flag;
-        to.as_u64() & Self::ADDRESS | self.permission_bits(perms) | attributes | kind
+        let word = self.permission_bits(perms) | self.attributes;
+        to.as_u64() & Self::ADDRESS | word & !self.left_out() | kind
     }
 
     fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {

@@ -10,6 +10,7 @@ use hv_iommu::{UnitError, UnitIndex};
 use log::info;
 use spin::mutex::SpinMutex;
 
+use super::nested_streams::NestedStreams;
 use super::regs::Switch;
 use super::{
     Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Unit, UnitInfo, UnitRefusal,
@@ -251,6 +252,7 @@ impl<P: Platform> Unit<P, Listening> {
             pages: state.pages,
             contexts,
             devices: DeviceTlbs::new(),
+            nested: NestedStreams::new(),
             reset: SpinMutex::new(()),
             routing: SpinMutex::new(()),
         }))

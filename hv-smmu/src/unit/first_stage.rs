@@ -2,6 +2,7 @@
 //!
 //! The entry says nothing of the domain, the descriptor does: its ASID is the domain's id.
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::{Binding, FlushTicket, HwDomainId, UnitError};
 
@@ -44,11 +45,16 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             return Err(self.already_bound(&reach, stream, &before));
         }
+        if Fault::ContextAfterEntry.is_on() {
+            let ticket = self.update(platform, stream.id, &entry, &target);
+            context.store(&reach, &stores(&descriptor));
+            return ticket.map(Some);
+        }
         context.store(&reach, &stores(&descriptor));
         let queue = self.queue_with(platform);
         let what = "forgetting a context descriptor (CFGI_CD)";
         let forget = [forget_context(stream.id)];
-        self.state.commands.submit_and_wait(&queue, &forget, what)?;
+        self.wait_between(&queue, &forget, what)?;
         self.update(platform, stream.id, &entry, &target).map(Some)
     }
 

@@ -9,6 +9,7 @@ mod device_tlb;
 mod first_stage;
 mod info;
 mod interrupts;
+mod nested_streams;
 mod regs;
 mod reset;
 mod running;
@@ -20,6 +21,8 @@ use spin::mutex::SpinMutex;
 pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
+
+use nested_streams::NestedStreams;
 
 use crate::command_queue::Commands;
 use crate::command_queue::QueueContext;
@@ -76,6 +79,8 @@ pub(crate) struct Enabled {
     contexts: Option<Contexts>,
     /// Streams whose devices keep translations themselves.
     devices: DeviceTlbs,
+    /// Streams on users' first stages.
+    nested: NestedStreams,
     /// Held by the one reset that is under way; nothing else waits for it.
     reset: SpinMutex<()>,
     /// Held by who says where an interrupt goes; nothing else waits for it.

@@ -23,8 +23,8 @@ use crate::root::RootFields;
 use crate::spec::command::{Command, Depth, SyncSignal};
 use crate::spec::granule::Granule;
 use crate::spec::stream_entry::{
-    Config, SecondStageShape, SecondStageTables, StreamOptions, StreamTableEntry, WORDS, bypass_as,
-    vmid_of, without_records,
+    Config, Regime, SecondStageShape, SecondStageTables, StreamOptions, StreamTableEntry, WORDS,
+    bypass_as, vmid_of, without_records,
 };
 use crate::spec::walk::Walk;
 use crate::stream_table::EntryWords;
@@ -79,8 +79,32 @@ impl<P: Platform> Unit<P, Enabled> {
     ) -> Result<Option<FlushTicket>, UnitError> {
         let (tables, options) = self.second_stage::<F>(parent)?;
         let contexts = stage.contexts().read_by(self.walk());
-        let target = StreamTableEntry::nested(&contexts, &tables, &options).words();
-        self.set(platform, stream, &target)
+        let target = match Fault::NestedWithoutParent.is_on() {
+            true => {
+                let vmid = vmid(parent.domain);
+                StreamTableEntry::first_stage(&contexts, Regime::El1, vmid, &options)
+            }
+            false => StreamTableEntry::nested(&contexts, &tables, &options),
+        };
+        let domain = vmid(parent.domain);
+        let was_there = self.is_nested(platform, stream.id);
+        if !was_there {
+            self.state.nested.enter(domain, stream.id);
+        }
+        let bound = self.set(platform, stream, &target.words());
+        // Nothing of it stayed, and nobody takes it down.
+        if bound.is_err() && !was_there && !self.is_nested(platform, stream.id) {
+            self.left_nested(domain, stream.id, true);
+        }
+        bound
+    }
+
+    /// Whether the entry of a stream leads to a user's first stage.
+    fn is_nested(&self, platform: &P, stream: StreamId) -> bool {
+        let reach = self.reach(platform);
+        let entry = self.state.streams.entry(&reach, stream);
+        let entry = entry.ok().flatten();
+        entry.is_some_and(|entry| Config::of(&entry.read()) == Some(Config::Nested))
     }
 
     /// Lets a stream through untranslated. See [`hv_iommu::IdentityBackend::bind_identity`].
@@ -404,7 +428,10 @@ impl<P: Platform> Unit<P, Enabled> {
             let _ = batch.try_push(forget_in(stream.id, FlushSpan::Domain));
         }
         let context = self.queue_with(platform);
-        let ticket = self.state.commands.submit_patiently(&context, &batch)?;
+        let asked = self.state.commands.submit_patiently(&context, &batch);
+        let was_nested = is_bound && config == Some(Config::Nested);
+        self.left_nested(vmid(domain), stream.id, was_nested);
+        let ticket = asked?;
         if keeps {
             self.state.devices.forget(stream.id);
         }
@@ -472,6 +499,7 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
             // an entry that aborts is quiet.
+            (Some(Config::Nested), _) if Fault::QuietSkipsNested.is_on() => {}
             // What stands still is recorded whatever an entry says of records.
             (Some(Config::Nested | Config::First | Config::Second), _)
                 if self.info.always_stalls() || Config::of(&before) != Some(Config::Second) =>
@@ -499,6 +527,10 @@ impl<P: Platform> Unit<P, Enabled> {
         let forget = [entry, forget_context(stream)];
         // Nobody but a first stage of ours has a descriptor that we write.
         let count = 1 + usize::from(self.state.contexts.is_some());
+        let count = match Fault::RereadForgetsNothing.is_on() {
+            true => 0,
+            false => count,
+        };
         let forget = forget.get(..count).unwrap_or_default();
         self.state.commands.submit(&context, forget)?;
         Ok(())

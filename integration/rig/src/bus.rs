@@ -144,6 +144,8 @@ pub(crate) struct Bus {
     pub(crate) next_request: u64,
     /// Interrupts that nobody took yet.
     pub(crate) interrupts: Vec<Interrupt>,
+    /// Whether devices send with PASIDs by themselves: where a unit knows some.
+    pub(crate) substreams: bool,
 }
 
 impl Bus {
@@ -196,6 +198,7 @@ impl Bus {
     pub(crate) fn request(
         &mut self,
         device: usize,
+        substream: Option<u32>,
         address: u64,
         access: Access,
     ) -> Option<Request> {
@@ -210,6 +213,7 @@ impl Bus {
             number: self.next_request,
             device,
             requester,
+            substream,
             unit,
             address,
             access,
@@ -222,7 +226,11 @@ impl Bus {
     fn name(&self, request: &Request) -> String {
         let function = self.functions.get(request.device);
         let who = function.map_or_else(String::new, |function| function.address.to_string());
-        format!("{who} {} {:#x}", request.access, request.address)
+        let substream = match request.substream {
+            Some(substream) => format!(" with PASID {substream:#x}"),
+            None => String::new(),
+        };
+        format!("{who} {} {:#x}{substream}", request.access, request.address)
     }
 
     /// A request reached memory: was it entitled to?
@@ -245,15 +253,19 @@ impl Bus {
             }
             return;
         }
-        let (device, access) = (request.device, request.access);
-        let entitled = match self.ledger.entitled(device, page, access, request.began) {
+        let (device, substream) = (request.device, request.substream);
+        let entitled = self
+            .ledger
+            .entitled(device, substream, page, request.access, request.began);
+        let entitled = match entitled {
             Entitled::Nothing => None,
             Entitled::Maybe { frame } | Entitled::Surely { frame } => Some(frame),
         };
         if entitled == Some(frame) && out {
             return;
         }
-        let mine = self.ledger.holding(device).map(|holding| holding.tenant);
+        let mine = self.ledger.holding(device, substream);
+        let mine = mine.map(|holding| holding.tenant);
         let lent = |(tenant, first, pages): &(Tenant, u64, u64)| {
             Some(*tenant) == mine && (*first..first + pages).contains(&frame)
         };
@@ -299,8 +311,10 @@ impl Bus {
         self.counts.requests += 1;
         self.counts.faulted += 1;
         let page = frame_of(request.address);
-        let (device, access) = (request.device, request.access);
-        let entitled = self.ledger.entitled(device, page, access, request.began);
+        let (device, substream, access) = (request.device, request.substream, request.access);
+        let entitled = self
+            .ledger
+            .entitled(device, substream, page, access, request.began);
         // Who asks without being let, or uses what it was given before, is a device that does not do what it is told.
         let obeys = request.says == Says::Untranslated
             || self.functions.get(device).is_some_and(Function::asks);
@@ -329,7 +343,7 @@ impl Bus {
                 continue;
             }
             let address = function.address;
-            let what = match self.ledger.holding(index) {
+            let what = match self.ledger.holdings(index).next() {
                 None => format!("{address} belongs to nobody and has bus mastering"),
                 Some(_) if self.wedged & (1 << function.unit) != 0 => {
                     format!(
@@ -344,10 +358,11 @@ impl Bus {
     }
 
     /// Somewhere for a device to go by itself: mostly near what it has, or had, or what others have.
-    pub(crate) fn somewhere(&mut self, device: usize) -> u64 {
+    pub(crate) fn somewhere(&mut self, device: usize, substream: Option<u32>) -> u64 {
         let offset = self.rng.below(FRAME_BYTES / 8) * 8;
         let choice = self.rng.next();
-        let tenant = self.ledger.holding(device).map(|holding| holding.tenant);
+        let tenant = self.ledger.holding(device, substream);
+        let tenant = tenant.map(|holding| holding.tenant);
         let page = match self.rng.below(8) {
             0..4 => tenant.and_then(|tenant| {
                 let (page, run) = self.ledger.some_run(tenant, choice)?;
@@ -366,6 +381,19 @@ impl Bus {
             _ => choice >> 16 & 0xff,
         });
         page * FRAME_BYTES + offset
+    }
+
+    /// With which PASID a device sends by itself, if with any: mostly with one that it has.
+    pub(crate) fn some_substream(&mut self, device: usize) -> Option<u32> {
+        if !self.substreams || !self.rng.one_in(3) {
+            return None;
+        }
+        let choice = self.rng.next();
+        let theirs: Vec<_> = self.ledger.holdings(device).collect();
+        match self.rng.pick(&theirs) {
+            Some((substream, _)) if choice & 3 != 0 => *substream,
+            _ => Some((choice >> 8) as u32 & if choice & 4 == 0 { 0x7 } else { 0xf_ffff }),
+        }
     }
 
     /// Some device, if there is one that may send.

@@ -10,10 +10,10 @@ use hv_iommu::table::Mapping;
 use crate::bus::{Bus, Counts, Frames};
 use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
-use crate::machine::{Capabilities, Machine, UnitRegisters};
+use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
 use crate::pci::{ATS_ENABLE, BUS_MASTER, Function};
-use crate::request::{Outcome, Progress, Request, Says, Step};
+use crate::request::{Outcome, Progress, Request, Says, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
 use crate::trace::{Event, Trace};
@@ -116,6 +116,7 @@ impl Core {
             lost: 0,
             next_request: 0,
             interrupts: Vec::new(),
+            substreams: machine.units.iter().any(UnitModel::knows_substreams),
         };
         Self {
             state: Mutex::new(State {
@@ -276,13 +277,14 @@ impl State {
             if !self.bus.watching {
                 return;
             }
-            let address = self.bus.somewhere(device);
+            let substream = self.bus.some_substream(device);
+            let address = self.bus.somewhere(device, substream);
             let access = if self.bus.rng.one_in(2) {
                 Access::Read
             } else {
                 Access::Write
             };
-            let Some(mut request) = self.bus.request(device, address, access) else {
+            let Some(mut request) = self.bus.request(device, substream, address, access) else {
                 continue;
             };
             for _ in 0..STEPS {
@@ -306,13 +308,14 @@ impl State {
         if !bus.watching && !self.units.iter().any(|unit| unit.is_on()) {
             return;
         }
-        let address = bus.somewhere(device);
+        let substream = bus.some_substream(device);
+        let address = bus.somewhere(device, substream);
         let access = if bus.rng.one_in(2) {
             Access::Read
         } else {
             Access::Write
         };
-        if let Some(request) = bus.request(device, address, access) {
+        if let Some(request) = bus.request(device, substream, address, access) {
             bus.requests.push(request);
         }
     }
@@ -367,12 +370,18 @@ impl State {
     }
 
     /// A device's request from beginning to end, now.
-    pub(crate) fn send(&mut self, device: usize, address: u64, access: Access) -> Outcome {
+    pub(crate) fn send(
+        &mut self,
+        device: usize,
+        substream: Option<u32>,
+        address: u64,
+        access: Access,
+    ) -> Outcome {
         self.bus.tick += 1;
         if !self.bus.may_send(device) {
             return Outcome::Lost;
         }
-        let Some(mut request) = self.bus.request(device, address, access) else {
+        let Some(mut request) = self.bus.request(device, substream, address, access) else {
             return Outcome::Lost;
         };
         self.finish(&mut request)
@@ -416,25 +425,32 @@ impl State {
         }
     }
 
-    /// The requesters behind a unit that are a tenant's.
-    fn requesters_of(&self, unit: usize, tenant: Tenant) -> Vec<u16> {
+    /// As whom devices behind a unit send that are a tenant's.
+    fn senders_of(&self, unit: usize, tenant: Tenant) -> Vec<Sender> {
         let functions = self.bus.functions.iter().enumerate();
-        let held = functions.filter(|(index, function)| {
-            let holding = self.bus.ledger.holding(*index);
-            function.unit == unit && holding.is_some_and(|holding| holding.tenant == tenant)
-        });
-        held.flat_map(|(_, function)| function.requesters.clone())
-            .collect()
+        let behind = functions.filter(|(_, function)| function.unit == unit);
+        let mut senders = Vec::new();
+        for (index, function) in behind {
+            for (substream, holding) in self.bus.ledger.holdings(index) {
+                if holding.tenant == tenant {
+                    senders.extend(function.requesters.iter().map(|requester| Sender {
+                        requester: *requester,
+                        substream,
+                    }));
+                }
+            }
+        }
+        senders
     }
 
     /// A tenant's leaves are settled: no unit that its devices are bound on has anything else there.
     pub(crate) fn judge_settled(&mut self, tenant: Tenant, leaves: &[Mapping]) {
         for index in 0..self.units.len() {
-            let requesters = self.requesters_of(index, tenant);
+            let senders = self.senders_of(index, tenant);
             let unit = &self.units[index];
             let other = leaves
                 .iter()
-                .find_map(|leaf| unit.differing(&requesters, leaf));
+                .find_map(|leaf| unit.differing(&senders, leaf));
             if let Some(other) = other {
                 let what =
                     format!("{tenant:?} has a receipt, and unit {index} still holds {other}");
@@ -448,9 +464,9 @@ impl State {
     /// translation of them. That the frames are mapped elsewhere as well is no excuse.
     pub(crate) fn judge_pages(&mut self, tenant: Tenant, page: u64, pages: u64) {
         for index in 0..self.units.len() {
-            let requesters = self.requesters_of(index, tenant);
+            let senders = self.senders_of(index, tenant);
             let (unit, bus) = (&self.units[index], &mut self.bus);
-            if let Some(name) = unit.holding(&requesters, page, pages) {
+            if let Some(name) = unit.holding(&senders, page, pages) {
                 let what = format!(
                     "{pages} pages from page {page:#x} of {tenant:?} came back, and unit {} still holds {name}",
                     unit.index()

@@ -24,7 +24,7 @@ impl State {
         if !self.bus.may_send(device) {
             return Outcome::Lost;
         }
-        let Some(mut request) = self.bus.request(device, address, access) else {
+        let Some(mut request) = self.bus.request(device, None, address, access) else {
             return Outcome::Lost;
         };
         request.requester = own;
@@ -72,7 +72,7 @@ impl State {
                 .get(device)
                 .is_some_and(|function| function.asks());
             if asks && self.bus.rng.one_in(2) {
-                let address = self.bus.somewhere(device);
+                let address = self.bus.somewhere(device, None);
                 let access = if self.bus.rng.one_in(2) {
                     Access::Read
                 } else {

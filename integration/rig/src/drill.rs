@@ -2,6 +2,7 @@
 //! very tables that other threads take out; a device that firmware goes on using.
 
 mod devices;
+mod nested;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +17,8 @@ use hv_iommu::{
     HwDomainId, Iommu, UnitIndex,
 };
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
+
+pub(crate) use nested::{cut_off, nested};
 
 use crate::driver::Driver;
 use crate::ledger::Tenant;

@@ -3,11 +3,13 @@
 //! The core has memory, devices, the ledger and time, and knows no vendor's bits. A front end has registers,
 //! queues, caches and walkers, and touches the rest through the [`Bus`] that it is handed.
 
+use std::ops::RangeInclusive;
+
 use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
 use crate::interrupt::Trouble;
-use crate::request::{Request, Step};
+use crate::request::{Request, Sender, Step};
 use crate::rng::Rng;
 
 /// How a unit is: what a test does to it from outside.
@@ -116,16 +118,17 @@ pub(crate) trait FrontEnd: Send {
     /// What of the unit still names one of these frames, in words.
     fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String>;
 
-    /// What translation of one of these pages the unit still holds for a domain that one of these requesters is
+    /// What translation of one of these pages the unit still holds for a domain that one of these senders is
     /// bound to, in words.
-    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String>;
+    fn holding(&self, senders: &[Sender], page: u64, pages: u64) -> Option<String>;
 
-    /// What the unit holds of this leaf's addresses, for a domain that one of these requesters is bound to, that is
+    /// What the unit holds of this leaf's addresses, for a domain that one of these senders is bound to, that is
     /// not this leaf, in words.
-    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String>;
+    fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String>;
 
-    /// How many tables that bind devices the driver linked.
-    fn binding_tables(&self) -> u64;
+    /// How many frames of tables that bind devices the driver linked: how many at least and at most, as far as a unit
+    /// can tell.
+    fn binding_tables(&self) -> RangeInclusive<u64>;
 
     /// Whether the unit recorded such a fault lately.
     fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool;

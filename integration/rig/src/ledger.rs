@@ -81,7 +81,8 @@ pub(crate) enum Entitled {
 #[derive(Default)]
 pub(crate) struct Ledger {
     mappings: BTreeMap<(Tenant, u64), Run>,
-    devices: BTreeMap<usize, Holding>,
+    /// Where devices stand: for requests without a PASID, and for those with each PASID that was attached.
+    devices: BTreeMap<(usize, Option<u32>), Holding>,
     /// Pages that were mapped not long ago, for devices that come back to them.
     ghosts: Vec<(Tenant, u64)>,
 }
@@ -97,24 +98,39 @@ fn permits(perms: Perms, access: Access) -> bool {
 }
 
 impl Ledger {
-    /// Where this device stands.
-    pub(crate) fn holding(&self, device: usize) -> Option<Holding> {
-        self.devices.get(&device).copied()
+    /// Where this device stands with requests that carry this PASID, or none.
+    pub(crate) fn holding(&self, device: usize, substream: Option<u32>) -> Option<Holding> {
+        self.devices.get(&(device, substream)).copied()
     }
 
-    /// A device comes to a tenant, settles there, or begins to leave.
-    pub(crate) fn hold(&mut self, device: usize, tenant: Tenant, phase: Phase, now: u64) {
+    /// Where this device stands, with whatever requests.
+    pub(crate) fn holdings(&self, device: usize) -> impl Iterator<Item = (Option<u32>, Holding)> {
+        let mine = self
+            .devices
+            .range((device, None)..=(device, Some(u32::MAX)));
+        mine.map(|((_, substream), holding)| (*substream, *holding))
+    }
+
+    /// A device comes to a tenant with requests like these, settles there, or begins to leave.
+    pub(crate) fn hold(
+        &mut self,
+        device: usize,
+        substream: Option<u32>,
+        tenant: Tenant,
+        phase: Phase,
+        now: u64,
+    ) {
         let holding = Holding {
             tenant,
             phase,
             since: now,
         };
-        self.devices.insert(device, holding);
+        self.devices.insert((device, substream), holding);
     }
 
-    /// A device belongs to nobody from now on.
-    pub(crate) fn let_go(&mut self, device: usize) {
-        self.devices.remove(&device);
+    /// A device belongs to nobody from now on, with requests like these.
+    pub(crate) fn let_go(&mut self, device: usize, substream: Option<u32>) {
+        self.devices.remove(&(device, substream));
     }
 
     /// A mapping begins.
@@ -214,15 +230,16 @@ impl Ledger {
         self.end(tenant, 0, u64::MAX)
     }
 
-    /// What `device` is entitled to at this page, for a request that began at `began`.
+    /// What `device` is entitled to at this page with requests like these, for one that began at `began`.
     pub(crate) fn entitled(
         &self,
         device: usize,
+        substream: Option<u32>,
         page: u64,
         access: Access,
         began: u64,
     ) -> Entitled {
-        let Some(holding) = self.devices.get(&device) else {
+        let Some(holding) = self.devices.get(&(device, substream)) else {
             return Entitled::Nothing;
         };
         let Some((start, run)) = self.run_at(holding.tenant, page) else {
@@ -303,8 +320,8 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.begin(one, 10, run(4, 100));
         ledger.turn(one, 10, 4, Phase::Live, Some(Perms::ReadWrite), 1);
-        ledger.hold(0, one, Phase::Live, 0);
-        let ask = |ledger: &Ledger, access| ledger.entitled(0, 12, access, 9);
+        ledger.hold(0, None, one, Phase::Live, 0);
+        let ask = |ledger: &Ledger, access| ledger.entitled(0, None, 12, access, 9);
         assert_eq!(ask(&ledger, Access::Write), Entitled::Surely { frame: 102 });
         ledger.protect(one, 12, 1, |run| run.perms = Perms::Read);
         assert_eq!(ask(&ledger, Access::Write), Entitled::Maybe { frame: 102 });
@@ -322,9 +339,10 @@ mod tests {
         let (one, two) = (Tenant(1), Tenant(2));
         let mut ledger = Ledger::default();
         ledger.begin(one, 10, run(4, 100));
-        ledger.hold(0, one, Phase::Live, 0);
-        ledger.hold(1, two, Phase::Live, 0);
-        let read = |ledger: &Ledger, device, page| ledger.entitled(device, page, Access::Read, 5);
+        ledger.hold(0, None, one, Phase::Live, 0);
+        ledger.hold(1, None, two, Phase::Live, 0);
+        let read =
+            |ledger: &Ledger, device, page| ledger.entitled(device, None, page, Access::Read, 5);
         assert_eq!(read(&ledger, 0, 11), Entitled::Maybe { frame: 101 });
         ledger.turn(one, 10, 4, Phase::Live, None, 6);
         assert_eq!(
@@ -340,7 +358,14 @@ mod tests {
             Entitled::Nothing,
             "another tenant's device"
         );
-        assert_eq!(ledger.entitled(0, 11, Access::Write, 5), Entitled::Nothing);
+        assert_eq!(
+            ledger.entitled(0, None, 11, Access::Write, 5),
+            Entitled::Nothing
+        );
+        ledger.hold(0, Some(7), two, Phase::Live, 0);
+        let with = |pasid| ledger.entitled(0, Some(pasid), 13, Access::Read, 5);
+        assert_eq!((with(7), with(8)), (Entitled::Nothing, Entitled::Nothing));
+        assert_eq!(ledger.holdings(0).count(), 2);
     }
 
     #[test]

@@ -274,6 +274,15 @@ impl Machine {
             let bits = 1 + rng.below(3) as u32;
             function.phantoms = PhantomBits::from_device_capabilities(bits << 3);
         }
+        let mut rng = Rng::new(seed ^ 0x7374_6167_6573);
+        // Some machines have first stages alone, at least on most of their units.
+        let first = rng.one_in(4);
+        for unit in &mut units {
+            let alone = first && !rng.one_in(4);
+            if let Some(identity) = unit.smmu() {
+                identity.draw_first(alone, &mut |end| rng.below(end));
+            }
+        }
         let mut rng = Rng::new(seed ^ 0x6272_6964_6765);
         let host_bridge = match rng.below(4) {
             0 => rng.pick(&STIFF_BRIDGES).copied(),
@@ -303,6 +312,13 @@ impl Machine {
             Vendor::Smmu => units.all(
                 |unit| matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.bbml == 2),
             ),
+        }
+    }
+
+    /// Both stages on each SMMU, so that guests have first stages of their own.
+    pub fn set_nesting(&mut self) {
+        for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {
+            (identity.first_stage, identity.second_stage) = (true, true);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a test tells the watcher about who owns what: before it asks the driver for a step, and after.
 
-use hv_core::{IovaRange, PciAddress, Perms, PhysRange};
+use hv_core::{IovaRange, Pasid, PciAddress, Perms, PhysRange};
 use hv_iommu::table::Mapping;
 
 use crate::ledger::{Earlier, Phase, Run, Tenant};
@@ -20,37 +20,62 @@ impl Rig {
         state.bus.judge_cut_off();
     }
 
-    fn hold(&self, functions: &[PciAddress], tenant: Tenant, phase: Phase) {
+    fn hold(&self, functions: &[PciAddress], pasid: Option<Pasid>, tenant: Tenant, phase: Phase) {
         let mut state = self.core.quiet();
         let now = state.bus.tick;
         for index in 0..state.bus.functions.len() {
             if functions.contains(&state.bus.functions[index].address) {
-                state.bus.ledger.hold(index, tenant, phase, now);
+                let substream = pasid.map(Pasid::get);
+                state.bus.ledger.hold(index, substream, tenant, phase, now);
             }
         }
     }
 
     /// Devices are about to be attached.
     pub fn attaching(&self, functions: &[PciAddress], tenant: Tenant) {
-        self.hold(functions, tenant, Phase::Coming);
+        self.hold(functions, None, tenant, Phase::Coming);
     }
 
     /// Devices were attached: what is mapped works for them.
     pub fn attached(&self, functions: &[PciAddress], tenant: Tenant) {
-        self.hold(functions, tenant, Phase::Live);
+        self.hold(functions, None, tenant, Phase::Live);
     }
 
     /// Devices are about to be detached, or their detach failed.
     pub fn detaching(&self, functions: &[PciAddress], tenant: Tenant) {
-        self.hold(functions, tenant, Phase::Going);
+        self.hold(functions, None, tenant, Phase::Going);
     }
 
     /// Devices were detached: they reach nothing and have no bus mastering.
     pub fn detached(&self, functions: &[PciAddress]) {
+        self.let_go(functions, None);
+    }
+
+    /// A PASID of these devices is about to be attached.
+    pub fn attaching_pasid(&self, functions: &[PciAddress], pasid: Pasid, tenant: Tenant) {
+        self.hold(functions, Some(pasid), tenant, Phase::Coming);
+    }
+
+    /// It was: what is mapped works for requests that carry it.
+    pub fn attached_pasid(&self, functions: &[PciAddress], pasid: Pasid, tenant: Tenant) {
+        self.hold(functions, Some(pasid), tenant, Phase::Live);
+    }
+
+    /// It is about to be detached, or its detach failed.
+    pub fn detaching_pasid(&self, functions: &[PciAddress], pasid: Pasid, tenant: Tenant) {
+        self.hold(functions, Some(pasid), tenant, Phase::Going);
+    }
+
+    /// It was detached: requests that carry it reach nothing.
+    pub fn detached_pasid(&self, functions: &[PciAddress], pasid: Pasid) {
+        self.let_go(functions, Some(pasid));
+    }
+
+    fn let_go(&self, functions: &[PciAddress], pasid: Option<Pasid>) {
         let mut state = self.core.quiet();
         for index in 0..state.bus.functions.len() {
             if functions.contains(&state.bus.functions[index].address) {
-                state.bus.ledger.let_go(index);
+                state.bus.ledger.let_go(index, pasid.map(Pasid::get));
             }
         }
         state.bus.judge_cut_off();

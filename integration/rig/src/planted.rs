@@ -297,6 +297,27 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::TranslatedUnchecked, STALE),
     of_smmu(Fault::SkipResume, &[Rule::WrongAnswer]),
     of_smmu(Fault::SkipPageResponse, &[Rule::WrongAnswer]),
+    of_smmu(
+        Fault::ContextAfterEntry,
+        &[Rule::BadContext, Rule::TornEntry],
+    ),
+    of_smmu(Fault::FirstStageOtherVmid, FORGOTTEN),
+    of_smmu(Fault::LeafForEveryAsid, STALE),
+    of_smmu(Fault::LeafForPrivileged, &[Rule::MappedFaulted]),
+    of_smmu(
+        Fault::NestedWithoutParent,
+        &[
+            Rule::FreedMemory,
+            Rule::TornEntry,
+            Rule::BadContext,
+            Rule::ForeignMemory,
+        ],
+    ),
+    of_smmu(Fault::NestedFlushByPages, STALE),
+    of_smmu(Fault::UserCommandOtherVmid, STALE),
+    of_smmu(Fault::UserContextsKept, FORGOTTEN),
+    of_smmu(Fault::RereadForgetsNothing, &[Rule::FaultReport]),
+    of_smmu(Fault::QuietSkipsNested, &[Rule::FaultReport]),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -428,6 +449,9 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
             )
         };
         let found = drilled.or_else(live);
+        let nested = seed < 8 && vendor == Vendor::Smmu;
+        let found = found.or_else(|| nested.then(|| drill::nested(seed)).flatten());
+        let found = found.or_else(|| nested.then(|| drill::cut_off(seed)).flatten());
         // Regions of firmware are drilled with the vendor whose description of them the rig writes.
         let regions = seed < 8 && vendor == Vendor::Vtd;
         let interrupts = seed < 8 && vendor == Vendor::Smmu;

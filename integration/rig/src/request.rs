@@ -12,6 +12,8 @@ pub(crate) struct Request {
     pub(crate) device: usize,
     /// The requester id that it carries.
     pub(crate) requester: u16,
+    /// The PASID that it carries (SMMUv3: the SubstreamID), if it carries one. Zero is one as well.
+    pub(crate) substream: Option<u32>,
     pub(crate) unit: usize,
     pub(crate) address: u64,
     pub(crate) access: Access,
@@ -33,6 +35,15 @@ pub(crate) enum Says {
     Translated { to: u64 },
 }
 
+/// As whom a device sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    /// The requester id.
+    pub(crate) requester: u16,
+    /// The PASID, if requests carry one.
+    pub(crate) substream: Option<u32>,
+}
+
 /// How far a request is.
 #[derive(Clone, Debug)]
 pub(crate) enum Progress {
@@ -41,9 +52,24 @@ pub(crate) enum Progress {
     /// A VT-d unit is fetching entries for it.
     Vtd(vtd::Walk),
     /// An SMMUv3 is fetching entries for it.
-    Smmu(smmu::Walk),
-    /// It was translated and has not reached memory yet. `tag` is what invalidations name: a domain.
-    Translated { to: u64, tag: u16 },
+    Smmu(Box<smmu::Walk>),
+    /// It was translated and has not reached memory yet. `tag` is what invalidations name.
+    Translated { to: u64, tag: Mark },
+}
+
+/// Under what a unit keeps what it translated a request by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// VT-d: a domain.
+    Vtd(u16),
+    /// SMMUv3: VMID, ASID, or both.
+    Smmu(smmu::Tag),
+}
+
+impl From<smmu::Tag> for Mark {
+    fn from(tag: smmu::Tag) -> Self {
+        Self::Smmu(tag)
+    }
 }
 
 /// What one step of a unit did for a request.
@@ -52,7 +78,7 @@ pub(crate) enum Step {
     /// One entry was fetched, or looked up.
     Again,
     /// The address is known.
-    Translated { to: u64, tag: u16 },
+    Translated { to: u64, tag: Mark },
     /// Translation is off: the address goes to memory as it is.
     Untranslated,
     /// The request was refused.

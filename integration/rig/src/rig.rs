@@ -1,10 +1,11 @@
 //! The rig as a test holds it: a machine to bring up, devices to play, and the verdict.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, Iova, PciAddress, Segment};
+use hv_core::{Access, Iova, Pasid, PciAddress, Segment};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
@@ -244,14 +245,21 @@ impl Rig {
         self.core.quiet().bus.violation.is_some()
     }
 
-    /// Frames that units hold as tables that bind devices: a driver may keep those for ever.
+    /// Frames that units hold as tables that bind devices: a driver may keep those for ever. At most so many; see
+    /// [`binding_frames`](Self::binding_frames).
     pub fn binding_tables(&self) -> u64 {
-        self.core
-            .quiet()
-            .units
-            .iter()
-            .map(|unit| unit.binding_tables())
-            .sum()
+        *self.binding_frames().end()
+    }
+
+    /// The same, from the fewest to the most: units cannot tell where a driver keeps descriptors that nothing leads to
+    /// yet.
+    pub(crate) fn binding_frames(&self) -> RangeInclusive<u64> {
+        let state = self.core.quiet();
+        let each = state.units.iter().map(|unit| unit.binding_tables());
+        let (least, most) = each.fold((0, 0), |(least, most), tables| {
+            (least + tables.start(), most + tables.end())
+        });
+        least..=most
     }
 
     /// Whether a unit recorded this fault lately: page and reason code in the vendor's numbers.
@@ -437,6 +445,17 @@ impl Rig {
 
     /// A device's access to one 64-bit word or less, from beginning to end.
     pub fn access(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
+        self.access_as(function, None, at, access)
+    }
+
+    /// The same with a PASID, or without one.
+    pub fn access_as(
+        &self,
+        function: PciAddress,
+        pasid: Option<Pasid>,
+        at: Iova,
+        access: Access,
+    ) -> Outcome {
         let mut state = self.core.quiet();
         let index = state
             .bus
@@ -444,7 +463,7 @@ impl Rig {
             .iter()
             .position(|known| known.address == function);
         index.map_or(Outcome::Lost, |index| {
-            state.send(index, at.as_u64(), access)
+            state.send(index, pasid.map(Pasid::get), at.as_u64(), access)
         })
     }
 

@@ -37,6 +37,8 @@ pub enum Rule {
     OpenGate,
     /// A translation was replaced by another while the unit might hold the first.
     BreakBeforeMake,
+    /// Memory is taken for registers, or registers for memory.
+    MemoryType,
     /// Translation was turned on before old translations were forgotten.
     EnabledEarly,
     /// A device behind a wedged unit may still send, or a device nobody attached.
@@ -91,6 +93,7 @@ impl Rule {
             Self::BreakBeforeMake => {
                 "a translation is taken down and forgotten before another one of its address is made"
             }
+            Self::MemoryType => "memory is reached as memory, and registers as registers",
             Self::EnabledEarly => "translation goes on after old translations were forgotten",
             Self::NotCutOff => {
                 "devices that nobody attached, or whose unit is wedged, have no bus mastering"

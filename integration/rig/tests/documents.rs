@@ -70,6 +70,7 @@ fn the_catalogue_names_every_test_of_a_class_and_no_other() {
     let folder = |name: &str| fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(name));
     let folders = [
         "tests/catalogue",
+        "tests/catalogue/first",
         "tests/catalogue/vtd",
         "tests/catalogue/smmu",
     ];

@@ -191,6 +191,16 @@ mod caught {
         translated_unchecked: TranslatedUnchecked,
         skip_resume: SkipResume,
         skip_page_response: SkipPageResponse,
+        context_after_entry: ContextAfterEntry,
+        first_stage_other_vmid: FirstStageOtherVmid,
+        leaf_for_every_asid: LeafForEveryAsid,
+        leaf_for_privileged: LeafForPrivileged,
+        nested_without_parent: NestedWithoutParent,
+        nested_flush_by_pages: NestedFlushByPages,
+        user_command_other_vmid: UserCommandOtherVmid,
+        user_contexts_kept: UserContextsKept,
+        reread_forgets_nothing: RereadForgetsNothing,
+        quiet_skips_nested: QuietSkipsNested,
     }
 
     /// What a failure prints is short, and leads to the same failure.

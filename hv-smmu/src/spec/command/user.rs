@@ -103,20 +103,18 @@ impl UserCommand {
         }
     }
 
-    /// The command of ours that does it under `vmid`.
-    ///
-    /// Context descriptors are forgotten for every stream: which streams are the user's is not known here, and to
-    /// forget more is never wrong.
-    pub const fn under(&self, vmid: Vmid) -> Command {
-        match self {
-            Self::Contexts => Command::config_all(),
+    /// The command of ours that does it under `vmid`; `None` for context descriptors, which streams have and no VMID
+    /// names: which streams are the user's is not known here.
+    pub const fn under(&self, vmid: Vmid) -> Option<Command> {
+        Some(match self {
+            Self::Contexts => return None,
             Self::All => Command::tlb_first_vmid(vmid),
             Self::Asid(asid) => Command::tlb_first_asid(vmid, *asid),
             Self::Addresses(asid, span, depth) => {
                 Command::tlb_first_address(vmid, *asid, span, *depth)
             }
             Self::AnyAsid(span, depth) => Command::tlb_first_address_any_asid(vmid, span, *depth),
-        }
+        })
     }
 }
 
@@ -237,27 +235,24 @@ mod tests {
                 Command::tlb_first_address_any_asid(theirs, &range, Depth::Leaves),
                 Command::tlb_first_address_any_asid(OURS, &range, Depth::Leaves),
             ),
-            (
-                Command::config_contexts(StreamId::new(9)),
-                Command::config_all(),
-            ),
         ];
         for (given, made) in table {
             assert_eq!(
                 decode(given.words()).unwrap().under(OURS),
-                made,
+                Some(made),
                 "{given:?}"
             );
         }
-        let context = Command::config_context(
-            StreamId::new(9),
-            SubstreamId::new(3).unwrap(),
-            Depth::Leaves,
-        );
-        assert_eq!(
-            decode(context.words()).unwrap().under(OURS),
-            Command::config_all()
-        );
+        // A stream of the user's is none of ours.
+        let (stream, substream) = (StreamId::new(9), SubstreamId::new(3).unwrap());
+        for contexts in [
+            Command::config_contexts(stream),
+            Command::config_context(stream, substream, Depth::Leaves),
+        ] {
+            let decoded = decode(contexts.words());
+            assert_eq!(decoded, Ok(UserCommand::Contexts));
+            assert_eq!(decoded.unwrap().under(OURS), None);
+        }
     }
 
     /// Everything that reaches further than the user's own first stage, and everything that is not a command.

@@ -11,6 +11,7 @@ use super::space::{Household, Space};
 use super::world::{GUESTS, Held, World};
 use crate::driver::Driver;
 use crate::ledger::Tenant;
+use crate::machine::UnitModel;
 use crate::rng::Rng;
 use crate::rule::Rule;
 
@@ -23,6 +24,12 @@ impl<B: Driver> World<B> {
     /// The index of a group, by choice.
     fn pick(&self, choice: u64) -> usize {
         (choice % self.groups.len() as u64) as usize
+    }
+
+    /// Whether some unit has first stages alone.
+    fn has_first_alone(&self) -> bool {
+        let machine = self.rig().machine();
+        machine.units.iter().any(UnitModel::has_first_alone)
     }
 
     fn take(&mut self, index: usize) -> Held<B> {
@@ -93,8 +100,9 @@ impl<B: Driver> World<B> {
             Ok(())
             | Err(DomainError::Table(TableError::OutOfFrames { .. }) | DomainError::NoDomainId) => {
             }
-            // A unit may have fewer bits.
+            // A unit may have fewer bits, or nothing for guests.
             Err(DomainError::TooManyBits { .. }) => {}
+            Err(DomainError::NoSecondStage { .. }) if self.has_first_alone() => {}
             Err(error) => self
                 .rig()
                 .broken(Rule::WrongAnswer, format!("no domain: {error}")),

@@ -85,6 +85,22 @@ impl UnitModel {
         }
     }
 
+    /// Whether the unit has first stages alone: nothing for guests.
+    pub fn has_first_alone(&self) -> bool {
+        match &self.registers {
+            UnitRegisters::Vtd(_) => false,
+            UnitRegisters::Smmu(identity) => !identity.second_stage,
+        }
+    }
+
+    /// Whether requests with PASIDs mean something to the unit.
+    pub(crate) fn knows_substreams(&self) -> bool {
+        match &self.registers {
+            UnitRegisters::Vtd(_) => false,
+            UnitRegisters::Smmu(identity) => identity.substream_bits != 0,
+        }
+    }
+
     pub(super) const fn vendor(&self) -> Vendor {
         match self.registers {
             UnitRegisters::Vtd(_) => Vendor::Vtd,

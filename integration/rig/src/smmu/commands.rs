@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 
 use super::Unit;
-use super::spec::command::{self, Command, Signal};
+use super::caches::Tag;
+use super::spec::command::{self, Command, Signal, Whose};
 use super::spec::registers;
 use crate::bus::Bus;
 use crate::memory::frame_of;
-use crate::request::Progress;
+use crate::request::{Mark, Progress};
 use crate::rule::Rule;
 
 /// Bytes of a command.
@@ -231,38 +232,58 @@ impl Unit {
         bus.counts.invalidations += 1;
         bus.provoked = true;
         bus.note_unit(self.index, || format!("does {command:x?}"));
-        let size = self.granule();
         if bus.temper.widening && bus.rng.one_in(16) {
             self.caches.forget_translations();
         }
         let split = self.table.map_or(0, |table| table.split);
+        let kept = &mut self.caches.configuration;
         match command {
             Command::Stream { stream, leaf } => {
-                self.caches.forget_streams(stream, stream, leaf, split);
-                self.affected(bus, |other, _| other == stream);
+                kept.forget_streams(stream, stream, leaf, split);
+                self.reconfigured(bus, |other| other == stream);
             }
             Command::Streams { first, log2 } => {
                 let last = first | ((1_u64 << log2.min(32)) - 1) as u32;
-                self.caches.forget_streams(first, last, false, split);
-                self.affected(bus, |other, _| (first..=last).contains(&other));
+                kept.forget_streams(first, last, false, split);
+                self.reconfigured(bus, |other| (first..=last).contains(&other));
             }
             Command::AllStreams => {
-                self.caches.forget_configuration();
+                kept.forget_all();
                 self.queue.forgot.0 = true;
-                self.affected(bus, |_, _| true);
+                self.reconfigured(bus, |_| true);
+            }
+            Command::Context {
+                stream,
+                substream,
+                leaf,
+            } => {
+                kept.forget_context(stream, substream, leaf);
+                self.reconfigured(bus, |other| other == stream);
+            }
+            Command::Contexts { stream } => {
+                kept.forget_contexts(stream);
+                self.reconfigured(bus, |other| other == stream);
             }
             Command::Guest { vmid } => {
-                self.caches.forget_guest(vmid, size);
-                self.affected(bus, |_, other| other == Some(vmid));
+                self.caches.forget_guest(vmid);
+                self.retranslated(bus, vmid, |tag| tag.vmid() == Some(vmid));
             }
-            Command::Range(range) => {
-                self.caches.forget_range(&range, size);
-                self.affected(bus, |_, other| other == Some(range.vmid));
+            Command::First { vmid } if self.knows(vmid) => {
+                self.caches.forget_first(vmid, None);
+                self.retranslated(bus, vmid, |tag| tag.is_meant(Whose::First { vmid }));
+            }
+            Command::Asid { vmid, asid } if self.knows(vmid) => {
+                self.caches.forget_first(vmid, Some(asid));
+                self.retranslated(bus, vmid, |tag| tag == Tag::First { vmid, asid });
+            }
+            Command::Range(range) if self.knows(range.whose.vmid()) => {
+                self.caches.forget_range(&range);
+                self.retranslated(bus, range.whose.vmid(), |tag| tag.is_meant(range.whose));
             }
             Command::All => {
                 self.caches.forget_translations();
                 self.queue.forgot.1 = true;
-                self.affected(bus, |_, _| true);
+                self.affected(bus, |_, _| true, |_, _| true);
             }
             Command::Device {
                 stream,
@@ -276,21 +297,48 @@ impl Unit {
                 group,
                 code,
             } => self.page_answered(stream, group, code),
-            // Hints, and what is for caches that the rig's units do not have.
-            Command::Prefetch
-            | Command::Contexts { .. }
+            // Hints, what is for caches that the rig's units do not have, and what names a guest that is none.
+            Command::First { .. }
+            | Command::Asid { .. }
+            | Command::Range(_)
+            | Command::Prefetch
             | Command::Elsewhere
             | Command::Sync(_) => {}
         }
     }
 
-    /// Walks by what is forgotten begin anew, which a walk may always do; requests that were translated by it have to
-    /// be over when the next sync is.
-    fn affected(&mut self, bus: &mut Bus, concerns: impl Fn(u32, Option<u16>) -> bool) {
+    /// Without second stages there is one guest, 0: what names another may be carried out for any, or for none (IHI 0070,
+    /// 4.4.2).
+    const fn knows(&self, vmid: u16) -> bool {
+        self.identity.second_stage || vmid == 0
+    }
+
+    /// Configuration of streams was forgotten.
+    fn reconfigured(&mut self, bus: &mut Bus, concerns: impl Fn(u32) -> bool) {
         let ahead = self.structures.ahead.as_ref();
-        if ahead.is_some_and(|ahead| concerns(ahead.stream, None)) {
+        if ahead.is_some_and(|ahead| concerns(ahead.what.stream())) {
             self.structures.ahead = None;
         }
+        self.affected(
+            bus,
+            |stream, _| concerns(stream),
+            |stream, _| concerns(stream),
+        );
+    }
+
+    /// Translations of a guest were forgotten.
+    fn retranslated(&mut self, bus: &mut Bus, vmid: u16, gone: impl Fn(Tag) -> bool) {
+        self.affected(bus, |_, other| other == Some(vmid), |_, tag| gone(tag));
+    }
+
+    /// Walks by what is forgotten begin anew, which a walk may always do; requests that were translated by it have to
+    /// be over when the next sync is.
+    fn affected(
+        &mut self,
+        bus: &mut Bus,
+        walks: impl Fn(u32, Option<u16>) -> bool,
+        ends: impl Fn(u32, Tag) -> bool,
+    ) {
         for index in 0..bus.requests.len() {
             let Some(request) = bus.requests.get_mut(index) else {
                 break;
@@ -300,10 +348,13 @@ impl Unit {
             }
             let stream = self.identity.first_stream + u32::from(request.requester);
             match &request.progress {
-                Progress::Smmu(walk) if concerns(stream, walk.vmid()) => {
+                Progress::Smmu(walk) if walks(stream, walk.vmid()) => {
                     request.progress = Progress::New;
                 }
-                Progress::Translated { tag, .. } if concerns(stream, Some(*tag)) => {
+                Progress::Translated {
+                    tag: Mark::Smmu(tag),
+                    ..
+                } if ends(stream, *tag) => {
                     self.queue.drains.push(request.number);
                 }
                 _ => {}

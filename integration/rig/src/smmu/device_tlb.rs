@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use hv_core::Access;
 
 use super::Unit;
-use super::spec::event;
+use super::caches::Tag;
+use super::spec::event::{self, At};
 use super::spec::registers;
 use super::spec::stream::Stream;
 use crate::bus::Bus;
@@ -70,9 +71,9 @@ impl Unit {
         if self.control & registers::ATSCHK == 0 {
             return true;
         }
-        let asks = |entry: &Stream| matches!(entry, Stream::Tables(tables) if tables.asks);
-        let mut live = self.structures.bound(std::slice::from_ref(&stream));
-        live.any(|tables| tables.asks) || self.caches.entries_of(stream).any(asks)
+        let asks = |entry: &Stream| matches!(entry, Stream::Translates(stages) if stages.asks());
+        let mut kept = self.caches.configuration.entries_of(stream);
+        self.structures.asks(stream) || kept.any(asks)
     }
 
     /// What becomes of a translated request that nobody looks at.
@@ -81,7 +82,10 @@ impl Unit {
             return None;
         };
         let checks = self.control & registers::ATSCHK != 0;
-        (!checks).then_some(Step::Translated { to, tag: 0 })
+        (!checks).then_some(Step::Translated {
+            to,
+            tag: Tag::Untagged.into(),
+        })
     }
 
     /// What a stream's entry says about a request of a device that keeps translations; `None` where it is to be translated.
@@ -92,7 +96,7 @@ impl Unit {
         entry: &Stream,
     ) -> Option<Step> {
         let asks = match entry {
-            Stream::Tables(tables) => tables.asks,
+            Stream::Translates(stages) => stages.asks(),
             Stream::Bypass | Stream::Abort | Stream::Invalid => false,
         };
         let silent = Step::Lost {
@@ -102,10 +106,14 @@ impl Unit {
             (Says::Untranslated, _) => None,
             (_, Stream::Abort | Stream::Invalid) => Some(silent),
             (Says::Asks, _) if asks => None,
-            (Says::Asks, _) => Some(self.refuse(bus, request, event::BAD_ASK, true)),
-            (Says::Translated { to }, _) if asks => Some(Step::Translated { to, tag: 0 }),
+            (Says::Asks, _) => Some(self.refuse(bus, request, event::BAD_ASK, true, At::First)),
+            (Says::Translated { to }, _) if asks => Some(Step::Translated {
+                to,
+                tag: Tag::Untagged.into(),
+            }),
             (Says::Translated { .. }, _) => {
-                Some(self.refuse(bus, request, event::TRANSLATED_FORBIDDEN, true))
+                let code = event::TRANSLATED_FORBIDDEN;
+                Some(self.refuse(bus, request, code, true, At::First))
             }
         }
     }
@@ -146,11 +154,16 @@ impl Unit {
     }
 
     /// What a device of these streams that gets through keeps of these pages, in words.
-    pub(super) fn device_holding(&self, streams: &[u32], first: u64, pages: u64) -> Option<String> {
+    pub(super) fn device_holding(
+        &self,
+        streams: &[(u32, Option<u32>)],
+        first: u64,
+        pages: u64,
+    ) -> Option<String> {
         let range = first..first + pages;
         let mut kept = self.devices.kept.keys();
         let (stream, page, _) = kept.find(|(stream, page, _)| {
-            streams.contains(stream) && range.contains(page) && self.lets_through(*stream)
+            streams.contains(&(*stream, None)) && range.contains(page) && self.lets_through(*stream)
         })?;
         Some(format!(
             "what the device of stream {stream:#x} keeps for page {page:#x}"

@@ -52,6 +52,7 @@ impl Unit {
         request: &Request,
         code: u8,
         records: bool,
+        at: event::At,
     ) -> Step {
         bus.note_unit(self.index, || {
             format!(
@@ -59,7 +60,7 @@ impl Unit {
                 request.access, request.requester, request.address
             )
         });
-        if let Some(step) = self.stall(bus, request, code) {
+        if let Some(step) = self.stall(bus, request, code, at) {
             return step;
         }
         let wanted = match code {
@@ -67,7 +68,7 @@ impl Unit {
             _ => records || !event::is_of_translation(code),
         };
         if wanted && !super::device_tlb::is_silent(request, code) {
-            self.record(bus, request, code, None);
+            self.record(bus, request, code, at, None);
         }
         Step::Fault { reason: code }
     }
@@ -78,6 +79,7 @@ impl Unit {
         bus: &mut Bus,
         request: &Request,
         code: u8,
+        stage: event::At,
         tag: Option<u16>,
     ) -> bool {
         if self.control & registers::EVENTQEN == 0 || !self.events.given {
@@ -121,7 +123,8 @@ impl Unit {
             self.error(bus, registers::GERROR_EVENTQ_ABT);
             return false;
         }
-        let words = event::record(code, stream, request.address, read, tag);
+        let who = (stream, request.substream);
+        let words = event::record(code, who, (request.address, read), stage, tag);
         for (at, word) in (at..).step_by(8).zip(words) {
             bus.memory.write_bytes(at, &word.to_le_bytes());
         }

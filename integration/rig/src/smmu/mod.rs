@@ -6,6 +6,7 @@ mod caches;
 mod commands;
 mod device_tlb;
 mod events;
+mod guest;
 mod interrupts;
 mod pages;
 mod registers;
@@ -13,6 +14,8 @@ pub(crate) mod spec;
 mod stalls;
 mod structures;
 mod walk;
+
+use std::ops::RangeInclusive;
 
 use hv_iommu::table::Mapping;
 
@@ -22,12 +25,15 @@ use device_tlb::Devices;
 use events::Events;
 use pages::Pages;
 use registers::Late;
+use spec::context::{Context, FirstTables, Half};
 use spec::registers as bits;
 use spec::stage_two::{Granule, Shape};
-use spec::stream::{Stream, StreamLimits, Tables};
+use spec::stream::{Contexts, Stages, Stream, StreamLimits, Tables, WithoutSubstream};
 use stalls::Stalls;
 use structures::Structures;
 
+pub(crate) use caches::Tag;
+pub use guest::GuestStage;
 pub use spec::identity::Identity;
 pub(crate) use walk::Walk;
 
@@ -35,7 +41,7 @@ use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
-use crate::request::{Progress, Request, Step};
+use crate::request::{Progress, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
@@ -142,16 +148,11 @@ impl Unit {
         self.identity.first_stream + u32::from(requester)
     }
 
-    fn streams(&self, requesters: &[u16]) -> Vec<u32> {
-        let streams = requesters
-            .iter()
-            .map(|requester| self.stream_of(*requester));
-        streams.collect()
-    }
-
-    /// Log2 bytes of the pages that tables have now: all of them the same.
-    fn granule(&self) -> u8 {
-        self.structures.granule().map_or(12, |granule| granule.0)
+    fn streams_of(&self, senders: &[Sender]) -> Vec<(u32, Option<u32>)> {
+        let streams = senders.iter();
+        streams
+            .map(|sender| (self.stream_of(sender.requester), sender.substream))
+            .collect()
     }
 }
 
@@ -248,8 +249,7 @@ impl FrontEnd for Unit {
     }
 
     fn evict(&mut self, rng: &mut Rng) {
-        let size = self.granule();
-        self.caches.evict_one(rng, size);
+        self.caches.evict_one(rng);
     }
 
     /// Firmware left the unit on, half of the time, with its queues and without a closed gate.
@@ -269,7 +269,10 @@ impl FrontEnd for Unit {
             // An error that nobody looked at.
             self.errors = bits::GERROR_EVENTQ_ABT;
         }
-        for stream in self.streams(requesters) {
+        let (alone, kept) = (!self.identity.second_stage, &mut self.caches.configuration);
+        let streams = requesters.iter();
+        for requester in streams {
+            let stream = self.identity.first_stream + u32::from(*requester);
             let tables = Tables {
                 vmid: rng.below(4) as u16,
                 root: astray,
@@ -278,37 +281,65 @@ impl FrontEnd for Unit {
                 updates_access_flag: false,
                 dirty: false,
                 forced: false,
+                protects_walks: false,
                 records: false,
                 asks: false,
+            };
+            let contexts = Contexts {
+                at: astray,
+                split: None,
+                log2: 0,
+                without: WithoutSubstream::Terminate,
+                no_stalls: false,
+            };
+            let stages = Stages {
+                vmid: if alone { 0 } else { tables.vmid },
+                first: alone.then_some(contexts),
+                second: (!alone).then_some(tables),
             };
             let entry = match rng.below(3) {
                 0 => Stream::Invalid,
                 1 => Stream::Bypass,
-                _ => Stream::Tables(tables),
+                _ => Stream::Translates(stages),
             };
-            self.caches.keep_stream(stream, entry);
-            self.caches.keep_level_one(stream >> 8, None);
-        }
-        for vmid in 0..4 {
-            for page in 0..32 {
-                let leaf = Cached {
-                    root: astray,
-                    to: BASE + rng.below(256) * FRAME_BYTES,
-                    read: true,
-                    write: true,
-                    clean: None,
+            if alone {
+                let root = astray;
+                let context = FirstTables {
+                    asid: rng.below(4) as u16,
+                    set: true,
+                    halves: [Some(Half { root, shape }), None],
+                    output_bits: 36,
+                    ignores_access_flag: true,
+                    records: false,
+                    attributes: u64::MAX,
+                    snoops: true,
                 };
-                self.caches.keep_leaf(vmid, 12, page * FRAME_BYTES, leaf);
+                kept.keep_context(stream, 0, Context::Tables(context));
             }
-            let link = Cached {
+            kept.keep_stream(stream, entry);
+            kept.keep_level_one(stream >> 8, None);
+        }
+        for id in 0..4 {
+            let tag = match alone {
+                true => Tag::First { vmid: 0, asid: id },
+                false => Tag::Second { vmid: id },
+            };
+            let leading = |to| Cached {
                 root: astray,
-                to: astray,
+                to,
                 read: true,
                 write: true,
                 clean: None,
+                size: 12,
+                combined: false,
+                device: false,
             };
-            self.caches.keep_link(vmid, (21, 12), 0, link);
-            self.caches.keep_link(vmid, (30, 12), 0, link);
+            for page in 0..32 {
+                let leaf = leading(BASE + rng.below(256) * FRAME_BYTES);
+                self.caches.keep_leaf(tag, 12, page * FRAME_BYTES, leaf);
+            }
+            self.caches.keep_link(tag, 21, 0, leading(astray));
+            self.caches.keep_link(tag, 30, 0, leading(astray));
         }
     }
 
@@ -336,7 +367,7 @@ impl FrontEnd for Unit {
             .iter()
             .filter(|request| request.unit == self.index);
         let under_way = mine.find(|request| match &request.progress {
-            Progress::Smmu(walk) => (first..first + pages).contains(&walk.frame()),
+            Progress::Smmu(walk) => walk.leads(inside),
             Progress::Translated { to, .. } => inside(*to),
             _ => false,
         });
@@ -348,36 +379,57 @@ impl FrontEnd for Unit {
         }
         self.caches
             .naming(first, pages)
-            .or_else(|| self.caches.configuration_naming(first, pages))
+            .or_else(|| self.caches.configuration.naming(first, pages))
             .or_else(|| self.device_naming(first, pages))
             .or_else(|| self.queue.naming(first, pages))
             .or_else(|| self.events.naming(first, pages))
             .or_else(|| self.pages.naming(first, pages))
     }
 
-    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
-        let streams = self.streams(requesters);
-        let mut bound = self.structures.bound(&streams);
-        let held = bound.find_map(|tables| self.caches.holding(tables.vmid, page, pages));
-        held.or_else(|| self.device_holding(&streams, page, pages))
+    fn holding(&self, senders: &[Sender], page: u64, pages: u64) -> Option<String> {
+        let senders = self.streams_of(senders);
+        let bound = self.structures.bound(&senders);
+        let tags = bound.into_iter().map(|bound| bound.tag);
+        // What a guest's context says is known as far as the unit has read it.
+        let theirs = senders.iter().flat_map(|(stream, substream)| {
+            let vmid = self.structures.guest(*stream);
+            let kept = &self.caches.configuration;
+            let contexts = kept.contexts_of(*stream, substream.unwrap_or(0)).iter();
+            contexts.filter_map(move |context| match (vmid, context) {
+                (Some(vmid), Context::Tables(tables)) => {
+                    let asid = tables.asid;
+                    Some(Tag::First { vmid, asid })
+                }
+                _ => None,
+            })
+        });
+        let held = tags
+            .chain(theirs)
+            .find_map(|tag| self.caches.holding(tag, page, pages));
+        held.or_else(|| self.device_holding(&senders, page, pages))
     }
 
-    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {
-        let streams = self.streams(requesters);
-        let mut bound = self.structures.bound(&streams);
+    fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String> {
+        let bound = self.structures.bound(&self.streams_of(senders));
         let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
-        bound.find_map(|tables| {
+        bound.into_iter().find_map(|bound| {
             // Levels are counted from the leaves there, from the root here.
             let level = 4_u8.saturating_sub(leaf.level.number());
-            let span = tables.shape.granule.span(level);
+            let span = bound.granule.span(level);
             let (at, to) = (leaf.at.as_u64(), leaf.to.as_u64());
             self.caches
-                .differing(tables.vmid, span, at, to, (read, write))
+                .differing(bound.tag, span, at, to, (read, write))
         })
     }
 
-    fn binding_tables(&self) -> u64 {
-        self.structures.count()
+    fn binding_tables(&self) -> RangeInclusive<u64> {
+        let entries = self.structures.count();
+        // Of a unit that has first stages alone, descriptors too.
+        let (least, most) = match self.identity.second_stage {
+            true => (0, 0),
+            false => self.structures.descriptors(),
+        };
+        entries + least..=entries + most
     }
 
     fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {

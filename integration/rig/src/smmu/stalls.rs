@@ -2,7 +2,7 @@
 //! its stream meanwhile, and [`STALL_MAX`] of them block everybody.
 
 use super::Unit;
-use super::spec::event;
+use super::spec::event::{self, At};
 use crate::bus::Bus;
 use crate::request::{Progress, Request, Says, Step};
 
@@ -15,6 +15,7 @@ struct Stalled {
     tag: u16,
     request: Request,
     code: u8,
+    at: At,
     /// Whether its event was written. One that found no room is written when there is some.
     told: bool,
 }
@@ -47,14 +48,20 @@ impl Unit {
     }
 
     /// Lets a request stand still, if faults like that do.
-    pub(super) fn stall(&mut self, bus: &mut Bus, request: &Request, code: u8) -> Option<Step> {
+    pub(super) fn stall(
+        &mut self,
+        bus: &mut Bus,
+        request: &Request,
+        code: u8,
+        at: At,
+    ) -> Option<Step> {
         let forced = self.identity.stall_model == 2;
         if !forced || request.says != Says::Untranslated || !event::is_of_translation(code) {
             return None;
         }
         self.stalls.tags = self.stalls.tags.wrapping_add(0x101);
         let tag = self.stalls.tags;
-        let told = self.record(bus, request, code, Some(tag));
+        let told = self.record(bus, request, code, at, Some(tag));
         let mut request = request.clone();
         request.progress = Progress::New;
         self.stalls.waiting.push(Stalled {
@@ -62,6 +69,7 @@ impl Unit {
             tag,
             request,
             code,
+            at,
             told,
         });
         Some(Step::Stalled)
@@ -71,7 +79,7 @@ impl Unit {
     pub(super) fn work_stalls(&mut self, bus: &mut Bus) {
         let mut waiting = std::mem::take(&mut self.stalls.waiting);
         for one in waiting.iter_mut().filter(|one| !one.told) {
-            one.told = self.record(bus, &one.request, one.code, Some(one.tag));
+            one.told = self.record(bus, &one.request, one.code, one.at, Some(one.tag));
         }
         self.stalls.waiting = waiting;
     }

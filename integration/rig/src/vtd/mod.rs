@@ -11,6 +11,8 @@ pub(crate) mod spec;
 mod structures;
 mod walk;
 
+use std::ops::RangeInclusive;
+
 use hv_iommu::table::Mapping;
 
 use caches::{Cached, CachedContext, Caches};
@@ -28,7 +30,7 @@ pub(crate) use walk::Walk;
 use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
-use crate::request::{Progress, Request, Step};
+use crate::request::{Progress, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
@@ -298,13 +300,13 @@ impl FrontEnd for Unit {
             .or_else(queue)
     }
 
-    fn holding(&self, requesters: &[u16], page: u64, pages: u64) -> Option<String> {
-        let mut domains = self.structures.domains_of(requesters);
+    fn holding(&self, senders: &[Sender], page: u64, pages: u64) -> Option<String> {
+        let mut domains = self.structures.domains_of(senders);
         domains.find_map(|domain| self.caches.holding(domain, page, pages))
     }
 
-    fn differing(&self, requesters: &[u16], leaf: &Mapping) -> Option<String> {
-        let mut domains = self.structures.domains_of(requesters);
+    fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String> {
+        let mut domains = self.structures.domains_of(senders);
         let level = leaf.level.number();
         let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
         domains.find_map(|domain| {
@@ -318,8 +320,9 @@ impl FrontEnd for Unit {
         self.translates()
     }
 
-    fn binding_tables(&self) -> u64 {
-        self.structures.count()
+    fn binding_tables(&self) -> RangeInclusive<u64> {
+        let tables = self.structures.count();
+        tables..=tables
     }
 
     fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {

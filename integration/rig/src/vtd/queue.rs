@@ -10,7 +10,7 @@ use super::spec::descriptor::{self, Descriptor};
 use super::spec::registers;
 use crate::bus::Bus;
 use crate::memory::frame_of;
-use crate::request::Progress;
+use crate::request::{Mark, Progress};
 use crate::rule::Rule;
 
 /// Bytes of a descriptor in legacy mode.
@@ -362,7 +362,10 @@ impl Unit {
                 hv_core::Access::Read => reads,
                 hv_core::Access::Write => writes,
             };
-            if let Progress::Translated { to, tag } = request.progress
+            if let Progress::Translated {
+                to,
+                tag: Mark::Vtd(tag),
+            } = request.progress
                 && request.unit == self.index
                 && drained
                 && concerns(tag)

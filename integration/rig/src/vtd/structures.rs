@@ -6,6 +6,7 @@ use super::Unit;
 use super::spec::entries;
 use crate::bus::Bus;
 use crate::memory::{FRAME_BYTES, frame_of};
+use crate::request::Sender;
 use crate::rule::Rule;
 
 /// Bytes of a root or context entry (VT-d manual, root entry and context entry: 128 bits each).
@@ -46,13 +47,14 @@ impl Structures {
         self.live.values().map(|live| live.table)
     }
 
-    /// The domains that these requesters are bound to now.
-    pub(crate) fn domains_of(&self, requesters: &[u16]) -> impl Iterator<Item = u16> {
+    /// The domains that these senders are bound to now.
+    pub(crate) fn domains_of(&self, senders: &[Sender]) -> impl Iterator<Item = u16> {
         self.live.iter().filter_map(move |(entry, live)| {
             let bus = self.tables.get(&frame_of(*entry))?;
             let devfn = *entry % FRAME_BYTES / ENTRY_BYTES;
             let requester = u16::from(*bus) << 8 | devfn as u16;
-            requesters.contains(&requester).then_some(live.domain)
+            let mine = |sender: &Sender| sender.requester == requester;
+            senders.iter().any(mine).then_some(live.domain)
         })
     }
 

@@ -11,7 +11,7 @@ use super::spec::entries::{
 use super::spec::fault;
 use super::structures::ENTRY_BYTES;
 use crate::bus::Bus;
-use crate::request::{Progress, Request, Step};
+use crate::request::{Mark, Progress, Request, Step};
 use crate::rule::Rule;
 
 /// How far a walk is.
@@ -97,6 +97,11 @@ impl Unit {
                 }
             } else {
                 Step::Untranslated
+            };
+        }
+        if request.substream.is_some() {
+            return Step::Lost {
+                why: "a PASID, which legacy mode has not",
             };
         }
         if INTERRUPT_WINDOW.contains(&request.address) {
@@ -201,7 +206,7 @@ impl Unit {
 
     fn look_up(&mut self, bus: &mut Bus, request: &mut Request, context: Context) -> Step {
         if context.kind == ContextKind::PassThrough {
-            let (to, tag) = (request.address, context.domain);
+            let (to, tag) = (request.address, Mark::Vtd(context.domain));
             return Step::Translated { to, tag };
         }
         let width = span_bits(context.levels + 1).min(self.cap.mgaw.into());
@@ -403,7 +408,8 @@ impl Unit {
                 why: "protected memory",
             };
         }
-        Step::Translated { to, tag: domain }
+        let tag = Mark::Vtd(domain);
+        Step::Translated { to, tag }
     }
 
     fn refuse(&mut self, bus: &mut Bus, request: &Request) -> Step {

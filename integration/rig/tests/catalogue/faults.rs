@@ -71,7 +71,7 @@ fn faults_come_out_once_each_and_losses_are_told() {
 fn bc19_a_storm_of_a_million_faults_costs_the_budget_and_harms_nobody_else() {
     let (loose, well) = (pci(0, 1, 0), pci(0, 2, 0));
     let with_seed = |seed| {
-        let mut machine = Machine::calm_of(Backend::VENDOR);
+        let mut machine = super::suited(Machine::calm_of(Backend::VENDOR));
         machine.units[0].keep_few_faults();
         (machine.seed, machine.temper.rogues) = (seed, true);
         Stand::new(machine)

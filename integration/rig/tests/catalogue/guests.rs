@@ -5,7 +5,8 @@ use hv_core::{
     Access, Gpa, GpaRange, GuestMemory, GuestMemoryError, Iova, PageSize, Perms, UserManaged, VmId,
 };
 use hv_iommu::{
-    AddressSpace, AddressSpaceError, Attached, Domain, Group, InterruptsIsolated, ReservedFor,
+    AddressSpace, AddressSpaceError, Attached, Domain, Group, InterruptsIsolated, MapError,
+    ReservedFor,
 };
 use hv_rig::{Outcome, Tenant};
 
@@ -168,6 +169,71 @@ fn bc06_xsa_378_a_guest_maps_nothing_where_units_take_interrupts_or_something_is
             }
             assert!(!guest.writes(stand, 0x40_1000));
             assert_eq!(guest.memory.pinned_pages(), 0);
+        },
+    );
+}
+
+#[test]
+fn bc17_xsa_379_memory_of_a_guest_stays_its_own_until_the_receipt() {
+    on_machines(
+        40,
+        |_| {},
+        |stand| {
+            let (vm, other) = (VmId::new(1).unwrap(), VmId::new(2).unwrap());
+            let mut memory = GuestMemory::new(vm);
+            let frames = stand.rig.alloc_frames(count(16), PageSize::Size4K).unwrap();
+            let slot = memory.give(Gpa::new(0), frames).unwrap();
+            let group = stand.take(pci(0, 2, 0)).claim_for_guest(vm);
+            let members = group.members().to_vec();
+            let domain = Domain::user_domain_alloc(&group, small()).unwrap();
+            let isolated = InterruptsIsolated::override_unsafe_interrupts("a test");
+            let tenant = stand.tenant();
+            stand.rig.attaching(&members, tenant);
+            let group = group.attach_for_guest(&domain, &isolated).unwrap();
+            stand.rig.attached(&members, tenant);
+            group.enable_bus_mastering(members[0]).unwrap();
+
+            let range = iovas(0x10_0000, 16);
+            let pinned = memory.pin(slot).unwrap();
+            stand
+                .rig
+                .mapping(tenant, range, pinned.range(), Perms::ReadWrite);
+            let mapped = domain
+                .reserve(range)
+                .unwrap()
+                .map(pinned, Perms::ReadWrite)
+                .unwrap();
+            stand.rig.mapped(tenant, range, mapped.granted());
+            let write = |at| stand.rig.access(members[0], Iova::new(at), Access::Write);
+            assert!(matches!(write(0x10_3000), Outcome::Reached { .. }));
+
+            // Ballooned, given away, mapped for another guest: all refused while the device may reach it.
+            let pinned = |memory: &mut GuestMemory| {
+                matches!(
+                    memory.take_back(Gpa::new(0)),
+                    Err(GuestMemoryError::Pinned { .. })
+                )
+            };
+            assert!(pinned(&mut memory));
+            stand.rig.unmapping(tenant, range);
+            let pending = mapped.unmap();
+            assert!(pinned(&mut memory), "unmapped is not forgotten");
+            let (free, frames) = pending.flush().unwrap();
+            stand.rig.returned(tenant, range);
+            assert!(pinned(&mut memory), "the run is still out");
+            memory.unpin(frames).unwrap();
+
+            // The frames go to another guest, and the first one's device does not come with them.
+            let frames = memory.take_back(Gpa::new(0)).unwrap();
+            let mut next = GuestMemory::new(other);
+            let slot = next.give(Gpa::new(0), frames).unwrap();
+            assert!(!matches!(write(0x10_3000), Outcome::Reached { .. }));
+            let foreign = free.map(next.pin(slot).unwrap(), Perms::Read).unwrap_err();
+            let MapError::Refused { frames, .. } = foreign else {
+                panic!("{foreign}")
+            };
+            next.unpin(frames).unwrap();
+            stand.rig.idle(100);
         },
     );
 }

@@ -2,8 +2,8 @@
 //!
 //! A test is named after its class and the best-known instance. `integration/rig/CATALOGUE.md` is the table,
 //! with the classes that wait for their feature. The files of this folder are the contract: [`vtd`] and [`smmu`]
-//! each run all of them, on machines with their units, and beside that what only one of them has. [`large_granules`] runs
-//! what larger smallest pages change.
+//! each run all of them, on machines with their units, and beside that what only one of them has; [`first`] runs all but
+//! those about guests where SMMUs have first stages alone, and [`large_granules`] what larger smallest pages change.
 
 #![cfg(not(hv_fault))]
 #![expect(
@@ -11,6 +11,7 @@
     reason = "the contract is run once for each vendor"
 )]
 
+mod first;
 mod large_granules;
 mod smmu;
 mod vtd;

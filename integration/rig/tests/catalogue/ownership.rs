@@ -1,8 +1,8 @@
-//! Classes 5, 16, 17 and 18: reassignment, threads, memory of guests, leaks.
+//! Classes 5, 16 and 18: reassignment, threads, leaks.
 
 use hv_core::platform::FrameSource;
-use hv_core::{Access, Gpa, GuestMemory, GuestMemoryError, Iova, PageSize, Perms, VmId};
-use hv_iommu::{AttachFailed, Domain, InterruptsIsolated, MapError, PhantomBits};
+use hv_core::{Access, Iova, PageSize, Perms};
+use hv_iommu::{AttachFailed, Domain, MapError, PhantomBits};
 use hv_rig::{Machine, Outcome, Temper};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -138,71 +138,6 @@ fn bc16_xsa_467_threads_that_map_do_not_wait_for_one_that_detaches() {
         drop(one.end());
         stand.check();
     }
-}
-
-#[test]
-fn bc17_xsa_379_memory_of_a_guest_stays_its_own_until_the_receipt() {
-    on_machines(
-        40,
-        |_| {},
-        |stand| {
-            let (vm, other) = (VmId::new(1).unwrap(), VmId::new(2).unwrap());
-            let mut memory = GuestMemory::new(vm);
-            let frames = stand.rig.alloc_frames(count(16), PageSize::Size4K).unwrap();
-            let slot = memory.give(Gpa::new(0), frames).unwrap();
-            let group = stand.take(pci(0, 2, 0)).claim_for_guest(vm);
-            let members = group.members().to_vec();
-            let domain = Domain::user_domain_alloc(&group, small()).unwrap();
-            let isolated = InterruptsIsolated::override_unsafe_interrupts("a test");
-            let tenant = stand.tenant();
-            stand.rig.attaching(&members, tenant);
-            let group = group.attach_for_guest(&domain, &isolated).unwrap();
-            stand.rig.attached(&members, tenant);
-            group.enable_bus_mastering(members[0]).unwrap();
-
-            let range = iovas(0x10_0000, 16);
-            let pinned = memory.pin(slot).unwrap();
-            stand
-                .rig
-                .mapping(tenant, range, pinned.range(), Perms::ReadWrite);
-            let mapped = domain
-                .reserve(range)
-                .unwrap()
-                .map(pinned, Perms::ReadWrite)
-                .unwrap();
-            stand.rig.mapped(tenant, range, mapped.granted());
-            let write = |at| stand.rig.access(members[0], Iova::new(at), Access::Write);
-            assert!(matches!(write(0x10_3000), Outcome::Reached { .. }));
-
-            // Ballooned, given away, mapped for another guest: all refused while the device may reach it.
-            let pinned = |memory: &mut GuestMemory| {
-                matches!(
-                    memory.take_back(Gpa::new(0)),
-                    Err(GuestMemoryError::Pinned { .. })
-                )
-            };
-            assert!(pinned(&mut memory));
-            stand.rig.unmapping(tenant, range);
-            let pending = mapped.unmap();
-            assert!(pinned(&mut memory), "unmapped is not forgotten");
-            let (free, frames) = pending.flush().unwrap();
-            stand.rig.returned(tenant, range);
-            assert!(pinned(&mut memory), "the run is still out");
-            memory.unpin(frames).unwrap();
-
-            // The frames go to another guest, and the first one's device does not come with them.
-            let frames = memory.take_back(Gpa::new(0)).unwrap();
-            let mut next = GuestMemory::new(other);
-            let slot = next.give(Gpa::new(0), frames).unwrap();
-            assert!(!matches!(write(0x10_3000), Outcome::Reached { .. }));
-            let foreign = free.map(next.pin(slot).unwrap(), Perms::Read).unwrap_err();
-            let MapError::Refused { frames, .. } = foreign else {
-                panic!("{foreign}")
-            };
-            next.unpin(frames).unwrap();
-            stand.rig.idle(100);
-        },
-    );
 }
 
 #[test]

@@ -254,7 +254,7 @@ impl Kernel {
 
 /// The machine of this seed, with units of the vendor that is tried.
 pub(crate) fn drawn(seed: u64) -> Machine {
-    Machine::draw_of(Backend::VENDOR, seed)
+    super::suited(Machine::draw_of(Backend::VENDOR, seed))
 }
 
 /// Bad, but never so that a mistake is hidden by chance.

@@ -5,6 +5,9 @@ use crate::bits::field;
 /// What decides which commands are legal on a unit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommandLimits {
+    pub(crate) first_stage: bool,
+    pub(crate) second_stage: bool,
+    pub(crate) asid_bits: u8,
     pub(crate) vmid_bits: u8,
     pub(crate) stream_bits: u8,
     /// Invalidation of ranges (IDR3.RIL).
@@ -50,17 +53,32 @@ pub(crate) enum Command {
     },
     /// All configuration.
     AllStreams,
-    /// Context descriptors: the rig's units cache none.
+    /// A context descriptor; with the directory's entry above it unless `leaf`.
+    Context {
+        stream: u32,
+        substream: u32,
+        leaf: bool,
+    },
+    /// All context descriptors of a stream, and what is above them.
     Contexts {
         stream: u32,
     },
-    /// First-stage translations only, or those of another level of exception.
+    /// Translations of another level of exception.
     Elsewhere,
     /// Everything of a guest.
     Guest {
         vmid: u16,
     },
-    /// Second-stage translations of a guest for these addresses.
+    /// Everything that first stages of a guest gave, whether a second one followed or not.
+    First {
+        vmid: u16,
+    },
+    /// Of that, what is kept for one ASID.
+    Asid {
+        vmid: u16,
+        asid: u16,
+    },
+    /// Translations for these addresses.
     Range(Range),
     /// Everything that is not of the hypervisor's own stage.
     All,
@@ -88,10 +106,30 @@ pub(crate) enum Command {
     Sync(Signal),
 }
 
+/// Whose translations a range of addresses is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Those of a guest's second stage alone: nothing that a first stage took part in.
+    Second { vmid: u16 },
+    /// Those of a first stage for one ASID, and those for all.
+    Asid { vmid: u16, asid: u16 },
+    /// Those of all first stages of a guest.
+    First { vmid: u16 },
+}
+
+impl Whose {
+    /// The guest.
+    pub(crate) const fn vmid(self) -> u16 {
+        match self {
+            Self::Second { vmid } | Self::Asid { vmid, .. } | Self::First { vmid } => vmid,
+        }
+    }
+}
+
 /// Addresses of one guest, whose translations are to be forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
-    pub(crate) vmid: u16,
+    pub(crate) whose: Whose,
     pub(crate) first: u64,
     pub(crate) last: u64,
     /// Whether links to tables are left alone.
@@ -124,6 +162,25 @@ pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Comm
         }
         Ok(vmid as u16)
     };
+    let asid = || {
+        let asid = field(low, 63, 48);
+        if asid >> limits.asid_bits != 0 {
+            return Err(format!(
+                "ASID {asid:#x} has more than {} bits",
+                limits.asid_bits
+            ));
+        }
+        Ok(asid as u16)
+    };
+    let has = |stage: bool, what: &str| match stage {
+        true => Ok(()),
+        false => Err(format!("a command for a {what} stage on a unit without")),
+    };
+    match opcode {
+        0x05 | 0x06 | 0x10..=0x13 => has(limits.first_stage, "first")?,
+        0x28 | 0x2a => has(limits.second_stage, "second")?,
+        _ => {}
+    }
     if field(low, 10, 10) != 0 {
         return Err("a secure command in a queue that is not".to_owned());
     }
@@ -141,14 +198,34 @@ pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Comm
                 Ok(Command::Streams { first, log2 })
             }
         },
-        0x05 | 0x06 => Ok(Command::Contexts {
+        0x05 => Ok(Command::Context {
+            stream: in_range(stream)?,
+            substream: field(low, 31, 12) as u32,
+            leaf: high & 1 != 0,
+        }),
+        0x06 => Ok(Command::Contexts {
             stream: in_range(stream)?,
         }),
-        0x10..=0x13 => vmid().map(|_| Command::Elsewhere),
+        0x10 => Ok(Command::First { vmid: vmid()? }),
+        0x11 => Ok(Command::Asid {
+            vmid: vmid()?,
+            asid: asid()?,
+        }),
+        0x12 => {
+            let (vmid, asid) = (vmid()?, asid()?);
+            range(low, high, Whose::Asid { vmid, asid }, limits).map(Command::Range)
+        }
+        0x13 => {
+            let vmid = vmid()?;
+            range(low, high, Whose::First { vmid }, limits).map(Command::Range)
+        }
         0x20..=0x23 if limits.hyp => Ok(Command::Elsewhere),
         0x20..=0x23 => Err("a command for EL2 on a unit without (IDR0.HYP)".to_owned()),
         0x28 => Ok(Command::Guest { vmid: vmid()? }),
-        0x2a => range(low, high, vmid()?, limits).map(Command::Range),
+        0x2a => {
+            let vmid = vmid()?;
+            range(low, high, Whose::Second { vmid }, limits).map(Command::Range)
+        }
         0x30 => Ok(Command::All),
         0x40 if limits.ats => device(low, high, in_range(stream)?),
         0x40 => Err("a command for caches of devices on a unit without (IDR0.ATS)".to_owned()),
@@ -198,7 +275,7 @@ pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Comm
 /// CMD_ATC_INV (IHI 0070, 4.5.1).
 fn device(low: u64, high: u64, stream: u32) -> Result<Command, String> {
     if field(low, 11, 11) != 0 {
-        return Err("a substream (SSV) in a system that has none".to_owned());
+        return Err("a substream (SSV) beside a device that keeps translations".to_owned());
     }
     let size = field(high, 5, 0);
     if size > 52 {
@@ -219,12 +296,17 @@ fn device(low: u64, high: u64, stream: u32) -> Result<Command, String> {
     })
 }
 
-/// TLBI_S2_IPA. A range whose number, scale and level are all zero is reserved.
-fn range(low: u64, high: u64, vmid: u16, limits: &CommandLimits) -> Result<Range, String> {
+/// TLBI_S2_IPA, TLBI_NH_VA, TLBI_NH_VAA. A range whose number, scale and level are all zero is reserved.
+fn range(low: u64, high: u64, whose: Whose, limits: &CommandLimits) -> Result<Range, String> {
     let (number, scale) = (field(low, 16, 12), field(low, 24, 20));
     let (level, granule) = (field(high, 9, 8), field(high, 11, 10));
     let leaf = high & 1 != 0;
-    let first = high & crate::bits::bits(51, 12);
+    let widest = if matches!(whose, Whose::Second { .. }) {
+        51
+    } else {
+        63
+    };
+    let first = high & crate::bits::bits(widest, 12);
     if !limits.ranges && (number | scale | level | granule) != 0 {
         return Err("a range on a unit that has only single addresses (IDR3.RIL)".to_owned());
     }
@@ -234,7 +316,7 @@ fn range(low: u64, high: u64, vmid: u16, limits: &CommandLimits) -> Result<Range
         }
         // One entry, whatever its size: it goes if it holds the address.
         return Ok(Range {
-            vmid,
+            whose,
             first,
             last: first,
             leaf,
@@ -265,7 +347,7 @@ fn range(low: u64, high: u64, vmid: u16, limits: &CommandLimits) -> Result<Range
         ));
     }
     Ok(Range {
-        vmid,
+        whose,
         first: start,
         last: last.min(u64::MAX.into()) as u64,
         leaf,
@@ -278,6 +360,9 @@ mod tests {
     use super::*;
 
     const LIMITS: CommandLimits = CommandLimits {
+        first_stage: true,
+        second_stage: true,
+        asid_bits: 8,
         vmid_bits: 8,
         stream_bits: 16,
         ranges: true,
@@ -309,6 +394,49 @@ mod tests {
         assert!(ask(0x1_0000 << 32 | 0x03, 0).is_err(), "stream");
         assert!(ask(0x20, 0).is_err() && ask(0x40, 0).is_err() && ask(0x99, 0).is_err());
         assert!(ask(0x30 | 1 << 10, 0).is_err(), "secure");
+    }
+
+    #[test]
+    fn commands_for_first_stages_say_whose_and_need_one() {
+        let ask = |low, high| decode(low, high, &LIMITS);
+        let one = Command::Context {
+            stream: 0x108,
+            substream: 0x12345,
+            leaf: true,
+        };
+        assert_eq!(ask(0x108 << 32 | 0x12345 << 12 | 0x05, 1), Ok(one));
+        assert_eq!(
+            ask(0x108 << 32 | 0x06, 0),
+            Ok(Command::Contexts { stream: 0x108 })
+        );
+        assert_eq!(ask(7 << 32 | 0x10, 0), Ok(Command::First { vmid: 7 }));
+        let asid = Command::Asid { vmid: 7, asid: 9 };
+        assert_eq!(ask(9 << 48 | 7 << 32 | 0x11, 0), Ok(asid));
+        let whose = |low, high| match ask(low, high) {
+            Ok(Command::Range(range)) => Some((range.whose, range.first)),
+            _ => None,
+        };
+        let top = 0xffff_ffff_ffff_f000;
+        let expected = (Whose::Asid { vmid: 7, asid: 9 }, top);
+        assert_eq!(whose(9 << 48 | 7 << 32 | 0x12, top), Some(expected));
+        assert_eq!(
+            whose(7 << 32 | 0x13, 0x1000),
+            Some((Whose::First { vmid: 7 }, 0x1000))
+        );
+        assert!(ask(0x100 << 48 | 0x11, 0).is_err(), "ASID");
+        let without = |first_stage, second_stage, low| {
+            let limits = CommandLimits {
+                first_stage,
+                second_stage,
+                ..LIMITS
+            };
+            decode(low, 0, &limits).is_err()
+        };
+        assert!(
+            [0x05, 0x06, 0x10, 0x11, 0x12, 0x13].map(|op| without(false, true, op)) == [true; 6]
+        );
+        assert!(without(true, false, 0x28) && without(true, false, 0x2a));
+        assert!(!without(true, false, 0x30) && !without(true, false, 0x11));
     }
 
     #[test]

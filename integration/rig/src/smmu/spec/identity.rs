@@ -3,6 +3,7 @@
 use super::super::pages::LOG2_MOST;
 use super::super::stalls::STALL_MAX;
 use super::command::CommandLimits;
+use super::context::ContextLimits;
 use super::stream::{StreamLimits, size_bits};
 
 /// An SMMUv3: what its identification registers and firmware's description say of it.
@@ -28,6 +29,10 @@ pub struct Identity {
     pub msi: bool,
     /// IDR0.SEV.
     pub sev: bool,
+    /// IDR0.ASID16.
+    pub asid16: bool,
+    /// Context descriptors in two levels (IDR0.CD2L).
+    pub directories: bool,
     /// IDR0.VMID16.
     pub vmid16: bool,
     /// IDR0.STALL_MODEL: 0, 1 or 2.
@@ -42,6 +47,8 @@ pub struct Identity {
     pub two_level: bool,
     /// IDR1.SIDSIZE.
     pub stream_bits: u8,
+    /// IDR1.SSIDSIZE: bits of a SubstreamID, which only first stages tell apart.
+    pub substream_bits: u8,
     /// IDR1.CMDQS.
     pub commands: u8,
     /// IDR1.EVENTQS.
@@ -75,6 +82,8 @@ impl Identity {
         hyp: false,
         msi: false,
         sev: true,
+        asid16: true,
+        directories: true,
         vmid16: true,
         stall_model: 1,
         ats: false,
@@ -82,6 +91,7 @@ impl Identity {
         endian: 2,
         two_level: true,
         stream_bits: 16,
+        substream_bits: 20,
         commands: 10,
         events: 8,
         xnx: true,
@@ -126,6 +136,8 @@ impl Identity {
             hyp,
             msi,
             sev,
+            asid16: false,
+            directories: false,
             vmid16,
             stall_model: u8::from(!can_stall),
             // Not drawn for itself, so that seeds give the machines that they always gave.
@@ -134,6 +146,7 @@ impl Identity {
             endian: if mixed { 0 } else { 2 },
             two_level,
             stream_bits,
+            substream_bits: 0,
             commands,
             events,
             xnx,
@@ -144,6 +157,19 @@ impl Identity {
             canwbs,
             large_granules,
         }
+    }
+
+    /// What only first stages have, by chance as in [`draw`](Self::draw); of a unit that has no other, if `alone`.
+    pub(crate) fn draw_first(&mut self, alone: bool, pick: &mut impl FnMut(u64) -> u64) {
+        if alone {
+            (self.first_stage, self.second_stage) = (true, false);
+        }
+        self.asid16 = self.first_stage && pick(2) != 0;
+        self.directories = self.first_stage && pick(2) != 0;
+        self.substream_bits = match self.first_stage && pick(3) != 0 {
+            true => 1 + pick(20) as u8,
+            false => 0,
+        };
     }
 
     /// Refuses what no hardware is, or what the rig does not play.
@@ -160,6 +186,10 @@ impl Identity {
         rule(
             self.stream_bits <= 32,
             "expected IDR1.SIDSIZE of at most 32",
+        )?;
+        rule(
+            self.substream_bits <= 20 && (self.first_stage || self.substream_bits == 0),
+            "expected IDR1.SSIDSIZE of at most 20, and of 0 without first stages (IHI 0070, 6.3.2)",
         )?;
         rule(
             self.commands <= 19 && self.events <= 19,
@@ -192,7 +222,9 @@ impl Identity {
             | flag(self.pri, 16)
             | flag(self.msi, 13)
             | flag(self.sev, 14)
+            | flag(self.asid16, 12)
             | flag(self.vmid16, 18)
+            | flag(self.directories, 19)
             | u32::from(self.endian) << 21
             | u32::from(self.stall_model) << 24
             // TERM_MODEL: a faulting request is aborted.
@@ -201,6 +233,7 @@ impl Identity {
         let requests = if self.pri { LOG2_MOST } else { 0 };
         let one = u32::from(self.stream_bits)
             | u32::from(requests) << 11
+            | u32::from(self.substream_bits) << 6
             | u32::from(self.events) << 16
             | u32::from(self.commands) << 21;
         let three =
@@ -217,6 +250,10 @@ impl Identity {
     /// Significant bits of an address.
     pub const fn address_bits(&self) -> u8 {
         size_bits(self.oas)
+    }
+
+    const fn asid_bits(&self) -> u8 {
+        if self.asid16 { 16 } else { 8 }
     }
 
     const fn vmid_bits(&self) -> u8 {
@@ -242,13 +279,29 @@ impl Identity {
             big_endian: self.endian == 0,
             stalls: self.stall_model != 1,
             always_stalls: self.stall_model == 2,
+            substream_bits: self.substream_bits,
+            directories: self.directories,
             coherent: self.coherent,
+        }
+    }
+
+    /// What decides about context descriptors.
+    pub(crate) const fn context_limits(&self) -> ContextLimits {
+        ContextLimits {
+            asid_bits: self.asid_bits(),
+            address_bits: self.address_bits(),
+            granules: self.granules(),
+            updates: self.httu,
+            stalls: self.stall_model == 0,
         }
     }
 
     /// What decides about commands.
     pub(crate) const fn command_limits(&self) -> CommandLimits {
         CommandLimits {
+            first_stage: self.first_stage,
+            second_stage: self.second_stage,
+            asid_bits: self.asid_bits(),
             vmid_bits: self.vmid_bits(),
             stream_bits: self.stream_bits,
             ranges: self.ril,
@@ -302,13 +355,14 @@ mod tests {
             stall_model: 1,
             vmid16: true,
             stream_bits: 16,
+            substream_bits: 0,
             commands: 19,
             events: 19,
             sev: false,
             ..Identity::PLAIN
         };
         let [zero, one, _, three, _, five] = unit.registers();
-        assert_eq!(zero & !(1 << 12), 0x0d44_001b);
+        assert_eq!(zero & !(1 << 19), 0x0d44_101b);
         assert_eq!(one, 19 << 21 | 19 << 16 | 16);
         assert_eq!((three & 0x1c00, five), (0x1400, 0x74));
     }

@@ -20,7 +20,7 @@ impl Granule {
     }
 
     /// Whether leaves may be at a level: 1 GiB and 2 MiB, 32 MiB, 512 MiB.
-    const fn has_block(self, level: u8) -> bool {
+    pub(super) const fn has_block(self, level: u8) -> bool {
         match (self.0, level) {
             (12, 1 | 2) | (14 | 16, 2) => true,
             _ => level == 3,
@@ -44,6 +44,22 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// What a context descriptor says of a first stage: the size tells the level.
+    pub(crate) fn first(granule: Granule, size: u8, output_bits: u8) -> Result<Self, String> {
+        // Of 40 and more with an extension (IDR3.STT), of less than 16 with another (IDR5.VAX).
+        if !(16..=39).contains(&size) {
+            return Err(format!("expected TSZ of 16 to 39, found {size}"));
+        }
+        let input_bits = 64 - size;
+        let resolved = input_bits - granule.0;
+        Ok(Self {
+            granule,
+            input_bits,
+            start: 3 - (resolved - 1) / granule.index_bits(),
+            output_bits,
+        })
+    }
+
     /// Reads the fields of a stream's entry, on a unit whose addresses have `address_bits` bits.
     pub(crate) fn decode(
         granule: Granule,
@@ -148,6 +164,19 @@ pub(crate) struct Leaf {
     pub(crate) accessed: bool,
     /// One of a group that may be cached as one.
     pub(crate) contiguous: bool,
+    /// Kept for every ASID.
+    pub(crate) global: bool,
+    pub(crate) memory: Memory,
+}
+
+/// What a leaf says about what is behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    Normal,
+    /// Registers.
+    Device,
+    /// What the context descriptor says of this kind.
+    Indexed(u8),
 }
 
 /// Decodes a descriptor of an architectural level. What is reserved is an error, whatever hardware makes of it.
@@ -246,6 +275,13 @@ pub(crate) fn decode(
         clean: modifier && !written,
         accessed: word & 1 << 10 != 0,
         contiguous: word & 1 << 52 != 0,
+        global: false,
+        // With S2FWB bit 2 of the attributes tells, without the upper two.
+        memory: match limits.forced {
+            true if attributes & 4 == 0 => Memory::Device,
+            false if attributes >> 2 == 0 => Memory::Device,
+            _ => Memory::Normal,
+        },
     }))
 }
 
@@ -283,6 +319,23 @@ mod tests {
         assert_eq!((large.start, large.root_bytes()), (2, 0x1_0000));
         let middle = Shape::decode(Granule(14), 24, 1, 40, 40).unwrap();
         assert_eq!((middle.start, middle.root_bytes()), (2, 0x4_0000));
+    }
+
+    #[test]
+    fn a_first_stage_starts_where_its_size_says() {
+        let start = |granule, size| {
+            let shape = Shape::first(Granule(granule), size, 48);
+            shape.ok().map(|shape| (shape.start, shape.root_bytes()))
+        };
+        assert_eq!(start(12, 16), Some((0, 0x1000)));
+        assert_eq!(start(12, 24), Some((0, 0x40)), "two entries");
+        assert_eq!(start(12, 25), Some((1, 0x1000)));
+        assert_eq!(start(12, 34), Some((2, 0x1000)));
+        assert_eq!((start(12, 39), start(12, 40)), (Some((2, 0x80)), None));
+        assert_eq!(start(14, 16), Some((0, 0x40)));
+        assert_eq!(start(14, 17), Some((1, 0x4000)));
+        assert_eq!(start(16, 22), Some((2, 0x1_0000)));
+        assert_eq!(start(16, 16), Some((1, 0x200)));
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub(crate) struct StreamLimits {
     pub(crate) stalls: bool,
     /// They always do.
     pub(crate) always_stalls: bool,
+    /// IDR1.SSIDSIZE.
+    pub(crate) substream_bits: u8,
+    /// Context descriptors in two levels (IDR0.CD2L).
+    pub(crate) directories: bool,
     /// The unit snoops, so that walks must be cacheable and shareable to see what the CPU wrote.
     pub(crate) coherent: bool,
 }
@@ -46,7 +50,45 @@ pub(crate) enum Stream {
     Abort,
     /// Requests pass.
     Bypass,
-    Tables(Tables),
+    Translates(Stages),
+}
+
+/// What translates the requests of a stream: one stage or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stages {
+    /// Under which guest translations are kept.
+    pub(crate) vmid: u16,
+    pub(crate) first: Option<Contexts>,
+    pub(crate) second: Option<Tables>,
+}
+
+impl Stages {
+    /// Whether the stream's device may ask for translations and use them.
+    pub(crate) fn asks(&self) -> bool {
+        self.second.is_some_and(|tables| tables.asks)
+    }
+}
+
+/// Where the context descriptors of a first stage are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Contexts {
+    /// Of the table, or of the directory. An address of the guest where there is a second stage.
+    pub(crate) at: u64,
+    /// Bits of a substream that tables below the directory resolve; `None` where there is no directory.
+    pub(crate) split: Option<u8>,
+    /// Log2 of how many descriptors there are. With 0, no request may carry a substream.
+    pub(crate) log2: u8,
+    pub(crate) without: WithoutSubstream,
+    /// Faults must not stall (S1STALLD).
+    pub(crate) no_stalls: bool,
+}
+
+/// What becomes of requests without a substream, where there are several contexts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WithoutSubstream {
+    Terminate,
+    PassFirst,
+    UseZero,
 }
 
 /// A second stage.
@@ -60,6 +102,8 @@ pub(crate) struct Tables {
     pub(crate) updates_access_flag: bool,
     pub(crate) dirty: bool,
     pub(crate) forced: bool,
+    /// First-stage tables and contexts are not read from registers (S2PTW).
+    pub(crate) protects_walks: bool,
     /// Faults are recorded.
     pub(crate) records: bool,
     /// Its device may ask for translations and use them (EATS).
@@ -141,23 +185,101 @@ pub(crate) fn decode(words: &Words, limits: &StreamLimits) -> Result<Stream, Str
     if ats == 3 || ats != 0 && !limits.ats {
         return illegal(format!("EATS {ats} on a unit without ATS"));
     }
-    if config & 1 != 0 {
-        let what = if limits.first_stage {
-            "a first stage, which no driver on the rig asks for"
-        } else {
-            "a first stage, which the unit has not"
-        };
-        return illegal(what.to_owned());
-    }
-    if config & 2 == 0 {
+    let (has_first, has_second) = (config & 1 != 0, config & 2 != 0);
+    if !has_first && !has_second {
         return Ok(Stream::Bypass);
     }
-    if !limits.second_stage {
+    if has_first && !limits.first_stage {
+        return illegal("a first stage, which the unit has not".to_owned());
+    }
+    if has_second && !limits.second_stage {
         return illegal("a second stage, which the unit has not".to_owned());
     }
-    tables(*second, *third, *fourth, limits)
-        .map(Stream::Tables)
-        .or_else(illegal)
+    let stages = || {
+        let first = has_first.then(|| contexts(*first, *second, has_second, limits));
+        let second = has_second.then(|| tables(*second, *third, *fourth, limits));
+        let second = second.transpose()?;
+        Ok(Stream::Translates(Stages {
+            vmid: match second {
+                Some(tables) => tables.vmid,
+                None if limits.second_stage => field(*third, 15, 0) as u16,
+                None => 0,
+            },
+            first: first.transpose()?,
+            second,
+        }))
+    };
+    stages().or_else(illegal)
+}
+
+fn contexts(
+    first: u64,
+    second: u64,
+    is_guests: bool,
+    limits: &StreamLimits,
+) -> Result<Contexts, String> {
+    let refuse = |broken: bool, what: &str| if broken { Err(what.to_owned()) } else { Ok(()) };
+    let log2 = match limits.substream_bits {
+        0 => 0,
+        _ => field(first, 63, 59) as u8,
+    };
+    refuse(log2 > limits.substream_bits, "S1CDMax above IDR1.SSIDSIZE")?;
+    // 0b11 is reserved and behaves as linear; with one descriptor nobody looks.
+    let split = match field(first, 5, 4) {
+        1 if log2 > 0 => Some(6),
+        2 if log2 > 0 => Some(10),
+        _ => None,
+    };
+    refuse(
+        split.is_some() && !limits.directories,
+        "S1Fmt of two levels without IDR0.CD2L",
+    )?;
+    let bytes = match split {
+        None => 64 << log2,
+        Some(split) => (8_u64 << log2.saturating_sub(split)).max(64),
+    };
+    let at = first & bits(51, 6);
+    refuse(
+        !is_guests && !at.is_multiple_of(bytes),
+        "S1ContextPtr has reserved bits: the table is not where its size has tables",
+    )?;
+    refuse(
+        at >> limits.address_bits != 0,
+        "S1ContextPtr is out of reach",
+    )?;
+    let no_stalls = second & 1 << 27 != 0;
+    refuse(
+        no_stalls && !limits.stalls,
+        "S1STALLD on a unit that cannot stall",
+    )?;
+    refuse(
+        limits.stalls && !no_stalls && is_guests,
+        "faults of a guest's first stage may stall a device of PCI, which must not",
+    )?;
+    refuse(
+        field(second, 31, 30) != 0,
+        "STRW of another world, which no driver on the rig asks for",
+    )?;
+    let (inner, outer, share) = (
+        field(second, 3, 2),
+        field(second, 5, 4),
+        field(second, 7, 6),
+    );
+    refuse(
+        limits.coherent && (inner == 0 || outer == 0 || share < 2),
+        "descriptors are read past the CPU's caches, where they are",
+    )?;
+    Ok(Contexts {
+        at: at & !(bytes - 1),
+        split,
+        log2,
+        without: match field(second, 1, 0) {
+            1 => WithoutSubstream::PassFirst,
+            2 => WithoutSubstream::UseZero,
+            _ => WithoutSubstream::Terminate,
+        },
+        no_stalls,
+    })
 }
 
 fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result<Tables, String> {
@@ -266,6 +388,7 @@ fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result
         updates_access_flag: accessed,
         dirty,
         forced,
+        protects_walks: third & 1 << 54 != 0,
         records: third & 1 << 58 != 0,
         asks: field(second, 29, 28) == 1,
     })
@@ -287,6 +410,8 @@ mod tests {
         big_endian: false,
         stalls: false,
         always_stalls: false,
+        substream_bits: 8,
+        directories: false,
         coherent: true,
     };
 
@@ -304,9 +429,11 @@ mod tests {
 
     #[test]
     fn entries_are_decoded_and_illegal_ones_refused() {
-        let Ok(Stream::Tables(found)) = decode(&GOOD, &LIMITS) else {
+        let Ok(Stream::Translates(found)) = decode(&GOOD, &LIMITS) else {
             panic!("{:?}", decode(&GOOD, &LIMITS));
         };
+        assert_eq!(found.first, None);
+        let found = found.second.unwrap();
         assert_eq!((found.vmid, found.root), (5, 0x1_0000_3000));
         assert_eq!((found.shape.start, found.shape.input_bits), (1, 39));
         assert!(found.records && !found.ignores_access_flag);
@@ -318,7 +445,6 @@ mod tests {
         assert_eq!(with(0, 0b1100), Ok(Stream::Invalid));
         assert_eq!(with(0, 1), Ok(Stream::Abort));
         assert_eq!(with(0, 0b1001), Ok(Stream::Bypass));
-        assert!(with(0, 0b1011).is_err(), "a first stage");
         for (word, value, what) in [
             (1, 1 << 28, "EATS"),
             (1, 1 << 25, "S2FWB"),
@@ -336,6 +462,57 @@ mod tests {
         ] {
             assert!(with(word, value).is_err(), "{what}");
         }
+    }
+
+    #[test]
+    fn first_stages_are_decoded_and_illegal_ones_refused() {
+        // 16 descriptors, that of substream 0 for requests without one, everything cacheable, no second stage.
+        let good = [
+            0b1011 | 0x1_0000_4400 | 4 << 59,
+            2 | 1 << 2 | 1 << 4 | 3 << 6,
+            7,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ];
+        let Ok(Stream::Translates(found)) = decode(&good, &LIMITS) else {
+            panic!("{:?}", decode(&good, &LIMITS));
+        };
+        assert_eq!((found.vmid, found.second), (7, None));
+        let contexts = found.first.unwrap();
+        assert_eq!((contexts.at, contexts.log2), (0x1_0000_4400, 4));
+        assert_eq!(contexts.split, None);
+        assert_eq!(contexts.without, WithoutSubstream::UseZero);
+        let with = |word: usize, value: u64| {
+            let mut words: Words = good;
+            words[word] = value;
+            decode(&words, &LIMITS)
+        };
+        for (word, value, what) in [
+            (0, good[0] | 0x200, "not aligned to 16 descriptors"),
+            (0, good[0] | 1 << 4, "a directory"),
+            (0, good[0] | 8 << 59, "more than 2^8"),
+            (1, good[1] & !(3 << 6), "not shareable"),
+            (1, good[1] | 2 << 30, "EL2"),
+            (1, good[1] | 1 << 27, "S1STALLD"),
+        ] {
+            assert!(with(word, value).is_err(), "{what}");
+        }
+        // Both stages.
+        let mut both = GOOD;
+        both[0] = good[0] | 0b100;
+        both[1] |= good[1];
+        let Ok(Stream::Translates(found)) = decode(&both, &LIMITS) else {
+            panic!("{:?}", decode(&both, &LIMITS));
+        };
+        assert!(found.vmid == 5 && found.first.is_some() && found.second.is_some());
+        let alone = StreamLimits {
+            second_stage: false,
+            ..LIMITS
+        };
+        assert!(decode(&both, &alone).is_err() && decode(&good, &alone).is_ok());
     }
 
     #[test]

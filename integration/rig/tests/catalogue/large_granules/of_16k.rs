@@ -6,6 +6,8 @@ mod stand;
 #[path = "../tables.rs"]
 mod tables;
 
+pub(crate) use crate::smmu::suited;
+
 /// The format, and log2 of its page in pages of 4 KiB.
 pub(crate) type Format = hv_smmu::Vmsa16K;
 pub(crate) const ORDER: u32 = 2;

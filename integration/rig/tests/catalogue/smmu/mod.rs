@@ -28,7 +28,16 @@ mod answers;
 mod device_tlbs;
 mod interrupts;
 mod leaves;
+mod nested;
 mod only;
+
+/// The machine, with second stages on each of its units: guests are part of the contract.
+pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
+    for unit in &mut machine.units {
+        unit.smmu().unwrap().second_stage = true;
+    }
+    machine
+}
 
 /// The backend.
 pub(crate) type Backend = Smmu<Rig>;

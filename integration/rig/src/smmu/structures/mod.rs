@@ -1,19 +1,22 @@
-//! Watches what the driver stores into the stream table, store by store.
+//! Watches what the driver stores into the stream table, and into [`contexts`], store by store.
 //!
 //! The unit reads an entry word by word in any order, so what counts is which configurations an entry ever was: a
 //! mixture of two of them that says something else than any is a torn entry.
 
+mod contexts;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Unit;
+use super::caches::Tag;
 use super::spec::stage_two::Granule;
-use super::spec::stream::{self, ENTRY_BYTES, Stream, Tables, WORDS, Words};
+use super::spec::stream::{self, ENTRY_BYTES, Stages, Stream, Tables, WORDS, Words};
 use crate::bus::Bus;
 use crate::memory::{FRAME_BYTES, frame_of};
 use crate::rule::Rule;
 
 /// How many former configurations of an entry a late walker may still read.
-const FORMER: usize = 12;
+pub(super) const FORMER: usize = 12;
 
 /// What is known of the tables.
 #[derive(Default)]
@@ -23,21 +26,55 @@ pub(crate) struct Structures {
     /// Frames of first-level descriptors.
     upper: BTreeSet<u64>,
     /// Entries that translate now, by stream.
-    live: BTreeMap<u32, Tables>,
+    live: BTreeMap<u32, Stages>,
+    contexts: contexts::Watched,
     /// What each entry said, oldest first.
     said: BTreeMap<u32, Vec<Stream>>,
     /// A fetch that the unit began by itself.
     pub(crate) ahead: Option<Ahead>,
     /// Second-level tables that were linked after the table was set.
     linked: u64,
+    /// How many.
+    tables_linked: u64,
+    /// Where the descriptors of streams were, of units that have first stages alone: one for each second-level table.
+    described: BTreeSet<u64>,
 }
 
-/// An entry that is being fetched although no request asked for it.
+/// An entry or descriptor that is being fetched although no request asked for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Ahead {
-    pub(crate) stream: u32,
+    pub(crate) what: Fetched,
     pub(crate) at: u64,
     pub(crate) words: [Option<u64>; WORDS],
+}
+
+/// What is fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetched {
+    /// The entry of a stream.
+    Stream(u32),
+    /// A context of a stream.
+    Context {
+        stream: u32,
+        substream: u32,
+        stages: Stages,
+    },
+}
+
+impl Fetched {
+    /// Of which stream it is.
+    pub(crate) const fn stream(&self) -> u32 {
+        match self {
+            Self::Stream(stream) | Self::Context { stream, .. } => *stream,
+        }
+    }
+}
+
+/// Ids under which translations of a stream are kept now, and how large pages of its tables are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) tag: Tag,
+    pub(crate) granule: Granule,
 }
 
 impl Structures {
@@ -50,26 +87,71 @@ impl Structures {
         said.is_some_and(|said| said.contains(what))
     }
 
-    /// What the entries of these streams say now, if that is a second stage.
-    pub(crate) fn bound(&self, streams: &[u32]) -> impl Iterator<Item = Tables> {
+    /// Under which ids translations for these senders are kept now: streams and substreams.
+    pub(crate) fn bound(&self, senders: &[(u32, Option<u32>)]) -> Vec<Bound> {
+        let mut bound = Vec::new();
         let live = self.live.iter();
-        live.filter_map(|(stream, tables)| streams.contains(stream).then_some(*tables))
+        for (stream, stages) in live.filter(|(stream, _)| {
+            let mut all = senders.iter();
+            all.any(|(sender, _)| sender == *stream)
+        }) {
+            if let (None, Some(tables)) = (stages.first, stages.second) {
+                let tag = Tag::Second { vmid: tables.vmid };
+                let granule = tables.shape.granule;
+                bound.push(Bound { tag, granule });
+            }
+            for (other, substream, vmid, tables) in self.contexts.live() {
+                // Without a substream, the context of substream 0.
+                let mut all = senders.iter();
+                let sends = |(sender, with): &(u32, Option<u32>)| {
+                    (*sender, with.unwrap_or(0)) == (other, substream)
+                };
+                let half = tables.halves.iter().flatten().next();
+                if other == *stream
+                    && all.any(sends)
+                    && let Some(half) = half
+                {
+                    let asid = tables.asid;
+                    let tag = Tag::First { vmid, asid };
+                    let granule = half.shape.granule;
+                    bound.push(Bound { tag, granule });
+                }
+            }
+        }
+        bound
     }
 
-    /// The pages of the tables that are used now.
-    pub(crate) fn granule(&self) -> Option<Granule> {
-        let live = self.live.values().next();
-        live.map(|tables| tables.shape.granule)
+    /// Whether a stream's entry lets its device ask for translations now.
+    pub(crate) fn asks(&self, stream: u32) -> bool {
+        self.live.get(&stream).is_some_and(Stages::asks)
+    }
+
+    /// The guest whose own first stage translates requests of this stream now.
+    pub(crate) fn guest(&self, stream: u32) -> Option<u16> {
+        let stages = self.live.get(&stream)?;
+        (stages.first.is_some() && stages.second.is_some()).then_some(stages.vmid)
     }
 
     /// The roots of all tables that devices are bound to now.
     pub(crate) fn roots(&self) -> impl Iterator<Item = u64> {
-        self.live.values().map(|tables| tables.root)
+        let second = self.live.values().filter_map(|stages| stages.second);
+        let first = self.contexts.live().flat_map(|(.., tables)| tables.halves);
+        let first = first.flatten().map(|half| half.root);
+        second.map(|tables| tables.root).chain(first)
     }
 
     /// Frames of second-level tables that were linked while the unit was on.
     pub(crate) fn count(&self) -> u64 {
         self.linked
+    }
+
+    /// The fewest and the most frames that descriptors of those tables' streams take, where each stream has one.
+    pub(crate) fn descriptors(&self) -> (u64, u64) {
+        let each = match self.tables_linked {
+            0 => 0,
+            tables => self.linked / tables,
+        };
+        (self.described.len() as u64 * each, self.linked)
     }
 
     /// A frame of these that is part of the stream table.
@@ -80,7 +162,9 @@ impl Structures {
             .range(frames.clone())
             .next()
             .map(|(frame, _)| *frame);
-        lower.or_else(|| self.upper.range(frames).next().copied())
+        lower
+            .or_else(|| self.upper.range(frames).next().copied())
+            .or_else(|| self.contexts.frame_in(first, pages))
     }
 
     fn note(&mut self, stream: u32, what: Stream) {
@@ -111,6 +195,8 @@ impl Unit {
                 self.entry_stored(bus, stream, entry);
                 self.fetch_ahead(bus, stream, entry);
             }
+        } else if old != new && self.has_contexts(at) {
+            self.context_stored(bus, at, old);
         }
     }
 
@@ -132,6 +218,7 @@ impl Unit {
             }
         }
         self.structures.linked = 0;
+        self.structures.tables_linked = 0;
     }
 
     fn level_one_stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
@@ -157,6 +244,7 @@ impl Unit {
             Ok(None) => {}
             Ok(Some((base, entries))) => {
                 self.structures.linked += (entries * ENTRY_BYTES).div_ceil(FRAME_BYTES);
+                self.structures.tables_linked += 1;
                 self.entries_linked(bus, base, index << table.split, entries);
             }
         }
@@ -197,21 +285,39 @@ impl Unit {
             }
         };
         let before = self.structures.live.remove(&stream);
+        self.structures.contexts.leave(stream);
         match now {
             Stream::Invalid | Stream::Abort => return,
             // Where that leads is judged like any other request.
             Stream::Bypass => {}
-            Stream::Tables(tables) => {
+            Stream::Translates(stages) => {
+                let second = |stages: Stages| {
+                    let tables = stages.second;
+                    (
+                        stages.vmid,
+                        tables.map(|tables| (tables.root, tables.is_cached_as())),
+                    )
+                };
+                let ids = (before.map(second), second(stages));
                 if let Some(before) = before
-                    && (before.vmid, before.root, before.is_cached_as())
-                        != (tables.vmid, tables.root, tables.is_cached_as())
+                    && ids.0 != Some(ids.1)
                 {
                     let what = format!(
-                        "the entry of stream {stream:#x} went from {before:x?} to {tables:x?} while live"
+                        "the entry of stream {stream:#x} went from {before:x?} to {stages:x?} while live"
                     );
                     bus.broken(Rule::TornEntry, what);
                 }
-                self.now_live(bus, stream, tables);
+                if let Some(tables) = stages.second {
+                    self.now_live(bus, stream, tables);
+                } else if let (Some(contexts), Some(table)) = (stages.first, self.table)
+                    && table.split != 0
+                {
+                    // Descriptors lie as entries do.
+                    let array = ENTRY_BYTES << table.split;
+                    self.structures.described.insert(contexts.at / array);
+                }
+                self.structures.live.insert(stream, stages);
+                self.contexts_linked(bus, stream, stages);
             }
         }
         self.structures.note(stream, now);
@@ -225,7 +331,9 @@ impl Unit {
             );
             bus.broken(Rule::BadContext, what);
         }
-        let other = self.structures.live.iter().find(|(_, known)| {
+        let live = self.structures.live.iter();
+        let mut second = live.filter_map(|(stream, stages)| Some((stream, stages.second?)));
+        let other = second.find(|(_, known)| {
             let same = known.root == tables.root && known.is_cached_as() == tables.is_cached_as();
             known.vmid == tables.vmid && !same
         });
@@ -237,7 +345,8 @@ impl Unit {
             );
             bus.broken(Rule::DomainId, what);
         }
-        if let Some(stale) = self.caches.other_root(tables.vmid, tables.root) {
+        let tag = Tag::Second { vmid: tables.vmid };
+        if let Some(stale) = self.caches.other_root(tag, tables.root) {
             let what = format!(
                 "VMID {} is used for the table at {:#x} while the unit still holds entries under it from the one \
                  at {stale:#x}",
@@ -245,7 +354,6 @@ impl Unit {
             );
             bus.broken(Rule::DomainId, what);
         }
-        self.structures.live.insert(stream, tables);
     }
 
     /// The unit may read an entry at any time: it begins to now, or goes on, in the middle of the driver's stores.
@@ -254,13 +362,13 @@ impl Unit {
         if !on || !bus.temper.background {
             return;
         }
-        let same = |ahead: &Ahead| ahead.stream == stream;
+        let same = |ahead: &Ahead| ahead.what == Fetched::Stream(stream);
         if !self.structures.ahead.as_ref().is_some_and(same) {
             if self.structures.ahead.is_some() || bus.rng.one_in(3) {
                 return;
             }
             self.structures.ahead = Some(Ahead {
-                stream,
+                what: Fetched::Stream(stream),
                 at: entry,
                 words: [None; WORDS],
             });
@@ -280,6 +388,13 @@ impl Unit {
             return;
         }
         let words = ahead.words.map(Option::unwrap_or_default);
-        let _ = self.entry_read(bus, ahead.stream, ahead.at, &words);
+        match ahead.what {
+            Fetched::Stream(stream) => drop(self.entry_read(bus, stream, ahead.at, &words)),
+            Fetched::Context {
+                stream,
+                substream,
+                stages,
+            } => drop(self.context_read(bus, stream, substream, &stages, &words)),
+        }
     }
 }

@@ -1,0 +1,39 @@
+//! The contract on machines whose SMMUs have first stages alone, but for what needs a second one: guests.
+
+use hv_rig::Rig;
+use hv_smmu::Smmu;
+
+#[path = "../entries.rs"]
+mod entries;
+#[path = "../faults.rs"]
+mod faults;
+#[path = "../flushes.rs"]
+mod flushes;
+#[path = "../lending.rs"]
+mod lending;
+#[path = "../ownership.rs"]
+mod ownership;
+#[path = "../sizes.rs"]
+mod sizes;
+#[path = "../stand.rs"]
+#[expect(
+    dead_code,
+    reason = "some of it is for guests, or for one vendor's own tests"
+)]
+mod stand;
+#[path = "../timeouts.rs"]
+mod timeouts;
+#[path = "../units.rs"]
+mod units;
+
+/// The machine, without second stages.
+pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
+    for unit in &mut machine.units {
+        let identity = unit.smmu().unwrap();
+        (identity.first_stage, identity.second_stage) = (true, false);
+    }
+    machine
+}
+
+/// The backend.
+pub(crate) type Backend = Smmu<Rig>;

@@ -1,0 +1,203 @@
+//! A guest's own first stage on its parent's second one: what is forgotten of both together, contexts, substreams.
+
+use hv_core::{Access, Gpa, Iova, Pasid};
+use hv_iommu::{FaultBudget, FaultNotice};
+use hv_rig::nest::Nest;
+use hv_rig::{GuestStage, Machine, Outcome};
+
+use super::stand::{BAD, Stand, drawn, on_machines, pci};
+
+// Events (IHI 0070, 7.3).
+const STREAM_DISABLED: u8 = 0x06;
+const BAD_SUBSTREAM: u8 = 0x08;
+const BAD_CONTEXT: u8 = 0x0a;
+
+fn nesting(machine: &mut Machine) {
+    machine.set_nesting();
+    for unit in &mut machine.units {
+        unit.smmu().unwrap().substream_bits = 8;
+    }
+}
+
+fn nest(stand: &mut Stand, log2: u8) -> Nest {
+    let group = stand.take(pci(0, 2, 0));
+    Nest::new(&stand.rig, group, log2).unwrap()
+}
+
+/// What becomes of a write to a page, with a PASID or without one.
+fn write(stand: &Stand, pasid: Option<Pasid>, page: u64) -> Outcome {
+    let at = Iova::new(page << 12);
+    stand.rig.access_as(pci(0, 2, 0), pasid, at, Access::Write)
+}
+
+fn writes(stand: &Stand, page: u64) -> bool {
+    matches!(write(stand, None, page), Outcome::Reached { .. })
+}
+
+#[test]
+fn bc03_what_both_stages_gave_is_forgotten_when_the_parent_takes_a_page() {
+    on_machines(40, nesting, |stand| {
+        let mut nest = nest(stand, 0);
+        let apart = nest.apart();
+        // Under several of its addresses; none of them is the page's own.
+        for at in [3, 6, 9] {
+            nest.map(None, 0, at, apart);
+        }
+        nest.map(None, 0, 4, 20);
+        for at in [3, 6, 9, 4] {
+            assert!((0..3).all(|_| writes(stand, at)), "page {at}");
+        }
+        nest.take_apart(&[3, 6, 9]).unwrap();
+        stand.rig.idle(60);
+        for at in [3, 6, 9] {
+            assert!(!writes(stand, at), "page {at}");
+        }
+        assert!(writes(stand, 4));
+        nest.end().unwrap();
+    });
+}
+
+#[test]
+fn bc03_a_guests_contexts_are_forgotten_when_it_asks_and_as_it_asks() {
+    on_machines(40, nesting, |stand| {
+        let nest = nest(stand, 0);
+        nest.map(None, 0, 5, 20);
+        assert!(writes(stand, 5));
+        for round in 0..4_u16 {
+            let (all, asid, space) = (round & 1 == 0, 2 + round, u64::from((round + 1) & 1));
+            let forget = match all {
+                true => GuestStage::forget_contexts(),
+                false => GuestStage::forget_context(0),
+            };
+            nest.going(None, 5);
+            nest.stage.clear_context(0);
+            let old = GuestStage::forget_asid(asid - 1);
+            nest.command(&[forget, old]).unwrap();
+            nest.gone(None, 5);
+            let refused = write(stand, None, 5);
+            let reason = BAD_CONTEXT;
+            assert_eq!(refused, Outcome::Faulted { reason });
+            nest.coming(None, 5, 22 + u64::from(round));
+            let to = Gpa::new((22 + u64::from(round)) << 12);
+            nest.stage.map(space, Iova::new(5 << 12), to);
+            nest.stage.set_context(0, asid, space);
+            nest.command(&[forget]).unwrap();
+            nest.came(None, 5);
+            assert!(writes(stand, 5), "round {round}");
+        }
+        nest.end().unwrap();
+    });
+}
+
+#[test]
+fn bc05_a_device_that_leaves_a_guests_first_stage_reaches_nothing() {
+    on_machines(40, nesting, |stand| {
+        let nest = nest(stand, 0);
+        for at in 2..8 {
+            nest.map(None, 0, at, 16 + at);
+        }
+        assert!((2..8).all(|at| writes(stand, at)));
+        nest.end().unwrap();
+        assert!((0..40).all(|at| !writes(stand, at)));
+    });
+}
+
+#[test]
+fn bc08_requests_with_a_pasid_go_by_its_context_and_by_no_other() {
+    on_machines(40, nesting, |stand| {
+        let nest = nest(stand, 2);
+        let pasid = |number| Some(Pasid::new(number).unwrap());
+        let reason = |outcome| match outcome {
+            Outcome::Faulted { reason } => reason,
+            other => panic!("{other:?}"),
+        };
+        nest.map(None, 0, 5, 20);
+        // Not there yet; beyond the table.
+        assert_eq!(reason(write(stand, pasid(1), 5)), BAD_CONTEXT);
+        assert_eq!(reason(write(stand, pasid(4), 5)), BAD_SUBSTREAM);
+        nest.let_in(Pasid::new(1).unwrap());
+        nest.stage.set_context(1, 9, 1);
+        nest.command(&[GuestStage::forget_context(1)]).unwrap();
+        nest.map(pasid(1), 1, 5, 21);
+        nest.map(pasid(1), 1, 6, 22);
+        for _ in 0..4 {
+            let (without, with) = (write(stand, None, 5), write(stand, pasid(1), 5));
+            assert!(matches!(without, Outcome::Reached { .. }));
+            assert!(matches!(with, Outcome::Reached { .. }) && with != without);
+        }
+        assert!(matches!(write(stand, pasid(1), 6), Outcome::Reached { .. }));
+        assert!(!writes(stand, 6), "nothing of it without the PASID");
+        // A parent's page is gone for every context.
+        nest.going(pasid(1), 5);
+        nest.stage.unmap(1, Iova::new(5 << 12));
+        let forget = GuestStage::forget_page(9, Iova::new(5 << 12));
+        nest.command(&[forget]).unwrap();
+        nest.gone(pasid(1), 5);
+        assert!(!matches!(
+            write(stand, pasid(1), 5),
+            Outcome::Reached { .. }
+        ));
+        assert!(writes(stand, 5), "the other's stays");
+        nest.end().unwrap();
+    });
+}
+
+#[test]
+fn bc08_a_stream_without_substreams_has_no_requests_with_one() {
+    on_machines(10, nesting, |stand| {
+        let nest = nest(stand, 0);
+        nest.map(None, 0, 5, 20);
+        let refused = write(stand, Pasid::new(1), 5);
+        let reason = BAD_SUBSTREAM;
+        assert_eq!(refused, Outcome::Faulted { reason });
+        nest.end().unwrap();
+    });
+    // The hypervisor's own streams have none at all today.
+    on_machines(10, nesting, |stand| {
+        let group = stand.take(pci(0, 2, 0));
+        let one = stand.kernel(group);
+        let mapped = one.map(super::stand::iovas(0x5000, 1));
+        let refused = write(stand, Pasid::new(1), 5);
+        assert!(
+            matches!(refused, Outcome::Faulted { reason } if reason == BAD_SUBSTREAM || reason == STREAM_DISABLED),
+            "{refused:?}"
+        );
+        one.unmap_and_free(mapped);
+        drop(one.end());
+    });
+}
+
+/// A device whose guest's context is malformed causes events that nothing in the entry turns off: it is cut off whole.
+#[test]
+fn bc19_a_nested_device_that_is_cut_off_fills_no_queue() {
+    let budget = FaultBudget::default().faults as usize;
+    for seed in 0..20 {
+        let mut machine = drawn(seed);
+        nesting(&mut machine);
+        (machine.temper, machine.temper.background) = (BAD, false);
+        machine.temper.rogues = true;
+        let mut stand = Stand::new(machine);
+        let nest = nest(&mut stand, 0);
+        nest.stage.clear_context(0);
+        nest.command(&[GuestStage::forget_context(0)]).unwrap();
+        let (mut told, mut cut) = (0, false);
+        for _ in 0..budget * 4 {
+            write(&stand, None, 5);
+            stand.iommu.take_faults(|notice| match notice {
+                FaultNotice::CutOff(_) => cut = true,
+                FaultNotice::Fault(_) => told += 1,
+                _ => {}
+            });
+        }
+        assert!(cut, "seed {seed}: {told} faults, and nobody was cut off");
+        stand.rig.idle(200);
+        stand.iommu.take_faults(|_| ());
+        for _ in 0..40 {
+            write(&stand, None, 5);
+        }
+        let mut later = 0;
+        stand.iommu.take_faults(|_| later += 1);
+        assert_eq!(later, 0, "seed {seed}");
+        stand.check();
+    }
+}
