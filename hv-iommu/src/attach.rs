@@ -15,6 +15,7 @@ use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::{InterruptsIsolated, NotIsolated};
+use crate::pasid_device::PasidsRefused;
 use crate::request::COHERENT_DMA;
 use crate::reserved::ReservedRegion;
 use crate::shape::{Confines, Shape};
@@ -126,6 +127,9 @@ pub enum AttachError {
         /// The function.
         function: PciAddress,
     },
+    /// A function of the group does not send with PASIDs again after its reset.
+    #[error(transparent)]
+    Pasids(#[from] PasidsRefused),
     /// The domain has ended.
     #[error("{0} has ended")]
     Ended(DomainUid),

@@ -9,7 +9,7 @@ use core::fmt;
 use core::time::Duration;
 
 use hv_core::platform::{OutOfFrames, Platform};
-use hv_core::{Access, Iova, IovaRange, PageSize, PciAddress};
+use hv_core::{Access, Iova, IovaRange, PageSize, Pasid, PciAddress};
 use thiserror::Error;
 
 use crate::format::{Format, Level, RootPointer, RootTables};
@@ -320,6 +320,8 @@ impl fmt::Display for FaultClass {
 pub struct RawFault {
     /// Who sent the request.
     pub requester: PciAddress,
+    /// The PASID that it carried, where the record tells that there was one.
+    pub pasid: Option<Pasid>,
     /// The page that was asked for.
     pub address: Iova,
     /// In which direction.

@@ -42,6 +42,7 @@ mod nested;
 pub mod order;
 mod parked;
 mod pasid;
+mod pasid_device;
 mod pasid_park;
 mod pending;
 mod pinned;
@@ -105,6 +106,7 @@ pub use parked::{Parked, ParkedGroup, UnparkFailed};
 pub use pasid::{
     PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
 };
+pub use pasid_device::PasidsRefused;
 pub use pasid_park::{ParkedPasidGroup, ParkedWithPasids, PasidParkFailed};
 pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
 pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};

@@ -9,15 +9,15 @@
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
-use hv_core::{Access, EntryCell, FrameRun, Hypervisor, Iova, PageSize};
-use hv_iommu::{FaultEvent, RawFault, StrayFault, UnitError};
+use hv_core::{Access, EntryCell, FrameRun, Hypervisor, Iova, PageSize, Pasid};
+use hv_iommu::{FaultClass, FaultEvent, RawFault, StrayFault, UnitError};
 use log::warn;
 use spin::mutex::SpinMutex;
 
 use crate::StreamId;
 use crate::error::BringUpError;
 use crate::frames::Reach;
-use crate::spec::event::{EventRecord, WORDS};
+use crate::spec::event::{EventKind, EventRecord, WORDS};
 use crate::spec::queue::{EVENT_BYTES, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize};
 use crate::spec::registers::{self, Gerror};
 use crate::unit::Regs;
@@ -152,13 +152,19 @@ fn attribute(
         .transaction()
         .is_none_or(|transaction| transaction.is_read);
     let access = if reads { Access::Read } else { Access::Write };
-    let (class, code) = (kind.class(), u16::from(word0.to_le_bytes()[0]));
+    let (mut class, code) = (kind.class(), u16::from(word0.to_le_bytes()[0]));
+    let pasid = record.substream().and_then(|id| Pasid::new(id.get()));
+    if kind == EventKind::BadContext && pasid.is_some() {
+        // A descriptor that is not valid is how a PASID that nobody bound looks.
+        class = FaultClass::NotBound;
+    }
     if let Some(at) = record.fetch_address() {
         warn!("SMMUv3: {kind:?} of {stream}: what it read is at {at}");
     }
     match requester_of(stream) {
         Some(requester) => FaultEvent::Fault(RawFault {
             requester,
+            pasid,
             address: page,
             access,
             class,

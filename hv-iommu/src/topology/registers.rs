@@ -134,7 +134,10 @@ fn express(config: &impl PciConfig, at: PciAddress) -> Option<u16> {
 }
 
 /// The extended capabilities of a function, each with its place.
-fn extended(config: &impl PciConfig, at: PciAddress) -> impl Iterator<Item = (u16, u16)> {
+pub(crate) fn extended(
+    config: &impl PciConfig,
+    at: PciAddress,
+) -> impl Iterator<Item = (u16, u16)> {
     let mut next = EXTENDED_FIRST;
     let step = move || {
         if next < EXTENDED_FIRST {
@@ -149,6 +152,6 @@ fn extended(config: &impl PciConfig, at: PciAddress) -> impl Iterator<Item = (u1
 }
 
 /// The lower and the upper half of a word.
-const fn halves(word: u32) -> (u16, u16) {
+pub(crate) const fn halves(word: u32) -> (u16, u16) {
     (word as u16, (word >> 16) as u16)
 }

@@ -326,6 +326,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::ParkLeavesPasids,
         "the tests of domains: the rig's units have no PASIDs",
     ),
+    (
+        Fault::PasidsStayOn,
+        "the tests of domains: the rig's functions have no such switch",
+    ),
     (Fault::HolderNotedLate, LOOM),
     (Fault::UnregisterEarly, LOOM),
     (Fault::ReserveByStore, LOOM),

@@ -260,7 +260,7 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
 // SAFETY: a request's PASID is part of whose request it is: its entry, and what is cached of that, are
 // apart from the requester's own. What is cached behind an entry is filed under the domain's id.
 unsafe impl<T: 'static> PasidBackend for Fake<T> {
-    fn pasid_bits(&self, unit: UnitIndex) -> u8 {
+    fn pasid_bits(&self, unit: UnitIndex, _requester: PciAddress) -> u8 {
         self.features_of(unit)
             .map_or(0, |features| features.pasid_bits)
     }

@@ -3,7 +3,7 @@
 use hv_core::{Access, Iova, KernelPaging, Pasid, PciAddress, Perms};
 use hv_iommu::{
     AttachError, DestroyRefusal, Domain, FaultBudget, Group, Paging, PasidError, PasidParkFailed,
-    PasidRefusal, UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
+    PasidRefusal, PasidsRefused, UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
@@ -167,11 +167,127 @@ fn a_unit_that_looks_at_no_pasid_opens_none() {
     };
     machine.fake.features(0, none);
     let driver = machine.driver(TWIN[0]);
-    let Err((group, unmet)) = driver.group.open_pasids() else {
+    let Err((group, refused)) = driver.group.open_pasids() else {
         panic!("opened");
     };
-    assert_eq!(unmet, Unmet::absent("requests with a PASID"));
+    let unmet = Unmet::absent("requests with a PASID");
+    assert_eq!(refused, PasidsRefused::Unit(unmet));
     assert_eq!(group.domain(), driver.domain.uid());
+}
+
+/// The control register of the PASID capability that the machine's functions have.
+fn switch(machine: &Machine, member: PciAddress) -> u32 {
+    machine.host().register(member, 0x104) >> 16
+}
+
+#[test]
+fn functions_send_with_pasids_only_while_their_groups_are_open() {
+    let mut machine = Machine::new();
+    // Firmware left it on, with more than anybody asked for.
+    machine
+        .host()
+        .set_register(TWIN[1], 0x104, 0x7_0000 | 16 << 8, 0x7_0000);
+    let driver = machine.driver(TWIN[0]);
+    let group = driver.group.open_pasids().unwrap();
+    assert_eq!(TWIN.map(|member| switch(&machine, member)), [1, 1]);
+    let parked = group.park().unwrap();
+    assert_eq!(TWIN.map(|member| switch(&machine, member)), [0, 0]);
+    // The reset, and who reset it left something on.
+    machine
+        .host()
+        .set_register(TWIN[0], 0x104, 0x4_0000 | 16 << 8, 0x7_0000);
+    let group = parked.unpark().unwrap();
+    assert_eq!(TWIN.map(|member| switch(&machine, member)), [1, 1]);
+    let _group = group.close_pasids().unwrap();
+    assert_eq!(TWIN.map(|member| switch(&machine, member)), [0, 0]);
+}
+
+#[test]
+fn a_function_that_sends_no_pasids_opens_none() {
+    let refused = |prepare: fn(&Machine)| {
+        let mut machine = Machine::new();
+        prepare(&machine);
+        let driver = machine.driver(TWIN[0]);
+        let Err((group, refused)) = driver.group.open_pasids() else {
+            panic!("opened");
+        };
+        // Nothing is half done.
+        for member in TWIN {
+            assert_eq!(switch(&machine, member) & 1, 0);
+        }
+        (group.id(), refused)
+    };
+    let hide = |machine: &Machine, member| machine.host().set_register(member, 0x100, 0, 0);
+    let (group, why) = refused(|machine| {
+        for member in TWIN {
+            machine.host().set_register(member, 0x100, 0, 0);
+        }
+    });
+    assert_eq!(why, PasidsRefused::NoneHas { group });
+    let (_, why) = refused(|machine| machine.host().set_register(TWIN[1], 0x104, 16 << 8, 0));
+    let (function, control) = (TWIN[1], 0);
+    assert_eq!(why, PasidsRefused::NotTaken { function, control });
+    let (_, why) = refused(|machine| {
+        machine.host().set_register(TWIN[1], 0x100, 0x2001_001b, 0);
+        machine.host().set_register(TWIN[1], 0x200, 0x0001_000f, 0);
+        machine.host().set_register(TWIN[1], 0x204, 1 << 31, 0);
+    });
+    assert_eq!(why, PasidsRefused::AsksForTranslations { function });
+
+    // One of two has them.
+    let mut machine = Machine::new();
+    hide(&machine, TWIN[1]);
+    let driver = machine.driver(TWIN[0]);
+    let group = driver.group.open_pasids().unwrap();
+    let attach = |member, number| {
+        let outcome = group.attach_pasid(member, pasid(number), &driver.domain);
+        match outcome.map_err(|error| match error {
+            PasidError::Refused(refusal) => refusal,
+            PasidError::Stuck(..) => panic!("stuck"),
+        }) {
+            Ok(held) => {
+                group.detach_pasid(held).unwrap();
+                None
+            }
+            Err(refusal) => Some(refusal),
+        }
+    };
+    let no_capability = PasidsRefused::NoCapability { function };
+    assert_eq!(attach(TWIN[0], 1), None);
+    assert_eq!(
+        attach(TWIN[1], 1),
+        Some(PasidRefusal::Device(no_capability))
+    );
+    // One that sends fewer bits than the unit looks at.
+    machine.host().give_pasids(TWIN[0], 3);
+    assert_eq!(attach(TWIN[0], 7), None);
+    let too_wide = PasidRefusal::TooWide {
+        pasid: pasid(8),
+        bits: 3,
+    };
+    assert_eq!(attach(TWIN[0], 8), Some(too_wide));
+}
+
+#[test]
+fn bc15_a_group_whose_function_does_not_switch_its_pasids_on_after_a_reset_gives_them_up() {
+    let (machine, group, own, [one, two], held) = busy();
+    let parked = group.park().unwrap();
+    machine.host().set_register(TWIN[1], 0x104, 16 << 8, 0);
+    let Err(UnparkFailed::Refused { group, error }) = parked.unpark() else {
+        panic!("it came back");
+    };
+    assert!(
+        matches!(error, AttachError::Pasids(PasidsRefused::NotTaken { .. })),
+        "{error}"
+    );
+    assert_eq!(reached(&machine), [false; 4]);
+    for held in held {
+        held.give_up().unwrap();
+    }
+    drop(group);
+    for (domain, frames) in [(one, 1), (two, 1), (own, 0)] {
+        assert_eq!(end_domain(domain, machine.host()), frames);
+    }
 }
 
 #[test]
