@@ -106,12 +106,21 @@ impl<P: Platform, F: Tables> Smmu<P, F> {
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<Stream, UnitError> {
-        match self.coverage.unit_of(requester) {
-            Some((covers, id)) if covers == unit => Ok(Stream {
-                id,
-                requester,
-                is_shared: self.coverage.aliases_of(requester).count() > 1,
-            }),
+        match self.coverage.requester(requester) {
+            Some(found) if found.unit == unit => {
+                let is_shared = self.coverage.aliases_of(requester).count() > 1;
+                // What two requesters send with one substream of one stream cannot be told apart.
+                let substream_bits = match is_shared {
+                    true => 0,
+                    false => self.unit(unit)?.substream_bits(found.limits),
+                };
+                Ok(Stream {
+                    id: found.stream,
+                    requester,
+                    is_shared,
+                    substream_bits,
+                })
+            }
             _ => Err(UnitError::NotBound { requester, domain }),
         }
     }

@@ -29,6 +29,7 @@ pub mod iort;
 mod list;
 pub mod madt;
 mod nested;
+mod pasid;
 mod regions;
 mod root;
 pub mod spec;

@@ -12,6 +12,7 @@ mod nested_streams;
 mod regs;
 mod reset;
 mod running;
+mod substreams;
 
 use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};

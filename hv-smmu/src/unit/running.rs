@@ -34,6 +34,8 @@ pub(crate) struct Stream {
     pub(crate) requester: PciAddress,
     /// Whether other requesters of its group send as the same stream: what was done for one is done for all.
     pub(crate) is_shared: bool,
+    /// Bits of a substream that tell its requests apart; 0 where nothing does.
+    pub(crate) substream_bits: u8,
 }
 
 impl<P: Platform> Unit<P, Enabled> {
@@ -163,7 +165,7 @@ impl<P: Platform> Unit<P, Enabled> {
     fn domain_of(
         &self,
         reach: &Reach<'_, P>,
-        stream: StreamId,
+        stream: Stream,
         entry: &[u64; WORDS],
     ) -> Option<HwDomainId> {
         match Config::of(entry)? {
@@ -186,7 +188,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let none = HwDomainId::new(0);
         UnitError::AlreadyBound {
             requester: stream.requester,
-            domain: self.domain_of(reach, stream.id, entry).unwrap_or(none),
+            domain: self.domain_of(reach, stream, entry).unwrap_or(none),
         }
     }
 
@@ -358,8 +360,11 @@ impl<P: Platform> Unit<P, Enabled> {
         let config = Config::of(&before);
         // One that aborts was bound to the domain if it still carries its id: it was made to be quiet, or another
         // requester of the stream was here before.
-        let is_bound = self.domain_of(&reach, stream.id, &before) == Some(domain);
-        let carries = vmid_of(&before) == vmid(domain);
+        let is_bound = self.domain_of(&reach, stream, &before) == Some(domain);
+        let carries = match self.state.contexts {
+            Some(_) => self.domain_of_context(&reach, stream) == Some(domain),
+            None => vmid_of(&before) == vmid(domain),
+        };
         let was_ours = config == Some(Config::Abort) && (carries || stream.is_shared);
         if !is_bound && !was_ours {
             return Err(not_bound);
@@ -375,7 +380,11 @@ impl<P: Platform> Unit<P, Enabled> {
             let _ = batch.try_push(Command::config_stream(stream.id, Depth::Leaves));
         }
         if self.state.contexts.is_some() {
-            let _ = batch.try_push(forget_context(stream.id));
+            let _ = batch.try_push(match stream.substream_bits {
+                0 => forget_context(stream.id),
+                // With the table that led to them: the next binding knows of none.
+                _ => Command::config_contexts(stream.id),
+            });
         }
         if !Fault::UnbindWithoutSync.is_on() {
             let _ = batch.try_push(Command::sync(SyncSignal::None));
@@ -442,7 +451,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let before = entry.read();
         match (Config::of(&before), &self.state.contexts) {
             (Some(Config::First), Some(contexts)) => {
-                self.quiet_first(&reach, contexts, stream.id, not_bound)?;
+                self.quiet_first(&reach, contexts, stream, &entry, not_bound)?;
             }
             // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
             // an entry that aborts is quiet.
