@@ -6,12 +6,12 @@ use hv_core::fault::Fault;
 use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, UserManaged};
 use thiserror::Error;
 
-use crate::backend::{Backend, HwDomainId, Snoop, UnitError, UnitIndex};
+use crate::backend::{Backend, HwDomainId, Snoop, UnitCaps, UnitError, UnitIndex};
 use crate::bind::{
     BindFailed, bind_all, bound_requesters, register, strike_out, unbind_all, unregister, wedged,
 };
 use crate::capability::Unmet;
-use crate::domain::{Domain, DomainCore, DomainUid};
+use crate::domain::{Domain, DomainCaps, DomainCore, DomainUid};
 use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::{InterruptsIsolated, NotIsolated};
@@ -304,8 +304,12 @@ pub(crate) fn check<O: Owner, B: Backend, S: Shape<O, B>>(
 }
 
 /// Whether a domain's id is one that the unit has.
-pub(crate) fn check_id<B: Backend>(id: HwDomainId, inner: &Inner<B>) -> Result<(), AttachError> {
-    let (needed, found) = (u64::from(id.get()) + 1, inner.caps.domain_ids.into());
+pub(crate) fn check_id<B: Backend>(
+    id: HwDomainId,
+    inner: &Inner<B>,
+    caps: &UnitCaps,
+) -> Result<(), AttachError> {
+    let (needed, found) = (u64::from(id.get()) + 1, caps.domain_ids.into());
     let what = "domain ids";
     if needed > found {
         let unmet = Unmet {
@@ -317,6 +321,18 @@ pub(crate) fn check_id<B: Backend>(id: HwDomainId, inner: &Inner<B>) -> Result<(
         return Err(AttachError::Incompatible { unit, unmet });
     }
     Ok(())
+}
+
+impl<B: Backend> Inner<B> {
+    /// What the unit can do for a domain that was made of these tables.
+    fn caps_for(&self, domain: &DomainCaps) -> UnitCaps {
+        if domain.second_stage == self.caps.second_stage {
+            return self.caps;
+        }
+        let of_pasids = self.system.backend.pasid_caps(self.unit);
+        let same = of_pasids.filter(|caps| caps.second_stage == domain.second_stage);
+        same.unwrap_or(self.caps)
+    }
 }
 
 /// Whether a unit can serve a domain's tables as they were built.
@@ -337,7 +353,7 @@ pub(crate) fn check_tables<B: Backend>(
             region,
         });
     }
-    let (need, have) = (&core.caps, &inner.caps);
+    let (need, have) = (&core.caps, &inner.caps_for(&core.caps));
     let depths = have.levels.iter().map(Level::number);
     let deepest = depths.max().unwrap_or(0);
     let level = need.level.number();
@@ -413,7 +429,7 @@ pub(crate) fn check_tables<B: Backend>(
             let unit = inner.unit;
             Err(AttachError::Incompatible { unit, unmet })
         }
-        None => check_id(core.id, inner),
+        None => check_id(core.id, inner, have),
     }
 }
 

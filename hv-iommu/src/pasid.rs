@@ -206,6 +206,13 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
         B: PasidBackend,
         S: LetsThrough<O, B>,
     {
+        let fits = match S::anchor(&self.state.core) {
+            Anchor::Tables(core) => self.inner.check_for_pasids(&core),
+            _ => Ok(()),
+        };
+        if let Err(refused) = self.inner.can_open_pasids().and(fits) {
+            return Err((self, refused));
+        }
         if let Err(refused) = self.inner.switch_pasids_on() {
             return Err((self, refused));
         }
@@ -346,6 +353,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         check(inner, self.state.attached.owner, domain)?;
         inner.check_not_cut_off()?;
         let bits = pasid_bits(&inner.system.backend, inner.unit, member)?;
+        inner.check_for_pasids(&domain.core)?;
         if pasid.get().checked_shr(bits.into()).unwrap_or(0) != 0 {
             return Err(PasidRefusal::TooWide { pasid, bits });
         }

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::backend::{Backend, UnitIndex};
 use crate::capability::{PasidBackend, Unmet};
+use crate::domain::{DomainCore, DomainUid};
 use crate::group::{GroupId, Inner};
 use crate::spec::{
     ATS_CONTROL, ATS_ENABLE, COMMAND, EXTENDED_ATS, EXTENDED_PASID, PASID_ENABLE, PASID_REGISTERS,
@@ -36,6 +37,16 @@ pub enum PasidsRefused {
     NoCapability {
         /// The function.
         function: PciAddress,
+    },
+    /// The domain was not made for PASIDs, and the unit tells them apart by other tables than it is made of.
+    #[error(
+        "{domain} is of tables that {unit} has no PASIDs with: ask for a domain with `Needs::pasids`"
+    )]
+    NotAskedFor {
+        /// The domain.
+        domain: DomainUid,
+        /// The unit.
+        unit: UnitIndex,
     },
     /// The function does not answer: it was removed.
     #[error("{function} does not answer any more")]
@@ -154,11 +165,23 @@ pub(crate) fn pasid_bits<B: PasidBackend>(
 }
 
 impl<B: PasidBackend> Inner<B> {
-    /// Lets the functions send with PASIDs that can: all of them, or none.
+    /// Refuses a domain of tables that the unit has no PASIDs with.
     ///
     /// # Errors
-    /// [`PasidsRefused`]: nothing is on then.
-    pub(crate) fn switch_pasids_on(&self) -> Result<(), PasidsRefused> {
+    /// [`PasidsRefused::NotAskedFor`].
+    pub(crate) fn check_for_pasids(&self, core: &DomainCore<B>) -> Result<(), PasidsRefused> {
+        let (domain, unit) = (core.uid, self.unit);
+        match self.system.backend.pasid_caps(unit) {
+            Some(caps) if caps.second_stage == core.caps.second_stage => Ok(()),
+            _ => Err(PasidsRefused::NotAskedFor { domain, unit }),
+        }
+    }
+
+    /// Whether any function can send with PASIDs that the unit looks at.
+    ///
+    /// # Errors
+    /// [`PasidsRefused`].
+    pub(crate) fn can_open_pasids(&self) -> Result<(), PasidsRefused> {
         let backend = &self.system.backend;
         let mut lacks = PasidsRefused::NoneHas { group: self.id };
         let mut any = false;
@@ -170,9 +193,18 @@ impl<B: PasidBackend> Inner<B> {
                 Err(_) => {}
             }
         }
-        if !any {
-            return Err(lacks);
+        match any {
+            true => Ok(()),
+            false => Err(lacks),
         }
+    }
+
+    /// Lets the functions send with PASIDs that can: all of them, or none.
+    ///
+    /// # Errors
+    /// [`PasidsRefused`]: nothing is on then.
+    pub(crate) fn switch_pasids_on(&self) -> Result<(), PasidsRefused> {
+        let backend = &self.system.backend;
         for function in &self.members {
             let switched = match Capability::of(backend.platform(), *function) {
                 Ok(Some(found)) if backend.pasid_bits(self.unit, *function) != 0 => {

@@ -141,7 +141,10 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, ParkedWithPasids<O, B, 
         })?;
         let Group { inner, state } = group;
         // A reset has cleared what a function was set to. None of them sends yet.
-        if let Err(refused) = inner.switch_pasids_on() {
+        let back = inner
+            .can_open_pasids()
+            .and_then(|()| inner.switch_pasids_on());
+        if let Err(refused) = back {
             let (owner, anchor) = (state.owner, S::anchor(&state.core));
             return Err(leave(inner, owner, anchor, Ok(()), refused.into()));
         }

@@ -149,6 +149,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.unit(unit).ok().map(Unit::caps)
     }
 
+    fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.unit(unit).ok()?.pasid_caps()
+    }
+
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
         let (unit, stream) = self.coverage.unit_of(requester)?;
         // A stream that the table has no room for is a bad one: nobody can claim it.

@@ -1,7 +1,9 @@
 //! PASIDs: a function's requests with one have a context descriptor of their own, that of the substream with its number.
 //!
-//! Which functions have them: units that have first stages alone translate by context descriptors; a stream of a unit with
-//! second stages goes by one of those, which knows no substreams, so that unit says that it looks at none. Substream 0 is
+//! A substream selects a first stage, so domains that have to do with PASIDs are of first-stage tables, where a unit has
+//! both as well ([`hv_iommu::Needs::pasids`]); a guest's are second-stage ones, and substreams are for it to have, in a
+//! first stage of its own. Domains of first-stage tables are filed under ASIDs of VMID 0, which no domain of second-stage
+//! ones ever has. Substream 0 is
 //! the descriptor of requests without one (S1DSS 2), and requests that say they are of substream 0 are aborted (IHI
 //! 0070, 5.2): there is no such [`Pasid`].
 

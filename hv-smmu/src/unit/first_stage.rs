@@ -28,10 +28,10 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(super) fn bind_first<F: Tables>(
         &self,
         platform: &P,
-        contexts: &Contexts,
         stream: Stream,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let contexts = self.contexts()?;
         self.state.commands.check_alive(self.index)?;
         let tables = self.first_stage::<F>(binding)?;
         let descriptor = ContextDescriptor::new(&tables).words();
@@ -60,6 +60,16 @@ impl<P: Platform> Unit<P, Enabled> {
         self.update(platform, stream.id, &entry, &target).map(Some)
     }
 
+    /// The unit's context descriptors.
+    pub(super) fn contexts(&self) -> Result<&Contexts, UnitError> {
+        self.state.contexts.as_ref().ok_or(UnitError::Hardware {
+            unit: self.index,
+            what: "a domain of first-stage tables on a unit that has no context descriptors",
+            expected: 0,
+            found: 1,
+        })
+    }
+
     /// The first stage of a binding that this unit can do.
     pub(super) fn first_stage<F: Tables>(
         &self,
@@ -68,13 +78,13 @@ impl<P: Platform> Unit<P, Enabled> {
         let unit = self.index;
         self.check_domain(binding.domain)?;
         let (root, output) = (binding.root, caps::output_size(self.info.idr5));
-        let half =
-            F::half(root, self.caps.iova_bits).filter(|_| self.caps.levels.has(root.level()));
+        let caps = self.first_stage_caps.unwrap_or(self.caps);
+        let half = F::half(root, caps.iova_bits).filter(|_| caps.levels.has(root.level()));
         let Some(half) = half else {
             return Err(UnitError::Hardware {
                 unit,
                 what: "tables that the unit does not walk, by the level of their root; address bits of the unit",
-                expected: self.caps.iova_bits.into(),
+                expected: caps.iova_bits.into(),
                 found: root.level().number().into(),
             });
         };
@@ -134,7 +144,7 @@ impl<P: Platform> Unit<P, Enabled> {
     ) -> Option<HwDomainId> {
         let contexts = self.state.contexts.as_ref()?;
         let context = contexts.of(reach, stream, SubstreamId::ZERO).ok()??;
-        Some(HwDomainId::new(asid_of(&context.read()).get()))
+        Some(domain_of_asid(asid_of(&context.read())))
     }
 
     /// Stops faults of a stream with a first stage from being recorded: the descriptor says whether they are. It is to be
@@ -162,6 +172,11 @@ impl<P: Platform> Unit<P, Enabled> {
         context.replace(reach, 0, from, to);
         Ok(())
     }
+}
+
+/// The domain whose translations are filed under an ASID.
+pub(super) const fn domain_of_asid(asid: Asid) -> HwDomainId {
+    HwDomainId::new(asid.get()).of_first_stage()
 }
 
 /// That a stream's descriptor of requests without a substream changed. Nothing leads to it but the stream's entry.

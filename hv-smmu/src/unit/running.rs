@@ -56,8 +56,8 @@ impl<P: Platform> Unit<P, Enabled> {
         stream: Stream,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
-        if let Some(contexts) = &self.state.contexts {
-            return self.bind_first::<F>(platform, contexts, stream, binding);
+        if self.stage_of(binding.domain) == Stage::First {
+            return self.bind_first::<F>(platform, stream, binding);
         }
         let (tables, options) = self.second_stage::<F>(binding)?;
         let target = StreamTableEntry::second_stage(&tables, &options).words();
@@ -194,13 +194,17 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// Refuses an id that no domain has on this unit.
     pub(super) fn check_domain(&self, domain: HwDomainId) -> Result<(), UnitError> {
+        let ids = match (self.stage_of(domain), self.first_stage_caps) {
+            (Stage::First, Some(caps)) => caps.domain_ids,
+            _ => self.caps.domain_ids,
+        };
         let domain = domain.get();
         // Id 0 is never given to a domain.
-        if domain == 0 || u32::from(domain) >= self.caps.domain_ids {
+        if domain == 0 || u32::from(domain) >= ids {
             return Err(UnitError::Hardware {
                 unit: self.index,
                 what: "a domain id that the unit does not have or that is reserved; the highest",
-                expected: u64::from(self.caps.domain_ids).saturating_sub(1),
+                expected: u64::from(ids).saturating_sub(1),
                 found: domain.into(),
             });
         }
@@ -266,11 +270,11 @@ impl<P: Platform> Unit<P, Enabled> {
         Ok((tables, self.options()?))
     }
 
-    /// Which stage translates domains here.
-    const fn stage(&self) -> Stage {
-        match self.state.contexts {
-            Some(_) => Stage::First,
-            None => Stage::Second,
+    /// Which stage translates a domain here.
+    pub(super) const fn stage_of(&self, domain: HwDomainId) -> Stage {
+        match self.caps.second_stage && !domain.is_of_first_stage() {
+            true => Stage::Second,
+            false => Stage::First,
         }
     }
 
@@ -360,10 +364,12 @@ impl<P: Platform> Unit<P, Enabled> {
         let config = Config::of(&before);
         // One that aborts was bound to the domain if it still carries its id: it was made to be quiet, or another
         // requester of the stream was here before.
-        let is_bound = self.domain_of(&reach, stream, &before) == Some(domain);
-        let carries = match self.state.contexts {
-            Some(_) => self.domain_of_context(&reach, stream) == Some(domain),
-            None => vmid_of(&before) == vmid(domain),
+        let is_it = |found: HwDomainId| found.get() == domain.get();
+        let is_bound = self.domain_of(&reach, stream, &before).is_some_and(is_it);
+        let stage = self.stage_of(domain);
+        let carries = match stage {
+            Stage::First => self.domain_of_context(&reach, stream).is_some_and(is_it),
+            Stage::Second => vmid_of(&before) == vmid(domain),
         };
         let was_ours = config == Some(Config::Abort) && (carries || stream.is_shared);
         if !is_bound && !was_ours {
@@ -379,7 +385,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if !Fault::UnbindKeepsStream.is_on() {
             let _ = batch.try_push(Command::config_stream(stream.id, Depth::Leaves));
         }
-        if self.state.contexts.is_some() {
+        if stage == Stage::First {
             let _ = batch.try_push(match stream.substream_bits {
                 0 => forget_context(stream.id),
                 // With the table that led to them: the next binding knows of none.
@@ -390,7 +396,7 @@ impl<P: Platform> Unit<P, Enabled> {
             let _ = batch.try_push(Command::sync(SyncSignal::None));
         }
         if !Fault::UnbindKeepsTranslations.is_on() {
-            let _ = batch.try_push(Filed::of(domain, self.stage()).all());
+            let _ = batch.try_push(Filed::of(domain, stage).all());
         }
         let context = self.queue_with(platform);
         let asked = self.state.commands.submit_patiently(&context, &batch);
@@ -406,9 +412,10 @@ impl<P: Platform> Unit<P, Enabled> {
         granule: Granule,
         request: FlushRequest,
     ) -> Result<FlushTicket, UnitError> {
+        let stage = self.stage_of(request.domain);
         let invalidator = Invalidator {
             granule,
-            stage: self.stage(),
+            stage,
             ranges: self.info.idr3.range_invalidation(),
         };
         let mut batch = Batch::new();
@@ -418,7 +425,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if batch.len() > self.state.commands.batch_most() {
             // A queue of a few entries takes no list of single addresses.
             batch.clear();
-            let _ = batch.try_push(Filed::of(request.domain, self.stage()).all());
+            let _ = batch.try_push(Filed::of(request.domain, stage).all());
         }
         let context = self.queue_with(platform);
         self.state.commands.submit(&context, &batch)

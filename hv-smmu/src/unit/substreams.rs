@@ -10,6 +10,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::{Binding, FlushTicket, HwDomainId, UnitError};
 
+use super::first_stage::domain_of_asid;
 use super::{Enabled, Stream, Unit};
 use crate::SubstreamId;
 use crate::contexts::{Contexts, LINEAR_BITS_MOST};
@@ -52,13 +53,21 @@ impl<P: Platform> Unit<P, Enabled> {
         let (commands, requester) = (&self.state.commands, stream.requester);
         commands.check_alive(self.index)?;
         let contexts = self.contexts_with_substreams(stream)?;
+        if self.stage_of(binding.domain) == Stage::Second {
+            return Err(UnitError::Hardware {
+                unit: self.index,
+                what: "a substream of a domain of second-stage tables",
+                expected: 0,
+                found: 1,
+            });
+        }
         let tables = self.first_stage::<F>(binding)?;
         let target = ContextDescriptor::new(&tables).words();
         let (reach, queue) = (self.reach(platform), self.queue_with(platform));
         let context = contexts.get(&reach, stream, substream)?;
         let before = context.read();
         if is_valid(&before) {
-            let domain = HwDomainId::new(asid_of(&before).get());
+            let domain = domain_of_asid(asid_of(&before));
             return Err(UnitError::AlreadyBound { requester, domain });
         }
         self.take_substreams(platform, contexts, stream)?;

@@ -435,6 +435,20 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         self.unit(unit).ok().map(|unit| unit.caps)
     }
 
+    fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        let unit = self.unit(unit).ok()?;
+        if unit.features.pasid_bits == 0 {
+            return None;
+        }
+        let second_stage = unit.caps.second_stage && !unit.features.pasids_by_first_stages;
+        Some(UnitCaps {
+            second_stage,
+            write_only: unit.caps.write_only && second_stage,
+            nested: unit.caps.nested && second_stage,
+            ..unit.caps
+        })
+    }
+
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
         UnitIndex::new(self.index_of(requester)?)
     }

@@ -38,6 +38,8 @@ impl Bound {
 pub struct Features {
     /// Bits of a PASID that it looks at.
     pub pasid_bits: u8,
+    /// Whether it tells PASIDs apart by first-stage tables alone, although it walks second-stage ones.
+    pub pasids_by_first_stages: bool,
     /// Whether it can let requests through untranslated.
     pub pass_through: bool,
     /// Whether it can replace an entry at once.
@@ -48,6 +50,7 @@ impl Features {
     /// All of it; of PASIDs it looks at 8 bits.
     pub const ALL: Self = Self {
         pasid_bits: 8,
+        pasids_by_first_stages: false,
         pass_through: true,
         replace: true,
     };

@@ -1,9 +1,11 @@
 //! PASIDs: a function's requests told apart by the number that they carry, each in a domain of its own.
 
+use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging, Pasid, PciAddress, Perms};
 use hv_iommu::{
-    AttachError, DestroyRefusal, Domain, FaultBudget, Group, Paging, PasidError, PasidParkFailed,
-    PasidRefusal, PasidsRefused, UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
+    AttachError, DestroyRefusal, Domain, DomainError, DomainRequest, FaultBudget, Group, Needs,
+    Paging, PasidError, PasidParkFailed, PasidRefusal, PasidsRefused, UnitCaps, UnitError,
+    UnitIndex, Unmet, UnparkFailed, WithPasids,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
@@ -173,6 +175,86 @@ fn a_unit_that_looks_at_no_pasid_opens_none() {
     let unmet = Unmet::absent("requests with a PASID");
     assert_eq!(refused, PasidsRefused::Unit(unmet));
     assert_eq!(group.domain(), driver.domain.uid());
+}
+
+const WITH_PASIDS: DomainRequest = PLAIN.with(Needs {
+    pasids: true,
+    dirty_tracking: false,
+    coherent_walks: false,
+    coherent_dma: false,
+});
+
+#[test]
+fn a_unit_that_has_pasids_with_first_stages_alone_has_domains_made_for_them() {
+    let mut machine = Machine::new();
+    let features = Features {
+        pasids_by_first_stages: true,
+        ..Features::ALL
+    };
+    machine.fake.features(0, features);
+    let unit = machine.iommu.unit_caps(UnitIndex::new(0).unwrap()).unwrap();
+    assert!(unit.second_stage);
+    // One that nobody asked for opens none, and is none's.
+    let driver = machine.driver(TWIN[0]);
+    let (plain, unit) = (driver.domain, driver.group.unit());
+    let domain = plain.uid();
+    let Err((group, refused)) = driver.group.open_pasids() else {
+        panic!("opened");
+    };
+    assert_eq!(refused, PasidsRefused::NotAskedFor { domain, unit });
+    assert_eq!(TWIN.map(|member| switch(&machine, member)), [0, 0]);
+    let group = group.detach().unwrap();
+    let own = Domain::paging_domain_alloc(&group, WITH_PASIDS).unwrap();
+    let inner = Domain::paging_domain_alloc(&group, WITH_PASIDS).unwrap();
+    assert!(own.hw_id().is_of_first_stage() && !plain.hw_id().is_of_first_stage());
+    assert_ne!(own.hw_id().get(), plain.hw_id().get());
+    let group = group.attach(&own).unwrap().open_pasids().unwrap();
+    let refused = group.attach_pasid(TWIN[0], pasid(1), &plain).unwrap_err();
+    let why = PasidsRefused::NotAskedFor { domain, unit };
+    assert!(
+        matches!(refused, PasidError::Refused(PasidRefusal::Device(error)) if error == why),
+        "{refused:?}"
+    );
+    group.enable_bus_mastering(TWIN[0]).unwrap();
+    // What is unmapped is flushed by the id of a first stage, and forgotten.
+    let range = inner.reserve(iovas(AT.as_u64(), 1)).unwrap();
+    let range = range.map(machine.host().frames(1), Perms::Read).unwrap();
+    let held = group.attach_pasid(TWIN[0], pasid(1), &inner).unwrap();
+    assert!(reach(&machine, TWIN[0], 1).is_ok());
+    let (range, frames) = range.unmap().flush().unwrap();
+    assert_eq!(reach(&machine, TWIN[0], 1), Err(DmaFault::NotMapped));
+    machine.host().free_frames(frames);
+    range.release().unwrap();
+    group.detach_pasid(held).unwrap();
+    drop(group.close_pasids().unwrap().detach().unwrap());
+    for domain in [plain, own, inner] {
+        assert_eq!(end_domain(domain, machine.host()), 0);
+    }
+}
+
+#[test]
+fn bc10_a_guests_domain_is_of_no_first_stage_for_pasids_either() {
+    let mut machine = Machine::new();
+    let features = Features {
+        pasids_by_first_stages: true,
+        ..Features::ALL
+    };
+    machine.fake.features(0, features);
+    let group = machine.take(TWIN[0]).claim_for_guest(vm(1));
+    let refused = Domain::user_domain_alloc(&group, WITH_PASIDS).map(drop);
+    let (unit, unmet) = (group.unit(), Unmet::absent("PASIDs of such domains"));
+    assert_eq!(refused, Err(DomainError::Unmet { unit, unmet }));
+    // Where second-stage tables serve, it is as any other's.
+    machine.fake.features(0, Features::ALL);
+    let domain = Domain::user_domain_alloc(&group, WITH_PASIDS).unwrap();
+    assert!(!domain.hw_id().is_of_first_stage());
+    let none = Features {
+        pasid_bits: 0,
+        ..Features::ALL
+    };
+    machine.fake.features(0, none);
+    let refused = Domain::user_domain_alloc(&group, WITH_PASIDS).map(drop);
+    assert_eq!(refused, Err(DomainError::Unmet { unit, unmet }));
 }
 
 /// The control register of the PASID capability that the machine's functions have.
