@@ -231,7 +231,8 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         S::anchor(&self.state.attached.core).uid()
     }
 
-    /// Lets requests of `member` that carry `pasid` translate through `domain`.
+    /// Lets requests of `member` that carry `pasid` translate through `domain`. Those that it sends with a PASID under
+    /// another id than its own, as a phantom function, reach nothing.
     ///
     /// # Errors
     /// [`PasidError`].

@@ -2,6 +2,7 @@
 //! very tables that other threads take out; a device that firmware goes on using.
 
 mod nested;
+mod pasids;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use hv_iommu::{
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 pub(crate) use nested::{cut_off, nested};
+pub(crate) use pasids::pasids;
 
 use crate::driver::Driver;
 use crate::ledger::Tenant;

@@ -29,6 +29,32 @@ pub(crate) const STIFF_BRIDGES: [u32; 4] = [0x0100_8086, 0x0104_8086, 0x0108_808
 /// One of a later generation (Q35).
 pub(crate) const PLAIN_BRIDGE: u32 = 0x29c0_8086;
 
+/// Offset of the first extended capability, of endpoints that have PASIDs the one that says so: id 0x1b, version 1, the last
+/// (PCI Express Base, "PASID Extended Capability").
+const EXTENDED: u16 = 0x100;
+const PASID_HEADER: u32 = 0x0001_001b;
+/// Its registers: bits of a PASID (12:8), and whether it sends any (16).
+const PASIDS: u16 = 0x104;
+const PASID_ENABLE: u32 = 1 << 16;
+
+/// A PASID capability. The rig's devices send with PASIDs whatever it says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pasids {
+    bits: u8,
+    on: bool,
+}
+
+impl Pasids {
+    /// For PASIDs of so many bits, if there are any.
+    pub(crate) fn of(bits: u8) -> Option<Self> {
+        (bits != 0).then_some(Self { bits, on: false })
+    }
+
+    fn register(self) -> u32 {
+        u32::from(self.bits) << 8 | if self.on { PASID_ENABLE } else { 0 }
+    }
+}
+
 /// A function on the rig.
 #[derive(Clone, Debug)]
 pub(crate) struct Function {
@@ -37,6 +63,8 @@ pub(crate) struct Function {
     /// Vendor and device id of a host bridge; nothing of another function.
     pub(crate) bridge: Option<u32>,
     pub(crate) command: u32,
+    /// Its PASID capability, if it has one.
+    pub(crate) pasids: Option<Pasids>,
     /// Whether it is plugged in.
     pub(crate) present: bool,
     /// Whether it sends although its bus master bit is clear, as only a broken device does.
@@ -67,6 +95,8 @@ impl Function {
             (CLASS, None) => CLASS_ENDPOINT,
             (CLASS, Some(_)) => CLASS_BRIDGE,
             (HEADER, Some(_)) => 1 << 16,
+            (EXTENDED, None) if self.pasids.is_some() => PASID_HEADER,
+            (PASIDS, None) => self.pasids.map_or(0, Pasids::register),
             (BUSES, Some(buses)) => {
                 let primary = u32::from(self.address.bus());
                 primary | u32::from(buses.secondary) << 8 | u32::from(buses.subordinate) << 16
@@ -75,11 +105,17 @@ impl Function {
         }
     }
 
-    /// Writes configuration space; only the command register takes anything.
+    /// Writes configuration space; only the command register, and the switch of PASIDs, take anything.
     pub(crate) fn write(&mut self, offset: u16, value: u32) {
         if self.present && offset == COMMAND {
             // The upper half is the status register, in which ones clear.
             self.command = value & 0xffff;
+        }
+        if self.present
+            && offset == PASIDS
+            && let Some(pasids) = &mut self.pasids
+        {
+            pasids.on = value & PASID_ENABLE != 0;
         }
     }
 }

@@ -258,6 +258,10 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::UnbindKeepsTranslations, FORGOTTEN),
     of_smmu(Fault::UnbindWithoutSync, FORGOTTEN),
     of_smmu(Fault::SkipArrayForget, &[Rule::MappedFaulted]),
+    of_smmu(Fault::ContextWordZeroFirst, &[Rule::TornEntry]),
+    of_smmu(Fault::SkipContextPageForget, &[Rule::MappedFaulted]),
+    of_smmu(Fault::UnbindKeepsContext, FORGOTTEN),
+    of_smmu(Fault::UnbindContextKeepsTranslations, FORGOTTEN),
     of_smmu(Fault::FlushOtherVmid, FORGOTTEN),
     of_smmu(Fault::SkipLastAddress, FORGOTTEN),
     // Where the unit has consumed more than it was known to have been given, the queue itself says so.
@@ -452,9 +456,15 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
                 .flatten()
         });
         let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
+        // PASIDs are SMMUs' alone.
+        let pasids = seed < PASID_DRILLS && vendor == Vendor::Smmu;
+        let found = found.or_else(|| pasids.then(|| drill::pasids(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })
 }
+
+/// How many drills with PASIDs there are.
+const PASID_DRILLS: u64 = 48;
 
 /// A drill on the machine of a seed.
 type Drill = fn(u64) -> Option<Violation>;

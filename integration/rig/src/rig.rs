@@ -163,7 +163,12 @@ impl Rig {
             let segment = unit.segment.0;
             if roots.iter().all(|root| root.segment != segment) {
                 let mappings = Vec::new();
-                roots.push(RootNode { segment, mappings });
+                let pasid_bits = machine.pasid_bits;
+                roots.push(RootNode {
+                    segment,
+                    pasid_bits,
+                    mappings,
+                });
             }
         }
         for root in &mut roots {

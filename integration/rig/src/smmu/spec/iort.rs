@@ -32,6 +32,8 @@ pub(crate) struct Mapping {
 #[derive(Clone, Debug)]
 pub(crate) struct RootNode {
     pub(crate) segment: u16,
+    /// Bits of a PASID that it forwards; 0 for none.
+    pub(crate) pasid_bits: u8,
     pub(crate) mappings: Vec<Mapping>,
 }
 
@@ -81,12 +83,13 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
             smmus.len() + number,
             root.mappings.len(),
         );
-        // Its devices snoop; no ATS.
+        // Its devices snoop; no ATS, and PASIDs forwarded or not (attribute 2).
         bytes.extend(1u32.to_le_bytes());
         bytes.extend([0, 0, 0, 3]);
-        bytes.extend([0; 4]);
+        bytes.extend([if root.pasid_bits == 0 { 0 } else { 4 }, 0, 0, 0]);
         bytes.extend(u32::from(root.segment).to_le_bytes());
-        bytes.extend([64, 0, 0, 0]);
+        // Bits of an address; bits of a PASID.
+        bytes.extend([64, root.pasid_bits, 0, 0]);
         for mapping in &root.mappings {
             let at = HEADER + mapping.smmu * usize::from(SMMU_BYTES);
             let one_less = u32::from(mapping.last - mapping.first);
@@ -122,6 +125,7 @@ mod tests {
         };
         let root = RootNode {
             segment: 7,
+            pasid_bits: 20,
             mappings: vec![mapping],
         };
         let bytes = table(&[smmu, smmu], &[root]);
@@ -131,6 +135,7 @@ mod tests {
         let (second, root) = (HEADER + 68, HEADER + 136);
         assert_eq!((bytes[second], word(second + 16)), (4, 0x905_0000));
         assert_eq!((bytes[root], word(root + 28), word(root + 12)), (2, 7, 36));
+        assert_eq!((word(root + 24), bytes[root + 33]), (4, 20));
         let at = root + 36;
         assert_eq!(
             (word(at), word(at + 4), word(at + 8)),
