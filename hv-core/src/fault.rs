@@ -429,8 +429,6 @@ faults! {
     SkipArrayForget = "skip_array_forget",
     /// The word that makes a context descriptor valid is written before the others are forgotten.
     ContextWordZeroFirst = "context_word_zero_first",
-    /// That there was no page of context descriptors is not forgotten when one is linked.
-    SkipContextPageForget = "skip_context_page_forget",
     /// The context descriptor of an unbound substream is not forgotten.
     UnbindKeepsContext = "unbind_keeps_context",
     /// Translations of an unbound substream's domain are not forgotten.

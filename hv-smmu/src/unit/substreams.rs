@@ -73,13 +73,9 @@ impl<P: Platform> Unit<P, Enabled> {
         self.take_substreams(platform, contexts, stream)?;
         // The stream's entry as well: who stored its word may not have told the unit yet. With what led to the descriptor:
         // that there was no page of descriptors may be cached, whoever linked one.
-        let depth = match Fault::SkipContextPageForget.is_on() {
-            true => Depth::Leaves,
-            false => Depth::All,
-        };
         let forget = [
             Command::config_stream(stream.id, Depth::Leaves),
-            Command::config_context(stream.id, substream, depth),
+            Command::config_context(stream.id, substream, Depth::All),
         ];
         let update = Update::of_context(before, target);
         let mut steps = update.steps();

@@ -258,8 +258,10 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::UnbindKeepsTranslations, FORGOTTEN),
     of_smmu(Fault::UnbindWithoutSync, FORGOTTEN),
     of_smmu(Fault::SkipArrayForget, &[Rule::MappedFaulted]),
-    of_smmu(Fault::ContextWordZeroFirst, &[Rule::TornEntry]),
-    of_smmu(Fault::SkipContextPageForget, &[Rule::MappedFaulted]),
+    of_smmu(
+        Fault::ContextWordZeroFirst,
+        &[Rule::BadContext, Rule::TornEntry, Rule::DomainId],
+    ),
     of_smmu(Fault::UnbindKeepsContext, FORGOTTEN),
     of_smmu(Fault::UnbindContextKeepsTranslations, FORGOTTEN),
     of_smmu(Fault::FlushOtherVmid, FORGOTTEN),

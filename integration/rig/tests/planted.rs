@@ -167,7 +167,6 @@ mod caught {
         unbind_without_sync: UnbindWithoutSync,
         skip_array_forget: SkipArrayForget,
         context_word_zero_first: ContextWordZeroFirst,
-        skip_context_page_forget: SkipContextPageForget,
         unbind_keeps_context: UnbindKeepsContext,
         unbind_context_keeps_translations: UnbindContextKeepsTranslations,
         flush_other_vmid: FlushOtherVmid,
