@@ -436,17 +436,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
-        let unit = self.unit(unit).ok()?;
-        if unit.features.pasid_bits == 0 {
-            return None;
-        }
-        let second_stage = unit.caps.second_stage && !unit.features.pasids_by_first_stages;
-        Some(UnitCaps {
-            second_stage,
-            write_only: unit.caps.write_only && second_stage,
-            nested: unit.caps.nested && second_stage,
-            ..unit.caps
-        })
+        self.caps_with_pasids(unit)
     }
 
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {

@@ -3,7 +3,7 @@
 use hv_core::{Gpa, PageSize, Pasid, PciAddress};
 use hv_iommu::{
     BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, PasidBackend,
-    ReplaceBackend, UnitError, UnitIndex, Unmet,
+    ReplaceBackend, UnitCaps, UnitError, UnitIndex, Unmet,
 };
 
 use super::unit::{Effect, Who};
@@ -100,6 +100,21 @@ impl<T> Fake<T> {
 
     fn features_of(&self, unit: UnitIndex) -> Option<Features> {
         self.unit(unit).ok().map(|unit| unit.features)
+    }
+
+    /// What the unit can do for domains with PASIDs.
+    pub(super) fn caps_with_pasids(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        let unit = self.unit(unit).ok()?;
+        if unit.features.pasid_bits == 0 {
+            return None;
+        }
+        let second_stage = unit.caps.second_stage && !unit.features.pasids_by_first_stages;
+        Some(UnitCaps {
+            second_stage,
+            write_only: unit.caps.write_only && second_stage,
+            nested: unit.caps.nested && second_stage,
+            ..unit.caps
+        })
     }
 
     /// Binds whatever there is to bind.
