@@ -121,6 +121,8 @@ faults! {
     GoneIsWritten = "gone_is_written",
     /// A group is parked with the entries of its PASIDs in place.
     ParkLeavesPasids = "park_leaves_pasids",
+    /// Functions go on sending with PASIDs when their group's are closed.
+    PasidsStayOn = "pasids_stay_on",
     /// Nobody looks after a reset whether a group is still kept apart.
     IsolationNotReread = "isolation_not_reread",
     /// The memory of a region comes out of the end of its domain as frames.
@@ -433,6 +435,12 @@ faults! {
     UnbindWithoutSync = "unbind_without_sync",
     /// That there was no array of entries is not forgotten when one is linked.
     SkipArrayForget = "skip_array_forget",
+    /// The word that makes a context descriptor valid is written before the others are forgotten.
+    ContextWordZeroFirst = "context_word_zero_first",
+    /// The context descriptor of an unbound substream is not forgotten.
+    UnbindKeepsContext = "unbind_keeps_context",
+    /// Translations of an unbound substream's domain are not forgotten.
+    UnbindContextKeepsTranslations = "unbind_context_keeps_translations",
     /// An invalidation names the next VMID.
     FlushOtherVmid = "flush_other_vmid",
     /// An invalidation of single addresses leaves out the last.

@@ -6,15 +6,16 @@ use hv_core::fault::Fault;
 use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, UserManaged};
 use thiserror::Error;
 
-use crate::backend::{Backend, HwDomainId, Snoop, UnitError, UnitIndex};
+use crate::backend::{Backend, HwDomainId, Snoop, UnitCaps, UnitError, UnitIndex};
 use crate::bind::{
     BindFailed, bind_all, bound_requesters, register, strike_out, unbind_all, unregister, wedged,
 };
 use crate::capability::Unmet;
-use crate::domain::{Domain, DomainCore, DomainUid};
+use crate::domain::{Domain, DomainCaps, DomainCore, DomainUid};
 use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
 use crate::isolation::{InterruptsIsolated, NotIsolated};
+use crate::pasid_device::PasidsRefused;
 use crate::request::COHERENT_DMA;
 use crate::reserved::ReservedRegion;
 use crate::shape::{Confines, Shape};
@@ -126,6 +127,9 @@ pub enum AttachError {
         /// The function.
         function: PciAddress,
     },
+    /// A function of the group does not send with PASIDs again after its reset.
+    #[error(transparent)]
+    Pasids(#[from] PasidsRefused),
     /// The domain has ended.
     #[error("{0} has ended")]
     Ended(DomainUid),
@@ -325,8 +329,12 @@ pub(crate) fn check<O: Owner, B: Backend, S: Shape<O, B>>(
 }
 
 /// Whether a domain's id is one that the unit has.
-pub(crate) fn check_id<B: Backend>(id: HwDomainId, inner: &Inner<B>) -> Result<(), AttachError> {
-    let (needed, found) = (u64::from(id.get()) + 1, inner.caps.domain_ids.into());
+pub(crate) fn check_id<B: Backend>(
+    id: HwDomainId,
+    inner: &Inner<B>,
+    caps: &UnitCaps,
+) -> Result<(), AttachError> {
+    let (needed, found) = (u64::from(id.get()) + 1, caps.domain_ids.into());
     let what = "domain ids";
     if needed > found {
         let unmet = Unmet {
@@ -338,6 +346,18 @@ pub(crate) fn check_id<B: Backend>(id: HwDomainId, inner: &Inner<B>) -> Result<(
         return Err(AttachError::Incompatible { unit, unmet });
     }
     Ok(())
+}
+
+impl<B: Backend> Inner<B> {
+    /// What the unit can do for a domain that was made of these tables.
+    fn caps_for(&self, domain: &DomainCaps) -> UnitCaps {
+        if domain.second_stage == self.caps.second_stage {
+            return self.caps;
+        }
+        let of_pasids = self.system.backend.pasid_caps(self.unit);
+        let same = of_pasids.filter(|caps| caps.second_stage == domain.second_stage);
+        same.unwrap_or(self.caps)
+    }
 }
 
 /// Whether a unit can serve a domain's tables as they were built.
@@ -358,7 +378,7 @@ pub(crate) fn check_tables<B: Backend>(
             region,
         });
     }
-    let (need, have) = (&core.caps, &inner.caps);
+    let (need, have) = (&core.caps, &inner.caps_for(&core.caps));
     let depths = have.levels.iter().map(Level::number);
     let deepest = depths.max().unwrap_or(0);
     let level = need.level.number();
@@ -434,7 +454,7 @@ pub(crate) fn check_tables<B: Backend>(
             let unit = inner.unit;
             Err(AttachError::Incompatible { unit, unmet })
         }
-        None => check_id(core.id, inner),
+        None => check_id(core.id, inner, have),
     }
 }
 

@@ -9,7 +9,7 @@ use core::fmt;
 use core::time::Duration;
 
 use hv_core::platform::{OutOfFrames, Platform};
-use hv_core::{Access, Iova, IovaRange, PageSize, PciAddress};
+use hv_core::{Access, Iova, IovaRange, PageSize, Pasid, PciAddress};
 use thiserror::Error;
 
 use crate::format::{Format, Level, RootPointer, RootTables};
@@ -45,25 +45,48 @@ impl fmt::Display for UnitIndex {
     }
 }
 
-/// The number under which units cache a domain's translations. Zero is never given to a domain.
+/// The number under which units cache a domain's translations, and whether those are of first-stage tables: a unit that
+/// walks both kinds caches them apart. Zero is never given to a domain, and no two domains have the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct HwDomainId(u16);
+pub struct HwDomainId {
+    number: u16,
+    first_stage: bool,
+}
 
 impl HwDomainId {
-    /// The id with this number.
+    /// The id with this number, of a domain whose tables are second-stage ones, or none.
     pub const fn new(number: u16) -> Self {
-        Self(number)
+        let first_stage = false;
+        Self {
+            number,
+            first_stage,
+        }
+    }
+
+    /// The same number for a domain whose tables are first-stage ones.
+    #[must_use]
+    pub const fn of_first_stage(self) -> Self {
+        let first_stage = true;
+        Self {
+            first_stage,
+            ..self
+        }
     }
 
     /// Its number.
     pub const fn get(self) -> u16 {
-        self.0
+        self.number
+    }
+
+    /// Whether the domain's tables are first-stage ones.
+    pub const fn is_of_first_stage(self) -> bool {
+        self.first_stage
     }
 }
 
 impl fmt::Display for HwDomainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "domain id {}", self.0)
+        write!(f, "domain id {}", self.number)
     }
 }
 
@@ -105,8 +128,9 @@ impl LevelSet {
 pub struct UnitCaps {
     /// Depths of domains' tables that the unit walks.
     pub levels: LevelSet,
-    /// Whether domains' tables are second-stage ones on this unit, which a guest's domain has to be. Where they are not, a
-    /// hypervisor's domain is translated by first-stage ones.
+    /// Whether domains' tables are second-stage ones, which a guest's domain has to be. Where they are not, a hypervisor's
+    /// domain is translated by first-stage ones: on units that have no others, and where PASIDs take them
+    /// ([`Backend::pasid_caps`]).
     pub second_stage: bool,
     /// How many tables of such a depth may stand side by side as a root.
     pub root_tables: RootTables,
@@ -333,6 +357,8 @@ impl fmt::Display for FaultClass {
 pub struct RawFault {
     /// Who sent the request.
     pub requester: PciAddress,
+    /// The PASID that it carried, where the record tells that there was one.
+    pub pasid: Option<Pasid>,
     /// The page that was asked for.
     pub address: Iova,
     /// In which direction.
@@ -408,6 +434,14 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
 
     /// What a unit can do.
     fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps>;
+
+    /// What a unit can do for domains whose groups open PASIDs ([`Needs::pasids`](crate::Needs::pasids)), and for domains
+    /// of PASIDs: not always what it can do for others, since some tell PASIDs apart by first-stage tables alone. `None`
+    /// where it looks at no PASID. Fixed after discovery.
+    fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        let _ = unit;
+        None
+    }
 
     /// The unit that translates for `requester`, or `None` when no unit covers it.
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex>;

@@ -158,8 +158,9 @@ pub unsafe trait NestedBackend: Backend {
     note = "give the whole function to one domain: `attach`"
 )]
 pub unsafe trait PasidBackend: Backend {
-    /// How many bits of a PASID a unit looks at, at most 20; 0 when it takes none.
-    fn pasid_bits(&self, unit: UnitIndex) -> u8;
+    /// How many bits of a PASID a unit looks at in requests of this requester, at most 20; 0 when it takes none, or when
+    /// it cannot tell them from another requester's. Always the same.
+    fn pasid_bits(&self, unit: UnitIndex, requester: PciAddress) -> u8;
 
     /// Binds a requester's requests with `pasid`.
     ///

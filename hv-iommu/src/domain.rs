@@ -34,7 +34,7 @@ use crate::quiesce::Guard;
 use crate::range::{Free, Range, TableFrames};
 use crate::reach::Reach;
 use crate::reclaim::RECLAIM_FROM;
-use crate::request::{DomainRequest, NO_NESTING, UserDomain, whole_space};
+use crate::request::{DomainRequest, NO_NESTING, NO_PASIDS, UserDomain, whole_space};
 use crate::reserved::ReservedRegion;
 use crate::shape::{Pages, Paging, ParentPaging, Shape, Stages};
 use crate::states::HeldBy;
@@ -438,11 +438,20 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         iova_caches: usize,
     ) -> Result<Self, DomainError> {
         let DomainRequest { config, needs } = request;
-        let (system, unit_caps) = (&group.system, group.caps);
+        let system = &group.system;
         system.sweep();
         let unmet = |unmet| DomainError::Unmet {
             unit: group.unit,
             unmet,
+        };
+        let unit_caps = match needs.pasids {
+            true => {
+                let caps = system.backend.pasid_caps(group.unit);
+                let guests = matches!(O::owner_id(owner), OwnerId::Vm(_));
+                let caps = caps.filter(|caps| caps.second_stage || !guests);
+                caps.ok_or_else(|| unmet(NO_PASIDS))?
+            }
+            false => group.caps,
         };
         if nested && !unit_caps.nested {
             return Err(unmet(NO_NESTING));
@@ -480,7 +489,10 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         let core = DomainCore {
             uid: DomainUid::fresh(),
             owner: O::owner_id(owner),
-            id: lease.id(),
+            id: match caps.second_stage {
+                true => lease.id(),
+                false => lease.id().of_first_stage(),
+            },
             caps,
             table,
             regions: Mutex::new(Vec::new()),

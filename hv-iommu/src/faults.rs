@@ -78,7 +78,8 @@ pub struct FaultReport {
     pub unit: UnitIndex,
     /// What it recorded.
     pub fault: RawFault,
-    /// The requester's group, domain and owner, if it was bound when the fault was taken.
+    /// The requester's group, domain and owner, if it was bound when the fault was taken. The domain is that of requests
+    /// without a PASID.
     pub bound_to: Option<(GroupId, DomainUid, OwnerId)>,
 }
 

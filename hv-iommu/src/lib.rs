@@ -43,6 +43,7 @@ mod nested;
 pub mod order;
 mod parked;
 mod pasid;
+mod pasid_device;
 mod pasid_park;
 mod pending;
 mod pinned;
@@ -107,6 +108,7 @@ pub use parked::{Parked, ParkedGroup, UnparkFailed};
 pub use pasid::{
     PasidAttachment, PasidDetachFailed, PasidError, PasidGroup, PasidRefusal, StillOpen, WithPasids,
 };
+pub use pasid_device::PasidsRefused;
 pub use pasid_park::{ParkedPasidGroup, ParkedWithPasids, PasidParkFailed};
 pub use pending::{PendingUnmap, RedeemError, RedeemRefusal, Redeemed};
 pub use range::{Free, MapError, MapRefusal, Mappable, Mapped, Range, TableFrames};

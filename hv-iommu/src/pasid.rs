@@ -16,10 +16,11 @@ use thiserror::Error;
 use crate::anchor::Anchor;
 use crate::attach::{AttachError, check};
 use crate::backend::{Backend, UnitError, UnitIndex};
-use crate::capability::{PasidBackend, Unmet};
+use crate::capability::PasidBackend;
 use crate::dma::Trust;
 use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::group::{Attached, AttachedGroup, Group};
+use crate::pasid_device::{PasidsRefused, pasid_bits};
 use crate::shape::{LetsThrough, Pages, Paging, Shape, binding};
 
 /// State of an attached group whose functions' PASIDs have domains of their own.
@@ -76,12 +77,14 @@ pub struct PasidAttachment<O: Owner, B: Backend> {
 /// Why a PASID was not attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PasidRefusal {
-    /// The unit looks at fewer bits.
-    #[error("{pasid} needs more than the {bits} bits that the unit looks at")]
+    /// The unit looks at fewer bits, or the function sends fewer.
+    #[error(
+        "{pasid} needs more than the {bits} bits that the unit looks at, or that the function sends"
+    )]
     TooWide {
         /// The PASID.
         pasid: Pasid,
-        /// How many bits the unit looks at.
+        /// How many bits there are.
         bits: u8,
     },
     /// The function's requests with this PASID are bound already.
@@ -94,6 +97,9 @@ pub enum PasidRefusal {
         /// What it is bound to.
         domain: DomainUid,
     },
+    /// The function sends none.
+    #[error(transparent)]
+    Device(#[from] PasidsRefused),
     /// What holds of every attachment.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -191,22 +197,28 @@ impl<O: Owner, B: Backend> PasidAttachment<O, B> {
 
 impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// From now on PASIDs of the group's functions can be attached to domains. Requests without one go
-    /// where they went.
+    /// where they went. Functions that have PASIDs may send with them; one that nobody bound reaches nothing.
     ///
     /// # Errors
-    /// The group, and what its unit lacks.
-    pub fn open_pasids(self) -> Result<PasidGroup<O, B, S>, (Self, Unmet)>
+    /// The group, and why not: what its unit or its functions lack, or that one did not take the setting.
+    pub fn open_pasids(self) -> Result<PasidGroup<O, B, S>, (Self, PasidsRefused)>
     where
         B: PasidBackend,
         S: LetsThrough<O, B>,
     {
-        if self.inner.system.backend.pasid_bits(self.inner.unit) == 0 {
-            return Err((self, Unmet::absent("requests with a PASID")));
+        let fits = match S::anchor(&self.state.core) {
+            Anchor::Tables(core) => self.inner.check_for_pasids(&core),
+            _ => Ok(()),
+        };
+        if let Err(refused) = self.inner.can_open_pasids().and(fits) {
+            return Err((self, refused));
         }
-        if self.inner.asking().is_some() {
-            // What it holds of PASIDs would have to be told apart, and a function's ATS is off when its PASIDs go on.
-            let what = "requests with a PASID of a function whose own TLB is open";
-            return Err((self, Unmet::absent(what)));
+        if let Some(function) = self.inner.asking() {
+            // What it holds of PASIDs would have to be told apart.
+            return Err((self, PasidsRefused::AsksForTranslations { function }));
+        }
+        if let Err(refused) = self.inner.switch_pasids_on() {
+            return Err((self, refused));
         }
         let Self { inner, state } = self;
         let state = WithPasids {
@@ -223,7 +235,8 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         S::anchor(&self.state.attached.core).uid()
     }
 
-    /// Lets requests of `member` that carry `pasid` translate through `domain`.
+    /// Lets requests of `member` that carry `pasid` translate through `domain`. Those that it sends with a PASID under
+    /// another id than its own, as a phantom function, reach nothing.
     ///
     /// # Errors
     /// [`PasidError`].
@@ -313,7 +326,8 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         Ok(())
     }
 
-    /// Closes the group's PASIDs: it can be detached, or moved to another domain.
+    /// Closes the group's PASIDs: its functions send with none any more, and it can be detached, or moved to another
+    /// domain.
     ///
     /// # Errors
     /// The group, while some are attached.
@@ -324,6 +338,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             return Err(StillOpen { group: self, bound });
         }
         let Self { inner, state } = self;
+        inner.switch_pasids_off();
         let state = state.attached;
         Ok(Group { inner, state })
     }
@@ -342,7 +357,8 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         }
         check(inner, self.state.attached.owner, domain)?;
         inner.check_not_cut_off()?;
-        let bits = inner.system.backend.pasid_bits(inner.unit);
+        let bits = pasid_bits(&inner.system.backend, inner.unit, member)?;
+        inner.check_for_pasids(&domain.core)?;
         if pasid.get().checked_shr(bits.into()).unwrap_or(0) != 0 {
             return Err(PasidRefusal::TooWide { pasid, bits });
         }

@@ -92,6 +92,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             let group = Group { inner, state };
             return Err(PasidParkFailed::Open { group, error });
         }
+        inner.switch_pasids_off();
         let (owner, core) = (attached.owner, attached.core);
         let anchor = S::anchor(&core);
         if let Err(stuck) = unbind_all(&inner, &anchor, bound_requesters(&inner)) {
@@ -139,6 +140,14 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, ParkedWithPasids<O, B, 
             })
         })?;
         let Group { inner, state } = group;
+        // A reset has cleared what a function was set to. None of them sends yet.
+        let back = inner
+            .can_open_pasids()
+            .and_then(|()| inner.switch_pasids_on());
+        if let Err(refused) = back {
+            let (owner, anchor) = (state.owner, S::anchor(&state.core));
+            return Err(leave(inner, owner, anchor, Ok(()), refused.into()));
+        }
         slots.retain(|slot| {
             let mut entry = slot.entry.lock();
             // From here on whoever has the attachment cannot give it up.

@@ -13,6 +13,9 @@ use crate::shape::{Pages, Paging, ParentPaging};
 /// What a unit lacks that cannot translate twice.
 pub(crate) const NO_NESTING: Unmet = Unmet::absent("users' own first stages");
 
+/// What a unit lacks that tells no PASIDs of such domains apart.
+pub(crate) const NO_PASIDS: Unmet = Unmet::absent("PASIDs of such domains");
+
 /// What a unit lacks whose leaves cannot make devices snoop.
 pub(crate) const COHERENT_DMA: &str = "coherent DMA";
 
@@ -29,6 +32,9 @@ pub struct Needs {
     /// ignores, could else read what the last owner of a page left in memory under a cache line, and a guest that
     /// may write its caches back slows everybody down.
     pub coherent_dma: bool,
+    /// That a group which is attached to the domain can open PASIDs, and that the domain can be a PASID's. Where a unit
+    /// tells PASIDs apart by first-stage tables alone, the domain is made of those; no guest's domain is.
+    pub pasids: bool,
 }
 
 impl Needs {

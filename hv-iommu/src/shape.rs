@@ -266,7 +266,7 @@ impl<B: IdentityBackend> Inside<KernelPaging, B> for Identity {
     }
 
     fn check(core: &Self::Core, inner: &Inner<B>) -> Result<(), AttachError> {
-        crate::attach::check_id(core.ties.id, inner)?;
+        crate::attach::check_id(core.ties.id, inner, &inner.caps)?;
         let (unit, unmet) = (inner.unit, crate::identity::NO_PASS_THROUGH);
         match core.system.backend.passes_through(unit) {
             true => Ok(()),

@@ -48,6 +48,19 @@ pub(crate) const SRIOV_COUNT: u16 = 0x10;
 /// Offset of the first (15:0) and stride (31:16) (Linux `PCI_SRIOV_VF_OFFSET`, `PCI_SRIOV_VF_STRIDE`).
 pub(crate) const SRIOV_PLACES: u16 = 0x14;
 
+/// Process address space ids (Linux `PCI_EXT_CAP_ID_PASID`).
+pub(crate) const EXTENDED_PASID: u16 = 0x1b;
+/// Capability (15:0) and control (31:16) of it (Linux `PCI_PASID_CAP`, `PCI_PASID_CTRL`).
+pub(crate) const PASID_REGISTERS: u16 = 0x04;
+/// PASID capability: bits of the widest PASID (12:8) (PCI Express Base, "PASID Capability Register"; Linux
+/// `PCI_PASID_CAP_WIDTH`).
+pub(crate) const PASID_WIDTH_SHIFT: u16 = 8;
+/// Width of the same.
+pub(crate) const PASID_WIDTH_MASK: u16 = 0x1f;
+/// PASID control: the function may send with PASIDs (bit 0; Linux `PCI_PASID_CTRL_ENABLE`). Its other bits let it send as
+/// a privileged one, and fetch instructions.
+pub(crate) const PASID_ENABLE: u16 = 1 << 0;
+
 // Access control services, the same bits in the capability and the control register (PCI Express Base,
 // "ACS Extended Capability"; Linux `include/uapi/linux/pci_regs.h`, `PCI_ACS_*`).
 

@@ -107,12 +107,21 @@ impl<P: Platform, F: Tables> Smmu<P, F> {
         requester: PciAddress,
         domain: HwDomainId,
     ) -> Result<Stream, UnitError> {
-        match self.coverage.unit_of(requester) {
-            Some((covers, id)) if covers == unit => Ok(Stream {
-                id,
-                requester,
-                is_shared: self.coverage.aliases_of(requester).count() > 1,
-            }),
+        match self.coverage.requester(requester) {
+            Some(found) if found.unit == unit => {
+                let is_shared = self.coverage.aliases_of(requester).count() > 1;
+                // What two requesters send with one substream of one stream cannot be told apart.
+                let substream_bits = match is_shared {
+                    true => 0,
+                    false => self.unit(unit)?.substream_bits(found.limits),
+                };
+                Ok(Stream {
+                    id: found.stream,
+                    requester,
+                    is_shared,
+                    substream_bits,
+                })
+            }
             _ => Err(UnitError::NotBound { requester, domain }),
         }
     }
@@ -139,6 +148,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
 
     fn unit_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
         self.unit(unit).ok().map(Unit::caps)
+    }
+
+    fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.unit(unit).ok()?.pasid_caps()
     }
 
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {

@@ -67,7 +67,7 @@ pub(crate) fn unit_caps<F: Tables>(
         write_only: stage == Stage::Second,
         live_resize: BlockChanges::from_bbml(idr3.bbml()) == BlockChanges::AtOnce
             || Fault::ResizeAnywhere.is_on(),
-        nested: idr0.s1p() && idr0.s2p(),
+        nested: stage == Stage::Second && idr0.s1p(),
         // A unit that does not snoop could not set a bit in what the CPU has cached.
         dirty: stage == Stage::Second
             && coherent

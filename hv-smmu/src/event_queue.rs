@@ -5,8 +5,8 @@
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_core::{Access, Iova, PageSize};
-use hv_iommu::{FaultEvent, RawFault, StrayFault};
+use hv_core::{Access, Iova, PageSize, Pasid};
+use hv_iommu::{FaultClass, FaultEvent, RawFault, StrayFault};
 use log::warn;
 
 use crate::StreamId;
@@ -14,7 +14,7 @@ use crate::error::BringUpError;
 use crate::frames::Reach;
 use crate::record_queue::{RecordQueue, Records, Taken};
 use crate::spec::command::{Command, Resume};
-use crate::spec::event::{EventRecord, WORDS};
+use crate::spec::event::{EventKind, EventRecord, WORDS};
 use crate::spec::queue::QueueBase;
 use crate::unit::Regs;
 
@@ -80,13 +80,19 @@ fn attribute(
         .transaction()
         .is_none_or(|transaction| transaction.is_read);
     let access = if reads { Access::Read } else { Access::Write };
-    let (class, code) = (kind.class(), u16::from(word0.to_le_bytes()[0]));
+    let (mut class, code) = (kind.class(), u16::from(word0.to_le_bytes()[0]));
+    let pasid = record.substream().and_then(|id| Pasid::new(id.get()));
+    if kind == EventKind::BadContext && pasid.is_some() {
+        // A descriptor that is not valid is how a PASID that nobody bound looks.
+        class = FaultClass::NotBound;
+    }
     if let Some(at) = record.fetch_address() {
         warn!("SMMUv3: {kind:?} of {stream}: what it read is at {at}");
     }
     match requester_of(stream) {
         Some(requester) => FaultEvent::Fault(RawFault {
             requester,
+            pasid,
             address: page,
             access,
             class,

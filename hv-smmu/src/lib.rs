@@ -31,6 +31,7 @@ mod list;
 pub mod madt;
 mod nested;
 mod page_queue;
+mod pasid;
 mod record_queue;
 mod regions;
 mod root;

@@ -74,7 +74,7 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
                 found: bits.into(),
             });
         }
-        if contexts.format() == ContextTableFormat::TwoLevel && !info.idr0.cd2l() {
+        if contexts.format() != ContextTableFormat::Linear && !info.idr0.cd2l() {
             return Err(Unmet::absent("context descriptors in two levels"));
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_core::{Access, PciAddress};
+use hv_core::{Access, Pasid, PciAddress};
 use hv_iommu::{FaultClass, FaultEvent, RawFault, StrayFault};
 
 use crate::StreamId;
@@ -78,6 +78,7 @@ fn attribute(
     match requester_of(request.stream) {
         Some(requester) => FaultEvent::Fault(RawFault {
             requester,
+            pasid: request.substream.and_then(|id| Pasid::new(id.get())),
             address,
             access,
             class,

@@ -235,7 +235,8 @@ impl StreamTable {
 }
 
 impl<'a, C: EntryCell> EntryWords<'a, C> {
-    fn of<P: Platform<Cell = C>>(
+    /// The eight words `offset` bytes into the page at `frame`, which are its `cells`.
+    pub(crate) fn of<P: Platform<Cell = C>>(
         reach: &Reach<'_, P>,
         cells: &'a [C],
         offset: u64,
@@ -282,11 +283,33 @@ impl<'a, C: EntryCell> EntryWords<'a, C> {
 
     /// Makes the entry abort, in one store. The unit has to be told behind it.
     pub(crate) fn abort<P: Platform<Cell = C>>(&self, reach: &Reach<'_, P>) {
-        let [word, ..] = self.cells;
         let [abort, ..] = StreamTableEntry::ABORT.words();
+        self.stop(reach, abort);
+    }
+
+    /// Takes it down by one store of this first word. The unit has to be told behind it.
+    pub(crate) fn stop<P: Platform<Cell = C>>(&self, reach: &Reach<'_, P>, stopped: u64) {
+        let [word, ..] = self.cells;
         // ORDERING: Release, nothing that was done while the device was bound moves behind this.
-        word.store(abort, Ordering::Release);
+        word.store(stopped, Ordering::Release);
         reach.publish(self.at, ENTRY_BYTES);
+    }
+
+    /// A word that says where something else is, where the words are no entry; 0 for nowhere.
+    pub(crate) fn link(&self, word: usize) -> u64 {
+        // ORDERING: Acquire pairs with `set_link`: what it leads to is seen as it was when it was linked, or since.
+        let cell = self.cells.get(word);
+        cell.map_or(0, |cell| cell.load(Ordering::Acquire))
+    }
+
+    /// Sets such a word, unless it is set: gives what it was then.
+    pub(crate) fn set_link(&self, word: usize, to: u64) -> Result<u64, u64> {
+        let Some(cell) = self.cells.get(word) else {
+            return Err(0);
+        };
+        // ORDERING: Release, what it leads to is written before the link; Acquire on failure, what somebody else's leads
+        // to is seen.
+        cell.compare_exchange(0, to, Ordering::Release, Ordering::Acquire)
     }
 
     /// Replaces one word, if it still is what it was.

@@ -81,6 +81,8 @@ impl FaultLog {
             };
             return Some(RawFault {
                 requester: PciAddress::from_requester(self.segment, high.sid()),
+                // The legacy mode blocks requests that carry one.
+                pasid: None,
                 address: Iova::new(low & fault::RECORD_ADDRESS),
                 access,
                 class: fault::class(reason),

@@ -14,7 +14,7 @@ pub use acs::AccessControl;
 pub use known::{IsolationError, IsolationFact};
 pub(crate) use known::{Known, Placed, Senders, Topology};
 pub use partition::{GroupPlan, group_plans};
-pub(crate) use registers::extended;
+pub(crate) use registers::{extended, halves};
 
 use crate::spec::{
     CONTROL_VF_ENABLE, DEVICE_PHANTOM_MASK, DEVICE_PHANTOM_SHIFT, FUNCTION_NUMBER_BITS,

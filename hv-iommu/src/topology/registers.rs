@@ -152,6 +152,6 @@ pub(crate) fn extended(
 }
 
 /// The lower and the upper half of a word.
-const fn halves(word: u32) -> (u16, u16) {
+pub(crate) const fn halves(word: u32) -> (u16, u16) {
     (word as u16, (word >> 16) as u16)
 }

@@ -140,6 +140,8 @@ impl Reader<'_> {
         let segment = self.tree.number(node, "linux,pci-domain");
         let limits = RequesterLimits {
             translation_requests: self.tree.property(node, "ats-supported").is_some(),
+            // A tree has no word for a host's: what units and functions say decides (Linux).
+            pasid_bits: hv_core::Pasid::BITS,
             ..RequesterLimits::default()
         };
         let mask = |wanted| self.tree.number(node, wanted).unwrap_or(u32::MAX);

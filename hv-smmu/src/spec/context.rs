@@ -1,6 +1,7 @@
 //! Context descriptors: the first-stage tables of a stream, or of a substream of it.
 //!
-//! As with stream table entries, the words are private. Source: Linux `arm-smmu-v3.h` (`CTXDESC_*`) and
+//! As with stream table entries, the words are private. How tables of them lie: IHI 0070, 5.2 (STE.S1Fmt) and 5.3. Source
+//! of the rest: Linux `arm-smmu-v3.h` (`CTXDESC_*`) and
 //! `arm-smmu-v3.c` (`arm_smmu_get_cd_used`), QEMU `smmuv3-internal.h`.
 
 use bitfield_struct::bitfield;
@@ -19,8 +20,17 @@ pub const WORDS: usize = 8;
 const_assert_eq!((WORDS * size_of::<u64>()) as u64, CONTEXT_BYTES);
 /// Context descriptors of one leaf of a two-level table: 64 KiB.
 pub const LEAF_CONTEXTS: u32 = 1024;
+/// Log2 of the context descriptors of one leaf of a two-level table whose leaves are pages of 4 KiB.
+pub const PAGE_CONTEXTS_LOG2: u8 = 6;
+/// That many.
+pub const PAGE_CONTEXTS: u32 = 1 << PAGE_CONTEXTS_LOG2;
+const_assert_eq!(PAGE_CONTEXTS as u64 * CONTEXT_BYTES, 4096);
+/// Bytes of a descriptor of the first level. The level is aligned to its size, and to 64 bytes at least.
+pub const LEVEL_1_BYTES: u64 = 8;
+/// Low bits of a leaf's address that its descriptor leaves out.
+const LEAF_SHIFT: u32 = 12;
 
-/// A descriptor of the first level: where 1024 context descriptors are.
+/// A descriptor of the first level: where 1024 context descriptors are, or 64. One 64-bit store replaces it.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Level1Context {
@@ -33,6 +43,23 @@ pub struct Level1Context {
     pub page: u64,
     #[bits(12)]
     __: u16,
+}
+
+impl Level1Context {
+    /// To the leaf at `address`, a multiple of its size below 2^52.
+    pub const fn to(address: u64) -> Self {
+        Self::new()
+            .with_v(true)
+            .with_page(address >> LEAF_SHIFT & (u64::MAX >> (2 * LEAF_SHIFT)))
+    }
+
+    /// Where the leaf is; 0 for nowhere.
+    pub const fn address(self) -> u64 {
+        match self.v() {
+            true => self.page() << LEAF_SHIFT,
+            false => 0,
+        }
+    }
 }
 
 #[bitfield(u64)]
@@ -241,6 +268,12 @@ pub const fn asid_of(words: &[u64; WORDS]) -> Asid {
     Asid::new(Word0::from_bits(*word0).asid())
 }
 
+/// Whether a descriptor of these words is valid.
+pub const fn is_valid(words: &[u64; WORDS]) -> bool {
+    let [word0, ..] = words;
+    Word0::from_bits(*word0).v()
+}
+
 /// The words of the same descriptor, but that faults are not recorded: word 0 alone differs. `None` for one that is not
 /// valid.
 pub const fn without_records(words: &[u64; WORDS]) -> Option<[u64; WORDS]> {
@@ -366,6 +399,8 @@ mod tests {
         assert_eq!(quiet[0], words[0] & !(1 << 45));
         assert_eq!(quiet[1..], words[1..]);
         assert_eq!(without_records(&ContextDescriptor::INVALID.words()), None);
+        assert!(is_valid(&words) && !is_valid(&ContextDescriptor::INVALID.words()));
+        assert!(is_valid(&[1 << 31; 8]) && !is_valid(&[!(1 << 31); 8]));
         assert_eq!(asid_of(&words), Asid::new(0x1234));
     }
 
@@ -403,5 +438,8 @@ mod tests {
             0x000f_ffff_ffff_f000
         );
         assert_eq!(u64::from(LEAF_CONTEXTS) * CONTEXT_BYTES, 0x1_0000);
+        assert_eq!(Level1Context::to(0x4000_1000), level1);
+        assert_eq!(level1.address(), 0x4000_1000);
+        assert_eq!(level1.with_v(false).address(), 0);
     }
 }

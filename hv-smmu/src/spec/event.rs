@@ -254,10 +254,10 @@ impl EventRecord {
         StreamId::new(self.word0().sid())
     }
 
-    /// Its substream, if it carried one.
+    /// Its substream, if it carried one. Where that is what is wrong, no bit has to say so (IHI 0070, 7.3.9).
     pub const fn substream(&self) -> Option<SubstreamId> {
         let word0 = self.word0();
-        if word0.ssv() {
+        if word0.ssv() || matches!(self.kind(), EventKind::BadSubstreamId) {
             SubstreamId::new(word0.ssid())
         } else {
             None

@@ -236,6 +236,8 @@ pub enum ContextTableFormat {
     Linear,
     /// Descriptors of 64 KiB arrays. Needs IDR0.CD2L.
     TwoLevel,
+    /// Descriptors of 4 KiB arrays (IHI 0070, 5.2, S1Fmt 0b01). Needs IDR0.CD2L.
+    TwoLevelsOfPages,
 }
 
 /// What happens to requests that carry no substream, where there are context descriptors for substreams.
@@ -443,6 +445,7 @@ impl StreamTableEntry {
     const fn with_contexts(word0: Word0, contexts: &FirstStageContexts) -> Word0 {
         let format = match contexts.format {
             ContextTableFormat::Linear => 0,
+            ContextTableFormat::TwoLevelsOfPages => 1,
             ContextTableFormat::TwoLevel => 2,
         };
         word0
@@ -483,6 +486,13 @@ impl StreamTableEntry {
     pub const fn used(&self) -> [u64; WORDS] {
         used_bits(&self.0)
     }
+}
+
+/// Whether an entry of these words lets requests of its stream carry substreams.
+pub const fn takes_substreams(words: &[u64; WORDS]) -> bool {
+    let [word0, ..] = words;
+    let translates = matches!(Config::of(words), Some(Config::First | Config::Nested));
+    translates && Word0::from_bits(*word0).s1cdmax() != 0
 }
 
 /// The words of a bypassing entry that says, in a field which the unit does not look at then, under which id somebody

@@ -98,9 +98,11 @@ impl<P: Platform> Unit<P, Discovered> {
             );
         }
         let registers = (info.idr0, info.idr3, info.idr5);
+        let caps_of = |stage| caps::unit_caps::<F>(registers, stage, info.firmware_says());
         Ok(Self {
             index,
-            caps: caps::unit_caps::<F>(registers, stage, info.firmware_says()),
+            caps: caps_of(stage),
+            first_stage_caps: info.idr0.s1p().then(|| caps_of(Stage::First)),
             info,
             regs: Regs::new(block, one_page),
             state: Discovered,
@@ -234,7 +236,7 @@ impl<P: Platform> Unit<P, Listening> {
     /// Turns translation on. From here the stream table, not the gate, keeps devices out; the gate stays closed for
     /// whoever turns the unit off.
     pub(crate) fn enable(self, platform: &P) -> Result<Unit<P, Enabled>, BringUpError> {
-        let contexts = match self.caps.second_stage {
+        let contexts = match self.caps.second_stage && self.pasid_caps().is_none() {
             true => None,
             false => Some(Contexts::beside(
                 &self.reach(platform),

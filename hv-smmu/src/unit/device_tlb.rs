@@ -73,7 +73,7 @@ impl<P: Platform> Unit<P, Enabled> {
             .ok_or(not_bound)?;
         let before = entry.read();
         let translates = matches!(Config::of(&before), Some(Config::First | Config::Second));
-        if !translates || self.domain_of(&reach, stream.id, &before) != Some(domain) {
+        if !translates || self.domain_of(&reach, stream, &before) != Some(domain) {
             return Err(not_bound);
         }
         if !self.state.devices.note(stream.id, domain) {
@@ -85,7 +85,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let context = self.queue_with(platform);
         if !Fault::LeaveOldTranslations.is_on() {
             let forget = [
-                Filed::of(domain, self.stage()).all(),
+                Filed::of(domain, self.stage_of(domain)).all(),
                 Command::sync(SyncSignal::None),
                 forget_in(stream.id, FlushSpan::Domain),
             ];
@@ -126,7 +126,7 @@ impl<P: Platform> Unit<P, Enabled> {
             .entry(&reach, stream.id)?
             .ok_or(not_bound)?;
         let before = entry.read();
-        if self.domain_of(&reach, stream.id, &before) != Some(domain) {
+        if self.domain_of(&reach, stream, &before) != Some(domain) {
             return Err(not_bound);
         }
         let context = self.queue_with(platform);

@@ -1,6 +1,7 @@
 //! Streams that are translated by a first stage: an entry that leads to a descriptor, which leads to the tables.
 //!
-//! The entry says nothing of the domain, the descriptor does: its ASID is the domain's id.
+//! The entry says nothing of the domain, the descriptor does: its ASID is the domain's id. Further descriptors, for requests
+//! that carry a substream, are in [`substreams`](super::substreams).
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
@@ -8,16 +9,16 @@ use hv_iommu::{Binding, FlushTicket, HwDomainId, UnitError};
 
 use super::{Enabled, Stream, Unit};
 use crate::caps;
-use crate::contexts::{Contexts, stores};
+use crate::contexts::{ContextTable, Contexts, stores};
 use crate::frames::Reach;
 use crate::invalidate::FIRST_STAGE_VMID;
 use crate::spec::command::{Command, Depth};
 use crate::spec::context::{ContextDescriptor, FirstStageTables, asid_of, without_records};
 use crate::spec::first_stage::MEMORY_TYPES;
 use crate::spec::stream_entry::{
-    Config, ContextTableFormat, FirstStageContexts, Regime, StreamTableEntry, WORDS,
-    WithoutSubstream,
+    Config, FirstStageContexts, Regime, StreamTableEntry, WORDS, WithoutSubstream, takes_substreams,
 };
+use crate::stream_table::EntryWords;
 use crate::vmsa::Tables;
 use crate::{Asid, StreamId, SubstreamId};
 
@@ -27,17 +28,18 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(super) fn bind_first<F: Tables>(
         &self,
         platform: &P,
-        contexts: &Contexts,
         stream: Stream,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let contexts = self.contexts()?;
         self.state.commands.check_alive(self.index)?;
         let tables = self.first_stage::<F>(binding)?;
         let descriptor = ContextDescriptor::new(&tables).words();
         let reach = self.reach(platform);
         let entry = self.entry_to_bind(platform, stream.id)?;
-        let context = contexts.get(&reach, stream.id)?;
-        let target = self.first_stage_entry(&reach, context.at().as_u64())?;
+        let context = contexts.get(&reach, stream, SubstreamId::ZERO)?;
+        // Of substreams it knows none, whatever table the stream had before.
+        let target = self.first_stage_entry(&reach, stream, ContextTable::alone(context.at()))?;
         let before = entry.read();
         if Config::of(&before) != Some(Config::Abort) {
             if stream.is_shared && before == target && context.read() == descriptor {
@@ -58,18 +60,31 @@ impl<P: Platform> Unit<P, Enabled> {
         self.update(platform, stream.id, &entry, &target).map(Some)
     }
 
+    /// The unit's context descriptors.
+    pub(super) fn contexts(&self) -> Result<&Contexts, UnitError> {
+        self.state.contexts.as_ref().ok_or(UnitError::Hardware {
+            unit: self.index,
+            what: "a domain of first-stage tables on a unit that has no context descriptors",
+            expected: 0,
+            found: 1,
+        })
+    }
+
     /// The first stage of a binding that this unit can do.
-    fn first_stage<F: Tables>(&self, binding: Binding) -> Result<FirstStageTables, UnitError> {
+    pub(super) fn first_stage<F: Tables>(
+        &self,
+        binding: Binding,
+    ) -> Result<FirstStageTables, UnitError> {
         let unit = self.index;
         self.check_domain(binding.domain)?;
         let (root, output) = (binding.root, caps::output_size(self.info.idr5));
-        let half =
-            F::half(root, self.caps.iova_bits).filter(|_| self.caps.levels.has(root.level()));
+        let caps = self.first_stage_caps.unwrap_or(self.caps);
+        let half = F::half(root, caps.iova_bits).filter(|_| caps.levels.has(root.level()));
         let Some(half) = half else {
             return Err(UnitError::Hardware {
                 unit,
                 what: "tables that the unit does not walk, by the level of their root; address bits of the unit",
-                expected: self.caps.iova_bits.into(),
+                expected: caps.iova_bits.into(),
                 found: root.level().number().into(),
             });
         };
@@ -93,19 +108,27 @@ impl<P: Platform> Unit<P, Enabled> {
         })
     }
 
-    /// The entry that leads to the one descriptor at `table`.
-    fn first_stage_entry(
+    /// The entry that leads to these descriptors. One that takes substreams differs from one that does not in word 0
+    /// alone, since what becomes of requests without one is said from the start (IHI 0070, 5.2: S1DSS is not looked at
+    /// without substreams).
+    pub(super) fn first_stage_entry(
         &self,
         reach: &Reach<'_, P>,
-        table: u64,
+        stream: Stream,
+        table: ContextTable,
     ) -> Result<[u64; WORDS], UnitError> {
-        let (format, without) = (ContextTableFormat::Linear, WithoutSubstream::Terminate);
-        let contexts = FirstStageContexts::new(table, format, 0, without, self.walk());
+        let ContextTable { at, format, log2 } = table;
+        let at = at.as_u64();
+        let without = match stream.substream_bits {
+            0 => WithoutSubstream::Terminate,
+            _ => WithoutSubstream::UseZero,
+        };
+        let contexts = FirstStageContexts::new(at, format, log2, without, self.walk());
         let contexts = contexts.ok_or(UnitError::Hardware {
             unit: reach.unit,
             what: "a context descriptor where no entry can name it; below",
             expected: 1 << self.caps.phys_bits,
-            found: table,
+            found: at,
         })?;
         let options = self.options()?;
         let entry =
@@ -117,23 +140,32 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(super) fn domain_of_context(
         &self,
         reach: &Reach<'_, P>,
-        stream: StreamId,
+        stream: Stream,
     ) -> Option<HwDomainId> {
         let contexts = self.state.contexts.as_ref()?;
-        let context = contexts.of(reach, stream).ok()??;
-        Some(HwDomainId::new(asid_of(&context.read()).get()))
+        let context = contexts.of(reach, stream, SubstreamId::ZERO).ok()??;
+        Some(domain_of_asid(asid_of(&context.read())))
     }
 
     /// Stops faults of a stream with a first stage from being recorded: the descriptor says whether they are. It is to be
-    /// read anew.
+    /// read anew. With substreams only an entry that aborts is quiet: that one of them is not bound is recorded in any case.
     pub(super) fn quiet_first(
         &self,
         reach: &Reach<'_, P>,
         contexts: &Contexts,
-        stream: StreamId,
+        stream: Stream,
+        entry: &EntryWords<'_, P::Cell>,
         not_bound: UnitError,
     ) -> Result<(), UnitError> {
-        let context = contexts.of(reach, stream)?.ok_or(not_bound)?;
+        let before = entry.read();
+        if takes_substreams(&before) {
+            let ([from, ..], [to, ..]) = (before, StreamTableEntry::ABORT.words());
+            entry.replace(reach, 0, from, to);
+            return Ok(());
+        }
+        let context = contexts
+            .of(reach, stream, SubstreamId::ZERO)?
+            .ok_or(not_bound)?;
         let before = context.read();
         let quiet = without_records(&before).ok_or(not_bound)?;
         let ([from, ..], [to, ..]) = (before, quiet);
@@ -142,7 +174,12 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 }
 
-/// That a stream's one descriptor changed. Nothing leads to it but the stream's entry.
+/// The domain whose translations are filed under an ASID.
+pub(super) const fn domain_of_asid(asid: Asid) -> HwDomainId {
+    HwDomainId::new(asid.get()).of_first_stage()
+}
+
+/// That a stream's descriptor of requests without a substream changed. Nothing leads to it but the stream's entry.
 pub(super) const fn forget_context(stream: StreamId) -> Command {
     Command::config_context(stream, SubstreamId::ZERO, Depth::Leaves)
 }

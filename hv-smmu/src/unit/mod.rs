@@ -13,6 +13,7 @@ mod nested_streams;
 mod regs;
 mod reset;
 mod running;
+mod substreams;
 
 use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};
@@ -38,6 +39,8 @@ pub(crate) struct Unit<P: Platform, S> {
     index: UnitIndex,
     info: UnitInfo,
     caps: UnitCaps,
+    /// The same for domains of first-stage tables, where it walks those.
+    first_stage_caps: Option<UnitCaps>,
     regs: Regs<P::Block>,
     state: S,
 }
@@ -75,7 +78,7 @@ pub(crate) struct Enabled {
     events: Events,
     /// Of a unit to which devices can send requests for pages.
     pages: Option<Pages>,
-    /// Of a unit that translates by first stages.
+    /// Of a unit that translates by first stages: all domains, or those for PASIDs.
     contexts: Option<Contexts>,
     /// Streams whose devices keep translations themselves.
     devices: DeviceTlbs,
@@ -98,12 +101,19 @@ impl<P: Platform, S> Unit<P, S> {
         self.caps
     }
 
+    /// What it can do for domains with PASIDs, which are of first-stage tables.
+    pub(crate) fn pasid_caps(&self) -> Option<UnitCaps> {
+        let takes_any = self.info.idr1.ssidsize() != 0;
+        self.first_stage_caps.filter(|_| takes_any)
+    }
+
     /// The same unit in the next state.
     fn into_state<T>(self, next: impl FnOnce(S) -> T) -> Unit<P, T> {
         Unit {
             index: self.index,
             info: self.info,
             caps: self.caps,
+            first_stage_caps: self.first_stage_caps,
             regs: self.regs,
             state: next(self.state),
         }

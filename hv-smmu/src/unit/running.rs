@@ -37,6 +37,8 @@ pub(crate) struct Stream {
     pub(crate) requester: PciAddress,
     /// Whether other requesters of its group send as the same stream: what was done for one is done for all.
     pub(crate) is_shared: bool,
+    /// Bits of a substream that tell its requests apart; 0 where nothing does.
+    pub(crate) substream_bits: u8,
 }
 
 impl<P: Platform> Unit<P, Enabled> {
@@ -57,8 +59,8 @@ impl<P: Platform> Unit<P, Enabled> {
         stream: Stream,
         binding: Binding,
     ) -> Result<Option<FlushTicket>, UnitError> {
-        if let Some(contexts) = &self.state.contexts {
-            return self.bind_first::<F>(platform, contexts, stream, binding);
+        if self.stage_of(binding.domain) == Stage::First {
+            return self.bind_first::<F>(platform, stream, binding);
         }
         let (tables, options) = self.second_stage::<F>(binding)?;
         let target = StreamTableEntry::second_stage(&tables, &options).words();
@@ -166,7 +168,7 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(super) fn domain_of(
         &self,
         reach: &Reach<'_, P>,
-        stream: StreamId,
+        stream: Stream,
         entry: &[u64; WORDS],
     ) -> Option<HwDomainId> {
         match Config::of(entry)? {
@@ -189,19 +191,23 @@ impl<P: Platform> Unit<P, Enabled> {
         let none = HwDomainId::new(0);
         UnitError::AlreadyBound {
             requester: stream.requester,
-            domain: self.domain_of(reach, stream.id, entry).unwrap_or(none),
+            domain: self.domain_of(reach, stream, entry).unwrap_or(none),
         }
     }
 
     /// Refuses an id that no domain has on this unit.
     pub(super) fn check_domain(&self, domain: HwDomainId) -> Result<(), UnitError> {
+        let ids = match (self.stage_of(domain), self.first_stage_caps) {
+            (Stage::First, Some(caps)) => caps.domain_ids,
+            _ => self.caps.domain_ids,
+        };
         let domain = domain.get();
         // Id 0 is never given to a domain.
-        if domain == 0 || u32::from(domain) >= self.caps.domain_ids {
+        if domain == 0 || u32::from(domain) >= ids {
             return Err(UnitError::Hardware {
                 unit: self.index,
                 what: "a domain id that the unit does not have or that is reserved; the highest",
-                expected: u64::from(self.caps.domain_ids).saturating_sub(1),
+                expected: u64::from(ids).saturating_sub(1),
                 found: domain.into(),
             });
         }
@@ -297,11 +303,11 @@ impl<P: Platform> Unit<P, Enabled> {
         Ok(tables)
     }
 
-    /// Which stage translates domains here.
-    pub(super) const fn stage(&self) -> Stage {
-        match self.state.contexts {
-            Some(_) => Stage::First,
-            None => Stage::Second,
+    /// Which stage translates a domain here.
+    pub(super) const fn stage_of(&self, domain: HwDomainId) -> Stage {
+        match self.caps.second_stage && !domain.is_of_first_stage() {
+            true => Stage::Second,
+            false => Stage::First,
         }
     }
 
@@ -391,8 +397,13 @@ impl<P: Platform> Unit<P, Enabled> {
         let config = Config::of(&before);
         // One that aborts was bound to the domain if it still carries its id: it was made to be quiet, or another
         // requester of the stream was here before.
-        let is_bound = self.domain_of(&reach, stream.id, &before) == Some(domain);
-        let carries = vmid_of(&before) == vmid(domain);
+        let is_it = |found: HwDomainId| found.get() == domain.get();
+        let is_bound = self.domain_of(&reach, stream, &before).is_some_and(is_it);
+        let stage = self.stage_of(domain);
+        let carries = match stage {
+            Stage::First => self.domain_of_context(&reach, stream).is_some_and(is_it),
+            Stage::Second => vmid_of(&before) == vmid(domain),
+        };
         let was_ours = config == Some(Config::Abort) && (carries || stream.is_shared);
         if !is_bound && !was_ours {
             return Err(not_bound);
@@ -407,14 +418,18 @@ impl<P: Platform> Unit<P, Enabled> {
         if !Fault::UnbindKeepsStream.is_on() {
             let _ = batch.try_push(Command::config_stream(stream.id, Depth::Leaves));
         }
-        if self.state.contexts.is_some() {
-            let _ = batch.try_push(forget_context(stream.id));
+        if stage == Stage::First {
+            let _ = batch.try_push(match stream.substream_bits {
+                0 => forget_context(stream.id),
+                // With the table that led to them: the next binding knows of none.
+                _ => Command::config_contexts(stream.id),
+            });
         }
         if !Fault::UnbindWithoutSync.is_on() {
             let _ = batch.try_push(Command::sync(SyncSignal::None));
         }
         if !Fault::UnbindKeepsTranslations.is_on() {
-            let _ = batch.try_push(Filed::of(domain, self.stage()).all());
+            let _ = batch.try_push(Filed::of(domain, stage).all());
         }
         if self.info.always_stalls() {
             // Behind the sync of the entry that aborts: what stands still would be tried by the next one otherwise.
@@ -445,9 +460,10 @@ impl<P: Platform> Unit<P, Enabled> {
         granule: Granule,
         request: FlushRequest,
     ) -> Result<FlushTicket, UnitError> {
+        let stage = self.stage_of(request.domain);
         let invalidator = Invalidator {
             granule,
-            stage: self.stage(),
+            stage,
             ranges: self.info.idr3.range_invalidation(),
         };
         let mut batch = Batch::new();
@@ -457,7 +473,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if batch.len() > self.state.commands.batch_most() {
             // A queue of a few entries takes no list of single addresses.
             batch.clear();
-            let _ = batch.try_push(Filed::of(request.domain, self.stage()).all());
+            let _ = batch.try_push(Filed::of(request.domain, stage).all());
         }
         if self.state.devices.of(request.domain).next().is_some()
             && !Fault::SkipDeviceForget.is_on()
@@ -495,7 +511,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let before = entry.read();
         match (Config::of(&before), &self.state.contexts) {
             (Some(Config::First), Some(contexts)) => {
-                self.quiet_first(&reach, contexts, stream.id, not_bound)?;
+                self.quiet_first(&reach, contexts, stream, &entry, not_bound)?;
             }
             // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
             // an entry that aborts is quiet.

@@ -7,6 +7,7 @@ use hv_iommu::{Backend, FaultClass, FaultEvent, RawFault};
 fn fault(address: u64, requester: u16, access: Access, class: FaultClass, code: u16) -> FaultEvent {
     FaultEvent::Fault(RawFault {
         requester: PciAddress::from_requester(Segment(0), requester),
+        pasid: None,
         address: Iova::new(address),
         access,
         class,

@@ -12,7 +12,7 @@ use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
-use crate::pci::{ATS_ENABLE, BUS_MASTER, Function};
+use crate::pci::{ATS_ENABLE, BUS_MASTER, Function, Pasids};
 use crate::request::{Outcome, Progress, Request, Says, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
@@ -204,6 +204,7 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             kind: model.kind,
             bridge,
             command: if model.left_on { BUS_MASTER } else { 0 },
+            pasids: Pasids::of(machine.pasid_bits),
             present: true,
             rogue: machine.temper.rogues && rng.one_in(4),
             unit: machine.unit_of(model.address).unwrap_or(0),

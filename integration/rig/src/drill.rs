@@ -3,6 +3,7 @@
 
 mod devices;
 mod nested;
+mod pasids;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use hv_iommu::{
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 pub(crate) use nested::{cut_off, nested};
+pub(crate) use pasids::pasids;
 
 use crate::driver::Driver;
 use crate::ledger::Tenant;

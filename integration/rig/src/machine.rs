@@ -58,6 +58,9 @@ pub struct Machine {
     pub regions: Vec<RegionModel>,
     /// Vendor and device id of a host bridge at 00:00.0, as configuration space has them, if it is listed.
     pub host_bridge: Option<u32>,
+    /// Bits of a PASID that functions say they send, and host bridges of SMMUs that they forward; 0 where nobody says
+    /// anything. Devices send with PASIDs of any width in either case.
+    pub pasid_bits: u8,
     /// How bad it is.
     pub temper: Temper,
 }
@@ -201,6 +204,7 @@ impl Machine {
             functions: vec![endpoint(at(0, 0, 1, 0)), endpoint(at(0, 0, 2, 0))],
             regions: Vec::new(),
             host_bridge: None,
+            pasid_bits: 0,
             temper: Temper::CALM,
         }
     }
@@ -296,6 +300,8 @@ impl Machine {
             functions,
             regions: Vec::new(),
             host_bridge,
+            // Lives open no PASIDs: drills and the catalogue do.
+            pasid_bits: 0,
             temper,
         }
     }

@@ -13,7 +13,7 @@ const CLASS: u16 = 0x08;
 const HEADER: u16 = 0x0c;
 /// Offset of the bus numbers of a bridge.
 const BUSES: u16 = 0x18;
-/// Offset of the extended capabilities: there is one at most.
+/// Offset of the first extended capability.
 const EXTENDED: u16 = 0x100;
 /// The capability for translation requests (ATS, id 15, version 1), and where its registers are: capability below,
 /// control above.
@@ -37,6 +37,34 @@ pub(crate) const STIFF_BRIDGES: [u32; 4] = [0x0100_8086, 0x0104_8086, 0x0108_808
 /// One of a later generation (Q35).
 pub(crate) const PLAIN_BRIDGE: u32 = 0x29c0_8086;
 
+/// Where the capability of PASIDs is behind that for translation requests, and what leads there. Alone it is the first.
+const EXTENDED_SECOND: u16 = 0x110;
+const TO_SECOND: u32 = (EXTENDED_SECOND as u32) << 20;
+/// The capability of endpoints that have PASIDs: id 0x1b, version 1, the last (PCI Express Base, "PASID Extended
+/// Capability").
+const PASID_HEADER: u32 = 0x0001_001b;
+/// Its registers, from its beginning: bits of a PASID (12:8), and whether it sends any (16).
+const PASIDS: u16 = 0x04;
+const PASID_ENABLE: u32 = 1 << 16;
+
+/// A PASID capability. The rig's devices send with PASIDs whatever it says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pasids {
+    bits: u8,
+    on: bool,
+}
+
+impl Pasids {
+    /// For PASIDs of so many bits, if there are any.
+    pub(crate) fn of(bits: u8) -> Option<Self> {
+        (bits != 0).then_some(Self { bits, on: false })
+    }
+
+    fn register(self) -> u32 {
+        u32::from(self.bits) << 8 | if self.on { PASID_ENABLE } else { 0 }
+    }
+}
+
 /// A function on the rig.
 #[derive(Clone, Debug)]
 pub(crate) struct Function {
@@ -45,6 +73,8 @@ pub(crate) struct Function {
     /// Vendor and device id of a host bridge; nothing of another function.
     pub(crate) bridge: Option<u32>,
     pub(crate) command: u32,
+    /// Its PASID capability, if it has one.
+    pub(crate) pasids: Option<Pasids>,
     /// Whether it is plugged in.
     pub(crate) present: bool,
     /// Whether it sends although its bus master bit is clear, as only a broken device does.
@@ -76,9 +106,16 @@ impl Function {
             (CLASS, None) if self.bridge.is_some() => CLASS_HOST,
             (CLASS, None) => CLASS_ENDPOINT,
             (CLASS, Some(_)) => CLASS_BRIDGE,
-            (EXTENDED, _) if self.ats.is_some() => ATS,
-            (ATS_REGISTERS, _) => u32::from(self.ats.unwrap_or(0)) << 16,
+            (EXTENDED, _) if self.ats.is_some() => match self.pasids {
+                Some(_) => ATS | TO_SECOND,
+                None => ATS,
+            },
+            (ATS_REGISTERS, _) if self.ats.is_some() => u32::from(self.ats.unwrap_or(0)) << 16,
             (HEADER, Some(_)) => 1 << 16,
+            (at, None) if self.pasids_at() == Some(at) => PASID_HEADER,
+            (at, None) if self.pasids_at().map(|from| from + PASIDS) == Some(at) => {
+                self.pasids.map_or(0, Pasids::register)
+            }
             (BUSES, Some(buses)) => {
                 let primary = u32::from(self.address.bus());
                 primary | u32::from(buses.secondary) << 8 | u32::from(buses.subordinate) << 16
@@ -87,12 +124,20 @@ impl Function {
         }
     }
 
+    /// Where its capability of PASIDs is.
+    fn pasids_at(&self) -> Option<u16> {
+        let alone = self.ats.is_none();
+        self.pasids
+            .map(|_| if alone { EXTENDED } else { EXTENDED_SECOND })
+    }
+
     /// Whether it was told to ask for translations.
     pub(crate) fn asks(&self) -> bool {
         self.ats.is_some_and(|control| control & ATS_ENABLE != 0)
     }
 
-    /// Writes configuration space; only the command and the ATS control register take anything.
+    /// Writes configuration space; only the command and the ATS control register, and the switch of PASIDs, take
+    /// anything.
     pub(crate) fn write(&mut self, offset: u16, value: u32) {
         if self.present && offset == COMMAND {
             // The upper half is the status register, in which ones clear.
@@ -103,6 +148,12 @@ impl Function {
             && let Some(control) = &mut self.ats
         {
             *control = (value >> 16) as u16 & (ATS_ENABLE | 0x1f);
+        }
+        if self.present
+            && self.pasids_at().map(|from| from + PASIDS) == Some(offset)
+            && let Some(pasids) = &mut self.pasids
+        {
+            pasids.on = value & PASID_ENABLE != 0;
         }
     }
 }

@@ -258,6 +258,12 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::UnbindKeepsTranslations, FORGOTTEN),
     of_smmu(Fault::UnbindWithoutSync, FORGOTTEN),
     of_smmu(Fault::SkipArrayForget, &[Rule::MappedFaulted]),
+    of_smmu(
+        Fault::ContextWordZeroFirst,
+        &[Rule::BadContext, Rule::TornEntry, Rule::DomainId],
+    ),
+    of_smmu(Fault::UnbindKeepsContext, FORGOTTEN),
+    of_smmu(Fault::UnbindContextKeepsTranslations, FORGOTTEN),
     of_smmu(Fault::FlushOtherVmid, FORGOTTEN),
     of_smmu(Fault::SkipLastAddress, FORGOTTEN),
     // Where the unit has consumed more than it was known to have been given, the queue itself says so.
@@ -337,6 +343,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (
         Fault::ParkLeavesPasids,
         "the tests of domains: the rig's units have no PASIDs",
+    ),
+    (
+        Fault::PasidsStayOn,
+        "the tests of domains: the rig's functions have no such switch",
     ),
     (Fault::HolderNotedLate, LOOM),
     (Fault::UnregisterEarly, LOOM),
@@ -464,9 +474,15 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
         // What devices keep, and wait for, is drilled with the vendor that has it.
         let devices = seed < 8 && vendor == Vendor::Smmu;
         let found = found.or_else(|| devices.then(|| drill::devices(seed)).flatten());
+        // PASIDs are SMMUs' alone.
+        let pasids = seed < PASID_DRILLS && vendor == Vendor::Smmu;
+        let found = found.or_else(|| pasids.then(|| drill::pasids(seed)).flatten());
         found.map(|violation| (seed + 1, violation))
     })
 }
+
+/// How many drills with PASIDs there are.
+const PASID_DRILLS: u64 = 48;
 
 /// A drill on the machine of a seed.
 type Drill = fn(u64) -> Option<Violation>;

@@ -170,6 +170,7 @@ impl Rig {
                     segment,
                     canwbs: identity.canwbs,
                     ats,
+                    pasid_bits: machine.pasid_bits,
                     mappings: Vec::new(),
                 }),
             }

@@ -436,6 +436,10 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         self.unit(unit).ok().map(|unit| unit.caps)
     }
 
+    fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.caps_with_pasids(unit)
+    }
+
     fn unit_of(&self, requester: PciAddress) -> Option<UnitIndex> {
         UnitIndex::new(self.index_of(requester)?)
     }

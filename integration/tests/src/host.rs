@@ -231,6 +231,12 @@ impl Host {
         lock(&self.pci).registers.insert(place, (value, writable));
     }
 
+    /// Gives a function a PASID capability for PASIDs of this many bits, at the start of its extended capabilities.
+    pub fn give_pasids(&self, function: PciAddress, bits: u32) {
+        self.set_register(function, 0x100, 0x0001_001b, 0);
+        self.set_register(function, 0x104, bits << 8, 1 << 16);
+    }
+
     /// What a register of configuration space holds.
     pub fn register(&self, function: PciAddress, offset: u16) -> u32 {
         self.config_read32(function, offset)

@@ -3,7 +3,7 @@
 use hv_core::{Gpa, PageSize, Pasid, PciAddress};
 use hv_iommu::{
     BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, PasidBackend,
-    ReplaceBackend, UnitError, UnitIndex, Unmet,
+    ReplaceBackend, UnitCaps, UnitError, UnitIndex, Unmet,
 };
 
 use super::unit::{Effect, Who};
@@ -38,6 +38,8 @@ impl Bound {
 pub struct Features {
     /// Bits of a PASID that it looks at.
     pub pasid_bits: u8,
+    /// Whether it tells PASIDs apart by first-stage tables alone, although it walks second-stage ones.
+    pub pasids_by_first_stages: bool,
     /// Whether it can let requests through untranslated.
     pub pass_through: bool,
     /// Whether it can replace an entry at once.
@@ -48,6 +50,7 @@ impl Features {
     /// All of it; of PASIDs it looks at 8 bits.
     pub const ALL: Self = Self {
         pasid_bits: 8,
+        pasids_by_first_stages: false,
         pass_through: true,
         replace: true,
     };
@@ -97,6 +100,21 @@ impl<T> Fake<T> {
 
     fn features_of(&self, unit: UnitIndex) -> Option<Features> {
         self.unit(unit).ok().map(|unit| unit.features)
+    }
+
+    /// What the unit can do for domains with PASIDs.
+    pub(super) fn caps_with_pasids(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        let unit = self.unit(unit).ok()?;
+        if unit.features.pasid_bits == 0 {
+            return None;
+        }
+        let second_stage = unit.caps.second_stage && !unit.features.pasids_by_first_stages;
+        Some(UnitCaps {
+            second_stage,
+            write_only: unit.caps.write_only && second_stage,
+            nested: unit.caps.nested && second_stage,
+            ..unit.caps
+        })
     }
 
     /// Binds whatever there is to bind.
@@ -260,7 +278,7 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
 // SAFETY: a request's PASID is part of whose request it is: its entry, and what is cached of that, are
 // apart from the requester's own. What is cached behind an entry is filed under the domain's id.
 unsafe impl<T: 'static> PasidBackend for Fake<T> {
-    fn pasid_bits(&self, unit: UnitIndex) -> u8 {
+    fn pasid_bits(&self, unit: UnitIndex, _requester: PciAddress) -> u8 {
         self.features_of(unit)
             .map_or(0, |features| features.pasid_bits)
     }

@@ -242,7 +242,7 @@ impl Unit {
         at: Iova,
         access: Access,
     ) -> Result<PhysAddr, DmaFault> {
-        let (requester, _) = who;
+        let (requester, pasid) = who;
         let result = self.look_up(host, who, at, access);
         if let Err(fault) = result {
             let class = match fault {
@@ -253,6 +253,7 @@ impl Unit {
             };
             let fault = RawFault {
                 requester,
+                pasid,
                 address: at.align_down(PageSize::Size4K),
                 access,
                 class,

@@ -84,6 +84,7 @@ pub(super) fn tracked_on(mut machine: super::machine::Machine) -> super::space::
         dirty_tracking: true,
         coherent_walks: false,
         coherent_dma: false,
+        pasids: false,
     };
     let domain = Domain::user_domain_alloc(&group, super::machine::PLAIN.with(needs)).unwrap();
     let space = AddressSpace::new(domain, None).unwrap();

@@ -114,6 +114,7 @@ fn tracked(group: &Group<Fake, Claimed<KernelPaging>>, range: IovaRange, words: 
         dirty_tracking: true,
         coherent_walks: true,
         coherent_dma: false,
+        pasids: false,
     };
     let request = DomainConfig::default().with(needs);
     let Ok(domain) = Domain::paging_domain_alloc(group, request) else {

@@ -13,6 +13,7 @@ pub(super) const NEEDS: Needs = Needs {
     dirty_tracking: true,
     coherent_walks: true,
     coherent_dma: false,
+    pasids: false,
 };
 
 /// A driver whose domain notes what its device writes.

@@ -16,6 +16,7 @@ mod machine;
 mod nested;
 mod origin;
 mod pasid;
+mod pasid_devices;
 mod replace;
 mod replacements;
 mod stages;

@@ -477,6 +477,7 @@ fn what_is_written_through_a_first_stage_is_noted_in_the_parent() {
         dirty_tracking: true,
         coherent_walks: false,
         coherent_dma: false,
+        pasids: false,
     };
     let parent = Domain::user_parent_alloc(&group, PLAIN.with(needs)).unwrap();
     let mut memory = GuestMemory::new(vm(1));

@@ -3,24 +3,24 @@
 use hv_core::{Access, Iova, KernelPaging, Pasid, PciAddress, Perms};
 use hv_iommu::{
     AttachError, DestroyRefusal, Domain, FaultBudget, Group, Paging, PasidError, PasidParkFailed,
-    PasidRefusal, UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
+    PasidRefusal, PasidsRefused, UnitCaps, UnitError, Unmet, UnparkFailed, WithPasids,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
 use super::machine::{FAR, Machine, PLAIN, TWIN, end_domain, full_unit, iovas, vm};
 
-const AT: Iova = Iova::new(0x4000);
+pub(super) const AT: Iova = Iova::new(0x4000);
 
-type Open = Group<Fake, WithPasids<KernelPaging, Fake, Paging>>;
-type Space = Domain<KernelPaging, Fake>;
+pub(super) type Open = Group<Fake, WithPasids<KernelPaging, Fake, Paging>>;
+pub(super) type Space = Domain<KernelPaging, Fake>;
 
-fn pasid(number: u32) -> Pasid {
+pub(super) fn pasid(number: u32) -> Pasid {
     Pasid::new(number).unwrap()
 }
 
 /// The device of two functions with open PASIDs, the domain that it is in, and two more; 0x4000 is mapped
 /// in those two. On units where binding waits.
-fn stand() -> (Machine, Open, Space, [Space; 2]) {
+pub(super) fn stand() -> (Machine, Open, Space, [Space; 2]) {
     let waiting = UnitCaps {
         sync_on_map: true,
         ..full_unit()
@@ -41,7 +41,7 @@ fn stand() -> (Machine, Open, Space, [Space; 2]) {
     (machine, group, own, more)
 }
 
-fn reach(machine: &Machine, member: PciAddress, number: u32) -> Result<u64, DmaFault> {
+pub(super) fn reach(machine: &Machine, member: PciAddress, number: u32) -> Result<u64, DmaFault> {
     let to = machine
         .fake
         .dma_with(member, pasid(number), AT, Access::Read)?;
@@ -167,10 +167,11 @@ fn a_unit_that_looks_at_no_pasid_opens_none() {
     };
     machine.fake.features(0, none);
     let driver = machine.driver(TWIN[0]);
-    let Err((group, unmet)) = driver.group.open_pasids() else {
+    let Err((group, refused)) = driver.group.open_pasids() else {
         panic!("opened");
     };
-    assert_eq!(unmet, Unmet::absent("requests with a PASID"));
+    let unmet = Unmet::absent("requests with a PASID");
+    assert_eq!(refused, PasidsRefused::Unit(unmet));
     assert_eq!(group.domain(), driver.domain.uid());
 }
 
@@ -242,7 +243,7 @@ fn a_guests_pasid_goes_to_the_guests_domains_alone() {
 }
 
 /// What the two functions reach, with PASIDs 1 and 2 of the first and 1 of the second, and without.
-fn reached(machine: &Machine) -> [bool; 4] {
+pub(super) fn reached(machine: &Machine) -> [bool; 4] {
     for member in TWIN {
         machine.host().leave_bus_mastering_on(member);
     }
@@ -257,7 +258,7 @@ fn reached(machine: &Machine) -> [bool; 4] {
 }
 
 /// The group with three PASIDs attached, in the domain that it is in and in two more.
-fn busy() -> (
+pub(super) fn busy() -> (
     Machine,
     Open,
     Space,

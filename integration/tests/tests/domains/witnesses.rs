@@ -10,17 +10,20 @@ const DIRTY: Needs = Needs {
     dirty_tracking: true,
     coherent_walks: false,
     coherent_dma: false,
+    pasids: false,
 };
 const COHERENT: Needs = Needs {
     dirty_tracking: false,
     coherent_walks: true,
     coherent_dma: false,
+    pasids: false,
 };
 
 const SNOOPS: Needs = Needs {
     dirty_tracking: false,
     coherent_walks: false,
     coherent_dma: true,
+    pasids: false,
 };
 
 #[test]

@@ -144,6 +144,7 @@ fn dirty(world: &mut World) -> Outcome {
         dirty_tracking: true,
         coherent_walks: true,
         coherent_dma: false,
+        pasids: false,
     };
     world.in_domain(PLAIN.with(needs), |world, domain| {
         world.attached(domain, |world, group| {

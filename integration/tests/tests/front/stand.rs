@@ -25,6 +25,7 @@ impl SpaceMaker<Fake> for Maker {
             dirty_tracking: self.dirty_tracking,
             coherent_walks: false,
             coherent_dma: false,
+            pasids: false,
         };
         let domain = Domain::user_domain_alloc(&self.group, config.with(needs))
             .map_err(|_| Code::NoSuchSpace)?;

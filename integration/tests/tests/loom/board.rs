@@ -74,6 +74,7 @@ impl Board {
     pub(crate) fn fault(&self, requester: PciAddress) {
         self.faults.lock().unwrap().push_back(RawFault {
             requester,
+            pasid: None,
             address: Iova::new(0x1000),
             access: Access::Write,
             class: FaultClass::NotPermitted,

@@ -174,6 +174,9 @@ impl Machine {
         let functions = functions();
         let present: Vec<_> = functions.iter().map(|function| function.address).collect();
         let host = Host::new(4096, &present, time);
+        for function in &present {
+            host.give_pasids(*function, 16);
+        }
         let regions = prepare(&host);
         let config = FakeConfig {
             units: units.into(),

@@ -38,6 +38,8 @@ pub(crate) struct RootNode {
     pub(crate) canwbs: bool,
     /// Its devices may ask for translations.
     pub(crate) ats: bool,
+    /// Bits of a PASID that it forwards; 0 for none.
+    pub(crate) pasid_bits: u8,
     pub(crate) mappings: Vec<Mapping>,
 }
 
@@ -91,9 +93,12 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
         // Its devices snoop.
         bytes.extend(1u32.to_le_bytes());
         bytes.extend([0, 0, 0, if root.canwbs { 7 } else { 3 }]);
-        bytes.extend(u32::from(root.ats).to_le_bytes());
+        // ATS, and PASIDs forwarded, or not (attributes 0 and 2).
+        let passes = u32::from(root.pasid_bits != 0) << 2;
+        bytes.extend((u32::from(root.ats) | passes).to_le_bytes());
         bytes.extend(u32::from(root.segment).to_le_bytes());
-        bytes.extend([64, 0, 0, 0]);
+        // Bits of an address; bits of a PASID.
+        bytes.extend([64, root.pasid_bits, 0, 0]);
         for mapping in &root.mappings {
             let at = HEADER + mapping.smmu * usize::from(SMMU_BYTES);
             let one_less = u32::from(mapping.last - mapping.first);
@@ -132,6 +137,7 @@ mod tests {
             segment: 7,
             canwbs: true,
             ats: false,
+            pasid_bits: 20,
             mappings: vec![mapping],
         };
         let bytes = table(&[smmu, smmu], &[root]);
@@ -142,6 +148,7 @@ mod tests {
         assert_eq!((word(second + 24), bytes[root + 23]), (5, 7));
         assert_eq!((bytes[second], word(second + 16)), (4, 0x905_0000));
         assert_eq!((bytes[root], word(root + 28), word(root + 12)), (2, 7, 36));
+        assert_eq!((word(root + 24), bytes[root + 33]), (4, 20));
         let at = root + 36;
         assert_eq!(
             (word(at), word(at + 4), word(at + 8)),

@@ -30,6 +30,7 @@ mod interrupts;
 mod leaves;
 mod nested;
 mod only;
+mod pasids;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.
 pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
