@@ -71,8 +71,9 @@ pub enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vmsa<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     stage: Stage,
-    /// What leaves have beside address, permissions and kind.
-    attributes: u64,
+    /// What a leaf has beside address and kind, for reading, for writing and for both: one value to read, where each bit of
+    /// it that was put together for a leaf would cost a step.
+    leaves: [u64; 3],
     /// Which bits of the permission are there the other way round.
     inverted: u64,
     /// What lets devices write.
@@ -95,35 +96,54 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
             MemoryType::AsSent => WRITE_BACK,
             MemoryType::ForcedWriteBack => FORCED_WRITE_BACK,
         };
-        Self {
-            stage: Stage::Second,
-            attributes: kind | shared(coherent) | ACCESSED | EXECUTE_NEVER,
-            inverted: 0,
-            write: WRITE,
-            notes: 0,
-        }
+        Self::with(
+            Stage::Second,
+            kind | shared(coherent) | ACCESSED | EXECUTE_NEVER,
+            (0, WRITE, 0),
+        )
     }
 
     /// The same for a unit that snoops, which it has to, and notes in leaves what devices write: for tables with
     /// [`dirty`](hv_iommu::table::Geometry::dirty).
     pub const fn second_that_notes(memory: MemoryType) -> Self {
-        Self {
-            write: DIRTY_MODIFIER,
-            notes: WRITE,
-            ..Self::second(memory, true)
-        }
+        let [attributes, ..] = Self::second(memory, true).leaves;
+        Self::with(
+            Stage::Second,
+            attributes & !READ,
+            (0, DIRTY_MODIFIER, WRITE),
+        )
     }
 
     /// First-stage tables for a unit that snoops the CPU's caches or does not. What a device sends is write-back in any
     /// case: a first stage's leaves say so in place of the device.
     pub const fn first(coherent: bool) -> Self {
         let kind = attribute(WRITE_BACK_INDEX) | UNPRIVILEGED | NOT_GLOBAL;
+        Self::with(
+            Stage::First,
+            kind | shared(coherent) | ACCESSED | NEVER_EXECUTED,
+            (INVERTED, WRITE, 0),
+        )
+    }
+
+    const fn with(
+        stage: Stage,
+        attributes: u64,
+        (inverted, write, notes): (u64, u64, u64),
+    ) -> Self {
+        let format = Self {
+            stage,
+            leaves: [0; 3],
+            inverted,
+            write,
+            notes,
+        };
         Self {
-            stage: Stage::First,
-            attributes: kind | shared(coherent) | ACCESSED | NEVER_EXECUTED,
-            inverted: INVERTED,
-            write: WRITE,
-            notes: 0,
+            leaves: [
+                attributes | format.permission_bits(Perms::Read),
+                attributes | format.permission_bits(Perms::Write),
+                attributes | format.permission_bits(Perms::ReadWrite),
+            ],
+            ..format
         }
     }
 
@@ -232,7 +252,12 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
             true => VALID | TABLE_OR_PAGE,
             false => VALID,
         };
-        let word = self.permission_bits(perms) | self.attributes;
+        let [read, write, both] = self.leaves;
+        let word = match perms {
+            Perms::Read => read,
+            Perms::Write => write,
+            Perms::ReadWrite => both,
+        };
         to.as_u64() & Self::ADDRESS | word & !self.left_out() | kind
     }
 
