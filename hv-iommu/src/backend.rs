@@ -9,6 +9,7 @@ use core::fmt;
 use core::time::Duration;
 
 use hv_core::platform::{OutOfFrames, Platform};
+use hv_core::sync::spin_hint;
 use hv_core::{Access, Iova, IovaRange, PageSize, Pasid, PciAddress};
 use thiserror::Error;
 
@@ -510,6 +511,14 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`UnitError`] when it never will.
     fn poll(&self, unit: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError>;
+
+    /// What a CPU does between two [`poll`](Self::poll)s of a request that is not done:
+    /// [`Clock::pause`](hv_core::platform::Clock::pause) where the unit sends waiting CPUs an event when it is. Returns
+    /// soon, and says nothing of the request.
+    fn pause(&self, unit: UnitIndex) {
+        let _ = unit;
+        spin_hint();
+    }
 
     /// Marks a unit as wedged: from now on it refuses every request. Called under a lock: it waits
     /// for nothing.

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use hv_core::IovaRange;
 use hv_core::fault::Fault;
 use hv_core::platform::Clock;
-use hv_core::sync::{Ordering, fence, spin_hint};
+use hv_core::sync::{Ordering, fence};
 use thiserror::Error;
 
 use crate::backend::{
@@ -125,7 +125,12 @@ impl<B: Backend> System<B> {
                     self.cut_off(unit);
                     return Err(UnitError::Timeout { unit, what, waited });
                 }
-                Ok(false) => spin_hint(),
+                Ok(false) => {
+                    self.backend.pause(unit);
+                    if Fault::PauseIsCompletion.is_on() {
+                        return Ok(());
+                    }
+                }
                 Err(error) => {
                     self.request_failed(unit, error, resets);
                     return Err(error);

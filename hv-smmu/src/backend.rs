@@ -217,6 +217,12 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.unit(unit)?.poll(&self.platform, ticket)
     }
 
+    fn pause(&self, unit: UnitIndex) {
+        if let Ok(unit) = self.unit(unit) {
+            unit.pause(&self.platform);
+        }
+    }
+
     fn wedge(&self, unit: UnitIndex) {
         if let Ok(unit) = self.unit(unit) {
             unit.wedge();

@@ -1,7 +1,8 @@
 //! The command queue of one unit: the ring and its registers. Submitters meet in [`hv_iommu::queue`].
 //!
 //! A CMD_SYNC has completed once the unit's index is past it, which it is only when all commands before it have had
-//! their effect. That an ordinary command was read says nothing.
+//! their effect. That an ordinary command was read says nothing, and neither does the event that some units send then: it
+//! ends a pause between two looks.
 
 use core::time::Duration;
 
@@ -15,12 +16,12 @@ use log::error;
 
 use crate::error::BringUpError;
 use crate::frames::Reach;
-use crate::spec::command::{Command, SyncSignal, WORDS};
+use crate::spec::command::{Command, WORDS};
 use crate::spec::queue::{
     COMMAND_BYTES, CommandError, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize,
 };
 use crate::spec::registers;
-use crate::unit::Regs;
+use crate::unit::{Regs, Telling};
 
 /// Log2 of the entries: one page. A flush takes two, a binding four.
 const LOG2: u8 = 8;
@@ -39,6 +40,8 @@ pub(crate) struct QueueContext<'a, P: Platform> {
     pub(crate) unit: UnitIndex,
     /// Whether the unit snoops the CPU's caches when it reads commands.
     pub(crate) coherent: bool,
+    /// How the unit tells of completed syncs.
+    pub(crate) telling: Telling,
 }
 
 /// A command queue.
@@ -217,7 +220,11 @@ impl<P: Platform> QueuePort for Port<'_, P> {
     }
 
     fn sync(&self, _ticket: FlushTicket) -> Command {
-        Command::sync(SyncSignal::None)
+        Command::sync(self.context.telling.signal())
+    }
+
+    fn pause(&self) {
+        self.context.telling.pause(self.context.platform);
     }
 
     fn ring(&self, tail: Place) {

@@ -51,6 +51,6 @@ pub use ids::{Asid, DeviceId, StallTag, StreamId, SubstreamId, Vmid};
 pub use nested::{UserCommandWords, UserEntryWords, UserStage};
 pub use regions::{Regions, RegionsError};
 pub use root::RootFields;
-pub use unit::{UnitInfo, UnitRefusal};
+pub use unit::{Telling, UnitInfo, UnitRefusal};
 pub use vmsa::{MemoryType, Stage, Tables, Vmsa, Vmsa16K, Vmsa64K};
 pub use window::IdWindow;

@@ -326,6 +326,8 @@ faults! {
     WaitNotAwaited = "wait_not_awaited",
     /// What a unit did not do in time counts as done.
     TimeoutIsSuccess = "timeout_is_success",
+    /// A CPU that stops waiting, for an event or for nothing, takes what it waited for as done.
+    PauseIsCompletion = "pause_is_completion",
     /// Devices behind a wedged unit keep bus mastering.
     SkipCutOff = "skip_cut_off",
 
@@ -442,6 +444,8 @@ faults! {
     SkipResume = "skip_resume",
     /// Requests for pages are not answered.
     SkipPageResponse = "skip_page_response",
+    /// Syncs ask for events of SMMUs that send none.
+    AskAnyUnitForEvents = "ask_any_unit_for_events",
     /// Page sizes change under a device's eyes on every SMMU.
     ResizeAnywhere = "resize_anywhere",
     /// Leaves are made without the access flag.

@@ -92,6 +92,9 @@ impl<T: Clock> Clock for &T {
     fn now(&self) -> Instant {
         (**self).now()
     }
+    fn pause(&self) {
+        (**self).pause();
+    }
 }
 
 // SAFETY: every call is passed on as it is to an implementation that keeps the contract.

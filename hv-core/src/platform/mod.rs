@@ -299,6 +299,21 @@ impl Instant {
 pub trait Clock: Send + Sync {
     /// The present moment. Never earlier than any moment that was returned before it.
     fn now(&self) -> Instant;
+
+    /// Waits a little for an event that a device sends to waiting CPUs: called between two looks at what the event tells of,
+    /// and only for devices that say that they send one.
+    ///
+    /// It may return at once, for any reason or none: an event is a hint to look again, and proves nothing. It returns at
+    /// the latest after a bounded time that is short against a deadline (tens of microseconds), whether or not the event
+    /// came, for hardware loses events, and whoever waits looks at the clock only in between.
+    ///
+    /// On Arm this is WFE with the generic timer's event stream turned on on every CPU (CNTHCTL_EL2.EVNTEN), or WFET;
+    /// WFE without either may sleep past every deadline. A platform that has nothing of the kind leaves it as it
+    /// is: it spins.
+    #[inline]
+    fn pause(&self) {
+        crate::sync::spin_hint();
+    }
 }
 
 /// Knows which CPU runs.

@@ -34,6 +34,13 @@
 //! goes on; it has no ticket. A ring that stays full although hardware has done all that it knows of is such a case
 //! too; one that hardware does not empty is a time-out, and wedges.
 //!
+//! # Events
+//!
+//! Where hardware sends waiting CPUs an event when a sync completes, whoever waits for the sync sleeps between two looks
+//! ([`QueuePort::pause`]). An event may be lost, late, another CPU's or nobody's: only the look counts. All other waits
+//! here are for CPUs, which send none, or for room, which hardware tells of at most when its ring was full to the last
+//! place; they spin.
+//!
 //! # Interrupts
 //!
 //! A handler that interrupts a submission on its own CPU and submits itself waits for what it interrupted, and
@@ -82,7 +89,7 @@ use alloc::vec::Vec;
 use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
 use hv_core::platform::Clock;
-use hv_core::sync::{AtomicBool, AtomicU64, Ordering, spin_hint};
+use hv_core::sync::{AtomicBool, AtomicU64, Ordering};
 
 pub use anew::{Anew, Stopped};
 pub use port::{Completion, Ends, Place, QueuePort, QueueShape};
@@ -353,7 +360,7 @@ impl CommandQueue {
                 let waited = now.since(start);
                 return Err(self.fail(seen, unit, UnitError::Timeout { unit, what, waited }));
             }
-            spin_hint();
+            port.pause();
         }
         Ok(())
     }

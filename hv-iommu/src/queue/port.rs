@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use hv_core::platform::Clock;
+use hv_core::sync::spin_hint;
 
 use super::words::PUBLICATION_MAX;
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
@@ -139,8 +140,8 @@ pub enum Completion {
 
 /// One queue as its vendor drives it. Made for the time of a call, with what the call needs.
 ///
-/// No method may wait, and none of [`put`](Self::put), [`sync`](Self::sync) and [`ring`](Self::ring) may take a
-/// lock: others wait for whoever is in one of them.
+/// No method but [`pause`](Self::pause) may wait, and none of [`put`](Self::put), [`sync`](Self::sync) and
+/// [`ring`](Self::ring) may take a lock: others wait for whoever is in one of them.
 pub trait QueuePort {
     /// A command as hardware reads it; all have the same number of words.
     type Entry: Copy;
@@ -179,6 +180,12 @@ pub trait QueuePort {
 
     /// What hardware has completed.
     fn completion(&self) -> Completion;
+
+    /// What a CPU does between two looks at the completion of a sync: it may wait for an event that hardware sends then,
+    /// for a time that is short against the shape's deadline. Says nothing of the sync.
+    fn pause(&self) {
+        spin_hint();
+    }
 
     /// Looks for errors of the queue; called again and again while something is waited for.
     ///

@@ -13,7 +13,8 @@ use spin::mutex::SpinMutex;
 use super::nested_streams::NestedStreams;
 use super::regs::Switch;
 use super::{
-    Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Unit, UnitInfo, UnitRefusal,
+    Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Telling, Unit, UnitInfo,
+    UnitRefusal,
 };
 use crate::StreamId;
 use crate::caps;
@@ -64,13 +65,15 @@ impl<P: Platform> Unit<P, Discovered> {
             return Err(refused(UnitRefusal::Absent));
         }
         let iidr = Iidr::from_bits(block.read32(registers::IIDR));
+        let quirks = described.quirks.and(quirks::by_iidr(iidr));
         let info = UnitInfo {
             unit: index,
             registers: range,
             coherent: described.coherent,
             leaf_notes: described.leaf_notes,
             no_snoop_is_moot,
-            quirks: described.quirks.and(quirks::by_iidr(iidr)),
+            quirks,
+            telling: Telling::of(Idr0::from_bits(idr0), quirks),
             last_stream,
             interrupts: described.interrupts,
             idr0: Idr0::from_bits(idr0),

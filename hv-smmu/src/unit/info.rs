@@ -6,6 +6,7 @@ use hv_core::{PhysAddr, PhysRange};
 use hv_iommu::UnitIndex;
 use thiserror::Error;
 
+use super::Telling;
 use crate::caps::FirmwareSays;
 use crate::firmware::{Interrupts, LeafNotes};
 use crate::spec::granule::Granule;
@@ -78,6 +79,8 @@ pub struct UnitInfo {
     pub no_snoop_is_moot: bool,
     /// What is done differently for it.
     pub quirks: Quirks,
+    /// How it tells that a sync is complete.
+    pub telling: Telling,
     /// The highest StreamID of a requester that is known.
     pub last_stream: crate::StreamId,
     /// Its wires to the interrupt controller, as firmware tells them.
@@ -137,6 +140,7 @@ impl UnitInfo {
             ("pri", idr0.pri()),
             ("always-stalls", self.always_stalls()),
             ("msi", idr0.msi()),
+            ("completion-events", self.telling == Telling::Event),
             ("vmid16", idr0.vmid16()),
             ("two-level-streams", idr0.has_two_levels()),
             ("dirty", idr0.writes_dirty().is_some()),

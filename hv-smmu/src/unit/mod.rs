@@ -14,6 +14,7 @@ mod regs;
 mod reset;
 mod running;
 mod substreams;
+mod telling;
 
 use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};
@@ -22,6 +23,7 @@ use spin::mutex::SpinMutex;
 pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
+pub use telling::Telling;
 
 use nested_streams::NestedStreams;
 
@@ -136,6 +138,7 @@ impl<P: Platform, S> Unit<P, S> {
             regs: &self.regs,
             unit: self.index,
             coherent: self.info.coherent,
+            telling: self.info.telling,
         }
     }
 }

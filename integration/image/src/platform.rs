@@ -241,6 +241,10 @@ impl Clock for BareMetal {
     fn now(&self) -> Instant {
         clock::now()
     }
+
+    fn pause(&self) {
+        clock::pause();
+    }
 }
 
 // SAFETY: every CPU has a number of its own in a register of its own, below the number of CPUs that run.

@@ -13,6 +13,7 @@ use crate::request::{Outcome, Progress, Request, Says};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
 use crate::trace::{Event, Trace};
+use crate::waking::EventRegisters;
 
 /// What was done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Counts {
     pub invalidations: u64,
     /// Entries that walkers fetched.
     pub fetches: u64,
+    /// Events that units sent to waiting CPUs, with those that were lost.
+    pub events: u64,
 }
 
 /// Frames that were given out: runs by first frame.
@@ -146,6 +149,8 @@ pub(crate) struct Bus {
     pub(crate) interrupts: Vec<Interrupt>,
     /// Whether devices send with PASIDs by themselves: where a unit knows some.
     pub(crate) substreams: bool,
+    /// Events for CPUs that wait for one.
+    pub(crate) waiting: EventRegisters,
 }
 
 impl Bus {

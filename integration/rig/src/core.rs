@@ -17,6 +17,7 @@ use crate::request::{Outcome, Progress, Request, Says, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
 use crate::trace::{Event, Trace};
+use crate::waking::EventRegisters;
 use crate::{smmu, vtd};
 
 /// How much the clock moves at each step of the driver, in nanoseconds.
@@ -117,6 +118,7 @@ impl Core {
             next_request: 0,
             interrupts: Vec::new(),
             substreams: machine.units.iter().any(UnitModel::knows_substreams),
+            waiting: EventRegisters::default(),
         };
         Self {
             state: Mutex::new(State {

@@ -39,6 +39,7 @@ mod rule;
 mod smmu;
 mod trace;
 mod vtd;
+mod waking;
 
 pub use absent::NoRegisters;
 pub use bus::Counts;

@@ -278,6 +278,8 @@ pub const PLANTED: &[Planted] = &[
             Rule::WrongAnswer,
         ],
     ),
+    of_smmu(Fault::PauseIsCompletion, FORGOTTEN),
+    of_smmu(Fault::AskAnyUnitForEvents, &[Rule::Queue]),
     of_smmu(Fault::SkipCommandWriteBack, &[Rule::Queue]),
     of_smmu(Fault::DropWrapBit, &[Rule::Queue]),
     of_smmu(Fault::KeepEvents, &[Rule::Queue]),

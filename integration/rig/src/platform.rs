@@ -312,6 +312,10 @@ impl Clock for Rig {
     fn now(&self) -> Instant {
         Instant::from_nanos(self.core.look())
     }
+
+    fn pause(&self) {
+        self.core.pause(cpus::current());
+    }
 }
 
 // SAFETY: a thread keeps the lowest number that no live thread has, from its first call to its end,

@@ -290,6 +290,11 @@ impl Rig {
         self.core.quiet().bus.counts
     }
 
+    /// An event that no unit sent: every CPU that waits for one goes on, or does not wait the next time.
+    pub fn wake_cpus(&self) {
+        self.core.quiet().bus.waiting.set();
+    }
+
     /// The rig's clock, in nanoseconds, without moving it.
     pub fn nanos(&self) -> u64 {
         self.core.quiet().bus.nanos

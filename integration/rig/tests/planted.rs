@@ -172,6 +172,8 @@ mod caught {
         flush_other_vmid: FlushOtherVmid,
         skip_last_address: SkipLastAddress,
         sync_by_consumption: SyncByConsumption,
+        pause_is_completion: PauseIsCompletion,
+        ask_any_unit_for_events: AskAnyUnitForEvents,
         skip_command_write_back: SkipCommandWriteBack,
         drop_wrap_bit: DropWrapBit,
         keep_events: KeepEvents,

@@ -196,6 +196,7 @@ impl Stacks {
 pub fn started(start: &'static Start) -> ! {
     // SAFETY: each CPU has a `Start` with a number of its own, and comes here once.
     unsafe { cpu::install(start.cpu) };
+    clock::start_events();
     if let Err(error) = gic::init_cpu(start.id) {
         crate::last_words::refuse(&error);
     }

@@ -162,6 +162,11 @@ pub fn promises_constant_rate() -> bool {
     highest >= leaf && __cpuid(leaf).edx & bit != 0
 }
 
+/// Waits a moment. No device sends events to CPUs that wait.
+pub fn pause() {
+    core::hint::spin_loop();
+}
+
 /// Waits without doing anything else.
 pub fn delay(time: Duration) {
     let end = now().after(time);

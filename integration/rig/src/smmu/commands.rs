@@ -198,6 +198,10 @@ impl Unit {
         self.queue.sync_since = None;
         self.step_past();
         bus.note_unit(self.index, || "sync complete".to_owned());
+        // What the index says can be seen before the event is.
+        if signal == Signal::Event {
+            self.tell_waiters(bus);
+        }
         true
     }
 

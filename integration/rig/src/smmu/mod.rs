@@ -13,6 +13,7 @@ mod registers;
 pub(crate) mod spec;
 mod stalls;
 mod structures;
+mod waking;
 mod walk;
 
 use std::ops::RangeInclusive;

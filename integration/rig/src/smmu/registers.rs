@@ -29,7 +29,7 @@ impl Unit {
                 let id = ids.get((offset / 4) as usize);
                 id.copied().unwrap_or(0).into()
             }
-            spec::IIDR => 0,
+            spec::IIDR => self.identity.part.into(),
             spec::AIDR => VERSION,
             spec::CR0 => self.wanted.into(),
             spec::CR0ACK => self.control.into(),

@@ -6,6 +6,10 @@ use super::command::CommandLimits;
 use super::context::ContextLimits;
 use super::stream::{StreamLimits, size_bits};
 
+/// IIDR of Arm's MMU-600: ProductID in 31:20, Implementer in 11:0; between them variant and revision.
+const MMU_600: u32 = 0x4830_043b;
+const MMU_600_MASK: u32 = 0xfff0_0fff;
+
 /// An SMMUv3: what its identification registers and firmware's description say of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -33,6 +37,8 @@ pub struct Identity {
     pub asid16: bool,
     /// Context descriptors in two levels (IDR0.CD2L).
     pub directories: bool,
+    /// IIDR: whose product it is. Units drawn by chance are nobody's.
+    pub part: u32,
     /// IDR0.VMID16.
     pub vmid16: bool,
     /// IDR0.STALL_MODEL: 0, 1 or 2.
@@ -84,6 +90,7 @@ impl Identity {
         sev: true,
         asid16: true,
         directories: true,
+        part: 0,
         vmid16: true,
         stall_model: 1,
         ats: false,
@@ -138,6 +145,7 @@ impl Identity {
             sev,
             asid16: false,
             directories: false,
+            part: 0,
             vmid16,
             stall_model: u8::from(!can_stall),
             // Not drawn for itself, so that seeds give the machines that they always gave.
@@ -247,6 +255,14 @@ impl Identity {
         [zero, one, 0, three, 0, five]
     }
 
+    /// Whether an event for waiting CPUs comes when a sync asks for one. MMU-600 before r0p3 says so and has erratum 1076982
+    /// (Linux `arm-smmu-v3.c`): events get lost, so none is counted on.
+    pub(crate) const fn sends_events(&self) -> bool {
+        let is_mmu_600 = self.part & MMU_600_MASK == MMU_600;
+        let (variant, revision) = (self.part >> 16 & 0xf, self.part >> 12 & 0xf);
+        self.sev && !(is_mmu_600 && variant == 0 && revision <= 2)
+    }
+
     /// Significant bits of an address.
     pub const fn address_bits(&self) -> u8 {
         size_bits(self.oas)
@@ -346,6 +362,21 @@ mod tests {
         assert!(with(|unit| unit.oas = 0) && with(|unit| unit.oas = 7));
         assert!(with(|unit| unit.first_stream = 1) && with(|unit| unit.bbml = 3));
         assert!(with(|unit| unit.stall_model = 3) && with(|unit| unit.endian = 3));
+    }
+
+    #[test]
+    fn events_come_from_units_that_send_them_and_do_not_lose_them() {
+        let sends = |sev, part| {
+            Identity {
+                sev,
+                part,
+                ..Identity::PLAIN
+            }
+            .sends_events()
+        };
+        assert!(sends(true, 0) && !sends(false, 0));
+        assert!(!sends(true, 0x4830_043b) && !sends(true, 0x4830_243b));
+        assert!(sends(true, 0x4830_343b) && sends(true, 0x4831_043b) && sends(true, 0x4870_043b));
     }
 
     #[test]

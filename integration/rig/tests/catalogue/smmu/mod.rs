@@ -31,6 +31,7 @@ mod leaves;
 mod nested;
 mod only;
 mod pasids;
+mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.
 pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
