@@ -42,7 +42,7 @@ pub enum NotIsolated {
     },
     /// Firmware does not say who the requester is to an interrupt controller, or says so twice.
     #[error(
-        "expected one interrupt controller that {requester} sends messages to, found none or several"
+        "expected firmware to name one interrupt controller that {requester} sends messages to, found none or several"
     )]
     NotTold {
         /// The requester.

@@ -20,10 +20,14 @@ use crate::spec::{
 };
 use crate::topology::{extended, halves};
 
+/// What is said where a backend finds no bits of a PASID: its registers have none, or firmware tells of none on the way.
+const NO_REQUESTS: Unmet =
+    Unmet::absent("requests with a PASID, or firmware does not say that they reach it");
+
 /// Why a group's PASIDs were not opened, or a function's not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PasidsRefused {
-    /// The unit looks at none of the group's.
+    /// The unit looks at none of the group's, or firmware says of none that they reach it.
     #[error(transparent)]
     Unit(#[from] Unmet),
     /// No function of the group has any.
@@ -157,7 +161,7 @@ pub(crate) fn pasid_bits<B: PasidBackend>(
 ) -> Result<u8, PasidsRefused> {
     let bits = backend.pasid_bits(unit, function);
     if bits == 0 {
-        return Err(Unmet::absent("requests with a PASID").into());
+        return Err(NO_REQUESTS.into());
     }
     match Capability::of(backend.platform(), function)? {
         Some(found) => Ok(bits.min(found.width)),

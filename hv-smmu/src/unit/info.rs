@@ -160,11 +160,12 @@ impl fmt::Display for UnitInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} at {}: SMMUv3.{}, {} stream bits, {} address bits,",
+            "{} at {}: SMMUv3.{}, {} stream bits, {} PASID bits, {} address bits,",
             self.unit,
             self.base(),
             self.aidr.minor(),
             self.idr1.sidsize(),
+            self.idr1.ssidsize(),
             self.idr5.output_size().bits(),
         )?;
         for feature in self.features() {

@@ -1,5 +1,7 @@
 //! A device's request on its way to memory, one fetch at a time.
 
+use std::fmt;
+
 use hv_core::Access;
 
 use crate::{smmu, vtd};
@@ -104,4 +106,14 @@ pub enum Outcome {
     },
     /// It went nowhere: the device has no bus mastering, is gone, or protected memory was in the way.
     Lost,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reached { at } => write!(f, "reached {at:#x}"),
+            Self::Faulted { reason } => write!(f, "blocked by the unit (reason {reason:#x})"),
+            Self::Lost => f.write_str("blocked before it came to the unit's tables"),
+        }
+    }
 }

@@ -74,9 +74,8 @@ pub struct Blocked {
 impl fmt::Display for Blocked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.outcome {
-            Outcome::Faulted { reason } => write!(f, "blocked by the unit (reason {reason:#x})"),
-            Outcome::Lost => f.write_str("blocked before it came to the unit's tables"),
-            Outcome::Reached { at } => write!(f, "reached {at:#x}, which is no memory"),
+            Outcome::Reached { .. } => write!(f, "{}, which is no memory", self.outcome),
+            outcome => write!(f, "{outcome}"),
         }
     }
 }

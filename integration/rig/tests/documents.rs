@@ -14,6 +14,10 @@ mod wedged;
 #[path = "../examples/groups.rs"]
 mod groups;
 
+#[expect(dead_code, reason = "as an example it starts at `main`")]
+#[path = "../examples/arm.rs"]
+mod arm;
+
 /// A file of the rig's folder, or of the workspace.
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -133,5 +137,11 @@ fn the_second_example_works_on_every_machine() {
 #[test]
 fn the_table_of_groups_works() {
     let lived = groups::run();
+    assert!(lived.is_ok(), "{}", lived.unwrap_err());
+}
+
+#[test]
+fn the_way_on_arm_works() {
+    let lived = arm::run();
     assert!(lived.is_ok(), "{}", lived.unwrap_err());
 }

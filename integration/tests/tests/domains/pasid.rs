@@ -170,7 +170,7 @@ fn a_unit_that_looks_at_no_pasid_opens_none() {
     let Err((group, refused)) = driver.group.open_pasids() else {
         panic!("opened");
     };
-    let unmet = Unmet::absent("requests with a PASID");
+    let unmet = Unmet::absent("requests with a PASID, or firmware does not say that they reach it");
     assert_eq!(refused, PasidsRefused::Unit(unmet));
     assert_eq!(group.domain(), driver.domain.uid());
 }
