@@ -205,6 +205,8 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
         let opened = unsafe { system.backend.open_device_tlb(unit, member, domain) };
         if let Err(error) = inner.wait_for(opened, resets, "the opening of a device's TLB") {
             inner.close_or_cut_off(member, domain);
+            // Of an earlier time, if there is a note.
+            inner.note_asking(member, None);
             return Err(error.into());
         }
         // Before the setting, so that whoever cuts the function off finds it.
@@ -218,7 +220,9 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
             }),
         };
         // Once more after the setting, as for bus mastering: who cuts the function off now finds the note.
-        let here = match system.wedged.has(unit) {
+        // A reset has closed what was opened before it, without a note to find.
+        let was_reset = system.wedged.resets() != resets;
+        let here = match was_reset || system.wedged.has(unit) {
             true => Err(UnitError::Wedged { unit }.into()),
             false => inner.check_not_cut_off(),
         };
@@ -240,8 +244,10 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
         if let Some(place) = AtsPlace::of(config, member) {
             place.set(config, member, false);
         }
+        // Noted until it is closed: meanwhile the group is not moved, nor are its PASIDs opened.
+        inner.close(member, domain)?;
         inner.note_asking(member, None);
-        inner.close(member, domain).map_err(AttachError::from)
+        Ok(())
     }
 
     /// The id of the domain that a member's translations are of.

@@ -15,13 +15,14 @@ use thiserror::Error;
 
 use crate::anchor::Anchor;
 use crate::attach::{AttachError, check};
-use crate::backend::{Backend, UnitError, UnitIndex};
+use crate::backend::{Backend, FlushTicket, UnitError, UnitIndex};
 use crate::capability::PasidBackend;
 use crate::dma::Trust;
 use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::group::{Attached, AttachedGroup, Group};
 use crate::pasid_device::{PasidsRefused, pasid_bits};
 use crate::shape::{LetsThrough, Pages, Paging, Shape, binding};
+use crate::system::System;
 
 /// State of an attached group whose functions' PASIDs have domains of their own.
 pub struct WithPasids<O: Owner, B: Backend, S: Shape<O, B>> {
@@ -267,14 +268,11 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             return refused(attachment, AttachError::Ended(uid));
         };
         anchor.enter(unit, inner.caps.sync_on_map);
+        let resets = system.wedged.resets();
         // SAFETY: the root is that of a live table, whose domain counts this attachment until it was
         // detached; it maps what its owner's runs of frames name.
         let bound = unsafe { system.backend.bind_pasid(unit, member, pasid, binding) };
-        let waited = match bound {
-            Ok(Some(ticket)) => system.wait(unit, ticket, "the binding of a PASID"),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
+        let waited = system.bound_pasid(unit, bound, resets);
         let Err(error) = waited else {
             return Ok(attachment);
         };
@@ -395,6 +393,28 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
     fn free_slot(&self, slot: &Shared<Slot<B>>) {
         let other = |known: &Shared<Slot<B>>| !Shared::ptr_eq(known, slot);
         self.state.slots.lock().retain(|known| other(known));
+    }
+}
+
+impl<B: PasidBackend> System<B> {
+    /// Waits for what `bind_pasid` gave; `resets` were counted before. A unit that the backend waited for in between fails
+    /// like one that is waited for here.
+    pub(crate) fn bound_pasid(
+        &self,
+        unit: UnitIndex,
+        bound: Result<Option<FlushTicket>, UnitError>,
+        resets: u64,
+    ) -> Result<(), UnitError> {
+        match bound {
+            Ok(Some(ticket)) => self.wait(unit, ticket, "the binding of a PASID"),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                if matches!(error, UnitError::Timeout { .. } | UnitError::Wedged { .. }) {
+                    self.request_failed(unit, error, resets);
+                }
+                Err(error)
+            }
+        }
     }
 }
 

@@ -200,13 +200,13 @@ fn put_back<B: PasidBackend>(slot: &Slot<B>) -> Result<(), AttachError> {
         return Err(AttachError::Ended(slot.core.uid));
     };
     let (unit, member, pasid) = (slot.unit, slot.member, slot.pasid);
+    let resets = system.wedged.resets();
     // SAFETY: the root is that of a live table, whose domain counts this PASID as attached until its attachment is
     // detached or given up, and neither happens while the entry is live.
     let bound = unsafe { system.backend.bind_pasid(unit, member, pasid, binding) };
-    if let Some(ticket) = bound? {
-        system.wait(unit, ticket, "the binding of a PASID")?;
-    }
-    Ok(())
+    system
+        .bound_pasid(unit, bound, resets)
+        .map_err(AttachError::from)
 }
 
 /// Takes back what counts for an entry that was not made live, or only perhaps.
@@ -233,6 +233,8 @@ fn leave<O: Owner, B: Backend, P>(
     pasids: Result<(), UnitError>,
     error: AttachError,
 ) -> UnparkFailed<O, B, P> {
+    // They are closed with that: whoever claims the group next did not open them.
+    inner.switch_pasids_off();
     let unbound = unbind_all(&inner, &anchor, bound_requesters(&inner));
     if let Err(stuck) = unbound {
         let bound = inner.requesters.len();

@@ -27,6 +27,8 @@ pub(crate) const CONTROL_ARI_FORWARDING: u32 = 1 << 5;
 /// Where extended capabilities begin: id (15:0), version (19:16), place of the next (31:20) (PCI Express Base,
 /// "Extended Capabilities").
 pub(crate) const EXTENDED_FIRST: u16 = 0x100;
+/// Where a function's configuration space ends.
+pub(crate) const EXTENDED_END: u16 = 0x1000;
 /// Access control services (Linux `PCI_EXT_CAP_ID_ACS`).
 pub(crate) const EXTENDED_ACS: u16 = 0x0d;
 /// Capability (15:0) and control (31:16) of it (Linux `PCI_ACS_CAP`, `PCI_ACS_CTRL`).

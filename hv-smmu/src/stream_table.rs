@@ -321,8 +321,9 @@ impl<'a, C: EntryCell> EntryWords<'a, C> {
         to: u64,
     ) {
         if let Some(cell) = self.cells.get(word) {
-            // ORDERING: Relaxed, it decides what is recorded and nothing else; a word that its owner has changed
-            // meanwhile stays as it is.
+            // ORDERING: Relaxed, it takes something away (records, the leave to ask, all that an entry lets through) and
+            // leads to nothing that is new; a word that its owner has changed meanwhile stays as it is. The queue's own
+            // publication comes after it, so that a unit which is told to read the entry anew finds it.
             let _ = cell.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
             reach.publish(self.at, ENTRY_BYTES);
         }

@@ -7,10 +7,10 @@ use hv_core::platform::PciConfig;
 
 use super::{AccessControl, BusRange, PciFunction};
 use crate::spec::{
-    ACS_REGISTERS, BUS_NUMBERS, CAPABILITIES, CAPABILITY_EXPRESS, COMMAND, CONTROL_ARI_FORWARDING,
-    CONTROL_VF_ENABLE, EXPRESS_CONTROL_2, EXTENDED_ACS, EXTENDED_FIRST, EXTENDED_SRIOV, HEADER_END,
-    HEADER_MULTI_FUNCTION, HEADER_TYPE, SRIOV_CONTROL, SRIOV_COUNT, SRIOV_PLACES,
-    STATUS_CAPABILITIES,
+    ACS_REGISTERS, ATS_REGISTERS, BUS_NUMBERS, CAPABILITIES, CAPABILITY_EXPRESS, COMMAND,
+    CONTROL_ARI_FORWARDING, CONTROL_VF_ENABLE, EXPRESS_CONTROL_2, EXTENDED_ACS, EXTENDED_END,
+    EXTENDED_FIRST, EXTENDED_SRIOV, HEADER_END, HEADER_MULTI_FUNCTION, HEADER_TYPE,
+    PASID_REGISTERS, SRIOV_CONTROL, SRIOV_COUNT, SRIOV_PLACES, STATUS_CAPABILITIES,
 };
 
 /// More capabilities than fit into the conventional part, so that a list that leads in circles ends.
@@ -133,7 +133,8 @@ fn express(config: &impl PciConfig, at: PciAddress) -> Option<u16> {
     None
 }
 
-/// The extended capabilities of a function, each with its place.
+/// The extended capabilities of a function, each with its place. Left out are those whose registers would lie beyond the
+/// function's configuration space, as its device would have it: there is the next function's.
 pub(crate) fn extended(
     config: &impl PciConfig,
     at: PciAddress,
@@ -148,7 +149,15 @@ pub(crate) fn extended(
         let is_one = word != 0 && word != u32::MAX;
         is_one.then_some((word as u16, place))
     };
-    core::iter::from_fn(step).take(EXTENDED_LIMIT)
+    let fits = |(id, place): &(u16, u16)| {
+        // The last that anybody looks at.
+        let last = match *id {
+            EXTENDED_SRIOV => SRIOV_PLACES,
+            _ => ACS_REGISTERS.max(ATS_REGISTERS).max(PASID_REGISTERS),
+        };
+        place + last < EXTENDED_END
+    };
+    core::iter::from_fn(step).take(EXTENDED_LIMIT).filter(fits)
 }
 
 /// The lower and the upper half of a word.

@@ -11,10 +11,11 @@ use hv_iommu::{FlushSpan, FlushTicket, HwDomainId, UnitError, Unmet};
 use super::{Enabled, Stream, Unit};
 use crate::StreamId;
 use crate::device_tlbs::MOST;
-use crate::entry_update::Update;
+use crate::frames::Reach;
 use crate::invalidate::{Batch, Filed};
 use crate::spec::command::{AtcScope, AtcSpan, Command, SyncSignal};
 use crate::spec::stream_entry::{Config, asking, is_asking};
+use crate::stream_table::EntryWords;
 
 impl<P: Platform> Unit<P, Enabled> {
     /// Whether the unit translates ahead for devices, and looks at what they send by that.
@@ -91,15 +92,12 @@ impl<P: Platform> Unit<P, Enabled> {
             ];
             self.wait_between(&context, &forget, "forgetting in a device (ATC_INV)")?;
         }
-        let target = asking(&before, requests);
+        // As it stands now: its stream may have been made quiet during the wait.
+        let target = asking(&entry.read(), requests);
         let ticket = self.update(platform, stream.id, &entry, &target)?;
         if !self.state.devices.has_now(stream.id) {
             // A reset has closed all that were open meanwhile, and may not have seen this one.
-            let closed = Update::between(entry.read(), asking(&entry.read(), None));
-            closed
-                .steps()
-                .iter()
-                .for_each(|step| entry.store(&reach, step));
+            shut(&reach, &entry);
             return Err(UnitError::Wedged { unit });
         }
         Ok(ticket)
@@ -132,8 +130,16 @@ impl<P: Platform> Unit<P, Enabled> {
         let context = self.queue_with(platform);
         if self.state.devices.has(stream.id) {
             let forget = [forget_in(stream.id, FlushSpan::Domain)];
-            self.wait_between(&context, &forget, "forgetting in a device (ATC_INV)")?;
+            let forgotten =
+                self.wait_between(&context, &forget, "forgetting in a device (ATC_INV)");
+            if let Err(error) = forgotten {
+                // The gate all the same, which can only help. It stays noted: a reset has the unit read the entry anew.
+                shut(&reach, &entry);
+                return Err(error);
+            }
         }
+        // As it stands now: its stream may have been made quiet during the wait.
+        let before = entry.read();
         let target = match Fault::CloseKeepsEntry.is_on() {
             true => before,
             false => asking(&before, None),
@@ -182,16 +188,24 @@ impl<P: Platform> Unit<P, Enabled> {
                 return;
             };
             // Its owner may be at it: what it stores meanwhile is seen, or it sees that the stream is noted no more.
-            while is_asking(&entry.read()) {
-                let before = entry.read();
-                let closed = asking(&before, None);
-                for (word, (from, to)) in before.into_iter().zip(closed).enumerate() {
-                    if from != to {
-                        entry.replace(&reach, word, from, to);
-                    }
-                }
-            }
+            shut(&reach, &entry);
         });
+    }
+}
+
+/// Stores that the device of an entry may not ask, and tells nobody. What others store into the entry meanwhile stays.
+fn shut<P: Platform>(reach: &Reach<'_, P>, entry: &EntryWords<'_, P::Cell>) {
+    loop {
+        let before = entry.read();
+        if !is_asking(&before) {
+            return;
+        }
+        let closed = asking(&before, None);
+        for (word, (from, to)) in before.into_iter().zip(closed).enumerate() {
+            if from != to {
+                entry.replace(reach, word, from, to);
+            }
+        }
     }
 }
 

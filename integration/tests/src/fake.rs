@@ -74,6 +74,8 @@ pub enum Answer {
     RefusesLate,
     /// That others keep its queue busy; nothing has happened.
     Busy,
+    /// A bind, with an error: nothing has happened, but a wait in the middle of it took too long, and the unit is wedged.
+    TimesOut,
     /// With a ticket that completes like this.
     Completes(Completion),
 }

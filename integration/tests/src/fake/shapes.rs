@@ -1,5 +1,7 @@
 //! What the fake can do beyond plain tables: first stages, PASIDs, identity, replacing an entry at once.
 
+use core::time::Duration;
+
 use hv_core::{Gpa, PageSize, Pasid, PciAddress};
 use hv_iommu::{
     BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, PasidBackend,
@@ -132,6 +134,14 @@ impl<T> Fake<T> {
         if let Some(there) = unit.bindings.get(&who) {
             let domain = there.domain();
             return Err(UnitError::AlreadyBound { requester, domain });
+        }
+        if matches!(answer, Answer::TimesOut) {
+            unit.wedged = true;
+            return Err(UnitError::Timeout {
+                unit: index,
+                what: "a deliberate wait in a bind",
+                waited: Duration::ZERO,
+            });
         }
         if !matches!(answer, Answer::Completes(_) | Answer::RefusesLate) {
             return Err(broken(index));

@@ -190,6 +190,34 @@ fn bc05_a_bind_that_fails_is_taken_back() {
     }
 }
 
+/// A backend may wait in the middle of a bind, and take the entry back by itself.
+#[test]
+fn a_bind_that_times_out_half_way_cuts_its_unit_off() {
+    let (machine, group, own, [one, two]) = stand();
+    let unit = group.unit();
+    group.enable_bus_mastering(TWIN[0]).unwrap();
+    machine.fake.plan(0, Call::Bind, 0, Answer::TimesOut);
+    let failed = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap_err();
+    assert!(matches!(failed, PasidError::Refused(_)), "{failed:?}");
+    assert!(machine.iommu.wedged_units().eq([unit]));
+    assert_eq!(machine.host().bus_master(TWIN[0]), Some(false));
+    machine.iommu.reset_unit(unit).unwrap();
+    // The same where a PASID goes back after a reset of its device.
+    let held = group.attach_pasid(TWIN[0], pasid(1), &one).unwrap();
+    let parked = group.park().unwrap();
+    machine.fake.plan(0, Call::Bind, 2, Answer::TimesOut);
+    let Err(UnparkFailed::Wedged { group }) = parked.unpark() else {
+        panic!("it came back");
+    };
+    assert!(machine.iommu.wedged_units().eq([unit]));
+    machine.iommu.reset_unit(unit).unwrap();
+    held.give_up().unwrap();
+    drop(group.recover().unwrap());
+    for (domain, frames) in [(one, 1), (two, 1), (own, 0)] {
+        assert_eq!(end_domain(domain, machine.host()), frames);
+    }
+}
+
 #[test]
 fn bc05_xsa_302_a_pasid_that_is_not_forgotten_keeps_its_domain_until_the_reset() {
     let lost = [

@@ -6,7 +6,7 @@ use hv_iommu::{
     AttachError, Domain, DomainError, DomainRequest, Needs, PasidError, PasidRefusal,
     PasidsRefused, UnitIndex, Unmet, UnparkFailed,
 };
-use hv_tests::fake::{DmaFault, Features};
+use hv_tests::fake::{Answer, Call, DmaFault, Features};
 
 use super::machine::{Machine, PLAIN, TWIN, end_domain, iovas, vm};
 use super::pasid::{AT, busy, pasid, reach, reached};
@@ -204,4 +204,44 @@ fn bc15_a_group_whose_function_does_not_switch_its_pasids_on_after_a_reset_gives
     for (domain, frames) in [(one, 1), (two, 1), (own, 0)] {
         assert_eq!(end_domain(domain, machine.host()), frames);
     }
+}
+
+#[test]
+fn functions_of_a_group_that_does_not_come_back_with_its_pasids_send_with_none() {
+    // The entries of two requesters first, then those of the PASIDs.
+    for step in 2..5 {
+        let (machine, group, own, [one, two], held) = busy();
+        let parked = group.park().unwrap();
+        machine.fake.plan(0, Call::Bind, step, Answer::Refuses);
+        let Err(UnparkFailed::Refused { group, .. }) = parked.unpark() else {
+            panic!("step {step}");
+        };
+        assert_eq!(TWIN.map(|member| switch(&machine, member)), [0, 0]);
+        for held in held {
+            held.give_up().unwrap();
+        }
+        drop(group);
+        for (domain, frames) in [(one, 1), (two, 1), (own, 0)] {
+            assert_eq!(end_domain(domain, machine.host()), frames);
+        }
+    }
+}
+
+#[test]
+fn a_capability_at_the_end_of_configuration_space_is_none() {
+    let mut machine = Machine::new();
+    let beyond = 16 << 8;
+    // The list of its device leads there, and its registers would be the next function's.
+    machine
+        .host()
+        .set_register(TWIN[0], 0x100, 0xffc << 20 | 0x1_000b, 0);
+    machine.host().set_register(TWIN[0], 0xffc, 0x1_001b, 0);
+    machine
+        .host()
+        .set_register(TWIN[0], 0x1000, beyond, u32::MAX);
+    let driver = machine.driver(TWIN[0]);
+    let group = driver.group.open_pasids().unwrap();
+    assert_eq!(machine.host().register(TWIN[0], 0x1000), beyond);
+    assert_eq!(switch(&machine, TWIN[1]), 1);
+    let _group = group.close_pasids().unwrap();
 }
