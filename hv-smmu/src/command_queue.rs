@@ -90,10 +90,10 @@ impl Commands {
             .with_allocate(true)
     }
 
-    /// How many commands one submission may have beside its sync.
+    /// How many commands the queue takes at once, beside their sync.
     pub(crate) fn batch_most(&self) -> usize {
-        let room = self.size.entries().saturating_sub(1);
-        usize::try_from(room).unwrap_or(BATCH_MAX).min(BATCH_MAX)
+        let longest = self.queue.shape().longest();
+        usize::try_from(longest).unwrap_or(BATCH_MAX).min(BATCH_MAX)
     }
 
     /// From now on every request is refused. Says whether that is new.
@@ -114,7 +114,7 @@ impl Commands {
     }
 
     /// Hands up to [`BATCH_MAX`] commands to the unit, with a sync behind them. Those between two syncs are done in any
-    /// order.
+    /// order. What is longer than the queue goes in pieces, each with a sync behind it: more order than was asked for.
     ///
     /// Every store to tables that happened before is visible to the unit when it reads them.
     pub(crate) fn submit<P: Platform>(
@@ -122,7 +122,9 @@ impl Commands {
         context: &QueueContext<'_, P>,
         batch: &[Command],
     ) -> Result<FlushTicket, UnitError> {
-        self.queue.submit(&self.port(context), batch)
+        let port = self.port(context);
+        let last = self.all_but_the_last(batch, |piece| self.queue.submit(&port, piece))?;
+        self.queue.submit(&port, last)
     }
 
     /// As [`submit`](Self::submit), for what follows an entry that was taken down.
@@ -131,7 +133,26 @@ impl Commands {
         context: &QueueContext<'_, P>,
         batch: &[Command],
     ) -> Result<FlushTicket, UnitError> {
-        self.queue.submit_patiently(&self.port(context), batch)
+        let port = self.port(context);
+        let patiently = |piece: &[Command]| self.queue.submit_patiently(&port, piece);
+        let last = self.all_but_the_last(batch, patiently)?;
+        patiently(last)
+    }
+
+    /// Hands pieces that fit the queue to `submit`, in order, but for the last one, which it gives.
+    fn all_but_the_last<'a>(
+        &self,
+        batch: &'a [Command],
+        submit: impl Fn(&[Command]) -> Result<FlushTicket, UnitError>,
+    ) -> Result<&'a [Command], UnitError> {
+        let mut rest = batch;
+        while let Some((piece, behind)) = rest.split_at_checked(self.batch_most())
+            && !behind.is_empty()
+        {
+            submit(piece)?;
+            rest = behind;
+        }
+        Ok(rest)
     }
 
     /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
@@ -150,7 +171,9 @@ impl Commands {
         batch: &[Command],
         what: &'static str,
     ) -> Result<(), UnitError> {
-        self.queue.submit_and_wait(&self.port(context), batch, what)
+        let port = self.port(context);
+        let last = self.all_but_the_last(batch, |piece| self.queue.submit(&port, piece))?;
+        self.queue.submit_and_wait(&port, last, what)
     }
 
     /// Takes the ring of a wedged unit from everybody else and starts it anew.

@@ -81,7 +81,7 @@ impl QueueShape {
     }
 
     /// How many entries one batch may have, without the sync behind it.
-    pub(super) const fn longest(&self) -> u64 {
+    pub const fn longest(&self) -> u64 {
         let room = self.capacity() - 1;
         if room < PUBLICATION_MAX {
             room

@@ -510,7 +510,7 @@ impl<P: Platform> Unit<P, Enabled> {
             .ok_or(not_bound)?;
         let before = entry.read();
         match (Config::of(&before), &self.state.contexts) {
-            (Some(Config::First), Some(contexts)) => {
+            (Some(Config::First), Some(contexts)) if !self.info.always_stalls() => {
                 self.quiet_first(&reach, contexts, stream, &entry, not_bound)?;
             }
             // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only

@@ -23,8 +23,10 @@ pub(crate) struct ContextLimits {
     pub(crate) granules: [u8; 3],
     /// HTTU: 0, accessed, dirty.
     pub(crate) updates: u8,
-    /// Faults may stall their request (IDR0.STALL_MODEL is 0).
+    /// Faults may stall their request (IDR0.STALL_MODEL is not 1).
     pub(crate) stalls: bool,
+    /// They always do (IHI 0070, 5.4, CdIllegal: S has to be set then).
+    pub(crate) always_stalls: bool,
 }
 
 /// What a descriptor says.
@@ -133,6 +135,10 @@ pub(crate) fn decode(
         "S where faults must not stall",
     )?;
     refuse(
+        first & 1 << 44 == 0 && limits.always_stalls,
+        "S is clear on a unit that always stalls",
+    )?;
+    refuse(
         first & 1 << 46 == 0,
         "A is clear on a unit that aborts what faults (IDR0.TERM_MODEL)",
     )?;
@@ -197,6 +203,7 @@ mod tests {
         granules: [12, 0, 16],
         updates: 0,
         stalls: false,
+        always_stalls: false,
     };
 
     /// 39 bits of 4 KiB pages, everything cacheable, no upper half, ASID 5.

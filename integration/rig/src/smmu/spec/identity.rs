@@ -308,7 +308,8 @@ impl Identity {
             address_bits: self.address_bits(),
             granules: self.granules(),
             updates: self.httu,
-            stalls: self.stall_model == 0,
+            stalls: self.stall_model != 1,
+            always_stalls: self.stall_model == 2,
         }
     }
 

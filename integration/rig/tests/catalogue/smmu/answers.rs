@@ -2,7 +2,7 @@
 
 use hv_core::{Access, Iova, PciAddress};
 use hv_iommu::{FaultClass, FaultNotice, TrustedDevice};
-use hv_rig::{Identity, Machine, Outcome};
+use hv_rig::{Identity, Machine, Outcome, Vendor};
 
 use super::stand::{Stand, iovas, on_machines, pci};
 
@@ -102,6 +102,41 @@ fn bc19_a_storm_of_stalls_costs_the_budget_and_blocks_nobody_for_good() {
         assert!(!stand.rig.may_send(DEVICE));
         drop(one.end());
     });
+}
+
+/// A device that goes on after it was cut off stands still no more, and fills nothing: its entry aborts.
+#[test]
+fn bc19_what_was_cut_off_stands_still_no_more_at_either_stage() {
+    for second_stage in [true, false] {
+        let with_seed = |seed| {
+            let mut machine = Machine::calm_of(Vendor::Smmu);
+            always_stalls(&mut machine);
+            all(&mut machine, |identity| {
+                identity.second_stage = second_stage;
+            });
+            (machine.seed, machine.temper.rogues) = (seed, true);
+            Stand::new(machine)
+        };
+        let ignores_its_bit = |stand: &Stand| {
+            let sent = writes(stand, 0);
+            faults(stand);
+            !matches!(sent, Outcome::Lost)
+        };
+        let mut stand = (0..64).map(with_seed).find(ignores_its_bit).unwrap();
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit().index();
+        let rounds = (0..3000).take_while(|_| {
+            writes(&stand, 0x20_0000);
+            !faults(&stand).1
+        });
+        assert!(rounds.count() < 3000);
+        stand.rig.idle(20_000);
+        let sent = writes(&stand, 0x20_0000);
+        assert_eq!(stand.rig.stalled(unit), 0, "{second_stage} {sent:?}");
+        assert!(!matches!(sent, Outcome::Reached { .. }), "{sent:?}");
+        drop(one.end());
+    }
 }
 
 /// What a wedged unit does not take is owed, and told after its reset.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hv_core::{Access, Iova, KernelPaging, PciAddress};
-use hv_iommu::{AttachError, Attached, Domain, Group, TrustedDevice};
-use hv_rig::{Identity, Machine, Outcome};
+use hv_iommu::{AttachError, Attached, Domain, FunctionKind, Group, TrustedDevice};
+use hv_rig::{FunctionModel, Identity, Machine, Outcome, Vendor};
 
 use super::Backend;
 use super::stand::{Kernel, REMEMBERS, Stand, iovas, on_machines, pci, small};
@@ -96,6 +96,66 @@ fn bc15_a_flush_reaches_devices_over_a_queue_of_a_few_commands() {
         }
         drop(one.end());
     });
+}
+
+/// As many devices as a unit keeps count of, all of one domain: more commands than go into its queue at once.
+#[test]
+fn bc15_a_flush_reaches_as_many_devices_as_there_may_be() {
+    let device = |number: u8| pci(3 + number / 32, number % 32, 0);
+    let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
+    for number in 0..64 {
+        let kind = FunctionKind::Endpoint;
+        machine
+            .functions
+            .push(FunctionModel::new(device(number), kind));
+    }
+    with_ats(&mut machine);
+    let mut stand = Stand::new(machine);
+    let trust = "the rig's own";
+    let claimed = (0..64).map(|number| {
+        let group = stand.take(device(number)).claim_for_hypervisor();
+        group.trust(trust)
+    });
+    let claimed: Vec<_> = claimed.collect();
+    let domain = Domain::paging_domain_alloc(&claimed[0], small()).unwrap();
+    let tenant = stand.tenant();
+    let mut one = Kernel {
+        rig: stand.rig.clone(),
+        domain,
+        tenant,
+        group: None,
+    };
+    let mut groups = Vec::new();
+    for (number, claimed) in (0..).zip(claimed) {
+        let trusted = TrustedDevice::vouch_for(&claimed, trust);
+        let mut group = stand.attach(claimed, &one.domain, tenant);
+        group.enable_ats(device(number), &trusted).unwrap();
+        groups.push(group);
+        let mapped = one.map(iovas(0x10_0000, 1));
+        let asks = |number| {
+            let at = Iova::new(0x10_0000);
+            stand.rig.ask(device(number), at, Access::Write)
+        };
+        let keeps = |number| {
+            let at = Iova::new(0x10_0000);
+            stand.rig.access_kept(device(number), at, Access::Write)
+        };
+        assert!(matches!(asks(number), Outcome::Reached { .. }));
+        assert!(matches!(keeps(number), Outcome::Reached { .. }));
+        one.unmap_and_free(mapped);
+        assert!(
+            !matches!(keeps(number), Outcome::Reached { .. }),
+            "{number}"
+        );
+    }
+    one.group = groups.pop();
+    for group in groups {
+        let members = group.members().to_vec();
+        stand.rig.detaching(&members, tenant);
+        drop(group.detach().unwrap());
+        stand.rig.detached(&members);
+    }
+    drop(one.end());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use hv_rig::{Identity, Machine, Outcome, Rig, Vendor};
 use hv_smmu::firmware::{PlatformDevice, RequesterLimits, ReservedStreams};
 use hv_smmu::{BringUpError, CoveragePolicy, Smmu, StreamId, iort};
 
-use super::stand::{Stand, WAIT, iovas, on_machines, pci, small};
+use super::stand::{Kernel, Stand, WAIT, iovas, on_machines, pci, small};
 
 /// Every unit is changed like that.
 pub(super) fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
@@ -39,6 +39,51 @@ fn bc04_entries_of_a_linear_table_reach_memory_wherever_they_lie() {
             }
         }
     });
+}
+
+/// Two, four and eight commands: what a binding, a detach or a flush asks for at once is longer.
+#[test]
+fn bc03_everything_fits_a_queue_of_two_commands() {
+    // Devices with TLBs of their own are played for second stages only.
+    for (commands, second) in [(1, true), (1, false), (2, true), (2, false), (3, false)] {
+        let narrow = |machine: &mut Machine| {
+            all(machine, |identity| {
+                (identity.first_stage, identity.second_stage) = (true, second);
+                (identity.commands, identity.ril, identity.ats) = (commands, false, second);
+            });
+            machine.functions.iter_mut().for_each(|one| one.ats = true);
+        };
+        on_machines(10, narrow, |stand| {
+            let function = pci(0, 2, 0);
+            for _ in 0..3 {
+                let claimed = stand.take(function).claim_for_hypervisor();
+                let claimed = claimed.trust("a test");
+                let trusted = TrustedDevice::vouch_for(&claimed, "a test");
+                let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+                let tenant = stand.tenant();
+                let mut group = stand.attach(claimed, &domain, tenant);
+                if second {
+                    group.enable_ats(function, &trusted).unwrap();
+                }
+                let one = Kernel {
+                    rig: stand.rig.clone(),
+                    domain,
+                    tenant,
+                    group: Some(group),
+                };
+                let last = Iova::new(0x10_4000);
+                let reaches = |outcome| matches!(outcome, Outcome::Reached { .. });
+                let mapped = one.map(iovas(0x10_0000, 5));
+                assert!(one.writes(0x10_4000));
+                let asked = stand.rig.ask(function, last, Access::Write);
+                assert_eq!(reaches(asked), second);
+                one.unmap_and_free(mapped);
+                let kept = stand.rig.access_kept(function, last, Access::Write);
+                assert!(!reaches(kept));
+                stand.groups.push(one.end());
+            }
+        });
+    }
 }
 
 #[test]
