@@ -440,7 +440,11 @@ impl<P: Platform> Unit<P, Enabled> {
             // Nothing of it passes by now; but it would, if it were still there when another domain's entry lets its
             // device ask.
             let _ = batch.try_push(Command::sync(SyncSignal::None));
-            let _ = batch.try_push(forget_in(stream.id, FlushSpan::Domain));
+            // One that was pulled out answers nothing, which would stop the unit for everybody behind it; and what it sent
+            // has arrived. Whoever comes in its place is made to forget before it may ask.
+            if platform.config_read32(stream.requester, 0) != u32::MAX {
+                let _ = batch.try_push(forget_in(stream.id, FlushSpan::Domain));
+            }
         }
         let context = self.queue_with(platform);
         let asked = self.state.commands.submit_patiently(&context, &batch);

@@ -20,8 +20,8 @@ use crate::rig::Rig;
 use crate::rule::Rule;
 use crate::trace::Event;
 
-/// Frames of one block of cells.
-const BLOCK: u64 = 1024;
+/// Frames of one block of cells: frames are given out all over memory, so each block that is made holds few.
+const BLOCK: u64 = 128;
 
 /// The cells of one frame, or of [`TOGETHER`] of them.
 type FrameCells = OnceLock<Box<[RigCell]>>;
@@ -32,8 +32,8 @@ const TOGETHER: u64 = 16;
 /// The cells of all frames, made when they are first reached and kept as long as the rig.
 pub(crate) struct Cells {
     blocks: Vec<OnceLock<Box<[FrameCells]>>>,
-    /// The same words for who reaches several frames at once.
-    together: Vec<OnceLock<Box<[FrameCells]>>>,
+    /// The same words for who reaches several frames at once, on machines where somebody does.
+    together: OnceLock<Vec<OnceLock<Box<[FrameCells]>>>>,
     /// What stands for a frame that is none: words that nobody reads.
     nowhere: Box<[RigCell]>,
 }
@@ -51,7 +51,7 @@ impl Cells {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
         Self {
             blocks: (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect(),
-            together: (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect(),
+            together: OnceLock::new(),
             nowhere: cells_of(frame_of(BASE) + FRAMES - 1, 1, core),
         }
     }
@@ -75,7 +75,11 @@ impl Cells {
         let index = frame.checked_sub(frame_of(BASE))?;
         let (group, inside) = (index / TOGETHER, index % TOGETHER);
         let groups = BLOCK / TOGETHER;
-        let block = self.together.get((group / groups) as usize)?;
+        let blocks = || (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect();
+        let block = self
+            .together
+            .get_or_init(blocks)
+            .get((group / groups) as usize)?;
         let block = block.get_or_init(|| (0..groups).map(|_| OnceLock::new()).collect());
         let cells = block.get((group % groups) as usize)?;
         let first = frame - inside;

@@ -12,6 +12,7 @@ use super::spec::registers;
 use super::spec::stream::Stream;
 use crate::bus::Bus;
 use crate::memory::{FRAME_BYTES, frame_of};
+use crate::pci::Function;
 use crate::request::{Progress, Request, Says, Step};
 
 /// What devices keep.
@@ -120,7 +121,16 @@ impl Unit {
 
     /// A device was told to forget. What it sent by that is to arrive before the next sync is done.
     pub(super) fn device_told(&mut self, bus: &mut Bus, stream: u32, first: u64, last: u64) {
-        if self.devices.mute.contains(&stream) {
+        let requester = stream.wrapping_sub(self.identity.first_stream) as u16;
+        let is_it = |function: &&Function| {
+            function.unit == self.index && function.requesters.contains(&requester)
+        };
+        let gone = bus
+            .functions
+            .iter()
+            .find(is_it)
+            .is_some_and(|one| !one.present);
+        if gone || self.devices.mute.contains(&stream) {
             self.devices.failed = true;
             return;
         }
@@ -129,7 +139,6 @@ impl Unit {
         let forgotten = kept
             .keys()
             .find(|(own, page, _)| *own == stream && covered(*page));
-        let requester = stream.wrapping_sub(self.identity.first_stream) as u16;
         // It asks for that again at once.
         bus.wanted = forgotten.map(|(_, page, _)| (requester, *page));
         kept.retain(|(own, page, _), _| *own != stream || !covered(*page));

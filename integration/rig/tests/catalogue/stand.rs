@@ -274,6 +274,8 @@ pub(crate) fn on_machines(seeds: u64, change: impl Fn(&mut Machine), test: impl 
         let mut stand = Stand::new(machine);
         test(&mut stand);
         stand.check();
+        // What is dropped while devices are attached keeps its rig.
+        stand.rig.retire();
     }
 }
 

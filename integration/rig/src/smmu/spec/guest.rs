@@ -66,6 +66,7 @@ mod tests {
     #[test]
     fn what_a_guest_writes_is_what_hardware_reads() {
         let limits = ContextLimits {
+            always_stalls: false,
             asid_bits: 8,
             address_bits: 36,
             granules: [12, 0, 0],

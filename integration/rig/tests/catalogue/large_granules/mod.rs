@@ -2,3 +2,11 @@
 
 mod of_16k;
 mod of_64k;
+
+/// The machine, with second stages on each of its units.
+pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
+    for unit in &mut machine.units {
+        unit.smmu().unwrap().second_stage = true;
+    }
+    machine
+}

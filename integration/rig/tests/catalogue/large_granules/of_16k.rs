@@ -6,7 +6,7 @@ mod stand;
 #[path = "../tables.rs"]
 mod tables;
 
-pub(crate) use crate::smmu::suited;
+pub(crate) use super::suited;
 
 /// The format, and log2 of its page in pages of 4 KiB.
 pub(crate) type Format = hv_smmu::Vmsa16K;

@@ -78,6 +78,20 @@ fn bc15_a_flush_reaches_what_devices_keep() {
 }
 
 #[test]
+fn bc15_cve_2026_43130_a_device_that_is_pulled_out_with_its_tlb_open_stops_no_unit() {
+    on_machines(30, with_ats, |stand| {
+        let one = asking(stand);
+        let mapped = one.map(iovas(0x10_0000, 2));
+        assert!(ask(stand, 0x10_0000));
+        stand.rig.plug(one.device(), false);
+        drop(mapped);
+        let blocked = one.end();
+        assert_eq!(stand.iommu.wedged_units().count(), 0);
+        drop(blocked);
+    });
+}
+
+#[test]
 fn bc15_a_flush_reaches_devices_over_a_queue_of_a_few_commands() {
     let narrow = |machine: &mut Machine| {
         with_ats(machine);

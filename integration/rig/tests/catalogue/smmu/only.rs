@@ -50,6 +50,7 @@ fn bc03_everything_fits_a_queue_of_two_commands() {
             all(machine, |identity| {
                 (identity.first_stage, identity.second_stage) = (true, second);
                 (identity.commands, identity.ril, identity.ats) = (commands, false, second);
+                identity.pri = false;
             });
             machine.functions.iter_mut().for_each(|one| one.ats = true);
         };
