@@ -72,7 +72,7 @@ impl Unit {
         if self.control & registers::ATSCHK == 0 {
             return true;
         }
-        let asks = |entry: &Stream| matches!(entry, Stream::Translates(stages) if stages.asks());
+        let asks = |entry: &Stream| matches!(entry, Stream::Translates(stages) if stages.asks);
         let mut kept = self.caches.configuration.entries_of(stream);
         self.structures.asks(stream) || kept.any(asks)
     }
@@ -97,7 +97,7 @@ impl Unit {
         entry: &Stream,
     ) -> Option<Step> {
         let asks = match entry {
-            Stream::Translates(stages) => stages.asks(),
+            Stream::Translates(stages) => stages.asks,
             Stream::Bypass | Stream::Abort | Stream::Invalid => false,
         };
         let silent = Step::Lost {

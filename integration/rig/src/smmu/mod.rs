@@ -284,7 +284,6 @@ impl FrontEnd for Unit {
                 forced: false,
                 protects_walks: false,
                 records: false,
-                asks: false,
             };
             let contexts = Contexts {
                 at: astray,
@@ -297,6 +296,7 @@ impl FrontEnd for Unit {
                 vmid: if alone { 0 } else { tables.vmid },
                 first: alone.then_some(contexts),
                 second: (!alone).then_some(tables),
+                asks: false,
             };
             let entry = match rng.below(3) {
                 0 => Stream::Invalid,

@@ -60,13 +60,8 @@ pub(crate) struct Stages {
     pub(crate) vmid: u16,
     pub(crate) first: Option<Contexts>,
     pub(crate) second: Option<Tables>,
-}
-
-impl Stages {
-    /// Whether the stream's device may ask for translations and use them.
-    pub(crate) fn asks(&self) -> bool {
-        self.second.is_some_and(|tables| tables.asks)
-    }
+    /// Its device may ask for translations and use them (EATS), of either stage.
+    pub(crate) asks: bool,
 }
 
 /// Where the context descriptors of a first stage are.
@@ -106,8 +101,6 @@ pub(crate) struct Tables {
     pub(crate) protects_walks: bool,
     /// Faults are recorded.
     pub(crate) records: bool,
-    /// Its device may ask for translations and use them (EATS).
-    pub(crate) asks: bool,
 }
 
 impl Tables {
@@ -197,16 +190,18 @@ pub(crate) fn decode(words: &Words, limits: &StreamLimits) -> Result<Stream, Str
     }
     let stages = || {
         let first = has_first.then(|| contexts(*first, *second, has_second, limits));
-        let second = has_second.then(|| tables(*second, *third, *fourth, limits));
-        let second = second.transpose()?;
+        let asks = field(*second, 29, 28) == 1;
+        let tables = has_second.then(|| tables(*second, *third, *fourth, limits));
+        let tables = tables.transpose()?;
         Ok(Stream::Translates(Stages {
-            vmid: match second {
+            vmid: match tables {
                 Some(tables) => tables.vmid,
                 None if limits.second_stage => field(*third, 15, 0) as u16,
                 None => 0,
             },
             first: first.transpose()?,
-            second,
+            second: tables,
+            asks,
         }))
     };
     stages().or_else(illegal)
@@ -390,7 +385,6 @@ fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result
         forced,
         protects_walks: third & 1 << 54 != 0,
         records: third & 1 << 58 != 0,
-        asks: field(second, 29, 28) == 1,
     })
 }
 

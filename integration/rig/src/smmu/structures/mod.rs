@@ -123,7 +123,7 @@ impl Structures {
 
     /// Whether a stream's entry lets its device ask for translations now.
     pub(crate) fn asks(&self, stream: u32) -> bool {
-        self.live.get(&stream).is_some_and(Stages::asks)
+        self.live.get(&stream).is_some_and(|stages| stages.asks)
     }
 
     /// The guest whose own first stage translates requests of this stream now.
