@@ -126,7 +126,7 @@ impl Identity {
         let httu = pick(3) as u8;
         let stream_bits = if moved { 17 + pick(6) as u8 } else { 16 };
         let first_stream = if moved { 0x1_0000 } else { 0 };
-        // Eight commands at the least: fewer cannot take what a bind asks for at once.
+        // Eight commands at the least: shorter queues have tests of their own.
         let (commands, events) = (3 + pick(8) as u8, 2 + pick(8) as u8);
         // 36 bits and more: the rig's memory ends at 2^33.
         let oas = 1 + pick(6) as u8;

@@ -44,12 +44,11 @@ fn bc04_entries_of_a_linear_table_reach_memory_wherever_they_lie() {
 /// Two, four and eight commands: what a binding, a detach or a flush asks for at once is longer.
 #[test]
 fn bc03_everything_fits_a_queue_of_two_commands() {
-    // Devices with TLBs of their own are played for second stages only.
     for (commands, second) in [(1, true), (1, false), (2, true), (2, false), (3, false)] {
         let narrow = |machine: &mut Machine| {
             all(machine, |identity| {
                 (identity.first_stage, identity.second_stage) = (true, second);
-                (identity.commands, identity.ril, identity.ats) = (commands, false, second);
+                (identity.commands, identity.ril, identity.ats) = (commands, false, true);
                 identity.pri = false;
             });
             machine.functions.iter_mut().for_each(|one| one.ats = true);
@@ -63,9 +62,7 @@ fn bc03_everything_fits_a_queue_of_two_commands() {
                 let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
                 let tenant = stand.tenant();
                 let mut group = stand.attach(claimed, &domain, tenant);
-                if second {
-                    group.enable_ats(function, &trusted).unwrap();
-                }
+                group.enable_ats(function, &trusted).unwrap();
                 let one = Kernel {
                     rig: stand.rig.clone(),
                     domain,
@@ -77,7 +74,7 @@ fn bc03_everything_fits_a_queue_of_two_commands() {
                 let mapped = one.map(iovas(0x10_0000, 5));
                 assert!(one.writes(0x10_4000));
                 let asked = stand.rig.ask(function, last, Access::Write);
-                assert_eq!(reaches(asked), second);
+                assert!(reaches(asked));
                 one.unmap_and_free(mapped);
                 let kept = stand.rig.access_kept(function, last, Access::Write);
                 assert!(!reaches(kept));
