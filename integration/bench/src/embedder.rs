@@ -198,7 +198,7 @@ unsafe impl Backend for Instantly {
     }
 
     fn format(&self, _caps: &UnitCaps, _leaves: LeafNeeds) -> Tables {
-        format::tables(true)
+        format::tables(true, false)
     }
 
     unsafe fn bind(

@@ -111,7 +111,7 @@ fn new_table<const SNOOPS: bool>(
         dirty,
     };
     // SAFETY: an engine has one quiescence for all its guards and reclaim, and one platform for all CPUs.
-    let table = unsafe { Table::new(format::tables(SNOOPS), geometry, memory) };
+    let table = unsafe { Table::new(format::tables(SNOOPS, dirty), geometry, memory) };
     table.expect("the arena has frames for a root")
 }
 

@@ -22,8 +22,8 @@ mod chosen {
     /// Its name in results.
     pub const NAME: &str = "vtd";
 
-    /// The engine's format, for units that snoop or do not, which this one does not tell apart.
-    pub const fn tables(_snoops: bool) -> Tables {
+    /// The engine's format, for units that snoop or do not, and note writes or do not: which this one does not tell apart.
+    pub const fn tables(_snoops: bool, _notes: bool) -> Tables {
         SecondStage::new()
     }
 
@@ -56,9 +56,12 @@ mod chosen {
     /// Its name in results.
     pub const NAME: &str = "vmsa";
 
-    /// The engine's format, for units that snoop or do not.
-    pub const fn tables(snoops: bool) -> Tables {
-        Vmsa::second(MemoryType::AsSent, snoops)
+    /// The engine's format, for units that snoop or do not, and note writes, which only those that snoop do.
+    pub const fn tables(snoops: bool, notes: bool) -> Tables {
+        match notes {
+            true => Vmsa::second_that_notes(MemoryType::AsSent),
+            false => Vmsa::second(MemoryType::AsSent, snoops),
+        }
     }
 
     /// How its words are laid out: bit 0 makes one valid, bit 1 a link of it, or at the lowest level a page (Arm ARM, D8.3).
@@ -101,7 +104,7 @@ mod tests {
 
     #[test]
     fn floors_and_engine_write_the_same_words() {
-        let engine = tables(true);
+        let engine = tables(true, false);
         for level in 1..=3 {
             let to = 0x40_0000_0000;
             let found = engine.leaf(
