@@ -2,12 +2,14 @@
 
 mod baseline;
 mod chart;
+mod repeat;
 mod report;
 mod results;
 mod svg;
 mod table;
 mod verdict;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -16,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use console::style;
 
-use crate::progress::{Progress, run_job_to_success, seconds};
+use crate::progress::{Progress, run_job_to_success};
 use crate::{process, workspace};
 
 use results::{Format, Results};
@@ -58,6 +60,10 @@ pub(crate) struct Options {
         conflicts_with = "from"
     )]
     format: Format,
+    /// How many processes measure; each row is judged by the middle one, since where a process lies in memory moves short
+    /// times more than anything else does [default: 3, with --quick 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=25), conflicts_with = "from")]
+    processes: Option<u8>,
     /// Measure these rows only; may be given several times or as a list with commas
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
@@ -164,10 +170,34 @@ fn build(options: &Options) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// How many processes measure a full matrix.
+const PROCESSES: u8 = 3;
+
 /// Runs the benchmark and gives the file with its results.
 fn measure(options: &Options, binary: &Path) -> Result<PathBuf> {
-    let scratch = workspace::target_dir().join(FOLDER).join("results.json");
-    let file = options.json.as_ref().unwrap_or(&scratch);
+    let folder = workspace::target_dir().join(FOLDER);
+    let file = options.json.clone();
+    let file = file.unwrap_or_else(|| folder.join("results.json"));
+    let processes = options
+        .processes
+        .unwrap_or(if options.quick { 1 } else { PROCESSES });
+    let mut results = Vec::new();
+    for process in 1..=processes {
+        let name = match processes {
+            1 => "measure".to_owned(),
+            _ => format!("measure ({process} of {processes})"),
+        };
+        let part = folder.join("process.json");
+        measure_once(options, binary, &part, &name)?;
+        results.push(results::read_raw(&part)?);
+    }
+    let merged = serde_json::to_string(&repeat::merge(results)?).context("writing JSON")?;
+    fs::write(&file, merged + "\n").with_context(|| format!("writing {}", file.display()))?;
+    Ok(file)
+}
+
+/// Runs one process, which writes its results to `file`.
+fn measure_once(options: &Options, binary: &Path, file: &Path, name: &str) -> Result<()> {
     let mut command = Command::new(binary);
     command.arg("--json").arg(file);
     command.arg("--flags").arg(format!(
@@ -182,18 +212,15 @@ fn measure(options: &Options, binary: &Path) -> Result<PathBuf> {
     if !options.only.is_empty() {
         command.args(["--only", &options.only.join(",")]);
     }
-    let progress = Progress::start("measure", options.verbose);
+    let progress = Progress::start(name, options.verbose);
     let finished = process::run(&mut command, RUN_LIMIT, &mut |_, line| progress.line(line))?;
     let ok = finished.end.success();
-    if ok {
-        progress.finish(true);
-        println!("    measured for {}", seconds(finished.elapsed));
-    } else {
-        progress.finish(false);
+    progress.finish(ok);
+    if !ok {
         println!("{}", finished.tail(20));
         bail!("`{}` failed: {}", process::shown(&command), finished.end);
     }
-    Ok(file.clone())
+    Ok(())
 }
 
 fn compiler() -> String {
@@ -266,6 +293,8 @@ mod tests {
     fn a_report_is_of_all_rows_and_a_file_is_not_measured() {
         assert!(parse(&["--report", "--only", "B-M1"]).is_err());
         assert!(parse(&["--from", "a.json", "--quick"]).is_err());
+        assert!(parse(&["--from", "a.json", "--processes", "3"]).is_err());
+        assert!(parse(&["--processes", "0"]).is_err());
         let options = parse(&["--from", "a.json", "--report", "--baseline", "b.json"]).unwrap();
         assert!(options.report && options.from.is_some() && options.baseline.is_some());
     }

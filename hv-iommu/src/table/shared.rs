@@ -44,26 +44,44 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         size: PageSize,
     ) -> Result<PhysAddr, TableError> {
         let level = Self::level_of(at, size)?;
-        let slot = self.present_slot(guard, at, level)?;
+        let first = at.as_u64();
+        // The plainest case of all, as in `unmap_run`: the lowest bit stands for it.
+        if level == Level::LEAF && (first | 1) & self.beyond_plain == 0 {
+            let page = self.descend::<1, false, true>(guard, first, Self::any_link());
+            let slot = page.and_then(|page| page.slot(Self::index(level, first), level, first));
+            let slot = slot.ok_or_else(|| self.no_slot(at, level))?;
+            return self.detach_shared::<true>(slot);
+        }
+        self.detach_shared::<false>(self.present_slot(guard, at, level)?)
+    }
+
+    /// Makes a leaf pending. With `PLAIN`, it is one of the last level, of a plain table: walkers note nothing in it.
+    #[inline(always)]
+    fn detach_shared<const PLAIN: bool>(
+        &self,
+        slot: Slot<'_, CellOf<H>>,
+    ) -> Result<PhysAddr, TableError> {
         // ORDERING: Relaxed, the exchange below checks the word again.
         let mut word = slot.cell.load(Ordering::Relaxed);
         loop {
             let (mask, want) = Self::any_link();
-            let link = level != Level::LEAF && word & mask == want;
-            if word & F::PRESENT == 0 || link {
+            let link = slot.level != Level::LEAF && word & mask == want;
+            if word & F::PRESENT == 0 || !PLAIN && link {
                 // Also when another CPU unmapped it first.
                 return Err(self.no_leaf(slot, word));
             }
+            let pending = match PLAIN {
+                true => self.format.pending(word),
+                false => self.pending_of(word),
+            };
             // ORDERING: AcqRel: the flush that comes after sees the word, and what the mapper did is seen
             // here; Acquire on failure, to look again: hardware may have set a bit.
-            match slot.cell.compare_exchange(
-                word,
-                self.pending_of(word),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match slot
+                .cell
+                .compare_exchange(word, pending, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => {
-                    if !Fault::SkipUnmapWriteBack.is_on() {
+                    if !PLAIN && !Fault::SkipUnmapWriteBack.is_on() {
                         self.write_words_back(slot.word_at, 1);
                     }
                     self.memory().walker_fence();

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::chart;
 use super::results::{Machine, Results, Row};
-use super::table::{bound, maybe, number, peer, value};
+use super::table::{bound, maybe, number, peer, spread, value};
 use super::verdict::{Verdict, missed, summary};
 
 /// The page.
@@ -123,13 +123,15 @@ fn page(results: &Results, cautions: &[String]) -> String {
 const WHERE: &str = "\
 Times are ns per operation (the unit stands behind the workload), quiet medians. *Value* is what is judged: the engine's time
 divided by the row's floor, all calls under one guard, unless a unit says otherwise. *Per call* is the same with a pin for each
-call, *in a stay* the same again on a CPU that said that it stays in the hypervisor. *Best peer* is the fastest published crate
+call, *in a stay* the same again on a CPU that said that it stays in the hypervisor. *Spread* is the least and the greatest value of
+the processes that measured; each row is shown as the middle one measured it. *Best peer* is the fastest published crate
 that has the operation, in the same rounds; all of them take `&mut` and serve one thread. No figure here is of another run or
 another machine.
 ";
 
 const METHOD: &str = "\
-* Floor, engine and peers run in one process, in interleaved rounds; every round begins with another of them. The quiet median is
+* Floor, engine and peers run in one process, in interleaved rounds; every round begins with another of them. Several processes measure
+  everything, one after the other: where stack, code and heap come to lie moves short times, in all rounds of a process alike. The quiet median is
   the median of the quietest quarter of the rounds, each competitor's own.
 * Rows of one thread are timed by the thread's CPU time over a whole round of many operations, with no look at a clock in between.
   Rows of several threads take the mean CPU time of the threads; wall time stands beside. Every thread is pinned to a processor.
@@ -171,8 +173,8 @@ fn machine(machine: &Machine) -> String {
 
 fn overview(results: &Results) -> String {
     let mut text = String::from(
-        "| row | workload | floor | engine | value | per call | in a stay | best peer | gate | goal | stretch | verdict |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
+        "| row | workload | floor | engine | value | spread | per call | in a stay | best peer | gate | goal | stretch | verdict |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
     );
     for row in &results.rows {
         let quiet = |kind| maybe(row.lane(kind).map(|lane| lane.quiet));
@@ -184,12 +186,13 @@ fn overview(results: &Results) -> String {
         let value = value(row);
         let _ = writeln!(
             text,
-            "| {} | {} ({}) | {} | {} | {value} | {} | {} | {} | {} | {} | {} | {word} |",
+            "| {} | {} ({}) | {} | {} | {value} | {} | {} | {} | {} | {} | {} | {} | {word} |",
             row.name(),
             row.workload,
             row.unit,
             quiet("floor"),
             quiet("engine"),
+            spread(row),
             maybe(row.pinned),
             maybe(row.stay),
             peer(row),

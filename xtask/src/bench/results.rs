@@ -74,6 +74,9 @@ pub(crate) struct Row {
     pub(crate) better: Better,
     /// What is judged.
     pub(crate) value: Option<f64>,
+    /// The least and the greatest of the processes, where there were several.
+    #[serde(default)]
+    pub(crate) spread: Option<(f64, f64)>,
     /// The same with a pin per call.
     pub(crate) pinned: Option<f64>,
     /// The same with a pin per call, within a stay of the CPU.
@@ -220,6 +223,15 @@ pub(crate) fn read(file: &Path) -> Result<Results> {
         )
     })?;
     parse(&text).with_context(|| format!("in {}", file.display()))
+}
+
+/// The results in `file` as they came.
+///
+/// # Errors
+/// When it cannot be read or is no JSON.
+pub(crate) fn read_raw(file: &Path) -> Result<serde_json::Value> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("in {}", file.display()))
 }
 
 fn parse(text: &str) -> Result<Results> {

@@ -39,6 +39,14 @@ pub(crate) fn value(row: &Row) -> String {
     }
 }
 
+/// The least and the greatest value of the processes.
+pub(crate) fn spread(row: &Row) -> String {
+    row.spread.map_or_else(
+        || NONE.to_owned(),
+        |(least, most)| format!("{}..{}", number(least), number(most)),
+    )
+}
+
 /// The fastest peer of the run, as a ratio to the floor.
 pub(crate) fn peer(row: &Row) -> String {
     row.best_peer().map_or_else(
@@ -74,6 +82,7 @@ pub(crate) fn rows(results: &Results) -> Table {
         "floor",
         "engine",
         "value",
+        "spread",
         "per call",
         "in a stay",
         "best peer",
@@ -91,6 +100,7 @@ pub(crate) fn rows(results: &Results) -> Table {
             Cell::new(quiet("floor")),
             Cell::new(quiet("engine")),
             Cell::new(value(row)),
+            Cell::new(spread(row)),
             Cell::new(maybe(row.pinned)),
             Cell::new(maybe(row.stay)),
             Cell::new(peer(row)),
@@ -102,7 +112,7 @@ pub(crate) fn rows(results: &Results) -> Table {
             },
         ]);
     }
-    for column in 2..10 {
+    for column in 2..11 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
