@@ -16,7 +16,6 @@ use hv_iommu::{Entry, Format, LeafNeeds, Level, LevelSet, RootPointer, RootTable
 
 use crate::root::RootFields;
 use crate::spec::context::Half;
-use crate::spec::first_stage;
 use crate::spec::first_stage::{
     DEVICE_INDEX, INVERTED, NEVER_EXECUTED, NOT_GLOBAL, UNPRIVILEGED, WRITE_BACK_INDEX, attribute,
 };
@@ -163,10 +162,15 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
 
     /// What a leaf grants; `None` for one that nobody of ours wrote.
     const fn permissions(&self, word: u64) -> Option<Perms> {
-        match self.stage {
-            Stage::First => first_stage::permissions(word),
-            // Clean or written: what hardware makes of the one by itself is for writing.
-            Stage::Second => Perms::from_rights(word & READ != 0, word & (self.write | WRITE) != 0),
+        let granted = word ^ self.inverted;
+        // Clean or written: what hardware makes of the one by itself is for writing.
+        let writable = granted & (self.write | WRITE) != 0;
+        // Most leaves can be read: one test, and the stage does not matter.
+        match (granted & READ != 0, writable, self.stage) {
+            (true, true, _) => Some(Perms::ReadWrite),
+            (true, false, _) => Some(Perms::Read),
+            (false, true, Stage::Second) => Some(Perms::Write),
+            (false, _, _) => None,
         }
     }
 

@@ -473,7 +473,12 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     #[inline(always)]
     pub(super) fn lookup(&self, guard: &Guard<'_>, at: Iova) -> Option<Translation> {
         let first = at.as_u64();
-        if let Some(page) = self.descend::<1, true, false>(guard, first, Self::any_link()) {
+        // Links of plain tables are compared whole, but for a frozen one, which the long way follows.
+        let page = match (first | 1) & self.beyond_plain == 0 {
+            true => self.descend::<1, false, true>(guard, first, Self::any_link()),
+            false => self.descend::<1, true, false>(guard, first, Self::any_link()),
+        };
+        if let Some(page) = page {
             // ORDERING: Acquire pairs with the leaf's store.
             let word = page
                 .cell(Self::index(Level::LEAF, first))?

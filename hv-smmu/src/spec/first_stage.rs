@@ -3,7 +3,6 @@
 //! Source: Linux `io-pgtable-arm.c` (`ARM_LPAE_PTE_*`, `ARM_LPAE_MAIR_*`), QEMU `smmu-common.c` and `smmu-internal.h`.
 //! That hardware ignores bits 58:51 of a link is recalled; second stages have it so in what was read.
 
-use hv_core::Perms;
 use static_assertions::const_assert_eq;
 
 use super::second_stage::{EXECUTE_NEVER, EXECUTE_NEVER_LOW, READ, SOFTWARE, WRITE};
@@ -46,15 +45,6 @@ const_assert_eq!(
     0
 );
 
-/// What AP of a leaf says in the architecture's own table; `None` where unprivileged requests may do nothing.
-pub const fn permissions(word: u64) -> Option<Perms> {
-    match (word & UNPRIVILEGED != 0, word & READ_ONLY != 0) {
-        (true, true) => Some(Perms::Read),
-        (true, false) => Some(Perms::ReadWrite),
-        (false, _) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,15 +63,6 @@ mod tests {
         ];
         for (ours, literal) in table {
             assert_eq!(ours, literal);
-        }
-    }
-
-    #[test]
-    fn permissions_are_those_of_the_architectures_table() {
-        // AP[2:1]: 0b00 privileged alone, 0b01 both, 0b10 privileged alone and read-only, 0b11 both and read-only.
-        let table = [None, Some(Perms::ReadWrite), None, Some(Perms::Read)];
-        for (ap, expected) in (0_u64..).zip(table) {
-            assert_eq!(permissions(ap << 6), expected, "AP {ap:#b}");
         }
     }
 }

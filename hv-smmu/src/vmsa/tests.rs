@@ -244,6 +244,21 @@ fn words_of_a_first_stage_match_an_independent_table() {
     assert_eq!(leaf, never | 0x4080_0e43);
 }
 
+#[test]
+fn permissions_of_a_first_stage_are_those_of_the_architectures_table() {
+    // AP[2:1]: 0b00 privileged alone, 0b01 both, 0b10 privileged alone and read-only, 0b11 both and read-only.
+    let table = [None, Some(Perms::ReadWrite), None, Some(Perms::Read)];
+    for (ap, expected) in (0_u64..).zip(table) {
+        let word = 0x8000_0000_0403 | ap << 6;
+        let found = match Vmsa::<12, 9>::first(true).decode(word, Level::LEAF) {
+            Entry::Leaf { perms, .. } => Some(perms),
+            Entry::Unknown(_) => None,
+            other => panic!("AP {ap:#b}: {other:?}"),
+        };
+        assert_eq!(found, expected, "AP {ap:#b}");
+    }
+}
+
 /// No word of a first stage is for writing alone: what asks for that is asked for reads as well.
 #[test]
 fn a_first_stage_has_no_leaf_for_writing_alone() {
