@@ -24,6 +24,9 @@
     )
 )]
 
+/// By how many preemptions models stay below the bound that they name.
+const SHALLOWER: usize = 0;
+
 mod allocating;
 mod arena;
 mod board;

@@ -5,6 +5,10 @@
 #![cfg(hv_loom)]
 #![expect(dead_code, reason = "what only the other models use is not left out")]
 
+/// By how many preemptions models stay below the bound that they name: the algorithm is the other program's, explored
+/// there; what the words look like shows with fewer. A deep run goes as far here as there.
+const SHALLOWER: usize = 1;
+
 #[path = "../loom/arena.rs"]
 mod arena;
 #[path = "../loom/detaching.rs"]
