@@ -16,6 +16,7 @@ mod frame;
 mod guest;
 mod guest_index;
 mod ids;
+pub mod list;
 mod mmio;
 mod owner;
 mod perms;

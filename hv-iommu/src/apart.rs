@@ -8,10 +8,11 @@ use alloc::vec::Vec;
 
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
+use hv_core::list::push;
 
 use crate::attach::AttachError;
 use crate::backend::Backend;
-use crate::group::{Inner, push};
+use crate::group::Inner;
 use crate::topology::{IsolationError, IsolationFact, Known, PciFunction, group_plans};
 
 impl<B: Backend> Inner<B> {

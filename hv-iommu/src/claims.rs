@@ -7,13 +7,14 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::sync::Mutex;
 use hv_core::{KernelPaging, OutOfMemory, OwnerId, PciAddress, Shared, UserManaged, VmId};
 
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::group::{Claimed, Group, GroupId, push};
+use crate::group::{Claimed, Group, GroupId};
 use crate::rescan::{RescanError, RescanFailed, Rescanned};
 use crate::rest::AtRest;
 use crate::system::{Iommu, System};

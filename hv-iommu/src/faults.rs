@@ -4,6 +4,8 @@
 //! `bc19_a_fault_is_told_while_its_device_goes` and
 //! `bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves` pin.
 
+mod show;
+
 use core::time::Duration;
 
 use hv_core::platform::{Clock, Instant};

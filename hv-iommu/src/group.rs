@@ -6,7 +6,7 @@ use core::fmt;
 use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::PciConfig;
-use hv_core::{KernelPaging, OutOfMemory, Owner, PciAddress, Shared, UserManaged, VmId};
+use hv_core::{KernelPaging, Owner, PciAddress, Shared, UserManaged, VmId};
 
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
@@ -328,12 +328,4 @@ impl<B: Backend, S> fmt::Debug for Group<B, S> {
             self.inner.id, self.inner.members, self.inner.unit
         )
     }
-}
-
-/// Appends to a list, or says that there is no memory for that.
-pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
-    let bytes = size_of::<T>();
-    list.try_reserve(1).map_err(|_| OutOfMemory { bytes })?;
-    list.push(item);
-    Ok(())
 }

@@ -3,13 +3,14 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use hv_core::list::push;
 use hv_core::{OutOfMemory, PciAddress, UserManaged};
 use thiserror::Error;
 
 use crate::attach::AttachError;
 use crate::backend::Backend;
 use crate::domain::DomainUid;
-use crate::group::{Claimed, Group, GroupId, Inner, push};
+use crate::group::{Claimed, Group, GroupId, Inner};
 use crate::topology::group_plans;
 
 /// Who a requester is to an interrupt controller that tells senders of messages apart.

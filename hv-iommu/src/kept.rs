@@ -12,13 +12,14 @@
 use alloc::vec::Vec;
 
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::{KernelPaging, OutOfMemory, PciAddress};
 use thiserror::Error;
 
 use crate::attach::{AttachError, AttachFailed};
 use crate::backend::{Backend, UnitError};
 use crate::domain::{Domain, DomainConfig, DomainError};
-use crate::group::{AttachedGroup, Group, GroupId, clear_bus_mastering, push};
+use crate::group::{AttachedGroup, Group, GroupId, clear_bus_mastering};
 use crate::reserved::{FirmwareKept, ReservedKind};
 use crate::rest::{AtRest, Pinned};
 use crate::system::{Config, Iommu, SetupError, System};

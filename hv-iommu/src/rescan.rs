@@ -8,12 +8,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::dma::Trust;
-use crate::group::{GroupId, Inner, clear_bus_mastering, push};
+use crate::group::{GroupId, Inner, clear_bus_mastering};
 use crate::reserved::ReservedRegion;
 use crate::rest::AtRest;
 use crate::system::{Iommu, System};

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
+use hv_core::list::push;
 use hv_core::platform::Platform;
 use hv_core::{PhysAddr, PhysRange};
 use hv_iommu::{PciFunction, ReservedKind, ReservedRegion, UnitIndex, turn_off_bus_mastering};
@@ -12,7 +13,6 @@ use crate::backend::Smmu;
 use crate::coverage::{Coverage, CoveragePolicy};
 use crate::error::BringUpError;
 use crate::firmware::{Firmware, PciHost, RequestTarget};
-use crate::list::push;
 use crate::regions::Regions;
 use crate::unit::{Discovered, Unit, UnitInfo};
 use crate::vmsa::Tables;

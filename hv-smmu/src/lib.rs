@@ -27,7 +27,6 @@ mod frames;
 mod ids;
 mod invalidate;
 pub mod iort;
-mod list;
 pub mod madt;
 mod nested;
 mod page_queue;

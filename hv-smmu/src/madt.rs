@@ -6,12 +6,12 @@
 
 use alloc::vec::Vec;
 
+use hv_core::list::push;
 use hv_core::{OutOfMemory, PhysAddr};
 use thiserror::Error;
 use zerocopy::FromBytes;
 
 use crate::firmware::Firmware;
-use crate::list::push;
 use crate::spec::madt as spec;
 
 /// Interrupt translation services: their number, and where their registers are.

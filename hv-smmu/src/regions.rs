@@ -2,13 +2,13 @@
 
 use alloc::vec::Vec;
 
+use hv_core::list::push;
 use hv_core::{Iova, IovaRange, OutOfMemory, PhysRange, RangeError};
 use hv_iommu::{ReservedKind, ReservedRegion, UnitIndex};
 use thiserror::Error;
 
 use crate::StreamId;
 use crate::firmware::Firmware;
-use crate::list::push;
 
 /// Why firmware's regions cannot be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -4,6 +4,7 @@
 
 use alloc::vec::Vec;
 
+use hv_core::list::push;
 use hv_core::platform::Platform;
 use hv_iommu::{
     Dormant, Keeping, PciFunction, ReservedKind, UnitError, UnitIndex, turn_off_bus_mastering,
@@ -12,7 +13,7 @@ use log::{info, warn};
 
 use crate::backend::Vtd;
 use crate::coverage::{Coverage, CoverageError, CoveragePolicy};
-use crate::dmar::{Dmar, push};
+use crate::dmar::Dmar;
 use crate::error::BringUpError;
 use crate::quirks;
 use crate::regions::Regions;

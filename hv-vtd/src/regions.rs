@@ -2,13 +2,14 @@
 
 use alloc::vec::Vec;
 
+use hv_core::list::push;
 use hv_core::platform::{MemoryMap, PciConfig};
 use hv_core::{Iova, IovaRange, PciAddress, PhysRange};
 use hv_iommu::{ReservedKind, ReservedRegion};
 use log::{info, warn};
 
 use crate::coverage::{self, Coverage, CoveragePolicy, Target};
-use crate::dmar::{Dmar, push};
+use crate::dmar::Dmar;
 use crate::error::BringUpError;
 use crate::spec::pci::{BASE_CLASS_DISPLAY, CLASS_USB, CONFIG_CLASS};
 

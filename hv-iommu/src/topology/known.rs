@@ -3,13 +3,14 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use hv_core::list::push;
 use hv_core::platform::PciConfig;
 use hv_core::{OutOfMemory, PciAddress};
 use thiserror::Error;
 
 use super::registers::Registers;
 use super::{AccessControl, BusRange, PciFunction};
-use crate::group::{GroupId, push};
+use crate::group::GroupId;
 
 /// A fact about a function on which its group's isolation stands, and which is no longer as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

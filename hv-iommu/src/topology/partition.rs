@@ -21,10 +21,10 @@
 use alloc::vec::Vec;
 
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::{OutOfMemory, PciAddress, Segment};
 
 use super::{FunctionKind, PciFunction};
-use crate::group::push;
 
 /// The functions of one group, and how their requests look and go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod messages;
 use alloc::vec::Vec;
 use core::fmt;
 
+use hv_core::list::push;
 use hv_core::{OutOfMemory, PciAddress, PhysRange};
 use hv_iommu::{PciFunction, UnitIndex, group_plans};
 use log::warn;
@@ -18,7 +19,6 @@ use thiserror::Error;
 use crate::firmware::{
     Firmware, FirmwareFinding, MessageWriter, PciHost, RequestTarget, RequesterLimits, Route,
 };
-use crate::list::push;
 use crate::window::{Resolved, resolve};
 use crate::{DeviceId, StreamId};
 

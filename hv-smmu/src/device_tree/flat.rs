@@ -6,11 +6,11 @@
 use alloc::vec::Vec;
 
 use hv_core::OutOfMemory;
+use hv_core::list::push;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::U32;
 
 use super::finding::{Defect, Finding, NodeName, TreeError};
-use crate::list::push;
 use crate::spec::device_tree as spec;
 
 /// Which node of a tree.

@@ -11,6 +11,7 @@ mod units;
 use alloc::vec::Vec;
 
 use hv_core::Segment;
+use hv_core::list::push;
 use hv_iommu::UnitIndex;
 
 pub use finding::{Defect, Finding, NodeName, TreeError};
@@ -20,7 +21,6 @@ use crate::firmware::{
     Firmware, MessageServices, PciHost, PlatformDevice, RequestTarget, RequesterLimits, Route,
     ServicesIndex,
 };
-use crate::list::push;
 use crate::window::IdWindow;
 use flat::{Cells, NodeId, Tree};
 

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use hv_core::list::push;
 use hv_core::{PageCount, PhysAddr, PhysRange};
 use hv_iommu::UnitIndex;
 
@@ -10,7 +11,6 @@ use super::finding::{Defect, Finding, TreeError};
 use super::flat::{Cells, NodeId};
 use crate::DeviceId;
 use crate::firmware::{InterruptId, Interrupts, MessageWriter, SmmuUnit};
-use crate::list::push;
 use crate::spec::device_tree as spec;
 use crate::spec::quirks::{BY_PROPERTY, Quirk, Quirks};
 use crate::spec::registers::{FRAME_BYTES, FRAME_BYTES_ONE_PAGE};

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use hv_core::OutOfMemory;
+use hv_core::list::push;
 use hv_iommu::{ReservedKind, UnitIndex};
 
 use super::{Iort, Mapping, NodeKind, SmmuV3};
@@ -11,7 +12,6 @@ use crate::firmware::{
     PciHost, PlatformDevice, RequestTarget, RequesterLimits, ReservedStreams, Route, ServicesIndex,
     SmmuUnit,
 };
-use crate::list::push;
 use crate::spec::iort as spec;
 use crate::spec::quirks::{self, Quirks};
 use crate::{DeviceId, StreamId};

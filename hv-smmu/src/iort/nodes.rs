@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use hv_core::list::push;
 use hv_core::{OutOfMemory, PageCount, PageSize, PhysAddr, PhysRange, Segment};
 use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U32;
@@ -13,7 +14,6 @@ use super::{
     CounterGroup, Iort, ItsGroup, Mapping, NamedComponent, OldSmmu, ReservedMemory, RootComplex,
     SmmuV3,
 };
-use crate::list::push;
 use crate::spec::iort as spec;
 use crate::spec::quirks::{self, Quirk};
 use crate::spec::registers::{FRAME_BYTES, FRAME_BYTES_ONE_PAGE};

@@ -7,7 +7,8 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::finding::{Defect, Expected, Finding, IortError, NodeKind, Place};
 use super::{Header, Iort, Mapping, NodeInfo};
-use crate::list::push;
+use hv_core::list::push;
+
 use crate::spec::iort as spec;
 
 /// Decodes the IORT in `bytes`, which are the table and nothing else.

@@ -11,6 +11,7 @@ mod scope;
 use alloc::vec::Vec;
 use core::fmt;
 
+use hv_core::list::push;
 use hv_core::platform::PciConfig;
 use hv_core::{OutOfMemory, PciAddress, Segment};
 use hv_iommu::{BusRange, PciFunction, UnitIndex};
@@ -20,7 +21,7 @@ use thiserror::Error;
 pub use scope::Unresolved;
 pub(crate) use scope::{Target, is_present, resolve};
 
-use crate::dmar::{Dmar, Place, push};
+use crate::dmar::{Dmar, Place};
 
 /// What to do with a machine of which some function belongs to no unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -13,7 +13,6 @@ use hv_core::{PhysAddr, PhysRange, Segment};
 
 pub use finding::{Defect, DmarError, Expected, Finding, Place, RecordKind};
 pub use parse::parse;
-pub(crate) use parse::push;
 
 use crate::spec::dmar as spec;
 

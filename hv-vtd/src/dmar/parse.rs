@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::{OutOfMemory, PageCount, PhysAddr, PhysRange, Segment};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
@@ -42,15 +43,6 @@ pub fn parse(bytes: &[u8]) -> Result<Dmar, DmarError> {
     }
     dmar.check()?;
     Ok(dmar)
-}
-
-/// Adds to a list without giving up when memory is out.
-pub(crate) fn push<T>(list: &mut Vec<T>, value: T) -> Result<(), OutOfMemory> {
-    list.try_reserve(1).map_err(|_| OutOfMemory {
-        bytes: size_of::<T>().saturating_mul(list.len().saturating_add(1)),
-    })?;
-    list.push(value);
-    Ok(())
 }
 
 fn finding(place: Place, what: Defect, expected: Expected, found: u64) -> Finding {

@@ -7,7 +7,7 @@ use std::error::Error;
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Gpa, GuestMemory, Iova, IovaRange, PageCount, PageSize, Pasid, Perms, VmId};
 use hv_iommu::{
-    AtRest, BufferRequest, Config, DirtyBitmap, Domain, DomainConfig, FaultNotice, InterruptRoute,
+    AtRest, BufferRequest, Config, DirtyBitmap, Domain, DomainConfig, InterruptRoute,
     InterruptSource, InterruptsIsolated, Iommu, Needs, TrustedDevice, UnitIndex,
 };
 use hv_rig::{Machine, Rig, Vendor};
@@ -99,11 +99,7 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     );
     platform.idle(1000);
     println!("interrupts: {}", platform.take_interrupts().len());
-    iommu.take_faults(|notice| {
-        if let FaultNotice::Fault(report) = notice {
-            println!("fault: {} {}", report.fault.requester, report.fault.class);
-        }
-    });
+    iommu.take_faults(|notice| println!("fault: {notice}"));
 
     // The hypervisor's device sends with PASIDs: each has a domain of its own, which has to be asked for as one.
     let device = nic.members()[0];

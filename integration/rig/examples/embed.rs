@@ -4,9 +4,7 @@ use std::error::Error;
 
 use hv_core::platform::FrameSource;
 use hv_core::{Gpa, GuestMemory, Iova, IovaRange, PageCount, PageSize, Perms, VmId};
-use hv_iommu::{
-    AtRest, BufferRequest, Config, Domain, DomainConfig, FaultNotice, InterruptsIsolated, Iommu,
-};
+use hv_iommu::{AtRest, BufferRequest, Config, Domain, DomainConfig, InterruptsIsolated, Iommu};
 use hv_rig::{Machine, Rig};
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
@@ -67,15 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "unmapped: {}",
         blocked.err().ok_or("the write went through")?
     );
-    iommu.take_faults(|notice| {
-        if let FaultNotice::Fault(report) = notice {
-            let fault = report.fault;
-            println!(
-                "fault: {} {}, {:?}",
-                fault.requester, fault.class, report.bound_to
-            );
-        }
-    });
+    iommu.take_faults(|notice| println!("fault: {notice}"));
 
     // Frames come back by receipt, groups by detach, tables by the end of their domain.
     let (range, frames) = mapped.unmap().flush()?;

@@ -53,6 +53,9 @@ impl Groups {
         let claimed = self.at_rest.claim_for_hypervisor(id)?;
         let domain = Domain::paging_domain_alloc(&claimed, DomainConfig::default())?;
         let group = claimed.attach(&domain)?;
+        for member in group.members() {
+            group.enable_bus_mastering(*member)?;
+        }
         self.held.insert(id, Slot::Driver(group, domain));
         Ok(())
     }
@@ -68,6 +71,9 @@ impl Groups {
         let claimed = self.at_rest.claim_for_guest(id, vm)?;
         let domain = Domain::user_domain_alloc(&claimed, DomainConfig::default())?;
         let group = claimed.attach_for_guest(&domain, &self.isolated)?;
+        for member in group.members() {
+            group.enable_bus_mastering(*member)?;
+        }
         self.held.insert(id, Slot::Guest(group, domain));
         Ok(())
     }
@@ -86,7 +92,14 @@ impl Groups {
 
     fn end_reset(&mut self, id: GroupId) -> Result<(), Failed> {
         let slot = match self.take(id) {
-            Slot::Resetting(group, domain) => Slot::Guest(group.unpark()?, domain),
+            Slot::Resetting(group, domain) => {
+                let group = group.unpark()?;
+                // It was taken with the park, and the reset itself does as much.
+                for member in group.members() {
+                    group.enable_bus_mastering(*member)?;
+                }
+                Slot::Guest(group, domain)
+            }
             other => other,
         };
         self.held.insert(id, slot);

@@ -43,6 +43,13 @@ pub(crate) fn plan(
         };
         let asked = || picked.iter().copied();
         let caught: Vec<&'static str> = asked().filter(catches).collect();
+        if let [fault] = faults
+            && !named.is_empty()
+            && caught.is_empty()
+        {
+            // Nobody is stopped: that the others pass with it is worth knowing. But it is told before anything is built.
+            println!("{}", unlisted(fault, &picked, *arch));
+        }
         let is_caught = !caught.is_empty() && (named.is_empty() || caught.len() == picked.len());
         let boot = |scenarios: Vec<&'static str>, expect| Boot {
             arch: *arch,
@@ -57,6 +64,20 @@ pub(crate) fn plan(
         }
     }
     Ok(boots)
+}
+
+/// What is said where a fault is tried with scenarios that are not there to catch it.
+fn unlisted(fault: &str, picked: &[&str], arch: Arch) -> String {
+    let listed = PLANTED_FAULTS.iter();
+    let catch: Vec<&str> = listed
+        .filter(|planted| planted.fault == fault && planted.archs.contains(&arch))
+        .map(|planted| planted.scenario)
+        .collect();
+    format!(
+        "note: {fault} is there for {} to catch on {arch}; {} has to pass in spite of it",
+        catch.join(" and "),
+        picked.join(", "),
+    )
 }
 
 /// Whether the image of `arch` has all these faults. One that only another architecture has is left out where that
@@ -199,6 +220,15 @@ mod tests {
                 (&asked[..], Expectation::Pass)
             );
         }
+    }
+
+    #[test]
+    fn a_fault_with_the_scenario_of_another_is_told() {
+        let told = unlisted("skip_iotlb_flush", &["discover"], Arch::X86_64);
+        assert!(
+            told.contains("reassign and revoke") && told.contains("discover has to pass"),
+            "{told}"
+        );
     }
 
     #[test]

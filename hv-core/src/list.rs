@@ -2,10 +2,13 @@
 
 use alloc::vec::Vec;
 
-use hv_core::OutOfMemory;
+use crate::OutOfMemory;
 
-/// Adds to a list without giving up when memory is out.
-pub(crate) fn push<T>(list: &mut Vec<T>, value: T) -> Result<(), OutOfMemory> {
+/// Adds to a list, or says that there was no room: the list is as it was then, and `value` is dropped.
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub fn push<T>(list: &mut Vec<T>, value: T) -> Result<(), OutOfMemory> {
     list.try_reserve(1).map_err(|_| OutOfMemory {
         bytes: size_of::<T>().saturating_mul(list.len().saturating_add(1)),
     })?;

@@ -1,0 +1,167 @@
+//! Faults as people read them: one line each.
+
+use core::fmt;
+
+use super::{CutOff, FaultNotice, FaultReport};
+use crate::backend::{RawFault, StrayFault};
+
+impl fmt::Display for RawFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.requester.fmt(f)?;
+        if let Some(pasid) = self.pasid {
+            write!(f, " with {pasid}")?;
+        }
+        let Self {
+            access,
+            address,
+            class,
+            code,
+            ..
+        } = self;
+        write!(f, ": {access} at {address}: {class} (code {code:#x})")
+    }
+}
+
+impl fmt::Display for StrayFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            source,
+            access,
+            address,
+            class,
+            code,
+        } = self;
+        write!(
+            f,
+            "source {source:#x}, which is no function here: {access} at {address}: {class} (code {code:#x})"
+        )
+    }
+}
+
+impl fmt::Display for FaultReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, told by {}", self.fault, self.unit)?;
+        match self.bound_to {
+            Some((group, domain, owner)) => write!(f, "; {group} in {domain} of {owner}"),
+            None => f.write_str("; bound to no domain"),
+        }
+    }
+}
+
+impl fmt::Display for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            unit,
+            requester,
+            group,
+            domain,
+            owner,
+            budget,
+        } = self;
+        let (faults, within) = (budget.faults, budget.within);
+        write!(
+            f,
+            "{group} in {domain} of {owner} is cut off: {requester} caused more than {faults} faults within {within:?} \
+             (told by {unit})"
+        )
+    }
+}
+
+impl fmt::Display for FaultNotice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(report) => report.fmt(f),
+            Self::Stray(unit, fault) => write!(f, "{fault}, told by {unit}"),
+            Self::Lost(unit) => write!(f, "{unit} lost faults: its log was full"),
+            Self::Failed(unit) => write!(
+                f,
+                "{unit} works no more, and the devices behind it are cut off until it is reset"
+            ),
+            Self::CutOff(cut_off) => cut_off.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use hv_core::{Access, Iova, OwnerId, Pasid, PciAddress, Segment, VmId};
+
+    use super::*;
+    use crate::backend::{FaultClass, UnitIndex};
+    use crate::domain::DomainUid;
+    use crate::faults::FaultBudget;
+    use crate::group::GroupId;
+
+    #[test]
+    fn notices_are_one_line_each_that_says_who_where_and_whose() {
+        let unit = UnitIndex::new(1).unwrap();
+        let requester = PciAddress::from_requester(Segment(0), 0x0100);
+        let (group, domain) = (GroupId::numbered(3), DomainUid::BLOCKED);
+        let owner = OwnerId::Vm(VmId::new(7).unwrap());
+        let fault = RawFault {
+            requester,
+            pasid: Pasid::new(5),
+            address: Iova::new(0x7000),
+            access: Access::Write,
+            class: FaultClass::NotPermitted,
+            code: 0x10,
+        };
+        let stray = StrayFault {
+            source: 0x1234,
+            address: fault.address,
+            access: fault.access,
+            class: FaultClass::NotBound,
+            code: 2,
+        };
+        let report = |bound_to| {
+            FaultNotice::Fault(FaultReport {
+                unit,
+                fault,
+                bound_to,
+            })
+        };
+        let budget = FaultBudget::default();
+        let cut_off = CutOff {
+            unit,
+            requester,
+            group,
+            domain,
+            owner,
+            budget,
+        };
+        for (notice, parts) in [
+            (
+                report(Some((group, domain, owner))),
+                &[
+                    "01:00.0",
+                    "pasid 0x5",
+                    "write at",
+                    "7000",
+                    "not mapped",
+                    "group 3",
+                    "domain 0",
+                    "7",
+                ][..],
+            ),
+            (report(None), &["01:00.0", "no domain"]),
+            (FaultNotice::Stray(unit, stray), &["0x1234", "write at"]),
+            (FaultNotice::Lost(unit), &["was full"]),
+            (FaultNotice::Failed(unit), &["reset"]),
+            (
+                FaultNotice::CutOff(cut_off),
+                &["group 3", "01:00.0", "1000 faults within 1s"],
+            ),
+        ] {
+            let told = notice.to_string();
+            assert!(
+                !told.contains('\n') && told.contains(&unit.to_string()),
+                "{told}"
+            );
+            for part in parts {
+                assert!(told.contains(part), "{part:?} is missing in {told:?}");
+            }
+        }
+    }
+}
