@@ -121,13 +121,13 @@ impl CommandQueue {
         needed: u64,
     ) -> Result<Reserved, UnitError> {
         let unit = port.unit();
+        // When the ring was first seen full: a clock may cost as much as all the rest.
         let mut start = None;
         // Where the head was when the ring was seen full, what hardware had been given, and since when; `None` while
         // it was not.
         let mut full: Option<(u64, u64, Instant)> = None;
         loop {
             let seen = self.admit(caller, unit)?;
-            let start = *start.get_or_insert_with(|| port.clock().now());
             // ORDERING: Acquire pairs with `read_head`: hardware has read the places that are filled now.
             let mut head = self.head.0.load(Ordering::Acquire);
             if !self.has_room(seen, head, needed) {
@@ -146,6 +146,7 @@ impl CommandQueue {
             // ORDERING: Acquire, as in `read_head`.
             let given = self.given.load(Ordering::Acquire);
             let now = port.clock().now();
+            let start = *start.get_or_insert(now);
             match full {
                 Some((at, before, since)) if at == head && before == given => {
                     if now > since.after(self.shape.deadline()) {

@@ -2,6 +2,9 @@
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock;
 
 /// The logarithm of [`ENTRIES`].
 pub const ENTRIES_LOG2: u8 = 8;
@@ -20,16 +23,22 @@ pub struct Unit {
     status: AtomicU64,
     /// Commands, waits and doorbells.
     done: [AtomicU64; 3],
+    /// How many ticks of the clock the doorbell's write takes.
+    doorbell: u64,
 }
 
 impl Unit {
-    /// A unit whose ring is empty.
-    pub fn new() -> Self {
+    /// A unit whose ring is empty. The write of its doorbell takes this long, which the CPU that rings waits for.
+    pub fn new(doorbell: Duration) -> Self {
         Self {
             ring: (0..ENTRIES).map(|_| Default::default()).collect(),
             head: AtomicU64::new(0),
             status: AtomicU64::new(0),
             done: Default::default(),
+            doorbell: match doorbell.is_zero() {
+                true => 0,
+                false => (doorbell.as_secs_f64() * 1e9 / clock::tick_nanos()) as u64,
+            },
         }
     }
 
@@ -47,6 +56,12 @@ impl Unit {
     /// Moves the tail register. One CPU at a time.
     #[inline]
     pub fn ring(&self, tail: u64) {
+        if self.doorbell != 0 {
+            let start = clock::ticks();
+            while clock::ticks() - start < self.doorbell {
+                spin_loop();
+            }
+        }
         let mut found = [0, 0, 1];
         // ORDERING: Relaxed, all of the unit's: who rings has it alone and comes after who rang before.
         let mut head = self.head.load(Ordering::Relaxed);
@@ -96,12 +111,6 @@ impl Unit {
     }
 }
 
-impl Default for Unit {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// The queue that needs the least: one lock around a command, its wait and the doorbell. It knows no errors, no
 /// deadlines and no resets.
 #[derive(Debug)]
@@ -113,10 +122,10 @@ pub struct LockedQueue {
 }
 
 impl LockedQueue {
-    /// An empty queue.
-    pub fn new() -> Self {
+    /// An empty queue of a unit with such a doorbell.
+    pub fn new(doorbell: Duration) -> Self {
         Self {
-            unit: Unit::new(),
+            unit: Unit::new(doorbell),
             taken: AtomicBool::new(false),
             tail: AtomicU64::new(0),
         }
@@ -147,11 +156,5 @@ impl LockedQueue {
         while self.unit.status() < tail + 2 {
             spin_loop();
         }
-    }
-}
-
-impl Default for LockedQueue {
-    fn default() -> Self {
-        Self::new()
     }
 }
