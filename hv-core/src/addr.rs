@@ -85,20 +85,59 @@ impl From<Gpa> for Iova {
     }
 }
 
-/// The page sizes that both supported architectures can map with a 4 KiB granule.
+/// The sizes of pages that table formats map: those of a granule of 4 KiB (4 KiB, 2 MiB, 1 GiB), which both supported
+/// architectures have, of 16 KiB (16 KiB, 32 MiB) and of 64 KiB (64 KiB, 512 MiB, 4 TiB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
 pub enum PageSize {
     /// 4 KiB.
-    Size4K,
+    Size4K = 12,
+    /// 16 KiB.
+    Size16K = 14,
+    /// 64 KiB.
+    Size64K = 16,
     /// 2 MiB.
-    Size2M,
+    Size2M = 21,
+    /// 32 MiB.
+    Size32M = 25,
+    /// 512 MiB.
+    Size512M = 29,
     /// 1 GiB.
-    Size1G,
+    Size1G = 30,
+    /// 4 TiB.
+    Size4T = 42,
 }
 
 impl PageSize {
     /// All sizes, smallest first.
-    pub const ALL: [Self; 3] = [Self::Size4K, Self::Size2M, Self::Size1G];
+    pub const ALL: [Self; 8] = [
+        Self::Size4K,
+        Self::Size16K,
+        Self::Size64K,
+        Self::Size2M,
+        Self::Size32M,
+        Self::Size512M,
+        Self::Size1G,
+        Self::Size4T,
+    ];
+
+    /// The largest.
+    pub const LARGEST: Self = Self::Size4T;
+
+    /// The size of 2^`shift` bytes, if that is one.
+    pub const fn from_shift(shift: u32) -> Option<Self> {
+        Some(match shift {
+            12 => Self::Size4K,
+            14 => Self::Size16K,
+            16 => Self::Size64K,
+            21 => Self::Size2M,
+            25 => Self::Size32M,
+            29 => Self::Size512M,
+            30 => Self::Size1G,
+            42 => Self::Size4T,
+            _ => return None,
+        })
+    }
 
     /// The size in bytes.
     pub const fn bytes(self) -> u64 {
@@ -107,11 +146,7 @@ impl PageSize {
 
     /// Log2 of the size in bytes.
     pub const fn shift(self) -> u32 {
-        match self {
-            Self::Size4K => 12,
-            Self::Size2M => 21,
-            Self::Size1G => 30,
-        }
+        self as u32
     }
 
     /// How many 4 KiB pages it holds.
@@ -124,8 +159,13 @@ impl fmt::Display for PageSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Size4K => "4K",
+            Self::Size16K => "16K",
+            Self::Size64K => "64K",
             Self::Size2M => "2M",
+            Self::Size32M => "32M",
+            Self::Size512M => "512M",
             Self::Size1G => "1G",
+            Self::Size4T => "4T",
         })
     }
 }
@@ -199,6 +239,31 @@ mod tests {
         );
         assert_eq!(PageCount::for_bytes(4097), PageCount::new(2));
         assert_eq!(PageCount::of(PageSize::Size2M).get(), 512);
+    }
+
+    #[test]
+    fn sizes_are_what_they_are_called() {
+        let table = [
+            ("4K", 0x1000),
+            ("16K", 0x4000),
+            ("64K", 0x1_0000),
+            ("2M", 0x20_0000),
+            ("32M", 0x200_0000),
+            ("512M", 0x2000_0000),
+            ("1G", 0x4000_0000),
+            ("4T", 0x400_0000_0000),
+        ];
+        assert_eq!(
+            PageSize::ALL.map(|size| (std::format!("{size}"), size.bytes())),
+            table.map(|(name, bytes)| (name.into(), bytes))
+        );
+        assert!(PageSize::ALL.is_sorted());
+        for shift in 0..64 {
+            let known = PageSize::ALL
+                .into_iter()
+                .find(|size| size.bytes() == 1 << shift);
+            assert_eq!(PageSize::from_shift(shift), known);
+        }
     }
 
     #[test]

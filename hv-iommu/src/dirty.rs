@@ -164,7 +164,8 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
 }
 
 impl<B: Backend> DirtyTracking<'_, B> {
-    /// Marks every page that a device has written since that was last cleared. Pages that are unmapped are
+    /// Marks every page that a device has written since that was last cleared; of a doorbell, which is no memory and lies in
+    /// a reserved range, that it has sent a message. Pages that are unmapped are
     /// not marked: [`PendingUnmap::redeem_noting`](crate::PendingUnmap::redeem_noting) does that.
     ///
     /// Flushes first where pages of the range were [merged](crate::Range::merge) since the last reclaim: until then

@@ -61,7 +61,7 @@ impl Default for DomainConfig {
     fn default() -> Self {
         Self {
             address_bits: 39,
-            largest_page: PageSize::Size1G,
+            largest_page: PageSize::LARGEST,
         }
     }
 }

@@ -41,13 +41,13 @@ impl Level {
         Self::new(self.0 - 1)
     }
 
-    /// The level at which a format with 4 KiB pages and 512 entries per table maps pages of this size.
+    /// The level at which a format with 4 KiB pages and 512 entries per table maps pages of this size; of one that such a
+    /// format does not have, of the next smaller one.
     pub const fn of(size: PageSize) -> Self {
-        match size {
-            PageSize::Size4K => Self(1),
-            PageSize::Size2M => Self(2),
-            PageSize::Size1G => Self(3),
-        }
+        let shift = size.shift();
+        let second = shift >= PageSize::Size2M.shift();
+        let third = shift >= PageSize::Size1G.shift();
+        Self(1 + second as u8 + third as u8)
     }
 
     /// The highest level whose pages are no larger than `size`, in any format; that of the smallest pages if those
@@ -63,6 +63,58 @@ impl Level {
             Some(_) => Self::MAX.0,
             None => 1,
         })
+    }
+
+    /// The level at which a format maps pages of just this size, if it has such pages.
+    #[inline]
+    pub const fn mapping<F: Format>(size: PageSize) -> Option<Self> {
+        if F::PAGE_SHIFT != PageSize::Size4K.shift() {
+            let level = Self::up_to::<F>(size);
+            let shift = F::PAGE_SHIFT + F::INDEX_BITS * (level.0 as u32 - 1);
+            return match size.shift() == shift {
+                true => Some(level),
+                false => None,
+            };
+        }
+        // By name: the format of a model has fewer entries per table, and smaller ones.
+        match size {
+            PageSize::Size4K => Some(Self(1)),
+            PageSize::Size2M => Some(Self(2)),
+            PageSize::Size1G => Some(Self(3)),
+            _ => None,
+        }
+    }
+
+    /// The size of pages of this level in a format, if it has one.
+    pub const fn size<F: Format>(self) -> Option<PageSize> {
+        if F::PAGE_SHIFT != PageSize::Size4K.shift() {
+            let below = F::INDEX_BITS * (self.0 as u32 - 1);
+            return PageSize::from_shift(F::PAGE_SHIFT + below);
+        }
+        match self.0 {
+            1 => Some(PageSize::Size4K),
+            2 => Some(PageSize::Size2M),
+            3 => Some(PageSize::Size1G),
+            _ => None,
+        }
+    }
+
+    /// The sizes of a format's pages, smallest first; the largest again where it has fewer than three.
+    pub(crate) const fn sizes<F: Format>() -> [PageSize; 3] {
+        let first = Self(1).size::<F>();
+        let first = match first {
+            Some(size) => size,
+            None => PageSize::Size4K,
+        };
+        let second = match Self(2).size::<F>() {
+            Some(size) => size,
+            None => first,
+        };
+        let third = match Self(3).size::<F>() {
+            Some(size) => size,
+            None => second,
+        };
+        [first, second, third]
     }
 }
 
@@ -129,7 +181,7 @@ pub enum Entry {
 /// * A word is present for hardware exactly if it has a bit of [`PRESENT`](Self::PRESENT), and exactly if
 ///   it decodes to a leaf or a table.
 /// * `word & LINK_MASK == LINK` at a level above [`Level::LEAF`] exactly if the word decodes to a table
-///   that is not frozen; its page is `word & ADDRESS` then.
+///   that is not frozen.
 /// * Setting or clearing `FROZEN`, `WRITTEN_BACK` or `ACCESSED` in a present word changes that property and nothing
 ///   else. `FROZEN`, `WRITTEN_BACK` are ignored by hardware.
 /// * In a leaf of a value that notes writes (for tables with [`dirty`](crate::table::Geometry::dirty)), clearing all bits
@@ -137,8 +189,10 @@ pub enum Entry {
 ///   `decode` says of it, stays. Adding [`noted`](Self::noted) of any leaf does no more than that either.
 /// * A table's word without its bits of `PRESENT`, `FROZEN` and `ACCESSED`, and a tombstone's without
 ///   `FROZEN`, decodes to [`Entry::PendingTable`] of the same page.
-/// * `leaf(level, to + n * span) == leaf(level, to) + n * span` for the level's span, as long as the
-///   address bits hold both; `pending` likewise.
+/// * `leaf(level, to + n * span) == leaf(level, to) + n * span` for the level's span, as long as `to + n * span` and `to`
+///   are the same from bit [`CARRY_BITS`](Self::CARRY_BITS) on; `pending` likewise.
+/// * [`address`](Self::address) of a leaf, a link or a pending word is the address that `decode` gives, and looks at the bits of
+///   `ADDRESS` alone. All addresses below 2^[`OUTPUT_BITS`](Self::OUTPUT_BITS) can be told.
 /// * A `doorbell` decodes as the `leaf` of the same page and permissions does, and `pending` makes one word of both.
 /// * No two other encoders give the same word.
 pub unsafe trait Format: Copy + Send + Sync + 'static {
@@ -149,8 +203,13 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     const INDEX_BITS: u32;
     /// How many tables may stand side by side as one root.
     const MOST_ROOT_TABLES: RootTables = RootTables::ONE;
-    /// The address bits of a leaf, a link and a pending word.
+    /// The bits of a leaf, a link and a pending word that tell the address.
     const ADDRESS: u64;
+    /// Words tell addresses below 2 to this.
+    const OUTPUT_BITS: u32 = u64::BITS - Self::ADDRESS.leading_zeros();
+    /// Up to which bit of an address a sum of a word and a span carries. Those above stand elsewhere in words, in formats that
+    /// have any.
+    const CARRY_BITS: u32 = u64::BITS;
     /// The bits that tell a link, frozen or not, from everything else.
     const LINK_MASK: u64;
     /// What those bits are in a link that is not frozen.
@@ -171,6 +230,12 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// leaf for reading could not have.
     const NOTED: u64 = Self::DIRTY;
 
+    /// The address that a leaf, a link or a pending word tells.
+    #[inline(always)]
+    fn address(word: u64) -> PhysAddr {
+        PhysAddr::new(word & Self::ADDRESS)
+    }
+
     /// The meaning of `word`, read from a table of `level`.
     fn decode(&self, word: u64, level: Level) -> Entry;
 
@@ -181,6 +246,12 @@ pub unsafe trait Format: Copy + Send + Sync + 'static {
     /// leaves name memory types has to say.
     fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {
         self.leaf(Level::LEAF, to, perms)
+    }
+
+    /// Whether leaves of this value are such that hardware notes writes in them: only then is it one for tables with
+    /// [`dirty`](crate::table::Geometry::dirty).
+    fn notes_writes(&self) -> bool {
+        Self::DIRTY != 0
     }
 
     /// A link to the table at `page`, not yet known to be written back.

@@ -127,7 +127,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         let is_doorbell = region.kind == ReservedKind::Doorbell;
         let (perms, largest) = match is_doorbell {
             true => (Perms::Write, PageSize::Size4K),
-            false => (Perms::ReadWrite, PageSize::Size1G),
+            false => (Perms::ReadWrite, PageSize::LARGEST),
         };
         let (to, granted) = (memory.start(), core.granted(perms));
         let guard = core.pin();

@@ -200,7 +200,7 @@ impl<O: Owner, B: Backend, S> Range<O, B, S> {
     where
         S: Mappable,
     {
-        self.map_with(frames, perms, PageSize::Size1G)
+        self.map_with(frames, perms, PageSize::LARGEST)
     }
 
     /// Maps the range to `frames`, with pages of at most `largest`.

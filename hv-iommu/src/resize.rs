@@ -80,7 +80,8 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     ///
     /// # Errors
     /// [`CutError::Refused`]; with [`TableError::Breaks`] where a unit cannot follow:
-    /// [`split_with_gap_at`](Self::split_with_gap_at) then. Some pages may be smaller than before.
+    /// [`split_with_gap_at`](Self::split_with_gap_at) then; with [`TableError::CutsPage`] where the smallest page would be
+    /// cut. Some pages may be smaller than before.
     pub fn split_large_at(mut self, pages: PageCount) -> Result<Cut<O, B>, CutError<O, B>> {
         let Some(middle) = self.span.page(pages.get()) else {
             let range = self;
@@ -90,6 +91,11 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
             };
             return Err(CutError::Refused { range, reason });
         };
+        if let Err(error) = self.core.table.check_boundary(middle) {
+            let range = self;
+            let reason = error.into();
+            return Err(CutError::Refused { range, reason });
+        }
         // One step per page size above the smallest.
         loop {
             let core = &self.core;
@@ -97,9 +103,7 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
             let Some(found) = core.table.translate(&guard, middle) else {
                 break;
             };
-            let size = PageSize::ALL
-                .into_iter()
-                .rfind(|size| Level::of(*size) == found.level);
+            let size = found.level.size::<B::Format>();
             let Some(size) = size.filter(|size| !middle.is_aligned(*size)) else {
                 break;
             };
@@ -131,15 +135,21 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     /// [`CutError`]: in the later cases the range is not mapped any more.
     pub fn split_with_gap_at(self, pages: PageCount) -> Result<Cut<O, B>, CutError<O, B>> {
         let (span, granted) = (self.span, self.state.granted);
-        if span.split_at(pages).is_none() {
+        let Some(middle) = span.page(pages.get()) else {
             let range = self;
             let reason = CutRefusal::NothingLeft { range: span, pages };
+            return Err(CutError::Refused { range, reason });
+        };
+        if let Err(error) = self.core.table.check_boundary(middle) {
+            // Mapping the parts again would be refused, when devices had lost the range.
+            let range = self;
+            let reason = error.into();
             return Err(CutError::Refused { range, reason });
         }
         let core = self.core.clone();
         // Frames for the worst case first: mapping again must not fail for want of them.
         let mut tables = TableFrames::of(&core);
-        let (to, largest) = (self.state.to, PageSize::Size1G);
+        let (to, largest) = (self.state.to, PageSize::LARGEST);
         let needed = core.table.most_tables(span, to, pages, largest);
         if let Err(error) = tables.reserve(needed) {
             let range = self;
@@ -169,7 +179,7 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
         granted: Perms,
         tables: &mut TableFrames<'_, B>,
     ) -> Result<Cut<O, B>, CutError<O, B>> {
-        let (span, largest) = (range.span, PageSize::Size1G);
+        let (span, largest) = (range.span, PageSize::LARGEST);
         // Neither cut fails: that of the addresses was checked above, and the run is as long.
         let length = MapRefusal::Length {
             range: span.pages(),
@@ -222,7 +232,8 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     pub fn merge(&mut self) -> (u64, Result<(), TableError>) {
         let mut merged = 0;
         let largest = self.core.caps.largest_page;
-        for size in [PageSize::Size2M, PageSize::Size1G] {
+        let above_smallest = [2, 3].map(|number| Level::new(number)?.size::<B::Format>());
+        for size in above_smallest.into_iter().flatten() {
             if size > largest {
                 break;
             }

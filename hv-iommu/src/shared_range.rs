@@ -122,7 +122,7 @@ impl<O: Owner, B: Backend> SharedRange<O, B> {
         Shared::try_unwrap(self.range).map_err(|range| Self { range })
     }
 
-    /// Maps one page at `at` to `frames`, whose length is the page's size: 4 KiB, 2 MiB or 1 GiB.
+    /// Maps one page at `at` to `frames`, whose length is the page's size: one that the domain's tables have.
     ///
     /// # Errors
     /// [`SharedMapError`], with the frames unless the page is mapped and only not visible.

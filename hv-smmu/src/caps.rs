@@ -5,10 +5,8 @@ use hv_core::fault::Fault;
 use hv_iommu::{RootTables, UnitCaps};
 
 use crate::change::BlockChanges;
-use crate::spec::first_stage::INPUT_BITS;
-use crate::spec::granule::OutputSize;
+use crate::spec::granule::{Granule, OutputSize};
 use crate::spec::id_registers::{Idr0, Idr3, Idr5};
-use crate::spec::second_stage::ADDRESS_BITS;
 use crate::vmsa::{Stage, Tables};
 
 /// Which stage domains are translated with on a unit with this register: the second where there is one, since guests' are
@@ -39,18 +37,21 @@ pub(crate) fn unit_caps<F: Tables>(
     says: FirmwareSays,
 ) -> UnitCaps {
     let coherent = says.coherent;
-    let phys_bits = address_bits(idr5);
+    let phys_bits = address_bits(idr5, F::GRANULE);
     let (iova_bits, root_tables, id_bits) = match stage {
         // Input addresses of a first stage are no physical ones of anybody.
-        Stage::First => (INPUT_BITS, RootTables::ONE, idr0.asid_bits()),
+        Stage::First => (
+            idr5.input_bits(F::GRANULE),
+            RootTables::ONE,
+            idr0.asid_bits(),
+        ),
         Stage::Second => (phys_bits, F::MOST_ROOT_TABLES, idr0.vmid_bits()),
     };
     UnitCaps {
         levels: F::starts(stage, iova_bits),
         second_stage: stage == Stage::Second,
         root_tables,
-        // The format has none larger than its highest level's, whatever is asked for.
-        largest_page: PageSize::Size1G,
+        largest_page: largest_page(F::GRANULE, phys_bits),
         coherent,
         // S2FWB alone is not enough: it keeps a first stage from choosing another kind of memory, and a PCI device's
         // No_snoop comes after it (IHI 0070, 13.1.6 and 13.6.1.1). That the latter is of no effect is firmware's to say.
@@ -77,28 +78,35 @@ pub(crate) fn unit_caps<F: Tables>(
 }
 
 /// Significant bits of input and output addresses of second stages: as many as physical addresses have (Linux). More
-/// than the format can name are not used.
-pub(crate) const fn address_bits(idr5: Idr5) -> u8 {
-    let bits = idr5.output_size().bits();
-    if bits as u32 > ADDRESS_BITS {
-        ADDRESS_BITS as u8
-    } else {
-        bits
+/// than the granule's descriptors tell are not used.
+pub(crate) const fn address_bits(idr5: Idr5, granule: Granule) -> u8 {
+    output_size(idr5, granule).bits()
+}
+
+/// The output size that stream table entries and context descriptors say of tables with this granule.
+pub(crate) const fn output_size(idr5: Idr5, granule: Granule) -> OutputSize {
+    match idr5.output_size() {
+        OutputSize::Bits52 if granule.address_bits() < OutputSize::Bits52.bits() => {
+            OutputSize::Bits48
+        }
+        other => other,
     }
 }
 
-/// The output size that stream table entries say.
-pub(crate) const fn output_size(idr5: Idr5) -> OutputSize {
-    match idr5.output_size() {
-        OutputSize::Bits52 => OutputSize::Bits48,
-        other => other,
+/// The largest page of a granule's tables: blocks of 4 TiB come with addresses of 52 bits (Linux `io-pgtable-arm.c`).
+const fn largest_page(granule: Granule, phys_bits: u8) -> PageSize {
+    match granule {
+        Granule::Size4K => PageSize::Size1G,
+        Granule::Size16K => PageSize::Size32M,
+        Granule::Size64K if phys_bits == OutputSize::Bits52.bits() => PageSize::Size4T,
+        Granule::Size64K => PageSize::Size512M,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Vmsa;
+    use crate::{Vmsa, Vmsa16K, Vmsa64K};
 
     fn snooping(coherent: bool) -> FirmwareSays {
         FirmwareSays {
@@ -129,6 +137,34 @@ mod tests {
         let caps = unit_caps::<Vmsa>(registers, Stage::Second, snooping(false));
         assert_eq!((caps.domain_ids, caps.iova_bits), (256, 48));
         assert!(!caps.live_resize && !caps.coherent);
+    }
+
+    /// Addresses of 52 bits are those of pages of 64 KiB; input ones of a first stage have a bit of their own.
+    #[test]
+    fn long_addresses_are_those_of_the_largest_granule() {
+        fn of<F: Tables>(stage: Stage, oas: u8, vax: u8) -> (u8, u8, PageSize) {
+            let registers = (
+                Idr0::from_bits(0x0d44_101b),
+                Idr3::new(),
+                at(oas).with_vax(vax),
+            );
+            let caps = unit_caps::<F>(registers, stage, snooping(true));
+            (caps.iova_bits, caps.phys_bits, caps.largest_page)
+        }
+        let (first, second) = (Stage::First, Stage::Second);
+        assert_eq!(of::<Vmsa>(second, 6, 1), (48, 48, PageSize::Size1G));
+        assert_eq!(of::<Vmsa16K>(second, 6, 1), (48, 48, PageSize::Size32M));
+        assert_eq!(of::<Vmsa64K>(second, 6, 0), (52, 52, PageSize::Size4T));
+        assert_eq!(of::<Vmsa64K>(second, 5, 1), (48, 48, PageSize::Size512M));
+        // The reserved code, as CPUs have it.
+        assert_eq!(of::<Vmsa64K>(second, 7, 0), (52, 52, PageSize::Size4T));
+        assert_eq!(of::<Vmsa64K>(first, 6, 0), (48, 52, PageSize::Size4T));
+        assert_eq!(of::<Vmsa64K>(first, 4, 1), (52, 44, PageSize::Size512M));
+        assert_eq!(of::<Vmsa64K>(first, 4, 3).0, 48);
+        assert_eq!(of::<Vmsa>(first, 6, 1), (48, 48, PageSize::Size1G));
+        let output = |granule| output_size(at(6), granule);
+        let granules = [Granule::Size4K, Granule::Size16K, Granule::Size64K];
+        assert_eq!(granules.map(output).map(OutputSize::code), [5, 5, 6]);
     }
 
     #[test]

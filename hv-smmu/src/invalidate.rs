@@ -7,7 +7,6 @@ use hv_iommu::{FlushDepth, FlushRequest, FlushSpan, HwDomainId};
 
 use crate::command_queue::BATCH_MAX;
 use crate::spec::command::{Command, Depth, TlbSpan};
-use crate::spec::first_stage::INPUT_BITS;
 use crate::spec::granule::Granule;
 use crate::spec::id_registers::RangeInvalidation;
 use crate::vmsa::Stage;
@@ -77,6 +76,8 @@ pub(crate) struct Invalidator {
     pub(crate) stage: Stage,
     /// Whether one command may name a range.
     pub(crate) ranges: Option<RangeInvalidation>,
+    /// Addresses that are translated end below 2 to this, or before.
+    pub(crate) input_bits: u8,
 }
 
 /// The id under which the unit files a domain's translations.
@@ -145,7 +146,7 @@ impl Invalidator {
         let scale = last.ilog2().saturating_sub(UNITS_SHIFT - 1);
         let units = (last >> scale) + 1;
         let bytes = (units << scale).checked_mul(self.granule.bytes())?;
-        let room = (1_u64 << INPUT_BITS).saturating_sub(bytes);
+        let room = (1_u64 << self.input_bits).saturating_sub(bytes);
         let start = Iova::new(start.min(room));
         let (units, scale) = (u8::try_from(units).ok()?, u8::try_from(scale).ok()?);
         TlbSpan::range(token, self.granule, start, units, scale, None)
@@ -201,6 +202,7 @@ mod tests {
             granule,
             stage,
             ranges,
+            input_bits: granule.address_bits(),
         };
         invalidator.commands(request, &mut batch);
         batch.iter().map(Command::words).collect()
@@ -296,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_range_at_the_end_of_the_addresses_is_rounded_towards_their_beginning() {
-        let (pages, top) = (513, 1_u64 << INPUT_BITS);
+        let (pages, top) = (513, 1_u64 << 48);
         let start = top - pages * 4096;
         let span = FlushSpan::Pages(range(start, pages));
         let format = (Stage::First, Granule::Size4K);
@@ -311,6 +313,19 @@ mod tests {
         let commands = flush(true, format, span, FlushDepth::Leaves);
         assert_eq!(commands.len(), 1);
         assert_eq!(covered(Stage::First, commands[0]), Some((0, top)));
+        // Long addresses: one that ends where short ones do goes on there, and one behind is not taken for one before.
+        for (start, end) in [
+            (top - 0x210_0000, top),
+            (top, top + 0x210_0000),
+            ((16 * top) - 0x210_0000, 16 * top),
+        ] {
+            let span = FlushSpan::Pages(range(start, 0x2100));
+            let format = (Stage::Second, Granule::Size64K);
+            let commands = flush(true, format, span, FlushDepth::Leaves);
+            let (first, bytes) = covered(Stage::Second, commands[0]).unwrap();
+            assert!(first <= start && first + bytes >= end, "{first:#x}");
+            assert!(first + bytes <= 16 * top && bytes < 2 * 0x210_0000);
+        }
     }
 
     #[test]

@@ -5,9 +5,9 @@ use hv_iommu::{Level, LevelSet, RootPointer, RootTables};
 
 use crate::Vmsa;
 use crate::spec::context::Half;
-use crate::spec::first_stage::{INPUT_BITS, INPUT_BITS_LEAST};
+use crate::spec::first_stage::INPUT_BITS_LEAST;
 use crate::spec::granule::Granule;
-use crate::spec::second_stage::{ADDRESS_BITS, MAX_ROOT_TABLES_LOG2, granule, start_level, t0sz};
+use crate::spec::second_stage::{MAX_ROOT_TABLES_LOG2, address_bits, granule, start_level, t0sz};
 
 /// The fields of a stream table entry that say where walks start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,8 @@ pub struct RootFields {
     pub start_level: u8,
     /// S2T0SZ, 6 bits.
     pub t0sz: u8,
-    /// S2TTB: aligned to the size of all tables of the root.
+    /// S2TTB: aligned to the size of all tables of the root, which is more than the 64 bytes of units with 52 bits (IHI 0070,
+    /// 5.2).
     pub base: PhysAddr,
 }
 
@@ -53,7 +54,7 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
     /// How many address bits a first stage with such a root translates; `None` where walks would not start there.
     fn first_bits(level: Level, input_bits: u8) -> Option<u8> {
         let bits = u8::try_from(Self::bits(level, RootTables::ONE)).ok()?;
-        let bits = bits.min(input_bits).min(INPUT_BITS);
+        let bits = bits.min(input_bits).min(address_bits(PAGE_SHIFT) as u8);
         let below = Self::bits(level, RootTables::ONE) - INDEX_BITS;
         (bits >= INPUT_BITS_LEAST && u32::from(bits) > below).then_some(bits)
     }
@@ -82,7 +83,7 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
     /// a root resolves none of them, or more tables stand there than the unit has addresses for: it was made
     /// for another unit.
     pub fn root_fields(root: RootPointer, input_bits: u8) -> Option<RootFields> {
-        let bits = u32::from(input_bits).min(ADDRESS_BITS);
+        let bits = u32::from(input_bits).min(address_bits(PAGE_SHIFT));
         let bits = bits.min(Self::bits(root.level(), root.tables()));
         // At least one bit is left for the start level.
         let below = PAGE_SHIFT + INDEX_BITS * (u32::from(root.level().number()) - 1);
@@ -91,7 +92,7 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
         Some(RootFields {
             granule: granule(PAGE_SHIFT)?,
             start_level,
-            t0sz: t0sz(u8::try_from(bits).ok()?)?,
+            t0sz: t0sz(PAGE_SHIFT, u8::try_from(bits).ok()?)?,
             base: root.page(),
         })
     }
@@ -114,13 +115,14 @@ mod tests {
         // Linux: 4 KiB with 40 and 42 bits starts at architectural level 1, with 44 and more at 0; 16 KiB with 40
         // bits at level 2 with 16 tables, with 48 at level 1 with two.
         type Row<'a> = (u8, &'a [u8], &'a [u8], &'a [u8]);
-        let rows: [Row<'_>; 6] = [
+        let rows: [Row<'_>; 7] = [
             (32, &[2], &[1, 2], &[1]),
             (36, &[2, 3], &[1, 2], &[1, 2]),
             (40, &[2, 3], &[1, 2], &[1, 2]),
             (42, &[2, 3], &[1, 2, 3], &[1, 2]),
             (44, &[2, 3, 4], &[1, 2, 3], &[1, 2]),
             (48, &[2, 3, 4], &[1, 2, 3], &[1, 2, 3]),
+            (52, &[2, 3, 4], &[1, 2, 3], &[1, 2, 3]),
         ];
         for (bits, small, middle, large) in rows {
             assert_eq!(numbers(Vmsa4K::levels(bits)), small, "4 KiB, {bits}");
@@ -146,6 +148,11 @@ mod tests {
         assert_eq!(fields(Vmsa16K::root_fields(root(3), 48)), Some((2, 2, 17)));
         assert_eq!(fields(Vmsa64K::root_fields(root(3), 48)), Some((1, 2, 16)));
         assert_eq!(fields(Vmsa64K::root_fields(root(2), 40)), Some((1, 1, 24)));
+        // Ten bits at level 1; the others end at 48.
+        assert_eq!(fields(Vmsa64K::root_fields(root(3), 52)), Some((1, 2, 12)));
+        assert_eq!(fields(Vmsa64K::root_fields(root(3), 50)), Some((1, 2, 14)));
+        assert_eq!(fields(Vmsa4K::root_fields(root(4), 52)), Some((0, 2, 16)));
+        assert_eq!(fields(Vmsa16K::root_fields(root(3), 52)), Some((2, 2, 17)));
         let base = Vmsa4K::root_fields(root(3), 44).map(|fields| fields.base);
         assert_eq!(base, Some(PhysAddr::new(0x8000_0000)));
         // A level that resolves nothing, that the granule has not, of which there are too few addresses.
@@ -186,6 +193,9 @@ mod tests {
         assert_eq!(Vmsa4K::lower_half(root(2), 48), half(small, 30));
         assert_eq!(Vmsa16K::lower_half(root(4), 48), half(middle, 48));
         assert_eq!(Vmsa64K::lower_half(root(3), 48), half(Granule::Size64K, 48));
+        assert_eq!(Vmsa64K::lower_half(root(3), 52), half(Granule::Size64K, 52));
+        assert_eq!(Vmsa4K::lower_half(root(4), 52), half(small, 48));
+        assert_eq!(Vmsa16K::lower_half(root(4), 52), half(middle, 48));
         // Sizes by which walks would start at another level, or which are too small to be said.
         assert_eq!(Vmsa4K::lower_half(root(4), 39), None);
         assert_eq!(Vmsa4K::lower_half(root(1), 48), None);

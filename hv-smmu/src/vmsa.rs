@@ -21,8 +21,9 @@ use crate::spec::first_stage::{
 };
 use crate::spec::granule::Granule;
 use crate::spec::second_stage::{
-    ACCESSED, DEVICE, DIRTY_MODIFIER, EXECUTE_NEVER, F, FORCED_WRITE_BACK, INNER_SHAREABLE, K,
-    OUTER_SHAREABLE, READ, TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK, WRITTEN, address,
+    ACCESSED, DEVICE, DIRTY_MODIFIER, EXECUTE_NEVER, F, FORCED_WRITE_BACK, IN_PLACE_BITS,
+    INNER_SHAREABLE, K, OUTER_SHAREABLE, READ, TABLE_OR_PAGE, VALID, WB, WRITE, WRITE_BACK,
+    WRITTEN, address, address_bits, fold, has_long, unfold,
 };
 
 /// What leaves say about the memory behind them: the same in all leaves of a domain, since the stream table entries of
@@ -47,6 +48,10 @@ pub enum Stage {
 /// Tables with pages of 2^`PAGE_SHIFT` bytes and 2^`INDEX_BITS` entries per table.
 ///
 /// Hardware has 9, 11 and 13 index bits for pages of 4, 16 and 64 KiB. Models run the same code with fewer.
+///
+/// Words tell addresses of 48 bits, as they are; with pages of 64 KiB addresses of 52, whose upper four bits stand lower
+/// ([`second_stage::has_long`](crate::spec::second_stage::has_long)). Addresses of 52 bits with smaller pages take descriptors
+/// of another layout (FEAT_LPA2), which are not used: memory above 2^48 is out of reach for these tables, and refused.
 ///
 /// An unmapped leaf keeps its address with [`K`] set, a detached table its address and the bit that makes a valid
 /// descriptor a table, an unlinked empty one [`F`] as well; none of them is valid. Leaves have AF set, since nobody
@@ -193,14 +198,35 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
         0
     }
 
-    const fn address(word: u64) -> PhysAddr {
-        PhysAddr::new(word & Self::ADDRESS)
+    #[inline(always)]
+    const fn told(word: u64) -> PhysAddr {
+        PhysAddr::new(unfold(PAGE_SHIFT, word))
+    }
+
+    /// What words say of an address.
+    #[inline(always)]
+    const fn telling(to: PhysAddr) -> u64 {
+        fold(PAGE_SHIFT, to.as_u64())
+    }
+
+    /// The same for a leaf: here deliberate faults are made.
+    #[inline(always)]
+    fn telling_page(to: PhysAddr) -> u64 {
+        let upper = to.as_u64() >> IN_PLACE_BITS << IN_PLACE_BITS;
+        let lower = PhysAddr::new(to.as_u64() - upper);
+        if Fault::DropHighAddress.is_on() {
+            return Self::telling(lower);
+        }
+        if Fault::HighAddressInPlace.is_on() {
+            return Self::telling(lower) | upper;
+        }
+        Self::telling(to)
     }
 
     /// What a valid descriptor means.
     const fn decode_valid(&self, word: u64, level: Level) -> Entry {
         let last = level.number() == Level::LEAF.number();
-        let to = Self::address(word);
+        let to = Self::told(word);
         match (word & TABLE_OR_PAGE != 0, last) {
             (true, true) | (false, false) => match self.permissions(word) {
                 Some(perms) => Entry::Leaf { to, perms },
@@ -218,13 +244,18 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
 
 // SAFETY: the tests below pin every clause: encoders and `decode` are inverse, a word is present exactly
 // if it is a leaf or a link, the constants agree with `decode`, and addresses stand plainly in bits 47 down to
-// the page's, so that the words of neighbouring pages differ by the span. A page of the last level looks like
+// the page's, so that the words of neighbouring pages differ by the span as long as nothing is carried beyond. A page of the last level looks like
 // a link elsewhere, and `LINK` is asked for above that level only; the two differ in AF, which links never have.
 unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_SHIFT, INDEX_BITS> {
     const PAGE_SHIFT: u32 = PAGE_SHIFT;
     const INDEX_BITS: u32 = INDEX_BITS;
     const MOST_ROOT_TABLES: RootTables = RootTables::MAX;
     const ADDRESS: u64 = Self::ADDRESS;
+    const OUTPUT_BITS: u32 = address_bits(PAGE_SHIFT);
+    const CARRY_BITS: u32 = match has_long(PAGE_SHIFT) {
+        true => IN_PLACE_BITS,
+        false => u64::BITS,
+    };
     const LINK_MASK: u64 = VALID | TABLE_OR_PAGE | F;
     const LINK: u64 = VALID | TABLE_OR_PAGE;
     const PRESENT: u64 = VALID;
@@ -234,12 +265,17 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
     const DIRTY: u64 = WRITE | WRITTEN;
     const NOTED: u64 = WRITTEN;
 
+    #[inline(always)]
+    fn address(word: u64) -> PhysAddr {
+        Self::told(word)
+    }
+
     #[inline]
     fn decode(&self, word: u64, level: Level) -> Entry {
         if word & VALID != 0 {
             return self.decode_valid(word, level);
         }
-        let page = Self::address(word);
+        let page = Self::told(word);
         match word & !Self::ADDRESS {
             0 if word == 0 => Entry::Empty,
             mark if mark & !WRITTEN == K => Entry::Pending { to: page },
@@ -262,7 +298,7 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
             Perms::Write => write,
             Perms::ReadWrite => both,
         };
-        to.as_u64() & Self::ADDRESS | word & !self.left_out() | kind
+        Self::telling_page(to) | word & !self.left_out() | kind
     }
 
     fn doorbell(&self, to: PhysAddr, perms: Perms) -> u64 {
@@ -272,12 +308,16 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
             Stage::Second => DEVICE | EXECUTE_NEVER,
         };
         let kind = VALID | TABLE_OR_PAGE | OUTER_SHAREABLE | ACCESSED;
-        to.as_u64() & Self::ADDRESS | self.permission_bits(perms) | attributes | kind
+        Self::telling(to) | self.permission_bits(perms) | attributes | kind
+    }
+
+    fn notes_writes(&self) -> bool {
+        self.notes != 0
     }
 
     #[inline]
     fn table(&self, page: PhysAddr) -> u64 {
-        page.as_u64() & Self::ADDRESS | VALID | TABLE_OR_PAGE
+        Self::telling(page) | VALID | TABLE_OR_PAGE
     }
 
     #[inline]
@@ -299,7 +339,7 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
 
     #[inline]
     fn tombstone(&self, page: PhysAddr) -> u64 {
-        page.as_u64() & Self::ADDRESS | TABLE_OR_PAGE | F
+        Self::telling(page) | TABLE_OR_PAGE | F
     }
 }
 

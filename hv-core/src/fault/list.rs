@@ -248,6 +248,10 @@ faults! {
     ProtectDropsDirty = "protect_drops_dirty",
     /// A domain's leaves do not force write-back though its devices' stream table entries do.
     LeavesNotForced = "leaves_not_forced",
+    /// Leaves leave out the upper bits of an address of more than 48.
+    DropHighAddress = "drop_high_address",
+    /// Leaves have the upper bits of an address of more than 48 where shorter ones have theirs.
+    HighAddressInPlace = "high_address_in_place",
     /// A stream table entry does not force write-back though the leaves that it leads to do.
     EntryNotForced = "entry_not_forced",
     /// A stream table entry does not have the unit note what is written.

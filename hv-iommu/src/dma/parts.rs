@@ -82,7 +82,7 @@ impl Placed {
         let guard = core.pin();
         let granted = core.granted(perms);
         for (here, part) in places(self.span, parts) {
-            let (to, largest) = (part.start(), PageSize::Size1G);
+            let (to, largest) = (part.start(), PageSize::LARGEST);
             // SAFETY: by the invariant these addresses, which the table translates, are this value's alone,
             // and nothing is under those of this part: all that was ever mapped there was redeemed.
             unsafe {
@@ -114,7 +114,7 @@ impl Placed {
             // SAFETY: as above.
             unsafe {
                 core.table
-                    .map_vacant(&guard, self.span, to, granted, PageSize::Size1G, None)
+                    .map_vacant(&guard, self.span, to, granted, PageSize::LARGEST, None)
             }?;
         }
         self.mapped = 1;

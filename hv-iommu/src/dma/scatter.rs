@@ -204,14 +204,14 @@ impl<B: Backend> DmaDevice<B> {
         }
         let whole = list
             .pages()
-            .map(|pages| self.addresses(pages, alignment(first)));
+            .map(|pages| self.addresses(pages, alignment::<B::Format>(first)));
         match whole {
             // INVARIANT: the addresses are as long as all runs together; there is room.
             Some(Ok(span)) => list.placed.push(Placed::new(span)),
             Some(Err(error)) if list.runs.len() == 1 => return Err(error),
             _ => {
                 for run in &list.runs {
-                    let span = self.addresses(run.pages(), alignment(*run))?;
+                    let span = self.addresses(run.pages(), alignment::<B::Format>(*run))?;
                     // INVARIANT: as long as the run; one for each run, for which there is room.
                     list.placed.push(Placed::new(span));
                 }

@@ -22,6 +22,7 @@ use super::parts::Placed;
 use super::trust::Trust;
 use crate::backend::Backend;
 use crate::flush::Receipt;
+use crate::format::{Format, Level};
 use crate::iova::IovaAlign;
 use crate::pending::{Mark, RedeemRefusal, Seal};
 use crate::range::MapRefusal;
@@ -101,13 +102,14 @@ impl<B: Backend> DmaDevice<B> {
             Ok(bounce) => bounce,
             Err(reason) => return Err(DmaMapError::Refused { value: run, reason }),
         };
-        let (hold, span) = match self.addresses_held(run.pages(), alignment(run.range())) {
-            Ok(held) => held,
-            Err(reason) => {
-                self.give_back(bounce);
-                return Err(DmaMapError::Refused { value: run, reason });
-            }
-        };
+        let (hold, span) =
+            match self.addresses_held(run.pages(), alignment::<B::Format>(run.range())) {
+                Ok(held) => held,
+                Err(reason) => {
+                    self.give_back(bounce);
+                    return Err(DmaMapError::Refused { value: run, reason });
+                }
+            };
         // INVARIANT: the run is given up for this value; its bounce pages and addresses were taken
         // just now.
         let stream = Stream {
@@ -174,11 +176,12 @@ impl<B: Backend> DmaDevice<B> {
     }
 }
 
-/// The alignment of addresses at which a run takes the fewest leaves.
+/// The alignment of addresses at which a run takes the fewest leaves of a format.
 #[inline]
-pub(super) fn alignment(run: PhysRange) -> IovaAlign {
+pub(super) fn alignment<F: Format>(run: PhysRange) -> IovaAlign {
     let fits = |size: &PageSize| run.pages().get() >= size.pages() && run.start().is_aligned(*size);
-    let largest = PageSize::ALL.into_iter().rev().find(fits);
+    let sizes = const { Level::sizes::<F>() };
+    let largest = sizes.into_iter().rev().find(fits);
     largest.unwrap_or(PageSize::Size4K).into()
 }
 

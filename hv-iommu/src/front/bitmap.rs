@@ -4,7 +4,6 @@ use hv_core::platform::PhysMemory;
 use hv_core::{Gpa, GuestMemory, IovaRange, PageSize};
 
 use super::Code;
-use crate::format::Level;
 
 /// Where the bits for the pages of a range are set.
 pub(super) struct Bitmap<'m, M> {
@@ -45,16 +44,12 @@ impl<'m, M: PhysMemory> Bitmap<'m, M> {
         self.at.checked_add(offset).ok_or(Code::Overflow)
     }
 
-    /// Sets the bits for a page of `level` at `page`, as far as they are in the range.
-    pub(super) fn set(&self, page: hv_core::Iova, level: Level) -> Result<(), Code> {
-        let size = PageSize::ALL
-            .into_iter()
-            .rfind(|size| Level::of(*size) == level)
-            .unwrap_or(PageSize::Size4K);
-        let first = page.align_down(size).as_u64() >> PageSize::Size4K.shift();
+    /// Sets the bits for the pages of a leaf, as far as they are in the range.
+    pub(super) fn set(&self, leaf: IovaRange) -> Result<(), Code> {
+        let first = leaf.start().as_u64() >> PageSize::Size4K.shift();
         let start = self.range.start().as_u64() >> PageSize::Size4K.shift();
         let low = first.saturating_sub(start);
-        let high = (first + size.pages()).saturating_sub(start);
+        let high = (first + leaf.pages().get()).saturating_sub(start);
         for offset in low / 8..high.min(self.range.pages().get()).div_ceil(8) {
             let mut byte = [0];
             self.memory

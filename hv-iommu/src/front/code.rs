@@ -124,12 +124,13 @@ fn table(error: TableError) -> Code {
         TableError::TooWide { .. } => Code::Outside,
         TableError::Occupied { .. } => Code::Overlap,
         TableError::NotMapped { .. } => Code::NotMapped,
-        TableError::CutsPage { .. } => Code::Unaligned,
+        TableError::CutsPage { .. } | TableError::NoSuchPage { .. } => Code::Unaligned,
         TableError::TableInTheWay { .. }
         | TableError::Damaged { .. }
         | TableError::NotContiguous { .. }
         | TableError::ReclaimPending { .. }
         | TableError::FramesApart { .. }
+        | TableError::NotesNothing
         | TableError::Ended => Code::Internal,
     }
 }

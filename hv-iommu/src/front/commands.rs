@@ -12,6 +12,7 @@ use super::objects::{Object, WindowKind, WindowObject};
 use super::wire::{self, command, flag};
 use super::{Code, Front, SpaceMaker};
 use crate::backend::Backend;
+use crate::dirty::leaf_at;
 use crate::shape::Pages;
 use crate::space::{
     AddressSpace, AddressSpaceError, MappingKind, ReservedFor, SpaceMapping, Unmapping,
@@ -201,7 +202,10 @@ impl<B: Backend, S: Pages<UserManaged, B>> Front<B, S> {
         let mut pages = 0;
         let show = |page, level| {
             pages += 1;
-            failed = failed.or(bitmap.set(page, level).err());
+            // The table has such leaves, so this one ends.
+            if let Some(leaf) = leaf_at::<B::Format>(page, level) {
+                failed = failed.or(bitmap.set(leaf).err());
+            }
         };
         match flags & flag::KEEP {
             0 => space.dirty_and_clear(range, show)?,

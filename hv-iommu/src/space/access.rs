@@ -64,8 +64,8 @@ impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
         Ok(())
     }
 
-    /// Shows every page in `range`, of whatever size, that a device wrote since that was last cleared. Holds the
-    /// domain's tables for bounded steps only.
+    /// Shows every page in `range`, of whatever size, that a device wrote since that was last cleared: a doorbell too, which
+    /// is no memory of the guest's, once a device has sent a message. Holds the domain's tables for bounded steps only.
     ///
     /// What is unmapped is not shown: [`finish_noting`](Self::finish_noting) tells of it.
     ///

@@ -141,7 +141,7 @@ impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
     /// The most table pages that mapping `span` to the frames at `to` can take.
     pub(super) fn most_tables(&self, span: IovaRange, to: PhysAddr) -> u64 {
         let table = &self.domain.core.table;
-        let all = table.most_tables(span, to, span.pages(), PageSize::Size1G);
+        let all = table.most_tables(span, to, span.pages(), PageSize::LARGEST);
         // The root is there.
         all.saturating_sub(1)
     }

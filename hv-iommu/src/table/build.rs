@@ -26,13 +26,13 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let private = spares.take_or_alloc()?;
         let page = self.private_page(&private);
         let cover = Self::cover(level, first, last);
-        let span = Self::span(level);
         let begin = cover.head.map_or(cover.whole.start, |head| head.index);
         let end = cover.tail.map_or(cover.whole.end, |tail| tail.index + 1);
         store_run(page.run(0..begin), 0, 0);
         if Self::fits(job, level) {
-            let leaf = self.format.leaf(level, job.target(cover.base), job.perms);
-            store_run(page.run(cover.whole.clone()), leaf, span);
+            let to = job.target(cover.base);
+            let leaf = self.format.leaf(level, to, job.perms);
+            self.store_leaves(page.run(cover.whole.clone()), leaf, (level, to, job.perms));
             self.swap_neighbours(page, level, cover.whole.clone());
         }
         let (mut tables, mut links) = (1, 0);

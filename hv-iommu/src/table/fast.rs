@@ -8,7 +8,7 @@ use hv_core::platform::CacheMaintenance;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, IovaRange, PageSize, Perms, PhysAddr};
 
-use super::walk::{CellOf, Page, leading_empty, store_run};
+use super::walk::{CellOf, Page, leading_empty};
 use super::{MemoryHandle, Table, Unmapped};
 use crate::format::{Format, Level};
 use crate::quiesce::Guard;
@@ -118,7 +118,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // The lowest bit, which no address has, stands for the table's having such leaves.
         if pages == Self::WORDS * Self::WORDS
             && (addresses | 1) & self.beside_huge == 0
-            && largest >= PageSize::Size1G
+            && Level::up_to::<F>(largest) >= Self::level::<3>()
         {
             return self.map_leaves::<3, true, CHECK>(guard, first, 1, to, perms);
         }
@@ -198,7 +198,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 if LOOK && leading_empty(cells) != cells.len() {
                     return false;
                 }
-                store_run(cells, leaf, Self::span(level));
+                self.store_leaves(cells, leaf, (level, to, perms));
                 indices
             }
         };
@@ -373,12 +373,16 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     return false;
                 };
                 let cells = page.run(indices);
-                let mut word = expected;
+                let (mut word, mut to) = (expected, to.as_u64());
                 let mut different = 0;
                 for cell in cells {
                     // ORDERING: Relaxed, as above.
                     different |= cell.load(Ordering::Relaxed) ^ word;
-                    word = word.wrapping_add(Self::span(level));
+                    to = to.wrapping_add(Self::span(level));
+                    word = match Self::IN_PLACE {
+                        true => word.wrapping_add(Self::span(level)),
+                        false => self.pending_for(level, PhysAddr::new(to)),
+                    };
                 }
                 if different != 0 {
                     return false;

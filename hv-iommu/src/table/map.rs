@@ -331,8 +331,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             if fits {
                 let run = page.run(index..cover.whole.end);
                 let run = run.get(..leading_empty(run)).unwrap_or(&[]);
-                let leaf = self.format.leaf(table.level, job.target(at), job.perms);
-                store_run(run, leaf, span);
+                let to = job.target(at);
+                let leaf = self.format.leaf(table.level, to, job.perms);
+                self.store_leaves(run, leaf, (table.level, to, job.perms));
                 self.finish_run(page, table.level, index..index + run.len());
                 index += run.len();
                 at = at.wrapping_add(span.wrapping_mul(run.len() as u64));
@@ -400,6 +401,33 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                 }
                 Err(private) => self.take_apart(private, below, spares),
             }
+        }
+    }
+
+    /// Writes leaves in a row, of which `leaf` is the first and maps `to`.
+    #[inline(always)]
+    pub(super) fn store_leaves(
+        &self,
+        cells: &[CellOf<H>],
+        leaf: u64,
+        (level, to, perms): (Level, PhysAddr, Perms),
+    ) {
+        let span = Self::span(level);
+        let Some(carry) = 1_u64.checked_shl(F::CARRY_BITS) else {
+            return store_run(cells, leaf, span);
+        };
+        let (mut rest, mut leaf, mut to) = (cells, leaf, to.as_u64());
+        // Words are one span apart up to the next address at which a sum would carry where no address is.
+        loop {
+            let room = (carry - (to & (carry - 1))) >> Self::shift(level);
+            let room = usize::try_from(room).unwrap_or(usize::MAX);
+            let Some((near, far)) = rest.split_at_checked(room).filter(|_| room != 0) else {
+                return store_run(rest, leaf, span);
+            };
+            store_run(near, leaf, span);
+            to = to.wrapping_add(span.wrapping_mul(room as u64));
+            leaf = self.format.leaf(level, PhysAddr::new(to), perms);
+            rest = far;
         }
     }
 

@@ -98,8 +98,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// An empty table.
     ///
     /// # Errors
-    /// [`TableError::OutOfFrames`] without frames for the root; [`TableError::FramesApart`] and
-    /// [`TableError::TooWide`] where there can be no such table.
+    /// [`TableError::OutOfFrames`] without frames for the root; [`TableError::FramesApart`],
+    /// [`TableError::TooWide`] and [`TableError::NotesNothing`] where there can be no such table.
     ///
     /// # Safety
     /// All guards that are ever given to the table's methods are of one [`Quiescence`], and so is the one that
@@ -107,6 +107,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// with: what is freed after a grace period was waited for by these alone.
     pub unsafe fn new(format: F, geometry: Geometry, memory: H) -> Result<Self, TableError> {
         let geometry = Self::check(geometry)?;
+        if geometry.dirty && !format.notes_writes() {
+            return Err(TableError::NotesNothing);
+        }
         let written_back = F::WRITTEN_BACK * u64::from(!geometry.coherent);
         let beyond = Self::beyond(&geometry);
         let plain = geometry.coherent && !geometry.dirty;
@@ -174,6 +177,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
     }
 
+    /// Whether a page of this table can begin at `at`, whatever is mapped there.
+    ///
+    /// # Errors
+    /// [`TableError::CutsPage`].
+    pub fn check_boundary(&self, at: Iova) -> Result<(), TableError> {
+        Self::check_cut(at)
+    }
+
     /// Whether nothing is mapped or pending in `range`.
     pub fn is_vacant(&self, guard: &Guard<'_>, range: IovaRange) -> bool {
         self.vacant_run(guard, range)
@@ -192,7 +203,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
 
     /// Frames for tables that no word names yet: to be handed to a map that must not look for any.
     pub fn spares(&self) -> SparesOf<'_, H> {
-        Spares::new(self.memory(), Self::TABLE_FRAMES)
+        Spares::new(self.memory(), Self::TABLE_FRAMES, Self::BEYOND)
     }
 
     /// How many tables it takes at most to map `range` to the frames that start at `to` in two parts, the
@@ -319,7 +330,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Maps one page of `size` in words that several CPUs share.
     ///
     /// # Errors
-    /// [`TableError::Occupied`] when another mapping is in the way; nothing was mapped on any error.
+    /// [`TableError::Occupied`] when another mapping is in the way, [`TableError::NoSuchPage`]; nothing was mapped on any
+    /// error.
     #[inline(always)]
     pub fn map_shared(
         &self,
@@ -335,7 +347,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// Turns the one leaf of `size` at `at` into a pending word, in words that several CPUs share.
     ///
     /// # Errors
-    /// [`TableError::NotMapped`] when there is no such leaf, also when another CPU was faster.
+    /// [`TableError::NotMapped`] when there is no such leaf, also when another CPU was faster;
+    /// [`TableError::NoSuchPage`].
     #[inline(always)]
     pub fn unmap_shared(
         &self,
@@ -389,7 +402,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// caches, devices may use the old one.
     ///
     /// # Errors
-    /// [`TableError::Breaks`] where walkers cannot follow; nothing was changed on any error.
+    /// [`TableError::Breaks`] where walkers cannot follow, [`TableError::NoSuchPage`]; nothing was changed on any error.
     pub fn split(&self, guard: &Guard<'_>, at: Iova, size: PageSize) -> Result<(), TableError> {
         self.split_leaf(guard, at, size, &mut self.spares())
     }
@@ -400,7 +413,8 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     ///
     /// # Errors
     /// [`TableError::Breaks`] where walkers cannot follow, [`TableError::NotContiguous`] where the pages
-    /// are not one run with the same permissions, [`TableError::ReclaimPending`]; nothing was changed.
+    /// are not one run with the same permissions, [`TableError::NoSuchPage`], [`TableError::ReclaimPending`]; nothing was
+    /// changed.
     pub fn merge(&self, guard: &Guard<'_>, at: Iova, size: PageSize) -> Result<(), TableError> {
         self.merge_table(guard, at, size)
     }

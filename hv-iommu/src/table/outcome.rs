@@ -1,6 +1,6 @@
 //! What a table is asked with and answers: its shape, what operations did, why they did nothing.
 
-use hv_core::{Iova, Perms, PhysAddr};
+use hv_core::{Iova, PageSize, Perms, PhysAddr};
 use thiserror::Error;
 
 use crate::format::{Level, RootTables};
@@ -45,7 +45,8 @@ pub enum TableError {
         /// The address.
         at: Iova,
     },
-    /// The frame source ran dry. Nothing was taken.
+    /// The frame source ran dry, or gave frames at addresses that no word of the table can tell, which went back. Nothing was
+    /// taken.
     #[error("out of frames: {missing} more table pages are needed")]
     OutOfFrames {
         /// How many pages were missing.
@@ -83,7 +84,7 @@ pub enum TableError {
         /// The address.
         at: Iova,
     },
-    /// Part of a page: those of this table are larger than 4 KiB, or have other sizes than the one asked for.
+    /// Part of a page: those of this table are larger than 4 KiB.
     #[error(
         "{at} would be mapped by part of a page: the smallest has {bytes:#x} bytes, and what is mapped has to be whole ones"
     )]
@@ -93,6 +94,16 @@ pub enum TableError {
         /// The bytes of the smallest page.
         bytes: u64,
     },
+    /// A page of a size that this table has not.
+    #[error("{at} cannot have a page of {size}: this table's smallest has {smallest:#x} bytes")]
+    NoSuchPage {
+        /// The address.
+        at: Iova,
+        /// What was asked for.
+        size: PageSize,
+        /// The bytes of the smallest page.
+        smallest: u64,
+    },
     /// The platform reaches frames only one by one.
     #[error(
         "a table takes {frames} frames side by side, which the platform reaches only one by one"
@@ -101,6 +112,11 @@ pub enum TableError {
         /// How many frames one table has.
         frames: u64,
     },
+    /// Writes are to be noted in leaves that are not such as hardware notes them in.
+    #[error(
+        "hardware notes no writes in leaves of this format, and the table was to be one where it does"
+    )]
+    NotesNothing,
     /// Too many merged tables wait for their flush, or a reclaim step runs right now.
     #[error(
         "{at} has to wait for reclaim: let its steps, and tables that wait for them, come to an end"

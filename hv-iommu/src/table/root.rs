@@ -8,7 +8,7 @@
 use hv_core::platform::FrameSource;
 use hv_core::{Iova, IovaRange, PageCount, PageSize, PhysAddr};
 
-use super::spares::Private;
+use super::spares::{Private, told};
 use super::{Geometry, MemoryHandle, Table, TableError};
 use crate::format::{Format, Level, RootPointer, RootTables};
 
@@ -32,6 +32,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             Some(frames) => frames,
             None => PageCount::ONE,
         };
+    /// The bits of addresses that no word can tell.
+    pub(super) const BEYOND: u64 = match u64::MAX.checked_shl(F::OUTPUT_BITS) {
+        Some(beyond) => beyond,
+        None => 0,
+    };
     /// The bytes from one table of a root to the next.
     pub(super) const TABLE_BYTES: u64 = Self::TABLE_FRAMES.bytes();
     /// Whether roots have one table each.
@@ -100,6 +105,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
         let frames = PageCount::new(missing * Self::TABLE_FRAMES.get()).ok_or(out)?;
         let run = self.memory().alloc_table_run(frames).map_err(|_| out)?;
+        let run = told(self.memory(), run, Self::BEYOND).ok_or(out)?;
         let root = run.range().start();
         let table = |number| PhysAddr::new(root.as_u64() + number * Self::TABLE_BYTES);
         // SAFETY: the run, which is given up below, owns the frames of all tables, alone.
@@ -163,13 +169,26 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// The level whose pages have exactly this size.
     #[inline]
     pub(super) fn level_of(at: Iova, size: PageSize) -> Result<Level, TableError> {
-        if Self::PAGE_ORDER == 0 {
-            return Ok(Level::of(size));
+        match Level::mapping::<F>(size) {
+            Some(level) => Ok(level),
+            None => Err(Self::no_such_page(at, size)),
         }
-        let level = Level::up_to::<F>(size);
-        match Self::span(level) == size.bytes() {
-            true => Ok(level),
-            false => Err(Self::cuts_page(at)),
+    }
+
+    #[cold]
+    pub(super) fn no_such_page(at: Iova, size: PageSize) -> TableError {
+        TableError::NoSuchPage {
+            at,
+            size,
+            smallest: Self::PAGE_BYTES,
+        }
+    }
+
+    /// Whether `at` is where a page may begin.
+    pub(super) fn check_cut(at: Iova) -> Result<(), TableError> {
+        match at.as_u64() & (Self::PAGE_BYTES - 1) {
+            0 => Ok(()),
+            _ => Err(Self::cuts_page(at)),
         }
     }
 

@@ -30,7 +30,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let mut tables = 0;
         let slot = match self.leaf_slot(guard, at, level, self.clear_link) {
             Some(slot) => slot,
-            None => self.open_way(guard, at, level, &mut tables)?,
+            None => self.open_way(guard, at, (size, level), &mut tables)?,
         };
         self.exchange(slot, 0, self.format.leaf(level, to, perms))?;
         Ok(MapOutcome { tables, filled: 0 })
@@ -85,7 +85,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                         self.write_words_back(slot.word_at, 1);
                     }
                     self.memory().walker_fence();
-                    return Ok(PhysAddr::new(word & F::ADDRESS));
+                    return Ok(F::address(word));
                 }
                 Err(found) => word = found,
             }
@@ -168,11 +168,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         &'g self,
         guard: &'g Guard<'_>,
         at: Iova,
-        level: Level,
+        (size, level): (PageSize, Level),
         tables: &mut u64,
     ) -> Result<Slot<'g, CellOf<H>>, TableError> {
         let first = at.as_u64();
         let root = self.root_for(Iova::new(first | (Self::span(level) - 1)))?;
+        if level > root.level {
+            // In the root's words it would be a leaf of another size.
+            return Err(Self::no_such_page(at, size));
+        }
         let mut table = Self::top(root, first);
         let spares = &mut self.spares();
         let mut reserved = false;

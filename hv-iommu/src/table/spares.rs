@@ -49,19 +49,22 @@ pub struct Spares<'m, M: TableMemory> {
     memory: &'m M,
     /// How many frames one table has: a power of two.
     frames: PageCount,
+    /// The address bits that no table may have: no word can tell them.
+    beyond: u64,
     first: u64,
     count: u64,
     zero: bool,
 }
 
 impl<'m, M: TableMemory> Spares<'m, M> {
-    /// None, for tables of so many frames.
+    /// None, for tables of so many frames at addresses without these bits.
     #[inline]
-    pub(super) fn new(memory: &'m M, frames: PageCount) -> Self {
+    pub(super) fn new(memory: &'m M, frames: PageCount, beyond: u64) -> Self {
         // INVARIANT: the empty list.
         Self {
             memory,
             frames,
+            beyond,
             first: 0,
             count: 0,
             zero: false,
@@ -78,8 +81,11 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         self.count
     }
 
-    /// Hands frames in. What makes no whole table goes back to the platform.
+    /// Hands frames in. What makes no whole table, or has an address that no word can tell, goes back to the platform.
     pub fn add(&mut self, frames: FrameRun<Hypervisor>) {
+        if !is_told(&frames, self.beyond) {
+            return self.memory.free_frames(frames);
+        }
         if self.frames != PageCount::ONE {
             return self.add_runs(frames);
         }
@@ -124,12 +130,13 @@ impl<'m, M: TableMemory> Spares<'m, M> {
         }
     }
 
-    /// Takes a table's frames from the platform.
+    /// Takes a table's frames from the platform. Those at an address that no word can tell are as good as none.
     fn alloc(&self) -> Option<FrameRun<Hypervisor>> {
-        match self.frames == PageCount::ONE {
-            true => self.memory.alloc_table().ok(),
-            false => self.memory.alloc_table_run(self.frames).ok(),
-        }
+        let frames = match self.frames == PageCount::ONE {
+            true => self.memory.alloc_table(),
+            false => self.memory.alloc_table_run(self.frames),
+        };
+        told(self.memory, frames.ok()?, self.beyond)
     }
 
     /// Makes sure that there are at least `count`, from the platform's frame source.
@@ -215,6 +222,24 @@ impl<M: TableMemory> Drop for Spares<'_, M> {
             unsafe { give_back(self.memory, ZERO, self.frames) };
         }
     }
+}
+
+/// Whether words can tell the addresses of frames.
+fn is_told(frames: &FrameRun<Hypervisor>, beyond: u64) -> bool {
+    frames.range().last().as_u64() & beyond == 0
+}
+
+/// The frames, if words can tell their addresses; they go back to the platform otherwise.
+pub(super) fn told<M: TableMemory>(
+    memory: &M,
+    frames: FrameRun<Hypervisor>,
+    beyond: u64,
+) -> Option<FrameRun<Hypervisor>> {
+    if is_told(&frames, beyond) {
+        return Some(frames);
+    }
+    memory.free_frames(frames);
+    None
 }
 
 /// Gives a table's frames back that no word names any more, or never did.

@@ -168,6 +168,9 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         unsafe { memory.cells_of(page, Self::TABLE_FRAMES) }.unwrap_or(&[])
     }
 
+    /// Whether addresses stand in words as they are.
+    pub(super) const IN_PLACE: bool = F::CARRY_BITS == u64::BITS;
+
     #[inline]
     pub(super) fn memory(&self) -> &H::Target {
         &self.memory
@@ -279,9 +282,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if PLAIN {
             const { assert!(F::LINK & F::ADDRESS == 0 && F::LINK & !F::LINK_MASK == 0) };
             let is_link = word & self.beside_address == F::LINK;
-            return is_link.then(|| PhysAddr::new(word - F::LINK));
+            return is_link.then(|| match Self::IN_PLACE {
+                true => PhysAddr::new(word - F::LINK),
+                false => F::address(word),
+            });
         }
-        (word & mask == want).then(|| PhysAddr::new(word & self.address))
+        (word & mask == want).then(|| match Self::IN_PLACE {
+            true => PhysAddr::new(word & self.address),
+            false => F::address(word),
+        })
     }
 
     /// The same for tables of other depths. Gives the page's address: a value of two words more would go
@@ -306,7 +315,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             if word & mask != want {
                 return None;
             }
-            page = PhysAddr::new(word & F::ADDRESS);
+            page = F::address(word);
             level = level.below()?;
         }
         (level.number() == TARGET).then_some(page)
@@ -357,7 +366,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             let upper = slot.level.number() > 2 && Fault::SkipUpperThaw.is_on();
             let mask = if upper { mask & !F::FROZEN } else { mask };
             if slot.level != Level::LEAF && word & mask == want {
-                return Ok(Some(PhysAddr::new(word & F::ADDRESS)));
+                return Ok(Some(F::address(word)));
             }
             let (child, link) = match self.format.decode(word, slot.level) {
                 Entry::Empty => return Ok(None),
@@ -412,7 +421,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         // ORDERING: Acquire, as in `open`.
         let word = cell.load(Ordering::Acquire);
         let (mask, want) = Self::any_link();
-        (word & mask == want).then(|| PhysAddr::new(word & F::ADDRESS))
+        (word & mask == want).then(|| F::address(word))
     }
 
     /// The word of a table of `level` for `at`, by links alone.

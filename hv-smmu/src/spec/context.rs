@@ -140,7 +140,8 @@ const TTB: u64 = 0x000f_ffff_ffff_fff0;
 /// One half of an address space.
 ///
 /// # Invariants
-/// 25 to 48 address bits; `root` is aligned to 64 bytes and below 2^48.
+/// At least 25 address bits, and no more than the granule's descriptors tell, 52 or 48; below so many, `root`, aligned to 64
+/// bytes: with 52 it has to be (IHI 0070, 5.4 TTB0), and with fewer our tables are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Half {
     granule: Granule,
@@ -152,9 +153,10 @@ impl Half {
     /// Tables of `granule` at `root` for addresses of `address_bits` bits; `None` where no descriptor can say that.
     pub const fn new(granule: Granule, address_bits: u8, root: PhysAddr) -> Option<Self> {
         let root = root.as_u64();
-        let misplaced = root >> ADDRESS_BITS_MOST != 0 || !root.is_multiple_of(CONTEXT_BYTES);
+        let most = granule.address_bits();
+        let misplaced = root >> most != 0 || !root.is_multiple_of(CONTEXT_BYTES);
         // INVARIANT: checked here.
-        if misplaced || address_bits < ADDRESS_BITS_LEAST || address_bits > ADDRESS_BITS_MOST {
+        if misplaced || address_bits < ADDRESS_BITS_LEAST || address_bits > most {
             return None;
         }
         Some(Self {
@@ -167,8 +169,6 @@ impl Half {
 
 /// T0SZ and T1SZ are at most 39.
 const ADDRESS_BITS_LEAST: u8 = 25;
-/// T0SZ and T1SZ are at least 16.
-const ADDRESS_BITS_MOST: u8 = 48;
 
 /// First-stage tables: AArch64, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -424,9 +424,16 @@ mod tests {
 
     #[test]
     fn halves_that_no_descriptor_can_say_are_not_made() {
-        let half = |bits, root| Half::new(Granule::Size64K, bits, PhysAddr::new(root)).is_some();
-        assert!(half(25, 0x40) && half(48, 0));
-        assert!(!half(24, 0x40) && !half(49, 0x40) && !half(39, 0x20) && !half(39, 1 << 48));
+        for (granule, most) in [
+            (Granule::Size4K, 48),
+            (Granule::Size16K, 48),
+            (Granule::Size64K, 52),
+        ] {
+            let half = |bits, root| Half::new(granule, bits, PhysAddr::new(root)).is_some();
+            assert!(half(25, 0x40) && half(most, 0) && half(39, 1 << (most - 1)));
+            assert!(!half(24, 0x40) && !half(most + 1, 0x40));
+            assert!(!half(39, 0x20) && !half(39, 1 << most));
+        }
     }
 
     #[test]

@@ -29,8 +29,6 @@ pub const DEVICE_INDEX: u8 = 1;
 /// byte 1 device memory, early acknowledgement allowed (Device-nGnRE). Leaves name no other.
 pub const MEMORY_TYPES: u64 = 0xff << (8 * WRITE_BACK_INDEX) | 0x04 << (8 * DEVICE_INDEX);
 
-/// T0SZ is 16 at the least: input addresses have at most so many bits (more with IDR5.VAX, which is not used).
-pub const INPUT_BITS: u8 = 48;
 /// T0SZ is 39 at the most: input addresses have at least so many bits.
 pub const INPUT_BITS_LEAST: u8 = 25;
 

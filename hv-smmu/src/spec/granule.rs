@@ -65,8 +65,19 @@ impl Granule {
         }
     }
 
+    /// Significant bits of the longest address that descriptors of its tables tell, and that they translate. Those of 64 KiB
+    /// have 52 bits. The others have 48: 52 take other descriptors, with IDR5.DS (FEAT_LPA2: address bits 51:50 in 9:8, where
+    /// SH is), which are not used (IHI 0070, 3.4, 5.2 S2PS and S2TTB, 5.4 IPS and TTB0; Linux `io-pgtable-arm.c`, which has
+    /// 48 bits for both too).
+    pub const fn address_bits(self) -> u8 {
+        match self {
+            Self::Size4K | Self::Size16K => 48,
+            Self::Size64K => 52,
+        }
+    }
+
     /// Log2 of the bytes that a leaf at `level` (1, 2 or 3) maps; `None` where that level has none. 64 KiB has leaves
-    /// at level 1 with 52-bit addresses only, which is left to the caller.
+    /// at level 1 with 52-bit addresses only (Linux `io-pgtable-arm.c`), which is left to the caller.
     pub const fn leaf_shift(self, level: u8) -> Option<u8> {
         match (self, level) {
             (Self::Size4K | Self::Size16K | Self::Size64K, 3) => Some(self.shift()),

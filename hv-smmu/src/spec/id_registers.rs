@@ -337,7 +337,7 @@ pub struct Idr5 {
     pub gran64k: bool,
     #[bits(3)]
     __: u8,
-    /// Virtual addresses (bits 11:10): 0 for 48 bits, 1 for 52.
+    /// Virtual addresses (bits 11:10): 0 for 48 bits, 1 for 52, 2 for 56 with descriptors of 128 bits.
     #[bits(2)]
     pub vax: u8,
     #[bits(4)]
@@ -352,6 +352,15 @@ impl Idr5 {
         match OutputSize::from_code(self.oas()) {
             Some(size) => size,
             None => OutputSize::Bits52,
+        }
+    }
+
+    /// Significant bits of the longest address that a first stage's tables of this granule translate: T0SZ is 16 at the least,
+    /// and 12 with 64 KiB where VAX says 52 bits or more (IHI 0070, 3.4 and 5.4). The reserved code promises nothing.
+    pub const fn input_bits(self, granule: Granule) -> u8 {
+        match self.vax() {
+            1 | 2 => granule.address_bits(),
+            _ => 48,
         }
     }
 

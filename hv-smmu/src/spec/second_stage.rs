@@ -61,13 +61,58 @@ pub const WB: u64 = 1 << 57;
 /// table at its address was empty and was unlinked.
 pub const F: u64 = 1 << 58;
 
-/// Output addresses end below this bit. The coding of longer ones, which only 64 KiB pages have, is known from
-/// no source that was read; units with 52 bits are driven with 48.
-pub const ADDRESS_BITS: u32 = 48;
+/// Output addresses stand in leaves and links as they are below this bit.
+pub const IN_PLACE_BITS: u32 = 48;
 
-/// The output address of a leaf or a link (bits 47 down to the granule's shift).
+/// Whether there are longer ones, of up to [`LONG_BITS`]: with pages of 64 KiB. Their bits 51:48 stand in bits 15:12 of leaves
+/// and links, which have no other use there (Linux `io-pgtable-arm.c`, `paddr_to_iopte` and `iopte_to_paddr`).
+pub const fn has_long(page_shift: u32) -> bool {
+    page_shift == 16
+}
+
+/// Output addresses end below this bit where they are [long](has_long).
+pub const LONG_BITS: u32 = 52;
+
+/// By how many bits lower the upper bits of a long address stand than where they belong.
+const FOLDED_BY: u32 = IN_PLACE_BITS - 12;
+/// Where they stand (bits 15:12).
+const FOLDED: u64 = 0xf << 12;
+
+/// Output addresses end below this bit.
+pub const fn address_bits(page_shift: u32) -> u32 {
+    match has_long(page_shift) {
+        true => LONG_BITS,
+        false => IN_PLACE_BITS,
+    }
+}
+
+/// The bits of a leaf or a link that tell its output address: bits 47 down to the granule's shift, and 15:12 of long ones.
 pub const fn address(page_shift: u32) -> u64 {
-    (1 << ADDRESS_BITS) - (1 << page_shift)
+    let folded = if has_long(page_shift) { FOLDED } else { 0 };
+    in_place(page_shift) | folded
+}
+
+/// Those that stand where they belong.
+const fn in_place(page_shift: u32) -> u64 {
+    (1 << IN_PLACE_BITS) - (1 << page_shift)
+}
+
+/// An address as leaves and links tell it.
+#[inline(always)]
+pub const fn fold(page_shift: u32, address: u64) -> u64 {
+    match has_long(page_shift) {
+        true => address & in_place(page_shift) | address >> FOLDED_BY & FOLDED,
+        false => address & in_place(page_shift),
+    }
+}
+
+/// The address that a leaf or a link tells.
+#[inline(always)]
+pub const fn unfold(page_shift: u32, word: u64) -> u64 {
+    match has_long(page_shift) {
+        true => word & in_place(page_shift) | (word & FOLDED) << FOLDED_BY,
+        false => word & in_place(page_shift),
+    }
 }
 
 /// How many tables may stand side by side as one root, as a power of two.
@@ -97,10 +142,12 @@ pub const fn granule(page_shift: u32) -> Option<u8> {
     }
 }
 
-/// S2T0SZ of the stream table entry (6 bits), for input addresses of this many bits.
-pub const fn t0sz(input_bits: u8) -> Option<u8> {
+/// S2T0SZ of the stream table entry (6 bits), for input addresses of this many bits: 16 at the least, or 12 where
+/// addresses are [long](has_long) (IHI 0070, 5.2).
+pub const fn t0sz(page_shift: u32, input_bits: u8) -> Option<u8> {
+    let least = 64 - address_bits(page_shift) as u8;
     match 64_u8.checked_sub(input_bits) {
-        Some(size) if size >= 16 && size <= 39 => Some(size),
+        Some(size) if size >= least && size <= 39 => Some(size),
         _ => None,
     }
 }
@@ -112,6 +159,7 @@ const_assert_eq!(
     0
 );
 const_assert_eq!(address(12) & (SOFTWARE | DIRTY_MODIFIER | 0xfff), 0);
+const_assert_eq!(address(16) & (SOFTWARE | DIRTY_MODIFIER | 0xfff), 0);
 
 #[cfg(test)]
 mod tests {
@@ -143,10 +191,34 @@ mod tests {
             (EXECUTE_NEVER_LOW, 0x0020_0000_0000_0000),
             (address(12), 0x0000_ffff_ffff_f000),
             (address(14), 0x0000_ffff_ffff_c000),
-            (address(16), 0x0000_ffff_ffff_0000),
+            (address(16), 0x0000_ffff_ffff_f000),
         ];
         for (ours, literal) in table {
             assert_eq!(ours, literal);
+        }
+    }
+
+    #[test]
+    fn long_addresses_stand_in_words_as_linux_has_them() {
+        let table = [
+            (16, 0x000a_1234_5678_0000, 0x0000_1234_5678_a000),
+            (16, 0x000f_ffff_ffff_0000, 0x0000_ffff_ffff_f000),
+            (16, 0x0001_0000_0000_0000, 0x0000_0000_0000_1000),
+            (16, 0x0000_0000_0001_0000, 0x0000_0000_0001_0000),
+            (12, 0x0000_1234_5678_9000, 0x0000_1234_5678_9000),
+            (14, 0x0000_1234_5678_c000, 0x0000_1234_5678_c000),
+        ];
+        for (shift, address, word) in table {
+            assert_eq!(fold(shift, address), word, "{address:#x}");
+            assert_eq!(unfold(shift, word), address, "{word:#x}");
+            // What else is in a word says nothing of it.
+            let beside = !super::address(shift);
+            assert_eq!(unfold(shift, word | beside), address);
+            // `(pte | pte >> 36) & 47:12`, and back `(pa | pa << 36) & 51:16`.
+            let linux = (address | address >> 36) & 0x0000_ffff_ffff_f000;
+            assert!(shift != 16 || linux == word);
+            let back = (word | word << 36) & 0x000f_ffff_ffff_0000;
+            assert!(shift != 16 || back == address);
         }
     }
 
@@ -180,8 +252,10 @@ mod tests {
             [Some(0), Some(2), Some(1), None]
         );
         assert_eq!(
-            [39, 48, 25, 24, 49, 65].map(t0sz),
+            [39, 48, 25, 24, 49, 65].map(|bits| t0sz(12, bits)),
             [Some(25), Some(16), Some(39), None, None, None]
         );
+        assert_eq!([14, 16].map(|shift| t0sz(shift, 52)), [None, Some(12)]);
+        assert_eq!([49, 53].map(|bits| t0sz(16, bits)), [Some(15), None]);
     }
 }

@@ -77,7 +77,7 @@ impl<P: Platform> Unit<P, Enabled> {
     ) -> Result<FirstStageTables, UnitError> {
         let unit = self.index;
         self.check_domain(binding.domain)?;
-        let (root, output) = (binding.root, caps::output_size(self.info.idr5));
+        let (root, output) = (binding.root, caps::output_size(self.info.idr5, F::GRANULE));
         let caps = self.first_stage_caps.unwrap_or(self.caps);
         let half = F::half(root, caps.iova_bits).filter(|_| caps.levels.has(root.level()));
         let Some(half) = half else {

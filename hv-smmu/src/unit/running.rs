@@ -241,7 +241,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let unit = self.index;
         let root = binding.root;
         self.check_domain(binding.domain)?;
-        let output = caps::output_size(self.info.idr5);
+        let output = caps::output_size(self.info.idr5, F::GRANULE);
         let shape = F::fields(root, self.caps.iova_bits)
             .filter(|_| self.caps.levels.has(root.level()))
             .and_then(|fields| {
@@ -469,6 +469,10 @@ impl<P: Platform> Unit<P, Enabled> {
             granule,
             stage,
             ranges: self.info.idr3.range_invalidation(),
+            input_bits: match stage {
+                Stage::First => self.info.idr5.input_bits(granule),
+                Stage::Second => granule.address_bits(),
+            },
         };
         let mut batch = Batch::new();
         if !Fault::SkipIotlbFlush.is_on() {

@@ -49,9 +49,17 @@ fn levels(shift: u32, bits: u32) -> impl Iterator<Item = (Level, u64)> {
     (1..=4).filter_map(spans)
 }
 
-fn pages(span: u64) -> [PhysAddr; 5] {
-    [0, span, 0x4000_0000, 0x5a5a_5a5a_5000, 0xffff_ffff_f000]
-        .map(|page| PhysAddr::new(page & !(span - 1)))
+/// Pages of so many bytes, with addresses as long as those of the granule are.
+fn pages(shift: u32, span: u64) -> [PhysAddr; 7] {
+    let long = match shift {
+        16 => [0x000a_5a5a_5a5a_5000, 0x000f_ffff_ffff_f000],
+        _ => [0x8000_0000_0000, 0x7fff_ffff_f000],
+    };
+    let short = [0, span, 0x4000_0000, 0x5a5a_5a5a_5000, 0xffff_ffff_f000];
+    let all = [
+        short[0], short[1], short[2], short[3], short[4], long[0], long[1],
+    ];
+    all.map(|page| PhysAddr::new(page & !(span - 1)))
 }
 
 fn is_link<F: Format>(_: F, word: u64) -> bool {
@@ -62,7 +70,7 @@ fn is_link<F: Format>(_: F, word: u64) -> bool {
 fn leaves_are_what_was_encoded() {
     fn check<T: Format>(format: T, stage: Stage, shift: u32, bits: u32) {
         for (level, span) in levels(shift, bits) {
-            for (to, perms) in pages(span)
+            for (to, perms) in pages(shift, span)
                 .into_iter()
                 .flat_map(|to| grants(stage).iter().map(move |perms| (to, *perms)))
             {
@@ -72,7 +80,9 @@ fn leaves_are_what_was_encoded() {
                     assert_eq!(word & T::PRESENT, T::PRESENT);
                     assert!(level == Level::LEAF || !is_link(format, word));
                     assert_ne!(word & !mark, format.table(to), "no page is a link");
+                    assert_eq!(T::address(word), to);
                     let pending = format.pending(word);
+                    assert_eq!(T::address(pending), to);
                     assert_eq!(format.decode(pending, level), Entry::Pending { to });
                     assert_eq!(pending & T::PRESENT, 0);
                     assert_eq!(pending, format.pending(format.leaf(level, to, Perms::Read)));
@@ -99,7 +109,7 @@ fn leaves_are_what_was_encoded() {
 fn links_and_what_becomes_of_them_name_their_table() {
     fn check<T: Format>(format: T, _: Stage, shift: u32, bits: u32) {
         for (level, _) in levels(shift, bits).filter(|(level, _)| *level != Level::LEAF) {
-            for page in pages(1 << shift) {
+            for page in pages(shift, 1 << shift) {
                 let (written, frozen) = (T::WRITTEN_BACK, T::FROZEN);
                 for mark in [0, written, frozen, written | frozen] {
                     let word = format.table(page) | mark;
@@ -116,7 +126,8 @@ fn links_and_what_becomes_of_them_name_their_table() {
                     };
                     assert_eq!(format.decode(word, level), expected);
                     assert_eq!(is_link(format, word), !frozen);
-                    assert_eq!(word & T::ADDRESS, page.as_u64());
+                    assert_eq!(T::address(word), page);
+                    assert_eq!(page.as_u64() >> T::OUTPUT_BITS, 0);
                     let detached = word & !(T::PRESENT | T::FROZEN | T::ACCESSED);
                     assert_eq!(format.decode(detached, level), Entry::PendingTable { page });
                 }
@@ -152,6 +163,40 @@ fn words_are_what_hardware_was_seen_to_walk() {
         forced.leaf(Level::LEAF, at, Perms::ReadWrite),
         xn | 0x4080_06db
     );
+}
+
+/// Bits 51:48 of an address stand in bits 15:12 of the words of 64 KiB pages, of either stage. Sums carry up to there.
+#[test]
+fn words_of_long_addresses_match_an_independent_table() {
+    let (to, page) = (PhysAddr::new(0x000a_1234_5678_0000), 0x1234_5678_a000);
+    let second = Vmsa64K::second(MemoryType::AsSent, true);
+    let leaf = |format: Vmsa64K, level, to| format.leaf(level, to, Perms::ReadWrite);
+    assert_eq!(leaf(second, Level::LEAF, to), 1 << 54 | 0x7ff | page);
+    assert_eq!(
+        leaf(Vmsa64K::first(true), Level::LEAF, to),
+        3 << 53 | 0xf43 | page
+    );
+    assert_eq!(second.table(to), page | 3);
+    assert_eq!(second.tombstone(to), page | 1 << 58 | 2);
+    let pending = second.pending(leaf(second, Level::LEAF, to));
+    assert_eq!(pending, page | 1 << 56);
+    let doorbell = second.doorbell(to, Perms::Write);
+    assert_eq!(doorbell & Vmsa64K::ADDRESS, page);
+    // A block of 512 MiB, and one of 4 TiB.
+    for (number, at) in [(2, 0x000b_1234_6000_0000), (3, 0x000c_1400_0000_0000)] {
+        let level = Level::new(number).unwrap();
+        let (upper, lower) = (at >> 48, at & 0xffff_ffff_ffff);
+        let word = leaf(second, level, PhysAddr::new(at));
+        assert_eq!(word, 1 << 54 | 0x7fd | lower | upper << 12);
+    }
+    let carry = 1 << <Vmsa64K as Format>::CARRY_BITS;
+    let last = leaf(second, Level::LEAF, PhysAddr::new(carry - 0x1_0000));
+    let next = leaf(second, Level::LEAF, PhysAddr::new(carry));
+    assert_ne!(last + 0x1_0000, next);
+    assert_eq!(carry, 1 << 48);
+    // Others end there.
+    assert_eq!((Vmsa::<12, 9>::OUTPUT_BITS, Vmsa16K::OUTPUT_BITS), (48, 48));
+    assert_eq!(<Vmsa16K as Format>::CARRY_BITS, 64);
 }
 
 #[test]
@@ -307,7 +352,7 @@ fn stages_share_what_the_engine_tests() {
 #[test]
 fn a_doorbell_is_the_leaf_of_its_page_but_device_memory() {
     fn check<T: Format>(format: T, stage: Stage, shift: u32, _bits: u32) {
-        for (to, perms) in pages(1 << shift)
+        for (to, perms) in pages(shift, 1 << shift)
             .into_iter()
             .flat_map(|to| [Perms::ReadWrite, Perms::Write].map(|perms| (to, perms)))
             .filter(|(_, perms)| stage == Stage::Second || *perms == Perms::ReadWrite)
@@ -332,7 +377,7 @@ fn what_is_noted_of_writes_changes_nothing_else() {
     fn check<T: Format>(format: T, shift: u32, bits: u32) {
         const DBM: u64 = 1 << 51;
         for (level, span) in levels(shift, bits) {
-            for (to, perms) in pages(span)
+            for (to, perms) in pages(shift, span)
                 .into_iter()
                 .flat_map(|to| grants(Stage::Second).iter().map(move |perms| (to, *perms)))
             {
@@ -374,7 +419,7 @@ fn nothing_is_noted_where_nobody_asked() {
     fn check<T: Format>(format: T, stage: Stage, shift: u32, bits: u32) {
         let notes = format.leaf(Level::LEAF, PhysAddr::new(0), Perms::ReadWrite) & 1 << 51 != 0;
         for (level, span) in levels(shift, bits).filter(|_| !notes) {
-            for (to, perms) in pages(span)
+            for (to, perms) in pages(shift, span)
                 .into_iter()
                 .flat_map(|to| grants(stage).iter().map(move |perms| (to, *perms)))
             {

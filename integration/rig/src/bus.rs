@@ -7,7 +7,7 @@ use hv_core::Access;
 use crate::interrupt::Interrupt;
 use crate::ledger::{Entitled, Ledger, Tenant};
 use crate::machine::Temper;
-use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, View, frame_of};
+use crate::memory::{FRAME_BYTES, FRAMES, Memory, View, frame_of};
 use crate::pci::{BUS_MASTER, Function};
 use crate::request::{Outcome, Progress, Request, Says};
 use crate::rng::Rng;
@@ -35,6 +35,8 @@ pub struct Counts {
 /// Frames that were given out: runs by first frame.
 #[derive(Default)]
 pub(crate) struct Frames {
+    /// The first there is.
+    base: u64,
     taken: BTreeMap<u64, u64>,
     /// Those of them that firmware keeps.
     firmwares: Vec<(u64, u64)>,
@@ -45,6 +47,14 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
+    /// Those of memory that begins there.
+    pub(crate) fn from_base(base: u64) -> Self {
+        Self {
+            base: frame_of(base),
+            ..Self::default()
+        }
+    }
+
     /// Whether this frame is given out.
     pub(crate) fn is_out(&self, frame: u64) -> bool {
         let run = self.taken.range(..=frame).next_back();
@@ -68,8 +78,8 @@ impl Frames {
             Some(left) => self.fail_in = Some(left - 1),
             None => {}
         }
-        let end = frame_of(BASE) + FRAMES;
-        let mut start = frame_of(BASE).next_multiple_of(align);
+        let end = self.base + FRAMES;
+        let mut start = self.base.next_multiple_of(align);
         for (first, taken) in &self.taken {
             if start + pages <= *first {
                 break;
@@ -249,7 +259,7 @@ impl Bus {
     fn judge(&mut self, request: &Request, to: u64) {
         let frame = frame_of(to);
         let page = frame_of(request.address);
-        let inside = (frame_of(BASE)..frame_of(BASE) + FRAMES).contains(&frame);
+        let inside = self.memory.is_there(to);
         let out = inside && self.frames.is_out(frame);
         if !self.watching {
             if inside && !out {

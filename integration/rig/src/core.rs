@@ -11,7 +11,7 @@ use crate::bus::{Bus, Counts, Frames};
 use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
-use crate::memory::{BASE, FRAME_BYTES, FRAMES, Memory, frame_of};
+use crate::memory::{FRAME_BYTES, FRAMES, Memory, frame_of};
 use crate::pci::{ATS_ENABLE, BUS_MASTER, Function, Pasids};
 use crate::request::{Outcome, Progress, Request, Says, Sender, Step};
 use crate::rng::Rng;
@@ -66,7 +66,8 @@ impl Core {
             })
             .collect();
         // In memory a fresh frame looks like an entry that leads to the last frame, which nobody has.
-        let poison = (BASE + (FRAMES - 1) * FRAME_BYTES) | 0b11;
+        let base = machine.memory_base();
+        let poison = (base + (FRAMES - 1) * FRAME_BYTES) | 0b11;
         let functions = functions(machine, &mut rng);
         let mut units: Vec<Box<dyn FrontEnd>> = (machine.units.iter().enumerate())
             .map(|(index, model)| -> Box<dyn FrontEnd> {
@@ -90,13 +91,13 @@ impl Core {
                 unit.leave_over(&requesters, &mut rng);
             }
         }
-        let mut frames = Frames::default();
+        let mut frames = Frames::from_base(base);
         for region in &machine.regions {
             let first = frame_of(region.memory.start().as_u64());
             frames.keep(first, region.memory.pages().get());
         }
         let bus = Bus {
-            memory: Memory::new(&sides, temper.weak_stores, poison),
+            memory: Memory::new(&sides, temper.weak_stores, poison).starting_at(base),
             frames,
             functions,
             ledger: Ledger::default(),

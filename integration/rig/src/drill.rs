@@ -1,7 +1,8 @@
 //! Drills: what a life on one CPU does not come to. Requests beyond what a queue holds; threads that map in the
-//! very tables that other threads take out; a device that firmware goes on using.
+//! very tables that other threads take out; a device that firmware goes on using; memory with long addresses.
 
 mod devices;
+mod high;
 mod nested;
 mod pasids;
 
@@ -19,6 +20,7 @@ use hv_iommu::{
 };
 use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
+pub(crate) use high::high;
 pub(crate) use nested::{cut_off, nested};
 pub(crate) use pasids::pasids;
 

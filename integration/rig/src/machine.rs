@@ -10,7 +10,7 @@ use hv_iommu::{BusRange, FunctionKind, PciFunction, PhantomBits};
 use thiserror::Error;
 
 use crate::driver::Vendor;
-use crate::memory::{BASE, FRAME_BYTES, FRAMES};
+use crate::memory::{BASE, FRAME_BYTES, FRAMES, HIGH_BASE};
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
 use crate::smmu::Identity;
@@ -61,6 +61,8 @@ pub struct Machine {
     /// Bits of a PASID that functions say they send, and host bridges of SMMUs that they forward; 0 where nobody says
     /// anything. Devices send with PASIDs of any width in either case.
     pub pasid_bits: u8,
+    /// Its memory has addresses of more than 48 bits. No machine is drawn so.
+    pub high_memory: bool,
     /// How bad it is.
     pub temper: Temper,
 }
@@ -205,6 +207,7 @@ impl Machine {
             regions: Vec::new(),
             host_bridge: None,
             pasid_bits: 0,
+            high_memory: false,
             temper: Temper::CALM,
         }
     }
@@ -302,7 +305,16 @@ impl Machine {
             host_bridge,
             // Lives open no PASIDs: drills and the catalogue do.
             pasid_bits: 0,
+            high_memory: false,
             temper,
+        }
+    }
+
+    /// Where its memory begins.
+    pub(crate) const fn memory_base(&self) -> u64 {
+        match self.high_memory {
+            true => HIGH_BASE,
+            false => BASE,
         }
     }
 
@@ -318,6 +330,15 @@ impl Machine {
             Vendor::Smmu => units.all(
                 |unit| matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.bbml == 2),
             ),
+        }
+    }
+
+    /// Memory at addresses of more than 48 bits, and SMMUs that reach it, with second stages and all granules.
+    pub fn set_high_memory(&mut self) {
+        self.high_memory = true;
+        for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {
+            (identity.oas, identity.second_stage) = (6, true);
+            identity.large_granules = (true, true);
         }
     }
 
@@ -372,6 +393,13 @@ impl Machine {
                 UnitRegisters::Smmu(identity) => identity.check(),
             };
             known.map_err(|why| Impossible::Unit { unit, why })?;
+            let reaches =
+                matches!(&model.registers, UnitRegisters::Smmu(identity) if identity.oas == 6);
+            if self.high_memory && !reaches {
+                let why = "expected IDR5.OAS of 52 bits where memory has addresses of as many";
+                let why = why.to_owned();
+                return Err(Impossible::Unit { unit, why });
+            }
             let others = self.units.iter().take(unit);
             let same = |other: &UnitModel| other.segment == model.segment && other.scopes.is_none();
             if model.scopes.is_none() && others.into_iter().any(same) {
@@ -397,8 +425,9 @@ impl Machine {
         for (index, region) in self.regions.iter().enumerate() {
             let memory = region.memory;
             let mut before = self.regions.iter().take(index);
-            let inside = (BASE..BASE + FRAMES * FRAME_BYTES).contains(&memory.start().as_u64())
-                && memory.last().as_u64() < BASE + FRAMES * FRAME_BYTES;
+            let base = self.memory_base();
+            let inside = (base..base + FRAMES * FRAME_BYTES).contains(&memory.start().as_u64())
+                && memory.last().as_u64() < base + FRAMES * FRAME_BYTES;
             let Some(first) = region.functions.first() else {
                 return Err(Impossible::Region { memory });
             };

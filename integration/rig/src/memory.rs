@@ -16,6 +16,9 @@ pub(crate) const WORDS: usize = 512;
 pub(crate) const FRAME_BYTES: u64 = 4096;
 /// Where the rig's memory begins: above the interrupt window, whatever is mapped.
 pub(crate) const BASE: u64 = 1 << 32;
+/// Where it begins on a machine whose addresses take more than 48 bits: so that what is given out goes on where a sum of
+/// address bits 47 and down carries.
+pub(crate) const HIGH_BASE: u64 = (1 << 49) - (64 << 20);
 /// How many frames there are: 4 GiB.
 pub(crate) const FRAMES: u64 = 1 << 20;
 /// Bytes of a cache line.
@@ -40,6 +43,8 @@ struct Frame {
 
 /// All frames that were touched, and what is still on its way.
 pub(crate) struct Memory {
+    /// Where it begins.
+    base: u64,
     /// Per frame its place in `frames`, plus one; zero for one that was not touched. Zeroed memory that
     /// nobody touches costs nothing.
     places: Vec<u32>,
@@ -115,6 +120,7 @@ impl Memory {
     /// Memory for units that snoop or not, and have a write buffer or not.
     pub(crate) fn new(units: &[(bool, bool)], weak: bool, poison: u64) -> Self {
         Self {
+            base: BASE,
             // One more than there are: whatever is reached outside is reached there.
             places: vec![0; FRAMES as usize + 1],
             frames: Vec::new(),
@@ -133,12 +139,22 @@ impl Memory {
         }
     }
 
-    fn index(frame: u64) -> usize {
-        frame.wrapping_sub(frame_of(BASE)).min(FRAMES) as usize
+    /// The same, beginning there.
+    pub(crate) fn starting_at(self, base: u64) -> Self {
+        Self { base, ..self }
+    }
+
+    fn index(&self, frame: u64) -> usize {
+        frame.wrapping_sub(frame_of(self.base)).min(FRAMES) as usize
+    }
+
+    /// Whether there is memory at this address.
+    pub(crate) const fn is_there(&self, at: u64) -> bool {
+        at >= self.base && at < self.base + FRAMES * FRAME_BYTES
     }
 
     fn frame(&mut self, frame: u64) -> &mut Frame {
-        let index = Self::index(frame);
+        let index = self.index(frame);
         let mut place = self.places[index];
         if place == 0 {
             place = self.touch(index);
@@ -178,7 +194,10 @@ impl Memory {
 
     /// A frame came back: nothing of it is on its way any more.
     pub(crate) fn forget(&mut self, frame: u64) {
-        let place = std::mem::take(&mut self.places[Self::index(frame)]);
+        let place = {
+            let index = self.index(frame);
+            std::mem::take(&mut self.places[index])
+        };
         if place == 0 {
             return;
         }
@@ -385,7 +404,7 @@ impl Memory {
 
     /// Something becomes visible early, by itself.
     pub(crate) fn leak_one(&mut self, rng: &mut Rng) {
-        let from = BASE + rng.below(FRAMES) * FRAME_BYTES + rng.below(FRAME_BYTES);
+        let from = self.base + rng.below(FRAMES) * FRAME_BYTES + rng.below(FRAME_BYTES);
         match rng.below(4) {
             0 => {
                 let next = self.buffered.range(from..).next();

@@ -293,6 +293,8 @@ pub const PLANTED: &[Planted] = &[
         &[Rule::BreakBeforeMake, Rule::WrongAnswer],
     ),
     of_smmu(Fault::ClearAccessFlag, &[Rule::MappedFaulted]),
+    of_smmu(Fault::DropHighAddress, &[Rule::FreedMemory]),
+    of_smmu(Fault::HighAddressInPlace, &[Rule::ReservedBits]),
     of_smmu(Fault::LeavesNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotesNothing, &[Rule::ReservedBits]),
@@ -464,6 +466,7 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
         let nested = seed < 8 && vendor == Vendor::Smmu;
         let found = found.or_else(|| nested.then(|| drill::nested(seed)).flatten());
         let found = found.or_else(|| nested.then(|| drill::cut_off(seed)).flatten());
+        let found = found.or_else(|| nested.then(|| drill::high(seed)).flatten());
         // Regions of firmware are drilled with the vendor whose description of them the rig writes.
         let regions = seed < 8 && vendor == Vendor::Vtd;
         let interrupts = seed < 8 && vendor == Vendor::Smmu;

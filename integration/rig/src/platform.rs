@@ -14,7 +14,7 @@ use crate::cell::RigCell;
 use crate::core::Core;
 use crate::cpus;
 use crate::interrupt::DOORBELL;
-use crate::memory::{BASE, FRAME_BYTES, FRAMES, WORDS, frame_of};
+use crate::memory::{FRAME_BYTES, FRAMES, WORDS, frame_of};
 use crate::pci::{BUS_MASTER, COMMAND};
 use crate::rig::Rig;
 use crate::rule::Rule;
@@ -31,6 +31,8 @@ const TOGETHER: u64 = 16;
 
 /// The cells of all frames, made when they are first reached and kept as long as the rig.
 pub(crate) struct Cells {
+    /// The first frame.
+    base: u64,
     blocks: Vec<OnceLock<Box<[FrameCells]>>>,
     /// The same words for who reaches several frames at once, on machines where somebody does.
     together: OnceLock<Vec<OnceLock<Box<[FrameCells]>>>>,
@@ -48,16 +50,18 @@ fn cells_of(frame: u64, frames: u64, core: &Arc<Core>) -> Box<[RigCell]> {
 }
 
 impl Cells {
-    pub(crate) fn new(core: &Arc<Core>) -> Self {
+    pub(crate) fn new(core: &Arc<Core>, base: u64) -> Self {
+        let base = frame_of(base);
         Self {
+            base,
             blocks: (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect(),
             together: OnceLock::new(),
-            nowhere: cells_of(frame_of(BASE) + FRAMES - 1, 1, core),
+            nowhere: cells_of(base + FRAMES - 1, 1, core),
         }
     }
 
     fn of(&self, frame: u64, core: &Arc<Core>) -> &[RigCell] {
-        let Some(index) = frame.checked_sub(frame_of(BASE)) else {
+        let Some(index) = frame.checked_sub(self.base) else {
             return &self.nowhere;
         };
         let Some(block) = self.blocks.get((index / BLOCK) as usize) else {
@@ -72,7 +76,7 @@ impl Cells {
 
     /// The words of frames in a row, of which a largest table is a multiple.
     fn run(&self, frame: u64, frames: u64, core: &Arc<Core>) -> Option<&[RigCell]> {
-        let index = frame.checked_sub(frame_of(BASE))?;
+        let index = frame.checked_sub(self.base)?;
         let (group, inside) = (index / TOGETHER, index % TOGETHER);
         let groups = BLOCK / TOGETHER;
         let blocks = || (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect();

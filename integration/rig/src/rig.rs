@@ -99,7 +99,7 @@ impl Rig {
     pub fn new(machine: Machine) -> Result<Self, Impossible> {
         machine.check()?;
         let core = Arc::new(Core::new(&machine));
-        let cells = Arc::new(Cells::new(&core));
+        let cells = Arc::new(Cells::new(&core, machine.memory_base()));
         Ok(Self {
             core,
             cells,

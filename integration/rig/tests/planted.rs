@@ -184,6 +184,8 @@ mod caught {
         reroute_while_on: RerouteWhileOn,
         resize_anywhere: ResizeAnywhere,
         clear_access_flag: ClearAccessFlag,
+        drop_high_address: DropHighAddress,
+        high_address_in_place: HighAddressInPlace,
         leaves_not_forced: LeavesNotForced,
         entry_not_forced: EntryNotForced,
         entry_notes_nothing: EntryNotesNothing,

@@ -16,6 +16,8 @@ use hv_core::{CpuId, FrameRun, Hypervisor, PageCount, PageSize, PhysAddr, PhysRa
 const WORDS: usize = 512;
 /// Where the frames begin: at no multiple of anything larger than a frame.
 const BASE: u64 = 0x0000_1fe5_5000_3000;
+/// The same of memory that takes addresses of more than 48 bits.
+const HIGH: u64 = 0x000b_1fe5_5000_3000;
 /// What a frame holds that nobody wrote: valid, and leading nowhere.
 const POISON: u64 = 0x0000_2ead_dead_d003;
 
@@ -27,6 +29,7 @@ pub struct Slab {
     free: Mutex<BTreeSet<usize>>,
     alive: Vec<AtomicBool>,
     joined: bool,
+    base: u64,
 }
 
 impl Slab {
@@ -43,6 +46,15 @@ impl Slab {
             free: Mutex::new((0..frames).collect()),
             alive: (0..frames).map(|_| AtomicBool::new(false)).collect(),
             joined: true,
+            base: BASE,
+        }
+    }
+
+    /// The same at addresses of more than 48 bits.
+    pub fn high(frames: usize) -> Self {
+        Self {
+            base: HIGH,
+            ..Self::new(frames)
         }
     }
 
@@ -77,7 +89,7 @@ impl Slab {
     /// The number of the first word of frames that are taken.
     fn first(&self, at: u64, frames: usize) -> usize {
         assert_eq!(at & 0xfff, 0, "{at:#x} is not the start of a frame");
-        let frame = (at.checked_sub(BASE).expect("a frame of the slab") >> 12) as usize;
+        let frame = (at.checked_sub(self.base).expect("a frame of the slab") >> 12) as usize;
         // ORDERING: Relaxed, one thread runs the slab.
         let taken = |frame: &AtomicBool| frame.load(Ordering::Relaxed);
         let taken = self.alive[frame..frame + frames].iter().all(taken);
@@ -100,7 +112,7 @@ impl FrameSource for Slab {
         let first = first.ok_or(OutOfFrames { pages, align })?;
         free.retain(|frame| !(first..first + count).contains(frame));
         self.mark(first, count, true);
-        let at = PhysAddr::new(BASE + ((first as u64) << 12));
+        let at = PhysAddr::new(self.base + ((first as u64) << 12));
         let range = PhysRange::new(at, pages).unwrap();
         // SAFETY: the frames were free, each once, and are the slab's memory.
         Ok(unsafe { FrameRun::from_raw(range, ()) })

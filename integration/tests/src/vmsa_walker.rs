@@ -6,8 +6,9 @@
 //! how many input bits there are. What the start level resolves is all that is left of them: up to four bits more than
 //! the others, so that its table is up to 16 times as large, and aligned to its size. Bit 0 clear means a fault and
 //! the rest is ignored. At level 3 bit 1 makes a page and its absence is reserved; above it makes a table and
-//! its absence a block, which there are at levels 1 and 2 with pages of 4 KiB and at level 2 else. Bits 47 down to the
-//! granule are the address, of which a block's low ones are reserved, and those from the output size on fault.
+//! its absence a block, which there are at levels 1 and 2 with pages of 4 KiB, with pages of 64 KiB and 52 bits of output,
+//! and at level 2 else. Bits 47 down to the granule are the address, of which a block's low ones are reserved, and those from
+//! the output size on fault. With pages of 64 KiB bits 15:12 are the address's bits 51:48.
 //! Without AF (bit 10) an access faults. S2AP (7:6) is the permission, of the leaf alone; where writes are noted, DBM (51)
 //! says that it is for writing, and hardware sets bit 7 when it was. Software owns 58:55.
 //!
@@ -105,7 +106,8 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
             (1..=stride + beside).contains(&bits),
             "{bits} bits at the start"
         );
-        assert!((16..=39).contains(&self.size), "S2T0SZ of {}", self.size);
+        let least = if self.granule == 1 { 12 } else { 16 };
+        assert!((least..=39).contains(&self.size), "S2T0SZ of {}", self.size);
         assert_eq!(self.root & ((8 << bits) - 1), 0, "S2TTB {:#x}", self.root);
         bits
     }
@@ -211,7 +213,13 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
             return Ok(Word::Absent);
         }
         let (page, _) = self.granule();
-        let address = word & 0x0000_ffff_ffff_ffff & !((1 << page) - 1);
+        let low = word & 0xf000 & ((1 << page) - 1);
+        let mut address = word & 0x0000_ffff_ffff_ffff & !((1 << page) - 1);
+        match self.granule {
+            1 => address += low << 36,
+            _ if low != 0 => return Err(bad("an address that is not aligned")),
+            _ => {}
+        }
         if address >> self.output_bits != 0 {
             return Err(bad("an address beyond the output size"));
         }
@@ -232,6 +240,7 @@ impl<R: Fn(u64, usize) -> u64> Walker<R> {
             }
             (2, false) => {}
             (1, false) if self.granule == 0 => {}
+            (1, false) if self.granule == 1 && self.output_bits == 52 => {}
             (_, false) => return Err(bad("a block where there are none")),
         }
         if address & ((1 << self.shift(level)) - 1) != 0 {

@@ -83,7 +83,7 @@ fn used(pages: u64, size: PageSize, step: u64) -> Own {
     let below = match size {
         PageSize::Size4K => tables(PAGES_2M) + tables(PAGES_1G),
         PageSize::Size2M => tables(PAGES_1G),
-        PageSize::Size1G => 0,
+        _ => 0,
     };
     let fewest = ROOT + tables(PAGES_2M * PAGES_1G) + below;
     Own {

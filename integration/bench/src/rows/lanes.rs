@@ -53,7 +53,7 @@ impl Window {
                     floor.unmap_blocks::<2>(self.pages, 1);
                 }
             }
-            PageSize::Size1G => {
+            _ => {
                 floor.map_blocks::<3>(self.pages, 1);
                 if !filled {
                     floor.unmap_blocks::<3>(self.pages, 1);

@@ -27,7 +27,7 @@ fn window(scale: &Scale, size: PageSize) -> Window {
     let times = match size {
         PageSize::Size4K => 1,
         PageSize::Size2M => 64,
-        PageSize::Size1G => 8192,
+        _ => 8192,
     };
     let pages = match size {
         PageSize::Size4K => scale.pages,

@@ -315,7 +315,7 @@ mod tests {
             registers: &[("CAP", 0x00d2_008c_222f_0606), ("ECAP", 0xf0_0f4a)],
             domains: 65536,
             levels: &[3, 4],
-            leaf_sizes: &PageSize::ALL,
+            leaf_sizes: &[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G],
             coherent: false,
             fault_records: 1,
             features: &["queued invalidation"],

@@ -4,12 +4,15 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use hv_core::PageSize;
-use hv_iommu::{ReservedKind, UnitIndex};
+use hv_iommu::{Level, ReservedKind, UnitIndex};
 
 use super::{Context, Failure, Shown, ensure};
 use crate::pci::{Function, Header};
 use crate::report::{self, Event, FunctionEvent, UnitEvent};
-use crate::subsystem::Subsystem;
+use crate::subsystem::{Backend, Subsystem};
+
+/// The format of the domains' tables.
+type Tables = <Backend as hv_iommu::Backend>::Format;
 
 /// Reports every unit and function. Passes if every function is behind a unit and every endpoint in
 /// just one group.
@@ -21,7 +24,7 @@ pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
         let levels: Vec<u8> = caps.levels.iter().map(|level| level.number()).collect();
         let sizes = PageSize::ALL
             .into_iter()
-            .filter(|size| *size <= caps.largest_page);
+            .filter(|size| *size <= caps.largest_page && Level::mapping::<Tables>(*size).is_some());
         report::emit(&Event::Unit(UnitEvent {
             index,
             base: unit.base,

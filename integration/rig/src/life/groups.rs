@@ -1,6 +1,6 @@
 //! What a random life does with groups: claim, attach, detach, reassign; bus mastering.
 
-use hv_core::{PciAddress, VmId};
+use hv_core::{PageSize, PciAddress, VmId};
 use hv_iommu::table::TableError;
 use hv_iommu::{
     AtRest, AttachError, AttachFailed, Domain, DomainConfig, DomainError, Needs, UnitError,
@@ -65,8 +65,8 @@ impl<B: Driver> World<B> {
         let config = DomainConfig {
             address_bits: 31 + rng.below(more) as u8,
             largest_page: *rng
-                .pick(&hv_core::PageSize::ALL)
-                .unwrap_or(&hv_core::PageSize::Size4K),
+                .pick(&[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G])
+                .unwrap_or(&PageSize::Size4K),
         };
         let index = self.pick(choice[0]);
         let unit = match &self.groups[index] {

@@ -8,8 +8,8 @@ use hv_core::{
     Perms, Segment,
 };
 use hv_iommu::{
-    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, Group, Iommu, Mapped,
-    PendingUnmap, Pinned, Range,
+    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, Format, Group, Iommu, Level,
+    Mapped, PendingUnmap, Pinned, Range,
 };
 use hv_rig::{Driver, FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
 
@@ -148,10 +148,22 @@ impl Stand {
     }
 }
 
-/// A domain that every unit can have.
+/// The format of the tables that are tried.
+pub(crate) type Tables = <Backend as hv_iommu::Backend>::Format;
+
+/// Pages of 4 KiB in its smallest page.
+pub(crate) const PAGE: u64 = 1 << (Tables::PAGE_SHIFT - 12);
+
+/// The size of its smallest page.
+pub(crate) fn smallest() -> PageSize {
+    Level::LEAF.size::<Tables>().unwrap()
+}
+
+/// A domain that every unit can have. Its root stands above tables of smallest pages: those are so large that a few of
+/// them, side by side, would be root enough for as many bits.
 pub(crate) fn small() -> DomainConfig {
     DomainConfig {
-        address_bits: 31,
+        address_bits: if PAGE == 16 { 34 } else { 31 },
         ..DomainConfig::default()
     }
 }
@@ -187,10 +199,7 @@ impl Kernel {
 
     /// Maps fresh frames.
     pub(crate) fn map(&self, range: IovaRange) -> Range<KernelPaging, Backend, Mapped> {
-        let frames = self
-            .rig
-            .alloc_frames(range.pages(), PageSize::Size4K)
-            .unwrap();
+        let frames = self.rig.alloc_frames(range.pages(), smallest()).unwrap();
         self.map_to(range, frames, PageSize::Size1G)
     }
 

@@ -73,7 +73,8 @@ fn bc03_all_of_a_page_is_reached_and_all_of_it_is_forgotten() {
     assert_eq!(1 << Tables::PAGE_SHIFT, BYTES);
     on_machines(20, has, |stand| {
         let one = kernel(stand, Needs::default());
-        for (page, pages) in [(8, 1), (9, 3), (2040, 20)] {
+        let edge = (1 << Tables::INDEX_BITS) - 8;
+        for (page, pages) in [(8, 1), (9, 3), (edge, 20)] {
             let mapped = map(stand, &one, page, pages);
             let (start, end) = (page * BYTES, (page + pages) * BYTES);
             for at in [start, start + BYTES - 0x1000, end - BYTES, end - 0x1000] {
@@ -108,7 +109,9 @@ fn bc02_tables_come_back_while_their_domain_lives() {
             choice = choice
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
-            let (page, pages) = ((choice >> 40) % 64 * 33, 1 + (choice >> 20) % 20);
+            // In eight tables of pages.
+            let apart = (1 << Tables::INDEX_BITS) / 8 + 1;
+            let (page, pages) = ((choice >> 40) % 64 * apart, 1 + (choice >> 20) % 20);
             let range = iovas(page * BYTES, pages * PAGES);
             match (
                 choice >> 60,

@@ -1,11 +1,11 @@
 //! Random operations, and how they are drawn: few places, many collisions, every page size.
 
-use hv_core::{PageSize, Perms};
+use hv_core::Perms;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngSeed};
 
-use crate::subject::{Job, Shape, State, Subject, pages_of};
+use crate::subject::{Job, Shape, State, Subject, pages_of, size_of_level};
 use crate::under_test;
 
 /// Pages of 1 GiB.
@@ -94,7 +94,7 @@ impl Draw {
             // Congruent to the address modulo 1 GiB but for the skew, and below 2^46 bytes.
             to: ((number + 1) << 28 | first & (GIB - 1)) + skew,
             perms: self.perms,
-            largest: PageSize::ALL[if self.shared { largest } else { wanted } as usize - 1],
+            largest: size_of_level(if self.shared { largest } else { wanted }),
             shared: self.shared,
             spares: if self.shared { 0 } else { self.spares },
         }

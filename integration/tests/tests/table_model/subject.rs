@@ -143,14 +143,14 @@ pub(crate) fn pages_of(level: u32) -> u64 {
 
 /// The size of the pages of a level, 1 to 3.
 pub(crate) fn size_of_level(level: u32) -> PageSize {
-    PageSize::ALL[level as usize - 1]
+    [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G][level as usize - 1]
 }
 
 fn level_of(size: PageSize) -> u32 {
     match size {
         PageSize::Size4K => 1,
         PageSize::Size2M => 2,
-        PageSize::Size1G => 3,
+        _ => 3,
     }
 }
 

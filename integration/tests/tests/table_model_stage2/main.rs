@@ -7,6 +7,8 @@
 mod change;
 #[path = "../table_model/frames.rs"]
 mod frames;
+mod granule_cases;
+mod granule_runs;
 mod granules;
 #[path = "../table_model/random.rs"]
 mod random;

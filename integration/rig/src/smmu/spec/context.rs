@@ -19,6 +19,8 @@ pub(crate) const VALID: u64 = 1 << 31;
 pub(crate) struct ContextLimits {
     pub(crate) asid_bits: u8,
     pub(crate) address_bits: u8,
+    /// Input addresses of 52 bits (IDR5.VAX).
+    pub(crate) wide: bool,
     /// Log2 bytes of the granules that the unit has, 4K, 16K, 64K; zero for one that it has not.
     pub(crate) granules: [u8; 3],
     /// HTTU: 0, accessed, dirty.
@@ -157,10 +159,11 @@ pub(crate) fn decode(
         let shift =
             shift.ok_or_else(|| format!("a granule that the unit has not (words {words:x?})"))?;
         let size = field(*first, at + 5, at) as u8;
-        let shape = Shape::first(Granule(shift), size, output_bits)?;
+        let shape = Shape::first(Granule(shift), size, output_bits, limits.wide)?;
         let root = root & bits(51, 4);
-        if root >> output_bits.min(48) != 0 {
-            return Err(format!("TTB {root:#x} has more than {output_bits} bits"));
+        if root >> shape.output_bits != 0 {
+            let bits = shape.output_bits;
+            return Err(format!("TTB {root:#x} has more than {bits} bits"));
         }
         // The unit takes the address as if it were where a root can be.
         let root = root & !(shape.root_bytes() - 1);
@@ -200,6 +203,7 @@ mod tests {
     const LIMITS: ContextLimits = ContextLimits {
         asid_bits: 8,
         address_bits: 44,
+        wide: false,
         granules: [12, 0, 16],
         updates: 0,
         stalls: false,

@@ -69,6 +69,7 @@ mod tests {
             always_stalls: false,
             asid_bits: 8,
             address_bits: 36,
+            wide: false,
             granules: [12, 0, 0],
             updates: 0,
             stalls: false,
@@ -79,7 +80,10 @@ mod tests {
         };
         assert_eq!(tables.asid, 7);
         assert_eq!(tables.halves[0].unwrap().root, 0x1000);
-        let limits = FirstLimits { no_table: false };
+        let limits = FirstLimits {
+            no_table: false,
+            long: false,
+        };
         let read = |word, level| stage_one::decode(word, level, Granule(12), &limits);
         assert_eq!(read(link(0x2000), 1), Ok(Descriptor::Table { at: 0x2000 }));
         let Ok(Descriptor::Leaf(leaf)) = read(page(0x3000), 3) else {

@@ -69,6 +69,8 @@ pub struct Identity {
     pub bbml: u8,
     /// IDR5.OAS.
     pub oas: u8,
+    /// Input addresses of first stages have 52 bits, with pages of 64 KiB (IDR5.VAX).
+    pub wide_input: bool,
     /// Whether its devices reach memory coherently whatever they say, No_snoop included, as firmware says (CANWBS).
     pub canwbs: bool,
     /// IDR5: granules of 16 KiB and 64 KiB, beside 4 KiB.
@@ -106,6 +108,7 @@ impl Identity {
         ril: true,
         bbml: 2,
         oas: 4,
+        wide_input: false,
         canwbs: false,
         large_granules: (true, true),
     };
@@ -162,6 +165,8 @@ impl Identity {
             ril,
             bbml,
             oas,
+            // As `ats`.
+            wide_input: oas == 6 && ril,
             canwbs,
             large_granules,
         }
@@ -250,6 +255,7 @@ impl Identity {
         let five = u32::from(self.oas)
             | u32::from(stalls) << 16
             | 1 << 4
+            | flag(self.wide_input, 10)
             | flag(self.large_granules.0, 5)
             | flag(self.large_granules.1, 6);
         [zero, one, 0, three, 0, five]
@@ -306,6 +312,7 @@ impl Identity {
         ContextLimits {
             asid_bits: self.asid_bits(),
             address_bits: self.address_bits(),
+            wide: self.wide_input,
             granules: self.granules(),
             updates: self.httu,
             stalls: self.stall_model != 1,

@@ -11,6 +11,8 @@ use crate::bits::{bits, field};
 pub(crate) struct FirstLimits {
     /// nT is known (IDR3.BBML of 1 or more).
     pub(crate) no_table: bool,
+    /// Addresses have 52 bits, see [`Shape::is_long`](super::stage_two::Shape::is_long).
+    pub(crate) long: bool,
 }
 
 /// Decodes a descriptor of an architectural level. What is reserved is an error, whatever hardware makes of it.
@@ -33,20 +35,19 @@ pub(crate) fn decode(
             "bits 63:59 of a table restrict what is below, which nobody asked for",
         )?;
         reserved(bits(50, 48), "bits 50:48 are reserved")?;
-        if granule.0 > 12 {
+        if granule.0 == 14 {
             reserved(
-                bits(u32::from(granule.0) - 1, 12),
+                bits(13, 12),
                 "the table is not where its granule has tables",
             )?;
         }
-        return Ok(Descriptor::Table {
-            at: word & bits(47, granule.0.into()),
-        });
+        let at = granule.output(word, granule.0.into(), limits.long)?;
+        return Ok(Descriptor::Table { at });
     }
     if level == 3 && word & 2 == 0 {
         return Err(format!("{word:#x}: a block of level 3, which is reserved"));
     }
-    if !granule.has_block(level) {
+    if !granule.has_block(level, limits.long) {
         return Err(format!(
             "{word:#x}: a block of level {level} of pages of 2^{} bytes",
             granule.0
@@ -58,8 +59,10 @@ pub(crate) fn decode(
     } else {
         0
     };
+    let to = granule.output(word, span, limits.long)?;
+    let upper = if granule.0 == 16 { bits(15, 12) } else { 0 };
     if span > 12 {
-        let below = bits(span - 1, 12) & !no_table;
+        let below = bits(span - 1, 12) & !no_table & !upper;
         reserved(below, "address bits below its size are reserved")?;
     }
     reserved(bits(50, 48), "bits 50:48 are reserved")?;
@@ -72,7 +75,7 @@ pub(crate) fn decode(
     Ok(Descriptor::Leaf(Leaf {
         // Nothing of a first stage is noted.
         clean: false,
-        to: word & bits(47, span),
+        to,
         read: unprivileged,
         write: unprivileged && word & 1 << 7 == 0,
         accessed: word & 1 << 10 != 0,
@@ -86,7 +89,10 @@ pub(crate) fn decode(
 mod tests {
     use super::*;
 
-    const PLAIN: FirstLimits = FirstLimits { no_table: false };
+    const PLAIN: FirstLimits = FirstLimits {
+        no_table: false,
+        long: false,
+    };
 
     #[test]
     fn descriptors_say_who_may_do_what_and_for_whom_it_is_kept() {

@@ -2,7 +2,7 @@
 //!
 //! After Linux `io-pgtable-arm.c`, which cites the Arm Architecture Reference Manual (DDI 0487).
 
-use crate::bits::{above, bits, field};
+use crate::bits::{bits, field};
 
 /// Bytes of the smallest page, as a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +19,32 @@ impl Granule {
         self.0 + self.index_bits() * (3 - level)
     }
 
-    /// Whether leaves may be at a level: 1 GiB and 2 MiB, 32 MiB, 512 MiB.
-    pub(super) const fn has_block(self, level: u8) -> bool {
+    /// Whether leaves may be at a level: 1 GiB and 2 MiB, 32 MiB, 512 MiB, and 4 TiB with 52 bits of address.
+    pub(super) const fn has_block(self, level: u8, long: bool) -> bool {
         match (self.0, level) {
             (12, 1 | 2) | (14 | 16, 2) => true,
+            (16, 1) => long,
             _ => level == 3,
+        }
+    }
+
+    /// Bits of the longest address that descriptors of such tables can hold, without an extension (IDR5.DS) for the
+    /// smaller ones.
+    pub(super) const fn address_bits(self) -> u8 {
+        if self.0 == 16 { 52 } else { 48 }
+    }
+
+    /// The output address in a descriptor that spans 2^`span` bytes: bits 47 and down. Of 64 KiB tables on a unit whose
+    /// output has 52 bits, 51:48 are in 15:12; elsewhere those are reserved there.
+    pub(super) fn output(self, word: u64, span: u32, long: bool) -> Result<u64, String> {
+        let lower = word & bits(47, span);
+        let low = word & bits(15, 12);
+        match (self.0, long) {
+            (16, true) => Ok(lower | low << 36),
+            (16, false) if low != 0 => Err(format!(
+                "{word:#x}: bits 15:12 are reserved where addresses have 48 bits"
+            )),
+            _ => Ok(lower),
         }
     }
 }
@@ -44,11 +65,26 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// What a context descriptor says of a first stage: the size tells the level.
-    pub(crate) fn first(granule: Granule, size: u8, output_bits: u8) -> Result<Self, String> {
+    /// Whether descriptors hold addresses of 52 bits.
+    pub(crate) const fn is_long(self) -> bool {
+        self.granule.0 == 16 && self.output_bits == 52
+    }
+
+    /// What a context descriptor says of a first stage: the size tells the level. `wide`: the unit takes input of 52 bits.
+    pub(crate) fn first(
+        granule: Granule,
+        size: u8,
+        output_bits: u8,
+        wide: bool,
+    ) -> Result<Self, String> {
         // Of 40 and more with an extension (IDR3.STT), of less than 16 with another (IDR5.VAX).
-        if !(16..=39).contains(&size) {
-            return Err(format!("expected TSZ of 16 to 39, found {size}"));
+        let least = if wide {
+            64 - granule.address_bits()
+        } else {
+            16
+        };
+        if !(least..=39).contains(&size) {
+            return Err(format!("expected TSZ of {least} to 39, found {size}"));
         }
         let input_bits = 64 - size;
         let resolved = input_bits - granule.0;
@@ -56,7 +92,7 @@ impl Shape {
             granule,
             input_bits,
             start: 3 - (resolved - 1) / granule.index_bits(),
-            output_bits,
+            output_bits: output_bits.min(granule.address_bits()),
         })
     }
 
@@ -68,9 +104,11 @@ impl Shape {
         output_bits: u8,
         address_bits: u8,
     ) -> Result<Self, String> {
-        // T0SZ of 40 and more takes an extension (IDR3.STT), of less than 16 another.
-        if !(16..=39).contains(&size) {
-            return Err(format!("expected S2T0SZ of 16 to 39, found {size}"));
+        // T0SZ of 40 and more takes an extension (IDR3.STT), of less than 16 the largest granule (IHI 0070, 5.2).
+        let address_bits = address_bits.min(granule.address_bits());
+        let least = 64 - granule.address_bits();
+        if !(least..=39).contains(&size) {
+            return Err(format!("expected S2T0SZ of {least} to 39, found {size}"));
         }
         let input_bits = 64 - size;
         if input_bits > address_bits {
@@ -143,6 +181,8 @@ pub(crate) struct DescriptorLimits {
     pub(crate) two_xn: bool,
     /// nT is known (IDR3.BBML of 1 or more).
     pub(crate) no_table: bool,
+    /// Addresses have 52 bits ([`Shape::is_long`]).
+    pub(crate) long: bool,
 }
 
 /// A descriptor.
@@ -203,21 +243,19 @@ pub(crate) fn decode(
             "bits 63:59 of a table are reserved in stage 2",
         )?;
         reserved(bits(50, 48), "bits 50:48 are reserved")?;
-        let low = u32::from(granule.0) - 1;
-        if low >= 12 {
+        if granule.0 == 14 {
             reserved(
-                bits(low, 12),
+                bits(13, 12),
                 "the table is not where its granule has tables",
             )?;
         }
-        return Ok(Descriptor::Table {
-            at: word & bits(47, granule.0.into()),
-        });
+        let at = granule.output(word, granule.0.into(), limits.long)?;
+        return Ok(Descriptor::Table { at });
     }
     if level == 3 && word & 2 == 0 {
         return Err(format!("{word:#x}: a block of level 3, which is reserved"));
     }
-    if !granule.has_block(level) {
+    if !granule.has_block(level, limits.long) {
         return Err(format!(
             "{word:#x}: a block of level {level} of pages of 2^{} bytes",
             granule.0
@@ -229,8 +267,10 @@ pub(crate) fn decode(
     } else {
         0
     };
+    let to = granule.output(word, span, limits.long)?;
+    let upper = if granule.0 == 16 { bits(15, 12) } else { 0 };
     if span > 12 {
-        let below = bits(span - 1, 12) & !no_table;
+        let below = bits(span - 1, 12) & !no_table & !upper;
         reserved(below, "address bits below its size are reserved")?;
     }
     reserved(bits(50, 48), "bits 50:48 are reserved")?;
@@ -269,7 +309,7 @@ pub(crate) fn decode(
         ));
     }
     Ok(Descriptor::Leaf(Leaf {
-        to: word & bits(47, span) & !above(48),
+        to,
         read: access & 1 != 0,
         write: written || modifier,
         clean: modifier && !written,
@@ -295,6 +335,7 @@ mod tests {
         forced: false,
         two_xn: false,
         no_table: false,
+        long: false,
     };
 
     #[test]
@@ -324,7 +365,7 @@ mod tests {
     #[test]
     fn a_first_stage_starts_where_its_size_says() {
         let start = |granule, size| {
-            let shape = Shape::first(Granule(granule), size, 48);
+            let shape = Shape::first(Granule(granule), size, 48, false);
             shape.ok().map(|shape| (shape.start, shape.root_bytes()))
         };
         assert_eq!(start(12, 16), Some((0, 0x1000)));
@@ -336,6 +377,56 @@ mod tests {
         assert_eq!(start(14, 17), Some((1, 0x4000)));
         assert_eq!(start(16, 22), Some((2, 0x1_0000)));
         assert_eq!(start(16, 16), Some((1, 0x200)));
+    }
+
+    #[test]
+    fn long_addresses_are_those_of_the_largest_granule() {
+        let second = |granule, size, start, unit| {
+            let shape = Shape::decode(Granule(granule), size, start, 52, unit);
+            shape
+                .ok()
+                .map(|shape| (shape.start, shape.output_bits, shape.is_long()))
+        };
+        assert_eq!(second(16, 12, 2, 52), Some((1, 52, true)));
+        assert_eq!(second(16, 30, 1, 52), Some((2, 52, true)));
+        assert_eq!(second(16, 12, 2, 48), None, "wider than the unit");
+        assert_eq!(second(16, 16, 2, 48), Some((1, 48, false)));
+        assert_eq!(second(12, 15, 2, 52), None);
+        assert_eq!(second(12, 16, 2, 52), Some((0, 48, false)));
+        assert_eq!(second(14, 17, 2, 52), Some((1, 48, false)));
+        let first = |granule, size, wide| Shape::first(Granule(granule), size, 52, wide).ok();
+        assert_eq!(first(16, 12, true).map(|shape| shape.start), Some(1));
+        assert_eq!((first(16, 12, false), first(12, 12, true)), (None, None));
+        assert_eq!(
+            first(16, 16, true).map(|shape| shape.root_bytes()),
+            Some(0x200)
+        );
+        let rest = 0xf << 2 | 0b11 << 6 | 0b11 << 8 | 1 << 10;
+        let ask = |word, level, long| {
+            let limits = DescriptorLimits { long, ..PLAIN };
+            match decode(word, level, Granule(16), &limits) {
+                Ok(Descriptor::Leaf(leaf)) => Some(leaf.to),
+                Ok(Descriptor::Table { at }) => Some(at),
+                _ => None,
+            }
+        };
+        let page = 0x1234_5678_a000 | rest | 3;
+        assert_eq!(ask(page, 3, true), Some(0xa_1234_5678_0000));
+        assert_eq!(ask(page, 3, false), None, "reserved there");
+        assert_eq!(ask(page & !0xf000, 3, false), Some(0x1234_5678_0000));
+        assert_eq!(ask(0x1234_5678_a003, 2, true), Some(0xa_1234_5678_0000));
+        assert_eq!(ask(0x1234_5678_a003, 2, false), None);
+        let block = 0x1234_6000_b000 | rest | 1;
+        assert_eq!(ask(block, 2, true), Some(0xb_1234_6000_0000));
+        assert_eq!(ask(block | 1 << 20, 2, true), None, "below its size");
+        let huge = 0x1400_0000_1000 | rest | 1;
+        assert_eq!(ask(huge, 1, true), Some(0x1_1400_0000_0000));
+        assert_eq!(ask(huge & !0xf000, 1, false), None, "no such block");
+        assert_eq!(
+            ask(page | 1 << 48, 3, true),
+            None,
+            "where others would have it"
+        );
     }
 
     #[test]

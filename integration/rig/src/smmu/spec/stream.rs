@@ -359,7 +359,7 @@ fn tables(second: u64, third: u64, fourth: u64, limits: &StreamLimits) -> Result
         field(third, 37, 32) as u8,
         field(third, 39, 38) as u8,
         output,
-        limits.address_bits.min(48),
+        limits.address_bits,
     )?;
     let root = fourth & bits(51, 4);
     refuse(fourth & !bits(51, 4) != 0, "reserved bits of word 3")?;

@@ -270,6 +270,7 @@ impl Unit {
         let granule = filed.half.shape.granule;
         let limits = FirstLimits {
             no_table: self.identity.bbml != 0,
+            long: filed.half.shape.is_long(),
         };
         let decoded = stage_one::decode(word, level, granule, &limits)?;
         let span = granule.span(level);

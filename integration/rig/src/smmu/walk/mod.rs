@@ -15,7 +15,7 @@ use super::spec::context::{FirstTables, Half};
 use super::spec::event::{self, At};
 use super::spec::stream::{self, ENTRY_BYTES, Stages, Stream, WORDS, Words};
 use crate::bus::Bus;
-use crate::memory::{BASE, FRAME_BYTES, FRAMES, View, frame_of};
+use crate::memory::{View, frame_of};
 use crate::request::{Progress, Request, Step};
 use crate::rule::Rule;
 use second::Below;
@@ -389,7 +389,7 @@ impl Unit {
         is_guests: bool,
     ) -> Step {
         let to = leaf.to + (request.address & ((1 << span) - 1));
-        if is_memory(to) && leaf.device && !is_guests {
+        if bus.memory.is_there(to) && leaf.device && !is_guests {
             let what = format!(
                 "{:#x} is memory, and a translation under {tag} takes it for registers",
                 frame_of(to)
@@ -404,18 +404,13 @@ impl Unit {
 
     /// Whether a walker can read there; a broken rule if not.
     fn can_read(&self, bus: &mut Bus, stream: u32, at: u64, is_guests: bool) -> bool {
-        let there = is_memory(at);
+        let there = bus.memory.is_there(at);
         if !there || is_guests && !bus.frames.is_out(frame_of(at)) {
             let what = format!("a walk for stream {stream:#x} read {at:#x}, where no memory is");
             bus.broken(Rule::FreedMemory, what);
         }
         there
     }
-}
-
-/// Whether an address is memory of the rig.
-const fn is_memory(at: u64) -> bool {
-    at >= BASE && at < BASE + FRAMES * FRAME_BYTES
 }
 
 /// Whether permissions allow an access.

@@ -207,6 +207,7 @@ impl Unit {
             forced: tables.forced,
             two_xn: self.identity.xnx,
             no_table: self.identity.bbml != 0,
+            long: tables.shape.is_long(),
         };
         let decoded = stage_two::decode(word, level, granule, &limits)?;
         let (span, tag) = (granule.span(level), Tag::Second { vmid: tables.vmid });

@@ -3,10 +3,12 @@
 mod of_16k;
 mod of_64k;
 
-/// The machine, with second stages on each of its units.
+/// The machine, with second stages and all granules on each of its units.
 pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
     for unit in &mut machine.units {
-        unit.smmu().unwrap().second_stage = true;
+        let identity = unit.smmu().unwrap();
+        identity.second_stage = true;
+        identity.large_granules = (true, true);
     }
     machine
 }

@@ -1,5 +1,7 @@
 //! Pages of 16 KiB, leaves of 32 MiB above.
 
+#[path = "../sizes.rs"]
+mod sizes;
 #[path = "../stand.rs"]
 #[expect(dead_code, reason = "the contract's stand, of which this needs a part")]
 mod stand;

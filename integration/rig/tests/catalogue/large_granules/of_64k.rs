@@ -1,5 +1,9 @@
 //! Pages of 64 KiB, leaves of 512 MiB above.
 
+#[path = "../high.rs"]
+mod high;
+#[path = "../sizes.rs"]
+mod sizes;
 #[path = "../stand.rs"]
 #[expect(dead_code, reason = "the contract's stand, of which this needs a part")]
 mod stand;
