@@ -154,17 +154,6 @@ fn bc01_an_old_wait_is_not_done_when_half_of_a_reset_is() {
 }
 
 #[test]
-fn a_submitter_that_was_admitted_before_the_unit_was_wedged_stays_off_the_ring() {
-    let (machine, vtd) = running(CAP, ECAP);
-    let vtd = Arc::new(vtd);
-    let other = Arc::clone(&vtd);
-    // Its first look at the clock lies between its admission and its reservation.
-    machine.interrupt(Point::Clock, 0, move || other.wedge(FIRST));
-    assert_eq!(flush(&vtd), Err(WEDGED));
-    assert_eq!(steps(&machine.take_log()), []);
-}
-
-#[test]
 fn nobody_is_let_in_while_a_reset_is_under_way() {
     // At any look at the clock of the reset, until it has ended.
     let mut looks = 0;
