@@ -194,6 +194,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         }
     }
 
+    fn is_wedged(&self, unit: UnitIndex) -> bool {
+        self.unit(unit).is_ok_and(Unit::is_wedged)
+    }
+
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
         self.unit(unit)?.reset(&self.platform)
     }

@@ -165,6 +165,11 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.queue.wedge();
     }
 
+    /// Whether it refuses every request.
+    pub(crate) fn is_wedged(&self) -> bool {
+        self.state.queue.check_alive(self.index).is_err()
+    }
+
     /// Takes one event from the fault log.
     pub(crate) fn take_fault(&self) -> Option<FaultEvent> {
         self.faults.take(&self.regs)

@@ -342,3 +342,45 @@ fn wedged_a_queue_that_stopped_is_found_by_the_look_that_its_error_asks_for() {
         },
     );
 }
+
+/// A storm that fills the log as fast as it is emptied does not hide what is wrong with the unit, nor who waits.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_a_storm_of_events_hides_neither_an_error_nor_a_request_for_a_page() {
+    let stormy = |machine: &mut Machine| {
+        quiet(machine, false);
+        for unit in &mut machine.units {
+            let unit = unit.smmu().unwrap();
+            (unit.events, unit.ats, unit.pri) = (9, true, true);
+        }
+    };
+    on_machines(10, stormy, |stand| {
+        let (one, unit) = with_one(stand);
+        for page in 0..400 {
+            fault(stand, 0x100 + page);
+        }
+        stand
+            .rig
+            .ask_for_page(pci(0, 2, 0), Iova::new(0x5000), 7, true);
+        let mut told = Vec::new();
+        let left = stand.iommu.take_faults(|notice| told.push(said(notice)));
+        assert_eq!((left, told.len()), (FaultLogs::MayHoldMore, 256));
+        stand.rig.idle(20_000);
+        assert_eq!(stand.rig.page_answers(pci(0, 2, 0)), [(7, 0)]);
+        stand.rig.fail_queue(unit.index());
+        // Each look takes 256, of which some are left.
+        (0..300).for_each(|page| fault(stand, 0x1000 + page));
+        let mut told = Vec::new();
+        let left = stand.iommu.take_faults(|notice| told.push(said(notice)));
+        assert_eq!(left, FaultLogs::MayHoldMore);
+        assert!(told.contains(&Said::Failed), "{} told", told.len());
+        stand.rig.wedged(unit.index(), true);
+        let once = look(stand).iter().any(|said| *said == Said::Failed);
+        assert!(!once, "told once");
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        assert_eq!(look(stand), []);
+        drop(one.end());
+    });
+}
