@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::platform::Platform;
 use hv_iommu::{FlushTicket, UnitError};
 use spin::mutex::SpinMutex;
@@ -44,11 +45,7 @@ impl NestedStreams {
             *there = (vmid, stream);
             return Ok(());
         }
-        streams.try_reserve(1).map_err(|_| OutOfMemory {
-            bytes: (streams.len() + 1).saturating_mul(size_of::<(Vmid, StreamId)>()),
-        })?;
-        streams.push((vmid, stream));
-        Ok(())
+        push(&mut streams, (vmid, stream))
     }
 
     /// It does no longer, whether or not it did, and the unit was asked to forget it: a command that is given later is
