@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use hv_core::platform::{OutOfFrames, Platform};
 use hv_core::sync::spin_hint;
-use hv_core::{Access, Iova, IovaRange, PageSize, Pasid, PciAddress};
+use hv_core::{Access, Iova, IovaRange, OutOfMemory, PageSize, Pasid, PciAddress};
 use thiserror::Error;
 
 use crate::format::{Format, Level, RootPointer, RootTables};
@@ -290,6 +290,9 @@ pub enum UnitError {
     /// A table of the unit needs a frame.
     #[error(transparent)]
     OutOfFrames(#[from] OutOfFrames),
+    /// What is noted of a binding needs memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
     /// The requester is bound already; it must be unbound first.
     #[error("{requester} is bound to {domain} already")]
     AlreadyBound {
@@ -394,9 +397,12 @@ pub enum FaultEvent {
     Stray(StrayFault),
     /// Faults were lost because the log was full; the condition was cleared.
     Overflow,
-    /// The unit works no more until a reset, if then. Given once for each time that it fails, and not where it is wedged
-    /// already.
+    /// The unit works no more until a reset, if then: the backend has wedged it for what it found. Given once for each
+    /// time that it fails, and not where it was wedged already, nor for what a reset has ended.
     Failed,
+    /// No event, and the end of this look: there may be more in the log, which is not taken, or of which no interrupt
+    /// tells, while the unit does not take requests.
+    Withheld,
 }
 
 /// A family of IOMMUs with all its units, brought up.
@@ -524,6 +530,10 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// for nothing.
     fn wedge(&self, unit: UnitIndex);
 
+    /// Whether a unit refuses every request, by [`wedge`](Self::wedge) or by what the backend found itself. Called under
+    /// a lock: it waits for nothing.
+    fn is_wedged(&self, unit: UnitIndex) -> bool;
+
     /// Tries to bring a wedged unit back, and waits for that. It refuses every request until the end.
     ///
     /// Entries present in memory bind as before. The unit has forgotten all that it cached before the
@@ -549,6 +559,7 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
     /// Takes one event from the unit's fault log, if there is one. `None` says that the log was empty during the call: what
-    /// another CPU is taking at the time is waited for.
+    /// another CPU is taking at the time is waited for. However many faults there are, a failure of the unit itself is
+    /// found by one of the calls that take them, each so many.
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent>;
 }

@@ -94,7 +94,8 @@ pub enum FaultNotice {
     Stray(UnitIndex, StrayFault),
     /// The unit lost faults because its log was full.
     Lost(UnitIndex),
-    /// The unit says that it works no more: it is wedged, and the devices behind it are cut off. Told once.
+    /// The unit says that it works no more: it is wedged, and the devices behind it are cut off. Told once, and not where
+    /// somebody has reset it, or does, by the time that it would be told.
     Failed(UnitIndex),
     /// A group caused more faults than its budget allows: its devices have no bus mastering any more, and its units
     /// record no more of its faults. It gets both back after a detach, by being attached anew.
@@ -108,6 +109,10 @@ pub enum FaultLogs {
     Empty,
     /// There may be more in one, of which no interrupt tells: whoever relies on interrupts looks again.
     MayHoldMore,
+    /// Nothing more is to be had now, and no interrupt tells of what there is or comes: a unit that takes no requests
+    /// keeps it back. Whoever relies on interrupts looks again later, and once after the
+    /// [reset](Iommu::reset_unit) of the unit, if it is wedged.
+    Withheld,
 }
 
 /// A group that was cut off for its faults.
@@ -153,26 +158,33 @@ impl<B: Backend> Iommu<B> {
     /// Takes a lock that attaching and detaching take too: not for a handler that may interrupt a
     /// call into this subsystem on its own CPU.
     pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) -> FaultLogs {
-        let mut left = FaultLogs::Empty;
+        let (mut more, mut withheld) = (false, false);
         for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
             let all = (0..Self::FAULTS_PER_CALL).any(|_| {
                 match self.0.backend.take_fault(unit) {
                     None => return true,
+                    Some(FaultEvent::Withheld) => {
+                        withheld = true;
+                        return true;
+                    }
                     Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
                     Some(FaultEvent::Stray(fault)) => report(FaultNotice::Stray(unit, fault)),
                     Some(FaultEvent::Fault(fault)) => self.0.judge(unit, fault, &mut report),
                     Some(FaultEvent::Failed) => {
-                        self.0.cut_off(unit);
-                        report(FaultNotice::Failed(unit));
+                        if self.0.cut_off_failed(unit) {
+                            report(FaultNotice::Failed(unit));
+                        }
                     }
                 }
                 false
             });
-            if !all {
-                left = FaultLogs::MayHoldMore;
-            }
+            more |= !all;
         }
-        left
+        match (more, withheld) {
+            (true, _) => FaultLogs::MayHoldMore,
+            (false, true) => FaultLogs::Withheld,
+            (false, false) => FaultLogs::Empty,
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //!
 //! Interrupts are edges: the log tells that it is no longer *empty*, not that it has something. So what was in it before
 //! the interrupt was turned on is told by nobody, for which [`Iommu::route_interrupt`] looks once behind it; and who
-//! was interrupted looks until the log is empty again ([`FaultLogs::Empty`]), or the next fault is no edge.
+//! was interrupted looks until the log is empty again ([`FaultLogs::Empty`]), or the next fault is no edge. A unit may have
+//! kept an edge while its interrupt was off, and send it then: one more look that finds nothing.
 //!
 //! A handler does not look by itself. It interrupts whoever runs, who may hold the locks that a look takes (see the
 //! crate's documentation). It ends the interrupt at the interrupt controller, notes that it came (a flag, a counter), and
@@ -124,6 +125,14 @@ pub enum RouteError {
         /// The address.
         address: PhysAddr,
     },
+    /// The message says more than units can, or interrupt controllers take.
+    #[error("expected interrupt data of 16 bits for {unit}, found {:#x}", .data.0)]
+    DataTooWide {
+        /// The unit.
+        unit: UnitIndex,
+        /// The data.
+        data: MessageData,
+    },
     /// The unit did not do its part, or another CPU is at it.
     #[error(transparent)]
     Unit(#[from] UnitError),
@@ -135,7 +144,8 @@ pub trait RoutedInterrupts: Backend {
     fn wired_interrupt(&self, unit: UnitIndex, source: InterruptSource) -> Option<InterruptId>;
 
     /// Turns the interrupts of a source off, then sends them there. Those that come from then on are of what happens
-    /// from then on. Waits for the unit.
+    /// from then on, but for one that the unit kept while they were off. Waits for the unit. A reset of the unit leaves
+    /// that as it is.
     ///
     /// # Errors
     /// [`RouteError`].

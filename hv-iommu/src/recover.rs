@@ -80,7 +80,23 @@ impl<B: Backend> System<B> {
     /// Wedges a unit and takes bus mastering from every device that is bound behind it. A reset of it
     /// that is under way comes too early for what failed, and fails too.
     pub(crate) fn cut_off(&self, unit: UnitIndex) {
+        self.cut_off_if(unit, |_| true);
+    }
+
+    /// As [`cut_off`](Self::cut_off), for a failure that the backend has found, and wedged the unit for, some time ago. Says
+    /// whether that still holds: a reset has ended it, or one that is under way will. (One that is all but over finds at
+    /// its end that the unit failed again.)
+    pub(crate) fn cut_off_failed(&self, unit: UnitIndex) -> bool {
+        self.cut_off_if(unit, |registry| {
+            registry.resets.running & bit(unit) == 0 && self.backend.is_wedged(unit)
+        })
+    }
+
+    fn cut_off_if(&self, unit: UnitIndex, holds: impl FnOnce(&Registry<B>) -> bool) -> bool {
         let mut registry = self.registry.lock();
+        if !holds(&registry) {
+            return false;
+        }
         self.backend.wedge(unit);
         registry.resets.spoilt |= bit(unit);
         let new = self.wedged.note(unit);
@@ -89,6 +105,7 @@ impl<B: Backend> System<B> {
         if new {
             log::error!("{unit} is wedged; its devices were cut off from memory");
         }
+        true
     }
 
     /// Takes bus mastering from every device that is bound behind a unit, and what it was let ask for.
@@ -143,7 +160,8 @@ impl<B: Backend> System<B> {
         let mut registry = self.registry.lock();
         registry.resets.running &= !bit(unit);
         let spoilt = registry.resets.spoilt & bit(unit) != 0;
-        if done.is_ok() && !spoilt {
+        // A unit that failed again by itself is wedged in the backend alone so far, see `cut_off_failed`.
+        if done.is_ok() && !spoilt && !self.backend.is_wedged(unit) {
             self.wedged.forget(unit);
             return Ok(());
         }
@@ -166,7 +184,8 @@ impl<B: Backend> Iommu<B> {
     ///
     /// Attached groups stay attached, without bus mastering until their holders turn it on again.
     /// What was pending stays pending: it opens with a flush of its own, which the unit takes now.
-    /// Wedged groups [`recover`](Group::recover).
+    /// Wedged groups [`recover`](Group::recover). Interrupts go where they went, and tell of no fault that the unit kept
+    /// back until now: who relies on them [looks](Self::take_faults) once.
     ///
     /// # Errors
     /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::NoSuchUnit`], [`UnitError::Busy`] while

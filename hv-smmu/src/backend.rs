@@ -229,6 +229,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         }
     }
 
+    fn is_wedged(&self, unit: UnitIndex) -> bool {
+        self.unit(unit).is_ok_and(Unit::is_wedged)
+    }
+
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
         self.unit(unit)?.reset(&self.platform)
     }

@@ -10,7 +10,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
-use hv_iommu::queue::{Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::queue::{Alive, Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
 use hv_iommu::{FlushTicket, UnitError, UnitIndex};
 use log::error;
 
@@ -96,9 +96,19 @@ impl Commands {
         usize::try_from(longest).unwrap_or(BATCH_MAX).min(BATCH_MAX)
     }
 
-    /// From now on every request is refused. Says whether that is new.
-    pub(crate) fn wedge(&self) -> bool {
-        self.queue.wedge()
+    /// From now on every request is refused.
+    pub(crate) fn wedge(&self) {
+        self.queue.wedge();
+    }
+
+    /// See [`CommandQueue::alive`].
+    pub(crate) fn alive(&self) -> Option<Alive> {
+        self.queue.alive()
+    }
+
+    /// See [`CommandQueue::wedge_as_seen`].
+    pub(crate) fn wedge_as_seen(&self, seen: Alive) -> bool {
+        self.queue.wedge_as_seen(seen)
     }
 
     /// Refuses if the unit is wedged.

@@ -41,17 +41,21 @@ impl Events {
     }
 
     /// Takes one event: the oldest record, else the note that some were lost. `requester_of` names the function that
-    /// sends as a stream, `tell` gives the unit a command and says whether it took that.
+    /// sends as a stream, `tell` gives the unit a command and says whether it took that. `aborted` says what it comes to
+    /// that events could not be written.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
         regs: &Regs<P::Block>,
         requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
         tell: impl Fn(Command) -> bool,
+        aborted: impl FnOnce() -> FaultEvent,
     ) -> Option<FaultEvent> {
         let taken = self.0.take(reach, regs, Records::Events, answer, tell)?;
         Some(match taken {
+            Taken::Withheld => FaultEvent::Withheld,
             Taken::Lost => FaultEvent::Overflow,
+            Taken::Aborted => aborted(),
             Taken::Record(words) => attribute(EventRecord::from_words(words), requester_of),
         })
     }

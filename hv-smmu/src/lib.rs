@@ -29,6 +29,7 @@ mod invalidate;
 pub mod iort;
 pub mod madt;
 mod nested;
+mod owed;
 mod page_queue;
 mod pasid;
 mod record_queue;

@@ -44,7 +44,8 @@ impl Pages {
     ) -> Option<FaultEvent> {
         let taken = self.0.take(reach, regs, Records::Pages, answer, tell)?;
         Some(match taken {
-            Taken::Lost => FaultEvent::Overflow,
+            Taken::Withheld => FaultEvent::Withheld,
+            Taken::Lost | Taken::Aborted => FaultEvent::Overflow,
             Taken::Record(words) => attribute(&PageRequest::from_words(words), requester_of),
         })
     }

@@ -6,7 +6,6 @@
 //! the same way. So each entry is emptied when it was taken, before the unit gets it back, and one that is still empty
 //! when its turn comes was not written: it is counted as lost, and no old record is told again as somebody's fault.
 
-use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
@@ -16,14 +15,13 @@ use spin::mutex::SpinMutex;
 
 use crate::error::BringUpError;
 use crate::frames::Reach;
+use crate::owed::Owed;
 use crate::spec::command::Command;
 use crate::spec::event::EventRecord;
 use crate::spec::queue::{QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize};
 use crate::spec::registers::{EVENTQ_CONS, EVENTQ_PROD, Gerror, PRIQ_CONS, PRIQ_PROD};
 use crate::unit::Regs;
 
-/// How many answers may be owed.
-const OWED_MOST: usize = 64;
 /// Bytes of a word.
 const WORD_BYTES: u64 = 8;
 
@@ -60,6 +58,11 @@ pub(crate) enum Taken<R> {
     Record(R),
     /// Some were lost; the condition was cleared.
     Lost,
+    /// The unit could not write some, and says so; the condition was cleared. Those of requests that stand still may be
+    /// among them, which nothing tells of again (IHI 0070, 7.2.2).
+    Aborted,
+    /// There may be some, which are not taken before the command queue has taken an answer that is owed.
+    Withheld,
 }
 
 /// A queue of records of `WORDS` words.
@@ -72,9 +75,7 @@ pub(crate) struct RecordQueue<const WORDS: usize> {
     size: QueueSize,
     /// The lock keeps two CPUs from telling of one record twice.
     reader: SpinMutex<Reader>,
-    /// Answers to records that were taken, which the command queue did not take. No further record is taken before it does,
-    /// so there is one for each CPU that was at it at most.
-    owed: SpinMutex<ArrayVec<Command, OWED_MOST>>,
+    owed: Owed,
 }
 
 /// How far records were taken.
@@ -103,7 +104,7 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
             ring,
             size,
             reader: SpinMutex::new(Reader::default()),
-            owed: SpinMutex::new(ArrayVec::new()),
+            owed: Owed::new(),
         })
     }
 
@@ -118,9 +119,9 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
     /// Takes the oldest record, else the note that some were lost. `answer` says what the unit has to be told about a
     /// record, and `tell` whether the unit took that: it may wait for room among commands, so no lock is held meanwhile.
     ///
-    /// `None` too while the unit takes no commands and an answer is owed; what is left is found by the next look. Another
-    /// CPU that takes a record is waited for, which is a few accesses: it may have seen an empty queue just before the
-    /// record whose interrupt brought this CPU here.
+    /// [`Taken::Withheld`] while the unit takes no commands and an answer is owed; what is left is found by the next look.
+    /// Another CPU that takes a record is waited for, which is a few accesses: it may have seen an empty queue just before
+    /// the record whose interrupt brought this CPU here.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
@@ -129,31 +130,9 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         answer: impl Fn(&[u64; WORDS]) -> Option<Command>,
         tell: impl Fn(Command) -> bool,
     ) -> Option<Taken<[u64; WORDS]>> {
-        loop {
-            let Some(owed) = self.owed.lock().pop() else {
-                break;
-            };
-            if !tell(owed) {
-                self.owe(owed);
-                return None;
-            }
-        }
-        let taken = self.look(reach, regs, which)?;
-        if let Taken::Record(record) = &taken
-            && let Some(command) = answer(record)
-            && !tell(command)
-        {
-            // The record's place was given back before: an answer lets the device send the next one.
-            self.owe(command);
-        }
-        Some(taken)
-    }
-
-    /// Keeps an answer for the next look.
-    fn owe(&self, command: Command) {
-        if self.owed.lock().try_push(command).is_err() {
-            log::error!("SMMUv3: an answer to a device that waits is lost: {command:?}");
-        }
+        // The record's place in the ring is given back before its answer is: that lets the device send the next one.
+        self.owed
+            .take(|| self.look(reach, regs, which), answer, tell)
     }
 
     /// Takes what there is.
@@ -191,7 +170,7 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         let lost = which.lost(regs.errors());
         if lost != Gerror::new() {
             regs.acknowledge(lost);
-            return Some(Taken::Lost);
+            return Some(Taken::Aborted);
         }
         None
     }

@@ -8,8 +8,9 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, LeafNeeds,
-    PciFunction, ReservedRegion, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, InterruptId,
+    InterruptRoute, InterruptSource, LeafNeeds, PciFunction, ReservedRegion, RouteError,
+    RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 
 use crate::SecondStage;
@@ -194,6 +195,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         }
     }
 
+    fn is_wedged(&self, unit: UnitIndex) -> bool {
+        self.unit(unit).is_ok_and(Unit::is_wedged)
+    }
+
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
         self.unit(unit)?.reset(&self.platform)
     }
@@ -208,5 +213,24 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
 
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
         self.unit(unit).ok()?.take_fault()
+    }
+}
+
+impl<P: Platform> RoutedInterrupts for Vtd<P> {
+    /// None has one: units send messages.
+    fn wired_interrupt(&self, _unit: UnitIndex, _source: InterruptSource) -> Option<InterruptId> {
+        None
+    }
+
+    /// The one source is [`InterruptSource::Faults`], which tells of a queue that stopped as well. A message goes to
+    /// `0xfee0_0000`, with the APIC id of the CPU in bits 19:12, and what such an id has above eight bits in bits 63:40, on
+    /// units that take that; its data is the vector.
+    fn route_interrupt(
+        &self,
+        unit: UnitIndex,
+        source: InterruptSource,
+        route: InterruptRoute,
+    ) -> Result<(), RouteError> {
+        self.unit(unit)?.route_interrupt(source, route)
     }
 }

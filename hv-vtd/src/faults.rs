@@ -33,11 +33,17 @@ impl FaultLog {
         self.cap.fault_records() + index * fault::RECORD_BYTES
     }
 
-    /// Takes one event: the oldest record that is full, else the note that some were lost.
+    /// Takes one event: what `queue_failed` makes of a queue that has stopped, if anything; the oldest record that is full;
+    /// else the note that some were lost. [`FaultEvent::Withheld`] where the log is empty and the queue stands: faults
+    /// that come then raise no interrupt.
     ///
     /// Another CPU that takes one is waited for, which is a few accesses to registers: it may have seen an empty log just
     /// before the fault whose interrupt brought this CPU here.
-    pub(crate) fn take<B: Mmio>(&self, regs: &Regs<B>) -> Option<FaultEvent> {
+    pub(crate) fn take<B: Mmio>(
+        &self,
+        regs: &Regs<B>,
+        queue_failed: impl FnOnce(FaultStatus) -> Option<FaultEvent>,
+    ) -> Option<FaultEvent> {
         let _reader = self.reader.lock();
         let word = regs.read32(registers::FSTS);
         // A unit that is gone reads as all ones; its records would never end.
@@ -45,16 +51,21 @@ impl FaultLog {
             return None;
         }
         let status = FaultStatus::from_bits(word);
+        let queue_stands = word & registers::FSTS_QUEUE_ERRORS != 0;
+        if queue_stands && let Some(failed) = queue_failed(status) {
+            return Some(failed);
+        }
         if status.ppf()
             && let Some(fault) = self.take_record(regs, status.fri())
         {
             return Some(FaultEvent::Fault(fault));
         }
-        if status.pfo() {
+        // Behind the records: the unit records nothing, and tells of nothing, before this is cleared.
+        if status.pfo() && !Fault::KeepFaultOverflow.is_on() {
             regs.write32(registers::FSTS, registers::FSTS_PFO);
             return Some(FaultEvent::Overflow);
         }
-        None
+        queue_stands.then_some(FaultEvent::Withheld)
     }
 
     /// Takes the first full record from `first` on, around the end.

@@ -15,7 +15,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, OutOfMemory};
-use hv_iommu::queue::{Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::queue::{Alive, Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
 use hv_iommu::{FlushTicket, UnitError, UnitIndex};
 use log::error;
 
@@ -88,6 +88,16 @@ impl Queue {
     /// From now on every request is refused.
     pub(crate) fn wedge(&self) {
         self.commands.wedge();
+    }
+
+    /// See [`CommandQueue::alive`].
+    pub(crate) fn alive(&self) -> Option<Alive> {
+        self.commands.alive()
+    }
+
+    /// See [`CommandQueue::wedge_as_seen`].
+    pub(crate) fn wedge_as_seen(&self, seen: Alive) -> bool {
+        self.commands.wedge_as_seen(seen)
     }
 
     /// Refuses if the unit is wedged.

@@ -135,7 +135,7 @@ pub(crate) const PLANTED_FAULTS: &[Planted] = &[
     planted("domain_id_zero", "kernel-dma", ARM),
     planted("clear_access_flag", "kernel-dma", ARM),
     planted("keep_events", "blocked", ARM),
-    planted("leave_interrupts_off", "blocked", ARM),
+    planted("leave_interrupts_off", "blocked", BOTH),
     planted("free_page_early", "revoke", ARM),
     planted("flush_other_vmid", "revoke", ARM),
     planted("unbind_keeps_translations", "reassign", ARM),

@@ -372,6 +372,10 @@ faults! {
     // Fault records.
     /// A record is given back to the unit before all of it was read.
     ClearFaultBeforeReading = "clear_fault_before_reading",
+    /// That faults were lost is neither told nor cleared, so that a unit records no more.
+    KeepFaultOverflow = "keep_fault_overflow",
+    /// A unit's interrupt is let through before it is said where it goes.
+    UnmaskBeforeAddress = "unmask_before_address",
     /// What was in a fault log before its interrupt was turned on is not looked for.
     SkipLookAfterRoute = "skip_look_after_route",
 

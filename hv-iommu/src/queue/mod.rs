@@ -101,6 +101,10 @@ use crate::backend::{FlushTicket, UnitError, UnitIndex};
 #[repr(align(128))]
 struct Apart<T>(T);
 
+/// A queue that took requests when somebody looked, see [`CommandQueue::alive`].
+#[derive(Clone, Copy, Debug)]
+pub struct Alive(Tail);
+
 /// Who uses the queue.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Caller {
@@ -195,9 +199,20 @@ impl CommandQueue {
         Ok(tail)
     }
 
-    /// Wedges the unit for `error`, which the caller found after it had seen the tail as `seen`. What was found
-    /// before a reset, or in the middle of one, says nothing of the unit after it.
-    fn fail(&self, seen: Tail, unit: UnitIndex, error: UnitError) -> UnitError {
+    /// The queue, if it takes requests now: asked by who then looks at what its unit says of itself.
+    pub fn alive(&self) -> Option<Alive> {
+        let tail = self.tail();
+        (!tail.is_wedged()).then_some(Alive(tail))
+    }
+
+    /// Wedges the unit for what was found of it after it was `seen`, unless it was reset meanwhile: what was found says
+    /// nothing of the unit after that. Says whether that is new.
+    pub fn wedge_as_seen(&self, seen: Alive) -> bool {
+        self.wedge_since(seen.0) == Some(true)
+    }
+
+    /// Wedges the unit if it was not reset since `seen`, and says whether that is new; `None` where it was reset.
+    fn wedge_since(&self, seen: Tail) -> Option<bool> {
         let mut tail = self.tail();
         while tail.is_of(seen) {
             // ORDERING: AcqRel, as in `wedge`; Acquire on failure, as in `tail`.
@@ -207,11 +222,20 @@ impl CommandQueue {
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return error,
+                Ok(before) => return Some(!Tail::from_bits(before).is_wedged()),
                 Err(found) => tail = Tail::from_bits(found),
             }
         }
-        UnitError::Wedged { unit }
+        None
+    }
+
+    /// Wedges the unit for `error`, which the caller found after it had seen the tail as `seen`. What was found
+    /// before a reset, or in the middle of one, says nothing of the unit after it.
+    fn fail(&self, seen: Tail, unit: UnitIndex, error: UnitError) -> UnitError {
+        match self.wedge_since(seen) {
+            Some(_) => error,
+            None => UnitError::Wedged { unit },
+        }
     }
 
     /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.

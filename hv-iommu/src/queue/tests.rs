@@ -464,6 +464,29 @@ fn an_error_of_before_a_reset_does_not_wedge_after_it() {
     }
 }
 
+/// The same for who does not submit, but looks at what a unit says of itself.
+#[test]
+fn what_was_found_of_a_unit_wedges_it_as_it_was_seen() {
+    let (queue, fake) = Fake::new(4, Ends::WrapBit);
+    let seen = queue.alive().unwrap();
+    let other = queue.alive().unwrap();
+    assert!(
+        queue.wedge_as_seen(seen) && !queue.wedge_as_seen(other),
+        "new once"
+    );
+    assert_eq!(queue.check_alive(UNIT), Err(WEDGED));
+    assert!(queue.alive().is_none());
+    let anew = queue.restart(&fake).ok().unwrap();
+    fake.restart();
+    assert!(queue.alive().is_none() && !queue.wedge_as_seen(seen));
+    anew.revive();
+    assert!(!queue.wedge_as_seen(seen));
+    assert_eq!(queue.check_alive(UNIT), Ok(()));
+    let seen = queue.alive().unwrap();
+    queue.submit(&fake, &[Entry::Command(1)]).unwrap();
+    assert!(queue.wedge_as_seen(seen), "no reset came between");
+}
+
 #[test]
 fn a_command_at_which_hardware_stopped_is_replaced_and_no_ticket_counts_on_it() {
     let (queue, fake) = Fake::new(2, Ends::WrapBit);

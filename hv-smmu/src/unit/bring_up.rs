@@ -10,6 +10,7 @@ use hv_iommu::{UnitError, UnitIndex};
 use log::info;
 use spin::mutex::SpinMutex;
 
+use super::looks::Looks;
 use super::nested_streams::NestedStreams;
 use super::regs::Switch;
 use super::{
@@ -260,6 +261,7 @@ impl<P: Platform> Unit<P, Listening> {
             nested: NestedStreams::new(),
             reset: SpinMutex::new(()),
             routing: SpinMutex::new(()),
+            looks: Looks::new(),
         }))
     }
 }

@@ -150,7 +150,12 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// What the unit tells of itself: whether it has failed. Errors of messages are acknowledged here, once each: what they
     /// were to tell of is being looked for already.
+    ///
+    /// What is read here is a while old when it is judged, and a reset may lie between the two, or between the two
+    /// registers that say what is active. So it counts only for the unit that was alive before, and was not reset since.
     pub(super) fn take_error(&self) -> Option<FaultEvent> {
+        let commands = &self.state.commands;
+        let seen = commands.alive();
         let errors = self.regs.errors();
         let messages = Gerror::new()
             .with_msi_cmdq_abt_err(errors.msi_cmdq_abt_err())
@@ -168,7 +173,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if !errors.sfm_err() && !errors.cmdq_err() {
             return None;
         }
-        self.state.commands.wedge().then(|| {
+        commands.wedge_as_seen(seen?).then(|| {
             error!("SMMUv3 {}: it works no more: {errors:?}", self.index);
             FaultEvent::Failed
         })

@@ -9,6 +9,7 @@ mod device_tlb;
 mod first_stage;
 mod info;
 mod interrupts;
+mod looks;
 mod nested_streams;
 mod regs;
 mod reset;
@@ -25,6 +26,7 @@ pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
 pub use telling::Telling;
 
+use looks::Looks;
 use nested_streams::NestedStreams;
 
 use crate::command_queue::Commands;
@@ -90,6 +92,7 @@ pub(crate) struct Enabled {
     reset: SpinMutex<()>,
     /// Held by who says where an interrupt goes; nothing else waits for it.
     routing: SpinMutex<()>,
+    looks: Looks,
 }
 
 impl<P: Platform, S> Unit<P, S> {

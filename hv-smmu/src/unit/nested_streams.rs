@@ -3,113 +3,69 @@
 //! A user names streams of its own, which are none of ours, so its CFGI_CD becomes a CFGI_CD_ALL for each stream of its
 //! domain (IHI 0070, 4.3.3: all streams whose entries lead to a descriptor may have it cached).
 
-use core::sync::atomic::Ordering;
+use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
+use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
+use hv_core::list::push;
 use hv_core::platform::Platform;
-use hv_core::sync::{AtomicU64, AtomicUsize};
 use hv_iommu::{FlushTicket, UnitError};
+use spin::mutex::SpinMutex;
 
 use super::{Enabled, Unit};
 use crate::invalidate::Batch;
 use crate::spec::command::Command;
 use crate::{StreamId, Vmid};
 
-/// How many streams are known one by one. For users of more, all configuration is forgotten.
-const PLACES: usize = 32;
+/// How many streams of a user are named one by one. For users of more, all configuration is forgotten.
+const NAMED: usize = 32;
 
 /// The streams, with the ids of their domains.
 ///
 /// # Invariants
-/// From before an entry with a user's first stage goes live until its taking down was asked of the unit, its stream has a
-/// place here or is counted in `beyond`.
-pub(super) struct NestedStreams {
-    /// Zero for a free place.
-    places: [AtomicU64; PLACES],
-    /// At least how many more there are.
-    beyond: AtomicUsize,
-}
-
-/// What stands in a place: never zero, since no domain has id 0.
-const fn word(vmid: Vmid, stream: StreamId) -> u64 {
-    (vmid.get() as u64) << u32::BITS | stream.get() as u64
-}
+/// From before an entry with a user's first stage goes live until its taking down was asked of the unit, its stream is
+/// here. Each stream is here once at most.
+pub(super) struct NestedStreams(SpinMutex<Vec<(Vmid, StreamId)>>);
 
 impl NestedStreams {
-    pub(super) fn new() -> Self {
-        Self {
-            places: core::array::from_fn(|_| AtomicU64::new(0)),
-            beyond: AtomicUsize::new(0),
-        }
+    pub(super) const fn new() -> Self {
+        // INVARIANT: no stream is here.
+        Self(SpinMutex::new(Vec::new()))
     }
 
     /// A stream's entry is about to lead to a user's contexts.
-    pub(super) fn enter(&self, vmid: Vmid, stream: StreamId) {
-        let mut places = self.places.iter();
-        // ORDERING: SeqCst, here and in `of`: whoever does not find the stream read its place before it was taken, so
-        // that what the user had written until then was there before the entry, and what reads it, was.
-        let taken = places.any(|place| {
-            let order = Ordering::SeqCst;
-            place
-                .compare_exchange(0, word(vmid, stream), order, order)
-                .is_ok()
-        });
-        if !taken {
-            // ORDERING: SeqCst, as above.
-            self.beyond.fetch_add(1, Ordering::SeqCst);
+    ///
+    /// Whoever looks before this does not find the stream: what the user had written until then was there before the lock
+    /// was taken here, and so before the entry, and what reads it, is.
+    pub(super) fn enter(&self, vmid: Vmid, stream: StreamId) -> Result<(), OutOfMemory> {
+        let mut streams = self.0.lock();
+        // INVARIANT: one that was left behind, by an entry whose taking down was not asked for, is replaced.
+        if let Some(there) = streams.iter_mut().find(|(_, there)| *there == stream) {
+            *there = (vmid, stream);
+            return Ok(());
         }
+        push(&mut streams, (vmid, stream))
     }
 
-    /// It does no longer, and the unit was asked to forget it: a command that is given later is carried out later. Says
-    /// whether the stream had a place.
-    pub(super) fn leave(&self, vmid: Vmid, stream: StreamId) -> bool {
-        let mut places = self.places.iter();
-        places.any(|place| {
-            // ORDERING: SeqCst: what stands behind the request to forget the entry stays there. A stream has one binder.
-            let order = Ordering::SeqCst;
-            place
-                .compare_exchange(word(vmid, stream), 0, order, order)
-                .is_ok()
-        })
+    /// It does no longer, whether or not it did, and the unit was asked to forget it: a command that is given later is
+    /// carried out later.
+    pub(super) fn leave(&self, vmid: Vmid, stream: StreamId) {
+        let mut streams = self.0.lock();
+        streams.retain(|there| *there != (vmid, stream));
     }
 
-    /// As [`leave`](Self::leave), of one that may have been counted only.
-    fn leave_counted(&self, vmid: Vmid, stream: StreamId) {
-        if !self.leave(vmid, stream) {
-            let less = |count: usize| count.checked_sub(1);
-            // ORDERING: SeqCst, as in `enter`. Where there are none left, it was another's to count.
-            let _ = self
-                .beyond
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
-        }
-    }
-
-    /// The streams of a domain; `None` where not all of them have a place.
-    fn of(&self, vmid: Vmid) -> Option<ArrayVec<StreamId, PLACES>> {
-        let mut streams = ArrayVec::new();
-        // ORDERING: SeqCst, see `enter`.
-        for place in self.places.iter().map(|place| place.load(Ordering::SeqCst)) {
-            if place != 0 && place >> u32::BITS == u64::from(vmid.get()) {
-                // As many as there are places. The lower half is the stream.
-                let _ = streams.try_push(StreamId::new(place as u32));
-            }
-        }
-        // ORDERING: SeqCst, see `enter`.
-        (self.beyond.load(Ordering::SeqCst) == 0).then_some(streams)
+    /// The streams of a domain; `None` where they are too many to be named.
+    fn of(&self, vmid: Vmid) -> Option<ArrayVec<StreamId, NAMED>> {
+        let mut named = ArrayVec::new();
+        let streams = self.0.lock();
+        let mut ours = streams.iter().filter(|(of, _)| *of == vmid);
+        let all = ours.all(|(_, stream)| named.try_push(*stream).is_ok());
+        all.then_some(named)
     }
 }
 
 impl<P: Platform> Unit<P, Enabled> {
-    /// The stream's entry is down and its forgetting asked for; it was on a user's first stage, if `was_nested`.
-    pub(super) fn left_nested(&self, vmid: Vmid, stream: StreamId, was_nested: bool) {
-        match was_nested {
-            true => self.state.nested.leave_counted(vmid, stream),
-            // One that was made quiet aborts already.
-            false => drop(self.state.nested.leave(vmid, stream)),
-        }
-    }
-
     /// Has the context descriptors forgotten of all streams that are on first stages of a user's domain.
     pub(crate) fn forget_users_contexts(
         &self,
@@ -141,40 +97,51 @@ mod tests {
     #[test]
     fn a_users_streams_are_found_and_nobody_elses() {
         let streams = NestedStreams::new();
-        streams.enter(OURS, StreamId::new(0x108));
-        streams.enter(Vmid::new(8), StreamId::new(0x109));
-        streams.enter(OURS, StreamId::new(0xffff_ffff));
+        streams.enter(OURS, StreamId::new(0x108)).unwrap();
+        streams.enter(Vmid::new(8), StreamId::new(0x109)).unwrap();
+        streams.enter(OURS, StreamId::new(u32::MAX)).unwrap();
         let found = streams.of(OURS).unwrap();
-        assert_eq!(
-            found[..],
-            [StreamId::new(0x108), StreamId::new(0xffff_ffff)]
-        );
-        assert!(streams.leave(OURS, StreamId::new(0x108)));
-        assert!(!streams.leave(OURS, StreamId::new(0x108)));
-        assert_eq!(streams.of(OURS).unwrap()[..], [StreamId::new(0xffff_ffff)]);
+        assert_eq!(found[..], [StreamId::new(0x108), StreamId::new(u32::MAX)]);
+        streams.leave(OURS, StreamId::new(0x109));
+        streams.leave(OURS, StreamId::new(0x108));
+        streams.leave(OURS, StreamId::new(0x108));
+        assert_eq!(streams.of(OURS).unwrap()[..], [StreamId::new(u32::MAX)]);
+        assert_eq!(streams.of(Vmid::new(8)).unwrap().len(), 1);
         assert!(streams.of(Vmid::new(9)).unwrap().is_empty());
+        // Another domain's now.
+        streams
+            .enter(Vmid::new(9), StreamId::new(u32::MAX))
+            .unwrap();
+        assert!(streams.of(OURS).unwrap().is_empty());
+        assert_eq!(streams.of(Vmid::new(9)).unwrap().len(), 1);
     }
 
+    /// However a stream left: its entry may have been made to abort, by a cut-off, before it was taken down.
     #[test]
-    fn where_there_are_more_than_places_nobody_is_taken_for_all_of_them() {
+    fn only_who_has_too_many_streams_is_not_named_them_and_only_for_so_long() {
         let streams = NestedStreams::new();
-        let all = (0..=PLACES as u32).map(StreamId::new);
-        all.clone().for_each(|stream| streams.enter(OURS, stream));
+        let all = (0..=NAMED as u32).map(StreamId::new);
+        for stream in all.clone() {
+            streams.enter(OURS, stream).unwrap();
+            streams
+                .enter(Vmid::new(8), StreamId::new(1000 + stream.get()))
+                .unwrap();
+        }
         assert_eq!(streams.of(OURS), None);
+        streams.leave(OURS, StreamId::new(5));
+        assert_eq!(streams.of(OURS).unwrap().len(), NAMED);
         assert_eq!(
-            streams.of(Vmid::new(9)),
+            streams.of(Vmid::new(8)),
             None,
-            "which of them it is is not known"
+            "the other still has too many"
         );
-        streams.leave_counted(OURS, StreamId::new(PLACES as u32));
-        assert_eq!(streams.of(OURS).unwrap().len(), PLACES);
-        // One with a place leaves that, whatever is counted.
-        streams.enter(OURS, StreamId::new(100));
-        streams.leave_counted(OURS, StreamId::new(3));
+        assert!(
+            streams.of(Vmid::new(9)).unwrap().is_empty(),
+            "and others none"
+        );
+        streams.enter(OURS, StreamId::new(5)).unwrap();
         assert_eq!(streams.of(OURS), None);
-        streams.leave_counted(OURS, StreamId::new(100));
-        assert_eq!(streams.of(OURS).unwrap().len(), PLACES - 1);
-        streams.leave_counted(OURS, StreamId::new(100));
-        assert!(streams.of(OURS).is_some(), "and none below zero");
+        all.for_each(|stream| streams.leave(OURS, stream));
+        assert!(streams.of(OURS).unwrap().is_empty());
     }
 }

@@ -5,9 +5,7 @@
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_iommu::{
-    Binding, FaultEvent, FlushRequest, FlushSpan, FlushTicket, HwDomainId, Snoop, UnitError,
-};
+use hv_iommu::{Binding, FlushRequest, FlushSpan, FlushTicket, HwDomainId, Snoop, UnitError};
 
 use super::device_tlb::forget_in;
 use super::first_stage::forget_context;
@@ -91,12 +89,12 @@ impl<P: Platform> Unit<P, Enabled> {
         let domain = vmid(parent.domain);
         let was_there = self.is_nested(platform, stream.id);
         if !was_there {
-            self.state.nested.enter(domain, stream.id);
+            self.state.nested.enter(domain, stream.id)?;
         }
         let bound = self.set(platform, stream, &target.words());
         // Nothing of it stayed, and nobody takes it down.
         if bound.is_err() && !was_there && !self.is_nested(platform, stream.id) {
-            self.left_nested(domain, stream.id, true);
+            self.state.nested.leave(domain, stream.id);
         }
         bound
     }
@@ -448,8 +446,7 @@ impl<P: Platform> Unit<P, Enabled> {
         }
         let context = self.queue_with(platform);
         let asked = self.state.commands.submit_patiently(&context, &batch);
-        let was_nested = is_bound && config == Some(Config::Nested);
-        self.left_nested(vmid(domain), stream.id, was_nested);
+        self.state.nested.leave(vmid(domain), stream.id);
         let ticket = asked?;
         if keeps {
             self.state.devices.forget(stream.id);
@@ -565,25 +562,8 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.commands.wedge();
     }
 
-    /// Takes one event from the event queue, or else a request for pages, and answers it where somebody waits.
-    ///
-    /// While the unit is wedged, one that waits is not taken: its answer is owed, and given after the reset.
-    pub(crate) fn take_fault(
-        &self,
-        platform: &P,
-        requester_of: impl Fn(StreamId) -> Option<PciAddress>,
-    ) -> Option<FaultEvent> {
-        let reach = self.reach(platform);
-        let tell = |answer| self.command(platform, answer).is_ok();
-        let event = self
-            .state
-            .events
-            .take(&reach, &self.regs, &requester_of, tell);
-        event
-            .or_else(|| {
-                let pages = self.state.pages.as_ref()?;
-                pages.take(&reach, &self.regs, &requester_of, tell)
-            })
-            .or_else(|| self.take_error())
+    /// Whether it refuses every request.
+    pub(crate) fn is_wedged(&self) -> bool {
+        self.state.commands.check_alive(self.index).is_err()
     }
 }

@@ -21,6 +21,12 @@ pub const RTADDR: u32 = 0x20;
 pub const FSTS: u32 = 0x34;
 /// Fault event control, 32 bits: [`FECTL_MASK`].
 pub const FECTL: u32 = 0x38;
+/// Fault event data, 32 bits: [`FEDATA_BITS`].
+pub const FEDATA: u32 = 0x3c;
+/// Fault event address, 32 bits: [`FEADDR_BITS`].
+pub const FEADDR: u32 = 0x40;
+/// Fault event upper address, 32 bits: [`FEUADDR_BITS`].
+pub const FEUADDR: u32 = 0x44;
 /// Protected memory enable, 32 bits: [`PMEN_ENABLE`], [`PMEN_STATUS`].
 pub const PMEN: u32 = 0x64;
 /// Invalidation queue head, 64 bits: a byte offset into the queue.
@@ -52,6 +58,14 @@ pub const GCMD_QIE: u32 = 1 << 26;
 
 /// FECTL: the fault interrupt is masked.
 pub const FECTL_MASK: u32 = 1 << 31;
+/// FEDATA: what an interrupt message says: vector and delivery mode. The upper half is reserved on units with data of 16
+/// bits, and no message has more. Source: VirtualBox `VTD_BF_FEDATA_REG_*` (IMD, EIMD).
+pub const FEDATA_BITS: u32 = 0xffff;
+/// FEADDR: the address of the message but for its two lowest bits. Source: VirtualBox `VTD_BF_FEADDR_REG_MA`.
+pub const FEADDR_BITS: u32 = 0xffff_fffc;
+/// FEUADDR: bits 31:8 of the APIC id that the message is for, on units with ECAP.EIM; others have none of it. Source: Xen
+/// `dma_msi_set_affinity`.
+pub const FEUADDR_BITS: u32 = 0xffff_ff00;
 /// PMEN: protected memory regions are on.
 pub const PMEN_ENABLE: u32 = 1 << 31;
 /// PMEN, read only: protected memory regions are in force.
@@ -143,6 +157,9 @@ mod tests {
             (RTADDR, 0x20),
             (FSTS, 0x34),
             (FECTL, 0x38),
+            (FEDATA, 0x3c),
+            (FEADDR, 0x40),
+            (FEUADDR, 0x44),
             (PMEN, 0x64),
             (IQH, 0x80),
             (IQT, 0x88),

@@ -20,6 +20,8 @@ pub(crate) struct Behaviour {
     pub(crate) refuse_type: Option<u64>,
     /// Errors stay in FSTS when they are cleared.
     pub(crate) errors_stay: bool,
+    /// The fault event stays masked.
+    pub(crate) mask_stays: bool,
 }
 
 #[derive(Default)]
@@ -30,6 +32,8 @@ struct State {
     pending: Option<(u32, bool, u32)>,
     fsts: u32,
     fectl: u32,
+    /// FEDATA, FEADDR, FEUADDR.
+    message: [u32; 3],
     pmen: u32,
     rtaddr: u64,
     iqa: u64,
@@ -202,7 +206,9 @@ impl FakeUnit {
                 state.gsts
             }
             0x34 => state.fsts,
+            0x38 if state.behaviour.mask_stays => 1 << 31,
             0x38 => state.fectl,
+            0x3c | 0x40 | 0x44 => state.message[(offset as usize - 0x3c) / 4],
             0x64 => state.pmen,
             _ => panic!("read32 at {offset:#x}"),
         }
@@ -241,6 +247,14 @@ impl FakeUnit {
             0x34 if state.behaviour.errors_stay => {}
             0x34 => state.fsts &= !(value & 0x7d),
             0x38 => state.fectl = value,
+            0x3c | 0x40 | 0x44 => {
+                assert_eq!(
+                    state.fectl,
+                    1 << 31,
+                    "where it goes, while it is not masked"
+                );
+                state.message[(offset as usize - 0x3c) / 4] = value;
+            }
             0x64 => state.pmen = value & 1 << 31 | value >> 31,
             _ => {
                 let index = (offset.wrapping_sub(self.record_offset()) / 16) as usize;

@@ -4,6 +4,7 @@ mod binding;
 mod bring_up;
 mod faults;
 mod flush;
+mod interrupts;
 mod kept;
 mod reset;
 

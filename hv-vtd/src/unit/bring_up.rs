@@ -158,6 +158,7 @@ impl<P: Platform> Unit<P, Flushed> {
             queue,
             tables,
             reset: SpinMutex::new(()),
+            routing: SpinMutex::new(()),
         })
     }
 }

@@ -6,6 +6,7 @@
 
 mod bring_up;
 mod info;
+mod interrupts;
 mod regs;
 mod reset;
 mod running;
@@ -58,6 +59,8 @@ pub(crate) struct Enabled {
     tables: ContextTables,
     /// Held by the one reset that is under way; nothing else waits for it.
     reset: SpinMutex<()>,
+    /// Held by who says where the interrupt goes; nothing else waits for it.
+    routing: SpinMutex<()>,
 }
 
 impl<P: Platform, S> Unit<P, S> {

@@ -8,6 +8,7 @@ use hv_core::platform::Platform;
 use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
 
 use arrayvec::ArrayVec;
+use log::error;
 
 use super::{Enabled, Unit};
 use crate::caps;
@@ -165,9 +166,25 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.queue.wedge();
     }
 
-    /// Takes one event from the fault log.
+    /// Whether it refuses every request.
+    pub(crate) fn is_wedged(&self) -> bool {
+        self.state.queue.check_alive(self.index).is_err()
+    }
+
+    /// Takes one event from the fault log, or says that the unit has failed.
+    ///
+    /// A queue that stopped raises the interrupt of faults too, and keeps every later one from being told. A reset of the
+    /// unit clears that.
     pub(crate) fn take_fault(&self) -> Option<FaultEvent> {
-        self.faults.take(&self.regs)
+        let queue = &self.state.queue;
+        // Before the look: what it finds says nothing of a unit that was reset since.
+        let seen = queue.alive();
+        self.faults.take(&self.regs, |status| {
+            queue.wedge_as_seen(seen?).then(|| {
+                error!("VT-d {}: its queue has stopped: {status:?}", self.index);
+                FaultEvent::Failed
+            })
+        })
     }
 }
 

@@ -229,6 +229,10 @@ unsafe impl Backend for Instantly {
 
     fn wedge(&self, _unit: UnitIndex) {}
 
+    fn is_wedged(&self, _unit: UnitIndex) -> bool {
+        false
+    }
+
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
         Err(UnitError::NotWedged { unit })
     }

@@ -28,8 +28,8 @@ pub struct Subsystem {
 /// How units tell of faults by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// How many wires lead from them to this CPU; with none, faults are only looked for.
-    pub wires: usize,
+    /// How many interrupts of theirs lead to this CPU; with none, faults are only looked for.
+    pub interrupts: usize,
 }
 
 /// A unit as its registers describe it, for people.
@@ -86,7 +86,7 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
     let (iommu, groups) = Iommu::new(units_up, &functions, config)?;
     let announced = backend::announce(&iommu, units.len()).unwrap_or_else(|error| {
         log::warn!("faults are looked for, and not told by interrupts: {error}");
-        Announced { wires: 0 }
+        Announced { interrupts: 0 }
     });
     // Those that firmware goes on using, which a strict policy would have refused, stay blocked.
     let groups = groups

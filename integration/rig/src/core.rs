@@ -50,6 +50,17 @@ pub(crate) struct Core {
     /// Whether threads take turns at their steps, and not only when the machine that this runs on likes.
     turns: AtomicBool,
     steps: AtomicU64,
+    /// Who is to be held up.
+    overtaken: Mutex<Option<Overtaken>>,
+}
+
+/// A CPU that is held up when it reads a unit's registers.
+pub(crate) struct Overtaken {
+    pub(crate) unit: usize,
+    /// After how many reads more.
+    pub(crate) after: usize,
+    /// What it is held up by.
+    pub(crate) by: Box<dyn FnOnce() + Send>,
 }
 
 impl Core {
@@ -129,6 +140,36 @@ impl Core {
             }),
             turns: AtomicBool::new(false),
             steps: AtomicU64::new(machine.seed),
+            overtaken: Mutex::new(None),
+        }
+    }
+
+    /// Says who is to be held up from now on, if anybody.
+    pub(crate) fn hold_up(&self, who: Option<Overtaken>) {
+        *self
+            .overtaken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = who;
+    }
+
+    /// A register of a unit is about to be read: others come first, if that was asked for.
+    pub(crate) fn held_up(&self, unit: usize) {
+        let due = {
+            let mut who = self
+                .overtaken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            match who.as_mut().filter(|who| who.unit == unit) {
+                Some(who) if who.after > 0 => {
+                    who.after -= 1;
+                    None
+                }
+                Some(_) => who.take(),
+                None => None,
+            }
+        };
+        if let Some(who) = due {
+            (who.by)();
         }
     }
 

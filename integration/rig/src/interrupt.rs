@@ -1,12 +1,28 @@
 //! Interrupts of units, as the machine's interrupt controller sees them.
 
-/// Where units write interrupt messages: a frame of an interrupt controller, far from memory.
+use hv_core::PhysAddr;
+
+use crate::driver::Vendor;
+
+/// Where SMMUs write interrupt messages: a frame of an interrupt controller, far from memory.
 pub const DOORBELL: u64 = 0x0808_0000;
+/// Where VT-d units do: the local APIC of a CPU.
+const APIC: u64 = 0xfee0_2000;
+
+impl Vendor {
+    /// An address at which messages of such units are interrupts.
+    pub const fn takes_messages_at(self) -> PhysAddr {
+        match self {
+            Self::Vtd => PhysAddr::new(APIC),
+            Self::Smmu => PhysAddr::new(DOORBELL + 0x40),
+        }
+    }
+}
 
 /// Why a unit interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The first entry in a log that was empty.
+    /// The first entry in a log that was empty; on VT-d, where all has one interrupt, an error of the unit's own too.
     Faults,
     /// An error of the unit's own became active.
     Errors,
@@ -17,7 +33,7 @@ pub enum Cause {
 pub enum Signal {
     /// By the wire of its cause.
     Wire,
-    /// By this word, written at [`DOORBELL`].
+    /// By this word, written at [`DOORBELL`], or at a local APIC.
     Message(u32),
 }
 

@@ -16,8 +16,8 @@ use crate::rule::{Rule, Violation};
 pub struct Planted {
     /// The fault.
     pub fault: Fault,
-    /// On whose machines it is looked for.
-    pub vendor: Vendor,
+    /// On whose machines it is looked for, and has to be caught.
+    pub vendors: &'static [Vendor],
     /// The rules that it breaks; which one is seen first depends on the machine.
     pub rules: &'static [Rule],
 }
@@ -25,7 +25,7 @@ pub struct Planted {
 const fn planted(fault: Fault, rules: &'static [Rule]) -> Planted {
     Planted {
         fault,
-        vendor: Vendor::Vtd,
+        vendors: &[Vendor::Vtd],
         rules,
     }
 }
@@ -34,7 +34,16 @@ const fn planted(fault: Fault, rules: &'static [Rule]) -> Planted {
 const fn of_smmu(fault: Fault, rules: &'static [Rule]) -> Planted {
     Planted {
         fault,
-        vendor: Vendor::Smmu,
+        vendors: &[Vendor::Smmu],
+        rules,
+    }
+}
+
+/// A fault that either driver can have.
+const fn of_both(fault: Fault, rules: &'static [Rule]) -> Planted {
+    Planted {
+        fault,
+        vendors: &Vendor::ALL,
         rules,
     }
 }
@@ -203,6 +212,11 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::LoseLastFrame, &[Rule::LostFrames]),
     planted(Fault::RedeemWrongRange, &[Rule::LostFrames]),
     planted(Fault::ClearFaultBeforeReading, &[Rule::FaultReport]),
+    planted(Fault::KeepFaultOverflow, &[Rule::FaultReport]),
+    planted(
+        Fault::UnmaskBeforeAddress,
+        &[Rule::Register, Rule::ForeignMemory],
+    ),
     planted(Fault::PendingIsEmpty, LOST_TABLES),
     planted(Fault::SkipUnlinkWriteBack, LOST_TABLES),
     planted(Fault::SkipReclaimFlush, LOST_TABLES),
@@ -285,9 +299,9 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::KeepEvents, &[Rule::Queue]),
     of_smmu(Fault::KeepOverflow, &[Rule::Queue]),
     of_smmu(Fault::BelieveEmptyEvents, &[Rule::FaultReport]),
-    of_smmu(Fault::SkipLookAfterRoute, &[Rule::FaultReport]),
-    of_smmu(Fault::LeaveInterruptsOff, &[Rule::FaultReport]),
-    of_smmu(Fault::RerouteWhileOn, &[Rule::Register]),
+    of_both(Fault::SkipLookAfterRoute, &[Rule::FaultReport]),
+    of_both(Fault::LeaveInterruptsOff, &[Rule::FaultReport]),
+    of_both(Fault::RerouteWhileOn, &[Rule::Register]),
     of_smmu(
         Fault::ResizeAnywhere,
         &[Rule::BreakBeforeMake, Rule::WrongAnswer],
@@ -469,11 +483,15 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
         let found = found.or_else(|| nested.then(|| drill::high(seed)).flatten());
         // Regions of firmware are drilled with the vendor whose description of them the rig writes.
         let regions = seed < 8 && vendor == Vendor::Vtd;
-        let interrupts = seed < 8 && vendor == Vendor::Smmu;
+        let interrupts = seed < 8;
         let found = found.or_else(|| {
-            interrupts
-                .then(|| interrupt_drill::interrupts(seed))
-                .flatten()
+            if !interrupts {
+                return None;
+            }
+            match vendor {
+                Vendor::Vtd => interrupt_drill::interrupts::<Vtd<Rig>>(seed),
+                Vendor::Smmu => interrupt_drill::interrupts::<Smmu<Rig>>(seed),
+            }
         });
         let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
         // What devices keep, and wait for, is drilled with the vendor that has it.

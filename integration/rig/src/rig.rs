@@ -9,7 +9,7 @@ use hv_core::{Access, Iova, Pasid, PciAddress, Segment};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
-use crate::core::Core;
+use crate::core::{Core, Overtaken};
 use crate::interrupt::{Interrupt, Trouble};
 use crate::machine::{Impossible, Machine, UnitRegisters};
 use crate::memory::{FRAME_BYTES, Memory};
@@ -380,6 +380,17 @@ impl Rig {
             unit.health_mut().was_ill |= trouble == Trouble::Fails;
             unit.suffer(&mut state.bus, trouble);
         }
+    }
+
+    /// The CPU that reads a register of a unit after this many others is held up by `by`, which others do meanwhile.
+    pub fn hold_up(&self, unit: usize, after: usize, by: impl FnOnce() + Send + 'static) {
+        let by = Box::new(by);
+        self.core.hold_up(Some(Overtaken { unit, after, by }));
+    }
+
+    /// Nobody is held up any more, if nobody was yet.
+    pub fn let_on(&self) {
+        self.core.hold_up(None);
     }
 
     /// The interrupts that came since the last call.

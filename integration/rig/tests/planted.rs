@@ -29,7 +29,7 @@ mod caught {
     use hv_core::fault::Fault;
     use hv_rig::Vendor;
     use hv_rig::life::{LIMIT, Life, shrink};
-    use hv_rig::planted::{LIVES, PLANTED, hunt};
+    use hv_rig::planted::{LIVES, PLANTED, Planted, hunt};
 
     static TURN: Mutex<()> = Mutex::new(());
 
@@ -120,6 +120,8 @@ mod caught {
         lose_last_frame: LoseLastFrame,
         redeem_wrong_range: RedeemWrongRange,
         clear_fault_before_reading: ClearFaultBeforeReading,
+        keep_fault_overflow: KeepFaultOverflow,
+        unmask_before_address: UnmaskBeforeAddress,
         pending_is_empty: PendingIsEmpty,
         skip_unlink_write_back: SkipUnlinkWriteBack,
         skip_reclaim_flush: SkipReclaimFlush,
@@ -253,13 +255,20 @@ mod caught {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let planted = PLANTED.iter().find(|planted| planted.fault == fault);
         let planted = planted.unwrap_or_else(|| panic!("{fault} is not planted"));
+        for vendor in planted.vendors {
+            caught_on(*vendor, planted);
+        }
+    }
+
+    fn caught_on(vendor: Vendor, planted: &Planted) {
+        let fault = planted.fault;
         fault.switch_on();
-        let found = hunt(planted.vendor, LIVES);
+        let found = hunt(vendor, LIVES);
         fault.switch_off();
         let Some((lives, violation)) = found else {
-            panic!("{fault} was not caught in {LIVES} lives");
+            panic!("{fault} was not caught in {LIVES} lives ({vendor})");
         };
-        println!("{fault} after {lives} lives: {violation}");
+        println!("{fault} after {lives} lives ({vendor}): {violation}");
         let rules = planted.rules;
         assert!(
             rules.contains(&violation.rule),

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "promises what the backend trait demands")]
 
+mod failing;
 mod format;
 mod messages;
 mod shapes;
@@ -323,18 +324,6 @@ impl<T> Fake<T> {
         bound.map(Bound::domain)
     }
 
-    /// What another CPU does in the middle of the unit's next reset, when the unit has forgotten all
-    /// and still refuses requests.
-    pub fn during_reset(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
-        self.lock_unit(unit).during_reset = Some(Box::new(job));
-    }
-
-    /// What another CPU does after the unit refused the next flush because it is wedged, before the
-    /// caller hears of it.
-    pub fn after_refusal(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
-        self.lock_unit(unit).after_refusal = Some(Box::new(job));
-    }
-
     /// How many translations of a domain the unit has cached.
     pub fn cached(&self, unit: usize, domain: HwDomainId) -> usize {
         self.lock_unit(unit).cached_leaves(domain)
@@ -546,6 +535,11 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         }
     }
 
+    fn is_wedged(&self, index: UnitIndex) -> bool {
+        let _exempt = heap::exempt();
+        self.unit(index).is_ok_and(|unit| unit.wedged)
+    }
+
     fn reset(&self, index: UnitIndex) -> Result<(), UnitError> {
         let _exempt = heap::exempt();
         let (mut unit, answer) = self.called(index, Call::Reset)?;
@@ -572,7 +566,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         }
         let mut unit = self.unit(index)?;
         unit.resetting = false;
-        unit.wedged = false;
+        unit.wedged = std::mem::take(&mut unit.fails_again);
         // What was asked for before is done, and more.
         unit.completed = unit.submitted;
         Ok(())
@@ -590,11 +584,6 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn take_fault(&self, index: UnitIndex) -> Option<FaultEvent> {
-        let _exempt = heap::exempt();
-        let mut unit = self.unit(index).ok()?;
-        if let Some(fault) = unit.faults.pop_front() {
-            return Some(FaultEvent::Fault(fault));
-        }
-        std::mem::take(&mut unit.lost_faults).then_some(FaultEvent::Overflow)
+        self.taken(index)
     }
 }

@@ -80,7 +80,7 @@ pub fn bring_up(
 /// # Errors
 /// [`AnnounceError`]. Faults are looked for all the same.
 pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<Announced, AnnounceError> {
-    let mut wires = 0;
+    let mut interrupts = 0;
     for unit in (0..units).filter_map(UnitIndex::new) {
         for source in [InterruptSource::Faults, InterruptSource::Errors] {
             let Some(wire) = iommu.wired_interrupt(unit, source) else {
@@ -90,10 +90,10 @@ pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<Announced, Annou
             gic::listen(wire, this_cpu())?;
             // What was in the logs before is nobody's: no device was let through yet.
             iommu.route_interrupt(unit, source, InterruptRoute::Wired, |_| ())?;
-            wires += 1;
+            interrupts += 1;
         }
     }
-    Ok(Announced { wires })
+    Ok(Announced { interrupts })
 }
 
 /// The interrupts of units that came so far.

@@ -85,7 +85,7 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
 /// A fault was told by an interrupt, where units have any.
 fn announced(context: &Context<'_>, interrupts: &mut u32) -> Result<(), Failure> {
     context.expect_interrupt()?;
-    *interrupts += u32::from(context.announced.wires != 0);
+    *interrupts += u32::from(context.announced.interrupts != 0);
     Ok(())
 }
 

@@ -41,7 +41,7 @@ impl Context<'_> {
     /// # Errors
     /// When it does not come. The faults are in the log all the same.
     pub(super) fn expect_interrupt(&self) -> Result<(), Failure> {
-        if self.announced.wires == 0 {
+        if self.announced.interrupts == 0 {
             return Ok(());
         }
         let clock = self.machine.platform;

@@ -2,13 +2,15 @@
 
 use alloc::format;
 use alloc::vec::Vec;
-use core::convert::Infallible;
 
-use hv_iommu::{FaultBudget, Iommu, PciFunction};
+use hv_iommu::{
+    FaultBudget, InterruptRoute, InterruptSource, Iommu, PciFunction, RouteError, UnitIndex,
+};
 use hv_vtd::dmar::{self, DmarError};
 use hv_vtd::{BringUpError, CoveragePolicy, UnitInfo, Vtd};
 use thiserror::Error;
 
+use super::{lapic, traps};
 use crate::machine::Machine;
 use crate::platform::BareMetal;
 use crate::subsystem::{Announced, UnitFacts};
@@ -50,17 +52,22 @@ pub fn bring_up(
     Ok((discovery.bring_up()?, units))
 }
 
-/// Nothing tells of faults by itself here: their interrupts stay masked, and the logs are looked at.
+/// Has the units tell of faults, and of errors of their own, by a message to the CPU that calls.
 ///
 /// # Errors
-/// None.
-pub fn announce(_iommu: &Iommu<Backend>, _units: usize) -> Result<Announced, Infallible> {
-    Ok(Announced { wires: 0 })
+/// [`RouteError`]. Faults are looked for all the same.
+pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<Announced, RouteError> {
+    let route = InterruptRoute::Message(lapic::message(traps::UNIT));
+    for unit in (0..units).filter_map(UnitIndex::new) {
+        // What was in the log before is nobody's: no device was let through yet.
+        iommu.route_interrupt(unit, InterruptSource::Faults, route, |_| ())?;
+    }
+    Ok(Announced { interrupts: units })
 }
 
 /// The interrupts of units that came so far.
 pub fn announcements() -> u64 {
-    0
+    traps::of_units()
 }
 
 fn facts(unit: &UnitInfo) -> UnitFacts {

@@ -11,6 +11,7 @@ use core::time::Duration;
 
 use hv_core::platform::Mmio;
 use hv_core::{PageCount, PhysAddr, PhysRange};
+use hv_iommu::{InterruptMessage, MessageData};
 use thiserror::Error;
 use x86_64::registers::model_specific::{ApicBase, ApicBaseFlags, Msr};
 
@@ -40,6 +41,11 @@ const MODE_INIT: u32 = 0b101 << 8;
 const MODE_STARTUP: u32 = 0b110 << 8;
 /// xAPIC ids and destinations sit in the top byte of their registers.
 const XAPIC_ID_SHIFT: u32 = 24;
+
+/// Where devices write interrupt messages, for the CPU with APIC id 0.
+const MESSAGES: u64 = 0xfee0_0000;
+/// The place of an APIC id in such an address.
+const MESSAGE_ID_SHIFT: u32 = 12;
 
 /// How long an interrupt may be on its way before the APIC is taken for broken.
 const DELIVERY_LIMIT: Duration = Duration::from_millis(100);
@@ -128,6 +134,20 @@ pub(super) fn id() -> LapicId {
         Registers::Memory(_) => id >> XAPIC_ID_SHIFT,
         Registers::Msr => id,
     })
+}
+
+/// What a device writes, and where, to interrupt the CPU that calls with a vector: a message of fixed delivery, to the one
+/// CPU of that id (Intel SDM volume 3, message signalled interrupts). An id of more than eight bits goes on in the upper half
+/// of the address, for those who can say it.
+pub(super) fn message(vector: u8) -> InterruptMessage {
+    let LapicId(id) = id();
+    let [low, rest @ ..] = id.to_le_bytes();
+    let [second, third, fourth] = rest;
+    let upper = u64::from(u32::from_le_bytes([0, second, third, fourth])) << u32::BITS;
+    InterruptMessage {
+        address: PhysAddr::new(upper | MESSAGES | u64::from(low) << MESSAGE_ID_SHIFT),
+        data: MessageData(vector.into()),
+    }
 }
 
 /// Tells the APIC that the handler of the present interrupt is done.

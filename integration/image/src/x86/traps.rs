@@ -1,8 +1,8 @@
 //! Exceptions and interrupts: one table for all CPUs, every vector on a trap stack.
 //!
 //! Nothing here expects an exception, so any of them ends the run with a report, except the
-//! breakpoint of [`self_check`]. Of the interrupts, only the wake-up of idle CPUs and the APIC's
-//! spurious vector are used.
+//! breakpoint of [`self_check`]. Of the interrupts, only the wake-up of idle CPUs, that of IOMMUs which tell of faults, and
+//! the APIC's spurious vector are used.
 #![expect(unsafe_code, reason = "fills and loads the interrupt table")]
 
 use core::fmt;
@@ -10,7 +10,7 @@ use core::fmt;
 use hv_core::sync::{AtomicU64, Ordering};
 use spin::Once;
 use thiserror::Error;
-use x86_64::instructions::{interrupts, tables::lidt};
+use x86_64::instructions::{interrupts, nop, tables::lidt};
 use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::Entry;
@@ -37,6 +37,8 @@ const MACHINE_CHECK: u8 = 18;
 const FIRST_INTERRUPT: u8 = 32;
 /// Interrupt that takes an idle CPU out of its halt; it carries no other meaning.
 pub(super) const WAKE: u8 = 0xe0;
+/// Interrupt by which IOMMUs tell of faults.
+pub(super) const UNIT: u8 = 0xd0;
 /// Vector of the local APIC's spurious interrupts; they take no end-of-interrupt.
 pub(super) const SPURIOUS: u8 = 0xff;
 
@@ -104,6 +106,8 @@ struct Table([Entry<()>; VECTORS]);
 static TABLE: Once<Table> = Once::new();
 /// Breakpoints taken by [`self_check`].
 static BREAKPOINTS: AtomicU64 = AtomicU64::new(0);
+/// Interrupts of IOMMUs that were taken so far.
+static OF_UNITS: AtomicU64 = AtomicU64::new(0);
 /// Whether a breakpoint is expected now: 1 during [`self_check`], otherwise 0.
 static BREAKPOINT_EXPECTED: AtomicU64 = AtomicU64::new(0);
 
@@ -171,9 +175,25 @@ pub fn handle(frame: &TrapFrame) {
             BREAKPOINTS.fetch_add(1, Ordering::Relaxed);
         }
         WAKE => lapic::end_of_interrupt(),
+        UNIT => {
+            // ORDERING: Relaxed, a count that publishes nothing: what an interrupt tells of is looked for by itself.
+            OF_UNITS.fetch_add(1, Ordering::Relaxed);
+            lapic::end_of_interrupt();
+        }
         SPURIOUS => {}
         _ => die(vector, frame),
     }
+}
+
+/// How many interrupts of IOMMUs came so far, those included that are pending at the CPU that calls. Interrupts are off when
+/// this is back, as they are before.
+pub(super) fn of_units() -> u64 {
+    interrupts::enable();
+    // What is pending is taken behind the instruction that follows the one that let it through.
+    nop();
+    interrupts::disable();
+    // ORDERING: Relaxed, as in `handle`.
+    OF_UNITS.load(Ordering::Relaxed)
 }
 
 /// A trap as the reason why the run ends.

@@ -73,7 +73,8 @@ impl Unit {
         Step::Fault { reason: code }
     }
 
-    /// Records an event, of a request that stands still if it has a `tag`. Whether there was room.
+    /// Records an event, of a request that stands still if it has a `tag`. Whether it is over with: written, or lost in the
+    /// writing, where that is noticed too late to try again.
     pub(super) fn record(
         &mut self,
         bus: &mut Bus,
@@ -121,7 +122,7 @@ impl Unit {
                 }
             }
             self.error(bus, registers::GERROR_EVENTQ_ABT);
-            return false;
+            return index_moves;
         }
         let who = (stream, request.substream);
         let words = event::record(code, who, (request.address, read), stage, tag);

@@ -5,6 +5,7 @@
 mod caches;
 mod commands;
 mod faults;
+mod interrupts;
 mod queue;
 mod registers;
 pub(crate) mod spec;
@@ -18,6 +19,7 @@ use hv_iommu::table::Mapping;
 use caches::{Cached, CachedContext, Caches};
 use commands::Command;
 use faults::FaultLog;
+use interrupts::FaultEvent;
 use queue::Queue;
 use spec::descriptor::DescriptorLimits;
 use spec::entries::{Context, ContextKind, Limits};
@@ -88,7 +90,8 @@ pub(crate) struct Unit {
     /// FSTS but for what follows from the records.
     status_of_faults: u32,
     faults: FaultLog,
-    /// Registers without an effect on the rig, by offset: event messages and the like.
+    event: FaultEvent,
+    /// Registers without an effect on the rig, by offset: the invalidation event and the like.
     plain: hashbrown::HashMap<u32, u64>,
     protection: bool,
     /// When protected memory goes off, if that was asked for.
@@ -134,6 +137,7 @@ impl Unit {
             queue_error: 0,
             status_of_faults: 0,
             faults: FaultLog::new(cap.nfr.into()),
+            event: FaultEvent::new(),
             plain: hashbrown::HashMap::new(),
             protection: cap.plmr || cap.phmr,
             protection_ends: None,
@@ -147,10 +151,13 @@ impl Unit {
     fn fault(&mut self, bus: &mut Bus, request: &Request, reason: u8) -> Step {
         let read = request.access == hv_core::Access::Read;
         let (low, high) = spec::fault::record(request.requester, request.address, read, reason);
-        let is_told = !walk::is_quiet(request);
+        let before = self.fault_status();
+        // Once one was lost, none is recorded until software has seen that (VT-d manual, primary fault logging).
+        let is_told = !walk::is_quiet(request) && before & spec::registers::FSTS_PFO == 0;
         if is_told && !self.faults.record(low, high) {
             self.status_of_faults |= spec::registers::FSTS_PFO;
         }
+        self.condition(bus, before);
         bus.note_unit(self.index, || {
             format!(
                 "faults {} of {:#06x} at {:#x}: reason {reason:#x}",

@@ -130,7 +130,9 @@ impl Unit {
 
     fn stop(&mut self, bus: &mut Bus) {
         self.queue.stopped = true;
+        let before = self.fault_status();
         self.status_of_faults |= registers::FSTS_IQE;
+        self.condition(bus, before);
         bus.note_unit(self.index, || "invalidation queue error".to_owned());
     }
 

@@ -9,7 +9,7 @@ use crate::rule::Rule;
 /// The version that the rig's units have: 1.0, major in bits 7:4.
 const VERSION: u64 = 0x10;
 
-/// FECTL and IECTL after reset: bit 31, interrupt masked (VT-d manual, Fault Event Control Register).
+/// IECTL after reset: bit 31, interrupt masked (VT-d manual, Invalidation Event Control Register).
 const EVENT_MASKED: u64 = 1 << 31;
 
 impl Unit {
@@ -25,7 +25,7 @@ impl Unit {
         (index < usize::from(self.cap.nfr)).then_some((index, inside % fault::RECORD_BYTES))
     }
 
-    fn fault_status(&self) -> u32 {
+    pub(super) fn fault_status(&self) -> u32 {
         let mut status = self.status_of_faults;
         if let Some(first) = self.faults.first() {
             status |= spec::FSTS_PPF | (first as u32) << spec::FSTS_FRI_SHIFT;
@@ -69,10 +69,15 @@ impl Unit {
                 // Undefined: the worst is what looks like an answer.
                 u64::from(u32::MAX)
             }
+            spec::FECTL | spec::FEDATA | spec::FEADDR | spec::FEUADDR => {
+                self.event.read(offset).into()
+            }
             _ => {
-                // Both event interrupts are masked after reset.
-                let masked = matches!(offset, spec::FECTL | spec::IECTL);
-                let reset = if masked { EVENT_MASKED } else { 0 };
+                let reset = if offset == spec::IECTL {
+                    EVENT_MASKED
+                } else {
+                    0
+                };
                 self.plain.get(&offset).copied().unwrap_or(reset)
             }
         }
@@ -100,6 +105,7 @@ impl Unit {
             let shifted = value << (inside % 8 * 8);
             if inside >= 8 && shifted & fault::RECORD_F != 0 {
                 self.faults.clear(record);
+                self.dealt_with();
             }
             return;
         }
@@ -108,6 +114,9 @@ impl Unit {
             spec::GCMD => self.commanded(bus, value as u32),
             spec::RTADDR => self.root_written = value,
             spec::FSTS => self.clear_faults(bus, value as u32),
+            spec::FECTL | spec::FEDATA | spec::FEADDR | spec::FEUADDR => {
+                self.event_written(bus, offset, value as u32);
+            }
             spec::IQT => self.tail_moved(bus, value),
             spec::IQA => self.queue_given(bus, value),
             spec::PMEN => {
@@ -157,6 +166,7 @@ impl Unit {
             self.queue.stopped = false;
         }
         self.status_of_faults &= !cleared;
+        self.dealt_with();
         if value & !spec::FSTS_CLEARABLE != 0 {
             let what = format!(
                 "unit {}: FSTS was written with {value:#x}, reserved bits set",

@@ -1,7 +1,10 @@
 //! Faults come out once each, in order, as they happened; what was lost is said to be.
 
+use std::sync::mpsc;
+use std::thread;
+
 use hv_core::{Access, Iova};
-use hv_iommu::{FaultBudget, FaultNotice, UnitIndex};
+use hv_iommu::{FaultBudget, FaultNotice, FlushSpan, UnitIndex};
 use hv_rig::{Driver, Machine, Outcome};
 
 use super::stand::{Backend, Stand, on_machines, pci};
@@ -121,4 +124,51 @@ fn bc19_a_storm_of_a_million_faults_costs_the_budget_and_harms_nobody_else() {
     assert_eq!(report.fault.requester, well);
     drop(loose_one.end());
     drop(well_one.end());
+}
+
+/// A look at the logs is held up at any of its accesses. Meanwhile the unit fails, and somebody who waits for a flush finds
+/// that out and resets it. What the look read before the reset is no word about the unit that it goes on with.
+#[test]
+fn wedged_what_a_look_saw_before_a_reset_wedges_nothing_after_it() {
+    let quiet = |machine: &mut Machine| machine.temper.background = false;
+    on_machines(10, quiet, |stand| {
+        let group = stand.take(pci(0, 2, 0));
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit();
+        let mut accesses = 0;
+        let mut looked = true;
+        while looked {
+            let (iommu, rig) = (&stand.iommu, &stand.rig);
+            let (hold, held) = mpsc::channel();
+            let (go_on, gone_on) = mpsc::channel::<()>();
+            rig.hold_up(unit.index(), accesses, move || {
+                hold.send(()).unwrap();
+                gone_on.recv().unwrap();
+            });
+            looked = thread::scope(|scope| {
+                let look = scope.spawn(|| {
+                    let mut told = Vec::new();
+                    iommu.take_faults(|notice| told.push(notice));
+                    rig.let_on();
+                    told
+                });
+                let looked = held.recv().is_ok();
+                if looked {
+                    rig.fail_queue(unit.index());
+                    assert!(one.domain.flush(FlushSpan::Domain).is_err());
+                    rig.wedged(unit.index(), true);
+                    iommu.reset_unit(unit).unwrap();
+                    rig.wedged(unit.index(), false);
+                    go_on.send(()).unwrap();
+                }
+                assert_eq!(look.join().unwrap(), [], "at access {accesses}");
+                looked
+            });
+            assert_eq!(iommu.wedged_units().count(), 0, "at access {accesses}");
+            assert!(one.domain.flush(FlushSpan::Domain).is_ok());
+            accesses += 1;
+        }
+        assert!(accesses > 1, "{accesses}");
+        drop(one.end());
+    });
 }

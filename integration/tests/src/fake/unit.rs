@@ -72,6 +72,9 @@ pub(super) struct Unit {
     pub(super) resetting: bool,
     pub(super) during_reset: Option<Job>,
     pub(super) after_refusal: Option<Job>,
+    /// What another CPU does once the unit has been found to have failed.
+    pub(super) failed: Option<Job>,
+    pub(super) fails_again: bool,
     pub(super) completion: Completion,
     pub(super) plans: Vec<Plan>,
     pub(super) log: Vec<Logged>,
@@ -108,6 +111,8 @@ impl Unit {
             resetting: false,
             during_reset: None,
             after_refusal: None,
+            failed: None,
+            fails_again: false,
             completion: Completion::AfterPolls(0),
             plans: Vec::new(),
             log: Vec::new(),

@@ -174,6 +174,10 @@ unsafe impl Backend for Board {
         panic!("{unit} is well");
     }
 
+    fn is_wedged(&self, _unit: UnitIndex) -> bool {
+        false
+    }
+
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
         Err(UnitError::NotWedged { unit })
     }

@@ -1,11 +1,11 @@
 //! The way out after a unit was wedged: an explicit reset, then new flushes and recovered groups.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use hv_core::{Access, Iova, KernelPaging, Perms};
 use hv_iommu::{
-    AtRest, AttachFailed, Attached, Backend, Binding, DestroyRefusal, Domain, FlushError,
-    FlushSpan, Group, LeafNeeds, RedeemRefusal, UnitError, UnitIndex, Wedged,
+    AtRest, AttachFailed, Attached, Backend, Binding, DestroyRefusal, Domain, FaultNotice,
+    FlushError, FlushSpan, Group, LeafNeeds, RedeemRefusal, UnitError, UnitIndex, Wedged,
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Logged, some_root};
 
@@ -349,4 +349,73 @@ fn an_entry_that_is_still_there_is_taken_down_and_waited_for() {
     drop(group.recover().unwrap());
     assert_eq!(machine.fake.bound(NIC), None);
     assert_eq!(end_domain(driver.domain, machine.host()), 0);
+}
+
+/// What looks at the faults tell of unit 0.
+fn failures(machine: &Machine) -> usize {
+    let mut told = 0;
+    machine.iommu.take_faults(|notice| match notice {
+        FaultNotice::Failed(UNIT) => told += 1,
+        other => panic!("{other:?}"),
+    });
+    told
+}
+
+#[test]
+fn wedged_a_failure_that_a_look_finds_cuts_off_unless_a_reset_came_first() {
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let sends = || {
+        let write = machine.fake.dma_write(NIC, Iova::new(0x4000), 1);
+        write != Err(DmaFault::NotBusMaster)
+    };
+    machine.fake.fails(0, || ());
+    assert_eq!((failures(&machine), sends()), (1, false));
+    assert_eq!(machine.iommu.wedged_units().collect::<Vec<_>>(), [UNIT]);
+    assert_eq!(machine.iommu.reset_unit(UNIT), Ok(()));
+    driver.group.enable_bus_mastering(NIC).unwrap();
+
+    // Somebody else is refused, so that the unit is cut off, and resets it, before the caller goes on.
+    let (iommu, domain) = (machine.iommu.clone(), Arc::new(driver.domain));
+    let other = Arc::clone(&domain);
+    machine.fake.fails(0, move || {
+        assert!(other.flush(FlushSpan::Domain).is_err());
+        assert_eq!(iommu.reset_unit(UNIT), Ok(()));
+    });
+    assert_eq!(failures(&machine), 0, "it is over");
+    assert_eq!(machine.iommu.wedged_units().count(), 0);
+    assert!(domain.flush(FlushSpan::Domain).is_ok());
+
+    // The same, and the reset has not come to its end: it is none the worse for what came before it.
+    driver.group.enable_bus_mastering(NIC).unwrap();
+    let (iommu, other) = (machine.iommu.clone(), Arc::clone(&domain));
+    let (inside, looked) = mpsc::channel();
+    let (go_on, gone_on) = mpsc::channel::<()>();
+    machine.fake.during_reset(0, move || {
+        inside.send(()).unwrap();
+        gone_on.recv().unwrap();
+    });
+    let (tell, reset) = mpsc::channel();
+    machine.fake.fails(0, move || {
+        assert!(other.flush(FlushSpan::Domain).is_err());
+        std::thread::spawn(move || tell.send(iommu.reset_unit(UNIT)));
+        looked.recv().unwrap();
+    });
+    assert_eq!(failures(&machine), 0);
+    go_on.send(()).unwrap();
+    assert_eq!(reset.recv().unwrap(), Ok(()));
+    assert!(domain.flush(FlushSpan::Domain).is_ok());
+}
+
+#[test]
+fn wedged_a_unit_that_fails_again_when_its_reset_is_all_but_over_stays_wedged() {
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    wedge(&machine, &driver);
+    machine.fake.fails_again(0);
+    assert_eq!(machine.iommu.reset_unit(UNIT), Err(WEDGED));
+    assert_eq!(machine.iommu.wedged_units().collect::<Vec<_>>(), [UNIT]);
+    assert!(driver.group.enable_bus_mastering(NIC).is_err());
+    assert_eq!(machine.iommu.reset_unit(UNIT), Ok(()));
+    assert!(driver.domain.flush(FlushSpan::Domain).is_ok());
 }

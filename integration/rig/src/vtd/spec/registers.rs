@@ -125,8 +125,25 @@ const FSTS_ITE: u32 = 1 << 6;
 /// The bits that writing a one clears.
 pub(crate) const FSTS_CLEARABLE: u32 =
     FSTS_PFO | FSTS_AFO | FSTS_APF | FSTS_IQE | FSTS_ICE | FSTS_ITE;
+/// The conditions for which the fault event is sent, each only while none of the others is up (VT-d manual, Fault Event
+/// Control Register, IP; PFO comes up where PPF is already).
+pub(crate) const FSTS_CONDITIONS: u32 =
+    FSTS_PFO | FSTS_PPF | FSTS_AFO | FSTS_APF | FSTS_IQE | FSTS_ICE | FSTS_ITE;
 /// Where the index of the first full record begins, in 15:8.
 pub(crate) const FSTS_FRI_SHIFT: u32 = 8;
+
+// Bits of the fault event's registers (VT-d manual, Fault Event Control, Data, Address and Upper Address Register).
+
+/// FECTL: the message is masked.
+pub(crate) const FECTL_IM: u32 = 1 << 31;
+/// FECTL, for reads only: a message is kept.
+pub(crate) const FECTL_IP: u32 = 1 << 30;
+/// FEDATA: 15:0. What is above is for units with data of 32 bits, and nothing of it means anything to a local APIC.
+pub(crate) const FEDATA_KNOWN: u32 = 0xffff;
+/// FEADDR: 31:2.
+pub(crate) const FEADDR_KNOWN: u32 = !0b11;
+/// FEUADDR, on units with ECAP.EIM: 31:8, the APIC id from its bit 8 on.
+pub(crate) const FEUADDR_KNOWN: u32 = !0xff;
 
 /// PMEN: protected memory is asked for (VT-d manual, Protected Memory Enable Register).
 pub(crate) const PMEN_EPM: u32 = 1 << 31;

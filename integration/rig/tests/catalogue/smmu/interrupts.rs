@@ -1,122 +1,44 @@
-//! Interrupts of SMMUs: edges, which tell of what comes after they were turned on, and errors of the unit itself.
+//! Interrupts of SMMUs beside what all units have: wires, an interrupt of their own for errors, and errors in telling.
 
-use hv_core::{Access, Iova, PhysAddr};
+use hv_core::{Iova, PhysAddr};
 use hv_iommu::{
-    FaultLogs, FaultNotice, InterruptMessage, InterruptRoute, InterruptSource, MessageData,
-    RouteError, UnitIndex,
+    FaultLogs, InterruptMessage, InterruptRoute, InterruptSource, MessageData, RouteError,
+    UnitIndex,
 };
 use hv_rig::{Cause, DOORBELL, Interrupt, Machine, Signal, Trouble};
 
-use super::stand::{Kernel, Stand, on_machines, pci};
-
-const FAULTS: InterruptSource = InterruptSource::Faults;
-const ERRORS: InterruptSource = InterruptSource::Errors;
-
-fn quiet(machine: &mut Machine, messages: bool) {
-    machine.temper.background = false;
-    for unit in &mut machine.units {
-        unit.smmu().unwrap().msi = messages;
-    }
-}
-
-/// A message of this number.
-fn message(data: u32) -> InterruptRoute {
-    InterruptRoute::Message(InterruptMessage {
-        address: PhysAddr::new(DOORBELL + 0x40),
-        data: MessageData(data),
-    })
-}
-
-/// One device that is attached, and its unit.
-fn with_one(stand: &mut Stand) -> (Kernel, UnitIndex) {
-    let group = stand.take(pci(0, 2, 0));
-    let one = stand.kernel(group);
-    let unit = one.group.as_ref().unwrap().unit();
-    assert_eq!(look(stand), []);
-    assert_eq!(stand.rig.take_interrupts(), []);
-    (one, unit)
-}
-
-/// A fault of the device.
-fn fault(stand: &Stand, page: u64) {
-    stand
-        .rig
-        .access(pci(0, 2, 0), Iova::new(page << 12), Access::Write);
-}
-
-/// Everything that is in the logs, but for what a fault says beside its page.
-#[derive(Debug, PartialEq, Eq)]
-enum Said {
-    Page(u64),
-    Lost,
-    Failed,
-}
-
-fn said(notice: FaultNotice) -> Said {
-    match notice {
-        FaultNotice::Fault(report) => Said::Page(report.fault.address.as_u64() >> 12),
-        FaultNotice::Lost(_) => Said::Lost,
-        FaultNotice::Failed(_) => Said::Failed,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn look(stand: &Stand) -> Vec<Said> {
-    let mut all = Vec::new();
-    while stand.iommu.take_faults(|notice| all.push(said(notice))) == FaultLogs::MayHoldMore {}
-    all
-}
-
-fn route(stand: &Stand, unit: UnitIndex, source: InterruptSource, to: InterruptRoute) -> Vec<Said> {
-    let mut all = Vec::new();
-    let left = stand
-        .iommu
-        .route_interrupt(unit, source, to, |notice| all.push(said(notice)));
-    assert_eq!(left, Ok(FaultLogs::Empty));
-    all
-}
+use super::stand::{on_machines, pci};
+use super::telling::{ERRORS, FAULTS, Said, fault, look, message, quiet, route, said, with_one};
 
 /// Shows: bc19.
 #[test]
-fn bc19_a_fault_is_told_by_one_edge_and_one_of_before_by_the_look_behind_the_route() {
-    for messages in [false, true] {
-        on_machines(
-            40,
-            |machine| quiet(machine, messages),
-            |stand| {
-                let (one, unit) = with_one(stand);
-                let (to, signal) = match messages {
-                    true => (message(0x55), Signal::Message(0x55)),
-                    false => (InterruptRoute::Wired, Signal::Wire),
-                };
-                let edge = Interrupt {
-                    unit: unit.index(),
-                    cause: Cause::Faults,
-                    signal,
-                };
-                fault(stand, 0x100);
-                assert_eq!(stand.rig.take_interrupts(), [], "they are off");
-                assert_eq!(route(stand, unit, FAULTS, to), [Said::Page(0x100)]);
-                assert_eq!(stand.rig.take_interrupts(), [], "of before");
-                fault(stand, 0x101);
-                fault(stand, 0x102);
-                assert_eq!(stand.rig.take_interrupts(), [edge], "one edge for both");
-                assert_eq!(look(stand), [Said::Page(0x101), Said::Page(0x102)]);
-                fault(stand, 0x103);
-                assert_eq!(stand.rig.take_interrupts(), [edge], "the log was empty");
-                assert_eq!(look(stand), [Said::Page(0x103)]);
-                assert_eq!(route(stand, unit, FAULTS, InterruptRoute::Off), []);
-                fault(stand, 0x104);
-                assert_eq!(stand.rig.take_interrupts(), [], "off again");
-                assert_eq!(
-                    look(stand),
-                    [Said::Page(0x104)],
-                    "and looking works as ever"
-                );
-                drop(one.end());
-            },
-        );
-    }
+fn bc19_a_wire_tells_of_a_fault_by_one_edge_too() {
+    on_machines(
+        20,
+        |machine| quiet(machine, false),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            let edge = Interrupt {
+                unit: unit.index(),
+                cause: Cause::Faults,
+                signal: Signal::Wire,
+            };
+            fault(stand, 0x100);
+            assert_eq!(
+                route(stand, unit, FAULTS, InterruptRoute::Wired),
+                [Said::Page(0x100)]
+            );
+            assert_eq!(stand.rig.take_interrupts(), [], "of before");
+            fault(stand, 0x101);
+            fault(stand, 0x102);
+            assert_eq!(stand.rig.take_interrupts(), [edge], "one edge for both");
+            assert_eq!(look(stand), [Said::Page(0x101), Said::Page(0x102)]);
+            fault(stand, 0x103);
+            assert_eq!(stand.rig.take_interrupts(), [edge], "the log was empty");
+            assert_eq!(look(stand), [Said::Page(0x103)]);
+            drop(one.end());
+        },
+    );
 }
 
 /// Which is bad luck for who relies on interrupts alone: the bound of one look is not the end of the log.
@@ -321,24 +243,44 @@ fn wedged_a_unit_that_says_it_has_failed_is_cut_off_at_the_look_that_follows() {
     );
 }
 
-/// The same for a queue that stopped while nobody waited for anything; a reset brings that back.
+/// A storm that fills the log as fast as it is emptied does not hide what is wrong with the unit, nor who waits.
+///
+/// Shows: bc19.
 #[test]
-fn wedged_a_queue_that_stopped_is_found_by_the_look_that_its_error_asks_for() {
-    on_machines(
-        20,
-        |machine| quiet(machine, false),
-        |stand| {
-            let (one, unit) = with_one(stand);
-            assert_eq!(route(stand, unit, ERRORS, InterruptRoute::Wired), []);
-            stand.rig.fail_queue(unit.index());
-            assert_eq!(stand.rig.take_interrupts().len(), 1);
-            assert_eq!(look(stand), [Said::Failed]);
-            stand.rig.wedged(unit.index(), true);
-            assert_eq!(look(stand), []);
-            stand.iommu.reset_unit(unit).unwrap();
-            stand.rig.wedged(unit.index(), false);
-            assert_eq!(look(stand), [], "and the error is gone");
-            drop(one.end());
-        },
-    );
+fn bc19_a_storm_of_events_hides_neither_an_error_nor_a_request_for_a_page() {
+    let stormy = |machine: &mut Machine| {
+        quiet(machine, false);
+        for unit in &mut machine.units {
+            let unit = unit.smmu().unwrap();
+            (unit.events, unit.ats, unit.pri) = (9, true, true);
+        }
+    };
+    on_machines(10, stormy, |stand| {
+        let (one, unit) = with_one(stand);
+        for page in 0..400 {
+            fault(stand, 0x100 + page);
+        }
+        stand
+            .rig
+            .ask_for_page(pci(0, 2, 0), Iova::new(0x5000), 7, true);
+        let mut told = Vec::new();
+        let left = stand.iommu.take_faults(|notice| told.push(said(notice)));
+        assert_eq!((left, told.len()), (FaultLogs::MayHoldMore, 256));
+        stand.rig.idle(20_000);
+        assert_eq!(stand.rig.page_answers(pci(0, 2, 0)), [(7, 0)]);
+        stand.rig.fail_queue(unit.index());
+        // Each look takes 256, of which some are left.
+        (0..300).for_each(|page| fault(stand, 0x1000 + page));
+        let mut told = Vec::new();
+        let left = stand.iommu.take_faults(|notice| told.push(said(notice)));
+        assert_eq!(left, FaultLogs::MayHoldMore);
+        assert!(told.contains(&Said::Failed), "{} told", told.len());
+        stand.rig.wedged(unit.index(), true);
+        let again = look(stand).contains(&Said::Failed);
+        assert!(!again, "told once");
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        assert_eq!(look(stand), []);
+        drop(one.end());
+    });
 }

@@ -19,6 +19,8 @@ mod ownership;
 mod sizes;
 #[path = "../stand.rs"]
 mod stand;
+#[path = "../telling.rs"]
+mod telling;
 #[path = "../timeouts.rs"]
 mod timeouts;
 #[path = "../units.rs"]

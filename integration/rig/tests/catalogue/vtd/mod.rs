@@ -19,11 +19,14 @@ mod ownership;
 mod sizes;
 #[path = "../stand.rs"]
 mod stand;
+#[path = "../telling.rs"]
+mod telling;
 #[path = "../timeouts.rs"]
 mod timeouts;
 #[path = "../units.rs"]
 mod units;
 
+mod interrupts;
 mod only;
 mod regions;
 

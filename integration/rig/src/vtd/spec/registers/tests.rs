@@ -34,6 +34,9 @@ fn commands_are_levels_or_one_shots() {
     assert_eq!(LEVELS & ONE_SHOTS, 0);
     assert_eq!(LEVELS | ONE_SHOTS, 0xff80_0000);
     assert_eq!(FSTS_CLEARABLE, 0x7d);
+    assert_eq!(FSTS_CONDITIONS, FSTS_CLEARABLE | 0x02);
+    assert_eq!((FECTL_IM, FECTL_IP), (0x8000_0000, 0x4000_0000));
+    assert_eq!((FEADDR_KNOWN, FEUADDR_KNOWN), (0xffff_fffc, 0xffff_ff00));
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! Units that fail, and what other CPUs do in the middle of it.
+
+use hv_iommu::{FaultEvent, UnitIndex};
+
+use super::{Fake, heap};
+
+impl<T> Fake<T> {
+    /// What another CPU does in the middle of the unit's next reset, when the unit has forgotten all
+    /// and still refuses requests.
+    pub fn during_reset(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).during_reset = Some(Box::new(job));
+    }
+
+    /// What another CPU does after the unit refused the next flush because it is wedged, before the
+    /// caller hears of it.
+    pub fn after_refusal(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).after_refusal = Some(Box::new(job));
+    }
+
+    /// The next look at the unit's faults finds that it has failed. `job` is what another CPU does before the caller hears
+    /// of it.
+    pub fn fails(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).failed = Some(Box::new(job));
+    }
+
+    /// The unit fails once more when its next reset is all but over.
+    pub fn fails_again(&self, unit: usize) {
+        self.lock_unit(unit).fails_again = true;
+    }
+
+    /// See [`hv_iommu::Backend::take_fault`].
+    pub(super) fn taken(&self, index: UnitIndex) -> Option<FaultEvent> {
+        let _exempt = heap::exempt();
+        let mut unit = self.unit(index).ok()?;
+        if let Some(fault) = unit.faults.pop_front() {
+            return Some(FaultEvent::Fault(fault));
+        }
+        if let Some(job) = unit.failed.take() {
+            unit.wedged = true;
+            drop(unit);
+            job();
+            return Some(FaultEvent::Failed);
+        }
+        std::mem::take(&mut unit.lost_faults).then_some(FaultEvent::Overflow)
+    }
+}
