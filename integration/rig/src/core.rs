@@ -8,6 +8,7 @@ use hv_core::{Access, PciAddress};
 use hv_iommu::table::Mapping;
 
 use crate::bus::{Bus, Counts, Frames};
+use crate::cell::Sheets;
 use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
@@ -41,6 +42,8 @@ const REQUESTS: usize = 8;
 pub(crate) struct State {
     pub(crate) units: Vec<Box<dyn FrontEnd>>,
     pub(crate) bus: Bus,
+    /// The words that the driver has.
+    pub(crate) sheets: Sheets,
     looks: u32,
 }
 
@@ -125,6 +128,7 @@ impl Core {
             state: Mutex::new(State {
                 units,
                 bus,
+                sheets: Sheets::default(),
                 looks: 0,
             }),
             turns: AtomicBool::new(false),
@@ -222,6 +226,20 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
 }
 
 impl State {
+    /// Nobody asks about this machine any more: nothing of it is kept.
+    pub(crate) fn retire(&mut self) {
+        self.units = Vec::new();
+        self.sheets.retire();
+        let bus = &mut self.bus;
+        bus.memory = Memory::new(&[], false, 0);
+        bus.trace = Trace::default();
+        bus.ledger = Ledger::default();
+        bus.frames = Frames::default();
+        (bus.functions, bus.requests) = (Vec::new(), Vec::new());
+        (bus.lent, bus.interrupts) = (Vec::new(), Vec::new());
+        bus.watching = false;
+    }
+
     /// The driver did something.
     pub(crate) fn acted(&mut self) {
         self.looks = 0;

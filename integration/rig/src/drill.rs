@@ -66,7 +66,7 @@ pub(crate) fn queue<B: Driver>(seed: u64) -> Option<Violation> {
         }
         rig.idle(20_000);
     }
-    rig.verdict().err().map(|failure| failure.violation)
+    rig.judged()
 }
 
 /// Threads that map single pages in a few tables, have the device write there and unmap, while others reclaim
@@ -140,9 +140,7 @@ pub(crate) fn tables<B: Driver>(seed: u64) -> Option<Violation> {
             }
         }
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 /// Where firmware's region is: in the middle of what the driver's frames are taken from.
@@ -164,7 +162,7 @@ pub(crate) fn regions(seed: u64) -> Option<Violation> {
     machine.regions = vec![RegionModel { memory, functions }];
     let rig = Rig::new(machine).ok()?;
     region_of(&rig, device, memory);
-    rig.verdict().err().map(|failure| failure.violation)
+    rig.judged()
 }
 
 /// Claims the device for the hypervisor, has it use its region, and ends the domain. `None` when that cannot go on.

@@ -89,9 +89,7 @@ pub(crate) fn interrupts(seed: u64) -> Option<Violation> {
         rig.broken(Rule::FaultReport, what);
     }
     unwritten(&rig, &iommu, unit, || faults(FAULTS + 1));
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 fn route_of(rig: &Rig, unit: UnitIndex, number: u32) -> InterruptRoute {

@@ -21,6 +21,8 @@ pub(crate) const BASE: u64 = 1 << 32;
 pub(crate) const HIGH_BASE: u64 = (1 << 49) - (64 << 20);
 /// How many frames there are: 4 GiB.
 pub(crate) const FRAMES: u64 = 1 << 20;
+/// Frames whose places are kept together.
+const GROUP: usize = 1024;
 /// Bytes of a cache line.
 const LINE: u64 = 64;
 /// Words of a cache line.
@@ -45,9 +47,9 @@ struct Frame {
 pub(crate) struct Memory {
     /// Where it begins.
     base: u64,
-    /// Per frame its place in `frames`, plus one; zero for one that was not touched. Zeroed memory that
-    /// nobody touches costs nothing.
-    places: Vec<u32>,
+    /// Per frame its place in `frames`, plus one; zero for one that was not touched. In groups, made when a frame of
+    /// theirs is touched.
+    places: Vec<Option<Box<[u32; GROUP]>>>,
     frames: Vec<Frame>,
     /// Places in `frames` that are free.
     spare: Vec<u32>,
@@ -121,8 +123,7 @@ impl Memory {
     pub(crate) fn new(units: &[(bool, bool)], weak: bool, poison: u64) -> Self {
         Self {
             base: BASE,
-            // One more than there are: whatever is reached outside is reached there.
-            places: vec![0; FRAMES as usize + 1],
+            places: Vec::new(),
             frames: Vec::new(),
             spare: Vec::new(),
             split: units.iter().any(|(coherent, _)| !coherent),
@@ -144,6 +145,7 @@ impl Memory {
         Self { base, ..self }
     }
 
+    /// Whatever is reached outside of the rig's memory is reached at one more frame than there are.
     fn index(&self, frame: u64) -> usize {
         frame.wrapping_sub(frame_of(self.base)).min(FRAMES) as usize
     }
@@ -155,7 +157,10 @@ impl Memory {
 
     fn frame(&mut self, frame: u64) -> &mut Frame {
         let index = self.index(frame);
-        let mut place = self.places[index];
+        let mut place = match self.places.get(index / GROUP) {
+            Some(Some(group)) => group[index % GROUP],
+            _ => 0,
+        };
         if place == 0 {
             place = self.touch(index);
         }
@@ -183,7 +188,10 @@ impl Memory {
                 self.frames.len() as u32
             }
         };
-        self.places[index] = place;
+        let groups = self.places.len().max(index / GROUP + 1);
+        self.places.resize(groups, None);
+        let group = &mut self.places[index / GROUP];
+        group.get_or_insert_with(|| Box::new([0; GROUP]))[index % GROUP] = place;
         place
     }
 
@@ -194,9 +202,10 @@ impl Memory {
 
     /// A frame came back: nothing of it is on its way any more.
     pub(crate) fn forget(&mut self, frame: u64) {
-        let place = {
-            let index = self.index(frame);
-            std::mem::take(&mut self.places[index])
+        let index = self.index(frame);
+        let place = match self.places.get_mut(index / GROUP) {
+            Some(Some(group)) => std::mem::take(&mut group[index % GROUP]),
+            _ => 0,
         };
         if place == 0 {
             return;

@@ -12,8 +12,7 @@ use crate::bus::Counts;
 use crate::core::Core;
 use crate::interrupt::{Interrupt, Trouble};
 use crate::machine::{Impossible, Machine, UnitRegisters};
-use crate::memory::{FRAME_BYTES, Memory};
-use crate::platform::Cells;
+use crate::memory::FRAME_BYTES;
 use crate::request::Outcome;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
@@ -28,7 +27,6 @@ use crate::{smmu, vtd};
 #[derive(Clone)]
 pub struct Rig {
     pub(crate) core: Arc<Core>,
-    pub(crate) cells: Arc<Cells>,
     machine: Arc<Machine>,
 }
 
@@ -99,10 +97,8 @@ impl Rig {
     pub fn new(machine: Machine) -> Result<Self, Impossible> {
         machine.check()?;
         let core = Arc::new(Core::new(&machine));
-        let cells = Arc::new(Cells::new(&core, machine.memory_base()));
         Ok(Self {
             core,
-            cells,
             machine: Arc::new(machine),
         })
     }
@@ -330,13 +326,17 @@ impl Rig {
         self.core.quiet().bus.broken(rule, what.into());
     }
 
-    /// Lets go of the machine's memory and of the trace, for who is done with the machine and cannot drop every
-    /// clone.
+    /// Lets go of all that the machine takes, for who is done with it and cannot drop every clone: a driver whose devices
+    /// are attached when it is dropped keeps its platform for ever. Whatever still reaches the machine reaches nothing.
     pub fn retire(&self) {
-        let mut state = self.core.quiet();
-        state.bus.trace = Trace::default();
-        state.bus.memory = Memory::new(&[], false, 0);
-        state.units.clear();
+        self.core.quiet().retire();
+    }
+
+    /// The rule that was broken first, of a machine that is done.
+    pub(crate) fn judged(&self) -> Option<Violation> {
+        let violation = self.core.quiet().bus.violation.clone();
+        self.retire();
+        violation
     }
 
     /// Lets time pass, in which anything may happen that happens by itself.

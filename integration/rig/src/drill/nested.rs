@@ -25,9 +25,7 @@ pub(crate) fn nested(seed: u64) -> Option<Violation> {
     if let Err(why) = nested_on(&rig) {
         rig.broken(Rule::WrongAnswer, why);
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 fn nested_on(rig: &Rig) -> Result<(), String> {
@@ -94,9 +92,7 @@ pub(crate) fn cut_off(seed: u64) -> Option<Violation> {
     if let Err(why) = cut_off_on(&rig, nested) {
         rig.broken(Rule::WrongAnswer, why);
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 fn cut_off_on(rig: &Rig, nested: bool) -> Result<(), String> {

@@ -10,7 +10,7 @@ use hv_iommu::{
 use hv_rig::{Machine, Outcome, RegionModel, Rig, Tenant};
 use hv_vtd::{CoveragePolicy, KeepingDiscovery, Vtd, dmar};
 
-use super::stand::{BAD, Backend, REMEMBERS, Stand, WAIT, count, drawn, iovas, pci, small};
+use super::stand::{BAD, Backend, REMEMBERS, Retires, Stand, WAIT, count, drawn, iovas, pci, small};
 
 /// Two regions of firmware side by side, which stay two: the second is for one function only of the two that
 /// make the group.
@@ -85,6 +85,7 @@ fn keeping(machine: Machine, tenant: Tenant) -> (Stand, Vec<Kept<Backend>>) {
         .into_iter()
         .filter_map(|group| group.claimable().ok());
     let stand = Stand {
+        retires: Retires(rig.clone()),
         rig,
         iommu,
         groups: groups.collect(),
