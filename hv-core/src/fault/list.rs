@@ -254,6 +254,8 @@ faults! {
     HighAddressInPlace = "high_address_in_place",
     /// A stream table entry does not force write-back though the leaves that it leads to do.
     EntryNotForced = "entry_not_forced",
+    /// A domain forces devices to snoop on an SMMU of whose root complexes nobody says that No_snoop makes no difference.
+    NoSnoopUnasked = "no_snoop_unasked",
     /// A stream table entry does not have the unit note what is written.
     EntryNotesNothing = "entry_notes_nothing",
     /// A change of permissions keeps the very bit that hardware set, also where that is the permission to write.

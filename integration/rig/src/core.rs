@@ -9,6 +9,7 @@ use hv_iommu::table::Mapping;
 
 use crate::bus::{Bus, Counts, Frames};
 use crate::cell::Sheets;
+use crate::dma::Asks;
 use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
@@ -123,6 +124,7 @@ impl Core {
             interrupts: Vec::new(),
             substreams: machine.units.iter().any(UnitModel::knows_substreams),
             waiting: EventRegisters::default(),
+            past_caches: false,
         };
         Self {
             state: Mutex::new(State {
@@ -215,6 +217,7 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             present: true,
             rogue: machine.temper.rogues && rng.one_in(4),
             unit: machine.unit_of(model.address).unwrap_or(0),
+            heeds_no_snoop: machine.heeds_no_snoop(model.address.segment()),
             ats: model
                 .ats
                 .then_some(if model.left_on { ATS_ENABLE } else { 0 }),
@@ -350,8 +353,7 @@ impl State {
         }
         let index = self.bus.rng.below(count) as usize;
         let under_way = self.bus.requests.get(index);
-        let translated =
-            |request: &Request| matches!(request.progress, Progress::Translated { .. });
+        let translated = |request: &Request| matches!(request.progress, Progress::Translated(_));
         if under_way.is_some_and(translated) && !self.bus.rng.one_in(16) {
             // On its way through the fabric, where nothing but a drain hurries it.
             return;
@@ -364,8 +366,8 @@ impl State {
 
     /// Does one step of a request; gives what became of it when it ended.
     fn advance(&mut self, request: &mut Request) -> Option<Outcome> {
-        if let Progress::Translated { to, .. } = request.progress {
-            return Some(self.bus.landed(request, to));
+        if let Progress::Translated(reach) = request.progress {
+            return Some(self.bus.landed(request, &reach));
         }
         let Some(unit) = self.units.get_mut(request.unit) else {
             return Some(Outcome::Lost);
@@ -373,12 +375,12 @@ impl State {
         let bus = &mut self.bus;
         match unit.advance(bus, request) {
             Step::Again => None,
-            Step::Translated { to, .. } if request.says == Says::Asks => {
-                unit.keep_in_device(request, to);
-                Some(Outcome::Reached { at: to })
+            Step::Translated(reach) if request.says == Says::Asks => {
+                unit.keep_in_device(request, &reach);
+                Some(Outcome::Reached { at: reach.to })
             }
-            Step::Translated { to, tag } => {
-                request.progress = Progress::Translated { to, tag };
+            Step::Translated(reach) => {
+                request.progress = Progress::Translated(reach);
                 None
             }
             Step::Untranslated => Some(bus.landed_untranslated(request)),
@@ -398,6 +400,7 @@ impl State {
         substream: Option<u32>,
         address: u64,
         access: Access,
+        asks: Asks,
     ) -> Outcome {
         self.bus.tick += 1;
         if !self.bus.may_send(device) {
@@ -406,6 +409,13 @@ impl State {
         let Some(mut request) = self.bus.request(device, substream, address, access) else {
             return Outcome::Lost;
         };
+        let heeds = self.bus.functions.get(device);
+        let heeds = heeds.is_some_and(|function| function.heeds_no_snoop);
+        match asks {
+            Asks::Snooping => request.no_snoop = false,
+            Asks::NoSnoop => request.no_snoop = heeds,
+            Asks::Either => {}
+        }
         self.finish(&mut request)
     }
 

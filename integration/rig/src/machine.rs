@@ -342,6 +342,15 @@ impl Machine {
         }
     }
 
+    /// Whether requests that ask not to snoop (No_snoop) may go past the CPU's caches: not where firmware says of the
+    /// segment's root complex that whatever its devices send is coherent (CANWBS).
+    pub fn heeds_no_snoop(&self, segment: Segment) -> bool {
+        let mut units = self.units.iter().filter(|unit| unit.segment == segment);
+        units.any(
+            |unit| !matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.canwbs),
+        )
+    }
+
     /// Both stages on each SMMU, so that guests have first stages of their own.
     pub fn set_nesting(&mut self) {
         for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {

@@ -5,6 +5,8 @@
 //! written back *and* a fence followed, or when the cache evicts it, which it may do at any time. Behind a
 //! write buffer (VT-d's RWBF) even that is seen late.
 
+mod plain;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
@@ -63,6 +65,8 @@ pub(crate) struct Memory {
     dirty: BTreeSet<u64>,
     /// Lines that were written back, as they were then; they arrive at the next fence.
     travelling: BTreeMap<u64, [u64; LINE_WORDS]>,
+    /// Lines of plain data that the CPU wrote and that lie in its cache: what memory has of them.
+    behind: BTreeMap<u64, [u8; LINE as usize]>,
     /// Per unit with a write buffer: what is in it.
     write_buffers: Vec<Option<WriteBuffer>>,
     /// Which units with a write buffer snoop.
@@ -131,6 +135,7 @@ impl Memory {
             buffered: BTreeMap::new(),
             dirty: BTreeSet::new(),
             travelling: BTreeMap::new(),
+            behind: BTreeMap::new(),
             write_buffers: units
                 .iter()
                 .map(|(_, buffer)| buffer.then(WriteBuffer::default))
@@ -227,10 +232,15 @@ impl Memory {
         for line in lines {
             self.dirty.remove(&line);
         }
-        let lines: Vec<u64> = self.travelling.range(bytes).map(|(at, _)| *at).collect();
+        let lines: Vec<u64> = self
+            .travelling
+            .range(bytes.clone())
+            .map(|(at, _)| *at)
+            .collect();
         for line in lines {
             self.travelling.remove(&line);
         }
+        self.written_back(bytes.start, FRAME_BYTES);
     }
 
     /// What the CPU reads.
@@ -322,30 +332,9 @@ impl Memory {
         true
     }
 
-    /// Plain data, not a table: devices snoop it, so all see it at once.
-    pub(crate) fn write_bytes(&mut self, at: u64, bytes: &[u8]) {
-        for (at, byte) in (at..).zip(bytes) {
-            let frame = self.frame(frame_of(at));
-            let shift = at % 8 * 8;
-            let word = &mut frame.cpu[word_of(at)];
-            *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
-            let word = *word;
-            if let Some(memory) = &mut frame.memory {
-                memory[word_of(at)] = word;
-            }
-        }
-    }
-
-    /// Reads plain data.
-    pub(crate) fn read_bytes(&mut self, at: u64, out: &mut [u8]) {
-        for (at, byte) in (at..).zip(out) {
-            let word = self.load(at);
-            *byte = word.to_le_bytes()[(at % 8) as usize];
-        }
-    }
-
     /// Starts the write-back of every line that holds one of the bytes.
     pub(crate) fn write_back(&mut self, from: u64, bytes: u64, rng: &mut Rng) {
+        self.written_back(from, bytes);
         let mut line = from / LINE * LINE;
         while line < from.saturating_add(bytes) {
             // A store of this CPU to the line comes before the line goes.

@@ -235,6 +235,7 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::BounceKeepsOldBytes, &[Rule::ForeignMemory]),
     planted(Fault::BounceCopiesBackWholePage, &[Rule::ForeignMemory]),
     planted(Fault::DeferredReleasesRangeEarly, STALE),
+    planted(Fault::SnoopNotForced, &[Rule::NotSnooped]),
     of_smmu(Fault::LeaveGateOpen, &[Rule::OpenGate]),
     of_smmu(Fault::GateWithoutUpdate, &[Rule::Register]),
     of_smmu(Fault::ControlNotAwaited, &[Rule::Command]),
@@ -298,6 +299,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::LeavesNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotesNothing, &[Rule::ReservedBits]),
+    of_smmu(Fault::NoSnoopUnasked, &[Rule::NotSnooped]),
     of_smmu(Fault::SkipDeviceForget, STALE),
     of_smmu(Fault::DeviceForgetsFirst, STALE),
     of_smmu(Fault::ForgetOtherDevice, STALE),
@@ -419,10 +421,6 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (
         Fault::RegionNotCompared,
         "the ownership tests: the rig's regions are firmware's",
-    ),
-    (
-        Fault::SnoopNotForced,
-        "the tests of domains: the rig's devices snoop",
     ),
     (
         Fault::SyncSkipsCaches,

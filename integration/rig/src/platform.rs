@@ -109,7 +109,7 @@ unsafe impl PhysMemory for Rig {
     unsafe fn write(&self, to: PhysAddr, bytes: &[u8]) {
         let mut state = self.core.act();
         state.judge_memory(to.as_u64());
-        state.bus.memory.write_bytes(to.as_u64(), bytes);
+        state.bus.memory.write_by_cpu(to.as_u64(), bytes);
     }
 
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {

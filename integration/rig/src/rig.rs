@@ -5,15 +5,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, Iova, Pasid, PciAddress, Segment};
+use hv_core::{Access, PciAddress, Segment};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::Core;
 use crate::interrupt::{Interrupt, Trouble};
 use crate::machine::{Impossible, Machine, UnitRegisters};
-use crate::memory::FRAME_BYTES;
-use crate::request::Outcome;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
 use crate::smmu::spec::iort::{self, Mapping, RootNode, SmmuNode};
@@ -61,30 +59,6 @@ impl fmt::Debug for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// A device's access that did not reach memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Blocked {
-    /// What became of it.
-    pub outcome: Outcome,
-}
-
-impl fmt::Display for Blocked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.outcome {
-            Outcome::Reached { .. } => write!(f, "{}, which is no memory", self.outcome),
-            outcome => write!(f, "{outcome}"),
-        }
-    }
-}
-
-impl fmt::Debug for Blocked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::error::Error for Blocked {}
 
 /// How many lines of the trace a failure shows.
 const TRACE_LINES: usize = 60;
@@ -446,94 +420,5 @@ impl Rig {
             .iter()
             .position(|known| known.address == function);
         index.is_some_and(|index| state.bus.may_send(index))
-    }
-
-    /// A device's access to one 64-bit word or less, from beginning to end.
-    pub fn access(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
-        self.access_as(function, None, at, access)
-    }
-
-    /// The same with a PASID, or without one.
-    pub fn access_as(
-        &self,
-        function: PciAddress,
-        pasid: Option<Pasid>,
-        at: Iova,
-        access: Access,
-    ) -> Outcome {
-        let mut state = self.core.quiet();
-        let index = state
-            .bus
-            .functions
-            .iter()
-            .position(|known| known.address == function);
-        index.map_or(Outcome::Lost, |index| {
-            state.send(index, pasid.map(Pasid::get), at.as_u64(), access)
-        })
-    }
-
-    /// A device writes bytes to memory, in requests that stay in a page each.
-    ///
-    /// # Errors
-    /// [`Blocked`], at the first request that did not get through.
-    pub fn device_write(
-        &self,
-        function: PciAddress,
-        at: Iova,
-        bytes: &[u8],
-    ) -> Result<(), Blocked> {
-        self.pieces(
-            function,
-            at,
-            bytes.len(),
-            Access::Write,
-            |core, to, piece| {
-                core.quiet().bus.memory.write_bytes(to, &bytes[piece]);
-            },
-        )
-    }
-
-    /// A device reads bytes from memory, in requests that stay in a page each.
-    ///
-    /// # Errors
-    /// [`Blocked`], at the first request that did not get through.
-    pub fn device_read(
-        &self,
-        function: PciAddress,
-        at: Iova,
-        out: &mut [u8],
-    ) -> Result<(), Blocked> {
-        self.pieces(
-            function,
-            at,
-            out.len(),
-            Access::Read,
-            |core, from, piece| {
-                core.quiet().bus.memory.read_bytes(from, &mut out[piece]);
-            },
-        )
-    }
-
-    fn pieces(
-        &self,
-        function: PciAddress,
-        at: Iova,
-        bytes: usize,
-        access: Access,
-        mut piece: impl FnMut(&Core, u64, std::ops::Range<usize>),
-    ) -> Result<(), Blocked> {
-        let mut done = 0;
-        while done < bytes {
-            let address = at.as_u64() + done as u64;
-            let rest = (FRAME_BYTES - address % FRAME_BYTES) as usize;
-            let count = rest.min(bytes - done);
-            let outcome = self.access(function, Iova::new(address), access);
-            let Outcome::Reached { at } = outcome else {
-                return Err(Blocked { outcome });
-            };
-            piece(&self.core, at, done..done + count);
-            done += count;
-        }
-        Ok(())
     }
 }

@@ -68,7 +68,7 @@ fn nested_on(rig: &Rig) -> Result<(), String> {
     (4..8).for_each(send);
     nest.take_apart(&[6])?;
     (4..8).for_each(send);
-    nest.end()?;
+    drop(nest.end()?);
     (4..8).for_each(send);
     Ok(())
 }
@@ -119,7 +119,7 @@ fn cut_off_on(rig: &Rig, nested: bool) -> Result<(), String> {
         nest.stage.clear_context(0);
         nest.command(&[GuestStage::forget_contexts()])?;
         storm(rig, &iommu, device)?;
-        return nest.end();
+        return nest.end().map(drop);
     }
     of_the_hypervisor(rig, &iommu, group, device)
 }

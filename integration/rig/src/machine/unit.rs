@@ -70,6 +70,17 @@ impl UnitModel {
         }
     }
 
+    /// The unit has what it takes to have devices snoop whatever they ask for, and so has what is on the way to it.
+    pub fn set_snooping(&mut self) {
+        match &mut self.registers {
+            UnitRegisters::Vtd(known) => known.ecap.sc = true,
+            UnitRegisters::Smmu(identity) => {
+                (identity.coherent, identity.says_coherent) = (true, true);
+                (identity.fwb, identity.canwbs) = (true, true);
+            }
+        }
+    }
+
     /// How many faults the unit has room for at most.
     pub fn fault_records(&self) -> usize {
         match &self.registers {

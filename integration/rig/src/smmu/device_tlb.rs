@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use hv_core::Access;
 
 use super::Unit;
-use super::caches::Tag;
 use super::spec::event::{self, At};
 use super::spec::registers;
 use super::spec::stream::Stream;
+use super::walk::untagged;
 use crate::bus::Bus;
 use crate::memory::{FRAME_BYTES, frame_of};
 use crate::pci::Function;
@@ -83,10 +83,7 @@ impl Unit {
             return None;
         };
         let checks = self.control & registers::ATSCHK != 0;
-        (!checks).then_some(Step::Translated {
-            to,
-            tag: Tag::Untagged.into(),
-        })
+        (!checks).then(|| untagged(request, to))
     }
 
     /// What a stream's entry says about a request of a device that keeps translations; `None` where it is to be translated.
@@ -108,10 +105,7 @@ impl Unit {
             (_, Stream::Abort | Stream::Invalid) => Some(silent),
             (Says::Asks, _) if asks => None,
             (Says::Asks, _) => Some(self.refuse(bus, request, event::BAD_ASK, true, At::First)),
-            (Says::Translated { to }, _) if asks => Some(Step::Translated {
-                to,
-                tag: Tag::Untagged.into(),
-            }),
+            (Says::Translated { to }, _) if asks => Some(untagged(request, to)),
             (Says::Translated { .. }, _) => {
                 let code = event::TRANSLATED_FORBIDDEN;
                 Some(self.refuse(bus, request, code, true, At::First))
@@ -144,7 +138,7 @@ impl Unit {
         kept.retain(|(own, page, _), _| *own != stream || !covered(*page));
         for request in &bus.requests {
             let mine = request.unit == self.index && request.requester == requester;
-            let under_way = matches!(request.progress, Progress::Translated { .. });
+            let under_way = matches!(request.progress, Progress::Translated(_));
             if mine && under_way && request.says != Says::Untranslated {
                 self.queue.drains.push(request.number);
             }

@@ -82,6 +82,11 @@ impl GuestStage {
         self.store(Self::leaf(space, at), guest::page(to.as_u64()));
     }
 
+    /// Maps a page that its devices are to reach past the CPU's caches.
+    pub fn map_past_caches(&self, space: u64, at: Iova, to: Gpa) {
+        self.store(Self::leaf(space, at), guest::page_past_caches(to.as_u64()));
+    }
+
     /// Unmaps a page.
     pub fn unmap(&self, space: u64, at: Iova) {
         self.store(Self::leaf(space, at), 0);

@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 
 use hv_iommu::table::Mapping;
 
-use caches::{Cached, Caches};
+use caches::{Cached, Caches, Kind};
 use commands::Queue;
 use device_tlb::Devices;
 use events::Events;
@@ -42,7 +42,7 @@ use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
-use crate::request::{Progress, Request, Sender, Step};
+use crate::request::{Progress, Reach, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
@@ -204,9 +204,9 @@ impl FrontEnd for Unit {
         self.walk(bus, request)
     }
 
-    fn keep_in_device(&mut self, request: &Request, to: u64) {
+    fn keep_in_device(&mut self, request: &Request, reach: &Reach) {
         let stream = self.stream_of(request.requester);
-        self.devices.keep(stream, request, to);
+        self.devices.keep(stream, request, reach.to);
     }
 
     fn kept_in_device(&self, request: &Request) -> Option<u64> {
@@ -333,7 +333,7 @@ impl FrontEnd for Unit {
                 clean: None,
                 size: 12,
                 combined: false,
-                device: false,
+                memory: Kind::Cached,
             };
             for page in 0..32 {
                 let leaf = leading(BASE + rng.below(256) * FRAME_BYTES);
@@ -369,7 +369,7 @@ impl FrontEnd for Unit {
             .filter(|request| request.unit == self.index);
         let under_way = mine.find(|request| match &request.progress {
             Progress::Smmu(walk) => walk.leads(inside),
-            Progress::Translated { to, .. } => inside(*to),
+            Progress::Translated(reach) => inside(reach.to),
             _ => false,
         });
         if let Some(request) = under_way {

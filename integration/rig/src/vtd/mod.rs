@@ -221,6 +221,7 @@ impl FrontEnd for Unit {
                     to: Some(BASE + rng.below(256) * FRAME_BYTES),
                     read: true,
                     write: true,
+                    snoops: false,
                 };
                 self.caches.keep_leaf(domain, 1, page * FRAME_BYTES, leaf);
             }
@@ -229,6 +230,7 @@ impl FrontEnd for Unit {
                 to: Some(astray),
                 read: true,
                 write: true,
+                snoops: false,
             };
             self.caches.keep_link(domain, 2, 0, link);
             self.caches.keep_link(domain, 3, 0, link);
@@ -280,7 +282,7 @@ impl FrontEnd for Unit {
         for request in mine {
             let named = match &request.progress {
                 Progress::Vtd(walk) => Some(walk.frame()),
-                Progress::Translated { to, .. } => Some(to / FRAME_BYTES),
+                Progress::Translated(reach) => Some(reach.to / FRAME_BYTES),
                 _ => None,
             };
             if let Some(frame) = named

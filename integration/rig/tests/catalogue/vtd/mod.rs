@@ -17,6 +17,8 @@ mod lending;
 mod ownership;
 #[path = "../sizes.rs"]
 mod sizes;
+#[path = "../snooping.rs"]
+mod snooping;
 #[path = "../stand.rs"]
 mod stand;
 #[path = "../timeouts.rs"]
