@@ -436,6 +436,8 @@ faults! {
     SkipDeviceForget = "skip_device_forget",
     /// A device is told to forget before its unit has forgotten.
     DeviceForgetsFirst = "device_forgets_first",
+    /// Of several pages a device is told to forget the first alone.
+    DeviceForgetsOnePage = "device_forgets_one_page",
     /// Another device than the one with the TLB is told to forget.
     ForgetOtherDevice = "forget_other_device",
     /// Translated requests of a device pass after its TLB was closed.

@@ -302,6 +302,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::NoSnoopUnasked, &[Rule::NotSnooped]),
     of_smmu(Fault::SkipDeviceForget, STALE),
     of_smmu(Fault::DeviceForgetsFirst, STALE),
+    of_smmu(Fault::DeviceForgetsOnePage, STALE),
     of_smmu(Fault::ForgetOtherDevice, STALE),
     of_smmu(Fault::CloseKeepsEntry, STALE),
     of_smmu(Fault::LeaveOldTranslations, STALE),

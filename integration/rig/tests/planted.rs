@@ -193,6 +193,7 @@ mod caught {
         no_snoop_unasked: NoSnoopUnasked,
         skip_device_forget: SkipDeviceForget,
         device_forgets_first: DeviceForgetsFirst,
+        device_forgets_one_page: DeviceForgetsOnePage,
         forget_other_device: ForgetOtherDevice,
         close_keeps_entry: CloseKeepsEntry,
         leave_old_translations: LeaveOldTranslations,

@@ -206,7 +206,7 @@ impl FrontEnd for Unit {
 
     fn keep_in_device(&mut self, request: &Request, reach: &Reach) {
         let stream = self.stream_of(request.requester);
-        self.devices.keep(stream, request, reach.to);
+        self.devices.keep(stream, request, reach);
     }
 
     fn kept_in_device(&self, request: &Request) -> Option<u64> {
@@ -411,15 +411,18 @@ impl FrontEnd for Unit {
     }
 
     fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String> {
-        let bound = self.structures.bound(&self.streams_of(senders));
+        let streams = self.streams_of(senders);
+        let bound = self.structures.bound(&streams);
         let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
         bound.into_iter().find_map(|bound| {
             // Levels are counted from the leaves there, from the root here.
             let level = 4_u8.saturating_sub(leaf.level.number());
             let span = bound.granule.span(level);
             let (at, to) = (leaf.at.as_u64(), leaf.to.as_u64());
-            self.caches
-                .differing(bound.tag, span, at, to, (read, write))
+            let unit = self
+                .caches
+                .differing(bound.tag, span, at, to, (read, write));
+            unit.or_else(|| self.device_differing(&streams, (span, at, to), (read, write)))
         })
     }
 
