@@ -46,7 +46,7 @@ pub use absent::NoRegisters;
 pub use bus::Counts;
 pub use cell::RigCell;
 pub use dma::Blocked;
-pub use driver::{Driver, Vendor};
+pub use driver::{Driver, Policy, Vendor};
 pub use interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
 pub use ledger::Tenant;
 pub use machine::{

@@ -34,7 +34,7 @@ pub struct FunctionModel {
     pub ats: bool,
 }
 
-/// Memory that firmware reserves for devices that it goes on using (RMRR).
+/// Memory that firmware reserves for devices that it goes on using (RMRR, RMR).
 #[derive(Clone, Debug)]
 pub struct RegionModel {
     /// The memory, inside the rig's; the devices have it at the same addresses.

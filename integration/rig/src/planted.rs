@@ -445,9 +445,17 @@ const THREADS_EVERY: u64 = 16;
 /// too.
 pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
     (0..lives).find_map(|seed| {
-        let (queue, tables): (Drill, Drill) = match vendor {
-            Vendor::Vtd => (drill::queue::<Vtd<Rig>>, drill::tables::<Vtd<Rig>>),
-            Vendor::Smmu => (drill::queue::<Smmu<Rig>>, drill::tables::<Smmu<Rig>>),
+        let (queue, tables, regions): (Drill, Drill, Drill) = match vendor {
+            Vendor::Vtd => (
+                drill::queue::<Vtd<Rig>>,
+                drill::tables::<Vtd<Rig>>,
+                drill::regions::<Vtd<Rig>>,
+            ),
+            Vendor::Smmu => (
+                drill::queue::<Smmu<Rig>>,
+                drill::tables::<Smmu<Rig>>,
+                drill::regions::<Smmu<Rig>>,
+            ),
         };
         let mut drilled = if seed < 8 { queue(seed) } else { None };
         if seed < 8 || seed.is_multiple_of(THREADS_EVERY) {
@@ -466,15 +474,13 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
         let found = found.or_else(|| nested.then(|| drill::nested(seed)).flatten());
         let found = found.or_else(|| nested.then(|| drill::cut_off(seed)).flatten());
         let found = found.or_else(|| nested.then(|| drill::high(seed)).flatten());
-        // Regions of firmware are drilled with the vendor whose description of them the rig writes.
-        let regions = seed < 8 && vendor == Vendor::Vtd;
         let interrupts = seed < 8 && vendor == Vendor::Smmu;
         let found = found.or_else(|| {
             interrupts
                 .then(|| interrupt_drill::interrupts(seed))
                 .flatten()
         });
-        let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
+        let found = found.or_else(|| if seed < 8 { regions(seed) } else { None });
         // What devices keep, and wait for, is drilled with the vendor that has it.
         let devices = seed < 8 && vendor == Vendor::Smmu;
         let found = found.or_else(|| devices.then(|| drill::devices(seed)).flatten());

@@ -11,10 +11,10 @@ use hv_iommu::{PciFunction, RawFault};
 use crate::bus::Counts;
 use crate::core::Core;
 use crate::interrupt::{Interrupt, Trouble};
-use crate::machine::{Impossible, Machine, UnitRegisters};
+use crate::machine::{Impossible, Machine, RegionModel, UnitRegisters};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
-use crate::smmu::spec::iort::{self, Mapping, RootNode, SmmuNode};
+use crate::smmu::spec::iort::{self, Mapping, ReservedNode, RootNode, SmmuNode};
 use crate::trace::{Event, Trace};
 use crate::vtd::spec::dmar::{self, Drhd, Rmrr, Scope};
 use crate::{smmu, vtd};
@@ -169,7 +169,32 @@ impl Rig {
                 }
             }
         }
-        iort::table(&nodes, &roots)
+        let reserved: Vec<_> = machine.regions.iter().map(|region| self.reserved(region)).collect();
+        iort::table(&nodes, &roots, &reserved)
+    }
+
+    /// A region with the streams of its functions, by whatever ids they send.
+    fn reserved(&self, region: &RegionModel) -> ReservedNode {
+        let machine = &*self.machine;
+        let mut streams = Vec::new();
+        for function in &region.functions {
+            let Some(smmu) = machine.unit_of(*function) else {
+                continue;
+            };
+            let UnitRegisters::Smmu(identity) = &machine.units[smmu].registers else {
+                continue;
+            };
+            let model = machine.functions.iter().find(|model| model.address == *function);
+            let phantoms = model.map(|model| model.facts());
+            let phantoms = phantoms.iter().flat_map(|facts| facts.phantom_ids());
+            for id in [*function].into_iter().chain(phantoms) {
+                streams.push((smmu, identity.first_stream + u32::from(id.requester())));
+            }
+        }
+        ReservedNode {
+            memory: (region.memory.start().as_u64(), region.memory.pages().bytes()),
+            streams,
+        }
     }
 
     /// The scope of a function: the bus that its path starts at, and the way from there.

@@ -245,6 +245,25 @@ mod caught {
         }
     }
 
+    /// Firmware's regions are described, kept and handed out by code of both drivers.
+    #[test]
+    fn what_is_wrong_with_regions_of_firmware_is_caught_with_smmus_too() {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in [
+            Fault::RegionNotMapped,
+            Fault::RegionNotAsked,
+            Fault::RegionHandedOut,
+        ] {
+            fault.switch_on();
+            let found = hunt(Vendor::Smmu, 8);
+            fault.switch_off();
+            let planted = PLANTED.iter().find(|planted| planted.fault == fault);
+            let (lives, violation) = found.unwrap_or_else(|| panic!("{fault} was not caught"));
+            println!("{fault} after {lives} lives: {violation}");
+            assert!(planted.unwrap().rules.contains(&violation.rule), "{violation}");
+        }
+    }
+
     #[test]
     fn every_planted_fault_has_a_test() {
         for planted in PLANTED {

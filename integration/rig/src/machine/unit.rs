@@ -81,6 +81,14 @@ impl UnitModel {
         }
     }
 
+    /// The unit's domains have room for 39 address bits at least, and so for the rig's memory at its own addresses. An
+    /// SMMU's have anyway, as far as its outputs.
+    pub fn widen(&mut self) {
+        if let UnitRegisters::Vtd(known) = &mut self.registers {
+            known.cap.mgaw = known.cap.mgaw.max(39);
+        }
+    }
+
     /// How many faults the unit has room for at most.
     pub fn fault_records(&self) -> usize {
         match &self.registers {

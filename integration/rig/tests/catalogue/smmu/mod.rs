@@ -15,6 +15,8 @@ mod guests;
 mod lending;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../regions.rs"]
+mod regions;
 #[path = "../sizes.rs"]
 mod sizes;
 #[path = "../snooping.rs"]

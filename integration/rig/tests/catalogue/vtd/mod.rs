@@ -15,6 +15,8 @@ mod guests;
 mod lending;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../regions.rs"]
+mod regions;
 #[path = "../sizes.rs"]
 mod sizes;
 #[path = "../snooping.rs"]
@@ -26,8 +28,8 @@ mod timeouts;
 #[path = "../units.rs"]
 mod units;
 
+mod kept;
 mod only;
-mod regions;
 
 /// The machine, as the contract wants it.
 pub(crate) fn suited(machine: hv_rig::Machine) -> hv_rig::Machine {
