@@ -87,7 +87,7 @@ impl Driver for Vtd<Rig> {
     const VENDOR: Vendor = Vendor::Vtd;
 
     fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String> {
-        let bytes = rig.dmar();
+        let bytes = rig.dmar().map_err(|error| error.to_string())?;
         let table = dmar::parse(&bytes).map_err(|error| error.to_string())?;
         let functions = rig.functions();
         let policy = match policy {
@@ -105,7 +105,7 @@ impl<F: Tables> Driver for Smmu<Rig, F> {
     const VENDOR: Vendor = Vendor::Smmu;
 
     fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String> {
-        let bytes = rig.iort();
+        let bytes = rig.iort().map_err(|error| error.to_string())?;
         let table = iort::parse(&bytes).map_err(|error| error.to_string())?;
         let firmware = table.describe().map_err(|error| error.to_string())?;
         let functions = rig.functions();

@@ -21,6 +21,7 @@ mod devices;
 mod dma;
 mod drill;
 mod driver;
+mod firmware;
 mod frontend;
 mod interrupt;
 mod interrupt_drill;
@@ -47,6 +48,7 @@ pub use bus::Counts;
 pub use cell::RigCell;
 pub use dma::Blocked;
 pub use driver::{Driver, Policy, Vendor};
+pub use firmware::NoTable;
 pub use interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
 pub use ledger::Tenant;
 pub use machine::{

@@ -101,6 +101,12 @@ pub enum Impossible {
         /// How many.
         found: u8,
     },
+    /// More bits than a PASID has.
+    #[error("expected PASIDs of 0 to 20 bits, found {found} (PCI Express Base, PASID TLP prefix)")]
+    PasidBits {
+        /// How many.
+        found: u8,
+    },
     /// Two units take the rest of one segment.
     #[error(
         "{segment:?} has two units that take the rest: expected one at most (VT-d manual, DRHD flag \
@@ -390,6 +396,10 @@ impl Machine {
             let found = self.host_address_bits;
             return Err(Impossible::HostAddressBits { found });
         }
+        if self.pasid_bits > 20 {
+            let found = self.pasid_bits;
+            return Err(Impossible::PasidBits { found });
+        }
         for (unit, model) in self.units.iter().enumerate() {
             let (expected, found) = (self.vendor(), model.vendor());
             if expected != found {
@@ -516,6 +526,8 @@ mod tests {
     fn impossible_machines_are_refused_with_the_rule() {
         assert!(refused(|machine| machine.units.clear()).contains("1 to 64 units, found 0"));
         assert!(refused(|machine| machine.host_address_bits = 32).contains("found 32"));
+        let pasids = refused(|machine| machine.pasid_bits = 21);
+        assert!(pasids.contains("0 to 20 bits, found 21"), "{pasids}");
         assert!(refused(|machine| machine.units[0].vtd().unwrap().cap.nd = 7).contains("unit 0"));
         let mixed = refused(|machine| machine.units.extend(Machine::calm_of(Vendor::Smmu).units));
         assert!(mixed.contains("units of one vendor"), "{mixed}");

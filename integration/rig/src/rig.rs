@@ -5,19 +5,16 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, PciAddress, Segment};
+use hv_core::{Access, PciAddress};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::Core;
 use crate::interrupt::{Interrupt, Trouble};
-use crate::machine::{Impossible, Machine, RegionModel, UnitRegisters};
+use crate::machine::{Impossible, Machine};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
-use crate::smmu::spec::iort::{self, Mapping, ReservedNode, RootNode, SmmuNode};
-use crate::trace::{Event, Trace};
-use crate::vtd::spec::dmar::{self, Drhd, Rmrr, Scope};
-use crate::{smmu, vtd};
+use crate::trace::Event;
 
 /// A software machine with IOMMUs. Cheap to clone; clones are the same machine.
 ///
@@ -86,135 +83,6 @@ impl Rig {
     pub fn functions(&self) -> Vec<PciFunction> {
         let functions = self.machine.all_functions();
         functions.map(|(function, _)| function.facts()).collect()
-    }
-
-    /// Firmware's DMAR table, of a machine with VT-d units.
-    pub fn dmar(&self) -> Vec<u8> {
-        let units = self.machine.units.iter().enumerate();
-        let drhds: Vec<_> = units
-            .map(|(index, unit)| Drhd {
-                include_all: unit.scopes.is_none(),
-                segment: unit.segment.0,
-                base: vtd::registers_at(index),
-                size_pages_log2: vtd::REGISTER_PAGES_LOG2,
-                scopes: unit
-                    .scopes
-                    .iter()
-                    .flatten()
-                    .map(|function| self.scope(*function))
-                    .collect(),
-            })
-            .collect();
-        let regions = self.machine.regions.iter();
-        let rmrrs: Vec<_> = regions
-            .map(|region| Rmrr {
-                segment: region.functions.first().map_or(0, |f| f.segment().0),
-                base: region.memory.start().as_u64(),
-                limit: region.memory.last().as_u64(),
-                scopes: region.functions.iter().map(|f| self.scope(*f)).collect(),
-            })
-            .collect();
-        dmar::table(self.machine.host_address_bits, 0, &drhds, &rmrrs)
-    }
-
-    /// Firmware's IORT, of a machine with SMMUs.
-    pub fn iort(&self) -> Vec<u8> {
-        let machine = &*self.machine;
-        let (mut nodes, mut roots) = (Vec::new(), Vec::<RootNode>::new());
-        for (index, unit) in machine.units.iter().enumerate() {
-            let UnitRegisters::Smmu(identity) = &unit.registers else {
-                continue;
-            };
-            nodes.push(SmmuNode {
-                base: smmu::registers_at(index),
-                coherent: identity.coherent,
-                httu: identity.httu,
-            });
-            let segment = unit.segment.0;
-            let mut functions = machine.functions.iter();
-            let ats = functions.any(|function| function.ats);
-            match roots.iter_mut().find(|root| root.segment == segment) {
-                Some(root) => root.canwbs &= identity.canwbs,
-                None => roots.push(RootNode {
-                    segment,
-                    canwbs: identity.canwbs,
-                    ats,
-                    pasid_bits: machine.pasid_bits,
-                    mappings: Vec::new(),
-                }),
-            }
-        }
-        for root in &mut roots {
-            let of = |id: u16| {
-                let function = PciAddress::from_requester(Segment(root.segment), id);
-                let smmu = machine.unit_of(machine.sender_as(function))?;
-                match machine.units.get(smmu)?.registers {
-                    UnitRegisters::Smmu(identity) => Some((smmu, identity.first_stream)),
-                    UnitRegisters::Vtd(_) => None,
-                }
-            };
-            for id in 0..=u16::MAX {
-                let Some((smmu, first)) = of(id) else {
-                    continue;
-                };
-                let mapping = Mapping {
-                    first: id,
-                    last: id,
-                    stream: first + u32::from(id),
-                    smmu,
-                };
-                match root.mappings.last_mut() {
-                    Some(last) if last.smmu == smmu && last.last + 1 == id => last.last = id,
-                    _ => root.mappings.push(mapping),
-                }
-            }
-        }
-        let reserved: Vec<_> = machine.regions.iter().map(|region| self.reserved(region)).collect();
-        iort::table(&nodes, &roots, &reserved)
-    }
-
-    /// A region with the streams of its functions, by whatever ids they send.
-    fn reserved(&self, region: &RegionModel) -> ReservedNode {
-        let machine = &*self.machine;
-        let mut streams = Vec::new();
-        for function in &region.functions {
-            let Some(smmu) = machine.unit_of(*function) else {
-                continue;
-            };
-            let UnitRegisters::Smmu(identity) = &machine.units[smmu].registers else {
-                continue;
-            };
-            let model = machine.functions.iter().find(|model| model.address == *function);
-            let phantoms = model.map(|model| model.facts());
-            let phantoms = phantoms.iter().flat_map(|facts| facts.phantom_ids());
-            for id in [*function].into_iter().chain(phantoms) {
-                streams.push((smmu, identity.first_stream + u32::from(id.requester())));
-            }
-        }
-        ReservedNode {
-            memory: (region.memory.start().as_u64(), region.memory.pages().bytes()),
-            streams,
-        }
-    }
-
-    /// The scope of a function: the bus that its path starts at, and the way from there.
-    fn scope(&self, function: PciAddress) -> Scope {
-        let bridges = self.machine.bridges_above(function);
-        let above = bridges
-            .iter()
-            .filter_map(|index| self.machine.functions.get(*index));
-        let path: Vec<PciAddress> = above
-            .map(|bridge| bridge.address)
-            .chain([function])
-            .collect();
-        Scope {
-            kind: 1,
-            start_bus: path.first().map_or(0, |first| first.bus()),
-            path: path
-                .iter()
-                .map(|step| (step.device(), step.function()))
-                .collect(),
-        }
     }
 
     /// Whether all rules were kept so far, as far as the rig can tell: before [`watch`](Self::watch) it knows

@@ -13,7 +13,7 @@ use super::stand::{Backend, Retires, Stand, WAIT};
 /// which the ledger knows.
 fn keeping(machine: Machine, tenant: Tenant) -> (Stand, Vec<Kept<Backend>>) {
     let rig = Rig::new(machine).unwrap();
-    let table = dmar::parse(&rig.dmar()).unwrap();
+    let table = dmar::parse(&rig.dmar().unwrap()).unwrap();
     let functions = rig.functions();
     for function in &functions {
         rig.config_write32(function.address, 4, 1 << 2);
