@@ -82,6 +82,9 @@ pub(crate) trait FrontEnd: Send {
         None
     }
 
+    /// A device with these requester ids is another one from now on: it keeps nothing.
+    fn was_plugged(&mut self, _requesters: &[u16]) {}
+
     /// How many requests stand still.
     fn stalled(&self) -> usize {
         0

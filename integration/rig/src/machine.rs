@@ -352,9 +352,17 @@ impl Machine {
     /// segment's root complex that whatever its devices send is coherent (CANWBS).
     pub fn heeds_no_snoop(&self, segment: Segment) -> bool {
         let mut units = self.units.iter().filter(|unit| unit.segment == segment);
-        units.any(
-            |unit| !matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.canwbs),
-        )
+        units
+            .any(|unit| !matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.canwbs))
+    }
+
+    /// In some lives functions can keep translations themselves.
+    pub(crate) fn draw_ats(&mut self) {
+        let mut rng = Rng::new(self.seed ^ 0x6174_7321);
+        let some = rng.one_in(2);
+        for function in &mut self.functions {
+            function.ats = some && !rng.one_in(4);
+        }
     }
 
     /// Both stages on each SMMU, so that guests have first stages of their own.

@@ -297,10 +297,16 @@ impl Rig {
     /// A function is pulled out, or plugged in again as it is after a reset.
     pub fn plug(&self, function: PciAddress, present: bool) {
         let mut state = self.core.quiet();
+        let state = &mut *state;
         let mut functions = state.bus.functions.iter_mut();
         if let Some(known) = functions.find(|known| known.address == function) {
             known.present = present;
             known.command = 0;
+            known.ats = known.ats.map(|_| 0);
+            let (requesters, unit) = (known.requesters.clone(), known.unit);
+            if let Some(unit) = state.units.get_mut(unit) {
+                unit.was_plugged(&requesters);
+            }
         }
     }
 

@@ -381,11 +381,14 @@ impl<B: Driver> World<B> {
                 other => other,
             };
         }
+        if let Some(world) = self.of_smmus() {
+            world.recover_nests();
+        }
     }
 }
 
 /// A group at rest, after the reset that it may need. The devices of a life remember nothing.
-fn at_rest<B: Driver>(group: AtRest<B>) -> Held<B> {
+pub(super) fn at_rest<B: Driver>(group: AtRest<B>) -> Held<B> {
     let group = match group {
         AtRest::ToReset(group) => group.without_reset("the rig's devices remember nothing"),
         AtRest::AfterDriver(group) => group.without_reset("the rig's devices remember nothing"),

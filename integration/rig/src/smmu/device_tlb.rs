@@ -118,7 +118,7 @@ impl Devices {
     }
 
     /// A device forgets what has one of these bytes in it. Gives a page that it had kept.
-    fn forget(&mut self, stream: u32, first: u64, last: u64) -> Option<u64> {
+    pub(super) fn forget(&mut self, stream: u32, first: u64, last: u64) -> Option<u64> {
         let goes = |key: &Key| key.stream == stream && key.overlaps(first, last);
         let forgotten = self.kept.keys().find(|key| goes(key));
         let page = forgotten.map(|key| frame_of(key.first().max(first)));
@@ -195,6 +195,8 @@ impl Unit {
             .is_some_and(|one| !one.present);
         if gone || self.devices.mute.contains(&stream) {
             self.devices.failed = true;
+            // The queue is to stop at that, and its driver to give the unit up.
+            self.health.was_ill = true;
             return;
         }
         // It asks for that again at once.

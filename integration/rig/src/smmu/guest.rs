@@ -32,8 +32,10 @@ impl GuestStage {
             at,
             memory,
         };
-        for word in 0..Self::PAGES * PAGE / 8 {
-            stage.store(word * 8, 0);
+        for page in 0..Self::PAGES {
+            let at = stage.memory.start().as_u64() + page * PAGE;
+            let mut state = rig.core.step();
+            state.bus.memory.write_bytes(at, &[0; PAGE as usize]);
         }
         for space in 0..2 {
             for level in 0..LEVELS - 1 {

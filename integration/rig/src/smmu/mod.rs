@@ -214,6 +214,13 @@ impl FrontEnd for Unit {
         self.devices.kept(stream, request)
     }
 
+    fn was_plugged(&mut self, requesters: &[u16]) {
+        for requester in requesters {
+            let stream = self.stream_of(*requester);
+            self.devices.forget(stream, 0, u64::MAX);
+        }
+    }
+
     fn stalled(&self) -> usize {
         self.stalls.count()
     }
