@@ -58,7 +58,7 @@ pub(crate) fn unit_caps<F: Tables>(
         snoop_control: stage == Stage::Second
             && coherent
             && idr3.forced_write_back().is_some()
-            && says.no_snoop_is_moot,
+            && (says.no_snoop_is_moot || Fault::NoSnoopUnasked.is_on()),
         domain_ids: 1 << id_bits,
         iova_bits,
         phys_bits,

@@ -254,6 +254,8 @@ faults! {
     HighAddressInPlace = "high_address_in_place",
     /// A stream table entry does not force write-back though the leaves that it leads to do.
     EntryNotForced = "entry_not_forced",
+    /// A domain forces devices to snoop on an SMMU of whose root complexes nobody says that No_snoop makes no difference.
+    NoSnoopUnasked = "no_snoop_unasked",
     /// A stream table entry does not have the unit note what is written.
     EntryNotesNothing = "entry_notes_nothing",
     /// A change of permissions keeps the very bit that hardware set, also where that is the permission to write.
@@ -438,6 +440,8 @@ faults! {
     SkipDeviceForget = "skip_device_forget",
     /// A device is told to forget before its unit has forgotten.
     DeviceForgetsFirst = "device_forgets_first",
+    /// Of several pages a device is told to forget the first alone.
+    DeviceForgetsOnePage = "device_forgets_one_page",
     /// Another device than the one with the TLB is told to forget.
     ForgetOtherDevice = "forget_other_device",
     /// Translated requests of a device pass after its TLB was closed.

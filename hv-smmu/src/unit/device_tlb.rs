@@ -215,6 +215,9 @@ pub(super) fn forget_in(stream: StreamId, span: FlushSpan) -> Command {
     let stream = StreamId::new(stream.get() ^ other);
     let span = match span {
         FlushSpan::Domain => AtcSpan::ALL,
+        FlushSpan::Pages(range) if Fault::DeviceForgetsOnePage.is_on() => {
+            AtcSpan::around(range.start(), range.start())
+        }
         FlushSpan::Pages(range) => AtcSpan::around(range.start(), range.last()),
     };
     Command::atc_invalidate(stream, AtcScope::WithoutSubstream, &span)

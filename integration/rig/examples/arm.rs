@@ -46,7 +46,7 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
 
     // What the table says, in the words that a device tree's are brought into too. On hardware an `madt::parse` and
     // `Firmware::place_services` come here, or devices send no interrupt messages.
-    let firmware = iort::parse(&platform.iort())?.describe()?;
+    let firmware = iort::parse(&platform.iort()?)?.describe()?;
     let policy = CoveragePolicy::Strict;
     let discovery = Smmu::discover(platform.clone(), firmware, &functions, policy)?;
     for unit in discovery.units() {

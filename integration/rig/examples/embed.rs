@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let functions = platform.functions();
 
     // From firmware's table to running units: devices reach nothing from here on.
-    let table = dmar::parse(&platform.dmar())?;
+    let table = dmar::parse(&platform.dmar()?)?;
     let discovery = Vtd::discover(platform.clone(), &table, &functions, CoveragePolicy::Strict)?;
     let (iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
     // No device is firmware's here.

@@ -164,7 +164,7 @@ fn main() -> Result<(), Failed> {
 pub(crate) fn run() -> Result<(), Failed> {
     let rig = Rig::new(Machine::calm())?;
     let functions = rig.functions();
-    let table = dmar::parse(&rig.dmar())?;
+    let table = dmar::parse(&rig.dmar()?)?;
     let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)?;
     let (_iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
     let ids: Vec<_> = groups.iter().map(AtRest::id).collect();

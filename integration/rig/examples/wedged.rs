@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 pub(crate) fn live_through(seed: u64) -> Result<(), Box<dyn Error>> {
     let rig = Rig::new(Machine::draw(seed))?;
     let functions = rig.functions();
-    let table = dmar::parse(&rig.dmar())?;
+    let table = dmar::parse(&rig.dmar()?)?;
     let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)?;
     let (iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
     let before = rig.frames_out();

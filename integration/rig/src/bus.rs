@@ -9,7 +9,7 @@ use crate::ledger::{Entitled, Ledger, Tenant};
 use crate::machine::Temper;
 use crate::memory::{FRAME_BYTES, FRAMES, Memory, View, frame_of};
 use crate::pci::{BUS_MASTER, Function};
-use crate::request::{Outcome, Progress, Request, Says};
+use crate::request::{Outcome, Progress, Reach, Request, Says};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
 use crate::trace::{Event, Trace};
@@ -161,6 +161,8 @@ pub(crate) struct Bus {
     pub(crate) substreams: bool,
     /// Events for CPUs that wait for one.
     pub(crate) waiting: EventRegisters,
+    /// Whether the request that reached memory last went past the CPU's caches.
+    pub(crate) past_caches: bool,
 }
 
 impl Bus {
@@ -218,12 +220,14 @@ impl Bus {
         access: Access,
     ) -> Option<Request> {
         let function = self.functions.get(device)?;
-        let unit = function.unit;
+        let (unit, heeds) = (function.unit, function.heeds_no_snoop);
         let requester = match function.requesters.as_slice() {
             [only] => *only,
             several => several[self.rng.below(several.len() as u64) as usize],
         };
         self.next_request += 1;
+        // Of its own, so that what else happens does not depend on it.
+        let asks_past = Rng::new(self.next_request ^ 0x6e6f_736e_6f6f_7021).one_in(4);
         Some(Request {
             number: self.next_request,
             device,
@@ -235,6 +239,7 @@ impl Bus {
             began: self.tick,
             progress: Progress::New,
             says: Says::Untranslated,
+            no_snoop: asks_past && heeds,
         })
     }
 
@@ -249,11 +254,23 @@ impl Bus {
     }
 
     /// A request reached memory: was it entitled to?
-    pub(crate) fn landed(&mut self, request: &Request, to: u64) -> Outcome {
+    pub(crate) fn landed(&mut self, request: &Request, reach: &Reach) -> Outcome {
         self.counts.requests += 1;
         self.counts.translated += 1;
-        self.judge(request, to);
-        Outcome::Reached { at: to }
+        self.judge(request, reach.to);
+        if reach.past_caches
+            && let Some(holding) = self.ledger.holding(request.device, request.substream)
+            && self.ledger.snoops(holding.tenant)
+        {
+            let what = format!(
+                "{} went past the CPU's caches, and {:?} was to have what devices send snoop them",
+                self.name(request),
+                holding.tenant
+            );
+            self.broken(Rule::NotSnooped, what);
+        }
+        self.past_caches = reach.past_caches;
+        Outcome::Reached { at: reach.to }
     }
 
     fn judge(&mut self, request: &Request, to: u64) {

@@ -8,6 +8,8 @@ use hv_core::{Access, PciAddress};
 use hv_iommu::table::Mapping;
 
 use crate::bus::{Bus, Counts, Frames};
+use crate::cell::Sheets;
+use crate::dma::Asks;
 use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
@@ -41,6 +43,8 @@ const REQUESTS: usize = 8;
 pub(crate) struct State {
     pub(crate) units: Vec<Box<dyn FrontEnd>>,
     pub(crate) bus: Bus,
+    /// The words that the driver has.
+    pub(crate) sheets: Sheets,
     looks: u32,
 }
 
@@ -131,11 +135,13 @@ impl Core {
             interrupts: Vec::new(),
             substreams: machine.units.iter().any(UnitModel::knows_substreams),
             waiting: EventRegisters::default(),
+            past_caches: false,
         };
         Self {
             state: Mutex::new(State {
                 units,
                 bus,
+                sheets: Sheets::default(),
                 looks: 0,
             }),
             turns: AtomicBool::new(false),
@@ -252,6 +258,7 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             present: true,
             rogue: machine.temper.rogues && rng.one_in(4),
             unit: machine.unit_of(model.address).unwrap_or(0),
+            heeds_no_snoop: machine.heeds_no_snoop(model.address.segment()),
             ats: model
                 .ats
                 .then_some(if model.left_on { ATS_ENABLE } else { 0 }),
@@ -263,6 +270,20 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
 }
 
 impl State {
+    /// Nobody asks about this machine any more: nothing of it is kept.
+    pub(crate) fn retire(&mut self) {
+        self.units = Vec::new();
+        self.sheets.retire();
+        let bus = &mut self.bus;
+        bus.memory = Memory::new(&[], false, 0);
+        bus.trace = Trace::default();
+        bus.ledger = Ledger::default();
+        bus.frames = Frames::default();
+        (bus.functions, bus.requests) = (Vec::new(), Vec::new());
+        (bus.lent, bus.interrupts) = (Vec::new(), Vec::new());
+        bus.watching = false;
+    }
+
     /// The driver did something.
     pub(crate) fn acted(&mut self) {
         self.looks = 0;
@@ -373,8 +394,7 @@ impl State {
         }
         let index = self.bus.rng.below(count) as usize;
         let under_way = self.bus.requests.get(index);
-        let translated =
-            |request: &Request| matches!(request.progress, Progress::Translated { .. });
+        let translated = |request: &Request| matches!(request.progress, Progress::Translated(_));
         if under_way.is_some_and(translated) && !self.bus.rng.one_in(16) {
             // On its way through the fabric, where nothing but a drain hurries it.
             return;
@@ -387,8 +407,8 @@ impl State {
 
     /// Does one step of a request; gives what became of it when it ended.
     fn advance(&mut self, request: &mut Request) -> Option<Outcome> {
-        if let Progress::Translated { to, .. } = request.progress {
-            return Some(self.bus.landed(request, to));
+        if let Progress::Translated(reach) = request.progress {
+            return Some(self.bus.landed(request, &reach));
         }
         let Some(unit) = self.units.get_mut(request.unit) else {
             return Some(Outcome::Lost);
@@ -396,12 +416,12 @@ impl State {
         let bus = &mut self.bus;
         match unit.advance(bus, request) {
             Step::Again => None,
-            Step::Translated { to, .. } if request.says == Says::Asks => {
-                unit.keep_in_device(request, to);
-                Some(Outcome::Reached { at: to })
+            Step::Translated(reach) if request.says == Says::Asks => {
+                unit.keep_in_device(request, &reach);
+                Some(Outcome::Reached { at: reach.to })
             }
-            Step::Translated { to, tag } => {
-                request.progress = Progress::Translated { to, tag };
+            Step::Translated(reach) => {
+                request.progress = Progress::Translated(reach);
                 None
             }
             Step::Untranslated => Some(bus.landed_untranslated(request)),
@@ -421,6 +441,7 @@ impl State {
         substream: Option<u32>,
         address: u64,
         access: Access,
+        asks: Asks,
     ) -> Outcome {
         self.bus.tick += 1;
         if !self.bus.may_send(device) {
@@ -429,6 +450,13 @@ impl State {
         let Some(mut request) = self.bus.request(device, substream, address, access) else {
             return Outcome::Lost;
         };
+        let heeds = self.bus.functions.get(device);
+        let heeds = heeds.is_some_and(|function| function.heeds_no_snoop);
+        match asks {
+            Asks::Snooping => request.no_snoop = false,
+            Asks::NoSnoop => request.no_snoop = heeds,
+            Asks::Either => {}
+        }
         self.finish(&mut request)
     }
 

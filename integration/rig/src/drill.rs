@@ -18,16 +18,15 @@ use hv_iommu::{
     AtRest, AttachFailed, Config, Domain, DomainConfig, FlushDepth, FlushRequest, FlushSpan,
     HwDomainId, Iommu, UnitIndex,
 };
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
 
 pub(crate) use high::high;
 pub(crate) use nested::{cut_off, nested};
 pub(crate) use pasids::pasids;
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Policy};
 use crate::ledger::Tenant;
 use crate::life::bring_up;
-use crate::machine::{Machine, RegionModel};
+use crate::machine::{Machine, RegionModel, UnitModel};
 use crate::rig::Rig;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
@@ -66,7 +65,7 @@ pub(crate) fn queue<B: Driver>(seed: u64) -> Option<Violation> {
         }
         rig.idle(20_000);
     }
-    rig.verdict().err().map(|failure| failure.violation)
+    rig.judged()
 }
 
 /// Threads that map single pages in a few tables, have the device write there and unmap, while others reclaim
@@ -140,9 +139,7 @@ pub(crate) fn tables<B: Driver>(seed: u64) -> Option<Violation> {
             }
         }
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 /// Where firmware's region is: in the middle of what the driver's frames are taken from.
@@ -150,29 +147,22 @@ const REGION: u64 = 0x1_0000_8000;
 
 /// A device that firmware goes on using, through memory that it reserved: in the domain of that device, in no other,
 /// and in nobody's hands after the end.
-pub(crate) fn regions(seed: u64) -> Option<Violation> {
-    let mut machine = Machine::draw(seed);
-    for unit in &mut machine.units {
-        // Wide enough to reach memory at its own addresses.
-        if let Some(known) = unit.vtd() {
-            known.cap.mgaw = known.cap.mgaw.max(39);
-        }
-    }
+pub(crate) fn regions<B: Driver>(seed: u64) -> Option<Violation> {
+    let mut machine = Machine::draw_of(B::VENDOR, seed);
+    machine.units.iter_mut().for_each(UnitModel::widen);
     let device = machine.functions.first()?.address;
     let memory = PhysRange::new(PhysAddr::new(REGION), PageCount::new(3)?).ok()?;
     let functions = vec![device];
     machine.regions = vec![RegionModel { memory, functions }];
     let rig = Rig::new(machine).ok()?;
-    region_of(&rig, device, memory);
-    rig.verdict().err().map(|failure| failure.violation)
+    region_of::<B>(&rig, device, memory);
+    rig.judged()
 }
 
 /// Claims the device for the hypervisor, has it use its region, and ends the domain. `None` when that cannot go on.
-fn region_of(rig: &Rig, device: PciAddress, memory: PhysRange) -> Option<()> {
-    let table = dmar::parse(&rig.dmar()).ok()?;
+fn region_of<B: Driver>(rig: &Rig, device: PciAddress, memory: PhysRange) -> Option<()> {
+    let backend = B::start_by(rig, Policy::Lenient).ok()?;
     let functions = rig.functions();
-    let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Lenient);
-    let backend = discovery.and_then(hv_vtd::Discovery::bring_up).ok()?;
     rig.watch();
     let (_iommu, groups) = Iommu::new(backend, &functions, Config::default()).ok()?;
     let (mut pinned, mut other) = (None, None);

@@ -63,17 +63,38 @@ pub trait Driver: Backend<Platform = Rig> {
     ///
     /// # Errors
     /// Why not, in the driver's words.
-    fn start(rig: &Rig) -> Result<Self, String>;
+    fn start(rig: &Rig) -> Result<Self, String> {
+        Self::start_by(rig, Policy::Strict)
+    }
+
+    /// The same by this policy.
+    ///
+    /// # Errors
+    /// Why not, in the driver's words.
+    fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String>;
+}
+
+/// What a driver does about a machine that firmware goes on using a device of, or that is not wholly covered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It refuses the machine.
+    Strict,
+    /// It says so, stops what has to be, and goes on.
+    Lenient,
 }
 
 impl Driver for Vtd<Rig> {
     const VENDOR: Vendor = Vendor::Vtd;
 
-    fn start(rig: &Rig) -> Result<Self, String> {
-        let bytes = rig.dmar();
+    fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String> {
+        let bytes = rig.dmar().map_err(|error| error.to_string())?;
         let table = dmar::parse(&bytes).map_err(|error| error.to_string())?;
         let functions = rig.functions();
-        let discovery = Self::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict);
+        let policy = match policy {
+            Policy::Strict => CoveragePolicy::Strict,
+            Policy::Lenient => CoveragePolicy::Lenient,
+        };
+        let discovery = Self::discover(rig.clone(), &table, &functions, policy);
         let backend = discovery.and_then(hv_vtd::Discovery::bring_up);
         backend.map_err(|error| error.to_string())
     }
@@ -83,12 +104,15 @@ impl Driver for Vtd<Rig> {
 impl<F: Tables> Driver for Smmu<Rig, F> {
     const VENDOR: Vendor = Vendor::Smmu;
 
-    fn start(rig: &Rig) -> Result<Self, String> {
-        let bytes = rig.iort();
+    fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String> {
+        let bytes = rig.iort().map_err(|error| error.to_string())?;
         let table = iort::parse(&bytes).map_err(|error| error.to_string())?;
         let firmware = table.describe().map_err(|error| error.to_string())?;
         let functions = rig.functions();
-        let policy = hv_smmu::CoveragePolicy::Strict;
+        let policy = match policy {
+            Policy::Strict => hv_smmu::CoveragePolicy::Strict,
+            Policy::Lenient => hv_smmu::CoveragePolicy::Lenient,
+        };
         let discovery = Self::discover_with(rig.clone(), firmware, &functions, policy);
         let backend = discovery.and_then(hv_smmu::Discovery::bring_up);
         backend.map_err(|error| error.to_string())

@@ -9,7 +9,7 @@ use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
 use crate::interrupt::Trouble;
-use crate::request::{Request, Sender, Step};
+use crate::request::{Reach, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// How a unit is: what a test does to it from outside.
@@ -72,7 +72,7 @@ pub(crate) trait FrontEnd: Send {
     fn advance(&mut self, bus: &mut Bus, request: &mut Request) -> Step;
 
     /// A device was given the translation that it asked for.
-    fn keep_in_device(&mut self, _request: &Request, _to: u64) {}
+    fn keep_in_device(&mut self, _request: &Request, _reach: &Reach) {}
 
     /// A device makes up a translation: where a page leads.
     fn forge_in_device(&mut self, _requester: u16, _page: u64, _frame: u64) {}
@@ -81,6 +81,9 @@ pub(crate) trait FrontEnd: Send {
     fn kept_in_device(&self, _request: &Request) -> Option<u64> {
         None
     }
+
+    /// A device with these requester ids is another one from now on: it keeps nothing.
+    fn was_plugged(&mut self, _requesters: &[u16]) {}
 
     /// How many requests stand still.
     fn stalled(&self) -> usize {

@@ -93,9 +93,7 @@ pub(crate) fn interrupts<B: Driver + RoutedInterrupts>(seed: u64) -> Option<Viol
     if B::VENDOR == Vendor::Smmu {
         unwritten(&rig, &iommu, unit, || faults(FAULTS + 1));
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 fn route_of(rig: &Rig, unit: UnitIndex, number: u32) -> InterruptRoute {

@@ -3,7 +3,7 @@
 //! The test notes each step before it asks the driver for it and again when the driver has answered. In
 //! between both the old and the new state are right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hv_core::{Access, Perms};
 
@@ -83,6 +83,8 @@ pub(crate) struct Ledger {
     mappings: BTreeMap<(Tenant, u64), Run>,
     /// Where devices stand: for requests without a PASID, and for those with each PASID that was attached.
     devices: BTreeMap<(usize, Option<u32>), Holding>,
+    /// Whose devices are to snoop the CPU's caches with whatever they send.
+    snooping: BTreeSet<Tenant>,
     /// Pages that were mapped not long ago, for devices that come back to them.
     ghosts: Vec<(Tenant, u64)>,
 }
@@ -131,6 +133,16 @@ impl Ledger {
     /// A device belongs to nobody from now on, with requests like these.
     pub(crate) fn let_go(&mut self, device: usize, substream: Option<u32>) {
         self.devices.remove(&(device, substream));
+    }
+
+    /// Whatever a tenant's devices send is to snoop the CPU's caches.
+    pub(crate) fn snoop(&mut self, tenant: Tenant) {
+        self.snooping.insert(tenant);
+    }
+
+    /// Whether it is.
+    pub(crate) fn snoops(&self, tenant: Tenant) -> bool {
+        self.snooping.contains(&tenant)
     }
 
     /// A mapping begins.

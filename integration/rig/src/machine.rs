@@ -34,7 +34,7 @@ pub struct FunctionModel {
     pub ats: bool,
 }
 
-/// Memory that firmware reserves for devices that it goes on using (RMRR).
+/// Memory that firmware reserves for devices that it goes on using (RMRR, RMR).
 #[derive(Clone, Debug)]
 pub struct RegionModel {
     /// The memory, inside the rig's; the devices have it at the same addresses.
@@ -98,6 +98,12 @@ pub enum Impossible {
          address bits 51:12 (VT-d manual, second-stage paging entries)"
     )]
     HostAddressBits {
+        /// How many.
+        found: u8,
+    },
+    /// More bits than a PASID has.
+    #[error("expected PASIDs of 0 to 20 bits, found {found} (PCI Express Base, PASID TLP prefix)")]
+    PasidBits {
         /// How many.
         found: u8,
     },
@@ -342,6 +348,23 @@ impl Machine {
         }
     }
 
+    /// Whether requests that ask not to snoop (No_snoop) may go past the CPU's caches: not where firmware says of the
+    /// segment's root complex that whatever its devices send is coherent (CANWBS).
+    pub fn heeds_no_snoop(&self, segment: Segment) -> bool {
+        let mut units = self.units.iter().filter(|unit| unit.segment == segment);
+        units
+            .any(|unit| !matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.canwbs))
+    }
+
+    /// In some lives functions can keep translations themselves.
+    pub(crate) fn draw_ats(&mut self) {
+        let mut rng = Rng::new(self.seed ^ 0x6174_7321);
+        let some = rng.one_in(2);
+        for function in &mut self.functions {
+            function.ats = some && !rng.one_in(4);
+        }
+    }
+
     /// Both stages on each SMMU, so that guests have first stages of their own.
     pub fn set_nesting(&mut self) {
         for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {
@@ -380,6 +403,10 @@ impl Machine {
         if !(33..=52).contains(&self.host_address_bits) {
             let found = self.host_address_bits;
             return Err(Impossible::HostAddressBits { found });
+        }
+        if self.pasid_bits > 20 {
+            let found = self.pasid_bits;
+            return Err(Impossible::PasidBits { found });
         }
         for (unit, model) in self.units.iter().enumerate() {
             let (expected, found) = (self.vendor(), model.vendor());
@@ -507,6 +534,8 @@ mod tests {
     fn impossible_machines_are_refused_with_the_rule() {
         assert!(refused(|machine| machine.units.clear()).contains("1 to 64 units, found 0"));
         assert!(refused(|machine| machine.host_address_bits = 32).contains("found 32"));
+        let pasids = refused(|machine| machine.pasid_bits = 21);
+        assert!(pasids.contains("0 to 20 bits, found 21"), "{pasids}");
         assert!(refused(|machine| machine.units[0].vtd().unwrap().cap.nd = 7).contains("unit 0"));
         let mixed = refused(|machine| machine.units.extend(Machine::calm_of(Vendor::Smmu).units));
         assert!(mixed.contains("units of one vendor"), "{mixed}");

@@ -5,6 +5,8 @@
 //! written back *and* a fence followed, or when the cache evicts it, which it may do at any time. Behind a
 //! write buffer (VT-d's RWBF) even that is seen late.
 
+mod plain;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
@@ -21,6 +23,8 @@ pub(crate) const BASE: u64 = 1 << 32;
 pub(crate) const HIGH_BASE: u64 = (1 << 49) - (64 << 20);
 /// How many frames there are: 4 GiB.
 pub(crate) const FRAMES: u64 = 1 << 20;
+/// Frames whose places are kept together.
+const GROUP: usize = 1024;
 /// Bytes of a cache line.
 const LINE: u64 = 64;
 /// Words of a cache line.
@@ -45,9 +49,9 @@ struct Frame {
 pub(crate) struct Memory {
     /// Where it begins.
     base: u64,
-    /// Per frame its place in `frames`, plus one; zero for one that was not touched. Zeroed memory that
-    /// nobody touches costs nothing.
-    places: Vec<u32>,
+    /// Per frame its place in `frames`, plus one; zero for one that was not touched. In groups, made when a frame of
+    /// theirs is touched.
+    places: Vec<Option<Box<[u32; GROUP]>>>,
     frames: Vec<Frame>,
     /// Places in `frames` that are free.
     spare: Vec<u32>,
@@ -61,6 +65,8 @@ pub(crate) struct Memory {
     dirty: BTreeSet<u64>,
     /// Lines that were written back, as they were then; they arrive at the next fence.
     travelling: BTreeMap<u64, [u64; LINE_WORDS]>,
+    /// Lines of plain data that the CPU wrote and that lie in its cache: what memory has of them.
+    behind: BTreeMap<u64, [u8; LINE as usize]>,
     /// Per unit with a write buffer: what is in it.
     write_buffers: Vec<Option<WriteBuffer>>,
     /// Which units with a write buffer snoop.
@@ -121,8 +127,7 @@ impl Memory {
     pub(crate) fn new(units: &[(bool, bool)], weak: bool, poison: u64) -> Self {
         Self {
             base: BASE,
-            // One more than there are: whatever is reached outside is reached there.
-            places: vec![0; FRAMES as usize + 1],
+            places: Vec::new(),
             frames: Vec::new(),
             spare: Vec::new(),
             split: units.iter().any(|(coherent, _)| !coherent),
@@ -130,6 +135,7 @@ impl Memory {
             buffered: BTreeMap::new(),
             dirty: BTreeSet::new(),
             travelling: BTreeMap::new(),
+            behind: BTreeMap::new(),
             write_buffers: units
                 .iter()
                 .map(|(_, buffer)| buffer.then(WriteBuffer::default))
@@ -144,6 +150,7 @@ impl Memory {
         Self { base, ..self }
     }
 
+    /// Whatever is reached outside of the rig's memory is reached at one more frame than there are.
     fn index(&self, frame: u64) -> usize {
         frame.wrapping_sub(frame_of(self.base)).min(FRAMES) as usize
     }
@@ -155,7 +162,10 @@ impl Memory {
 
     fn frame(&mut self, frame: u64) -> &mut Frame {
         let index = self.index(frame);
-        let mut place = self.places[index];
+        let mut place = match self.places.get(index / GROUP) {
+            Some(Some(group)) => group[index % GROUP],
+            _ => 0,
+        };
         if place == 0 {
             place = self.touch(index);
         }
@@ -183,7 +193,10 @@ impl Memory {
                 self.frames.len() as u32
             }
         };
-        self.places[index] = place;
+        let groups = self.places.len().max(index / GROUP + 1);
+        self.places.resize(groups, None);
+        let group = &mut self.places[index / GROUP];
+        group.get_or_insert_with(|| Box::new([0; GROUP]))[index % GROUP] = place;
         place
     }
 
@@ -194,9 +207,10 @@ impl Memory {
 
     /// A frame came back: nothing of it is on its way any more.
     pub(crate) fn forget(&mut self, frame: u64) {
-        let place = {
-            let index = self.index(frame);
-            std::mem::take(&mut self.places[index])
+        let index = self.index(frame);
+        let place = match self.places.get_mut(index / GROUP) {
+            Some(Some(group)) => std::mem::take(&mut group[index % GROUP]),
+            _ => 0,
         };
         if place == 0 {
             return;
@@ -218,10 +232,15 @@ impl Memory {
         for line in lines {
             self.dirty.remove(&line);
         }
-        let lines: Vec<u64> = self.travelling.range(bytes).map(|(at, _)| *at).collect();
+        let lines: Vec<u64> = self
+            .travelling
+            .range(bytes.clone())
+            .map(|(at, _)| *at)
+            .collect();
         for line in lines {
             self.travelling.remove(&line);
         }
+        self.written_back(bytes.start, FRAME_BYTES);
     }
 
     /// What the CPU reads.
@@ -313,30 +332,9 @@ impl Memory {
         true
     }
 
-    /// Plain data, not a table: devices snoop it, so all see it at once.
-    pub(crate) fn write_bytes(&mut self, at: u64, bytes: &[u8]) {
-        for (at, byte) in (at..).zip(bytes) {
-            let frame = self.frame(frame_of(at));
-            let shift = at % 8 * 8;
-            let word = &mut frame.cpu[word_of(at)];
-            *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
-            let word = *word;
-            if let Some(memory) = &mut frame.memory {
-                memory[word_of(at)] = word;
-            }
-        }
-    }
-
-    /// Reads plain data.
-    pub(crate) fn read_bytes(&mut self, at: u64, out: &mut [u8]) {
-        for (at, byte) in (at..).zip(out) {
-            let word = self.load(at);
-            *byte = word.to_le_bytes()[(at % 8) as usize];
-        }
-    }
-
     /// Starts the write-back of every line that holds one of the bytes.
     pub(crate) fn write_back(&mut self, from: u64, bytes: u64, rng: &mut Rng) {
+        self.written_back(from, bytes);
         let mut line = from / LINE * LINE;
         while line < from.saturating_add(bytes) {
             // A store of this CPU to the line comes before the line goes.

@@ -6,8 +6,8 @@ use hv_core::{
     PhysAddr, PhysRange, UserManaged, VmId,
 };
 use hv_iommu::{
-    Attached, Blocked, Claimed, Domain, DomainConfig, Group, InterruptsIsolated, Mapped, Nested,
-    ParentPaging, Range,
+    AtRest, Attached, Blocked, Claimed, Domain, DomainConfig, Group, InterruptsIsolated, Mapped,
+    Needs, Nested, ParentPaging, Range,
 };
 use hv_smmu::Smmu;
 
@@ -57,6 +57,19 @@ impl Nest {
     /// # Errors
     /// What went wrong, in words.
     pub fn new(rig: &Rig, group: Group<Backend, Blocked>, log2: u8) -> Result<Self, String> {
+        Self::needing(rig, group, log2, Needs::default())
+    }
+
+    /// The same on a parent that is asked for more than its size.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn needing(
+        rig: &Rig,
+        group: Group<Backend, Blocked>,
+        log2: u8,
+        needs: Needs,
+    ) -> Result<Self, String> {
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let vm = VmId::new(1).ok_or("no guest")?;
         let group: Group<Backend, Claimed<UserManaged>> = group.claim_for_guest(vm);
@@ -64,7 +77,8 @@ impl Nest {
             address_bits: 31,
             ..DomainConfig::default()
         };
-        let parent = Domain::user_parent_alloc(&group, config).map_err(|error| said(&error))?;
+        let parent = Domain::user_parent_alloc(&group, config.with(needs));
+        let parent = parent.map_err(|error| said(&error))?;
         let count = PageCount::new(PAGES).ok_or("no pages")?;
         let run = rig
             .alloc_frames(count, PageSize::Size4K)
@@ -96,6 +110,9 @@ impl Nest {
         let nested = Domain::alloc_nested(&parent, &stage.entry(log2));
         let nested = nested.map_err(|error| said(&error))?;
         let members = group.members().to_vec();
+        if needs.coherent_dma {
+            rig.snoops(DEVICE);
+        }
         rig.attaching(&members, DEVICE);
         let isolated = InterruptsIsolated::override_unsafe_interrupts("the rig's own");
         let group = group.attach_for_guest(&nested, &isolated);
@@ -210,15 +227,15 @@ impl Nest {
         Ok(())
     }
 
-    /// The device leaves the guest, and everything ends.
+    /// The device leaves the guest, and everything ends. Gives the group.
     ///
     /// # Errors
     /// What went wrong, in words.
-    pub fn end(mut self) -> Result<(), String> {
+    pub fn end(mut self) -> Result<AtRest<Backend>, String> {
         let group = self.group.take().ok_or("it left")?;
         self.rig.detaching(&self.members, DEVICE);
         let detached = group.detach();
-        drop(detached.map_err(|group| group.error().to_string())?);
+        let left = detached.map_err(|group| group.error().to_string())?;
         self.rig.detached(&self.members);
         self.rig.ended(DEVICE);
         self.rig.ended(WITH_PASID);
@@ -229,6 +246,8 @@ impl Nest {
         let teardown = self.parent.destroy();
         drop(teardown.map_err(|error| error.reason.to_string())?);
         self.rig.ended(PARENT);
-        Ok(())
+        Ok(left
+            .release()
+            .without_reset("the rig's devices remember nothing"))
     }
 }

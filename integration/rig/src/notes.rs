@@ -81,6 +81,11 @@ impl Rig {
         state.bus.judge_cut_off();
     }
 
+    /// A tenant was told that whatever its devices send snoops the CPU's caches, also where they ask not to.
+    pub fn snoops(&self, tenant: Tenant) {
+        self.core.quiet().bus.ledger.snoop(tenant);
+    }
+
     /// A range is about to be mapped.
     pub fn mapping(&self, tenant: Tenant, range: IovaRange, to: PhysRange, perms: Perms) {
         let mut state = self.core.quiet();

@@ -81,6 +81,8 @@ pub(crate) struct Function {
     pub(crate) rogue: bool,
     /// The unit that its requests pass.
     pub(crate) unit: usize,
+    /// Whether its root complex lets requests that ask so go past the CPU's caches.
+    pub(crate) heeds_no_snoop: bool,
     /// Its ATS control register, of a function that has one.
     pub(crate) ats: Option<u16>,
     /// The requester ids that its requests may carry.

@@ -249,6 +249,7 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::BounceKeepsOldBytes, &[Rule::ForeignMemory]),
     planted(Fault::BounceCopiesBackWholePage, &[Rule::ForeignMemory]),
     planted(Fault::DeferredReleasesRangeEarly, STALE),
+    planted(Fault::SnoopNotForced, &[Rule::NotSnooped]),
     of_smmu(Fault::LeaveGateOpen, &[Rule::OpenGate]),
     of_smmu(Fault::GateWithoutUpdate, &[Rule::Register]),
     of_smmu(Fault::ControlNotAwaited, &[Rule::Command]),
@@ -312,8 +313,10 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::LeavesNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotForced, &[Rule::ReservedBits]),
     of_smmu(Fault::EntryNotesNothing, &[Rule::ReservedBits]),
+    of_smmu(Fault::NoSnoopUnasked, &[Rule::NotSnooped]),
     of_smmu(Fault::SkipDeviceForget, STALE),
     of_smmu(Fault::DeviceForgetsFirst, STALE),
+    of_smmu(Fault::DeviceForgetsOnePage, STALE),
     of_smmu(Fault::ForgetOtherDevice, STALE),
     of_smmu(Fault::CloseKeepsEntry, STALE),
     of_smmu(Fault::LeaveOldTranslations, STALE),
@@ -435,10 +438,6 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         "the ownership tests: the rig's regions are firmware's",
     ),
     (
-        Fault::SnoopNotForced,
-        "the tests of domains: the rig's devices snoop",
-    ),
-    (
         Fault::SyncSkipsCaches,
         "the ownership tests: the rig's devices snoop",
     ),
@@ -460,9 +459,17 @@ const THREADS_EVERY: u64 = 16;
 /// too.
 pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
     (0..lives).find_map(|seed| {
-        let (queue, tables): (Drill, Drill) = match vendor {
-            Vendor::Vtd => (drill::queue::<Vtd<Rig>>, drill::tables::<Vtd<Rig>>),
-            Vendor::Smmu => (drill::queue::<Smmu<Rig>>, drill::tables::<Smmu<Rig>>),
+        let (queue, tables, regions): (Drill, Drill, Drill) = match vendor {
+            Vendor::Vtd => (
+                drill::queue::<Vtd<Rig>>,
+                drill::tables::<Vtd<Rig>>,
+                drill::regions::<Vtd<Rig>>,
+            ),
+            Vendor::Smmu => (
+                drill::queue::<Smmu<Rig>>,
+                drill::tables::<Smmu<Rig>>,
+                drill::regions::<Smmu<Rig>>,
+            ),
         };
         let mut drilled = if seed < 8 { queue(seed) } else { None };
         if seed < 8 || seed.is_multiple_of(THREADS_EVERY) {
@@ -481,8 +488,6 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
         let found = found.or_else(|| nested.then(|| drill::nested(seed)).flatten());
         let found = found.or_else(|| nested.then(|| drill::cut_off(seed)).flatten());
         let found = found.or_else(|| nested.then(|| drill::high(seed)).flatten());
-        // Regions of firmware are drilled with the vendor whose description of them the rig writes.
-        let regions = seed < 8 && vendor == Vendor::Vtd;
         let interrupts = seed < 8;
         let found = found.or_else(|| {
             if !interrupts {
@@ -493,7 +498,7 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
                 Vendor::Smmu => interrupt_drill::interrupts::<Smmu<Rig>>(seed),
             }
         });
-        let found = found.or_else(|| regions.then(|| drill::regions(seed)).flatten());
+        let found = found.or_else(|| if seed < 8 { regions(seed) } else { None });
         // What devices keep, and wait for, is drilled with the vendor that has it.
         let devices = seed < 8 && vendor == Vendor::Smmu;
         let found = found.or_else(|| devices.then(|| drill::devices(seed)).flatten());

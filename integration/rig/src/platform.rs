@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "promises what the platform traits demand")]
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use hv_core::platform::{
     CacheMaintenance, Clock, Cpus, FrameSource, Instant, MemoryMap, Mmio, OutOfFrames, PciConfig,
@@ -14,84 +14,14 @@ use crate::cell::RigCell;
 use crate::core::Core;
 use crate::cpus;
 use crate::interrupt::DOORBELL;
-use crate::memory::{FRAME_BYTES, FRAMES, WORDS, frame_of};
+use crate::memory::{FRAME_BYTES, frame_of};
 use crate::pci::{BUS_MASTER, COMMAND};
 use crate::rig::Rig;
 use crate::rule::Rule;
 use crate::trace::Event;
 
-/// Frames of one block of cells: frames are given out all over memory, so each block that is made holds few.
-const BLOCK: u64 = 128;
-
-/// The cells of one frame, or of [`TOGETHER`] of them.
-type FrameCells = OnceLock<Box<[RigCell]>>;
-
-/// How many frames can be reached at once, from a multiple of that on: the largest table.
-const TOGETHER: u64 = 16;
-
-/// The cells of all frames, made when they are first reached and kept as long as the rig.
-pub(crate) struct Cells {
-    /// The first frame.
-    base: u64,
-    blocks: Vec<OnceLock<Box<[FrameCells]>>>,
-    /// The same words for who reaches several frames at once, on machines where somebody does.
-    together: OnceLock<Vec<OnceLock<Box<[FrameCells]>>>>,
-    /// What stands for a frame that is none: words that nobody reads.
-    nowhere: Box<[RigCell]>,
-}
-
-fn cells_of(frame: u64, frames: u64, core: &Arc<Core>) -> Box<[RigCell]> {
-    (0..WORDS as u64 * frames)
-        .map(|word| RigCell {
-            at: frame * FRAME_BYTES + word * 8,
-            core: Arc::downgrade(core),
-        })
-        .collect()
-}
-
-impl Cells {
-    pub(crate) fn new(core: &Arc<Core>, base: u64) -> Self {
-        let base = frame_of(base);
-        Self {
-            base,
-            blocks: (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect(),
-            together: OnceLock::new(),
-            nowhere: cells_of(base + FRAMES - 1, 1, core),
-        }
-    }
-
-    fn of(&self, frame: u64, core: &Arc<Core>) -> &[RigCell] {
-        let Some(index) = frame.checked_sub(self.base) else {
-            return &self.nowhere;
-        };
-        let Some(block) = self.blocks.get((index / BLOCK) as usize) else {
-            return &self.nowhere;
-        };
-        let block = block.get_or_init(|| (0..BLOCK).map(|_| OnceLock::new()).collect());
-        match block.get((index % BLOCK) as usize) {
-            Some(cells) => cells.get_or_init(|| cells_of(frame, 1, core)),
-            None => &self.nowhere,
-        }
-    }
-
-    /// The words of frames in a row, of which a largest table is a multiple.
-    fn run(&self, frame: u64, frames: u64, core: &Arc<Core>) -> Option<&[RigCell]> {
-        let index = frame.checked_sub(self.base)?;
-        let (group, inside) = (index / TOGETHER, index % TOGETHER);
-        let groups = BLOCK / TOGETHER;
-        let blocks = || (0..FRAMES / BLOCK).map(|_| OnceLock::new()).collect();
-        let block = self
-            .together
-            .get_or_init(blocks)
-            .get((group / groups) as usize)?;
-        let block = block.get_or_init(|| (0..groups).map(|_| OnceLock::new()).collect());
-        let cells = block.get((group % groups) as usize)?;
-        let first = frame - inside;
-        let cells = cells.get_or_init(|| cells_of(first, TOGETHER, core));
-        let words = |frames: u64| frames as usize * WORDS;
-        cells.get(words(inside)..words(inside + frames))
-    }
-}
+/// How much of a run of frames is made anew when it is given out, and forgotten when it comes back: no table is larger.
+const MADE_ANEW: u64 = 128;
 
 impl FrameSource for Rig {
     fn alloc_frames(
@@ -103,7 +33,7 @@ impl FrameSource for Rig {
         let bus = &mut state.bus;
         let taken = bus.frames.take(pages.get(), align.pages());
         let first = taken.ok_or(OutOfFrames { pages, align })?;
-        for frame in first..first + pages.get().min(BLOCK) {
+        for frame in first..first + pages.get().min(MADE_ANEW) {
             bus.memory.given(frame);
         }
         if let Some(tenant) = bus.lending.take() {
@@ -136,7 +66,7 @@ impl FrameSource for Rig {
             let what = format!("{pages} frames at {first:#x} came back, not all of which were out");
             bus.broken(Rule::DoubleFree, what);
         }
-        for frame in first..first + pages.min(BLOCK) {
+        for frame in first..first + pages.min(MADE_ANEW) {
             bus.memory.forget(frame);
         }
     }
@@ -150,17 +80,24 @@ unsafe impl PhysMemory for Rig {
     type Cell = RigCell;
 
     unsafe fn cells(&self, frame: PhysAddr) -> &[RigCell] {
-        self.core.quiet().judge_memory(frame.as_u64());
-        self.cells.of(frame_of(frame.as_u64()), &self.core)
+        let mut state = self.core.quiet();
+        let at = frame.as_u64();
+        state.judge_memory(at);
+        let is_memory = state.bus.memory.is_there(at);
+        let cells = state.sheets.of(frame_of(at), 1, is_memory, &self.core);
+        cells.unwrap_or(&[])
     }
 
     unsafe fn cells_of(&self, first: PhysAddr, frames: PageCount) -> Option<&[RigCell]> {
+        let mut state = self.core.quiet();
+        let mut is_memory = true;
         for frame in 0..frames.get() {
             let at = first.as_u64() + frame * FRAME_BYTES;
-            self.core.quiet().judge_memory(at);
+            state.judge_memory(at);
+            is_memory &= state.bus.memory.is_there(at);
         }
-        self.cells
-            .run(frame_of(first.as_u64()), frames.get(), &self.core)
+        let first = frame_of(first.as_u64());
+        state.sheets.of(first, frames.get(), is_memory, &self.core)
     }
 
     unsafe fn read(&self, from: PhysAddr, out: &mut [u8]) {
@@ -172,7 +109,7 @@ unsafe impl PhysMemory for Rig {
     unsafe fn write(&self, to: PhysAddr, bytes: &[u8]) {
         let mut state = self.core.act();
         state.judge_memory(to.as_u64());
-        state.bus.memory.write_bytes(to.as_u64(), bytes);
+        state.bus.memory.write_by_cpu(to.as_u64(), bytes);
     }
 
     unsafe fn read_u32(&self, from: PhysAddr) -> u32 {

@@ -23,6 +23,20 @@ pub(crate) struct Request {
     pub(crate) began: u64,
     pub(crate) progress: Progress,
     pub(crate) says: Says,
+    /// Whether it asks not to snoop the CPU's caches (No_snoop), and its root complex heeds that.
+    pub(crate) no_snoop: bool,
+}
+
+/// Where a request was found to go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reach {
+    pub(crate) to: u64,
+    /// What invalidations name.
+    pub(crate) tag: Mark,
+    /// Log2 bytes of the translation that said so.
+    pub(crate) span: u8,
+    /// Whether it goes past the CPU's caches.
+    pub(crate) past_caches: bool,
 }
 
 /// What a request says that it is.
@@ -55,8 +69,8 @@ pub(crate) enum Progress {
     Vtd(vtd::Walk),
     /// An SMMUv3 is fetching entries for it.
     Smmu(Box<smmu::Walk>),
-    /// It was translated and has not reached memory yet. `tag` is what invalidations name.
-    Translated { to: u64, tag: Mark },
+    /// It was translated and has not reached memory yet.
+    Translated(Reach),
 }
 
 /// Under what a unit keeps what it translated a request by.
@@ -80,7 +94,7 @@ pub(crate) enum Step {
     /// One entry was fetched, or looked up.
     Again,
     /// The address is known.
-    Translated { to: u64, tag: Mark },
+    Translated(Reach),
     /// Translation is off: the address goes to memory as it is.
     Untranslated,
     /// The request was refused.

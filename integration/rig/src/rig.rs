@@ -5,22 +5,16 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hv_core::{Access, Iova, Pasid, PciAddress, Segment};
+use hv_core::{Access, PciAddress};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
 use crate::core::{Core, Overtaken};
 use crate::interrupt::{Interrupt, Trouble};
-use crate::machine::{Impossible, Machine, UnitRegisters};
-use crate::memory::{FRAME_BYTES, Memory};
-use crate::platform::Cells;
-use crate::request::Outcome;
+use crate::machine::{Impossible, Machine};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
-use crate::smmu::spec::iort::{self, Mapping, RootNode, SmmuNode};
-use crate::trace::{Event, Trace};
-use crate::vtd::spec::dmar::{self, Drhd, Rmrr, Scope};
-use crate::{smmu, vtd};
+use crate::trace::Event;
 
 /// A software machine with IOMMUs. Cheap to clone; clones are the same machine.
 ///
@@ -28,7 +22,6 @@ use crate::{smmu, vtd};
 #[derive(Clone)]
 pub struct Rig {
     pub(crate) core: Arc<Core>,
-    pub(crate) cells: Arc<Cells>,
     machine: Arc<Machine>,
 }
 
@@ -64,30 +57,6 @@ impl fmt::Debug for Failure {
 
 impl std::error::Error for Failure {}
 
-/// A device's access that did not reach memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Blocked {
-    /// What became of it.
-    pub outcome: Outcome,
-}
-
-impl fmt::Display for Blocked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.outcome {
-            Outcome::Reached { .. } => write!(f, "{}, which is no memory", self.outcome),
-            outcome => write!(f, "{outcome}"),
-        }
-    }
-}
-
-impl fmt::Debug for Blocked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::error::Error for Blocked {}
-
 /// How many lines of the trace a failure shows.
 const TRACE_LINES: usize = 60;
 
@@ -99,10 +68,8 @@ impl Rig {
     pub fn new(machine: Machine) -> Result<Self, Impossible> {
         machine.check()?;
         let core = Arc::new(Core::new(&machine));
-        let cells = Arc::new(Cells::new(&core, machine.memory_base()));
         Ok(Self {
             core,
-            cells,
             machine: Arc::new(machine),
         })
     }
@@ -116,110 +83,6 @@ impl Rig {
     pub fn functions(&self) -> Vec<PciFunction> {
         let functions = self.machine.all_functions();
         functions.map(|(function, _)| function.facts()).collect()
-    }
-
-    /// Firmware's DMAR table, of a machine with VT-d units.
-    pub fn dmar(&self) -> Vec<u8> {
-        let units = self.machine.units.iter().enumerate();
-        let drhds: Vec<_> = units
-            .map(|(index, unit)| Drhd {
-                include_all: unit.scopes.is_none(),
-                segment: unit.segment.0,
-                base: vtd::registers_at(index),
-                size_pages_log2: vtd::REGISTER_PAGES_LOG2,
-                scopes: unit
-                    .scopes
-                    .iter()
-                    .flatten()
-                    .map(|function| self.scope(*function))
-                    .collect(),
-            })
-            .collect();
-        let regions = self.machine.regions.iter();
-        let rmrrs: Vec<_> = regions
-            .map(|region| Rmrr {
-                segment: region.functions.first().map_or(0, |f| f.segment().0),
-                base: region.memory.start().as_u64(),
-                limit: region.memory.last().as_u64(),
-                scopes: region.functions.iter().map(|f| self.scope(*f)).collect(),
-            })
-            .collect();
-        dmar::table(self.machine.host_address_bits, 0, &drhds, &rmrrs)
-    }
-
-    /// Firmware's IORT, of a machine with SMMUs.
-    pub fn iort(&self) -> Vec<u8> {
-        let machine = &*self.machine;
-        let (mut nodes, mut roots) = (Vec::new(), Vec::<RootNode>::new());
-        for (index, unit) in machine.units.iter().enumerate() {
-            let UnitRegisters::Smmu(identity) = &unit.registers else {
-                continue;
-            };
-            nodes.push(SmmuNode {
-                base: smmu::registers_at(index),
-                coherent: identity.coherent,
-                httu: identity.httu,
-            });
-            let segment = unit.segment.0;
-            let mut functions = machine.functions.iter();
-            let ats = functions.any(|function| function.ats);
-            match roots.iter_mut().find(|root| root.segment == segment) {
-                Some(root) => root.canwbs &= identity.canwbs,
-                None => roots.push(RootNode {
-                    segment,
-                    canwbs: identity.canwbs,
-                    ats,
-                    pasid_bits: machine.pasid_bits,
-                    mappings: Vec::new(),
-                }),
-            }
-        }
-        for root in &mut roots {
-            let of = |id: u16| {
-                let function = PciAddress::from_requester(Segment(root.segment), id);
-                let smmu = machine.unit_of(machine.sender_as(function))?;
-                match machine.units.get(smmu)?.registers {
-                    UnitRegisters::Smmu(identity) => Some((smmu, identity.first_stream)),
-                    UnitRegisters::Vtd(_) => None,
-                }
-            };
-            for id in 0..=u16::MAX {
-                let Some((smmu, first)) = of(id) else {
-                    continue;
-                };
-                let mapping = Mapping {
-                    first: id,
-                    last: id,
-                    stream: first + u32::from(id),
-                    smmu,
-                };
-                match root.mappings.last_mut() {
-                    Some(last) if last.smmu == smmu && last.last + 1 == id => last.last = id,
-                    _ => root.mappings.push(mapping),
-                }
-            }
-        }
-        iort::table(&nodes, &roots)
-    }
-
-    /// The scope of a function: the bus that its path starts at, and the way from there.
-    fn scope(&self, function: PciAddress) -> Scope {
-        let bridges = self.machine.bridges_above(function);
-        let above = bridges
-            .iter()
-            .filter_map(|index| self.machine.functions.get(*index));
-        let path: Vec<PciAddress> = above
-            .map(|bridge| bridge.address)
-            .chain([function])
-            .collect();
-        Scope {
-            kind: 1,
-            start_bus: path.first().map_or(0, |first| first.bus()),
-            path: path
-                .iter()
-                .map(|step| (step.device(), step.function()))
-                .collect(),
-        }
     }
 
     /// Whether all rules were kept so far, as far as the rig can tell: before [`watch`](Self::watch) it knows
@@ -330,13 +193,17 @@ impl Rig {
         self.core.quiet().bus.broken(rule, what.into());
     }
 
-    /// Lets go of the machine's memory and of the trace, for who is done with the machine and cannot drop every
-    /// clone.
+    /// Lets go of all that the machine takes, for who is done with it and cannot drop every clone: a driver whose devices
+    /// are attached when it is dropped keeps its platform for ever. Whatever still reaches the machine reaches nothing.
     pub fn retire(&self) {
-        let mut state = self.core.quiet();
-        state.bus.trace = Trace::default();
-        state.bus.memory = Memory::new(&[], false, 0);
-        state.units.clear();
+        self.core.quiet().retire();
+    }
+
+    /// The rule that was broken first, of a machine that is done.
+    pub(crate) fn judged(&self) -> Option<Violation> {
+        let violation = self.core.quiet().bus.violation.clone();
+        self.retire();
+        violation
     }
 
     /// Lets time pass, in which anything may happen that happens by itself.
@@ -441,10 +308,16 @@ impl Rig {
     /// A function is pulled out, or plugged in again as it is after a reset.
     pub fn plug(&self, function: PciAddress, present: bool) {
         let mut state = self.core.quiet();
+        let state = &mut *state;
         let mut functions = state.bus.functions.iter_mut();
         if let Some(known) = functions.find(|known| known.address == function) {
             known.present = present;
             known.command = 0;
+            known.ats = known.ats.map(|_| 0);
+            let (requesters, unit) = (known.requesters.clone(), known.unit);
+            if let Some(unit) = state.units.get_mut(unit) {
+                unit.was_plugged(&requesters);
+            }
         }
     }
 
@@ -457,94 +330,5 @@ impl Rig {
             .iter()
             .position(|known| known.address == function);
         index.is_some_and(|index| state.bus.may_send(index))
-    }
-
-    /// A device's access to one 64-bit word or less, from beginning to end.
-    pub fn access(&self, function: PciAddress, at: Iova, access: Access) -> Outcome {
-        self.access_as(function, None, at, access)
-    }
-
-    /// The same with a PASID, or without one.
-    pub fn access_as(
-        &self,
-        function: PciAddress,
-        pasid: Option<Pasid>,
-        at: Iova,
-        access: Access,
-    ) -> Outcome {
-        let mut state = self.core.quiet();
-        let index = state
-            .bus
-            .functions
-            .iter()
-            .position(|known| known.address == function);
-        index.map_or(Outcome::Lost, |index| {
-            state.send(index, pasid.map(Pasid::get), at.as_u64(), access)
-        })
-    }
-
-    /// A device writes bytes to memory, in requests that stay in a page each.
-    ///
-    /// # Errors
-    /// [`Blocked`], at the first request that did not get through.
-    pub fn device_write(
-        &self,
-        function: PciAddress,
-        at: Iova,
-        bytes: &[u8],
-    ) -> Result<(), Blocked> {
-        self.pieces(
-            function,
-            at,
-            bytes.len(),
-            Access::Write,
-            |core, to, piece| {
-                core.quiet().bus.memory.write_bytes(to, &bytes[piece]);
-            },
-        )
-    }
-
-    /// A device reads bytes from memory, in requests that stay in a page each.
-    ///
-    /// # Errors
-    /// [`Blocked`], at the first request that did not get through.
-    pub fn device_read(
-        &self,
-        function: PciAddress,
-        at: Iova,
-        out: &mut [u8],
-    ) -> Result<(), Blocked> {
-        self.pieces(
-            function,
-            at,
-            out.len(),
-            Access::Read,
-            |core, from, piece| {
-                core.quiet().bus.memory.read_bytes(from, &mut out[piece]);
-            },
-        )
-    }
-
-    fn pieces(
-        &self,
-        function: PciAddress,
-        at: Iova,
-        bytes: usize,
-        access: Access,
-        mut piece: impl FnMut(&Core, u64, std::ops::Range<usize>),
-    ) -> Result<(), Blocked> {
-        let mut done = 0;
-        while done < bytes {
-            let address = at.as_u64() + done as u64;
-            let rest = (FRAME_BYTES - address % FRAME_BYTES) as usize;
-            let count = rest.min(bytes - done);
-            let outcome = self.access(function, Iova::new(address), access);
-            let Outcome::Reached { at } = outcome else {
-                return Err(Blocked { outcome });
-            };
-            piece(&self.core, at, done..done + count);
-            done += count;
-        }
-        Ok(())
     }
 }

@@ -39,6 +39,8 @@ pub enum Rule {
     BreakBeforeMake,
     /// Memory is taken for registers, or registers for memory.
     MemoryType,
+    /// A request went past the CPU's caches in a domain whose devices are to snoop them.
+    NotSnooped,
     /// Translation was turned on before old translations were forgotten.
     EnabledEarly,
     /// A device behind a wedged unit may still send, or a device nobody attached.
@@ -94,6 +96,9 @@ impl Rule {
                 "a translation is taken down and forgotten before another one of its address is made"
             }
             Self::MemoryType => "memory is reached as memory, and registers as registers",
+            Self::NotSnooped => {
+                "in a domain that was asked for it, whatever devices send snoops the CPU's caches"
+            }
             Self::EnabledEarly => "translation goes on after old translations were forgotten",
             Self::NotCutOff => {
                 "devices that nobody attached, or whose unit is wedged, have no bus mastering"

@@ -154,6 +154,7 @@ mod caught {
         bounce_keeps_old_bytes: BounceKeepsOldBytes,
         bounce_copies_back_whole_page: BounceCopiesBackWholePage,
         deferred_releases_range_early: DeferredReleasesRangeEarly,
+        snoop_not_forced: SnoopNotForced,
         leave_gate_open: LeaveGateOpen,
         gate_without_update: GateWithoutUpdate,
         control_not_awaited: ControlNotAwaited,
@@ -191,8 +192,10 @@ mod caught {
         leaves_not_forced: LeavesNotForced,
         entry_not_forced: EntryNotForced,
         entry_notes_nothing: EntryNotesNothing,
+        no_snoop_unasked: NoSnoopUnasked,
         skip_device_forget: SkipDeviceForget,
         device_forgets_first: DeviceForgetsFirst,
+        device_forgets_one_page: DeviceForgetsOnePage,
         forget_other_device: ForgetOtherDevice,
         close_keeps_entry: CloseKeepsEntry,
         leave_old_translations: LeaveOldTranslations,
@@ -240,6 +243,59 @@ mod caught {
             assert!(
                 operations <= 30,
                 "{fault}: {operations} operations are left of 300"
+            );
+        }
+    }
+
+    /// Drills are about one thing each; lives come to the same by themselves, among everything else that they do.
+    #[test]
+    fn lives_alone_catch_what_is_wrong_with_device_tlbs_and_users_first_stages() {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missed = Vec::new();
+        for fault in [
+            Fault::SkipDeviceForget,
+            Fault::DeviceForgetsOnePage,
+            Fault::CloseKeepsEntry,
+            Fault::NestedFlushByPages,
+            Fault::UserCommandOtherVmid,
+            Fault::UserContextsKept,
+        ] {
+            fault.switch_on();
+            let found = (0..LIVES).find_map(|seed| {
+                let lived = Life::new(Vendor::Smmu, seed, 300).live();
+                Some((seed + 1, lived.failure?.violation))
+            });
+            fault.switch_off();
+            let planted = PLANTED.iter().find(|planted| planted.fault == fault);
+            let rules = planted.unwrap().rules;
+            match found {
+                Some((lives, violation)) if rules.contains(&violation.rule) => {
+                    println!("{fault} after {lives} lives: {violation}");
+                }
+                other => missed.push((fault, other)),
+            }
+        }
+        assert!(missed.is_empty(), "{missed:?}");
+    }
+
+    /// Firmware's regions are described, kept and handed out by code of both drivers.
+    #[test]
+    fn what_is_wrong_with_regions_of_firmware_is_caught_with_smmus_too() {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in [
+            Fault::RegionNotMapped,
+            Fault::RegionNotAsked,
+            Fault::RegionHandedOut,
+        ] {
+            fault.switch_on();
+            let found = hunt(Vendor::Smmu, 8);
+            fault.switch_off();
+            let planted = PLANTED.iter().find(|planted| planted.fault == fault);
+            let (lives, violation) = found.unwrap_or_else(|| panic!("{fault} was not caught"));
+            println!("{fault} after {lives} lives: {violation}");
+            assert!(
+                planted.unwrap().rules.contains(&violation.rule),
+                "{violation}"
             );
         }
     }

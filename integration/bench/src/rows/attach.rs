@@ -25,7 +25,7 @@ type Units = Vtd<Rig>;
 
 fn bring_up() -> (Rig, Units) {
     let rig = Rig::new(Machine::calm()).expect("a calm machine can be played");
-    let table = dmar::parse(&rig.dmar()).expect("the rig's own table");
+    let table = dmar::parse(&rig.dmar().expect("VT-d units")).expect("the rig's own table");
     let functions = rig.functions();
     let discovery = Vtd::discover(rig.clone(), &table, &functions, CoveragePolicy::Strict)
         .expect("every function is covered");

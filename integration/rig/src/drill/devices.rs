@@ -44,7 +44,7 @@ pub(crate) fn devices(seed: u64) -> Option<Violation> {
             drill(&mut drilled);
             drilled.end();
         }
-        rig.verdict().err().map(|failure| failure.violation)
+        rig.judged()
     })
 }
 

@@ -25,9 +25,7 @@ pub(crate) fn nested(seed: u64) -> Option<Violation> {
     if let Err(why) = nested_on(&rig) {
         rig.broken(Rule::WrongAnswer, why);
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 fn nested_on(rig: &Rig) -> Result<(), String> {
@@ -70,7 +68,7 @@ fn nested_on(rig: &Rig) -> Result<(), String> {
     (4..8).for_each(send);
     nest.take_apart(&[6])?;
     (4..8).for_each(send);
-    nest.end()?;
+    drop(nest.end()?);
     (4..8).for_each(send);
     Ok(())
 }
@@ -94,9 +92,7 @@ pub(crate) fn cut_off(seed: u64) -> Option<Violation> {
     if let Err(why) = cut_off_on(&rig, nested) {
         rig.broken(Rule::WrongAnswer, why);
     }
-    let violation = rig.verdict().err().map(|failure| failure.violation);
-    rig.retire();
-    violation
+    rig.judged()
 }
 
 fn cut_off_on(rig: &Rig, nested: bool) -> Result<(), String> {
@@ -123,7 +119,7 @@ fn cut_off_on(rig: &Rig, nested: bool) -> Result<(), String> {
         nest.stage.clear_context(0);
         nest.command(&[GuestStage::forget_contexts()])?;
         storm(rig, &iommu, device)?;
-        return nest.end();
+        return nest.end().map(drop);
     }
     of_the_hypervisor(rig, &iommu, group, device)
 }

@@ -74,11 +74,12 @@ impl<B: Driver> World<B> {
             Held::Guest(group) => group.unit(),
             _ => return,
         };
-        let request = config.with(self.needs(unit, choice[2]));
+        let needs = self.needs(unit, choice[2]);
+        let request = config.with(needs);
         let made = match &self.groups[index] {
             Held::Kernel(group) => match Domain::paging_domain_alloc(group, request) {
                 Ok(domain) => {
-                    let space = self.space(domain, ());
+                    let space = self.space(domain, (), needs);
                     self.kernel.insert(space.tenant.0, space);
                     Ok(())
                 }
@@ -87,7 +88,7 @@ impl<B: Driver> World<B> {
             Held::Guest(group) => match Domain::user_domain_alloc(group, request) {
                 Ok(domain) => {
                     let vm = group.owner();
-                    let space = self.space(domain, vm);
+                    let space = self.space(domain, vm, needs);
                     self.guest.insert(space.tenant.0, space);
                     Ok(())
                 }
@@ -123,9 +124,17 @@ impl<B: Driver> World<B> {
         }
     }
 
-    fn space<O: Household>(&mut self, domain: Domain<O, B>, owner: O::Id) -> Space<O, B> {
+    fn space<O: Household>(
+        &mut self,
+        domain: Domain<O, B>,
+        owner: O::Id,
+        needs: Needs,
+    ) -> Space<O, B> {
         let tenant = Tenant(self.next_tenant);
         self.next_tenant += 1;
+        if needs.coherent_dma {
+            self.rig().snoops(tenant);
+        }
         Space::new(domain, owner, tenant)
     }
 
@@ -372,11 +381,14 @@ impl<B: Driver> World<B> {
                 other => other,
             };
         }
+        if let Some(world) = self.of_smmus() {
+            world.recover_nests();
+        }
     }
 }
 
 /// A group at rest, after the reset that it may need. The devices of a life remember nothing.
-fn at_rest<B: Driver>(group: AtRest<B>) -> Held<B> {
+pub(super) fn at_rest<B: Driver>(group: AtRest<B>) -> Held<B> {
     let group = match group {
         AtRest::ToReset(group) => group.without_reset("the rig's devices remember nothing"),
         AtRest::AfterDriver(group) => group.without_reset("the rig's devices remember nothing"),

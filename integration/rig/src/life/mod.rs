@@ -5,8 +5,11 @@
 //! lived again from its seed, and [`shrink`] makes it short first.
 
 mod acts;
+mod ats;
 mod groups;
+mod guest;
 mod lend;
+mod nests;
 mod op;
 mod run;
 mod shared;

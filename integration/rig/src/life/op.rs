@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::driver::Vendor;
 use crate::rng::Rng;
 
 /// What is done.
@@ -49,6 +50,10 @@ pub enum Kind {
     Sow,
     /// Makes tables below tables and takes them out as one.
     Nest,
+    /// Lets a device keep translations itself, or lets it no more (SMMUs).
+    DeviceTlb,
+    /// Does something with a guest that has a first stage of its own (SMMUs).
+    Guest,
     /// Unmaps a range under a CPU that walks in its tables.
     UnmapWalked,
     /// Maps single pages of a shared range, and takes them out again.
@@ -173,8 +178,35 @@ impl fmt::Display for Op {
     }
 }
 
-/// The operations of this seed.
-pub fn ops(seed: u64, count: usize) -> Vec<Op> {
+/// What lives with SMMUs do beside, in some lives much and in others nothing.
+const OF_SMMUS: [&[Kind]; 4] = [
+    &[],
+    &[Kind::DeviceTlb],
+    &[Kind::Guest],
+    &[Kind::DeviceTlb, Kind::Guest],
+];
+
+/// The operations of this seed, on machines of this vendor.
+pub fn ops(vendor: Vendor, seed: u64, count: usize) -> Vec<Op> {
+    let mut ops = of_all(seed, count);
+    if vendor == Vendor::Smmu {
+        // Of its own, so that the rest of a life does not depend on it.
+        let mut rng = Rng::new(seed ^ 0x736d_6d75);
+        let kinds = *rng.pick(&OF_SMMUS).unwrap_or(&OF_SMMUS[0]);
+        for op in ops.iter_mut().skip(OPENING) {
+            if rng.one_in(4)
+                && op.kind != Kind::LoseUnit
+                && let Some(kind) = rng.pick(kinds)
+            {
+                op.kind = *kind;
+            }
+        }
+    }
+    ops
+}
+
+/// Those of every vendor's.
+fn of_all(seed: u64, count: usize) -> Vec<Op> {
     let mut rng = Rng::new(seed ^ 0x6c69_6665);
     let weights = if rng.one_in(3) { SIZES } else { WEIGHTS };
     let total = weights.iter().map(|(_, weight)| weight).sum();

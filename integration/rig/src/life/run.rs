@@ -84,7 +84,9 @@ impl Life {
 
     /// The operations that are done, with their numbers.
     pub fn ops(&self) -> Vec<(usize, Op)> {
-        let all = ops(self.seed, self.operations).into_iter().enumerate();
+        let all = ops(self.vendor, self.seed, self.operations)
+            .into_iter()
+            .enumerate();
         all.filter(|(index, _)| self.keep.as_ref().is_none_or(|keep| keep.contains(index)))
             .collect()
     }
@@ -93,6 +95,9 @@ impl Life {
     pub fn machine(&self) -> Machine {
         let mut machine = Machine::draw_of(self.vendor, self.seed);
         machine.temper = self.temper.unwrap_or(machine.temper);
+        if self.vendor == Vendor::Smmu {
+            machine.draw_ats();
+        }
         machine
     }
 
@@ -196,13 +201,15 @@ fn end<B: Driver>(mut world: World<B>) {
     for index in 0..world.groups.len() {
         world.detach(index);
     }
+    world.end_all_nests();
     // A unit that still hung may have wedged just now.
     world.reset(true);
     if rig.is_broken() {
         return;
     }
+    world.end_all_nests();
     let memories = &world.memories;
-    let mut kept = 0;
+    let mut kept = world.nests.len();
     for (_, space) in std::mem::take(&mut world.kernel) {
         kept += usize::from(acts::end(memories, space).is_some());
     }

@@ -1,5 +1,6 @@
 //! The machine of a random life: its groups, domains and guests, and what each operation does to them.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use hv_iommu::{
     UnitError, Wedged,
 };
 
+use hv_smmu::Smmu;
+
+use super::guest::Nest;
 use super::op::{Kind, Op};
 use super::space::{Done, Space};
 use crate::driver::Driver;
@@ -44,6 +48,8 @@ pub(crate) enum Held<B: Driver> {
     KernelOn(Group<B, Attached<KernelPaging, B>>, Tenant),
     GuestOn(Group<B, Attached<UserManaged, B>>, Tenant),
     Wedged(Group<B, Wedged<B>>, Tenant),
+    /// With a guest that has a first stage of its own: one of [`World::nests`].
+    Away,
     /// In the middle of an operation.
     Moving,
 }
@@ -55,6 +61,8 @@ pub(crate) struct World<B: Driver> {
     pub(crate) groups: Vec<Held<B>>,
     pub(crate) kernel: BTreeMap<u64, Space<KernelPaging, B>>,
     pub(crate) guest: BTreeMap<u64, Space<UserManaged, B>>,
+    /// Guests with first stages of their own, on SMMUs.
+    pub(crate) nests: Vec<Nest>,
     pub(crate) witness: InterruptsIsolated,
     pub(crate) next_tenant: u64,
     /// Frames that were out when the machine was up.
@@ -137,6 +145,7 @@ impl<B: Driver> World<B> {
             groups: groups.into_iter().map(Held::Blocked).collect(),
             kernel: BTreeMap::new(),
             guest: BTreeMap::new(),
+            nests: Vec::new(),
             witness: InterruptsIsolated::override_unsafe_interrupts("a random life"),
             next_tenant: 1,
             baseline,
@@ -147,6 +156,18 @@ impl<B: Driver> World<B> {
 
     pub(crate) fn rig(&self) -> &Rig {
         &self.memories.rig
+    }
+
+    /// The same, of a life with SMMUs: what only those have.
+    pub(crate) fn of_smmus(&mut self) -> Option<&mut World<Smmu<Rig>>> {
+        (self as &mut dyn Any).downcast_mut()
+    }
+
+    /// Ends guests with first stages of their own.
+    pub(crate) fn end_all_nests(&mut self) {
+        if let Some(world) = self.of_smmus() {
+            world.end_nests();
+        }
     }
 
     /// Does one operation. Whatever broke is noted in the rig.
@@ -196,6 +217,16 @@ impl<B: Driver> World<B> {
                 .sow(memories, choice)),
             Kind::Nest => on_space!(self, choice[2], |memories, space| space
                 .nest(memories, choice)),
+            Kind::DeviceTlb => {
+                if let Some(world) = self.of_smmus() {
+                    world.device_tlb(choice);
+                }
+            }
+            Kind::Guest => {
+                if let Some(world) = self.of_smmus() {
+                    world.nested(choice);
+                }
+            }
             Kind::UnmapWalked => on_space!(self, choice[2], |memories, space| space
                 .unmap_walked(memories, choice)),
             Kind::Share => {

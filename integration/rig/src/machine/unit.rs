@@ -70,6 +70,25 @@ impl UnitModel {
         }
     }
 
+    /// The unit has what it takes to have devices snoop whatever they ask for, and so has what is on the way to it.
+    pub fn set_snooping(&mut self) {
+        match &mut self.registers {
+            UnitRegisters::Vtd(known) => known.ecap.sc = true,
+            UnitRegisters::Smmu(identity) => {
+                (identity.coherent, identity.says_coherent) = (true, true);
+                (identity.fwb, identity.canwbs) = (true, true);
+            }
+        }
+    }
+
+    /// The unit's domains have room for 39 address bits at least, and so for the rig's memory at its own addresses. An
+    /// SMMU's have anyway, as far as its outputs.
+    pub fn widen(&mut self) {
+        if let UnitRegisters::Vtd(known) = &mut self.registers {
+            known.cap.mgaw = known.cap.mgaw.max(39);
+        }
+    }
+
     /// How many faults the unit has room for at most.
     pub fn fault_records(&self) -> usize {
         match &self.registers {

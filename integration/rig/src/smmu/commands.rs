@@ -355,11 +355,12 @@ impl Unit {
                 Progress::Smmu(walk) if walks(stream, walk.vmid()) => {
                     request.progress = Progress::New;
                 }
-                Progress::Translated {
-                    tag: Mark::Smmu(tag),
-                    ..
-                } if ends(stream, *tag) => {
-                    self.queue.drains.push(request.number);
+                Progress::Translated(reach) => {
+                    if let Mark::Smmu(tag) = reach.tag
+                        && ends(stream, tag)
+                    {
+                        self.queue.drains.push(request.number);
+                    }
                 }
                 _ => {}
             }
@@ -374,8 +375,8 @@ impl Unit {
                 continue;
             };
             match request.progress {
-                Progress::Translated { to, .. } => {
-                    bus.landed(&request, to);
+                Progress::Translated(reach) => {
+                    bus.landed(&request, &reach);
                 }
                 _ => bus.requests.push(request),
             }

@@ -1,25 +1,75 @@
 //! Devices that keep translations themselves (ATS): they forget what an ATC_INV names and nothing else, and use what they
 //! have whatever they were told otherwise.
+//!
+//! A completion says of how much it is: up to the leaf (IHI 0070, 13.6.3), and no less than the smallest unit that the
+//! function was set to, a page. Its device keeps all of that as one entry, which goes with any page of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hv_core::Access;
 
 use super::Unit;
-use super::caches::Tag;
 use super::spec::event::{self, At};
 use super::spec::registers;
 use super::spec::stream::Stream;
+use super::walk::untagged;
 use crate::bus::Bus;
 use crate::memory::{FRAME_BYTES, frame_of};
 use crate::pci::Function;
-use crate::request::{Progress, Request, Says, Step};
+use crate::request::{Progress, Reach, Request, Says, Step};
+use crate::rng::Rng;
+
+/// Log2 bytes of the smallest entry, and of the largest, which no leaf is above.
+const SMALLEST: u8 = 12;
+const LARGEST: u8 = 39;
+
+/// What an entry of a device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    stream: u32,
+    writes: bool,
+    /// Log2 bytes.
+    span: u8,
+    /// The address bits from there up.
+    index: u64,
+}
+
+impl Key {
+    const fn of(stream: u32, writes: bool, span: u8, address: u64) -> Self {
+        let index = address >> span;
+        Self {
+            stream,
+            writes,
+            span,
+            index,
+        }
+    }
+
+    const fn first(&self) -> u64 {
+        self.index << self.span
+    }
+
+    /// Whether one of the bytes from `first` to `last` is in it.
+    const fn overlaps(&self, first: u64, last: u64) -> bool {
+        self.first() <= last && first >> self.span <= self.index
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (stream, span, first) = (self.stream, self.span, self.first());
+        write!(
+            f,
+            "what the device of stream {stream:#x} keeps for 2^{span} bytes at {first:#x}"
+        )
+    }
+}
 
 /// What devices keep.
 #[derive(Default)]
 pub(crate) struct Devices {
-    /// By stream, page and whether it is for writing: the frame.
-    kept: BTreeMap<(u32, u64, bool), u64>,
+    /// Where entries lead.
+    kept: BTreeMap<Key, u64>,
     /// Those that answer no invalidation.
     mute: BTreeSet<u32>,
     /// Whether one did not answer since the last sync.
@@ -37,24 +87,43 @@ pub(super) fn is_silent(request: &Request, code: u8) -> bool {
 }
 
 impl Devices {
-    /// A device keeps where an address leads.
-    pub(crate) fn keep(&mut self, stream: u32, request: &Request, to: u64) {
-        let key = (stream, frame_of(request.address), writes(request));
-        self.kept.insert(key, frame_of(to));
+    /// A device keeps where an address leads: all of the leaf, or as much of it as it was answered.
+    pub(crate) fn keep(&mut self, stream: u32, request: &Request, reach: &Reach) {
+        // Of its own, so that what else happens does not depend on it.
+        let mut rng = Rng::new(request.number ^ 0x6174_7320_7369_7a65);
+        let whole = reach.span.clamp(SMALLEST, LARGEST);
+        let span = match rng.one_in(2) {
+            true => whole,
+            false => SMALLEST + rng.below(u64::from(whole - SMALLEST) + 1) as u8,
+        };
+        let key = Key::of(stream, writes(request), span, request.address);
+        self.kept.insert(key, reach.to >> span << span);
     }
 
     /// Where it leads by what the device keeps.
     pub(crate) fn kept(&self, stream: u32, request: &Request) -> Option<u64> {
-        let key = (stream, frame_of(request.address), writes(request));
-        let frame = self.kept.get(&key)?;
-        Some(frame * FRAME_BYTES + request.address % FRAME_BYTES)
+        (SMALLEST..=LARGEST).find_map(|span| {
+            let key = Key::of(stream, writes(request), span, request.address);
+            let to = self.kept.get(&key)?;
+            Some(to + (request.address - key.first()))
+        })
     }
 
     /// A device makes up where a page leads.
     pub(crate) fn forge(&mut self, stream: u32, page: u64, frame: u64) {
         for writes in [false, true] {
-            self.kept.insert((stream, page, writes), frame);
+            let key = Key::of(stream, writes, SMALLEST, page * FRAME_BYTES);
+            self.kept.insert(key, frame * FRAME_BYTES);
         }
+    }
+
+    /// A device forgets what has one of these bytes in it. Gives a page that it had kept.
+    pub(super) fn forget(&mut self, stream: u32, first: u64, last: u64) -> Option<u64> {
+        let goes = |key: &Key| key.stream == stream && key.overlaps(first, last);
+        let forgotten = self.kept.keys().find(|key| goes(key));
+        let page = forgotten.map(|key| frame_of(key.first().max(first)));
+        self.kept.retain(|key, _| !goes(key));
+        page
     }
 
     /// A device answers no invalidation, or does again.
@@ -83,10 +152,7 @@ impl Unit {
             return None;
         };
         let checks = self.control & registers::ATSCHK != 0;
-        (!checks).then_some(Step::Translated {
-            to,
-            tag: Tag::Untagged.into(),
-        })
+        (!checks).then(|| untagged(request, to))
     }
 
     /// What a stream's entry says about a request of a device that keeps translations; `None` where it is to be translated.
@@ -108,10 +174,7 @@ impl Unit {
             (_, Stream::Abort | Stream::Invalid) => Some(silent),
             (Says::Asks, _) if asks => None,
             (Says::Asks, _) => Some(self.refuse(bus, request, event::BAD_ASK, true, At::First)),
-            (Says::Translated { to }, _) if asks => Some(Step::Translated {
-                to,
-                tag: Tag::Untagged.into(),
-            }),
+            (Says::Translated { to }, _) if asks => Some(untagged(request, to)),
             (Says::Translated { .. }, _) => {
                 let code = event::TRANSLATED_FORBIDDEN;
                 Some(self.refuse(bus, request, code, true, At::First))
@@ -132,19 +195,16 @@ impl Unit {
             .is_some_and(|one| !one.present);
         if gone || self.devices.mute.contains(&stream) {
             self.devices.failed = true;
+            // The queue is to stop at that, and its driver to give the unit up.
+            self.health.was_ill = true;
             return;
         }
-        let covered = |page: u64| (first..=last).contains(&(page * FRAME_BYTES));
-        let kept = &mut self.devices.kept;
-        let forgotten = kept
-            .keys()
-            .find(|(own, page, _)| *own == stream && covered(*page));
         // It asks for that again at once.
-        bus.wanted = forgotten.map(|(_, page, _)| (requester, *page));
-        kept.retain(|(own, page, _), _| *own != stream || !covered(*page));
+        let forgotten = self.devices.forget(stream, first, last);
+        bus.wanted = forgotten.map(|page| (requester, page));
         for request in &bus.requests {
             let mine = request.unit == self.index && request.requester == requester;
-            let under_way = matches!(request.progress, Progress::Translated { .. });
+            let under_way = matches!(request.progress, Progress::Translated(_));
             if mine && under_way && request.says != Says::Untranslated {
                 self.queue.drains.push(request.number);
             }
@@ -153,13 +213,33 @@ impl Unit {
 
     /// What a device that gets through keeps of these frames, in words.
     pub(super) fn device_naming(&self, first: u64, pages: u64) -> Option<String> {
-        let frames = first..first + pages;
+        let (from, end) = (first * FRAME_BYTES, (first + pages) * FRAME_BYTES);
         let mut kept = self.devices.kept.iter();
-        let ((stream, page, _), frame) = kept
-            .find(|((stream, ..), frame)| frames.contains(frame) && self.lets_through(*stream))?;
-        Some(format!(
-            "what the device of stream {stream:#x} keeps for page {page:#x}: frame {frame:#x}"
-        ))
+        let (key, to) = kept.find(|(key, to)| {
+            **to < end && from < **to + (1 << key.span) && self.lets_through(key.stream)
+        })?;
+        Some(format!("{key}: {to:#x}"))
+    }
+
+    /// What a device of these streams that gets through keeps of the leaf of 2^`span` bytes at `at` and is not that leaf
+    /// or a part of it, in words.
+    pub(super) fn device_differing(
+        &self,
+        streams: &[(u32, Option<u32>)],
+        (span, at, to): (u8, u64, u64),
+        (read, write): (bool, bool),
+    ) -> Option<String> {
+        let last = at + ((1 << span) - 1);
+        let mut kept = self.devices.kept.iter();
+        let (key, found) = kept.find(|(key, found)| {
+            let part = key.span <= span && **found == to + (key.first().saturating_sub(at));
+            let allowed = if key.writes { write } else { read };
+            streams.contains(&(key.stream, None))
+                && key.overlaps(at, last)
+                && self.lets_through(key.stream)
+                && !(part && allowed)
+        })?;
+        Some(format!("{key}: {found:#x}"))
     }
 
     /// What a device of these streams that gets through keeps of these pages, in words.
@@ -169,13 +249,69 @@ impl Unit {
         first: u64,
         pages: u64,
     ) -> Option<String> {
-        let range = first..first + pages;
+        let (first, last) = (first * FRAME_BYTES, (first + pages) * FRAME_BYTES - 1);
         let mut kept = self.devices.kept.keys();
-        let (stream, page, _) = kept.find(|(stream, page, _)| {
-            streams.contains(&(*stream, None)) && range.contains(page) && self.lets_through(*stream)
+        let key = kept.find(|key| {
+            streams.contains(&(key.stream, None))
+                && key.overlaps(first, last)
+                && self.lets_through(key.stream)
         })?;
-        Some(format!(
-            "what the device of stream {stream:#x} keeps for page {page:#x}"
-        ))
+        Some(key.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::caches::Tag;
+    use super::*;
+
+    fn asks(number: u64, address: u64) -> Request {
+        Request {
+            number,
+            device: 0,
+            requester: 0,
+            substream: None,
+            unit: 0,
+            address,
+            access: Access::Read,
+            began: 0,
+            progress: Progress::New,
+            says: Says::Asks,
+            no_snoop: false,
+        }
+    }
+
+    #[test]
+    fn an_entry_is_as_large_as_its_answer_and_goes_with_any_page_of_it() {
+        let mut sizes = BTreeSet::new();
+        for number in 0..400 {
+            let mut devices = Devices::default();
+            let request = asks(number, 0x4012_3456);
+            let reach = Reach {
+                to: 0x1_0012_3456,
+                tag: Tag::Untagged.into(),
+                span: 21,
+                past_caches: false,
+            };
+            devices.keep(1, &request, &reach);
+            let span = devices.kept.keys().next().unwrap().span;
+            sizes.insert(span);
+            let leads = |devices: &Devices, at| devices.kept(1, &asks(0, at));
+            let first = 0x4012_3456 >> span << span;
+            let last = first + (1 << span) - 1;
+            assert_eq!(
+                leads(&devices, last),
+                Some(last - 0x4000_0000 + 0x1_0000_0000)
+            );
+            assert_eq!(leads(&devices, first - 1), None);
+            assert_eq!(leads(&devices, last + 1), None);
+            assert_eq!(devices.kept(2, &request), None);
+            assert_eq!(devices.forget(1, last + 1, u64::MAX), None);
+            assert_eq!(devices.forget(2, 0, u64::MAX), None);
+            let page = last & !0xfff;
+            assert_eq!(devices.forget(1, page, page + 0xfff), Some(page >> 12));
+            assert!(devices.kept.is_empty());
+        }
+        assert_eq!(sizes, (12..=21).collect());
     }
 }

@@ -32,8 +32,10 @@ impl GuestStage {
             at,
             memory,
         };
-        for word in 0..Self::PAGES * PAGE / 8 {
-            stage.store(word * 8, 0);
+        for page in 0..Self::PAGES {
+            let at = stage.memory.start().as_u64() + page * PAGE;
+            let mut state = rig.core.step();
+            state.bus.memory.write_bytes(at, &[0; PAGE as usize]);
         }
         for space in 0..2 {
             for level in 0..LEVELS - 1 {
@@ -80,6 +82,11 @@ impl GuestStage {
     /// Maps a page.
     pub fn map(&self, space: u64, at: Iova, to: Gpa) {
         self.store(Self::leaf(space, at), guest::page(to.as_u64()));
+    }
+
+    /// Maps a page that its devices are to reach past the CPU's caches.
+    pub fn map_past_caches(&self, space: u64, at: Iova, to: Gpa) {
+        self.store(Self::leaf(space, at), guest::page_past_caches(to.as_u64()));
     }
 
     /// Unmaps a page.

@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 
 use hv_iommu::table::Mapping;
 
-use caches::{Cached, Caches};
+use caches::{Cached, Caches, Kind};
 use commands::Queue;
 use device_tlb::Devices;
 use events::Events;
@@ -42,7 +42,7 @@ use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
-use crate::request::{Progress, Request, Sender, Step};
+use crate::request::{Progress, Reach, Request, Sender, Step};
 use crate::rng::Rng;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
@@ -204,14 +204,21 @@ impl FrontEnd for Unit {
         self.walk(bus, request)
     }
 
-    fn keep_in_device(&mut self, request: &Request, to: u64) {
+    fn keep_in_device(&mut self, request: &Request, reach: &Reach) {
         let stream = self.stream_of(request.requester);
-        self.devices.keep(stream, request, to);
+        self.devices.keep(stream, request, reach);
     }
 
     fn kept_in_device(&self, request: &Request) -> Option<u64> {
         let stream = self.stream_of(request.requester);
         self.devices.kept(stream, request)
+    }
+
+    fn was_plugged(&mut self, requesters: &[u16]) {
+        for requester in requesters {
+            let stream = self.stream_of(*requester);
+            self.devices.forget(stream, 0, u64::MAX);
+        }
     }
 
     fn stalled(&self) -> usize {
@@ -333,7 +340,7 @@ impl FrontEnd for Unit {
                 clean: None,
                 size: 12,
                 combined: false,
-                device: false,
+                memory: Kind::Cached,
             };
             for page in 0..32 {
                 let leaf = leading(BASE + rng.below(256) * FRAME_BYTES);
@@ -369,7 +376,7 @@ impl FrontEnd for Unit {
             .filter(|request| request.unit == self.index);
         let under_way = mine.find(|request| match &request.progress {
             Progress::Smmu(walk) => walk.leads(inside),
-            Progress::Translated { to, .. } => inside(*to),
+            Progress::Translated(reach) => inside(reach.to),
             _ => false,
         });
         if let Some(request) = under_way {
@@ -411,15 +418,18 @@ impl FrontEnd for Unit {
     }
 
     fn differing(&self, senders: &[Sender], leaf: &Mapping) -> Option<String> {
-        let bound = self.structures.bound(&self.streams_of(senders));
+        let streams = self.streams_of(senders);
+        let bound = self.structures.bound(&streams);
         let (read, write) = (leaf.perms.readable(), leaf.perms.writable());
         bound.into_iter().find_map(|bound| {
             // Levels are counted from the leaves there, from the root here.
             let level = 4_u8.saturating_sub(leaf.level.number());
             let span = bound.granule.span(level);
             let (at, to) = (leaf.at.as_u64(), leaf.to.as_u64());
-            self.caches
-                .differing(bound.tag, span, at, to, (read, write))
+            let unit = self
+                .caches
+                .differing(bound.tag, span, at, to, (read, write));
+            unit.or_else(|| self.device_differing(&streams, (span, at, to), (read, write)))
         })
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Cached {
     pub(crate) to: Option<u64>,
     pub(crate) read: bool,
     pub(crate) write: bool,
+    /// Whether requests by it snoop the CPU's caches whatever they ask for.
+    pub(crate) snoops: bool,
 }
 
 /// Domain, level and index of an entry: the address bits from that level's span up.
@@ -403,6 +405,7 @@ mod tests {
             to: Some(frame << 12),
             read: true,
             write: true,
+            snoops: false,
         }
     }
 

@@ -228,6 +228,7 @@ impl FrontEnd for Unit {
                     to: Some(BASE + rng.below(256) * FRAME_BYTES),
                     read: true,
                     write: true,
+                    snoops: false,
                 };
                 self.caches.keep_leaf(domain, 1, page * FRAME_BYTES, leaf);
             }
@@ -236,6 +237,7 @@ impl FrontEnd for Unit {
                 to: Some(astray),
                 read: true,
                 write: true,
+                snoops: false,
             };
             self.caches.keep_link(domain, 2, 0, link);
             self.caches.keep_link(domain, 3, 0, link);
@@ -287,7 +289,7 @@ impl FrontEnd for Unit {
         for request in mine {
             let named = match &request.progress {
                 Progress::Vtd(walk) => Some(walk.frame()),
-                Progress::Translated { to, .. } => Some(to / FRAME_BYTES),
+                Progress::Translated(reach) => Some(reach.to / FRAME_BYTES),
                 _ => None,
             };
             if let Some(frame) = named

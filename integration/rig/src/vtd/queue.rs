@@ -364,16 +364,14 @@ impl Unit {
                 hv_core::Access::Read => reads,
                 hv_core::Access::Write => writes,
             };
-            if let Progress::Translated {
-                to,
-                tag: Mark::Vtd(tag),
-            } = request.progress
+            if let Progress::Translated(reach) = request.progress
+                && let Mark::Vtd(tag) = reach.tag
                 && request.unit == self.index
                 && drained
                 && concerns(tag)
             {
                 let request = bus.requests.swap_remove(index);
-                bus.landed(&request, to);
+                bus.landed(&request, &reach);
             } else {
                 index += 1;
             }

@@ -11,7 +11,7 @@ use super::spec::entries::{
 use super::spec::fault;
 use super::structures::ENTRY_BYTES;
 use crate::bus::Bus;
-use crate::request::{Mark, Progress, Request, Step};
+use crate::request::{Mark, Progress, Reach, Request, Step};
 use crate::rule::Rule;
 
 /// How far a walk is.
@@ -72,7 +72,7 @@ impl Unit {
     /// Does one step of a request.
     pub(super) fn walk(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         let walk = match &request.progress {
-            Progress::Translated { to, tag } => return Step::Translated { to: *to, tag: *tag },
+            Progress::Translated(reach) => return Step::Translated(*reach),
             Progress::Vtd(walk) => walk.clone(),
             _ => return self.begin(bus, request),
         };
@@ -206,8 +206,12 @@ impl Unit {
 
     fn look_up(&mut self, bus: &mut Bus, request: &mut Request, context: Context) -> Step {
         if context.kind == ContextKind::PassThrough {
-            let (to, tag) = (request.address, Mark::Vtd(context.domain));
-            return Step::Translated { to, tag };
+            return Step::Translated(Reach {
+                to: request.address,
+                tag: Mark::Vtd(context.domain),
+                span: span_bits(1) as u8,
+                past_caches: request.no_snoop,
+            });
         }
         let width = span_bits(context.levels + 1).min(self.cap.mgaw.into());
         if request.address >> width != 0 {
@@ -217,9 +221,8 @@ impl Unit {
         if !bus.rng.one_in(8)
             && let Some((level, cached)) = self.caches.leaf(domain, address, &mut bus.rng)
         {
-            let rights = (cached.read, cached.write);
             return match cached.to {
-                Some(to) => self.reach(bus, request, domain, level, to, rights),
+                Some(_) => self.reach(bus, request, domain, level, &cached),
                 None => self.refuse(bus, request),
             };
         }
@@ -288,6 +291,7 @@ impl Unit {
                 at: to,
                 read: may_read,
                 write: may_write,
+                snoops,
             }) => {
                 if may_write && !may_read && !self.cap.zlr {
                     let what = format!(
@@ -297,8 +301,14 @@ impl Unit {
                     bus.broken(Rule::ReservedBits, what);
                 }
                 self.caches.make_room(&mut bus.rng);
-                let rights = (read && may_read, write && may_write);
-                self.reach(bus, request, domain, level, to, rights)
+                let leaf = Cached {
+                    root: context.table,
+                    to: Some(to),
+                    read: read && may_read,
+                    write: write && may_write,
+                    snoops,
+                };
+                self.reach(bus, request, domain, level, &leaf)
             }
         }
     }
@@ -322,6 +332,7 @@ impl Unit {
                     to: None,
                     read: false,
                     write: false,
+                    snoops: false,
                 };
                 if level == 1 {
                     self.caches.keep_leaf(domain, level, address, absent);
@@ -340,6 +351,7 @@ impl Unit {
                     to: Some(*at),
                     read: read && *may_read,
                     write: write && *may_write,
+                    snoops: false,
                 };
                 self.caches.keep_link(domain, level, address, link);
             }
@@ -347,12 +359,14 @@ impl Unit {
                 at,
                 read: may_read,
                 write: may_write,
+                snoops,
             } => {
                 let leaf = Cached {
                     root,
                     to: Some(*at),
                     read: read && *may_read,
                     write: write && *may_write,
+                    snoops: *snoops,
                 };
                 self.caches.keep_leaf(domain, level, address, leaf);
             }
@@ -388,18 +402,17 @@ impl Unit {
         request: &Request,
         domain: u16,
         level: u8,
-        to: u64,
-        (read, write): (bool, bool),
+        leaf: &Cached,
     ) -> Step {
         let permitted = match request.access {
-            Access::Read => read,
-            Access::Write => write,
+            Access::Read => leaf.read,
+            Access::Write => leaf.write,
         };
         if !permitted {
             return self.refuse(bus, request);
         }
         let offset = request.address & ((1 << span_bits(level)) - 1);
-        let to = to + offset;
+        let to = leaf.to.unwrap_or(0) + offset;
         if INTERRUPT_WINDOW.contains(&to) {
             return self.fault(bus, request, fault::OUTPUT_IN_INTERRUPT_WINDOW);
         }
@@ -408,8 +421,12 @@ impl Unit {
                 why: "protected memory",
             };
         }
-        let tag = Mark::Vtd(domain);
-        Step::Translated { to, tag }
+        Step::Translated(Reach {
+            to,
+            tag: Mark::Vtd(domain),
+            span: span_bits(level) as u8,
+            past_caches: request.no_snoop && !leaf.snoops,
+        })
     }
 
     fn refuse(&mut self, bus: &mut Bus, request: &Request) -> Step {

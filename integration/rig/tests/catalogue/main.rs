@@ -4,8 +4,8 @@
 //! with the classes that wait for their feature. The files of this folder are the contract: `vtd` and [`smmu`]
 //! each run all of them, on machines with their units, and beside that what only one of them has; `first` runs all but
 //! those about guests where SMMUs have first stages alone, and `large_granules` what larger smallest pages change. All but
-//! [`smmu`] are programs of their own (`catalogue_vtd`, `catalogue_first`, `catalogue_granules`): machines whose devices
-//! stay attached at the end of a test keep their words until the program ends, which is too much for one.
+//! [`smmu`] are programs of their own (`catalogue_vtd`, `catalogue_first`, `catalogue_granules`), each of which can be built
+//! and run by itself.
 
 #![cfg(not(hv_fault))]
 

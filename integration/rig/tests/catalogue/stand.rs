@@ -45,6 +45,17 @@ pub(crate) struct Stand {
     /// Those that firmware goes on using.
     pub(crate) pinned: Vec<Group<Backend, Pinned>>,
     pub(crate) tenants: std::cell::Cell<u64>,
+    #[expect(dead_code, reason = "dropped with the stand, behind what is above")]
+    pub(crate) retires: Retires,
+}
+
+/// Lets go of what a machine takes at the end of its test, with whatever is dropped while devices are attached.
+pub(crate) struct Retires(pub(crate) Rig);
+
+impl Drop for Retires {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
 }
 
 impl Stand {
@@ -77,6 +88,7 @@ impl Stand {
             }
         }
         Self {
+            retires: Retires(rig.clone()),
             rig,
             iommu,
             groups,
@@ -283,8 +295,6 @@ pub(crate) fn on_machines(seeds: u64, change: impl Fn(&mut Machine), test: impl 
         let mut stand = Stand::new(machine);
         test(&mut stand);
         stand.check();
-        // What is dropped while devices are attached keeps its rig.
-        stand.rig.retire();
     }
 }
 

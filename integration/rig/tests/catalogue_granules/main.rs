@@ -1,5 +1,5 @@
-//! What larger smallest pages change in the [catalogue](../catalogue/main.rs). A program of its own, since machines whose
-//! devices stay attached at the end of a test keep their words until it ends.
+//! What larger smallest pages change in the [catalogue](../catalogue/main.rs). A program of its own, so
+//! that it can be built and run by itself.
 
 #![cfg(not(hv_fault))]
 #![expect(

@@ -1,5 +1,4 @@
-//! The [catalogue](../catalogue/main.rs) on VT-d. A program of its own, since machines whose devices stay attached at the
-//! end of a test keep their words until it ends.
+//! The [catalogue](../catalogue/main.rs) on VT-d. A program of its own, so that it can be built and run by itself.
 
 #![cfg(not(hv_fault))]
 

@@ -87,10 +87,33 @@ pub(crate) struct Cached {
     pub(crate) size: u8,
     /// Whether it is the word of two stages, whose sizes no level of either tells.
     pub(crate) combined: bool,
-    /// Whether it is taken for registers.
-    pub(crate) device: bool,
+    /// For what it is taken.
+    pub(crate) memory: Kind,
     /// Of a leaf that was not written through when it was read: where its descriptor is, and what that was.
     pub(crate) clean: Option<(u64, u64)>,
+}
+
+/// For what a translation takes what it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Registers.
+    Device,
+    /// Memory that is reached through the CPU's caches.
+    Cached,
+    /// Memory that is reached past them.
+    Uncached,
+    /// Memory that is reached through them, whatever a first stage says (S2FWB).
+    Forced,
+}
+
+impl Kind {
+    /// What becomes of a first stage's word under this one of the second.
+    pub(crate) fn over(self, first: Self) -> Self {
+        match (self, first) {
+            (Self::Cached, Self::Uncached) => Self::Uncached,
+            _ => self,
+        }
+    }
 }
 
 /// Ids, log2 of the span, and the address bits from there up.
@@ -390,7 +413,7 @@ mod tests {
             write: true,
             size: 12,
             combined: false,
-            device: false,
+            memory: Kind::Cached,
             clean: None,
         }
     }

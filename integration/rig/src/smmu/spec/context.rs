@@ -80,6 +80,15 @@ impl FirstTables {
     pub(crate) const fn is_device(&self, index: u8) -> bool {
         field(self.attributes, index as u32 * 8 + 7, index as u32 * 8 + 4) == 0
     }
+
+    /// Whether leaves that name this kind are of memory that is written back to from caches, inner and outer (MAIR, DDI
+    /// 0487: 11RW, or 01RW with hints that are not both clear).
+    pub(crate) const fn is_cached(&self, index: u8) -> bool {
+        let low = index as u32 * 8;
+        let inner = field(self.attributes, low + 3, low);
+        let outer = field(self.attributes, low + 7, low + 4);
+        matches!(inner, 5..=7 | 12..=15) && matches!(outer, 5..=7 | 12..=15)
+    }
 }
 
 /// A directory's descriptor: where a table of contexts is, `None` if nowhere.

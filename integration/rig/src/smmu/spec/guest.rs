@@ -12,13 +12,16 @@ pub(crate) const fn entry(contexts: u64, log2: u8) -> [u64; 8] {
     [first, without | at(1, 2) | at(1, 4), 0, 0, 0, 0, 0, 0]
 }
 
+/// The kinds of memory that leaves name (MAIR): 0 written back to from caches, 1 past them.
+const KINDS: u64 = 0x44ff;
+
 /// A context: 39 bits of addresses in pages of 4 KiB from a table of level 1, nothing for the upper half.
 pub(crate) const fn context(root: u64, asid: u16) -> [u64; 8] {
     // T0SZ, walks write-back and inner shareable, EPD1, V, IPS of 36 bits, AA64, R, A, ASET, ASID.
     let walks = at(1, 8) | at(1, 10) | at(3, 12) | at(1, 30);
     let faults = at(1, 45) | at(1, 46) | at(1, 47);
     let first = 25 | walks | at(1, 31) | at(1, 32) | at(1, 41) | faults | at(asid as u64, 48);
-    [first, root, 0, 0xff, 0, 0, 0, 0]
+    [first, root, 0, KINDS, 0, 0, 0, 0]
 }
 
 /// A link to a table.
@@ -29,6 +32,11 @@ pub(crate) const fn link(table: u64) -> u64 {
 /// A page of normal memory for reading and writing, kept for one ASID.
 pub(crate) const fn page(to: u64) -> u64 {
     to | at(1, 6) | at(3, 8) | at(1, 10) | at(1, 11) | 0b11
+}
+
+/// The same, past the CPU's caches.
+pub(crate) const fn page_past_caches(to: u64) -> u64 {
+    page(to) | at(1, 2)
 }
 
 /// CFGI_CD, of leaves.
@@ -60,7 +68,7 @@ pub(crate) const fn forget_address(asid: u16, address: u64) -> [u64; 2] {
 mod tests {
     use super::super::context::{self, Context, ContextLimits};
     use super::super::stage_one::{self, FirstLimits};
-    use super::super::stage_two::{Descriptor, Granule};
+    use super::super::stage_two::{Descriptor, Granule, Memory};
     use super::*;
 
     #[test]
@@ -90,5 +98,13 @@ mod tests {
             panic!("a page");
         };
         assert!(leaf.read && leaf.write && leaf.accessed && !leaf.global);
+        let kind = |word| match read(word, 3) {
+            Ok(Descriptor::Leaf(leaf)) => leaf.memory,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind(page(0x3000)), Memory::Indexed(0));
+        assert_eq!(kind(page_past_caches(0x3000)), Memory::Indexed(1));
+        assert!(tables.is_cached(0) && !tables.is_cached(1) && !tables.is_device(1));
+        assert!(tables.is_device(2) && !tables.is_cached(2));
     }
 }

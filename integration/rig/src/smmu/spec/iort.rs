@@ -5,8 +5,17 @@ const HEADER: usize = 48;
 /// Bytes of an SMMU's node and of a host bridge's, without mappings.
 const SMMU_BYTES: u16 = 68;
 const ROOT_BYTES: u16 = 36;
+/// Bytes of a node of reserved memory, without ranges and mappings.
+const RESERVED_BYTES: u16 = 28;
+/// Bytes of a range of such memory.
+const RANGE_BYTES: u16 = 20;
 /// Bytes of a mapping.
 const MAPPING_BYTES: u16 = 20;
+/// Flag of a mapping: it has one output, whatever comes in.
+const SINGLE: u32 = 1;
+/// Attributes of reserved memory (flags, 9:2): normal write-back. It is not to be moved (bit 0), and not for privileged
+/// requests alone (bit 1).
+const WRITE_BACK: u32 = 5 << 2;
 
 /// The wire of the first unit's events; its errors have the next, and so on.
 const FIRST_WIRE: u32 = 64;
@@ -43,6 +52,15 @@ pub(crate) struct RootNode {
     pub(crate) mappings: Vec<Mapping>,
 }
 
+/// Memory that firmware goes on using through some streams (RMR), at the same addresses.
+#[derive(Clone, Debug)]
+pub(crate) struct ReservedNode {
+    /// First byte, and how many.
+    pub(crate) memory: (u64, u64),
+    /// Whose: the number of an SMMU, and a stream of it.
+    pub(crate) streams: Vec<(usize, u32)>,
+}
+
 fn node(bytes: &mut Vec<u8>, kind: u8, revision: u8, length: u16, number: usize, mappings: usize) {
     let offset = if mappings == 0 { 0 } else { length };
     let whole = length + MAPPING_BYTES * mappings as u16;
@@ -55,7 +73,7 @@ fn node(bytes: &mut Vec<u8>, kind: u8, revision: u8, length: u16, number: usize,
 }
 
 /// The table.
-pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
+pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[ReservedNode]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(b"IORT");
     bytes.extend([0; 4]);
@@ -65,7 +83,8 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
     bytes.extend(1u32.to_le_bytes());
     bytes.extend(b"HVRI");
     bytes.extend(1u32.to_le_bytes());
-    bytes.extend(((smmus.len() + roots.len()) as u32).to_le_bytes());
+    let nodes = smmus.len() + roots.len() + reserved.len();
+    bytes.extend((nodes as u32).to_le_bytes());
     bytes.extend((HEADER as u32).to_le_bytes());
     bytes.extend([0; 4]);
     for (number, smmu) in smmus.iter().enumerate() {
@@ -107,6 +126,23 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode]) -> Vec<u8> {
             }
         }
     }
+    for (number, region) in reserved.iter().enumerate() {
+        let number = smmus.len() + roots.len() + number;
+        let length = RESERVED_BYTES + RANGE_BYTES;
+        node(&mut bytes, 6, 3, length, number, region.streams.len());
+        for word in [WRITE_BACK, 1, RESERVED_BYTES.into()] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend(region.memory.0.to_le_bytes());
+        bytes.extend(region.memory.1.to_le_bytes());
+        bytes.extend([0; 4]);
+        for (smmu, stream) in &region.streams {
+            let at = HEADER + smmu * usize::from(SMMU_BYTES);
+            for word in [0, 0, *stream, at as u32, SINGLE] {
+                bytes.extend(word.to_le_bytes());
+            }
+        }
+    }
     let length = bytes.len() as u32;
     bytes.splice(4..8, length.to_le_bytes());
     let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
@@ -140,10 +176,14 @@ mod tests {
             pasid_bits: 20,
             mappings: vec![mapping],
         };
-        let bytes = table(&[smmu, smmu], &[root]);
+        let reserved = ReservedNode {
+            memory: (0x1_0010_0000, 0x5000),
+            streams: vec![(0, 0x10), (1, 0x1_0011)],
+        };
+        let bytes = table(&[smmu, smmu], &[root], &[reserved]);
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_eq!(word(4) as usize, bytes.len());
-        assert_eq!((word(36), word(40)), (3, 48));
+        assert_eq!((word(36), word(40)), (4, 48));
         let (second, root) = (HEADER + 68, HEADER + 136);
         assert_eq!((word(second + 24), bytes[root + 23]), (5, 7));
         assert_eq!((bytes[second], word(second + 16)), (4, 0x905_0000));
@@ -155,6 +195,17 @@ mod tests {
             (0x100, 0xff, 0x1_0100)
         );
         assert_eq!(word(at + 12) as usize, second);
+        let region = at + 20;
+        assert_eq!((bytes[region], word(region + 8)), (6, 2));
+        assert_eq!((word(region + 12), word(region + 20)), (48, 1));
+        assert_eq!((word(region + 28), word(region + 36)), (0x10_0000, 0x5000));
+        let second_stream = region + 48 + 20;
+        assert_eq!(word(second_stream + 8), 0x1_0011);
+        assert_eq!(word(second_stream + 12) as usize, second);
+        assert_eq!(
+            (word(second_stream + 16), bytes.len()),
+            (1, second_stream + 20)
+        );
         assert_eq!(
             bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)),
             0

@@ -3,7 +3,7 @@
 use hv_core::Access;
 
 use super::super::Unit;
-use super::super::caches::{Cached, Tag};
+use super::super::caches::{Cached, Kind, Tag};
 use super::super::spec::context::{Context, FirstTables, Half};
 use super::super::spec::event::{self, At, Class};
 use super::super::spec::stage_one::{self, FirstLimits};
@@ -46,7 +46,11 @@ impl Filed {
             write: leaf.write,
             size: span,
             combined: false,
-            device: matches!(leaf.memory, Memory::Indexed(kind) if self.context.is_device(kind)),
+            memory: match leaf.memory {
+                Memory::Indexed(kind) if self.context.is_device(kind) => Kind::Device,
+                Memory::Indexed(kind) if !self.context.is_cached(kind) => Kind::Uncached,
+                _ => Kind::Cached,
+            },
             clean: None,
         }
     }
@@ -182,7 +186,7 @@ impl Unit {
                         write: true,
                         size: granule.0,
                         combined: true,
-                        device: false,
+                        memory: Kind::Cached,
                         clean: None,
                     };
                     let above = granule.span(level - 1);
@@ -285,7 +289,7 @@ impl Unit {
                     write: true,
                     size: granule.0,
                     combined: false,
-                    device: false,
+                    memory: Kind::Cached,
                     clean: None,
                 };
                 self.caches.keep_link(filed.tag(false), span, address, link);

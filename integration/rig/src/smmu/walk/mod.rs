@@ -10,13 +10,13 @@ mod second;
 use hv_core::Access;
 
 use super::Unit;
-use super::caches::{Cached, Tag};
+use super::caches::{Cached, Kind, Tag};
 use super::spec::context::{FirstTables, Half};
 use super::spec::event::{self, At};
 use super::spec::stream::{self, ENTRY_BYTES, Stages, Stream, WORDS, Words};
 use crate::bus::Bus;
 use crate::memory::{View, frame_of};
-use crate::request::{Progress, Request, Step};
+use crate::request::{Progress, Reach, Request, Step};
 use crate::rule::Rule;
 use second::Below;
 
@@ -148,7 +148,7 @@ impl Unit {
     /// Does one step of a request.
     pub(super) fn walk(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         let mut walk = match &request.progress {
-            Progress::Translated { to, tag } => return Step::Translated { to: *to, tag: *tag },
+            Progress::Translated(reach) => return Step::Translated(*reach),
             Progress::Smmu(walk) => walk.clone(),
             _ => return self.begin(bus, request),
         };
@@ -322,10 +322,7 @@ impl Unit {
             if address >> self.identity.address_bits() != 0 {
                 return self.refuse(bus, request, event::ADDRESS_SIZE, true, At::First);
             }
-            return Step::Translated {
-                to: address,
-                tag: Tag::Untagged.into(),
-            };
+            return untagged(request, address);
         };
         let first = None;
         let walk = Walk::of(stages, Doing::Out { first, address });
@@ -368,7 +365,7 @@ impl Unit {
             write: given.leaf.write && leaf.write,
             size: small,
             combined: true,
-            device: leaf.device,
+            memory: leaf.memory.over(given.leaf.memory),
             // The first stage's descriptors are not written; a clean page of the second's is walked to again.
             clean: leaf.clean,
         };
@@ -389,17 +386,20 @@ impl Unit {
         is_guests: bool,
     ) -> Step {
         let to = leaf.to + (request.address & ((1 << span) - 1));
-        if bus.memory.is_there(to) && leaf.device && !is_guests {
+        if bus.memory.is_there(to) && leaf.memory == Kind::Device && !is_guests {
             let what = format!(
                 "{:#x} is memory, and a translation under {tag} takes it for registers",
                 frame_of(to)
             );
             bus.broken(Rule::MemoryType, what);
         }
-        Step::Translated {
+        Step::Translated(Reach {
             to,
             tag: tag.into(),
-        }
+            span,
+            // No_snoop comes after whatever the leaf says (IHI 0070, 13.6.1.1), S2FWB included (13.1.6).
+            past_caches: request.no_snoop || leaf.memory == Kind::Uncached,
+        })
     }
 
     /// Whether a walker can read there; a broken rule if not.
@@ -411,6 +411,16 @@ impl Unit {
         }
         there
     }
+}
+
+/// Where a request goes that nothing translates here.
+pub(super) fn untagged(request: &Request, to: u64) -> Step {
+    Step::Translated(Reach {
+        to,
+        tag: Tag::Untagged.into(),
+        span: 12,
+        past_caches: request.no_snoop,
+    })
 }
 
 /// Whether permissions allow an access.

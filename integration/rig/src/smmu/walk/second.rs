@@ -3,7 +3,7 @@
 use hv_core::Access;
 
 use super::super::Unit;
-use super::super::caches::{Cached, Tag};
+use super::super::caches::{Cached, Kind, Tag};
 use super::super::spec::event::{self, At, Class};
 use super::super::spec::stage_two::{self, Descriptor, DescriptorLimits, Leaf, Memory};
 use super::super::spec::stream::Tables;
@@ -64,7 +64,8 @@ impl Unit {
             Class::Context | Class::Table => Access::Read,
         };
         // Descriptors do not lie in registers (S2PTW).
-        let hidden = class != Class::Input && leaf.device && tables.protects_walks;
+        let device = leaf.memory == Kind::Device;
+        let hidden = class != Class::Input && device && tables.protects_walks;
         if !allows(access, (leaf.read, leaf.write)) || hidden {
             return refused(self, bus, event::PERMISSION);
         }
@@ -221,7 +222,7 @@ impl Unit {
                     write: true,
                     size: granule.0,
                     combined: false,
-                    device: false,
+                    memory: Kind::Cached,
                     clean: None,
                 };
                 self.caches.keep_link(tag, span, address, link);
@@ -282,6 +283,10 @@ fn cached(leaf: &Leaf, tables: &Tables, span: u8, descriptor: (u64, u64)) -> Cac
         write: leaf.write,
         size: span,
         combined: false,
-        device: leaf.memory == Memory::Device,
+        memory: match leaf.memory {
+            Memory::Device => Kind::Device,
+            Memory::Normal | Memory::Indexed(_) if tables.forced => Kind::Forced,
+            Memory::Normal | Memory::Indexed(_) => Kind::Cached,
+        },
     }
 }

@@ -13,13 +13,11 @@ mod flushes;
 mod lending;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../regions.rs"]
+mod regions;
 #[path = "../sizes.rs"]
 mod sizes;
 #[path = "../stand.rs"]
-#[expect(
-    dead_code,
-    reason = "some of it is for guests, or for one vendor's own tests"
-)]
 mod stand;
 #[path = "../timeouts.rs"]
 mod timeouts;

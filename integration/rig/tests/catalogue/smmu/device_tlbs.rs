@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use hv_core::{Access, Iova, KernelPaging, PciAddress};
+use hv_core::platform::FrameSource;
+use hv_core::{Access, Iova, KernelPaging, PageSize, PciAddress};
 use hv_iommu::{AttachError, Attached, Domain, FunctionKind, Group, TrustedDevice};
 use hv_rig::{FunctionModel, Identity, Machine, Outcome, Vendor};
 
 use super::Backend;
-use super::stand::{Kernel, REMEMBERS, Stand, iovas, on_machines, pci, small};
+use super::stand::{Kernel, REMEMBERS, Stand, count, iovas, on_machines, pci, small};
 
 /// The device that keeps translations.
 const DEVICE: PciAddress = pci(0, 2, 0);
@@ -73,6 +74,45 @@ fn bc15_a_flush_reaches_what_devices_keep() {
             assert!(!kept(stand, 0x10_0000) && !kept(stand, last));
             assert!(!ask(stand, 0x10_0000), "nothing is mapped there");
         }
+        drop(one.end());
+    });
+}
+
+/// A device may have been answered for a whole large page, or for any part of one: what is taken out, split, or made of one
+/// piece again is forgotten of all that it keeps.
+#[test]
+fn bc15_entries_of_devices_are_of_any_size_up_to_the_leaf() {
+    const LARGE: u64 = 0x20_0000;
+    let resizing = |machine: &mut Machine| {
+        with_ats(machine);
+        machine
+            .units
+            .iter_mut()
+            .for_each(hv_rig::UnitModel::set_resizing);
+    };
+    on_machines(60, resizing, |stand| {
+        let one = asking(stand);
+        let spots = [0, 0x1000, 0xff_000, 0x1f_f000].map(|offset| LARGE + offset);
+        let keeps = || spots.map(|at| ask(stand, at) && kept(stand, at));
+        let frames = stand.rig.alloc_frames(count(512), PageSize::Size2M);
+        let mapped = one.map_to(iovas(LARGE, 512), frames.unwrap(), PageSize::Size2M);
+        assert_eq!(keeps(), [true; 4]);
+        one.unmap_and_free(mapped);
+        assert_eq!(spots.map(|at| kept(stand, at)), [false; 4]);
+        // A page out of the middle: its neighbours stay, in smaller pieces.
+        let frames = stand.rig.alloc_frames(count(512), PageSize::Size2M);
+        let mapped = one.map_to(iovas(LARGE, 512), frames.unwrap(), PageSize::Size2M);
+        assert_eq!(keeps(), [true; 4]);
+        let (left, right) = mapped.split_large_at(count(0xff)).unwrap();
+        let (middle, right) = right.split_large_at(count(1)).unwrap();
+        one.unmap_and_free(middle);
+        assert!(!kept(stand, spots[2]) && !ask(stand, spots[2]));
+        for at in [spots[0], spots[1], spots[3]] {
+            assert!(ask(stand, at) && kept(stand, at), "{at:#x}");
+        }
+        one.unmap_and_free(left);
+        one.unmap_and_free(right);
+        assert_eq!(spots.map(|at| kept(stand, at)), [false; 4]);
         drop(one.end());
     });
 }

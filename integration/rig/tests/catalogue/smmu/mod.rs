@@ -15,8 +15,12 @@ mod guests;
 mod lending;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../regions.rs"]
+mod regions;
 #[path = "../sizes.rs"]
 mod sizes;
+#[path = "../snooping.rs"]
+mod snooping;
 #[path = "../stand.rs"]
 mod stand;
 #[path = "../telling.rs"]

@@ -1,7 +1,7 @@
 //! A guest's own first stage on its parent's second one: what is forgotten of both together, contexts, substreams.
 
 use hv_core::{Access, Gpa, Iova, Pasid};
-use hv_iommu::{FaultBudget, FaultNotice};
+use hv_iommu::{FaultBudget, FaultNotice, Needs};
 use hv_rig::nest::Nest;
 use hv_rig::{GuestStage, Machine, Outcome};
 
@@ -30,6 +30,10 @@ fn write(stand: &Stand, pasid: Option<Pasid>, page: u64) -> Outcome {
     stand.rig.access_as(pci(0, 2, 0), pasid, at, Access::Write)
 }
 
+const fn page(number: u64) -> Iova {
+    Iova::new(number << 12)
+}
+
 fn writes(stand: &Stand, page: u64) -> bool {
     matches!(write(stand, None, page), Outcome::Reached { .. })
 }
@@ -53,7 +57,44 @@ fn bc03_what_both_stages_gave_is_forgotten_when_the_parent_takes_a_page() {
             assert!(!writes(stand, at), "page {at}");
         }
         assert!(writes(stand, 4));
-        nest.end().unwrap();
+        drop(nest.end().unwrap());
+    });
+}
+
+/// A guest takes a page of its memory for one that its devices reach past the CPU's caches: so they do, unless its parent
+/// was asked to have them snoop.
+#[test]
+fn bc12_a_guests_first_stage_gets_no_device_past_the_caches_where_its_parent_forces_them() {
+    let forces = |machine: &mut Machine| {
+        nesting(machine);
+        for unit in &mut machine.units {
+            let identity = unit.smmu().unwrap();
+            (identity.fwb, identity.canwbs) = (true, true);
+            unit.set_coherent(true);
+        }
+    };
+    on_machines(30, forces, |stand| {
+        for coherent_dma in [false, true] {
+            let needs = Needs {
+                coherent_dma,
+                ..Needs::default()
+            };
+            let group = stand.take(pci(0, 2, 0));
+            let nest = Nest::needing(&stand.rig, group, 0, needs).unwrap();
+            nest.coming(None, 5, 20);
+            nest.stage.map_past_caches(0, page(5), Gpa::new(20 << 12));
+            nest.came(None, 5);
+            nest.map(None, 0, 6, 21);
+            for at in [5, 6] {
+                for access in [Access::Read, Access::Write] {
+                    stand.rig.access(nest.device(), page(at), access);
+                    let past = stand.rig.went_past_caches();
+                    assert_eq!(past, at == 5 && !coherent_dma, "page {at}");
+                }
+            }
+            let group = nest.end().unwrap();
+            stand.groups.push(group.claimable().unwrap());
+        }
     });
 }
 
@@ -85,7 +126,7 @@ fn bc03_a_guests_contexts_are_forgotten_when_it_asks_and_as_it_asks() {
             nest.came(None, 5);
             assert!(writes(stand, 5), "round {round}");
         }
-        nest.end().unwrap();
+        drop(nest.end().unwrap());
     });
 }
 
@@ -97,7 +138,7 @@ fn bc05_a_device_that_leaves_a_guests_first_stage_reaches_nothing() {
             nest.map(None, 0, at, 16 + at);
         }
         assert!((2..8).all(|at| writes(stand, at)));
-        nest.end().unwrap();
+        drop(nest.end().unwrap());
         assert!((0..40).all(|at| !writes(stand, at)));
     });
 }
@@ -138,7 +179,7 @@ fn bc08_requests_with_a_pasid_go_by_its_context_and_by_no_other() {
             Outcome::Reached { .. }
         ));
         assert!(writes(stand, 5), "the other's stays");
-        nest.end().unwrap();
+        drop(nest.end().unwrap());
     });
 }
 
@@ -150,7 +191,7 @@ fn bc08_a_stream_without_substreams_has_no_requests_with_one() {
         let refused = write(stand, Pasid::new(1), 5);
         let reason = BAD_SUBSTREAM;
         assert_eq!(refused, Outcome::Faulted { reason });
-        nest.end().unwrap();
+        drop(nest.end().unwrap());
     });
     // The hypervisor's own streams have none at all today.
     on_machines(10, nesting, |stand| {

@@ -190,7 +190,10 @@ fn bc05_an_untranslated_device_reaches_nothing_after_its_detach() {
 fn bc06_a_region_of_a_device_that_nobody_can_bind_refuses_the_machine() {
     let discover = |kind, policy| {
         let rig = Rig::new(Machine::calm_of(Vendor::Smmu)).unwrap();
-        let mut firmware = iort::parse(&rig.iort()).unwrap().describe().unwrap();
+        let mut firmware = iort::parse(&rig.iort().unwrap())
+            .unwrap()
+            .describe()
+            .unwrap();
         let unit = UnitIndex::new(0).unwrap();
         let (first, last) = (StreamId::new(0xff00), StreamId::new(0xff03));
         firmware.devices.push(PlatformDevice {

@@ -15,8 +15,12 @@ mod guests;
 mod lending;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../regions.rs"]
+mod regions;
 #[path = "../sizes.rs"]
 mod sizes;
+#[path = "../snooping.rs"]
+mod snooping;
 #[path = "../stand.rs"]
 mod stand;
 #[path = "../telling.rs"]
@@ -27,8 +31,8 @@ mod timeouts;
 mod units;
 
 mod interrupts;
+mod kept;
 mod only;
-mod regions;
 
 /// The machine, as the contract wants it.
 pub(crate) fn suited(machine: hv_rig::Machine) -> hv_rig::Machine {

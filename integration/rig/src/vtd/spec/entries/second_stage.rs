@@ -25,6 +25,8 @@ pub(crate) enum SecondStage {
         read: bool,
         /// Whether writes may pass.
         write: bool,
+        /// Whether requests snoop the processors' caches whatever they ask for (SNP).
+        snoops: bool,
     },
 }
 
@@ -100,5 +102,11 @@ pub(crate) fn second_stage(word: u64, level: u8, limits: &Limits) -> Result<Seco
             "the address bits inside a large page (VT-d manual, second-stage paging entries)",
         )?;
     }
-    Ok(SecondStage::Leaf { at, read, write })
+    let snoops = field(word, 11, 11) == 1;
+    Ok(SecondStage::Leaf {
+        at,
+        read,
+        write,
+        snoops,
+    })
 }

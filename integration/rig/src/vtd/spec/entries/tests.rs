@@ -133,7 +133,14 @@ fn extensions_allow_their_context_entries() {
 fn second_stage_entries_are_absent_tables_or_leaves() {
     let entry = |word, level| second_stage(word, level, &LIMITS);
     let table = |at, read, write| Ok(SecondStage::Table { at, read, write });
-    let leaf = |at, read, write| Ok(SecondStage::Leaf { at, read, write });
+    let leaf = |at, read, write| {
+        Ok(SecondStage::Leaf {
+            at,
+            read,
+            write,
+            snoops: false,
+        })
+    };
     assert_eq!(entry(!0b11, 1), Ok(SecondStage::Absent));
     assert_eq!(entry(!0b11, 5), Ok(SecondStage::Absent));
     for level in 2..=5 {
@@ -201,6 +208,7 @@ fn extensions_allow_their_second_stage_entries() {
             at,
             read: true,
             write: true,
+            snoops: true,
         })
     };
     assert_eq!(
