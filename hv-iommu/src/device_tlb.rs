@@ -48,12 +48,14 @@ impl AtsPlace {
     }
 }
 
-/// Stops a function from asking for translations that firmware let ask.
-pub(crate) fn stop_leftover(config: &impl PciConfig, function: PciAddress) {
+/// Stops a function from asking for translations that firmware, or whoever had it before, let ask. Says whether it does
+/// not ask now.
+pub(crate) fn stop_leftover(config: &impl PciConfig, function: PciAddress) -> bool {
     let place = AtsPlace::of(config, function);
     let is_on = |place: &AtsPlace| place.control(config, function) & ATS_CONTROL_ENABLE != 0;
-    if let Some(place) = place.filter(is_on) {
-        place.set(config, function, false);
+    match place.filter(is_on) {
+        Some(place) => place.set(config, function, false) & ATS_CONTROL_ENABLE == 0,
+        None => true,
     }
 }
 
