@@ -19,6 +19,7 @@ impl RigCell {
         let Some(core) = self.core.upgrade() else {
             return 0;
         };
+        core.let_in();
         let mut state = core.quiet();
         let old = state.bus.memory.load(self.at);
         let new = change(old);

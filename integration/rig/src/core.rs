@@ -50,7 +50,12 @@ pub(crate) struct Core {
     /// Whether threads take turns at their steps, and not only when the machine that this runs on likes.
     turns: AtomicBool,
     steps: AtomicU64,
+    /// What another CPU does in the middle of what this one does, after so many steps.
+    meanwhile: Mutex<Option<(u64, Other)>>,
 }
+
+/// What another CPU does.
+type Other = Box<dyn FnOnce() + Send>;
 
 impl Core {
     /// The machine, after reset, with the mess that firmware left.
@@ -129,6 +134,7 @@ impl Core {
             }),
             turns: AtomicBool::new(false),
             steps: AtomicU64::new(machine.seed),
+            meanwhile: Mutex::new(None),
         }
     }
 
@@ -151,8 +157,38 @@ impl Core {
         self.turns.store(true, Ordering::Relaxed);
     }
 
+    /// Has something done by another CPU after so many steps; `None`, and what is left of it, takes that back.
+    pub(crate) fn meanwhile(&self, other: Option<(u64, Other)>) -> Option<Other> {
+        let mut meanwhile = self
+            .meanwhile
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *meanwhile, other).map(|(_, other)| other)
+    }
+
+    /// Lets the other CPU do its part, if it is its turn. The caller holds no lock of the rig.
+    pub(crate) fn let_in(&self) {
+        let mut meanwhile = self
+            .meanwhile
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let turn = match &mut *meanwhile {
+            None => return,
+            Some((0, _)) => meanwhile.take(),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+        };
+        drop(meanwhile);
+        if let Some((_, other)) = turn {
+            other();
+        }
+    }
+
     /// Lets another thread in now and then: who holds the lock of the state mostly gets it again.
     pub(crate) fn give_way(&self) {
+        self.let_in();
         // ORDERING: Relaxed, both: a choice made before there are threads, and a source of chance.
         if self.turns.load(Ordering::Relaxed) {
             let step = self.steps.fetch_add(1, Ordering::Relaxed);
@@ -209,6 +245,7 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             command: if model.left_on { BUS_MASTER } else { 0 },
             pasids: Pasids::of(machine.pasid_bits),
             present: true,
+            silent: false,
             rogue: machine.temper.rogues && rng.one_in(4),
             unit: machine.unit_of(model.address).unwrap_or(0),
             ats: model

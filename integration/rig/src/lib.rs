@@ -44,6 +44,7 @@ mod waking;
 pub use absent::NoRegisters;
 pub use bus::Counts;
 pub use cell::RigCell;
+pub use devices::Answering;
 pub use driver::{Driver, Vendor};
 pub use interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
 pub use ledger::Tenant;
