@@ -147,9 +147,9 @@ pub enum AttachError {
         /// The group.
         group: GroupId,
     },
-    /// The group was cut off for its faults.
+    /// The group was cut off ([`CutOffReason`](crate::CutOffReason)).
     #[error(
-        "{group} was cut off because it caused too many faults: `detach` it, reset its devices, and attach it anew"
+        "{group} was cut off because it caused too many faults, or did not answer: `detach` it, reset its devices, and attach it anew"
     )]
     CutOff {
         /// The group.

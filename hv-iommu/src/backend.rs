@@ -309,6 +309,15 @@ pub enum UnitError {
         /// What it was expected to be bound to.
         domain: HwDomainId,
     },
+    /// A device did not forget translations that it keeps, or its unit was reset meanwhile: it may keep none. The unit is
+    /// well.
+    #[error(
+        "the device of {requester} does not forget translations when told to (ATS), so it may keep none"
+    )]
+    NoAnswer {
+        /// The requester.
+        requester: PciAddress,
+    },
     /// There is no such unit.
     #[error("there is no {unit}")]
     NoSuchUnit {
@@ -557,6 +566,27 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// # Errors
     /// As [`submit`](Self::submit).
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
+
+    /// Whether a unit waits for devices as well, which may take as long as their bus gives them
+    /// ([`Config::device_wait`](crate::Config::device_wait)).
+    fn waits_for_devices(&self, unit: UnitIndex) -> bool {
+        let _ = unit;
+        false
+    }
+
+    /// Whether [`take_silent`](Self::take_silent) would give something. Cheap: asked after each wait.
+    fn has_silent(&self, unit: UnitIndex) -> bool {
+        let _ = unit;
+        false
+    }
+
+    /// A requester whose device was told to forget translations that it keeps, and did not say that it did. The unit lets
+    /// nothing of it through since, until it is bound anew, and went on: what waited for the device is done. Each time that
+    /// this happens it is given once. Called under a lock: it waits for nothing.
+    fn take_silent(&self, unit: UnitIndex) -> Option<PciAddress> {
+        let _ = unit;
+        None
+    }
 
     /// Takes one event from the unit's fault log, if there is one. `None` says that the log was empty during the call: what
     /// another CPU is taking at the time is waited for. However many faults there are, a failure of the unit itself is

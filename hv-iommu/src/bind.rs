@@ -85,6 +85,7 @@ pub(crate) fn register<B: Backend>(
             owner,
             meter,
             ats: None,
+            is_untold: false,
         }));
     Ok(())
 }

@@ -48,12 +48,14 @@ impl AtsPlace {
     }
 }
 
-/// Stops a function from asking for translations that firmware let ask.
-pub(crate) fn stop_leftover(config: &impl PciConfig, function: PciAddress) {
+/// Stops a function from asking for translations that firmware, or whoever had it before, let ask. Says whether it does
+/// not ask now.
+pub(crate) fn stop_leftover(config: &impl PciConfig, function: PciAddress) -> bool {
     let place = AtsPlace::of(config, function);
     let is_on = |place: &AtsPlace| place.control(config, function) & ATS_CONTROL_ENABLE != 0;
-    if let Some(place) = place.filter(is_on) {
-        place.set(config, function, false);
+    match place.filter(is_on) {
+        Some(place) => place.set(config, function, false) & ATS_CONTROL_ENABLE == 0,
+        None => true,
     }
 }
 
@@ -145,8 +147,13 @@ impl<B: DeviceTlbBackend> Inner<B> {
 
 impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPaging, B, S>> {
     /// Lets `member` keep translations of its domain in a TLB of its own (ATS). Each flush of the domain waits for the
-    /// function too then; one that does not answer fails flushes, and wedges its unit, after the unit's own deadline for
-    /// that or [`Config::wait`](crate::Config::wait).
+    /// function too then, and whatever else is asked of its unit behind that waits as well, for as long as the bus gives a
+    /// device. One that does not answer by then is cut off with its group: the unit lets nothing of it through, so the
+    /// flush is done and its receipt made, nobody else behind the unit is harmed, and
+    /// [`take_faults`](crate::Iommu::take_faults) tells of it ([`FaultNotice::CutOff`](crate::FaultNotice::CutOff)). After
+    /// a detach it can be attached anew. One that answers late by less than
+    /// [`Config::device_wait`](crate::Config::device_wait) costs time and nothing else. A unit that never says that
+    /// a device did not answer is wedged after that time, like one that hangs.
     ///
     /// The unit does not look at where the function's requests go any more, so it takes the word of who
     /// [vouches](TrustedDevice::vouch_for) for the device. A guest's device never gets it. Ports on the way have to let
@@ -155,7 +162,8 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
     /// # Errors
     /// [`AttachError::NotAMember`], [`AttachError::NotVouchedFor`]; [`AttachError::Incompatible`] where the unit, or what
     /// firmware says is on the way to it, cannot; [`AttachError::NoTranslationRequests`], [`AttachError::KeepsAts`] where
-    /// the function cannot or does not; [`AttachError::CutOff`], [`AttachError::Unit`]. It is off then.
+    /// the function cannot or does not; [`AttachError::CutOff`], [`AttachError::Unit`], of which
+    /// [`UnitError::NoAnswer`] is the function's own. It is off then.
     pub fn enable_ats(
         &mut self,
         member: PciAddress,
@@ -245,7 +253,11 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
             place.set(config, member, false);
         }
         // Noted until it is closed: meanwhile the group is not moved, nor are its PASIDs opened.
-        inner.close(member, domain)?;
+        match inner.close(member, domain) {
+            // Where it was cut off meanwhile, nothing of it passes any more.
+            Ok(()) | Err(UnitError::NotBound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         inner.note_asking(member, None);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Faults: whose they are, and how many of them a device may cause before it is cut off.
+//! Faults: whose they are, and how many of them a device may cause before it is cut off, as is one that does not answer.
 //!
 //! Whom a fault is told to be of while its device goes elsewhere, the loom models
 //! `bc19_a_fault_is_told_while_its_device_goes` and
@@ -8,6 +8,7 @@ mod show;
 
 use core::time::Duration;
 
+use arrayvec::ArrayVec;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
 
@@ -15,7 +16,7 @@ use crate::attach::AttachError;
 use crate::backend::{Backend, FaultEvent, RawFault, StrayFault, UnitIndex};
 use crate::domain::DomainUid;
 use crate::group::{GroupId, Inner, clear_bus_mastering};
-use crate::system::{Iommu, Registry, System};
+use crate::system::{Bound, Iommu, Registry, System};
 
 /// How many faults a group of devices may cause in a time before it is cut off.
 ///
@@ -53,7 +54,7 @@ pub(crate) struct Meter {
     since: Option<Instant>,
     /// Faults since then.
     faults: u32,
-    /// Whether the group was cut off for its faults.
+    /// Whether the group was cut off, for its faults or for a device that does not answer.
     pub(crate) cut_off: bool,
 }
 
@@ -97,10 +98,14 @@ pub enum FaultNotice {
     /// The unit says that it works no more: it is wedged, and the devices behind it are cut off. Told once, and not where
     /// somebody has reset it, or does, by the time that it would be told.
     Failed(UnitIndex),
-    /// A group caused more faults than its budget allows: its devices have no bus mastering any more, and its units
-    /// record no more of its faults. It gets both back after a detach, by being attached anew.
+    /// A group caused more faults than its budget allows, or one of its devices does not forget what it keeps: its devices
+    /// have no bus mastering any more, and its units record no more of its faults. It gets both back after a detach, by
+    /// being attached anew.
     CutOff(CutOff),
 }
+
+/// How many groups are cut off at one look for devices that do not answer; the next look goes on.
+const SILENT_AT_ONCE: usize = 16;
 
 /// What a look at the fault logs left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +120,22 @@ pub enum FaultLogs {
     Withheld,
 }
 
-/// A group that was cut off for its faults.
+/// Why a group was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutOffReason {
+    /// It caused more faults than this.
+    Faults(FaultBudget),
+    /// A device of it was told to forget translations that it keeps (ATS), and did not say that it did. Its unit lets nothing
+    /// of it through until it is attached anew, so what waited for it counts as forgotten.
+    NoAnswer,
+}
+
+/// A group that was cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutOff {
-    /// The unit that recorded the faults.
+    /// The unit that it is behind.
     pub unit: UnitIndex,
-    /// The requester that caused them.
+    /// The requester that is the reason.
     pub requester: PciAddress,
     /// Its group.
     pub group: GroupId,
@@ -128,8 +143,8 @@ pub struct CutOff {
     pub domain: DomainUid,
     /// Whose the group is: who has to be told.
     pub owner: OwnerId,
-    /// What it exceeded.
-    pub budget: FaultBudget,
+    /// Why.
+    pub reason: CutOffReason,
 }
 
 /// Whose a requester is, and what its fault came to.
@@ -151,7 +166,8 @@ impl<B: Backend> Iommu<B> {
 
     /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
     /// each, and tells `report` of every event. A group that exceeds its [`FaultBudget`] is cut off, which is told
-    /// once; what it leaves in the log is dropped. A unit that says that it has failed is wedged.
+    /// once; what it leaves in the log is dropped. So is one of which a device does not forget what it keeps (ATS), as
+    /// soon as that is known. A unit that says that it has failed is wedged.
     ///
     /// Says whether there may be more, which matters to those who rely on [interrupts](crate::RoutedInterrupts).
     ///
@@ -179,6 +195,10 @@ impl<B: Backend> Iommu<B> {
                 false
             });
             more |= !all;
+            self.0.hear_of_silent(unit);
+        }
+        while let Some(cut_off) = self.0.untold() {
+            report(FaultNotice::CutOff(cut_off));
         }
         match (more, withheld) {
             (true, _) => FaultLogs::MayHoldMore,
@@ -218,7 +238,7 @@ impl<B: Backend> System<B> {
                     group,
                     domain,
                     owner,
-                    budget,
+                    reason: CutOffReason::Faults(budget),
                 }));
             }
         }
@@ -228,7 +248,7 @@ impl<B: Backend> System<B> {
     fn count(&self, requester: PciAddress) -> Counted {
         let now = self.backend.platform().now();
         let mut registry = self.registry.lock();
-        let bound = |entry: &&crate::system::Bound| entry.requester == requester;
+        let bound = |entry: &&Bound| entry.requester == requester;
         let Some(bound) = registry.bound.iter().find(bound) else {
             return Counted::Unbound;
         };
@@ -247,6 +267,51 @@ impl<B: Backend> System<B> {
         }
         self.silence_group(&mut registry, group);
         Counted::OneTooMany(group, domain, owner)
+    }
+
+    /// Cuts off the groups of devices that a unit lets nothing through of any more, since they did not answer.
+    pub(crate) fn hear_of_silent(&self, unit: UnitIndex) {
+        if !self.backend.has_silent(unit) {
+            return;
+        }
+        let mut groups = ArrayVec::<GroupId, SILENT_AT_ONCE>::new();
+        {
+            let mut registry = self.registry.lock();
+            // Taken under the lock that each unbinding takes, behind its wait: whoever has the device next is not meant.
+            while !groups.is_full()
+                && let Some(requester) = self.backend.take_silent(unit)
+            {
+                log::error!("{requester} does not answer invalidations (ATS) and is cut off");
+                let mut bound = registry.bound.iter_mut();
+                let its = |bound: &&mut Bound| bound.requester == requester && bound.unit == unit;
+                let Some(bound) = bound.find(its) else {
+                    continue;
+                };
+                // Told once.
+                bound.is_untold = !bound.meter.cut_off;
+                let group = bound.group;
+                self.silence_group(&mut registry, group);
+                let _ = groups.try_push(group);
+            }
+        }
+        for group in groups {
+            self.reread_entries(group);
+        }
+    }
+
+    /// A group that was cut off because of a device that does not answer, of which nobody was told yet.
+    fn untold(&self) -> Option<CutOff> {
+        let mut registry = self.registry.lock();
+        let bound = registry.bound.iter_mut().find(|bound| bound.is_untold)?;
+        bound.is_untold = false;
+        Some(CutOff {
+            unit: bound.unit,
+            requester: bound.requester,
+            group: bound.group,
+            domain: bound.domain,
+            owner: bound.owner,
+            reason: CutOffReason::NoAnswer,
+        })
     }
 
     /// Takes bus mastering from a group's devices and stops their faults from being recorded. Under the registry's
@@ -291,7 +356,7 @@ impl<B: Backend> Registry<B> {
 }
 
 impl<B: Backend> Inner<B> {
-    /// Refuses if the group was cut off for its faults.
+    /// Refuses if the group was cut off.
     pub(crate) fn check_not_cut_off(&self) -> Result<(), AttachError> {
         if self.system.registry.lock().meter_of(self.id).cut_off {
             return Err(AttachError::CutOff { group: self.id });

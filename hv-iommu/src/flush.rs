@@ -99,7 +99,7 @@ pub enum FlushError {
 
 impl<B: Backend> System<B> {
     /// Waits until what `ticket` stands for is done. On failure the unit is wedged and every device
-    /// behind it loses bus mastering.
+    /// behind it loses bus mastering. Devices that the unit gave up meanwhile are cut off, with their groups.
     pub(crate) fn wait(
         &self,
         unit: UnitIndex,
@@ -112,13 +112,23 @@ impl<B: Backend> System<B> {
         let clock = self.backend.platform();
         let start = clock.now();
         let deadline = start.after(self.wait);
+        let mut for_devices = false;
         let resets = self.wedged.resets();
         loop {
             // Who waits here walks in no table: its stay holds nobody back meanwhile.
             self.quiescence.pass(clock);
-            let expired = clock.now() > deadline;
+            // Also where it was so: the last of them may have been given up just now.
+            for_devices |= self.backend.waits_for_devices(unit);
+            let now = clock.now();
+            let expired = match for_devices {
+                true => now > deadline.after(self.device_wait),
+                false => now > deadline,
+            };
             match self.backend.poll(unit, ticket) {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    self.hear_of_silent(unit);
+                    return Ok(());
+                }
                 Ok(false) if expired && Fault::TimeoutIsSuccess.is_on() => return Ok(()),
                 Ok(false) if expired => {
                     let waited: Duration = clock.now().since(start);

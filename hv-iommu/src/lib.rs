@@ -90,7 +90,7 @@ pub use dma::{
     UnmappedInTurn,
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
-pub use faults::{CutOff, FaultBudget, FaultLogs, FaultNotice, FaultReport};
+pub use faults::{CutOff, CutOffReason, FaultBudget, FaultLogs, FaultNotice, FaultReport};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};
 pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedged};

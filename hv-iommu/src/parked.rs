@@ -114,7 +114,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Parked<O, B, S>> {
     }
 
     /// Puts the group back into its domain, as it was. Bus mastering is off, whatever the reset left: who drives
-    /// a device sets it up before it sends. What keeps groups apart (ACS) and was cleared by the reset is set again as
+    /// a device sets it up before it sends. So are the TLBs of its devices: who wants one [asks](Group::enable_ats) anew. What keeps groups apart (ACS) and was cleared by the reset is set again as
     /// it was when the functions came in, and read back.
     ///
     /// # Errors

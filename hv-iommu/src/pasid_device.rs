@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::backend::{Backend, UnitIndex};
 use crate::capability::{PasidBackend, Unmet};
+use crate::device_tlb::stop_leftover;
 use crate::domain::{DomainCore, DomainUid};
 use crate::group::{GroupId, Inner};
 use crate::spec::{
@@ -58,8 +59,8 @@ pub enum PasidsRefused {
         /// The function.
         function: PciAddress,
     },
-    /// The function asks for translations already, and its PASIDs may be switched only before that (PCI Express Base,
-    /// "PASID Control Register").
+    /// The function asks for translations, because its group's holder let it or because it goes on where it is told to
+    /// stop; and its PASIDs may be switched only before that (PCI Express Base, "PASID Control Register").
     #[error(
         "{function} asks for translations (ATS): expected that to be off while its PASIDs are switched"
     )]
@@ -132,7 +133,8 @@ impl Capability {
         if self.is_on() == on && self.control == if on { PASID_ENABLE } else { 0 } {
             return Ok(());
         }
-        if self.asks && self.is_on() != on {
+        // The group's holder lets none ask beside its PASIDs, so it is somebody's from before.
+        if self.asks && self.is_on() != on && !stop_leftover(config, function) {
             return Err(PasidsRefused::AsksForTranslations { function });
         }
         let control = if on { PASID_ENABLE } else { 0 };

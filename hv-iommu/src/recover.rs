@@ -126,7 +126,7 @@ impl<B: Backend> System<B> {
     /// entry that was just taken down.
     pub(crate) fn request_failed(&self, unit: UnitIndex, error: UnitError, resets: u64) {
         let known = match error {
-            UnitError::Busy { .. } => true,
+            UnitError::Busy { .. } | UnitError::NoAnswer { .. } => true,
             // Refused because the unit is wedged, or was before a reset that has succeeded meanwhile:
             // callers that keep trying must neither spoil a reset nor wedge the unit again after it.
             UnitError::Wedged { .. } => self.wedged.has(unit) || self.wedged.resets() != resets,

@@ -34,7 +34,8 @@ impl<B: ReplaceBackend> fmt::Debug for GaplessReplace<B> {
 
 /// What a failed replacement gives back.
 pub enum ReplaceFailed<O: Owner, B: Backend, S: Shape<O, B>> {
-    /// The group is attached as before.
+    /// The group is attached as before. Where its entries were down meanwhile ([`Group::replace_with_gap`]), the TLBs of its
+    /// devices are off, and are asked for anew ([`Group::enable_ats`]).
     Refused {
         /// The group.
         group: Group<B, Attached<O, B, S>>,

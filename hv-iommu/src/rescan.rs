@@ -13,6 +13,7 @@ use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::device_tlb::stop_leftover;
 use crate::dma::Trust;
 use crate::group::{GroupId, Inner, clear_bus_mastering};
 use crate::reserved::ReservedRegion;
@@ -371,7 +372,7 @@ fn culprit(was: &GroupPlan, is: &[GroupPlan]) -> PciAddress {
     other.or(first).unwrap_or(none)
 }
 
-/// Takes bus mastering from what is new and does not stay on: functions that were not listed, and members that were in no plan.
+/// Takes bus mastering, and translations of their own, from what is new and does not stay on: functions that were not listed, and members that were in no plan.
 fn silence_new<B: Backend>(
     system: &System<B>,
     (was, is): (&[GroupPlan], &[GroupPlan]),
@@ -385,11 +386,14 @@ fn silence_new<B: Backend>(
         // At the start bring-up did this for bridges.
         for function in now.iter().filter(|function| !known(function.address)) {
             clear_bus_mastering(config, function.address);
+            // As bring-up did for the others: what it was let do by whoever had it before.
+            stop_leftover(config, function.address);
         }
     }
     for member in is.iter().flat_map(|plan| &plan.members) {
         if !placed(member) && !stays(*member) {
             clear_bus_mastering(config, *member);
+            stop_leftover(config, *member);
         }
     }
 }

@@ -24,15 +24,22 @@ use crate::topology::{PciFunction, Topology};
 pub struct Config {
     /// How long a unit may take for one request before it counts as wedged.
     pub wait: Duration,
+    /// How much longer it may take while devices behind it keep translations themselves
+    /// ([`enable_ats`](crate::Group::enable_ats)), since it waits for those too. A unit goes on past a device only after
+    /// the bus has given it up, and which one it was takes that time once more to find out, for each that does not answer;
+    /// where this is shorter, a device that does not answer wedges its unit.
+    pub device_wait: Duration,
     /// How many faults a group of devices may cause before it is cut off.
     pub faults: FaultBudget,
 }
 
 impl Default for Config {
-    /// One second: hardware needs microseconds, a loaded emulator milliseconds.
+    /// One second: hardware needs microseconds, a loaded emulator milliseconds. For devices 200: PCI Express gives
+    /// them 60 to 90 to complete an invalidation (Base Specification 6.0, 10.3.1).
     fn default() -> Self {
         Self {
             wait: Duration::from_secs(1),
+            device_wait: Duration::from_secs(200),
             faults: FaultBudget::default(),
         }
     }
@@ -60,6 +67,8 @@ pub(crate) struct Bound {
     pub(crate) meter: Meter,
     /// Where its setting for ATS is, while that is on.
     pub(crate) ats: Option<AtsPlace>,
+    /// Whether its group was cut off because its device did not answer, and nobody was told yet.
+    pub(crate) is_untold: bool,
 }
 
 /// What has to be found without its value at hand.
@@ -79,6 +88,7 @@ pub(crate) struct System<B: Backend> {
     pub(crate) quiescence: Quiescence,
     pub(crate) ids: DomainIds,
     pub(crate) wait: Duration,
+    pub(crate) device_wait: Duration,
     pub(crate) budget: FaultBudget,
     pub(crate) registry: Mutex<Registry<B>>,
     pub(crate) topology: Mutex<Topology>,
@@ -167,6 +177,7 @@ impl<B: Backend> Iommu<B> {
             quiescence: Quiescence::new(backend.platform().cpu_count())?,
             ids: DomainIds::new(domain_ids)?,
             wait: config.wait,
+            device_wait: config.device_wait,
             budget: config.faults,
             registry: Mutex::new(Registry {
                 bound: Vec::new(),

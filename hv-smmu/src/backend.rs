@@ -247,6 +247,18 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.unit(unit)?.reread(&self.platform, stream.id)
     }
 
+    fn waits_for_devices(&self, unit: UnitIndex) -> bool {
+        self.unit(unit).is_ok_and(Unit::waits_for_devices)
+    }
+
+    fn has_silent(&self, unit: UnitIndex) -> bool {
+        self.unit(unit).is_ok_and(Unit::has_silent)
+    }
+
+    fn take_silent(&self, unit: UnitIndex) -> Option<PciAddress> {
+        self.unit(unit).ok()?.take_silent()
+    }
+
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
         let requester_of = |stream| self.coverage.requester_of(unit, stream);
         self.unit(unit)
@@ -274,8 +286,9 @@ impl<P: Platform, F: Tables> RoutedInterrupts for Smmu<P, F> {
 // SAFETY: an entry lets its device ask only between `Unit::open_device_tlb` and what closes it, by ATSCHK no translated
 // request passes an entry that does not, and what a device held before is forgotten, with a sync, before its entry opens. A
 // stream is noted for flushes before that, and until what closes it stands in the queue; ATC_INV stands behind a sync of
-// the unit's own, and a sync behind a device that does not answer never counts as completed: the queue stops (CERROR
-// 3), and the unit is wedged. A reset closes all before it has configuration forgotten.
+// the unit's own. Behind a device that does not answer the queue stops (CERROR 3), and no ticket counts until it was mended:
+// each device that is noted has forgotten everything since then, or its stream aborts, with a sync behind that
+// (`hv_iommu::queue`, `unit::silent`). A reset closes all before it has configuration forgotten.
 unsafe impl<P: Platform, F: Tables> DeviceTlbBackend for Smmu<P, F> {
     fn serves_device_tlb(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), Unmet> {
         let known = self.coverage.requester(requester);

@@ -10,25 +10,32 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
-use hv_iommu::queue::{Alive, Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::queue::{
+    Alive, Alone, Anew, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape,
+};
 use hv_iommu::{FlushTicket, UnitError, UnitIndex};
 use log::error;
 
+use crate::device_tlbs::DeviceTlbs;
 use crate::error::BringUpError;
 use crate::frames::Reach;
 use crate::spec::command::{Command, WORDS};
 use crate::spec::queue::{
     COMMAND_BYTES, CommandError, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize,
 };
-use crate::spec::registers;
-use crate::unit::{Regs, Telling};
+use crate::spec::registers::{self, Gerror};
+use crate::unit::{Behind, Regs, Telling};
 
 /// Log2 of the entries: one page. A flush takes two, a binding four.
 const LOG2: u8 = 8;
 
 /// How long a submitter waits for room or for another CPU. A unit empties the queue in microseconds, but for syncs behind what
-/// devices were told to forget, who may take longer than this: they count as not answering then.
+/// devices were told to forget.
 pub(crate) const SUBMIT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long one waits while devices keep translations: PCI Express gives them 60 to 90 seconds to complete an invalidation
+/// (Base Specification 6.0, 10.3.1), and then the unit says that one did not, which takes that once more to find out.
+pub(crate) const DEVICE_DEADLINE: Duration = Duration::from_secs(200);
 
 /// Commands that one submission may have.
 pub(crate) const BATCH_MAX: usize = 64;
@@ -42,6 +49,8 @@ pub(crate) struct QueueContext<'a, P: Platform> {
     pub(crate) coherent: bool,
     /// How the unit tells of completed syncs.
     pub(crate) telling: Telling,
+    /// The devices that it waits for as well; `None` before it translates.
+    pub(crate) behind: Option<Behind<'a>>,
 }
 
 /// A command queue.
@@ -94,6 +103,11 @@ impl Commands {
     pub(crate) fn batch_most(&self) -> usize {
         let longest = self.queue.shape().longest();
         usize::try_from(longest).unwrap_or(BATCH_MAX).min(BATCH_MAX)
+    }
+
+    /// Whether a sync may wait for a device.
+    pub(crate) fn waits_for(&self, devices: &DeviceTlbs) -> bool {
+        !devices.is_empty() || !self.queue.has_read(devices.last_to_answer())
     }
 
     /// From now on every request is refused.
@@ -300,33 +314,63 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         Completion::Head
     }
 
+    fn deadline(&self, shape: QueueShape) -> Duration {
+        let behind = self.context.behind.as_ref();
+        match behind.is_some_and(|behind| self.commands.waits_for(behind.devices)) {
+            true => DEVICE_DEADLINE,
+            false => shape.deadline(),
+        }
+    }
+
     /// A command that was refused is a mistake of this crate, one that could not be read leaves caches as they were:
-    /// the unit is wedged rather than coaxed on.
-    fn check(&self) -> Result<(), UnitError> {
+    /// the unit is wedged rather than coaxed on. A device that did not answer is another's mistake: the sync goes on past
+    /// the error once that is acknowledged, and would count as complete (IHI 0070, 3.9.1.4 and 7.1), so that is left to who
+    /// mends.
+    fn check(&self) -> Result<Going, UnitError> {
         let QueueContext { regs, unit, .. } = *self.context;
-        let errors = regs.errors();
+        let words = || [registers::GERROR, registers::GERRORN].map(|word| regs.read32(word));
+        let before @ [now, seen] = words();
+        let errors = Gerror::from_bits(now).active(Gerror::from_bits(seen));
         if !errors.cmdq_err() && !errors.sfm_err() {
-            return Ok(());
+            return Ok(Going::On);
         }
         let cons = QueuePointer::from_bits(regs.read32(registers::CMDQ_CONS));
+        if !errors.sfm_err() {
+            // The code means nothing unless the error is active (IHI 0070, 6.3.28), and who mends may have acknowledged
+            // it meanwhile. Looked at again, then.
+            match cons.command_error() {
+                _ if words() != before => return Ok(Going::On),
+                CommandError::AtcTimeout => return Ok(Going::Unanswered),
+                _ => {}
+            }
+        }
         error!(
             "SMMUv3 {unit}: the command queue stopped: {errors:?}, {:?} at {:#x}",
             cons.command_error(),
             cons.into_bits()
         );
-        // A device that did not answer is no better: which one is not told, and a sync that goes on past the error would
-        // count as completed for all that it stands for (IHI 0070, 3.9.1.4). A reset closes the TLBs of all devices.
-        let what = match cons.command_error() {
-            CommandError::AtcTimeout => {
-                "a device that did not forget its translations (CERROR_ATC_INV_SYNC, GERROR)"
-            }
-            _ => "a global error (GERROR)",
-        };
         Err(UnitError::Hardware {
             unit,
-            what,
+            what: "a global error (GERROR)",
             expected: 0,
             found: errors.into_bits().into(),
         })
+    }
+
+    fn resume(&self) {
+        let QueueContext { platform, regs, .. } = *self.context;
+        // What this CPU has stored, before the unit goes on.
+        platform.walker_fence();
+        regs.acknowledge(Gerror::new().with_cmdq_err(true));
+    }
+
+    fn settle(&self, alone: &Alone<'_, '_, Self>) -> Result<(), UnitError> {
+        let QueueContext { platform, unit, .. } = *self.context;
+        let ask = |batch: &[Command], what| alone.ask(batch, what);
+        match &self.context.behind {
+            Some(behind) => behind.settle(platform, unit, ask),
+            // Nobody was told to forget anything.
+            None => Err(UnitError::Wedged { unit }),
+        }
     }
 }

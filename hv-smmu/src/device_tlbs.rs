@@ -3,8 +3,10 @@
 //! Read without a lock by every flush. A stream is noted before its entry lets its device ask, and stays until what takes
 //! the entry's word back stands in the command queue: a flush that does not see it any more comes behind that there.
 
-use hv_core::sync::{AtomicU64, AtomicUsize, Ordering, fence};
-use hv_iommu::HwDomainId;
+use arrayvec::ArrayVec;
+use hv_core::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use hv_core::{PciAddress, Segment};
+use hv_iommu::{FlushTicket, HwDomainId};
 use spin::mutex::SpinMutex;
 
 use crate::StreamId;
@@ -19,7 +21,26 @@ pub(crate) const MOST: usize = 64;
 pub(crate) struct DeviceTlbs {
     open: AtomicUsize,
     slots: [AtomicU64; MOST],
-    edit: SpinMutex<()>,
+    edit: SpinMutex<Edit>,
+    /// Whether somebody is to be told of.
+    has_silent: AtomicBool,
+    /// The last sync that waits for a device which was struck out.
+    last: AtomicU64,
+}
+
+/// What is only looked at under the lock.
+struct Edit {
+    /// Who the stream of a slot is, where it is one's.
+    requesters: [PciAddress; MOST],
+    /// Those that were closed because they do not answer, and were not told of.
+    silent: ArrayVec<PciAddress, MOST>,
+}
+
+/// A stream that is noted, and who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Noted {
+    pub(crate) stream: StreamId,
+    pub(crate) requester: PciAddress,
 }
 
 /// A slot of nobody.
@@ -42,18 +63,24 @@ impl DeviceTlbs {
         Self {
             open: AtomicUsize::new(0),
             slots: core::array::from_fn(|_| AtomicU64::new(NONE)),
-            edit: SpinMutex::new(()),
+            edit: SpinMutex::new(Edit {
+                requesters: [PciAddress::from_requester(Segment(0), 0); MOST],
+                silent: ArrayVec::new(),
+            }),
+            has_silent: AtomicBool::new(false),
+            last: AtomicU64::new(0),
         }
     }
 
     /// Notes a stream, before its entry is changed. `false` when there are too many.
-    pub(crate) fn note(&self, stream: StreamId, domain: HwDomainId) -> bool {
+    pub(crate) fn note(&self, noted: Noted, domain: HwDomainId) -> bool {
+        let Noted { stream, requester } = noted;
         // Held for a look through the slots; nothing is waited for.
-        let _alone = self.edit.lock();
+        let mut alone = self.edit.lock();
         let (mut free, mut is_new) = (None, 1);
-        for slot in &self.slots {
+        for slot in self.slots.iter().zip(&mut alone.requesters) {
             // ORDERING: Relaxed, slots change under the lock that is held.
-            match slot.load(Ordering::Relaxed) {
+            match slot.0.load(Ordering::Relaxed) {
                 NONE => free = free.or(Some(slot)),
                 word if stream_in(word) == stream => {
                     (free, is_new) = (Some(slot), 0);
@@ -62,7 +89,10 @@ impl DeviceTlbs {
                 _ => {}
             }
         }
-        let Some(slot) = free else { return false };
+        let Some((slot, who)) = free else {
+            return false;
+        };
+        *who = requester;
         // ORDERING: Release, both, ordered for readers by the fence below.
         self.open.fetch_add(is_new, Ordering::Release);
         // ORDERING: as above.
@@ -72,6 +102,20 @@ impl DeviceTlbs {
         // and what the device is given comes from walks after it; any other flush finds the slot.
         fence(Ordering::SeqCst);
         true
+    }
+
+    /// Strikes a stream out, whose device was told to forget before the sync with `ticket`.
+    pub(crate) fn forget_behind(&self, stream: StreamId, ticket: FlushTicket) {
+        // ORDERING: Release, before the slot is clear: who finds that finds this, see `last_to_answer`.
+        self.last.fetch_max(ticket.sequence, Ordering::Release);
+        self.forget(stream);
+    }
+
+    /// The last sync that waits for a device which is noted no more.
+    pub(crate) fn last_to_answer(&self) -> FlushTicket {
+        // ORDERING: Acquire, as in `forget_behind`.
+        let sequence = self.last.load(Ordering::Acquire);
+        FlushTicket { sequence }
     }
 
     /// Strikes a stream out, after what closes it was put into the queue. Whether it was there.
@@ -98,10 +142,64 @@ impl DeviceTlbs {
         found
     }
 
+    /// Strikes a stream out whose device does not answer, after its entry was closed and the unit has taken that. With
+    /// `tells`, its requester is to be told of.
+    pub(crate) fn give_up(&self, noted: Noted, tells: bool) {
+        let mut alone = self.edit.lock();
+        self.strike_out(|word| stream_in(word) == noted.stream);
+        if !tells || alone.silent.contains(&noted.requester) {
+            return;
+        }
+        // As many as there may be at once; who never looks is not told of the rest.
+        let _ = alone.silent.try_push(noted.requester);
+        // ORDERING: Release, ordered by the queue: who waits for what stood unanswered is let go on after this.
+        self.has_silent.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody is to be told of.
+    pub(crate) fn has_silent(&self) -> bool {
+        // ORDERING: Acquire, as in `give_up`.
+        self.has_silent.load(Ordering::Acquire)
+    }
+
+    /// Takes one that is to be told of.
+    pub(crate) fn take_silent(&self) -> Option<PciAddress> {
+        let mut alone = self.edit.lock();
+        let taken = alone.silent.pop();
+        if alone.silent.is_empty() {
+            // ORDERING: Release, as in `give_up`; writers hold the lock.
+            self.has_silent.store(false, Ordering::Release);
+        }
+        taken
+    }
+
+    /// All that are noted, with who they are.
+    pub(crate) fn noted(&self) -> ArrayVec<Noted, MOST> {
+        let alone = self.edit.lock();
+        let slots = self.slots.iter().zip(&alone.requesters);
+        let noted = slots.filter_map(|(slot, requester)| {
+            // ORDERING: Relaxed, slots change under the lock that is held.
+            match slot.load(Ordering::Relaxed) {
+                NONE => None,
+                word => Some(Noted {
+                    stream: stream_in(word),
+                    requester: *requester,
+                }),
+            }
+        });
+        noted.collect()
+    }
+
+    /// Whether none is noted.
+    pub(crate) fn is_empty(&self) -> bool {
+        // ORDERING: Acquire, as in `words`.
+        self.open.load(Ordering::Acquire) == 0
+    }
+
     /// Strikes all out, for the reset of a wedged unit, and gives each to `closed`.
     pub(crate) fn take_all(&self, mut closed: impl FnMut(StreamId)) {
         let _alone = self.edit.lock();
-        let all: arrayvec::ArrayVec<StreamId, MOST> = self.all().collect();
+        let all: ArrayVec<StreamId, MOST> = self.all().collect();
         self.strike_out(|_| true);
         // ORDERING: SeqCst: the slots are clear before the entries are looked at. Pairs with the fence of `has_now`:
         // who opens one meanwhile either finds its slot gone, or stored its entry before that is looked at here.
@@ -153,19 +251,32 @@ mod tests {
     fn streams_are_found_by_their_domain_until_they_are_struck_out() {
         let devices = DeviceTlbs::new();
         let (one, two) = (HwDomainId::new(1), HwDomainId::new(2));
+        let noted = |number: u32| Noted {
+            stream: StreamId::new(number),
+            requester: PciAddress::from_requester(Segment(0), number as u16),
+        };
         let of = |domain| -> Vec<u32> { devices.of(domain).map(StreamId::get).collect() };
         for stream in 0..MOST as u32 {
             let domain = if stream % 2 == 0 { one } else { two };
-            assert!(devices.note(StreamId::new(stream), domain));
+            assert!(devices.note(noted(stream), domain));
         }
-        assert!(!devices.note(StreamId::new(99), one), "there is no room");
+        assert!(!devices.note(noted(99), one), "there is no room");
         assert!(of(one).len() == MOST / 2 && of(one).iter().all(|stream| stream % 2 == 0));
         // Once more, of another domain: it has one place.
-        assert!(devices.note(StreamId::new(0), two));
+        assert!(devices.note(noted(0), two));
         assert_eq!((of(one).len(), of(two).len()), (31, 33));
         assert!(devices.forget(StreamId::new(0)) && !devices.forget(StreamId::new(0)));
-        assert!(devices.note(StreamId::new(u32::MAX), HwDomainId::new(u16::MAX)));
+        assert!(devices.note(noted(u32::MAX), HwDomainId::new(u16::MAX)));
         assert_eq!(of(HwDomainId::new(u16::MAX)), [u32::MAX]);
+        // Who does not answer is told of once, and is in no domain any more.
+        assert!(devices.noted().contains(&noted(3)) && !devices.has_silent());
+        for tells in [true, true, false] {
+            devices.give_up(noted(if tells { 3 } else { 5 }), tells);
+        }
+        assert!(devices.has_silent() && of(two).len() == 30);
+        assert_eq!(devices.take_silent(), Some(noted(3).requester));
+        assert_eq!((devices.take_silent(), devices.has_silent()), (None, false));
+        assert!(devices.note(noted(3), two) && devices.note(noted(5), two));
         let mut closed = 0;
         devices.take_all(|_| closed += 1);
         assert_eq!((closed, of(one).len(), of(two).len()), (MOST, 0, 0));

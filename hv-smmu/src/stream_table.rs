@@ -3,8 +3,9 @@
 //! Linear, or in two levels with one array of entries per PCI bus, which is linked when the first of its streams is
 //! bound and never taken back. A stream that has no entry is a bad one: its requests are aborted too, and recorded.
 //!
-//! An entry has one writer: whoever has its group by value. Only the bit that says whether faults are recorded is
-//! changed by somebody else, atomically.
+//! An entry has one writer: whoever has its group by value. Others only take something away, word by word and atomically:
+//! who cuts a group off, the reset of a wedged unit, and who finds that a device does not answer. So the writer stores into
+//! an entry that is live by comparing as well ([`EntryWords::exchange`]), and computes what it stores from what stands.
 
 #![expect(
     unsafe_code,
@@ -312,21 +313,57 @@ impl<'a, C: EntryCell> EntryWords<'a, C> {
         cell.compare_exchange(0, to, Ordering::Release, Ordering::Acquire)
     }
 
-    /// Replaces one word, if it still is what it was.
+    /// Does the stores of a step to what stands, word by word, as long as each word still is what it was; says whether
+    /// all were, and notes in `stands` what was stored. Then the unit has to be told.
+    pub(crate) fn exchange<P: Platform<Cell = C>>(
+        &self,
+        reach: &Reach<'_, P>,
+        step: &Step,
+        stands: &mut [u64; WORDS],
+    ) -> bool {
+        let mut stored = step.stores.iter().map(|(word, value)| {
+            let (Some(cell), Some(found)) = (self.cells.get(*word), stands.get_mut(*word)) else {
+                return false;
+            };
+            // ORDERING: Release, as in `store`; Relaxed on failure, the entry is read anew then.
+            let swapped =
+                cell.compare_exchange(*found, *value, Ordering::Release, Ordering::Relaxed);
+            *found = *value;
+            swapped.is_ok()
+        });
+        let all = stored.all(|swapped| swapped);
+        reach.publish(self.at, ENTRY_BYTES);
+        all
+    }
+
+    /// Makes the entry abort, whoever else is at it. The unit has to be told behind it.
+    pub(crate) fn abort_now<P: Platform<Cell = C>>(&self, reach: &Reach<'_, P>) {
+        let [abort, ..] = StreamTableEntry::ABORT.words();
+        loop {
+            let [word, ..] = self.read();
+            if word == abort || self.replace(reach, 0, word, abort) {
+                return;
+            }
+        }
+    }
+
+    /// Replaces one word, if it still is what it was. Says whether it was.
     pub(crate) fn replace<P: Platform<Cell = C>>(
         &self,
         reach: &Reach<'_, P>,
         word: usize,
         from: u64,
         to: u64,
-    ) {
-        if let Some(cell) = self.cells.get(word) {
-            // ORDERING: Relaxed, it takes something away (records, the leave to ask, all that an entry lets through) and
-            // leads to nothing that is new; a word that its owner has changed meanwhile stays as it is. The queue's own
-            // publication comes after it, so that a unit which is told to read the entry anew finds it.
-            let _ = cell.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
-            reach.publish(self.at, ENTRY_BYTES);
-        }
+    ) -> bool {
+        let Some(cell) = self.cells.get(word) else {
+            return true;
+        };
+        // ORDERING: Relaxed, it takes something away (records, the leave to ask, all that an entry lets through) and
+        // leads to nothing that is new; a word that somebody else has changed meanwhile stays as it is. The queue's own
+        // publication comes after it, so that a unit which is told to read the entry anew finds it.
+        let swapped = cell.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        reach.publish(self.at, ENTRY_BYTES);
+        swapped.is_ok()
     }
 }
 

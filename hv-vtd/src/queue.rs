@@ -15,7 +15,9 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, OutOfMemory};
-use hv_iommu::queue::{Alive, Anew, CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::queue::{
+    Alive, Anew, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape,
+};
 use hv_iommu::{FlushTicket, UnitError, UnitIndex};
 use log::error;
 
@@ -270,12 +272,12 @@ impl<P: Platform> QueuePort for Port<'_, P> {
 
     /// A refused descriptor is a mistake of this crate and a lost answer leaves caches unflushed, so the unit is
     /// wedged rather than coaxed on.
-    fn check(&self) -> Result<(), UnitError> {
+    fn check(&self) -> Result<Going, UnitError> {
         let QueueContext { regs, unit, .. } = *self.context;
         let found = regs.read32(registers::FSTS);
         // All ones also when the unit is gone.
         if found & registers::FSTS_QUEUE_ERRORS == 0 {
-            return Ok(());
+            return Ok(Going::On);
         }
         let head = regs.read64(registers::IQH);
         let record = regs.read64(registers::IQERCD);

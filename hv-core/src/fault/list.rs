@@ -482,4 +482,18 @@ faults! {
     RereadForgetsNothing = "reread_forgets_nothing",
     /// Faults of a user's first stage go on when its device is cut off.
     QuietSkipsNested = "quiet_skips_nested",
+    /// Hardware goes on past what stands unanswered before anybody knows that it stood.
+    ResumeBeforeHold = "resume_before_hold",
+    /// A device that does not say that it forgot is taken to have forgotten.
+    SilentIsBelieved = "silent_is_believed",
+    /// A device that does not answer goes on by its entry.
+    SilentKeepsEntry = "silent_keeps_entry",
+    /// A device that does not answer goes on by what its unit has cached of its entry.
+    SilentEntryNotReread = "silent_entry_not_reread",
+    /// A device that did not forget what it holds of before is let ask all the same.
+    SilentIsOpened = "silent_is_opened",
+    /// An entry changes by stores that take nothing of what others did to it meanwhile.
+    UpdateByStore = "update_by_store",
+    /// A group that is cut off goes on by what its devices keep.
+    QuietKeepsAsking = "quiet_keeps_asking",
 }

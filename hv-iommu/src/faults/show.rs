@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{CutOff, FaultNotice, FaultReport};
+use super::{CutOff, CutOffReason, FaultNotice, FaultReport};
 use crate::backend::{RawFault, StrayFault};
 
 impl fmt::Display for RawFault {
@@ -48,6 +48,18 @@ impl fmt::Display for FaultReport {
     }
 }
 
+impl fmt::Display for CutOffReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Faults(budget) => {
+                let (faults, within) = (budget.faults, budget.within);
+                write!(f, "caused more than {faults} faults within {within:?}")
+            }
+            Self::NoAnswer => f.write_str("did not say that it forgot what it keeps (ATS)"),
+        }
+    }
+}
+
 impl fmt::Display for CutOff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -56,13 +68,11 @@ impl fmt::Display for CutOff {
             group,
             domain,
             owner,
-            budget,
+            reason,
         } = self;
-        let (faults, within) = (budget.faults, budget.within);
         write!(
             f,
-            "{group} in {domain} of {owner} is cut off: {requester} caused more than {faults} faults within {within:?} \
-             (told by {unit})"
+            "{group} in {domain} of {owner} is cut off: {requester} {reason} (told by {unit})"
         )
     }
 }
@@ -122,15 +132,17 @@ mod tests {
                 bound_to,
             })
         };
-        let budget = FaultBudget::default();
-        let cut_off = CutOff {
-            unit,
-            requester,
-            group,
-            domain,
-            owner,
-            budget,
+        let cut_off = |reason| {
+            FaultNotice::CutOff(CutOff {
+                unit,
+                requester,
+                group,
+                domain,
+                owner,
+                reason,
+            })
         };
+        let budget = CutOffReason::Faults(FaultBudget::default());
         for (notice, parts) in [
             (
                 report(Some((group, domain, owner))),
@@ -150,8 +162,12 @@ mod tests {
             (FaultNotice::Lost(unit), &["was full"]),
             (FaultNotice::Failed(unit), &["reset"]),
             (
-                FaultNotice::CutOff(cut_off),
+                cut_off(budget),
                 &["group 3", "01:00.0", "1000 faults within 1s"],
+            ),
+            (
+                cut_off(CutOffReason::NoAnswer),
+                &["group 3", "01:00.0", "did not forget"],
             ),
         ] {
             let told = notice.to_string();

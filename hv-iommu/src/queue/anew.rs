@@ -11,11 +11,11 @@ use super::words::WEDGED_BIT;
 use super::{Caller, CommandQueue};
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
-/// The right to restart or repair, which one CPU at a time has.
-struct Upkeep<'q>(&'q AtomicBool);
+/// The right to restart, repair or mend, which one CPU at a time has.
+pub(super) struct Upkeep<'q>(&'q AtomicBool);
 
 impl<'q> Upkeep<'q> {
-    fn take(queue: &'q CommandQueue) -> Option<Self> {
+    pub(super) fn take(queue: &'q CommandQueue) -> Option<Self> {
         // ORDERING: Acquire pairs with the Release of the drop: what the last one wrote to the ring comes before
         // anything that this one does. Relaxed on failure, nothing is looked at.
         queue
@@ -65,7 +65,7 @@ impl CommandQueue {
     pub fn restart<P: QueuePort>(&self, port: &P) -> Result<Anew<'_>, UnitError> {
         let unit = port.unit();
         let start = port.clock().now();
-        let deadline = start.after(self.shape.deadline());
+        let deadline = start.after(port.deadline(self.shape));
         loop {
             // Each time: another reset may have ended meanwhile.
             if !self.tail().is_wedged() {

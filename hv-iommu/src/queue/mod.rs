@@ -44,8 +44,8 @@
 //! # Interrupts
 //!
 //! A handler that interrupts a submission on its own CPU and submits itself waits for what it interrupted, and
-//! gets [`UnitError::Busy`] at the deadline: no dead lock, but of no use. From handlers, only [`wedge`](CommandQueue::wedge)
-//! and [`poll`](CommandQueue::poll).
+//! gets [`UnitError::Busy`] at the deadline: no dead lock, but of no use. From handlers, only [`wedge`](CommandQueue::wedge);
+//! and [`poll`](CommandQueue::poll) where nothing behind the unit has to answer, since it may mend.
 //!
 //! # Reset
 //!
@@ -53,6 +53,11 @@
 //! `restart` waits until all that was reserved is published and holds the bell meanwhile: after that no
 //! CPU has a store left to make into the ring, and none rings. Then the ring begins at a position that no one has
 //! seen, in a new epoch: an error that a CPU read from registers in an older one wedges nothing.
+//!
+//! # What does not answer
+//!
+//! Hardware that waits for something behind it, which does not answer, stands at the sync, and is mended by one CPU
+//! (`queue::mend` has the argument).
 //!
 //! | race | outcome | model |
 //! |---|---|---|
@@ -64,11 +69,14 @@
 //! | fill again against hardware that reads | room is made by the head alone | `bc14_a_producer_wraps_behind_hardware` |
 //! | share a sync | it is behind both | `bc14_two_producers_share_a_sync` |
 //! | a head that is past the tail | wedges, makes no room | `bc14_a_head_past_the_tail_makes_no_room` |
+//! | two wait for a sync that stands unanswered | one mends; neither counts it before that | `bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending` |
+//! | reserve against mend | before, and read before anything is asked anew; or after it | `bc01_others_go_on_beside_what_does_not_answer` |
 //!
 //! | site | ordering | what it publishes, to whom |
 //! |---|---|---|
 //! | tail: load | Acquire | resets and the end of one, to who is admitted |
 //! | tail: CAS of a reservation or a sync | AcqRel | places, to their one owner |
+//! | tail: CAS that holds, RMW that lets go | AcqRel | that a sync stands unanswered, before it goes on; what was mended |
 //! | turn: store, load | Release, Acquire | the entries, to the holder of the bell and through it to hardware |
 //! | bell: CAS, store | Acquire, Release | where the doorbell stands, from holder to holder |
 //! | fence after letting go; after publishing | SeqCst | one of the two sees what the other did |
@@ -78,6 +86,7 @@
 
 mod anew;
 mod bell;
+mod mend;
 mod port;
 mod producer;
 #[cfg(all(test, not(hv_loom)))]
@@ -92,7 +101,9 @@ use hv_core::platform::Clock;
 use hv_core::sync::{AtomicBool, AtomicU64, Ordering};
 
 pub use anew::{Anew, Stopped};
-pub use port::{Completion, Ends, Place, QueuePort, QueueShape};
+pub use mend::Alone;
+use port::Wait;
+pub use port::{Completion, Ends, Going, Place, QueuePort, QueueShape};
 use words::{Tail, WEDGED_BIT};
 
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
@@ -112,6 +123,8 @@ enum Caller {
     Anyone,
     /// The one reset of a wedged unit.
     Reset,
+    /// Who mends: refused while the unit is wedged, and alone while the queue is held.
+    Mender,
 }
 
 /// The command queue of one unit, but for the ring itself, which the vendor has.
@@ -134,7 +147,7 @@ pub struct CommandQueue {
     covered: AtomicU64,
     /// The first position that hardware is not known to have read.
     head: Apart<AtomicU64>,
-    /// Taken by who restarts or repairs.
+    /// Taken by who restarts, repairs or mends.
     upkeep: AtomicBool,
 }
 
@@ -176,6 +189,13 @@ impl CommandQueue {
         self.tail.0.fetch_or(WEDGED_BIT, Ordering::AcqRel) & WEDGED_BIT == 0
     }
 
+    /// Whether hardware was seen to have read everything up to the sync with `ticket`. Looks at no register: that it has may
+    /// not be known yet.
+    pub fn has_read(&self, ticket: FlushTicket) -> bool {
+        // ORDERING: Acquire, as in `completed`.
+        self.head.0.load(Ordering::Acquire) >= ticket.sequence
+    }
+
     /// Refuses if the unit is wedged.
     ///
     /// # Errors
@@ -193,7 +213,7 @@ impl CommandQueue {
     /// The tail, if the caller may use the queue.
     fn admit(&self, caller: Caller, unit: UnitIndex) -> Result<Tail, UnitError> {
         let tail = self.tail();
-        if tail.is_wedged() && caller == Caller::Anyone {
+        if tail.is_wedged() && caller != Caller::Reset {
             return Err(UnitError::Wedged { unit });
         }
         Ok(tail)
@@ -258,15 +278,20 @@ impl CommandQueue {
         if Fault::ReuseStatusWord.is_on() {
             needed = 1;
         }
-        if self.completed(seen, caller, port, needed)? {
-            // Once more after the look, which is an acquire load: a reset drops syncs and moves the word or the head
-            // past their sequences with the first of its flushes. Who is admitted here looked before the unit
-            // was wedged, or comes after all flushes of the reset.
-            self.admit(caller, unit)?;
-            return Ok(true);
+        loop {
+            if self.completed(seen, caller, port, needed)? {
+                // Once more after the look, which is an acquire load: a reset drops syncs and moves the word or the head
+                // past their sequences with the first of its flushes. Who is admitted here looked before the unit
+                // was wedged, or comes after all flushes of the reset. Likewise who finds the queue not held looked before
+                // hardware went on past what stood unanswered, or comes after that was mended.
+                let held = self.admit(caller, unit)?.is_held();
+                return Ok(!held || caller != Caller::Anyone);
+            }
+            if !self.look_after(seen, caller, port)? {
+                return Ok(false);
+            }
+            // Mended just now: that may have been all that was missing, and the caller's time may be over.
         }
-        port.check().map_err(|error| self.fail(seen, unit, error))?;
-        Ok(false)
     }
 
     /// Whether all up to the sequence `needed` has completed.
@@ -379,12 +404,9 @@ impl CommandQueue {
         if self.poll_for(caller, port, ticket)? {
             return Ok(());
         }
-        let start = port.clock().now();
-        let deadline = start.after(self.shape.deadline());
+        let mut wait = Wait::since(port, self.shape, port.clock().now());
         while !self.poll_for(caller, port, ticket)? {
-            let now = port.clock().now();
-            if now > deadline {
-                let waited = now.since(start);
+            if let Some(waited) = wait.over(port, self.shape, port.clock().now()) {
                 return Err(self.fail(seen, unit, UnitError::Timeout { unit, what, waited }));
             }
             port.pause();

@@ -2,9 +2,10 @@
 
 use core::time::Duration;
 
-use hv_core::platform::Clock;
+use hv_core::platform::{Clock, Instant};
 use hv_core::sync::spin_hint;
 
+use super::mend::Alone;
 use super::words::PUBLICATION_MAX;
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
@@ -138,6 +139,17 @@ pub enum Completion {
     Head,
 }
 
+/// What a look for errors of a queue found, where it can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Going {
+    /// Nothing.
+    On,
+    /// Hardware stands at a sync: something behind the unit was told to forget, and did not answer. Told to
+    /// [go on](QueuePort::resume), it counts that sync as complete, and which one did not answer it does not say. So the
+    /// queue is mended first (`queue::mend`).
+    Unanswered,
+}
+
 /// One queue as its vendor drives it. Made for the time of a call, with what the call needs.
 ///
 /// No method but [`pause`](Self::pause) may wait, and none of [`put`](Self::put), [`sync`](Self::sync) and
@@ -190,8 +202,57 @@ pub trait QueuePort {
     /// Looks for errors of the queue; called again and again while something is waited for.
     ///
     /// # Errors
-    /// [`UnitError`] when the queue has stopped. The unit is wedged then.
-    fn check(&self) -> Result<(), UnitError>;
+    /// [`UnitError`] when the queue has stopped for good. The unit is wedged then.
+    fn check(&self) -> Result<Going, UnitError>;
+
+    /// How long submitters wait: the shape's deadline, or longer while something behind the unit has to answer as well.
+    fn deadline(&self, shape: QueueShape) -> Duration {
+        shape.deadline()
+    }
+
+    /// Has hardware go on past the sync at which it stands [unanswered](Going::Unanswered), after all stores to memory
+    /// that this CPU has made. Called by one CPU at a time, which has recorded that.
+    fn resume(&self) {}
+
+    /// Finds out what behind the unit does not answer, with the queue to itself, and sees to it that it reaches nothing;
+    /// all else that may be asked to forget has forgotten everything by then. What any ticket of before stands for is done
+    /// when it gives `Ok`.
+    ///
+    /// # Errors
+    /// [`UnitError`]: the unit is wedged then. That is so where nothing is behind a unit.
+    fn settle(&self, alone: &Alone<'_, '_, Self>) -> Result<(), UnitError>
+    where
+        Self: Sized,
+    {
+        let _ = alone;
+        Err(UnitError::Wedged { unit: self.unit() })
+    }
+}
+
+/// How long somebody waits already, and may.
+#[derive(Clone, Copy)]
+pub(super) struct Wait {
+    start: Instant,
+    /// The longest that the port ever said: what has to answer may have been closed just now, and the queue not be let go of.
+    most: Duration,
+}
+
+impl Wait {
+    pub(super) fn since<P: QueuePort>(port: &P, shape: QueueShape, start: Instant) -> Self {
+        let most = port.deadline(shape);
+        Self { start, most }
+    }
+
+    /// The time waited, if that is too long.
+    pub(super) fn over<P: QueuePort>(
+        &mut self,
+        port: &P,
+        shape: QueueShape,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.most = self.most.max(port.deadline(shape));
+        (now > self.start.after(self.most)).then(|| now.since(self.start))
+    }
 }
 
 #[cfg(all(test, not(hv_loom)))]

@@ -3,10 +3,10 @@
 use core::time::Duration;
 
 use hv_core::fault::Fault;
-use hv_core::platform::{Clock, Instant};
+use hv_core::platform::Clock;
 use hv_core::sync::{Ordering, spin_hint};
 
-use super::port::QueuePort;
+use super::port::{QueuePort, Wait};
 use super::words::{Tail, Turn};
 use super::{Caller, CommandQueue};
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
@@ -122,12 +122,16 @@ impl CommandQueue {
     ) -> Result<Reserved, UnitError> {
         let unit = port.unit();
         // When the ring was first seen full: a clock may cost as much as all the rest.
-        let mut start = None;
+        let (mut start, mut held) = (None, None);
         // Where the head was when the ring was seen full, what hardware had been given, and since when; `None` while
         // it was not.
-        let mut full: Option<(u64, u64, Instant)> = None;
+        let mut full: Option<(u64, u64, Wait)> = None;
         loop {
             let seen = self.admit(caller, unit)?;
+            if seen.is_held() && caller == Caller::Anyone {
+                self.await_mending(port, &mut held)?;
+                continue;
+            }
             // ORDERING: Acquire pairs with `read_head`: hardware has read the places that are filled now.
             let mut head = self.head.0.load(Ordering::Acquire);
             if !self.has_room(seen, head, needed) {
@@ -142,20 +146,20 @@ impl CommandQueue {
             }
             // What is published and not rung may be all that keeps the ring full.
             self.ring(port);
-            port.check().map_err(|error| self.fail(seen, unit, error))?;
+            self.look_after(seen, caller, port)?;
             // ORDERING: Acquire, as in `read_head`.
             let given = self.given.load(Ordering::Acquire);
             let now = port.clock().now();
             let start = *start.get_or_insert(now);
-            match full {
-                Some((at, before, since)) if at == head && before == given => {
-                    if now > since.after(self.shape.deadline()) {
+            match &mut full {
+                Some((at, before, wait)) if *at == head && *before == given => {
+                    if wait.over(port, self.shape, now).is_some() {
                         return Err(self.stays_full(seen, unit, (head, given), now.since(start)));
                     }
                 }
                 // The unit goes on reading: others were faster with the room that it made. Or it was given more just
                 // now, by a CPU that had stood still: its time to read that begins.
-                _ => full = Some((head, given, now)),
+                _ => full = Some((head, given, Wait::since(port, self.shape, now))),
             }
             spin_hint();
         }
@@ -261,7 +265,7 @@ impl CommandQueue {
         reserved: Reserved,
     ) -> Result<FlushTicket, UnitError> {
         let unit = port.unit();
-        let mut start = None;
+        let mut wait = None;
         loop {
             self.ring(port);
             self.admit(caller, unit)?;
@@ -271,9 +275,8 @@ impl CommandQueue {
                 return Ok(FlushTicket { sequence });
             }
             let now = port.clock().now();
-            let start = *start.get_or_insert(now);
-            if now > start.after(self.shape.deadline()) {
-                let waited = now.since(start);
+            let wait = wait.get_or_insert_with(|| Wait::since(port, self.shape, now));
+            if let Some(waited) = wait.over(port, self.shape, now) {
                 return Err(UnitError::Busy { unit, waited });
             }
             spin_hint();

@@ -12,6 +12,7 @@ use hv_core::platform::{Clock, Instant};
 use super::*;
 
 mod stalled;
+mod unanswered;
 
 const UNIT: UnitIndex = match UnitIndex::new(3) {
     Some(unit) => unit,
@@ -168,10 +169,14 @@ impl QueuePort for Fake {
     fn completion(&self) -> Completion {
         self.word.get().map_or(Completion::Head, Completion::Word)
     }
-    fn check(&self) -> Result<(), UnitError> {
+    fn check(&self) -> Result<Going, UnitError> {
         let failed = self.broken.get();
         self.pass(Point::Check);
-        if failed { Err(hardware()) } else { Ok(()) }
+        if failed {
+            Err(hardware())
+        } else {
+            Ok(Going::On)
+        }
     }
 }
 
@@ -204,7 +209,7 @@ impl QueuePort for Fenced {
     fn completion(&self) -> Completion {
         self.0.completion()
     }
-    fn check(&self) -> Result<(), UnitError> {
+    fn check(&self) -> Result<Going, UnitError> {
         self.0.check()
     }
 }

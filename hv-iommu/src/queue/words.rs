@@ -1,7 +1,7 @@
 //! The words that the producers of a queue share: the tail, and what is published of a place.
 //!
 //! Positions count entries since the queue was made and never repeat; a place of the ring is a position modulo
-//! the number of entries. At twenty million entries a second they last for a century.
+//! the number of entries. At twenty million entries a second they last for half a century.
 
 /// The word that every reservation goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,12 +9,15 @@ pub(super) struct Tail(u64);
 
 const WEDGED: u64 = 1 << 63;
 const OPEN: u64 = 1 << 62;
-const EPOCH_SHIFT: u32 = 56;
+const HELD: u64 = 1 << 61;
+const EPOCH_SHIFT: u32 = 55;
 const EPOCH: u64 = 0x3f << EPOCH_SHIFT;
 const POSITION: u64 = (1 << EPOCH_SHIFT) - 1;
 
 /// What `wedge` sets and `revive` clears.
 pub(super) const WEDGED_BIT: u64 = WEDGED;
+/// What `hold` sets, and who mends clears.
+pub(super) const HELD_BIT: u64 = HELD;
 
 impl Tail {
     pub(super) const fn from_bits(bits: u64) -> Self {
@@ -33,6 +36,11 @@ impl Tail {
     /// Whether every request is refused.
     pub(super) const fn is_wedged(self) -> bool {
         self.0 & WEDGED != 0
+    }
+
+    /// Whether nobody reserves, and nothing counts as complete, until what stands unanswered was mended.
+    pub(super) const fn is_held(self) -> bool {
+        self.0 & HELD != 0
     }
 
     /// Whether there are commands behind the last sync: one more sync is owed.
@@ -57,6 +65,10 @@ impl Tail {
 
     pub(super) const fn wedged(self) -> Self {
         Self(self.0 | WEDGED)
+    }
+
+    pub(super) const fn held(self) -> Self {
+        Self(self.0 | HELD)
     }
 
     /// For a ring that starts anew at `position`, wedged until it is revived. Nobody's idea of the tail from
@@ -143,7 +155,11 @@ mod tests {
         assert_eq!((closed.position(), closed.is_open()), (45, false));
         assert!(closed.is_of(tail) && !closed.is_wedged());
         assert!(open.wedged().is_wedged() && open.wedged().is_open());
-        let anew = open.wedged().restarted(64);
+        let held = open.held();
+        assert!(held.is_held() && held.is_of(open) && held.with_sync().is_held());
+        assert_eq!((held.position(), held.is_open()), (44, true));
+        let anew = held.wedged().restarted(64);
+        assert!(!anew.is_held());
         assert_eq!((anew.position(), anew.is_open()), (64, false));
         assert!(anew.is_wedged() && !anew.is_of(open));
     }

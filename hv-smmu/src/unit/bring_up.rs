@@ -185,7 +185,7 @@ impl<P: Platform> Unit<P, Ready> {
             self.regs
                 .switch(platform, self.index, Switch::CheckTranslated, true)?;
         }
-        let context = self.queue_with(platform);
+        let context = self.queue_alone(platform);
         let most = if Fault::EnableBeforeForgetting.is_on() {
             0
         } else {

@@ -2,7 +2,7 @@
 //!
 //! An entry that does not let its device ask is the gate: behind it nothing passes that says it is translated, whatever the
 //! device still holds (CR0.ATSCHK, which bring-up sets; IHI 0070, 3.9.1.3). So what is forgotten before a gate opens is what
-//! counts, and a device that does not answer has its gate closed.
+//! counts, and a device that does not answer has its gate closed: [`silent`](super::silent).
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
@@ -10,11 +10,11 @@ use hv_iommu::{FlushSpan, FlushTicket, HwDomainId, UnitError, Unmet};
 
 use super::{Enabled, Stream, Unit};
 use crate::StreamId;
-use crate::device_tlbs::MOST;
+use crate::device_tlbs::{MOST, Noted};
 use crate::frames::Reach;
 use crate::invalidate::{Batch, Filed};
 use crate::spec::command::{AtcScope, AtcSpan, Command, SyncSignal};
-use crate::spec::stream_entry::{Config, asking, is_asking};
+use crate::spec::stream_entry::{Config, WORDS, asking, is_asking};
 use crate::stream_table::EntryWords;
 
 impl<P: Platform> Unit<P, Enabled> {
@@ -73,11 +73,20 @@ impl<P: Platform> Unit<P, Enabled> {
             .entry(&reach, stream.id)?
             .ok_or(not_bound)?;
         let before = entry.read();
-        let translates = matches!(Config::of(&before), Some(Config::First | Config::Second));
-        if !translates || self.domain_of(&reach, stream, &before) != Some(domain) {
-            return Err(not_bound);
-        }
-        if !self.state.devices.note(stream.id, domain) {
+        // Again when it is stored: its stream may have been made quiet, or its device given up, during the wait.
+        let want = |before: &[u64; WORDS]| {
+            let translates = matches!(Config::of(before), Some(Config::First | Config::Second));
+            match translates && self.domain_of(&reach, stream, before) == Some(domain) {
+                true => Ok(asking(before, requests)),
+                false => Err(not_bound),
+            }
+        };
+        want(&before)?;
+        let noted = Noted {
+            stream: stream.id,
+            requester: stream.requester,
+        };
+        if !self.state.devices.note(noted, domain) {
             return Err(lacking(
                 "room for one more TLB of a device; at most",
                 MOST as u64,
@@ -92,13 +101,17 @@ impl<P: Platform> Unit<P, Enabled> {
             ];
             self.wait_between(&context, &forget, "forgetting in a device (ATC_INV)")?;
         }
-        // As it stands now: its stream may have been made quiet during the wait.
-        let target = asking(&entry.read(), requests);
-        let ticket = self.update(platform, stream.id, &entry, &target)?;
-        if !self.state.devices.has_now(stream.id) {
-            // A reset has closed all that were open meanwhile, and may not have seen this one.
+        let given_up = UnitError::NoAnswer {
+            requester: stream.requester,
+        };
+        if !self.state.devices.has(stream.id) && !Fault::SilentIsOpened.is_on() {
+            return Err(given_up);
+        }
+        let ticket = self.update(platform, stream.id, &entry, want)?;
+        if !self.state.devices.has_now(stream.id) && !Fault::SilentIsOpened.is_on() {
+            // A reset has closed all that were open meanwhile, and may not have seen this one. Or it does not answer any more.
             shut(&reach, &entry);
-            return Err(UnitError::Wedged { unit });
+            return Err(given_up);
         }
         Ok(ticket)
     }
@@ -138,13 +151,12 @@ impl<P: Platform> Unit<P, Enabled> {
                 return Err(error);
             }
         }
-        // As it stands now: its stream may have been made quiet during the wait.
-        let before = entry.read();
-        let target = match Fault::CloseKeepsEntry.is_on() {
-            true => before,
-            false => asking(&before, None),
-        };
-        let ticket = self.update(platform, stream.id, &entry, &target)?;
+        let ticket = self.update(platform, stream.id, &entry, |before| {
+            Ok(match Fault::CloseKeepsEntry.is_on() {
+                true => *before,
+                false => asking(before, None),
+            })
+        })?;
         self.state.devices.forget(stream.id);
         Ok(ticket)
     }

@@ -48,7 +48,7 @@ impl<P: Platform> Unit<P, Enabled> {
             return Err(self.already_bound(&reach, stream, &before));
         }
         if Fault::ContextAfterEntry.is_on() {
-            let ticket = self.update(platform, stream.id, &entry, &target);
+            let ticket = self.update(platform, stream.id, &entry, |_| Ok(target));
             context.store(&reach, &stores(&descriptor));
             return ticket.map(Some);
         }
@@ -57,7 +57,8 @@ impl<P: Platform> Unit<P, Enabled> {
         let what = "forgetting a context descriptor (CFGI_CD)";
         let forget = [forget_context(stream.id)];
         self.wait_between(&queue, &forget, what)?;
-        self.update(platform, stream.id, &entry, &target).map(Some)
+        let ticket = self.update(platform, stream.id, &entry, |_| Ok(target))?;
+        Ok(Some(ticket))
     }
 
     /// The unit's context descriptors.
@@ -157,11 +158,15 @@ impl<P: Platform> Unit<P, Enabled> {
         entry: &EntryWords<'_, P::Cell>,
         not_bound: UnitError,
     ) -> Result<(), UnitError> {
-        let before = entry.read();
-        if takes_substreams(&before) {
+        loop {
+            let before = entry.read();
+            if !takes_substreams(&before) {
+                break;
+            }
             let ([from, ..], [to, ..]) = (before, StreamTableEntry::ABORT.words());
-            entry.replace(reach, 0, from, to);
-            return Ok(());
+            if entry.replace(reach, 0, from, to) {
+                return Ok(());
+            }
         }
         let context = contexts
             .of(reach, stream, SubstreamId::ZERO)?

@@ -14,6 +14,7 @@ use hv_iommu::{
 use log::error;
 
 use super::{Enabled, Unit};
+use crate::spec::queue::{CommandError, QueuePointer};
 use crate::spec::registers::{
     self, Gerror, IrqCtrl, MSI_ADDRESS, MSI_DEVICE_NGNRE, MessageRegisters, MsiAttributes,
     Shareability,
@@ -171,6 +172,13 @@ impl<P: Platform> Unit<P, Enabled> {
         }
         // Neither is acknowledged: a reset does that for the one, and nothing undoes the other (IHI 0070, 12.3).
         if !errors.sfm_err() && !errors.cmdq_err() {
+            return None;
+        }
+        // A device that did not answer is left to who waits for it, as somebody does.
+        let cons = QueuePointer::from_bits(self.regs.read32(registers::CMDQ_CONS));
+        if !errors.sfm_err()
+            && (cons.command_error() == CommandError::AtcTimeout || self.regs.errors() != errors)
+        {
             return None;
         }
         commands.wedge_as_seen(seen?).then(|| {

@@ -11,9 +11,11 @@ mod info;
 mod interrupts;
 mod looks;
 mod nested_streams;
+mod quiet;
 mod regs;
 mod reset;
 mod running;
+mod silent;
 mod substreams;
 mod telling;
 
@@ -24,6 +26,7 @@ use spin::mutex::SpinMutex;
 pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
+pub(crate) use silent::Behind;
 pub use telling::Telling;
 
 use looks::Looks;
@@ -134,14 +137,30 @@ impl<P: Platform, S> Unit<P, S> {
         }
     }
 
-    /// What operations on the command queue work with.
-    fn queue_with<'a>(&'a self, platform: &'a P) -> QueueContext<'a, P> {
+    /// What operations on the command queue work with before any device is behind it.
+    fn queue_alone<'a>(&'a self, platform: &'a P) -> QueueContext<'a, P> {
         QueueContext {
             platform,
             regs: &self.regs,
             unit: self.index,
             coherent: self.info.coherent,
             telling: self.info.telling,
+            behind: None,
+        }
+    }
+}
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// What operations on the command queue work with.
+    fn queue_with<'a>(&'a self, platform: &'a P) -> QueueContext<'a, P> {
+        QueueContext {
+            behind: Some(Behind {
+                devices: &self.state.devices,
+                streams: &self.state.streams,
+                coherent: self.info.coherent,
+                phys_bits: self.caps.phys_bits,
+            }),
+            ..self.queue_alone(platform)
         }
     }
 }

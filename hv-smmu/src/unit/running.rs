@@ -22,7 +22,7 @@ use crate::spec::command::{Command, Depth, SyncSignal};
 use crate::spec::granule::Granule;
 use crate::spec::stream_entry::{
     Config, Regime, SecondStageShape, SecondStageTables, StreamOptions, StreamTableEntry, WORDS,
-    bypass_as, vmid_of, without_records,
+    bypass_as, vmid_of,
 };
 use crate::spec::walk::Walk;
 use crate::stream_table::EntryWords;
@@ -137,7 +137,8 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             return Err(self.already_bound(&self.reach(platform), stream, &before));
         }
-        self.update(platform, stream.id, &entry, target).map(Some)
+        let ticket = self.update(platform, stream.id, &entry, |_| Ok(*target))?;
+        Ok(Some(ticket))
     }
 
     /// The entry of a stream, with an array around it if it had none. Waits then.
@@ -317,15 +318,17 @@ impl<P: Platform> Unit<P, Enabled> {
         }
     }
 
-    /// Takes the steps from what stands in memory to `target`, and gives the ticket of the last.
+    /// Takes the steps from what stands in memory to what `want` makes of that, and gives the ticket of the last.
+    ///
+    /// Each word is stored by comparing. What somebody else took away meanwhile (records, the leave to ask, everything) stays
+    /// away: the rest is planned anew from what stands then, and `want` may find that there is nothing left to do.
     pub(super) fn update(
         &self,
         platform: &P,
         stream: StreamId,
         entry: &EntryWords<'_, P::Cell>,
-        target: &[u64; WORDS],
+        want: impl Fn(&[u64; WORDS]) -> Result<[u64; WORDS], UnitError>,
     ) -> Result<FlushTicket, UnitError> {
-        let update = Update::between(entry.read(), *target);
         let (reach, context) = (self.reach(platform), self.queue_with(platform));
         // With the descriptor that led to it: that it was empty may be cached, whoever filled it.
         let depth = match Fault::SkipArrayForget.is_on() {
@@ -336,25 +339,36 @@ impl<P: Platform> Unit<P, Enabled> {
         let kept = usize::from(!Fault::SkipStreamForget.is_on());
         let forget = forget.get(..kept).unwrap_or_default();
         let commands = &self.state.commands;
-        let Some((last, before)) = update.steps().split_last() else {
-            return commands.submit(&context, forget);
-        };
-        if Fault::StreamWordZeroFirst.is_on() {
-            for step in update.steps().iter().rev() {
-                entry.store(&reach, step);
+        // Ends: others can take three things away, each of them once.
+        'anew: loop {
+            let before = entry.read();
+            let target = want(&before)?;
+            let mut stands = match Fault::UpdateByStore.is_on() {
+                true => entry.read(),
+                false => before,
+            };
+            let update = Update::between(stands, target);
+            if Fault::StreamWordZeroFirst.is_on() {
+                for step in update.steps().iter().rev() {
+                    entry.store(&reach, step);
+                }
+                return commands.submit(&context, forget);
+            }
+            let mut steps = update.steps();
+            while let [step, rest @ ..] = steps {
+                steps = rest;
+                if Fault::UpdateByStore.is_on() {
+                    entry.store(&reach, step);
+                } else if !entry.exchange(&reach, step, &mut stands) {
+                    continue 'anew;
+                }
+                if !rest.is_empty() && !Fault::StreamStepsWithoutSync.is_on() {
+                    let what = "forgetting a stream table entry (CFGI_STE)";
+                    self.wait_between(&context, forget, what)?;
+                }
             }
             return commands.submit(&context, forget);
         }
-        for step in before {
-            entry.store(&reach, step);
-            if Fault::StreamStepsWithoutSync.is_on() {
-                continue;
-            }
-            let what = "forgetting a stream table entry (CFGI_STE)";
-            self.wait_between(&context, forget, what)?;
-        }
-        entry.store(&reach, last);
-        commands.submit(&context, forget)
     }
 
     /// Waits for a step in the middle of something. A unit that does not get over it has failed, whatever it says.
@@ -449,7 +463,7 @@ impl<P: Platform> Unit<P, Enabled> {
         self.state.nested.leave(vmid(domain), stream.id);
         let ticket = asked?;
         if keeps {
-            self.state.devices.forget(stream.id);
+            self.state.devices.forget_behind(stream.id, ticket);
         }
         Ok(ticket)
     }
@@ -499,62 +513,6 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(crate) fn poll(&self, platform: &P, ticket: FlushTicket) -> Result<bool, UnitError> {
         let context = self.queue_with(platform);
         self.state.commands.poll(&context, ticket)
-    }
-
-    /// Stops faults of a bound stream from being recorded. See [`hv_iommu::Backend::quiet`].
-    pub(crate) fn quiet(&self, platform: &P, stream: Stream) -> Result<(), UnitError> {
-        let reach = self.reach(platform);
-        let not_bound = UnitError::NotBound {
-            requester: stream.requester,
-            domain: HwDomainId::new(0),
-        };
-        let entry = self
-            .state
-            .streams
-            .entry(&reach, stream.id)?
-            .ok_or(not_bound)?;
-        let before = entry.read();
-        match (Config::of(&before), &self.state.contexts) {
-            (Some(Config::First), Some(contexts)) if !self.info.always_stalls() => {
-                self.quiet_first(&reach, contexts, stream, &entry, not_bound)?;
-            }
-            // What its own first stage has recorded is the user's to say, and a malformed one is recorded in any case: only
-            // an entry that aborts is quiet.
-            (Some(Config::Nested), _) if Fault::QuietSkipsNested.is_on() => {}
-            // What stands still is recorded whatever an entry says of records.
-            (Some(Config::Nested | Config::First | Config::Second), _)
-                if self.info.always_stalls() || Config::of(&before) != Some(Config::Second) =>
-            {
-                let [from, ..] = before;
-                let [to, ..] = StreamTableEntry::ABORT.words();
-                entry.replace(&reach, 0, from, to);
-            }
-            _ => {
-                let quiet = without_records(&before).ok_or(not_bound)?;
-                for (word, (from, to)) in before.into_iter().zip(quiet).enumerate() {
-                    if from != to {
-                        entry.replace(&reach, word, from, to);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the entry of a stream read anew. See [`hv_iommu::Backend::reread`].
-    pub(crate) fn reread(&self, platform: &P, stream: StreamId) -> Result<(), UnitError> {
-        let context = self.queue_with(platform);
-        let entry = Command::config_stream(stream, Depth::Leaves);
-        let forget = [entry, forget_context(stream)];
-        // Nobody but a first stage of ours has a descriptor that we write.
-        let count = 1 + usize::from(self.state.contexts.is_some());
-        let count = match Fault::RereadForgetsNothing.is_on() {
-            true => 0,
-            false => count,
-        };
-        let forget = forget.get(..count).unwrap_or_default();
-        self.state.commands.submit(&context, forget)?;
-        Ok(())
     }
 
     /// Refuses every request from now on.

@@ -19,7 +19,7 @@ use crate::firmware::RequesterLimits;
 use crate::invalidate::{Batch, Filed};
 use crate::spec::command::{Command, Depth, SyncSignal};
 use crate::spec::context::{ContextDescriptor, asid_of, is_valid};
-use crate::spec::stream_entry::Config;
+use crate::spec::stream_entry::{Config, WORDS};
 use crate::vmsa::{Stage, Tables};
 
 impl<P: Platform> Unit<P, Enabled> {
@@ -153,22 +153,24 @@ impl<P: Platform> Unit<P, Enabled> {
         stream: Stream,
     ) -> Result<(), UnitError> {
         let reach = self.reach(platform);
-        let entry = self.state.streams.entry(&reach, stream.id)?;
-        let before = entry.as_ref().map(|entry| entry.read());
-        let config = before.as_ref().and_then(Config::of);
-        let (Some(entry), Some(before), Some(Config::First)) = (entry, before, config) else {
-            return Err(UnitError::Hardware {
-                unit: self.index,
-                what: "a substream of a stream that no first stage translates, in valid descriptors",
-                expected: 1,
-                found: 0,
-            });
+        let no_first_stage = UnitError::Hardware {
+            unit: self.index,
+            what: "a substream of a stream that no first stage translates, in valid descriptors",
+            expected: 1,
+            found: 0,
         };
+        let entry = self.state.streams.entry(&reach, stream.id)?;
+        let entry = entry.ok_or(no_first_stage)?;
         let table = contexts.all(&reach, stream)?;
         let target = self.first_stage_entry(&reach, stream, table)?;
-        if before != target {
+        // As it stands when it is stored: one that was made to abort meanwhile goes on doing so.
+        let want = |before: &[u64; WORDS]| match Config::of(before) {
+            Some(Config::First) => Ok(target),
+            _ => Err(no_first_stage),
+        };
+        if want(&entry.read())? != entry.read() {
             // One store. Nobody needs the ticket: what follows waits for more.
-            self.update(platform, stream.id, &entry, &target)?;
+            self.update(platform, stream.id, &entry, want)?;
         }
         Ok(())
     }

@@ -348,8 +348,10 @@ impl Bus {
             .ledger
             .entitled(device, substream, page, access, request.began);
         // Who asks without being let, or uses what it was given before, is a device that does not do what it is told.
-        let obeys = request.says == Says::Untranslated
-            || self.functions.get(device).is_some_and(Function::asks);
+        let function = self.functions.get(device);
+        let obeys = (request.says == Says::Untranslated || function.is_some_and(Function::asks))
+            // Of one that does not answer nothing has to be let through any more.
+            && function.is_none_or(|function| !function.silent);
         if let Entitled::Surely { frame } = entitled
             && self.watching
             && obeys

@@ -128,6 +128,7 @@ impl RigCell {
         let Some((core, at)) = self.place() else {
             return 0;
         };
+        core.let_in();
         let mut state = core.quiet();
         let old = state.bus.memory.load(at);
         let new = change(old);

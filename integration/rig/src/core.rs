@@ -56,6 +56,8 @@ pub(crate) struct Core {
     steps: AtomicU64,
     /// Who is to be held up.
     overtaken: Mutex<Option<Overtaken>>,
+    /// What another CPU does in the middle of what this one does, after so many steps.
+    meanwhile: Mutex<Option<(u64, Other)>>,
 }
 
 /// A CPU that is held up when it reads a unit's registers.
@@ -66,6 +68,9 @@ pub(crate) struct Overtaken {
     /// What it is held up by.
     pub(crate) by: Box<dyn FnOnce() + Send>,
 }
+
+/// What another CPU does.
+type Other = Box<dyn FnOnce() + Send>;
 
 impl Core {
     /// The machine, after reset, with the mess that firmware left.
@@ -147,6 +152,7 @@ impl Core {
             turns: AtomicBool::new(false),
             steps: AtomicU64::new(machine.seed),
             overtaken: Mutex::new(None),
+            meanwhile: Mutex::new(None),
         }
     }
 
@@ -198,8 +204,38 @@ impl Core {
         self.turns.store(true, Ordering::Relaxed);
     }
 
+    /// Has something done by another CPU after so many steps; `None`, and what is left of it, takes that back.
+    pub(crate) fn meanwhile(&self, other: Option<(u64, Other)>) -> Option<Other> {
+        let mut meanwhile = self
+            .meanwhile
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *meanwhile, other).map(|(_, other)| other)
+    }
+
+    /// Lets the other CPU do its part, if it is its turn. The caller holds no lock of the rig.
+    pub(crate) fn let_in(&self) {
+        let mut meanwhile = self
+            .meanwhile
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let turn = match &mut *meanwhile {
+            None => return,
+            Some((0, _)) => meanwhile.take(),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+        };
+        drop(meanwhile);
+        if let Some((_, other)) = turn {
+            other();
+        }
+    }
+
     /// Lets another thread in now and then: who holds the lock of the state mostly gets it again.
     pub(crate) fn give_way(&self) {
+        self.let_in();
         // ORDERING: Relaxed, both: a choice made before there are threads, and a source of chance.
         if self.turns.load(Ordering::Relaxed) {
             let step = self.steps.fetch_add(1, Ordering::Relaxed);
@@ -256,6 +292,7 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             command: if model.left_on { BUS_MASTER } else { 0 },
             pasids: Pasids::of(machine.pasid_bits),
             present: true,
+            silent: false,
             rogue: machine.temper.rogues && rng.one_in(4),
             unit: machine.unit_of(model.address).unwrap_or(0),
             heeds_no_snoop: machine.heeds_no_snoop(model.address.segment()),

@@ -1,11 +1,26 @@
 //! Functions that keep translations themselves: how they ask for them and use them, by a test's wish or their own.
 
+use std::time::Duration;
+
 use hv_core::{Access, Iova, PciAddress};
 
 use crate::core::State;
 use crate::memory::frame_of;
 use crate::request::{Outcome, Says};
 use crate::rig::Rig;
+
+/// How a device answers when it is told to forget what it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answering {
+    /// As soon as it is told.
+    AtOnce,
+    /// After this time. It has forgotten only then.
+    Late(Duration),
+    /// Not at all: the unit finds that out, and stops.
+    Not,
+    /// Not at all, and the unit waits for ever.
+    NotEvenInTime,
+}
 
 impl State {
     /// A function's request with its own id that says that.
@@ -157,12 +172,27 @@ impl Rig {
 
     /// A device answers no invalidation from now on, or does again.
     pub fn mute(&self, function: PciAddress, mute: bool) {
+        self.answer(
+            function,
+            if mute {
+                Answering::Not
+            } else {
+                Answering::AtOnce
+            },
+        );
+    }
+
+    /// How a device answers invalidations from now on.
+    pub fn answer(&self, function: PciAddress, answering: Answering) {
         let mut state = self.core.quiet();
-        let mut functions = state.bus.functions.iter();
+        let mut functions = state.bus.functions.iter_mut();
         let found = functions.find(|known| known.address == function);
-        let unit = found.map(|known| known.unit);
+        let unit = found.map(|known| {
+            known.silent |= matches!(answering, Answering::Not | Answering::NotEvenInTime);
+            known.unit
+        });
         if let Some(unit) = unit.and_then(|unit| state.units.get_mut(unit)) {
-            unit.mute_device(function.requester(), mute);
+            unit.answers(function.requester(), answering);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
+use crate::devices::Answering;
 use crate::interrupt::Trouble;
 use crate::request::{Reach, Request, Sender, Step};
 use crate::rng::Rng;
@@ -98,8 +99,8 @@ pub(crate) trait FrontEnd: Send {
         Vec::new()
     }
 
-    /// A device answers no invalidation from now on, or does again.
-    fn mute_device(&mut self, _requester: u16, _mute: bool) {}
+    /// How a device answers invalidations from now on.
+    fn answers(&mut self, _requester: u16, _answering: Answering) {}
 
     /// A reason for a fault in words.
     fn reason(&self, code: u8) -> &'static str;

@@ -46,6 +46,7 @@ mod waking;
 pub use absent::NoRegisters;
 pub use bus::Counts;
 pub use cell::RigCell;
+pub use devices::Answering;
 pub use dma::Blocked;
 pub use driver::{Driver, Policy, Vendor};
 pub use firmware::NoTable;

@@ -76,6 +76,7 @@ impl Rig {
         for index in 0..state.bus.functions.len() {
             if functions.contains(&state.bus.functions[index].address) {
                 state.bus.ledger.let_go(index, pasid.map(Pasid::get));
+                state.bus.functions[index].silent &= pasid.is_some();
             }
         }
         state.bus.judge_cut_off();

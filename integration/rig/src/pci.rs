@@ -77,6 +77,8 @@ pub(crate) struct Function {
     pub(crate) pasids: Option<Pasids>,
     /// Whether it is plugged in.
     pub(crate) present: bool,
+    /// Whether it did not answer when it was told to forget, since it was attached: the driver may cut it off.
+    pub(crate) silent: bool,
     /// Whether it sends although its bus master bit is clear, as only a broken device does.
     pub(crate) rogue: bool,
     /// The unit that its requests pass.

@@ -320,6 +320,10 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::ForgetOtherDevice, STALE),
     of_smmu(Fault::CloseKeepsEntry, STALE),
     of_smmu(Fault::LeaveOldTranslations, STALE),
+    of_smmu(Fault::SilentIsBelieved, STALE),
+    of_smmu(Fault::SilentKeepsEntry, STALE),
+    of_smmu(Fault::SilentEntryNotReread, STALE),
+    of_smmu(Fault::SilentIsOpened, STALE),
     of_smmu(Fault::AskBeforeEntry, &[Rule::MappedFaulted]),
     of_smmu(Fault::TranslatedUnchecked, STALE),
     of_smmu(Fault::SkipResume, &[Rule::WrongAnswer]),
@@ -369,6 +373,8 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::PasidsStayOn,
         "the tests of domains: the rig's functions have no such switch",
     ),
+    (Fault::UpdateByStore, CATALOGUE),
+    (Fault::QuietKeepsAsking, CATALOGUE),
     (Fault::HolderNotedLate, LOOM),
     (Fault::UnregisterEarly, LOOM),
     (Fault::ReserveByStore, LOOM),
@@ -379,6 +385,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::WaitNotForSync, LOOM),
     (Fault::BelieveHead, LOOM),
     (Fault::RestartWithoutWaiting, LOOM),
+    (Fault::ResumeBeforeHold, LOOM),
     (Fault::PublishRelaxed, LOOM),
     (Fault::SharedRelaxed, LOOM),
     (Fault::DirtyByStore, LOOM),
@@ -445,6 +452,9 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
 
 /// It takes functions that come, go or are reset.
 const OWNERSHIP: &str = "the ownership tests: no machine of the rig has what it is about";
+/// It takes another CPU at one of many steps, each of which is tried.
+const CATALOGUE: &str =
+    "the catalogue: `smmu::loose` has a device cut off at each step of a change of its entry";
 /// It takes several CPUs in the middle of something.
 const LOOM: &str = "the loom models";
 

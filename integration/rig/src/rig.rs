@@ -222,6 +222,19 @@ impl Rig {
         }
     }
 
+    /// Runs `act`, and after so many steps of it, in the middle of something, what another CPU does. Says whether it came
+    /// to that.
+    pub fn between(
+        &self,
+        steps: u64,
+        other: impl FnOnce() + Send + 'static,
+        act: impl FnOnce(),
+    ) -> bool {
+        self.core.meanwhile(Some((steps, Box::new(other))));
+        act();
+        self.core.meanwhile(None).is_none()
+    }
+
     /// A unit hangs like that after this many more steps of the driver: in the middle of something.
     pub fn hang_after(&self, unit: usize, steps: u32, time: Duration) {
         if let Some(unit) = self.core.quiet().units.get_mut(unit) {

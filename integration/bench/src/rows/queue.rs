@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant as Now};
 
 use hv_core::platform::{Clock, Instant};
-use hv_iommu::queue::{CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::queue::{CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape};
 use hv_iommu::{FlushTicket, UnitError, UnitIndex};
 
 use super::{BLANK, Job, Own, Row, Scale};
@@ -77,8 +77,8 @@ impl QueuePort for Ours {
     fn completion(&self) -> Completion {
         Completion::Word(self.unit.status() as u32)
     }
-    fn check(&self) -> Result<(), UnitError> {
-        Ok(())
+    fn check(&self) -> Result<Going, UnitError> {
+        Ok(Going::On)
     }
 }
 

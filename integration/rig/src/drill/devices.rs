@@ -3,7 +3,7 @@
 
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms};
-use hv_iommu::{Attached, Domain, DomainConfig, Group, Iommu, TrustedDevice};
+use hv_iommu::{Attached, Domain, DomainConfig, FaultNotice, Group, Iommu, TrustedDevice};
 use hv_smmu::Smmu;
 
 use crate::driver::Vendor;
@@ -27,8 +27,9 @@ type Kind = (fn(&mut Identity), fn(&mut Drilled) -> Option<()>);
 
 /// All of the drills on the machine of a seed.
 pub(crate) fn devices(seed: u64) -> Option<Violation> {
-    let kinds: [Kind; 3] = [
+    let kinds: [Kind; 4] = [
         (|identity| identity.ats = true, keeping),
+        (|identity| identity.ats = true, silent),
         (
             |identity| (identity.ats, identity.pri) = (true, true),
             paging,
@@ -183,6 +184,35 @@ fn keeping(drilled: &mut Drilled) -> Option<()> {
             drilled.group = Some(group);
         }
     }
+    Some(())
+}
+
+/// The device does not answer when it is let ask, then it does, and then it does not when it is to forget.
+fn silent(drilled: &mut Drilled) -> Option<()> {
+    let (device, rig) = (drilled.device, drilled.rig.clone());
+    let mut group = drilled.group.take()?;
+    rig.forge(device, Iova::new(AT), crate::memory::BASE);
+    rig.mute(device, true);
+    if group.enable_ats(device, &drilled.trusted).is_ok() {
+        rig.access_kept(device, Iova::new(AT), Access::Write);
+        drilled.wrong("a device that does not forget what it has was let ask");
+    }
+    rig.mute(device, false);
+    group.enable_ats(device, &drilled.trusted).ok()?;
+    drilled.with_pages(4, |_| {
+        for access in [Access::Read, Access::Write] {
+            rig.ask(device, Iova::new(AT), access);
+        }
+        rig.mute(device, true);
+    })?;
+    let mut told = 0;
+    drilled.iommu.take_faults(|notice| {
+        told += usize::from(matches!(notice, FaultNotice::CutOff(_)));
+    });
+    if told != 1 || drilled.iommu.wedged_units().count() != 0 {
+        drilled.wrong("a device that does not answer was not cut off by itself");
+    }
+    drilled.group = Some(group);
     Some(())
 }
 

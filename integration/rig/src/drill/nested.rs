@@ -105,6 +105,7 @@ fn cut_off_on(rig: &Rig, nested: bool) -> Result<(), String> {
             faults: BUDGET,
             within: Duration::from_secs(60),
         },
+        ..Config::default()
     };
     let iommu = Iommu::new(backend, &functions, config);
     let (iommu, groups) = iommu.map_err(|error| error.to_string())?;

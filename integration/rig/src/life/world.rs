@@ -85,6 +85,7 @@ pub(crate) fn bring_up<B: Driver>(rig: &Rig) -> Result<BroughtUp<B>, String> {
         wait: WAIT,
         // Lives are all faults; what a budget does has a test of its own.
         faults: FaultBudget::UNLIMITED,
+        ..Config::default()
     };
     let (iommu, groups) =
         Iommu::new(backend, &functions, config).map_err(|error| error.to_string())?;

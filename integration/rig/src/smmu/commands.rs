@@ -25,6 +25,8 @@ struct Pending {
     command: Command,
     /// When it is done at the latest; `None` for when a sync asks.
     due: Option<u64>,
+    /// When it is done at the earliest: a device takes its time.
+    earliest: u64,
 }
 
 /// The queue of one unit.
@@ -155,7 +157,15 @@ impl Unit {
             (true, 0) => None,
             _ => Some(bus.nanos + bus.rng.below(3000)),
         };
-        self.queue.pending.push_back(Pending { command, due });
+        let earliest = match command {
+            Command::Device { stream, .. } => bus.nanos + self.devices.takes(stream),
+            _ => 0,
+        };
+        self.queue.pending.push_back(Pending {
+            command,
+            due,
+            earliest,
+        });
         self.step_past();
         true
     }
@@ -167,18 +177,20 @@ impl Unit {
     /// The next command is a sync: it is consumed when it is complete.
     fn sync(&mut self, bus: &mut Bus, signal: Signal, slow: bool) -> bool {
         let since = *self.queue.sync_since.get_or_insert(bus.nanos);
-        if !self.queue.pending.is_empty() {
+        // Software may have it done all the same, by acknowledging the error: nothing was forgotten. Others who were told to
+        // forget may not have answered yet; who carries the sync out once more waits for those.
+        let others = self.queue.pending.is_empty() || bus.rng.one_in(2);
+        if others && self.devices.is_given_up(bus) {
+            self.stop(bus, registers::ERROR_DEVICE);
+            return false;
+        }
+        if !self.queue.pending.is_empty() || self.devices.is_awaited() {
             return false;
         }
         if slow && bus.nanos < since + 1000 && !bus.rng.one_in(4) {
             return false;
         }
         self.drain(bus);
-        if std::mem::take(&mut self.devices.failed) {
-            // Software may have it done all the same, by acknowledging the error: nothing was forgotten.
-            self.stop(bus, registers::ERROR_DEVICE);
-            return false;
-        }
         let (configuration, translations) = std::mem::take(&mut self.queue.forgot);
         self.flushed.0 |= configuration;
         self.flushed.1 |= translations;
@@ -214,11 +226,15 @@ impl Unit {
         let asked = self.queue.sync_since.is_some();
         let now = bus.nanos;
         let due = |pending: &Pending| match pending.due {
+            _ if pending.earliest > now => false,
             Some(due) => due <= now,
             None => asked,
         };
-        let chosen = if !slow || bus.rng.one_in(4) {
-            bus.rng.below(count as u64) as usize
+        let some = bus.rng.below(count as u64) as usize;
+        let may = |pending: &Pending| pending.earliest <= now;
+        let is_free = self.queue.pending.get(some).is_some_and(may);
+        let chosen = if is_free && (!slow || bus.rng.one_in(4)) {
+            some
         } else {
             match self.queue.pending.iter().position(due) {
                 Some(index) => index,
@@ -389,5 +405,6 @@ impl Unit {
             self.carry_out(bus, pending.command);
         }
         self.queue.sync_since = None;
+        self.devices.nobody_waits();
     }
 }

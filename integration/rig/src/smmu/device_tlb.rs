@@ -4,7 +4,7 @@
 //! A completion says of how much it is: up to the leaf (IHI 0070, 13.6.3), and no less than the smallest unit that the
 //! function was set to, a page. Its device keeps all of that as one entry, which goes with any page of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hv_core::Access;
 
@@ -14,6 +14,7 @@ use super::spec::registers;
 use super::spec::stream::Stream;
 use super::walk::untagged;
 use crate::bus::Bus;
+use crate::devices::Answering;
 use crate::memory::{FRAME_BYTES, frame_of};
 use crate::pci::Function;
 use crate::request::{Progress, Reach, Request, Says, Step};
@@ -70,11 +71,14 @@ impl std::fmt::Display for Key {
 pub(crate) struct Devices {
     /// Where entries lead.
     kept: BTreeMap<Key, u64>,
-    /// Those that answer no invalidation.
-    mute: BTreeSet<u32>,
-    /// Whether one did not answer since the last sync.
-    pub(super) failed: bool,
+    /// How those answer that do not at once.
+    answering: BTreeMap<u32, Answering>,
+    /// When the unit, or the bus, gives up one that does not answer; `u64::MAX` for never.
+    given_up: Option<u64>,
 }
+
+/// How much time the bus gives a device, in nanoseconds, mostly and rarely.
+const GIVEN: [u64; 2] = [100_000_000, 2_000_000_000];
 
 fn writes(request: &Request) -> bool {
     request.access == Access::Write
@@ -126,12 +130,49 @@ impl Devices {
         page
     }
 
-    /// A device answers no invalidation, or does again.
-    pub(crate) fn mute(&mut self, stream: u32, mute: bool) {
-        match mute {
-            true => self.mute.insert(stream),
-            false => self.mute.remove(&stream),
+    /// How a device answers invalidations from now on.
+    pub(crate) fn answer(&mut self, stream: u32, answering: Answering) {
+        self.answering.insert(stream, answering);
+    }
+
+    /// How long a device takes, in nanoseconds.
+    pub(super) fn takes(&self, stream: u32) -> u64 {
+        match self.answering.get(&stream) {
+            Some(Answering::Late(time)) => time.as_nanos() as u64,
+            _ => 0,
+        }
+    }
+
+    /// A device does not answer. In what time that is known differs.
+    fn silent(&mut self, bus: &mut Bus, never: bool) {
+        let given = match (never, bus.temper.slow, bus.rng.one_in(16)) {
+            (true, ..) => u64::MAX,
+            (_, false, _) => 0,
+            (_, true, false) => bus.rng.below(GIVEN[0]),
+            (_, true, true) => GIVEN[1],
         };
+        let due = bus.nanos.saturating_add(given);
+        self.given_up = Some(self.given_up.map_or(due, |earlier| earlier.max(due)));
+    }
+
+    /// Whether one was waited for too long. Whoever goes on behind that may find the same once more.
+    pub(super) fn is_given_up(&mut self, bus: &mut Bus) -> bool {
+        let now = bus.nanos;
+        if self.given_up.is_none_or(|due| due > now) {
+            return false;
+        }
+        self.given_up = bus.rng.one_in(4).then_some(now + 1000);
+        true
+    }
+
+    /// Whether one is waited for.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.given_up.is_some()
+    }
+
+    /// Nobody waits for any of them any more.
+    pub(super) fn nobody_waits(&mut self) {
+        self.given_up = None;
     }
 }
 
@@ -185,18 +226,18 @@ impl Unit {
     /// A device was told to forget. What it sent by that is to arrive before the next sync is done.
     pub(super) fn device_told(&mut self, bus: &mut Bus, stream: u32, first: u64, last: u64) {
         let requester = stream.wrapping_sub(self.identity.first_stream) as u16;
-        let is_it = |function: &&Function| {
+        let is_it = |function: &&mut Function| {
             function.unit == self.index && function.requesters.contains(&requester)
         };
-        let gone = bus
-            .functions
-            .iter()
-            .find(is_it)
-            .is_some_and(|one| !one.present);
-        if gone || self.devices.mute.contains(&stream) {
-            self.devices.failed = true;
-            // The queue is to stop at that, and its driver to give the unit up.
-            self.health.was_ill = true;
+        let one = bus.functions.iter_mut().find(is_it);
+        let gone = one.is_some_and(|one| {
+            one.silent |= !one.present;
+            !one.present
+        });
+        let answering = self.devices.answering.get(&stream);
+        let never = answering == Some(&Answering::NotEvenInTime);
+        if gone || never || answering == Some(&Answering::Not) {
+            self.devices.silent(bus, never);
             return;
         }
         // It asks for that again at once.
@@ -263,6 +304,8 @@ impl Unit {
 #[cfg(test)]
 mod tests {
     use super::super::caches::Tag;
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn asks(number: u64, address: u64) -> Request {

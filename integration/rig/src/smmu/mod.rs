@@ -39,6 +39,7 @@ pub use spec::identity::Identity;
 pub(crate) use walk::Walk;
 
 use crate::bus::Bus;
+use crate::devices::Answering;
 use crate::frontend::{FrontEnd, Health};
 use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
@@ -239,9 +240,9 @@ impl FrontEnd for Unit {
         self.devices.forge(stream, page, frame);
     }
 
-    fn mute_device(&mut self, requester: u16, mute: bool) {
+    fn answers(&mut self, requester: u16, answering: Answering) {
         let stream = self.stream_of(requester);
-        self.devices.mute(stream, mute);
+        self.devices.answer(stream, answering);
     }
 
     fn reason(&self, code: u8) -> &'static str {

@@ -8,8 +8,8 @@ use hv_core::{
     Perms, Segment,
 };
 use hv_iommu::{
-    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, Format, Group, Iommu, Level,
-    Mapped, PendingUnmap, Pinned, Range,
+    AtRest, Attached, Blocked, Claimed, Config, Domain, DomainConfig, FaultBudget, Format, Group,
+    Iommu, Level, Mapped, PendingUnmap, Pinned, Range,
 };
 use hv_rig::{Driver, FunctionModel, Machine, Outcome, Rig, Temper, Tenant, UnitModel};
 
@@ -20,6 +20,8 @@ pub(crate) const REMEMBERS: &str = "the rig's devices remember nothing";
 
 /// How long a unit may take.
 pub(crate) const WAIT: Duration = Duration::from_millis(100);
+/// How much longer where devices have to answer too: more than the rig's units give one.
+pub(crate) const DEVICE_WAIT: Duration = Duration::from_secs(3);
 
 /// The function at this place of segment 0: bus, device, function.
 pub(crate) const fn pci(bus: u8, device: u8, function: u8) -> PciAddress {
@@ -68,13 +70,23 @@ impl Stand {
 
     /// With what came of bringing a machine up.
     pub(crate) fn of(rig: Rig, backend: Result<Backend, String>) -> Self {
+        Self::with_budget(rig, backend, FaultBudget::default())
+    }
+
+    /// The same, where groups may cause so many faults.
+    pub(crate) fn with_budget(
+        rig: Rig,
+        backend: Result<Backend, String>,
+        faults: FaultBudget,
+    ) -> Self {
         let seed = rig.machine().seed;
         let backend = backend.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
         let functions = rig.functions();
         rig.watch();
         let config = Config {
             wait: WAIT,
-            ..Config::default()
+            device_wait: DEVICE_WAIT,
+            faults,
         };
         let (iommu, at_rest) = Iommu::new(backend, &functions, config).unwrap();
         let (mut groups, mut pinned) = (Vec::new(), Vec::new());

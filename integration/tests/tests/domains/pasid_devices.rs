@@ -118,6 +118,25 @@ fn functions_send_with_pasids_only_while_their_groups_are_open() {
     assert_eq!(TWIN.map(|member| switch(&machine, member)), [0, 0]);
 }
 
+/// Whoever had it before let it ask for translations, which keeps its PASIDs as they are.
+#[test]
+fn a_function_that_was_left_asking_is_stopped_before_its_pasids_are_opened() {
+    let mut machine = Machine::new();
+    let function = TWIN[1];
+    machine.host().set_register(function, 0x100, 0x2001_001b, 0);
+    machine.host().set_register(function, 0x200, 0x0001_000f, 0);
+    machine
+        .host()
+        .set_register(function, 0x204, 1 << 31, 1 << 31);
+    let driver = machine.driver(TWIN[0]);
+    let Ok(group) = driver.group.open_pasids() else {
+        panic!("refused for good");
+    };
+    assert_eq!(machine.host().register(function, 0x204), 0);
+    assert_eq!(TWIN.map(|member| switch(&machine, member)), [1, 1]);
+    let _group = group.close_pasids().unwrap();
+}
+
 #[test]
 fn a_function_that_sends_no_pasids_opens_none() {
     let refused = |prepare: fn(&Machine)| {

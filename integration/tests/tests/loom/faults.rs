@@ -109,6 +109,10 @@ const QUEUEING: &[Row] = &[
         Fault::RestartWithoutWaiting,
         &[queueing::bc14_a_reset_meets_a_late_producer],
     ),
+    (
+        Fault::ResumeBeforeHold,
+        &[queueing::bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending],
+    ),
 ];
 
 /// Groups, and who has them.

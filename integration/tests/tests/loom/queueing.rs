@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use hv_core::platform::{Clock, Instant};
 use hv_core::sync::{AtomicBool, AtomicU64, Ordering, spin_hint};
-use hv_iommu::queue::{CommandQueue, Completion, Ends, Place, QueuePort, QueueShape};
+use hv_iommu::queue::{Alone, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape};
 use hv_iommu::{FlushTicket, UnitError, UnitIndex};
 
-use crate::explore::{models, saw};
+use crate::explore::{models, must_fail, saw};
 
 /// What sets a sync apart from a command, which is a small number.
 const SYNC: u64 = 1 << 32;
 const DEADLINE: Duration = Duration::from_secs(1);
+/// From here on commands are for something behind the unit, which never answers.
+const SILENT: u64 = 16;
+/// What keeps it from everything.
+const CLOSE: u64 = 8;
 
 /// What hardware has done, and what was done to it. Plain state: it orders nothing.
 #[derive(Default)]
@@ -26,6 +30,10 @@ struct Done {
     begun: Vec<u64>,
     done: BTreeSet<u64>,
     syncs: usize,
+    /// Whether something was asked since the last sync that does not answer.
+    unanswered: bool,
+    /// How often the queue was mended.
+    mended: usize,
     /// How often somebody looked at the clock.
     looks: u64,
 }
@@ -37,6 +45,14 @@ struct Unit {
     /// The registers.
     tail: AtomicU64,
     head: AtomicU64,
+    /// Not zero while hardware stands at a sync.
+    stands: AtomicU64,
+    /// Not zero while it reads: where CPUs other than the holder of the bell have it go on.
+    engine: AtomicU64,
+    /// Whether they do.
+    goes_on: bool,
+    /// Whether hardware goes on as soon as somebody has found that it stands.
+    is_hasty: bool,
     done: Mutex<Done>,
     /// Whether hardware reads in the middle of the doorbell's write, on the CPU that rings.
     eager: bool,
@@ -55,6 +71,10 @@ impl Unit {
             ring: (0..1 << log2).map(|_| AtomicU64::new(0)).collect(),
             tail: AtomicU64::new(0),
             head: AtomicU64::new(0),
+            stands: AtomicU64::new(0),
+            engine: AtomicU64::new(0),
+            goes_on: false,
+            is_hasty: false,
             done: Mutex::default(),
             eager: false,
             runs: false,
@@ -67,17 +87,48 @@ impl Unit {
         self.ring.len() as u64
     }
 
+    /// Hardware reads all that it was told of, on the CPU that told it. It is one, whoever that is.
+    fn read_all(&self) {
+        if !self.goes_on {
+            while self.step() {}
+            return;
+        }
+        // ORDERING: Relaxed, all: hardware orders nothing between CPUs. What it has of its own is read by what reads the
+        // latest.
+        while self.engine.swap(1, Ordering::Relaxed) != 0 {
+            spin_hint();
+        }
+        while self.step() {}
+        // ORDERING: as above.
+        self.engine.swap(0, Ordering::Relaxed);
+    }
+
     /// Hardware reads one entry and moves its head, if it was told of one.
     fn step(&self) -> bool {
-        // ORDERING: Relaxed, hardware's own; Acquire pairs with the doorbell.
-        let head = self.head.load(Ordering::Relaxed);
-        // ORDERING: as above.
-        if self.tail.load(Ordering::Acquire) == head {
+        // The latest, where hardware may have read on another CPU.
+        let latest = |word: &AtomicU64, order| match self.goes_on {
+            true => word.fetch_add(0, order),
+            false => word.load(order),
+        };
+        // ORDERING: Relaxed, hardware's own.
+        let head = latest(&self.head, Ordering::Relaxed);
+        // ORDERING: Acquire pairs with the doorbell.
+        let tail = latest(&self.tail, Ordering::Acquire);
+        if tail == head {
             return false;
         }
         let place = (head % self.entries()) as usize;
+        // ORDERING: Acquire pairs with `resume`.
+        if self.goes_on && self.stands.fetch_add(0, Ordering::Acquire) != 0 {
+            return false;
+        }
         // ORDERING: Relaxed, as weak as can be.
         let entry = self.ring[place].load(Ordering::Relaxed);
+        if entry & SYNC != 0 && std::mem::take(&mut self.done.lock().unwrap().unanswered) {
+            // ORDERING: Release, as hardware says that there is an error.
+            self.stands.store(1, Ordering::Release);
+            return false;
+        }
         self.execute(entry);
         // ORDERING: Release: what was done before the head moved.
         self.head
@@ -96,6 +147,7 @@ impl Unit {
             assert_ne!(entry, 0, "a place that was not filled");
             let again = done.done.contains(&entry) || done.begun.contains(&entry);
             assert!(!again, "command {entry} is done twice");
+            done.unanswered |= entry >= SILENT;
             done.begun.push(entry);
         }
     }
@@ -115,6 +167,17 @@ impl Unit {
             spin_hint();
         }
         assert!(self.has_done(command), "command {command} is not done");
+    }
+
+    /// Waits, and finds that what does not answer is kept from everything.
+    fn wait_silent(&self, ticket: FlushTicket) {
+        while !self.queue.poll(self, ticket).unwrap() {
+            spin_hint();
+        }
+        assert!(
+            self.has_done(CLOSE),
+            "it goes on by what it should have forgotten"
+        );
     }
 
     /// Hardware reads until it has done these.
@@ -178,7 +241,9 @@ impl QueuePort for Unit {
             done.rung - done.read
         );
         drop(done);
-        while self.eager && self.step() {}
+        if self.eager {
+            self.read_all();
+        }
     }
 
     fn head(&self) -> Result<Place, UnitError> {
@@ -192,8 +257,28 @@ impl QueuePort for Unit {
         Completion::Head
     }
 
-    fn check(&self) -> Result<(), UnitError> {
-        Ok(())
+    fn check(&self) -> Result<Going, UnitError> {
+        // ORDERING: Acquire, as a read of a register.
+        match self.stands.load(Ordering::Acquire) {
+            0 => Ok(Going::On),
+            _ => {
+                if self.is_hasty {
+                    self.resume();
+                }
+                Ok(Going::Unanswered)
+            }
+        }
+    }
+
+    fn resume(&self) {
+        // ORDERING: Release, as a write to a register comes after all stores to memory.
+        self.stands.swap(0, Ordering::Release);
+        self.read_all();
+    }
+
+    fn settle(&self, alone: &Alone<'_, '_, Self>) -> Result<(), UnitError> {
+        self.done.lock().unwrap().mended += 1;
+        alone.tell(&[CLOSE], "an end")
     }
 }
 
@@ -373,6 +458,48 @@ fn a_reset_and_a_producer() {
     assert_eq!(unit.done.lock().unwrap().read, start + 2);
 }
 
+/// Such a unit, which stands at the sync behind a command that is not answered. Gives the ticket.
+fn standing(is_hasty: bool) -> (Arc<Unit>, FlushTicket) {
+    let unit = Arc::new(Unit {
+        eager: true,
+        goes_on: true,
+        is_hasty,
+        ..Unit::new(2)
+    });
+    let ticket = unit.submit(SILENT).unwrap();
+    (unit, ticket)
+}
+
+/// Two CPUs wait for what does not answer. Hardware reads whenever it is told to go on.
+fn two_wait_for_no_answer() {
+    let unit = two_wait(false);
+    assert_eq!(unit.done.lock().unwrap().mended, 1);
+}
+
+fn two_wait(is_hasty: bool) -> Arc<Unit> {
+    let (unit, ticket) = standing(is_hasty);
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.wait_silent(ticket))
+    };
+    unit.wait_silent(ticket);
+    other.join().unwrap();
+    unit
+}
+
+/// One CPU waits for what does not answer, another has to do with the unit alone.
+fn another_goes_on_beside_no_answer() {
+    let (unit, ticket) = standing(false);
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.flush(1))
+    };
+    unit.wait_silent(ticket);
+    other.join().unwrap();
+    assert_eq!(unit.queue.check_alive(unit.unit()), Ok(()));
+    assert_eq!(unit.done.lock().unwrap().mended, 1);
+}
+
 /// The head moves past what the unit was given while the ring is full: nothing unread is written over.
 fn a_head_lies() {
     let unit = Arc::new(Unit::new(1));
@@ -431,4 +558,20 @@ models! {
     /// A head that cannot be is not believed.
     /// Shows: bc14.
     bc14_a_head_past_the_tail_makes_no_room: Two(3), sees [], a_head_lies;
+
+    /// Nobody's ticket counts because hardware was told to go on past what does not answer.
+    /// Shows: bc01.
+    bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending: Two(1),
+        sees [], two_wait_for_no_answer;
+
+    /// What does not answer harms nobody who does not wait for it.
+    /// Shows: bc01.
+    bc01_others_go_on_beside_what_does_not_answer: Two(1), sees [], another_goes_on_beside_no_answer;
+}
+
+must_fail! {
+    /// Hardware that goes on past what does not answer before the queue is held: a ticket counts too early.
+    hardware_that_goes_on_by_itself_is_noticed: Two(1), || {
+        two_wait(true);
+    };
 }

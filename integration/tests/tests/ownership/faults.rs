@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hv_core::{Access, Iova, KernelPaging, Owner, PciAddress, Perms, UserManaged};
 use hv_iommu::{
-    AttachError, Domain, FaultBudget, FaultClass, FaultNotice, FaultReport, ReplaceFailed,
+    AttachError, CutOffReason, Domain, FaultBudget, FaultClass, FaultNotice, FaultReport,
+    ReplaceFailed,
 };
 use hv_tests::fake::{DmaFault, FAULT_LOG};
 use hv_tests::host::Time;
@@ -167,7 +168,8 @@ fn bc19_a_device_that_faults_without_end_is_cut_off_and_its_owner_told_once() {
         panic!("{after:?}");
     };
     assert_eq!((told.requester, told.group), (TWIN[1], loose.group.id()));
-    assert_eq!((told.domain, told.budget), (loose.domain.uid(), budget));
+    let reason = CutOffReason::Faults(budget);
+    assert_eq!((told.domain, told.reason), (loose.domain.uid(), reason));
     assert_eq!(told.owner, UserManaged::owner_id(vm(7)));
     for twin in TWIN {
         assert!(!sends(&machine, twin), "{twin}: the group moves whole");

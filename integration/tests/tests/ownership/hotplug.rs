@@ -77,6 +77,9 @@ fn bc13_virtual_functions_that_are_switched_on_later_are_groups_of_their_own() {
     );
     for id in &virtuals {
         machine.host().leave_bus_mastering_on(*id);
+        // And asking for translations (ATS), whoever let them.
+        machine.host().set_register(*id, 0x100, 0x0001_000f, 0);
+        machine.host().set_register(*id, 0x104, 1 << 31, 1 << 31);
     }
     let added = machine.iommu.add_functions(&[with_virtual(4)], Vec::new());
     let Rescanned { mut groups, ended } = added.unwrap();
@@ -84,6 +87,7 @@ fn bc13_virtual_functions_that_are_switched_on_later_are_groups_of_their_own() {
     assert_eq!(groups.len(), 4);
     for id in virtuals {
         assert_eq!(machine.host().bus_master(id), Some(false), "{id}");
+        assert_eq!(machine.host().register(id, 0x104), 0, "{id}");
         let group = take(&mut groups, id).claimable().unwrap();
         assert_eq!(group.members(), [id]);
         // By the unit of its physical function, whatever its own bus number says.

@@ -5,23 +5,23 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging, PageSize, PciAddress};
 use hv_iommu::{AttachError, Attached, Domain, FunctionKind, Group, TrustedDevice};
-use hv_rig::{FunctionModel, Identity, Machine, Outcome, Vendor};
+use hv_rig::{Answering, FunctionModel, Identity, Machine, Outcome, Vendor};
 
 use super::Backend;
-use super::stand::{Kernel, REMEMBERS, Stand, count, iovas, on_machines, pci, small};
+use super::stand::{DEVICE_WAIT, Kernel, REMEMBERS, Stand, count, iovas, on_machines, pci, small};
 
 /// The device that keeps translations.
-const DEVICE: PciAddress = pci(0, 2, 0);
+pub(super) const DEVICE: PciAddress = pci(0, 2, 0);
 
 /// Every unit is changed like that.
-fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
+pub(super) fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
     for unit in &mut machine.units {
         change(unit.smmu().unwrap());
     }
 }
 
 /// Devices can ask, and units look at what they send.
-fn with_ats(machine: &mut Machine) {
+pub(super) fn with_ats(machine: &mut Machine) {
     all(machine, |identity| identity.ats = true);
     for function in &mut machine.functions {
         function.ats = true;
@@ -29,17 +29,22 @@ fn with_ats(machine: &mut Machine) {
 }
 
 /// A domain of the hypervisor with the device, which asks.
-fn asking(stand: &mut Stand) -> Kernel {
+pub(super) fn asking(stand: &mut Stand) -> Kernel {
+    asking_with(stand, DEVICE)
+}
+
+/// A domain of the hypervisor with another device, which asks.
+pub(super) fn asking_with(stand: &mut Stand, device: PciAddress) -> Kernel {
     let claimed = stand
-        .take(DEVICE)
+        .take(device)
         .claim_for_hypervisor()
         .trust("the rig's own");
     let trusted = TrustedDevice::vouch_for(&claimed, "the rig's own");
     let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
     let tenant = stand.tenant();
     let mut group = stand.attach(claimed, &domain, tenant);
-    group.enable_ats(DEVICE, &trusted).unwrap();
-    assert!(stand.rig.asks(DEVICE));
+    group.enable_ats(device, &trusted).unwrap();
+    assert!(stand.rig.asks(device));
     Kernel {
         rig: stand.rig.clone(),
         domain,
@@ -261,15 +266,16 @@ fn bc15_what_a_device_kept_from_before_is_forgotten_before_its_entry_lets_it() {
         let mut one = asking(stand);
         let mapped = one.map(iovas(0x10_0000, 2));
         assert!(ask(stand, 0x10_0000) && kept(stand, 0x10_0000));
-        // It does not answer the last invalidations, so its unit is reset; the memory goes to somebody else.
-        stand.rig.mute(DEVICE, true);
+        // It does not answer the last invalidations, and its unit does not get over that, so that is reset; the memory goes
+        // to somebody else.
+        stand.rig.answer(DEVICE, Answering::NotEvenInTime);
         let unit = one.group.as_ref().unwrap().unit();
         let pending = one.unmap(mapped).flush().err().unwrap().pending;
         stand.rig.wedged(unit.index(), true);
         assert!(!stand.rig.asks(DEVICE), "cut off");
         stand.iommu.reset_unit(unit).unwrap();
         stand.rig.wedged(unit.index(), false);
-        stand.rig.mute(DEVICE, false);
+        stand.rig.answer(DEVICE, Answering::AtOnce);
         let (free, frames) = pending.flush().unwrap();
         one.returned(free.span(), &frames);
         stand.give_back(frames);
@@ -285,7 +291,8 @@ fn bc15_what_a_device_kept_from_before_is_forgotten_before_its_entry_lets_it() {
     });
 }
 
-/// A device that does not answer makes no receipt, and what it may still hold is not given back.
+/// Where a unit waits for ever for a device that does not answer, no receipt is made, and what the device may still hold is
+/// not given back.
 #[test]
 fn bc01_xsa_373_a_device_that_does_not_answer_makes_no_receipt() {
     on_machines(40, with_ats, |stand| {
@@ -293,10 +300,10 @@ fn bc01_xsa_373_a_device_that_does_not_answer_makes_no_receipt() {
         let unit = one.group.as_ref().unwrap().unit();
         let mapped = one.map(iovas(0x10_0000, 2));
         assert!(ask(stand, 0x10_1000));
-        stand.rig.mute(DEVICE, true);
+        stand.rig.answer(DEVICE, Answering::NotEvenInTime);
         let before = stand.rig.nanos();
         let pending = one.unmap(mapped).flush().err().unwrap().pending;
-        assert!(Duration::from_nanos(stand.rig.nanos() - before) < 3 * super::stand::WAIT);
+        assert!(Duration::from_nanos(stand.rig.nanos() - before) < 2 * DEVICE_WAIT);
         stand.rig.wedged(unit.index(), true);
         assert!(stand.iommu.wedged_units().eq([unit]));
         assert!(!kept(stand, 0x10_1000), "it has no bus mastering");

@@ -34,9 +34,11 @@ mod answers;
 mod device_tlbs;
 mod interrupts;
 mod leaves;
+mod loose;
 mod nested;
 mod only;
 mod pasids;
+mod silent;
 mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.

@@ -1,0 +1,204 @@
+//! A queue that stands unanswered: something behind the unit (a device that keeps translations itself) was told to forget,
+//! and does not say that it did.
+//!
+//! Hardware stops at the sync then, and does not say who it is. Told to go on, it carries that sync out once more and
+//! counts it as complete, with all that it stands for. A ticket may stand for more than its own sync: who shares
+//! syncs may have been given a later one, and long batches have several. So nothing is made of single tickets here:
+//!
+//! 1. Whoever waits and finds hardware standing tries to take the upkeep: one CPU mends, all others go on waiting.
+//! 2. It *holds* the queue: a bit of the tail, so that each reservation was made before, or waits until it is let go of. A
+//!    held queue completes no ticket ([`CommandQueue::poll`] looks at the tail after it has looked at the head).
+//! 3. Only then hardware is told to go on ([`QueuePort::resume`]), as often as it stops, until all that was reserved was
+//!    read and the last of it, a sync, is complete: what the unit itself was asked for is done. Which of
+//!    those that had to answer did is not known.
+//! 4. The queue is the mender's alone now. It asks each that may have to answer to forget all that it has, by itself,
+//!    with a sync behind it ([`Alone::ask`]): at that sync hardware stops or it does not, and nobody else can be the
+//!    reason. What does not answer is kept from reaching anything, with a sync ([`Alone::tell`]); that is the
+//!    port's business ([`QueuePort::settle`]). All others are not harmed: they have forgotten what they could ask for again.
+//! 5. The queue is let go of. Each ticket of before the hold stands for what the unit has done by step 3, and for what
+//!    others behind it have by step 4 or can use no more. So tickets count again by the head alone, as after a reset.
+//!
+//! Why no ticket counts too early: the head is past a sync that stood unanswered only after `resume`, which comes after the
+//! hold. Who has seen such a head therefore sees the hold when it looks at the tail next, or that it is over.
+//!
+//! Step 3 waits for producers in the middle of a submission, as a reset does, and everybody else waits for the mender: by
+//! the port's [deadline](QueuePort::deadline), as all waits here. What goes wrong in a held queue wedges the unit, and a
+//! reset lets go of it: it starts the ring anew. Reading of IHI 0070 (3.9.1.4, 7.1) that this stands on: a sync that is
+//! carried out once more waits for whoever has still to answer, so that a later sync stops only for what was asked between
+//! the two. If some hardware did otherwise, one that answers might be taken for one that does not, never the reverse.
+
+use hv_core::fault::Fault;
+use hv_core::platform::Clock;
+use hv_core::sync::{Ordering, fence, spin_hint};
+
+use super::anew::Upkeep;
+use super::port::{Going, QueuePort, Wait};
+use super::words::{HELD_BIT, Tail};
+use super::{Caller, CommandQueue};
+use crate::backend::UnitError;
+
+/// A held queue in the hands of who mends it: everything that was submitted has been read, nobody else submits.
+pub struct Alone<'q, 'p, P: QueuePort> {
+    queue: &'q CommandQueue,
+    port: &'p P,
+    /// The tail when it was held.
+    seen: Tail,
+    _upkeep: Upkeep<'q>,
+}
+
+impl CommandQueue {
+    /// Looks for errors, for somebody who waits; mends what stands unanswered, unless another CPU is at it. Says whether
+    /// it was mended, by whomever.
+    pub(super) fn look_after<P: QueuePort>(
+        &self,
+        seen: Tail,
+        caller: Caller,
+        port: &P,
+    ) -> Result<bool, UnitError> {
+        let unit = port.unit();
+        match port.check().map_err(|error| self.fail(seen, unit, error))? {
+            Going::On => Ok(false),
+            Going::Unanswered => match caller {
+                Caller::Anyone => self.mend(port),
+                // Of its own requests, or of a queue that was just turned on.
+                Caller::Mender => Ok(false),
+                Caller::Reset => Err(self.fail(seen, unit, UnitError::Wedged { unit })),
+            },
+        }
+    }
+
+    fn mend<P: QueuePort>(&self, port: &P) -> Result<bool, UnitError> {
+        let Some(upkeep) = Upkeep::take(self) else {
+            return Ok(false);
+        };
+        let unit = port.unit();
+        let seen = self.admit(Caller::Mender, unit)?;
+        // Looked at anew: only who has the upkeep tells hardware to go on, so from here on it stands, or it has been
+        // mended since.
+        let going = port.check().map_err(|error| self.fail(seen, unit, error))?;
+        if going == Going::On {
+            return Ok(true);
+        }
+        if Fault::ResumeBeforeHold.is_on() {
+            port.resume();
+        }
+        let alone = Alone {
+            queue: self,
+            port,
+            seen: self.hold(unit)?,
+            _upkeep: upkeep,
+        };
+        let settled = alone.drain().and_then(|()| port.settle(&alone));
+        settled.map_err(|error| self.fail(seen, unit, error))?;
+        // ORDERING: AcqRel: who is admitted, or finds a ticket complete, comes after what was done.
+        self.tail.0.fetch_and(!HELD_BIT, Ordering::AcqRel);
+        Ok(true)
+    }
+
+    /// Holds the queue, unless the unit is wedged.
+    fn hold(&self, unit: crate::UnitIndex) -> Result<Tail, UnitError> {
+        loop {
+            let tail = self.admit(Caller::Mender, unit)?;
+            // ORDERING: AcqRel: of all reservations each comes before or after this. Relaxed on failure: looked at anew.
+            let held = self.tail.0.compare_exchange(
+                tail.into_bits(),
+                tail.held().into_bits(),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if held.is_ok() {
+                // ORDERING: SeqCst: the hold comes before the write that makes hardware go on, and so before whatever
+                // head it shows then.
+                fence(Ordering::SeqCst);
+                return Ok(tail);
+            }
+        }
+    }
+
+    /// A step of waiting until a held queue is let go of.
+    pub(super) fn await_mending<P: QueuePort>(
+        &self,
+        port: &P,
+        wait: &mut Option<Wait>,
+    ) -> Result<(), UnitError> {
+        let (now, unit) = (port.clock().now(), port.unit());
+        let wait = wait.get_or_insert_with(|| Wait::since(port, self.shape, now));
+        if let Some(waited) = wait.over(port, self.shape, now) {
+            return Err(UnitError::Busy { unit, waited });
+        }
+        spin_hint();
+        Ok(())
+    }
+}
+
+impl<P: QueuePort> Alone<'_, '_, P> {
+    #[cfg(all(test, not(hv_loom)))]
+    pub(super) const fn queue(&self) -> &CommandQueue {
+        self.queue
+    }
+
+    #[cfg(all(test, not(hv_loom)))]
+    pub(super) const fn port(&self) -> &P {
+        self.port
+    }
+
+    /// Has hardware go on until it has read all that was reserved before the hold, and done all of that.
+    fn drain(&self) -> Result<(), UnitError> {
+        let (queue, port) = (self.queue, self.port);
+        self.wait("going on behind what did not answer", || {
+            // What is published and not rung, and the sync that is owed.
+            queue.ring(port);
+            let tail = queue.admit(Caller::Mender, port.unit())?;
+            let head = queue.read_head(self.seen, Caller::Mender, port)?;
+            // Nothing is owed, so the last that was reserved is a sync.
+            Ok(!tail.is_open() && head >= tail.position())
+        })?;
+        Ok(())
+    }
+
+    /// Hands a batch over, waits for the sync behind it, and says whether all that have to answer to it did. Where not,
+    /// hardware was told to go on.
+    ///
+    /// # Errors
+    /// [`UnitError`]: the port hands it on, and the unit is wedged.
+    pub fn ask(&self, batch: &[P::Entry], what: &'static str) -> Result<bool, UnitError> {
+        let (queue, port) = (self.queue, self.port);
+        let ticket = queue.submit_for(Caller::Mender, port, batch)?;
+        self.wait(what, || {
+            let done = queue.completed(self.seen, Caller::Mender, port, ticket.sequence)?;
+            queue.admit(Caller::Mender, port.unit())?;
+            Ok(done)
+        })
+    }
+
+    /// As [`ask`](Self::ask), for what the unit does by itself.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tell(&self, batch: &[P::Entry], what: &'static str) -> Result<(), UnitError> {
+        self.ask(batch, what).map(|_| ())
+    }
+
+    /// Waits until `done`, has hardware go on meanwhile, and says whether it never stood unanswered.
+    fn wait(
+        &self,
+        what: &'static str,
+        done: impl Fn() -> Result<bool, UnitError>,
+    ) -> Result<bool, UnitError> {
+        let (queue, port) = (self.queue, self.port);
+        let mut wait = Wait::since(port, queue.shape, port.clock().now());
+        let mut answered = true;
+        while !done()? {
+            if port.check()? == Going::Unanswered {
+                answered = false;
+                port.resume();
+            }
+            if let Some(waited) = wait.over(port, queue.shape, port.clock().now()) {
+                let unit = port.unit();
+                return Err(UnitError::Timeout { unit, what, waited });
+            }
+            port.pause();
+        }
+        Ok(answered)
+    }
+}

@@ -1,0 +1,177 @@
+//! Devices that keep translations (ATS) and cause too many faults: cut off at any moment, they send by nothing that they keep.
+
+use std::time::Duration;
+
+use hv_core::{Access, Iova, KernelPaging};
+use hv_iommu::{
+    AttachError, Attached, Domain, FaultBudget, FaultClass, FaultNotice, Group, Iommu, RawFault,
+    TrustedDevice,
+};
+use hv_rig::{Driver, Machine, Outcome, Rig, Vendor};
+
+use super::Backend;
+use super::device_tlbs::{DEVICE, with_ats};
+use super::stand::{Kernel, REMEMBERS, Stand, iovas, small};
+
+const VOUCHED: &str = "the rig's own";
+/// Nothing is mapped there.
+const ASTRAY: u64 = 0x70_0000;
+
+/// A machine whose device sends whatever its bus master bit says, and may cause no fault.
+fn stand() -> Stand {
+    // The test of these tests: `HV_FAULT` names what is taken out.
+    #[cfg(hv_fault)]
+    if let Ok(name) = std::env::var("HV_FAULT") {
+        hv_core::fault::Fault::from_name(&name).unwrap().switch_on();
+    }
+    let with_seed = |seed| {
+        let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
+        with_ats(&mut machine);
+        (machine.seed, machine.temper.rogues) = (seed, true);
+        let rig = Rig::new(machine).unwrap();
+        let backend = Backend::start(&rig);
+        let none = FaultBudget {
+            faults: 0,
+            within: Duration::from_secs(3600),
+        };
+        Stand::with_budget(rig, backend, none)
+    };
+    let ignores_its_bit = |stand: &Stand| {
+        let sent = stand.rig.access(DEVICE, Iova::new(0), Access::Read);
+        stand.iommu.take_faults(|_| ());
+        !matches!(sent, Outcome::Lost)
+    };
+    (0..64).map(with_seed).find(ignores_its_bit).unwrap()
+}
+
+type Mine = Group<Backend, Attached<KernelPaging, Backend>>;
+
+/// The device in a domain of its own, and whose word there is for it.
+fn attached(stand: &mut Stand) -> (Kernel, TrustedDevice<Backend>) {
+    let claimed = stand.take(DEVICE).claim_for_hypervisor().trust(VOUCHED);
+    let trusted = TrustedDevice::vouch_for(&claimed, VOUCHED);
+    let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+    let tenant = stand.tenant();
+    let group: Mine = stand.attach(claimed, &domain, tenant);
+    let one = Kernel {
+        rig: stand.rig.clone(),
+        domain,
+        tenant,
+        group: Some(group),
+    };
+    (one, trusted)
+}
+
+/// One fault more than the budget allows.
+fn fault(rig: &Rig, iommu: &Iommu<Backend>) {
+    rig.access(DEVICE, Iova::new(ASTRAY), Access::Read);
+    // It may take the unit a while to record it.
+    let mut told = false;
+    for _ in 0..100 {
+        iommu.take_faults(|notice| told |= matches!(notice, FaultNotice::CutOff(_)));
+    }
+    assert!(told);
+}
+
+/// No fault of the device is recorded any more, and nothing of it passes that is not translated by its unit.
+fn is_quiet(stand: &Stand, one: &Kernel, at: u64) {
+    // The unit reads entries anew when it is told to.
+    stand.rig.idle(1000);
+    for page in 1..4 {
+        let address = Iova::new(ASTRAY + page * 0x1000);
+        let Outcome::Faulted { reason } = stand.rig.access(DEVICE, address, Access::Write) else {
+            continue;
+        };
+        let fault = RawFault {
+            requester: DEVICE,
+            pasid: None,
+            address,
+            access: Access::Write,
+            class: FaultClass::NotPermitted,
+            code: reason.into(),
+        };
+        let unit = one.group.as_ref().unwrap().unit().index();
+        assert!(
+            !stand.rig.recorded_fault(unit, &fault),
+            "{address} is recorded"
+        );
+    }
+    for access in [Access::Read, Access::Write] {
+        for address in [at, at + 0x1000].map(Iova::new) {
+            let asked = stand.rig.ask(DEVICE, address, access);
+            assert!(!matches!(asked, Outcome::Reached { .. }), "it may ask");
+            let sent = stand.rig.access_kept(DEVICE, address, access);
+            assert!(
+                !matches!(sent, Outcome::Reached { .. }),
+                "it uses what it has"
+            );
+        }
+    }
+}
+
+/// Ends it all.
+fn end(stand: &mut Stand, mut one: Kernel) {
+    let group = one.group.take().unwrap();
+    stand.rig.detaching(&[DEVICE], one.tenant);
+    let claimed = group.detach().unwrap();
+    stand.rig.detached(&[DEVICE]);
+    drop(claimed.release().without_reset(REMEMBERS));
+    assert_eq!(stand.iommu.wedged_units().count(), 0);
+    one.domain.destroy().unwrap().for_each(drop);
+    stand.rig.retire();
+}
+
+#[test]
+fn bc19_a_device_that_is_cut_off_for_its_faults_reaches_nothing_by_what_it_keeps() {
+    let mut stand = stand();
+    let (mut one, trusted) = attached(&mut stand);
+    let group = one.group.as_mut().unwrap();
+    group.enable_ats(DEVICE, &trusted).unwrap();
+    let mapped = one.map(iovas(0x10_0000, 2));
+    let at = Iova::new(0x10_0000);
+    let asked = stand.rig.ask(DEVICE, at, Access::Write);
+    assert!(matches!(asked, Outcome::Reached { .. }));
+    fault(&stand.rig, &stand.iommu);
+    assert!(!stand.rig.asks(DEVICE));
+    is_quiet(&stand, &one, 0x10_0000);
+    one.unmap_and_free(mapped);
+    end(&mut stand, one);
+}
+
+/// The cut-off comes at each step of the opening, and of the closing, of a device's TLB.
+#[test]
+fn bc19_a_device_that_is_cut_off_while_its_entry_changes_stays_quiet() {
+    for closes in [false, true] {
+        for steps in 0.. {
+            let mut stand = stand();
+            let (mut one, trusted) = attached(&mut stand);
+            let mut group = one.group.take().unwrap();
+            let mapped = one.map(iovas(0x10_0000, 2));
+            if closes {
+                group.enable_ats(DEVICE, &trusted).unwrap();
+            }
+            let (rig, iommu) = (stand.rig.clone(), stand.iommu.clone());
+            let came = stand.rig.between(
+                steps,
+                move || fault(&rig, &iommu),
+                || {
+                    let changed = match closes {
+                        true => group.disable_ats(DEVICE),
+                        false => group.enable_ats(DEVICE, &trusted),
+                    };
+                    let _: Result<(), AttachError> = changed;
+                },
+            );
+            one.group = Some(group);
+            if came {
+                is_quiet(&stand, &one, 0x10_0000);
+            }
+            one.unmap_and_free(mapped);
+            end(&mut stand, one);
+            if !came {
+                assert!(steps > 40, "{steps} steps");
+                break;
+            }
+        }
+    }
+}
