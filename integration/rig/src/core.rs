@@ -1,5 +1,7 @@
 //! The rig's state behind its lock, and what happens between any two steps of the driver.
 
+mod others;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +23,9 @@ use crate::rule::Rule;
 use crate::trace::{Event, Trace};
 use crate::waking::EventRegisters;
 use crate::{smmu, vtd};
+
+use others::Other;
+pub(crate) use others::Overtaken;
 
 /// How much the clock moves at each step of the driver, in nanoseconds.
 pub(crate) const STEP_NANOS: u64 = 20;
@@ -59,18 +64,6 @@ pub(crate) struct Core {
     /// What another CPU does in the middle of what this one does, after so many steps.
     meanwhile: Mutex<Option<(u64, Other)>>,
 }
-
-/// A CPU that is held up when it reads a unit's registers.
-pub(crate) struct Overtaken {
-    pub(crate) unit: usize,
-    /// After how many reads more.
-    pub(crate) after: usize,
-    /// What it is held up by.
-    pub(crate) by: Box<dyn FnOnce() + Send>,
-}
-
-/// What another CPU does.
-type Other = Box<dyn FnOnce() + Send>;
 
 impl Core {
     /// The machine, after reset, with the mess that firmware left.
@@ -156,35 +149,6 @@ impl Core {
         }
     }
 
-    /// Says who is to be held up from now on, if anybody.
-    pub(crate) fn hold_up(&self, who: Option<Overtaken>) {
-        *self
-            .overtaken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = who;
-    }
-
-    /// A register of a unit is about to be read: others come first, if that was asked for.
-    pub(crate) fn held_up(&self, unit: usize) {
-        let due = {
-            let mut who = self
-                .overtaken
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            match who.as_mut().filter(|who| who.unit == unit) {
-                Some(who) if who.after > 0 => {
-                    who.after -= 1;
-                    None
-                }
-                Some(_) => who.take(),
-                None => None,
-            }
-        };
-        if let Some(who) = due {
-            (who.by)();
-        }
-    }
-
     /// The state, as it is.
     pub(crate) fn quiet(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -202,35 +166,6 @@ impl Core {
     pub(crate) fn take_turns(&self) {
         // ORDERING: Relaxed, as below.
         self.turns.store(true, Ordering::Relaxed);
-    }
-
-    /// Has something done by another CPU after so many steps; `None`, and what is left of it, takes that back.
-    pub(crate) fn meanwhile(&self, other: Option<(u64, Other)>) -> Option<Other> {
-        let mut meanwhile = self
-            .meanwhile
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *meanwhile, other).map(|(_, other)| other)
-    }
-
-    /// Lets the other CPU do its part, if it is its turn. The caller holds no lock of the rig.
-    pub(crate) fn let_in(&self) {
-        let mut meanwhile = self
-            .meanwhile
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let turn = match &mut *meanwhile {
-            None => return,
-            Some((0, _)) => meanwhile.take(),
-            Some((left, _)) => {
-                *left -= 1;
-                None
-            }
-        };
-        drop(meanwhile);
-        if let Some((_, other)) = turn {
-            other();
-        }
     }
 
     /// Lets another thread in now and then: who holds the lock of the state mostly gets it again.
