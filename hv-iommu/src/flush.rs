@@ -115,7 +115,8 @@ impl<B: Backend> System<B> {
         let mut for_devices = false;
         let resets = self.wedged.resets();
         loop {
-            // Who waits here walks in no table: its stay holds nobody back meanwhile.
+            // Who waits here walks in no table: its stay holds nobody back meanwhile, but for a look that mends the unit's
+            // queue, which takes as long as the devices that do not answer are given.
             self.quiescence.pass(clock);
             // Also where it was so: the last of them may have been given up just now.
             for_devices |= self.backend.waits_for_devices(unit);

@@ -24,8 +24,21 @@ pub(crate) struct DeviceTlbs {
     edit: SpinMutex<Edit>,
     /// Whether somebody is to be told of.
     has_silent: AtomicBool,
-    /// The last sync that waits for a device which was struck out.
+    /// The last sync that may wait for a device which is noted no more.
     last: AtomicU64,
+    /// How many submitters are about to have devices told, of whom some may be noted no more by then.
+    asking: AtomicUsize,
+}
+
+/// A submitter that has devices told, see [`DeviceTlbs::asks`].
+#[must_use = "it counts for as long as it lives"]
+pub(crate) struct Asks<'a>(&'a DeviceTlbs);
+
+impl Drop for Asks<'_> {
+    fn drop(&mut self) {
+        // ORDERING: Release: the sync that it waits for is noted, or was waited for, before it counts no more.
+        self.0.asking.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// What is only looked at under the lock.
@@ -34,6 +47,9 @@ struct Edit {
     requesters: [PciAddress; MOST],
     /// Those that were closed because they do not answer, and were not told of.
     silent: ArrayVec<PciAddress, MOST>,
+    /// Those that did not answer while their entries did not let them ask. They stay noted, since somebody may be about to
+    /// let them: until that is taken back, flushes wait for them too.
+    refused: ArrayVec<StreamId, MOST>,
 }
 
 /// A stream that is noted, and who it is.
@@ -66,9 +82,11 @@ impl DeviceTlbs {
             edit: SpinMutex::new(Edit {
                 requesters: [PciAddress::from_requester(Segment(0), 0); MOST],
                 silent: ArrayVec::new(),
+                refused: ArrayVec::new(),
             }),
             has_silent: AtomicBool::new(false),
             last: AtomicU64::new(0),
+            asking: AtomicUsize::new(0),
         }
     }
 
@@ -77,6 +95,8 @@ impl DeviceTlbs {
         let Noted { stream, requester } = noted;
         // Held for a look through the slots; nothing is waited for.
         let mut alone = self.edit.lock();
+        let alone = &mut *alone;
+        alone.refused.retain(|refused| *refused != stream);
         let (mut free, mut is_new) = (None, 1);
         for slot in self.slots.iter().zip(&mut alone.requesters) {
             // ORDERING: Relaxed, slots change under the lock that is held.
@@ -106,9 +126,23 @@ impl DeviceTlbs {
 
     /// Strikes a stream out, whose device was told to forget before the sync with `ticket`.
     pub(crate) fn forget_behind(&self, stream: StreamId, ticket: FlushTicket) {
-        // ORDERING: Release, before the slot is clear: who finds that finds this, see `last_to_answer`.
-        self.last.fetch_max(ticket.sequence, Ordering::Release);
+        self.told_before(ticket);
         self.forget(stream);
+    }
+
+    /// Notes that devices were told to forget before the sync with `ticket`, whether they are noted still or not.
+    pub(crate) fn told_before(&self, ticket: FlushTicket) {
+        // ORDERING: Release, before a slot is clear, or the submitter counts no more: who finds that finds this, see
+        // `last_to_answer`.
+        self.last.fetch_max(ticket.sequence, Ordering::Release);
+    }
+
+    /// From now on syncs may wait for devices, until the value is dropped: the caller is about to have some told. One that is
+    /// given up before the commands are in the queue is waited for all the same.
+    pub(crate) fn asks(&self) -> Asks<'_> {
+        // ORDERING: Relaxed: what the caller submits comes after it on this CPU, and who else waits has no part in it.
+        self.asking.fetch_add(1, Ordering::Relaxed);
+        Asks(self)
     }
 
     /// The last sync that waits for a device which is noted no more.
@@ -120,7 +154,8 @@ impl DeviceTlbs {
 
     /// Strikes a stream out, after what closes it was put into the queue. Whether it was there.
     pub(crate) fn forget(&self, stream: StreamId) -> bool {
-        let _alone = self.edit.lock();
+        let mut alone = self.edit.lock();
+        alone.refused.retain(|refused| *refused != stream);
         self.strike_out(|word| stream_in(word) == stream)
     }
 
@@ -154,6 +189,20 @@ impl DeviceTlbs {
         let _ = alone.silent.try_push(noted.requester);
         // ORDERING: Release, ordered by the queue: who waits for what stood unanswered is let go on after this.
         self.has_silent.store(true, Ordering::Release);
+    }
+
+    /// Notes that a device did not answer whose entry does not let it ask. It stays noted.
+    pub(crate) fn refuse(&self, noted: Noted) {
+        let mut alone = self.edit.lock();
+        if !alone.refused.contains(&noted.stream) {
+            // There are no more than slots.
+            let _ = alone.refused.try_push(noted.stream);
+        }
+    }
+
+    /// Whether a device that is noted did not answer, so that it must not be let ask.
+    pub(crate) fn is_refused(&self, stream: StreamId) -> bool {
+        self.edit.lock().refused.contains(&stream)
     }
 
     /// Whether somebody is to be told of.
@@ -190,17 +239,22 @@ impl DeviceTlbs {
         noted.collect()
     }
 
-    /// Whether none is noted.
+    /// Whether none is noted, and nobody is about to have one told.
     pub(crate) fn is_empty(&self) -> bool {
-        // ORDERING: Acquire, as in `words`.
-        self.open.load(Ordering::Acquire) == 0
+        // ORDERING: Acquire pairs with the drop of `Asks`, and as in `words`.
+        self.asking.load(Ordering::Acquire) == 0 && self.open.load(Ordering::Acquire) == 0
     }
 
     /// Strikes all out, for the reset of a wedged unit, and gives each to `closed`.
     pub(crate) fn take_all(&self, mut closed: impl FnMut(StreamId)) {
-        let _alone = self.edit.lock();
+        let mut alone = self.edit.lock();
         let all: ArrayVec<StreamId, MOST> = self.all().collect();
         self.strike_out(|_| true);
+        // All groups behind the unit were cut off when it was wedged: who has a device next is not the one to be told.
+        alone.silent.clear();
+        alone.refused.clear();
+        // ORDERING: Release, as in `give_up`.
+        self.has_silent.store(false, Ordering::Release);
         // ORDERING: SeqCst: the slots are clear before the entries are looked at. Pairs with the fence of `has_now`:
         // who opens one meanwhile either finds its slot gone, or stored its entry before that is looked at here.
         fence(Ordering::SeqCst);
@@ -273,13 +327,25 @@ mod tests {
         for tells in [true, true, false] {
             devices.give_up(noted(if tells { 3 } else { 5 }), tells);
         }
+        // One that was refused stays, and may try again.
+        devices.refuse(noted(7));
+        assert!(devices.is_refused(StreamId::new(7)) && devices.has(StreamId::new(7)));
+        assert!(devices.note(noted(7), two) && !devices.is_refused(StreamId::new(7)));
         assert!(devices.has_silent() && of(two).len() == 30);
         assert_eq!(devices.take_silent(), Some(noted(3).requester));
         assert_eq!((devices.take_silent(), devices.has_silent()), (None, false));
         assert!(devices.note(noted(3), two) && devices.note(noted(5), two));
+        devices.give_up(noted(3), true);
+        assert!(devices.note(noted(3), two));
         let mut closed = 0;
         devices.take_all(|_| closed += 1);
         assert_eq!((closed, of(one).len(), of(two).len()), (MOST, 0, 0));
+        // Nor is anybody told of who was silent before that.
+        assert_eq!((devices.take_silent(), devices.has_silent()), (None, false));
+        let asks = devices.asks();
+        assert!(!devices.is_empty());
+        drop(asks);
+        assert!(devices.is_empty());
         assert!(!devices.has_now(StreamId::new(2)));
     }
 }

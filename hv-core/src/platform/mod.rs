@@ -208,6 +208,8 @@ pub unsafe trait MemoryMap: Send + Sync {
 /// One mapped block of device registers. Offsets are bytes from its start; each access is done
 /// once, in full width, uncached and in program order with other register accesses.
 ///
+/// What a CPU loads from memory after a read here is no older than what the read gave (on Arm that takes a barrier behind it).
+///
 /// An access past the end of the block reads as all ones and writes nothing.
 pub trait Mmio: Send + Sync {
     /// Reads a 32-bit register.

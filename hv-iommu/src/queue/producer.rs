@@ -132,6 +132,8 @@ impl CommandQueue {
                 self.await_mending(port, &mut held)?;
                 continue;
             }
+            // The next hold is another one's.
+            held = None;
             // ORDERING: Acquire pairs with `read_head`: hardware has read the places that are filled now.
             let mut head = self.head.0.load(Ordering::Acquire);
             if !self.has_room(seen, head, needed) {

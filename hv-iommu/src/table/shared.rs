@@ -49,8 +49,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         if level == Level::LEAF && (first | 1) & self.beyond_plain == 0 {
             let page = self.descend::<1, false, true>(guard, first, Self::any_link());
             let slot = page.and_then(|page| page.slot(Self::index(level, first), level, first));
-            let slot = slot.ok_or_else(|| self.no_slot(at, level))?;
-            return self.detach_shared::<true>(slot);
+            if let Some(slot) = slot {
+                return self.detach_shared::<true>(slot);
+            }
+            // A frozen link is not compared whole; it is gone through all the same, rule 6.
         }
         self.detach_shared::<false>(self.present_slot(guard, at, level)?)
     }

@@ -93,6 +93,8 @@ impl<P: Platform> Unit<P, Enabled> {
             ));
         }
         let context = self.queue_with(platform);
+        let devices = &self.state.devices;
+        let _asks = devices.asks();
         if !Fault::LeaveOldTranslations.is_on() {
             let forget = [
                 Filed::of(domain, self.stage_of(domain)).all(),
@@ -104,16 +106,20 @@ impl<P: Platform> Unit<P, Enabled> {
         let given_up = UnitError::NoAnswer {
             requester: stream.requester,
         };
-        if !self.state.devices.has(stream.id) && !Fault::SilentIsOpened.is_on() {
+        let is_refused = || !devices.has_now(stream.id) || devices.is_refused(stream.id);
+        if is_refused() && !Fault::SilentIsOpened.is_on() {
+            // Its entry never let it ask.
+            devices.forget(stream.id);
             return Err(given_up);
         }
-        let ticket = self.update(platform, stream.id, &entry, want)?;
-        if !self.state.devices.has_now(stream.id) && !Fault::SilentIsOpened.is_on() {
-            // A reset has closed all that were open meanwhile, and may not have seen this one. Or it does not answer any more.
+        let opened = self.update(platform, stream.id, &entry, want);
+        if opened.is_err() || is_refused() && !Fault::SilentIsOpened.is_on() {
+            // A reset has closed all that were open meanwhile, and may not have seen this one. Or it does not answer any more:
+            // it stays noted until it is closed, with all that takes.
             shut(&reach, &entry);
-            return Err(given_up);
+            return opened.and(Err(given_up));
         }
-        Ok(ticket)
+        opened
     }
 
     /// Takes that back. See [`hv_iommu::DeviceTlbBackend::close_device_tlb`].
@@ -141,6 +147,7 @@ impl<P: Platform> Unit<P, Enabled> {
             return Err(not_bound);
         }
         let context = self.queue_with(platform);
+        let _asks = self.state.devices.asks();
         if self.state.devices.has(stream.id) {
             let forget = [forget_in(stream.id, FlushSpan::Domain)];
             let forgotten =
@@ -173,9 +180,12 @@ impl<P: Platform> Unit<P, Enabled> {
         span: FlushSpan,
     ) -> Result<FlushTicket, UnitError> {
         let (commands, context) = (&self.state.commands, self.queue_with(platform));
+        let devices = &self.state.devices;
+        // Those that are found here may be given up before the commands are in the queue, and be waited for again there.
+        let _asks = (!devices.is_empty()).then(|| devices.asks());
         let most = commands.batch_most();
         let mut is_behind = Fault::DeviceForgetsFirst.is_on();
-        for stream in self.state.devices.of(domain) {
+        for stream in devices.of(domain) {
             let needed = if is_behind { 1 } else { 2 };
             if batch.len() + needed > most {
                 // There is a sync behind it.
@@ -189,7 +199,11 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             let _ = batch.try_push(forget_in(stream, span));
         }
-        commands.submit(&context, &batch)
+        let ticket = commands.submit(&context, &batch)?;
+        if is_behind {
+            devices.told_before(ticket);
+        }
+        Ok(ticket)
     }
 
     /// Closes every gate, for a reset: what devices hold then leads nowhere once the unit has read the entries anew.

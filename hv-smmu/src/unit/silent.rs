@@ -14,9 +14,14 @@
 //! every ticket of before holds, and the unit goes on. A function that is not there (its configuration space reads as all
 //! ones) is not asked: that would take as long as the bus gives it.
 //!
-//! A device is silent for each of these waits once: what it costs the others is the time that the bus gives one device, at the
-//! first sync and again here, for each that does not answer. The entry of a device that was only about to be let ask stays as
-//! it is, and so does its group: [`open_device_tlb`](super::Unit::open_device_tlb) refuses.
+//! What a silent device costs the others is time: what the bus gives a device, at the first sync, at each further one that was
+//! submitted while the unit stood there and has it told too, and once more here, for each that does not answer. Where that
+//! is more than a wait may take (`DEVICE_DEADLINE`; two functions of a dead card may be enough, or several CPUs that flush
+//! its domain), the unit is wedged, as by any wait that is not over in time.
+//!
+//! The entry of a device that was only about to be let ask stays as it is, and so does its group: it stays noted, and
+//! [`open_device_tlb`](super::Unit::open_device_tlb) refuses. It is the opener who strikes it out, once its entry says for
+//! sure that it may not ask: the opener may be storing the opposite right here.
 
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
@@ -80,9 +85,13 @@ impl Behind<'_> {
                 let reread = [Command::config_stream(noted.stream, Depth::Leaves)];
                 ask(&reread, "forgetting a stream table entry (CFGI_STE)")?;
             }
-            // Who is told cuts the stream off as well, which would hide that it was not closed here.
-            let tells = was_asking && !Fault::SilentKeepsEntry.is_on();
-            self.devices.give_up(noted, tells);
+            match was_asking {
+                // Who is told cuts the stream off as well, which would hide that it was not closed here.
+                true => self
+                    .devices
+                    .give_up(noted, !Fault::SilentKeepsEntry.is_on()),
+                false => self.devices.refuse(noted),
+            }
         }
         Ok(())
     }

@@ -63,6 +63,9 @@ pub const FECTL_MASK: u32 = 1 << 31;
 pub const FEDATA_BITS: u32 = 0xffff;
 /// FEADDR: the address of the message but for its two lowest bits. Source: VirtualBox `VTD_BF_FEADDR_REG_MA`.
 pub const FEADDR_BITS: u32 = 0xffff_fffc;
+/// FEADDR: the message is one of the remappable format, which no interrupt of a unit is: nothing translates what it writes.
+/// Source: QEMU `VTD_MSI_ADDR` and its format bit (`VTD_IR_MSI`), Linux `intel_irq_remapping.c` (MSI address, bit 4).
+pub const FEADDR_REMAPPABLE: u32 = 1 << 4;
 /// FEUADDR: bits 31:8 of the APIC id that the message is for, on units with ECAP.EIM; others have none of it. Source: Xen
 /// `dma_msi_set_affinity`.
 pub const FEUADDR_BITS: u32 = 0xffff_ff00;

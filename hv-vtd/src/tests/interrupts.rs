@@ -63,6 +63,7 @@ fn a_message_that_is_no_interrupt_is_refused_and_leaves_it_masked() {
         0x7000,
         0xfedf_f000,
         0xfee0_0001,
+        0xfee0_0010,
         0xfef0_0000,
         0x100_fee0_0000,
         0x1_fee0_0000,

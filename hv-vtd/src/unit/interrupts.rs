@@ -66,7 +66,9 @@ impl<P: Platform> Unit<P, Enabled> {
     /// before is ahead of the answer to the read.
     fn mask_faults(&self, mask: bool) -> Result<(), UnitError> {
         let wanted = if mask { registers::FECTL_MASK } else { 0 };
-        self.regs.write32(registers::FECTL, wanted);
+        // What is reserved stays as it is.
+        let others = self.regs.read32(registers::FECTL) & !registers::FECTL_MASK;
+        self.regs.write32(registers::FECTL, others | wanted);
         let found = self.regs.read32(registers::FECTL);
         // A unit that is gone reads as all ones.
         if found != u32::MAX && found & registers::FECTL_MASK == wanted {
@@ -90,6 +92,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let is_interrupt = into_window.is_some_and(|offset| offset < INTERRUPT_WINDOW_BYTES);
         // The upper half has the rest of a wide APIC id, which units for those take.
         let is_sayable = low & registers::FEADDR_BITS == low
+            && low & registers::FEADDR_REMAPPABLE == 0
             && high & registers::FEUADDR_BITS == high
             && (high == 0 || self.info.ecap.eim());
         if !is_interrupt || !is_sayable {

@@ -57,6 +57,36 @@ fn against_mapper(stage: Stage, shared: bool) {
     end_with(&world, vec![frame(0)]);
 }
 
+/// A page that is mapped in a shared range and taken out again, whatever a mark has come to stand on the way to it.
+fn against_shared_owner() {
+    // The short way down is for three levels and more.
+    let setup = Setup {
+        levels: 3,
+        ..Setup::two([3, 2, 0])
+    };
+    let world = begin(setup, Stage::Linked);
+    let owner = world.on_cpu(1, move |world| {
+        let (at, to, size) = (iova(0), frame(0), PageSize::Size4K);
+        let guard = world.pin();
+        let mapped = world
+            .table
+            .map_shared(&guard, at, to, Perms::ReadWrite, size);
+        mapped.unwrap();
+        drop(guard);
+        let guard = world.pin();
+        assert_eq!(
+            world.table.unmap_shared(&guard, at, size),
+            Ok(to),
+            "a leaf stays"
+        );
+        world.table.redeem_shared(&guard, at, to, size).unwrap();
+    });
+    world.reclaim_alone(ATTEMPT);
+    owner.join().unwrap();
+    assert_eq!(world.translate(0), None);
+    end_with(&world, vec![]);
+}
+
 /// Two pages mapped one after the other.
 fn against_mapper_twice() {
     let world = begin(Setup::two([2, 2, 0]), Stage::Linked);
@@ -355,6 +385,10 @@ models! {
     shared_mapper_against_attempt: Two(2),
         sees ["a table is freed", "the mapper keeps the table", "the mapper links its own table"],
         || against_mapper(Stage::Linked, true);
+
+    /// What a shared range maps is taken out through a link that was marked meanwhile.
+    /// Shows: bc02.
+    shared_owner_against_attempt: Two(2), sees [], against_shared_owner;
 
     /// A mapper comes twice.
     mapper_twice_against_attempt: Two(2), sees ["a table is freed"], against_mapper_twice;
