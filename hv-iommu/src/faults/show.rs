@@ -55,7 +55,7 @@ impl fmt::Display for CutOffReason {
                 let (faults, within) = (budget.faults, budget.within);
                 write!(f, "caused more than {faults} faults within {within:?}")
             }
-            Self::NoAnswer => f.write_str("did not say that it forgot what it keeps (ATS)"),
+            Self::NoAnswer => f.write_str("did not forget translations when told to (ATS)"),
         }
     }
 }

@@ -19,7 +19,8 @@
 //!    others behind it have by step 4 or can use no more. So tickets count again by the head alone, as after a reset.
 //!
 //! Why no ticket counts too early: the head is past a sync that stood unanswered only after `resume`, which comes after the
-//! hold. Who has seen such a head therefore sees the hold when it looks at the tail next, or that it is over.
+//! hold. Who has seen such a head therefore sees the hold when it looks at the tail next, or that it is over. The loom model
+//! `hardware_that_goes_on_by_itself_is_noticed` fails, as it must: its hardware needs no `resume`.
 //!
 //! Step 3 waits for producers in the middle of a submission, as a reset does, and everybody else waits for the mender: by
 //! the port's [deadline](QueuePort::deadline), as all waits here. What goes wrong in a held queue wedges the unit, and a

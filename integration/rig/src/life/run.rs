@@ -11,7 +11,7 @@ use super::op::{Kind, Op, ops};
 use super::world::World;
 use crate::bus::Counts;
 use crate::driver::{Driver, Vendor};
-use crate::machine::{Machine, Temper};
+use crate::machine::{Machine, Temper, UnitModel, UnitRegisters};
 use crate::rig::{Failure, Rig};
 use crate::rule::Rule;
 
@@ -47,11 +47,13 @@ pub struct Lived {
 
 /// What an operation may take at most on the rig's clock. Each wait of the subsystem ends within a tenth of a
 /// second here; an operation waits for a few requesters, each on a few units. A reset waits several times for
-/// up to a second, on each unit.
-const fn longest(kind: Kind) -> Duration {
-    match kind {
-        Kind::Reset => Duration::from_secs(20),
-        _ => Duration::from_millis(1500),
+/// up to a second, on each unit. Where devices keep translations, a unit that hangs cannot be told from one that waits
+/// for a device: it has as long as the bus gives a device, and no unit hangs longer than that here.
+const fn longest(kind: Kind, waits_for_devices: bool) -> Duration {
+    match (kind, waits_for_devices) {
+        (Kind::Reset, false) => Duration::from_secs(20),
+        (_, false) => Duration::from_millis(1500),
+        (_, true) => Duration::from_secs(60),
     }
 }
 
@@ -142,6 +144,8 @@ impl Life {
         // Some CPUs come from a guest only for a moment, others stay.
         let iommu = world.iommu.clone();
         let stay = (self.seed & 1 == 0).then(|| iommu.enter());
+        let has_ats = |unit: &UnitModel| matches!(unit.registers, UnitRegisters::Smmu(identity) if identity.ats);
+        let waits_for_devices = rig.machine().units.iter().any(has_ats);
         for (index, op) in self.ops() {
             rig.say(format!("operation {index}: {op}"));
             // Each operation has its own luck, so that leaving others out changes little of it.
@@ -152,7 +156,7 @@ impl Life {
             world.perform(op);
             *done += 1;
             let took = Duration::from_nanos(rig.nanos() - start);
-            if took > longest(op.kind) {
+            if took > longest(op.kind, waits_for_devices) {
                 rig.broken(
                     Rule::Deadline,
                     format!("operation {index}, {op}, took {took:?}"),
