@@ -66,9 +66,7 @@ impl<P: Platform> Unit<P, Enabled> {
     /// before is ahead of the answer to the read.
     fn mask_faults(&self, mask: bool) -> Result<(), UnitError> {
         let wanted = if mask { registers::FECTL_MASK } else { 0 };
-        // What is reserved stays as it is.
-        let others = self.regs.read32(registers::FECTL) & !registers::FECTL_MASK;
-        self.regs.write32(registers::FECTL, others | wanted);
+        self.regs.write32(registers::FECTL, wanted);
         let found = self.regs.read32(registers::FECTL);
         // A unit that is gone reads as all ones.
         if found != u32::MAX && found & registers::FECTL_MASK == wanted {
