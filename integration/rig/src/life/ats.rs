@@ -71,7 +71,10 @@ impl World<Backend> {
             Some(
                 AttachError::Incompatible { .. }
                 | AttachError::NoTranslationRequests { .. }
-                | AttachError::KeepsAts { .. },
+                | AttachError::KeepsAts { .. }
+                // Its faults were too many, or it did not answer.
+                | AttachError::CutOff { .. }
+                | AttachError::Unit(UnitError::NoAnswer { .. }),
             ) => {}
             Some(AttachError::Unit(UnitError::Wedged { unit }))
                 if self.wedged.contains(&unit.index()) => {}
