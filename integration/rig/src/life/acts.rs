@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hv_core::{Access, Iova, KernelPaging, PageCount, PageSize, PciAddress, Perms, UserManaged};
-use hv_iommu::{BufferRequest, DestroyRefusal, DmaError, FaultNotice, FlushError, RedeemRefusal};
+use hv_iommu::{
+    BufferRequest, DestroyRefusal, DmaError, FaultNotice, FlushError, RedeemRefusal, UnitError,
+};
 
 use super::space::{Household, Space};
 use super::world::{Held, Memories, World};
@@ -183,9 +185,12 @@ impl<B: Driver> World<B> {
     /// Takes the fault logs, and looks whether what they say can be.
     pub(crate) fn take_faults(&mut self) {
         let rig = self.rig().clone();
-        let mut count = 0;
+        let (mut count, mut ill) = (0, Vec::new());
         self.iommu.take_faults(|notice| {
             count += 1;
+            if let FaultNotice::Failed(unit) = notice {
+                ill.push(unit);
+            }
             if let FaultNotice::Fault(report) = notice
                 && !rig.recorded_fault(report.unit.index(), &report.fault)
             {
@@ -196,6 +201,10 @@ impl<B: Driver> World<B> {
                 rig.broken(Rule::FaultReport, what);
             }
         });
+        // As if a request had failed.
+        for unit in ill {
+            self.failed(UnitError::Wedged { unit });
+        }
         let units = rig.machine().units.len();
         if count > units * 600 {
             rig.broken(

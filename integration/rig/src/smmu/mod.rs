@@ -436,10 +436,10 @@ impl FrontEnd for Unit {
 
     fn binding_tables(&self) -> RangeInclusive<u64> {
         let entries = self.structures.count();
-        // Of a unit that has first stages alone, descriptors too.
-        let (least, most) = match self.identity.second_stage {
-            true => (0, 0),
-            false => self.structures.descriptors(),
+        // Of a unit that has first stages alone, descriptors too; of one with both, of those domains that tell PASIDs apart.
+        let (least, most) = match (self.identity.second_stage, self.structures.descriptors()) {
+            (true, (_, most)) => (0, most),
+            (false, both) => both,
         };
         entries + least..=entries + most
     }

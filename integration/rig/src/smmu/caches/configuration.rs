@@ -139,7 +139,12 @@ impl Configuration {
             (Stream::Translates(stages), None) if stages.vmid == vmid => Some(stages.second?.root),
             _ => None,
         });
-        let contexts = self.contexts.values().flatten();
+        // A context counts under the VMID of its stream's entry: those of a user have its own, and roots that are no frames.
+        let contexts = self.contexts.iter().filter(move |((stream, _), _)| {
+            let mut entries = self.streams.get(stream).into_iter().flatten();
+            entries.any(|entry| matches!(entry, Stream::Translates(stages) if stages.vmid == vmid))
+        });
+        let contexts = contexts.flat_map(|(_, contexts)| contexts);
         let first = contexts.filter_map(move |context| match context {
             Context::Tables(tables) if asid == Some(tables.asid) => Some(tables.halves),
             _ => None,
