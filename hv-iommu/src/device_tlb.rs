@@ -153,7 +153,8 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
     /// [`take_faults`](crate::Iommu::take_faults) tells of it ([`FaultNotice::CutOff`](crate::FaultNotice::CutOff)). After
     /// a detach it can be attached anew. One that answers late by less than
     /// [`Config::device_wait`](crate::Config::device_wait) costs time and nothing else. A unit that never says that
-    /// a device did not answer is wedged after that time, like one that hangs.
+    /// a device did not answer is wedged after that time, like one that hangs; so is one behind which several functions are
+    /// dead, or several flushes of one were under way, if finding that out takes longer.
     ///
     /// The unit does not look at where the function's requests go any more, so it takes the word of who
     /// [vouches](TrustedDevice::vouch_for) for the device. A guest's device never gets it. Ports on the way have to let
