@@ -243,6 +243,8 @@ impl<P: Platform> QueuePort for Port<'_, P> {
             place = ENTRIES;
         }
         let offset = place as u64 * DESCRIPTOR_BYTES;
+        // Entries and tables, of this CPU and of those whose turns it saw, before the unit looks.
+        self.context.platform.walker_fence();
         self.context.regs.write64(registers::IQT, offset);
     }
 

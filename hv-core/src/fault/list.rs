@@ -320,8 +320,10 @@ faults! {
     PublishEntriesRelaxed = "publish_entries_relaxed",
     /// Two CPUs may write the tail register at once.
     BellIsFree = "bell_is_free",
-    /// Who has rung does not look whether others have published meanwhile.
+    /// Who has rung does not look whether others have published meanwhile and gone.
     SkipSecondLook = "skip_second_look",
+    /// Who rings does not look whether all before its own entries is published.
+    RingPastGap = "ring_past_gap",
     /// A submitter does not wait until the unit knows of a sync behind its batch.
     WaitNotForSync = "wait_not_for_sync",
     /// A head is believed that is past what the unit was given.

@@ -6,8 +6,9 @@ use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::{AtomicBool, Ordering, spin_hint};
 
+use super::bell::Bell;
 use super::port::QueuePort;
-use super::words::WEDGED_BIT;
+use super::words::{Tail, WEDGED_BIT};
 use super::{Caller, CommandQueue};
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
@@ -91,12 +92,17 @@ impl CommandQueue {
     /// Restarts the ring, past the sequence `past`, if no CPU has a store left to make to it and the unit is wedged.
     /// The caller has the upkeep, so no reset ends meanwhile. Whether it did.
     fn try_restart(&self, past: u64) -> bool {
-        let Some(mut bell) = self.take_bell() else {
+        let by_force = || {
+            let fault = Fault::RestartWithoutWaiting.is_on();
+            fault.then(|| (Bell::of_reservation(), self.tail()))
+        };
+        let taken = self.take_bell(Tail::with_bell_alone).or_else(by_force);
+        let Some((bell, tail)) = taken else {
             return false;
         };
-        // Nobody is admitted, and nobody else places syncs: this tail stays.
-        let tail = self.tail();
-        let mut end = bell.rung;
+        // Nobody is admitted to a wedged queue, and nobody else places syncs: the position stays.
+        // ORDERING: Relaxed: only holders of the bell store it.
+        let mut end = self.told.given.load(Ordering::Relaxed);
         while let Some(turn) = self.published(end) {
             end = turn.end();
         }
@@ -108,18 +114,20 @@ impl CommandQueue {
             // old ring finds it covered, and its ticket done once the unit is revived.
             self.head.0.store(position, Ordering::Release);
             // ORDERING: as above.
-            self.given.store(position, Ordering::Release);
+            self.told.given.store(position, Ordering::Release);
             // ORDERING: as above.
-            self.covered.store(position, Ordering::Release);
+            self.told.covered.store(position, Ordering::Release);
             // INVARIANT: everything is at `position`, nothing from there on is published: no turn word names a
             // position that was never reserved.
-            // ORDERING: Release: the three above, to who is admitted. A store: nobody else changes a wedged tail.
+            // ORDERING: Release: the three above, to who is admitted. A store: whoever changes a wedged tail meanwhile wedges
+            // it once more, or leaves what the old ring had. It gives the bell up as well.
             self.tail
                 .0
                 .store(tail.restarted(position).into_bits(), Ordering::Release);
-            bell.rung = position;
+        } else {
+            // What was left is in a ring that nobody uses.
+            let _ = self.let_go(bell);
         }
-        self.let_go(bell);
         restarted
     }
 
@@ -140,7 +148,7 @@ impl CommandQueue {
         let seen = self.tail();
         let head = self.read_head(seen, Caller::Reset, port)?;
         // ORDERING: Acquire, as in `read_head`.
-        if head >= self.given.load(Ordering::Acquire) {
+        if head >= self.told.given.load(Ordering::Acquire) {
             return Ok(None);
         }
         Ok(Some(act(Stopped {

@@ -5,39 +5,49 @@ use hv_core::sync::{Ordering, fence};
 
 use super::CommandQueue;
 use super::port::QueuePort;
-use super::words::{Tail, Turn};
+use super::words::{LEFT_BIT, RINGING_BIT, Tail, Turn};
 use crate::backend::FlushTicket;
 
 /// The right to ring, and to place syncs. Given up by [`CommandQueue::let_go`].
 #[must_use = "nobody rings until it is given up"]
-pub(super) struct Bell {
-    /// Up to where the doorbell was rung.
-    pub(super) rung: u64,
+pub(super) struct Bell(());
+
+impl Bell {
+    /// That of who reserved with the bell.
+    pub(super) const fn of_reservation() -> Self {
+        Self(())
+    }
 }
 
 impl CommandQueue {
-    /// The bell, unless another CPU has it.
-    pub(super) fn take_bell(&self) -> Option<Bell> {
-        // ORDERING: Relaxed, only a guess for the CAS.
-        let free = self.bell.0.load(Ordering::Relaxed) & !1;
-        if Fault::BellIsFree.is_on() {
-            return Some(Bell { rung: free >> 1 });
+    /// The bell, unless another CPU has it, with the tail as it was before. `with` says what else is taken.
+    pub(super) fn take_bell(&self, with: impl Fn(Tail) -> Tail) -> Option<(Bell, Tail)> {
+        let mut tail = self.tail();
+        while !tail.is_ringing() || Fault::BellIsFree.is_on() {
+            // ORDERING: AcqRel: the doorbell was rung by the holders before, who have let go, and this CPU's write to the
+            // tail register comes after; a sync is this CPU's to fill, behind everything that was reserved before.
+            // Acquire on failure, as in `tail`.
+            match self.tail.0.compare_exchange(
+                tail.into_bits(),
+                with(tail).into_bits(),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some((Bell::of_reservation(), tail)),
+                Err(found) => tail = Tail::from_bits(found),
+            }
         }
-        // ORDERING: Acquire pairs with the Release in `let_go`: the doorbell was rung by the one before, and this
-        // CPU's write to the tail register comes after. Relaxed on failure, nothing is done.
-        self.bell
-            .0
-            .compare_exchange(free, free | 1, Ordering::Acquire, Ordering::Relaxed)
-            .ok()
-            .map(|free| Bell { rung: free >> 1 })
+        None
     }
 
-    /// Gives the bell up, for others to ring from `bell.rung` on.
-    pub(super) fn let_go(&self, bell: Bell) {
-        // ORDERING: Release: what this CPU wrote to the tail register comes before what the next holder writes: it
+    /// Gives the bell up. Says whether somebody has published meanwhile and does not wait: the caller rings again then.
+    #[must_use = "what nobody waits for has to be rung"]
+    pub(super) fn let_go(&self, _bell: Bell) -> bool {
+        // ORDERING: AcqRel: what this CPU wrote to the tail register comes before what the next holder writes: it
         // is a write of the same CPU before this store, and device writes of two CPUs that a release and an
-        // acquire order arrive in that order.
-        self.bell.0.store(bell.rung << 1, Ordering::Release);
+        // acquire order arrive in that order. What was left was published before.
+        let before = self.tail.0.fetch_and(!RINGING_BIT, Ordering::AcqRel);
+        Tail::from_bits(before).is_left() && !Fault::SkipSecondLook.is_on()
     }
 
     /// What is published at `position`.
@@ -47,97 +57,84 @@ impl CommandQueue {
         Turn::at(position, word.load(Ordering::Acquire))
     }
 
-    /// Rings for everything that is published, unless another CPU is at it, which then does that.
+    /// Rings for everything that is published, unless another CPU has the bell.
     pub(super) fn ring<P: QueuePort>(&self, port: &P) {
-        loop {
-            // ORDERING: SeqCst pairs with the fence below: who finds the bell taken here has published before the
-            // holder's last look.
-            fence(Ordering::SeqCst);
-            let Some(mut bell) = self.take_bell() else {
-                return;
-            };
-            bell.rung = self.ring_held(port, bell.rung);
-            let rung = bell.rung;
-            self.let_go(bell);
-            // ORDERING: SeqCst pairs with the fence above: whoever finds the bell taken has published before that,
-            // and is seen here, or has come after the bell was let go of, and takes it itself.
-            fence(Ordering::SeqCst);
-            if !self.is_waited_for(rung) || Fault::SkipSecondLook.is_on() {
+        while self.is_waited_for()
+            && let Some((bell, tail)) = self.take_bell(Tail::with_bell)
+        {
+            if tail.is_open() {
+                let position = tail.position();
+                let ticket = FlushTicket {
+                    sequence: position + 1,
+                };
+                let turn = Turn::with_sync(position, 0);
+                match port.put(self.shape.place(position).index(), port.sync(ticket)) {
+                    Ok(()) => self.publish(turn),
+                    Err(_) => {
+                        self.wedge();
+                        self.publish(turn.void());
+                    }
+                }
+            }
+            self.ring_held(port, &bell);
+            if !self.let_go(bell) {
                 return;
             }
         }
     }
 
-    /// Whether somebody waits for the bell behind `rung`.
-    fn is_waited_for(&self, rung: u64) -> bool {
+    /// Whether the bell is free and there is something to ring for.
+    fn is_waited_for(&self) -> bool {
+        let tail = self.tail();
+        if tail.is_ringing() && !Fault::BellIsFree.is_on() {
+            return false;
+        }
+        // ORDERING: Relaxed: the tail says that the bell was let go of, and this was stored before that.
+        let rung = self.told.given.load(Ordering::Relaxed);
         match self.published(rung) {
             Some(turn) => !turn.is_void(),
             // A sync alone: nothing is published for it.
-            None => {
-                let tail = self.tail();
-                tail.is_open() && tail.position() == rung
-            }
+            None => tail.is_open() && tail.position() == rung,
         }
     }
 
-    /// Rings, as the holder of the bell, from `rung` on, and gives the position up to which it has.
-    fn ring_held<P: QueuePort>(&self, port: &P, rung: u64) -> u64 {
-        if !self.is_waited_for(rung) {
-            return rung;
-        }
-        if let Some(position) = self.reserve_sync() {
-            let ticket = FlushTicket {
-                sequence: position + 1,
-            };
-            let turn = Turn::sync(position);
-            match port.put(self.shape.place(position).index(), port.sync(ticket)) {
-                Ok(()) => self.publish(turn),
-                Err(_) => {
-                    self.wedge();
-                    self.publish(turn.void());
-                }
-            }
-        }
+    /// Rings, as the holder of the bell, for all that is published up to the first gap.
+    pub(super) fn ring_held<P: QueuePort>(&self, port: &P, _bell: &Bell) {
+        // ORDERING: Relaxed: only holders of the bell store it.
+        let rung = self.told.given.load(Ordering::Relaxed);
         let mut end = rung;
         let mut covered = None;
         while let Some(turn) = self.published(end).filter(|turn| !turn.is_void()) {
             end = turn.end();
-            if turn.is_sync() {
+            if turn.ends_in_sync() {
                 covered = Some(end);
             }
         }
+        if Fault::RingPastGap.is_on() {
+            end = self.tail().position();
+        }
         if end == rung {
-            return rung;
+            return;
         }
         // ORDERING: Release: whoever sees hardware act on these entries finds that they were given.
-        self.given.store(end, Ordering::Release);
-        // ORDERING: SeqCst: the entries, and all stores to tables that happened before them on any submitter's CPU
-        // (each submitter's Release, this CPU's Acquire), come before the write that makes the unit look.
-        fence(Ordering::SeqCst);
+        self.told.given.store(end, Ordering::Release);
+        // ORDERING: Release: the entries, and all stores to tables that happened before them on any submitter's CPU
+        // (each submitter's Release, this CPU's Acquire), come before the write that makes the unit look. What the
+        // unit needs beyond what CPUs need is in the port's `ring`.
+        fence(Ordering::Release);
         port.ring(self.shape.place(end));
         if let Some(sequence) = covered {
             // ORDERING: Release: the doorbell was rung before anybody counts on that.
-            self.covered.store(sequence, Ordering::Release);
+            self.told.covered.store(sequence, Ordering::Release);
         }
-        end
     }
 
-    /// Reserves the place of the sync that is owed. There is room: every reservation has left it.
-    fn reserve_sync(&self) -> Option<u64> {
-        let mut tail = self.tail();
-        while tail.is_open() {
-            // ORDERING: AcqRel: the place is this CPU's, behind everything that was reserved before. Acquire on
-            // failure, as in `tail`.
-            match self.tail.0.compare_exchange(
-                tail.into_bits(),
-                tail.with_sync().into_bits(),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => return Some(tail.position()),
-                Err(found) => tail = Tail::from_bits(found),
-            }
-        }
-        None
+    /// Has what this CPU has published rung for, although it does not wait any longer: by itself or by the holder of
+    /// the bell.
+    pub(super) fn leave<P: QueuePort>(&self, port: &P) {
+        // ORDERING: AcqRel: the holder that lets go after this finds what was published; one that let go before has
+        // rung for what it found, and says up to where.
+        self.tail.0.fetch_or(LEFT_BIT, Ordering::AcqRel);
+        self.ring(port);
     }
 }

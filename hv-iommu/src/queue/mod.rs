@@ -9,26 +9,32 @@
 //!
 //! # Protocol
 //!
-//! 1. A submitter *reserves* positions by a CAS on the tail, which also says that a sync is owed (*open*), that the
-//!    unit is wedged, and how often it was reset. One place is kept for the sync.
+//! 1. A submitter *reserves* positions by a CAS on the tail, which also says that a sync is owed (*open*), that a CPU has
+//!    the *bell*, that the unit is wedged, and how often it was reset. One place is kept for the sync. If the bell is free,
+//!    the same CAS takes it, and the place of a sync behind the batch and all before: the submitter *leads*.
 //! 2. It fills its entries and *publishes* them: one store to the turn word of the first. Between the two there
 //!    is nothing but stores; no return, no wait.
-//! 3. Whoever has published tries to take the *bell*. Its holder reserves and fills the one sync that is owed, follows
-//!    the turn words from where the doorbell was last rung to the first gap, rings once for all of that, says which
-//!    sync is now known to hardware (*covered*), lets go of the bell, and looks again. Who finds it taken
-//!    has nothing to do: the holder's second look comes after the holder let go.
-//! 4. A submitter returns once a sync behind its batch is covered. That sync is its ticket.
+//! 3. The holder of the bell follows the turn words from where the doorbell was last rung to the first gap, rings once for
+//!    all of that, says which sync is now known to hardware (*covered*), and lets go of the bell.
+//! 4. A submitter returns once a sync behind its batch is covered. That sync is its ticket. Whoever did not lead waits for
+//!    that. Where it finds the bell free before, it takes it, with the sync if one is owed, and does step 3: the
+//!    next holder rings for all that was published, whoever it is, so one doorbell and one sync serve all who came while
+//!    the last was rung.
+//! 5. Who does not wait any longer says so in the tail (*left*). If the bell is free it is as in step 4; if not, the holder
+//!    finds it when it lets go, and rings once more.
 //!
-//! So the doorbell is written by one CPU at a time, with positions that grow. A sync stands behind all that was reserved
+//! All of that meets in one word: a submitter alone changes it twice, to reserve with the bell and to let go.
+//! The doorbell is written by one CPU at a time, with positions that grow. A sync stands behind all that was reserved
 //! before it, so what it proves is proven for every submitter that shares it. Sequences are positions: that of a sync
 //! at position *s* is *s* + 1, and says that all before *s* is done. They never repeat and only grow,
 //! also across resets, so a late completion of an older one satisfies nothing newer.
 //!
 //! # A producer that stalls
 //!
-//! It delays those behind it, and nobody helps: its commands are on its stack, and a tail register cannot be moved
-//! over them, nor by two CPUs at once. What can stall is a handful of stores (steps 2 and 3), on a CPU that is not
-//! descheduled there; an interrupt handler, or the host of a nested hypervisor, may take long. Whoever waits for it
+//! It delays those behind it, and if it leads all whom hardware was not told of; nobody helps: its commands are on its
+//! stack, and a tail register cannot be moved over them, nor by two CPUs at once. What can stall is a handful of stores
+//! (steps 2 and 3), on a CPU that is not descheduled there; an interrupt handler, or the host of a nested hypervisor, may
+//! take long. Whoever waits for it
 //! gives up at the shape's deadline with [`UnitError::Busy`], and the unit is not wedged for that:
 //! its hardware has been asked for nothing. The batch stays in the ring, in order, and is done when the other CPU
 //! goes on; it has no ticket. A ring that stays full although hardware has done all that it knows of is such a case
@@ -62,7 +68,7 @@
 //! | race | outcome | model |
 //! |---|---|---|
 //! | two reserve | each has places of its own | `bc14_two_producers_wrap_the_ring` |
-//! | one publishes, the bell is held | rung by the holder's second look, or by itself | `bc14_what_nobody_waits_for_is_rung` |
+//! | one publishes and goes, the bell is held | rung by the holder that lets go, or by itself | `bc14_what_nobody_waits_for_is_rung` |
 //! | two ring | one holds the bell; the tail never goes back | `bc14_two_producers_wrap_the_ring` |
 //! | one stalls, others go on | `Busy`, nothing is lost, the unit is well | `bc14_a_stalled_producer_delays_and_loses_nothing` |
 //! | reserve against wedge and restart | refused, or published before the restart | `bc14_a_reset_meets_a_late_producer` |
@@ -75,11 +81,11 @@
 //! | site | ordering | what it publishes, to whom |
 //! |---|---|---|
 //! | tail: load | Acquire | resets and the end of one, to who is admitted |
-//! | tail: CAS of a reservation or a sync | AcqRel | places, to their one owner |
+//! | tail: CAS of a reservation or for the bell | AcqRel | places, to their one owner; where the doorbell stands, from holder to holder |
+//! | tail: RMW that lets go of the bell | AcqRel | where the doorbell stands, to the next holder |
+//! | tail: RMW of who leaves | AcqRel | what it published, to the holder that lets go |
 //! | tail: CAS that holds, RMW that lets go | AcqRel | that a sync stands unanswered, before it goes on; what was mended |
 //! | turn: store, load | Release, Acquire | the entries, to the holder of the bell and through it to hardware |
-//! | bell: CAS, store | Acquire, Release | where the doorbell stands, from holder to holder |
-//! | fence after letting go; after publishing | SeqCst | one of the two sees what the other did |
 //! | given: store, load | Release, Acquire | how far hardware may read, before it is told |
 //! | covered: store, load | Release, Acquire | that the doorbell was rung, to who waits for that |
 //! | head: max, load | AcqRel, Acquire | that hardware has read a place, to who fills it again |
@@ -112,6 +118,15 @@ use crate::backend::{FlushTicket, UnitError, UnitIndex};
 #[repr(align(128))]
 struct Apart<T>(T);
 
+/// What hardware was told: stored by the holder of the bell, read by who waits for it.
+#[repr(align(128))]
+struct Told {
+    /// The position that the doorbell was rung for, or is about to be.
+    given: AtomicU64,
+    /// The sequence of the last sync that hardware was told of.
+    covered: AtomicU64,
+}
+
 /// A queue that took requests when somebody looked, see [`CommandQueue::alive`].
 #[derive(Clone, Copy, Debug)]
 pub struct Alive(Tail);
@@ -131,20 +146,15 @@ enum Caller {
 ///
 /// # Invariants
 /// Positions below the tail are reserved, each by one CPU or for one sync; all below `given` are published, and filled
-/// for good until the head is past them. The tail register was last written with the bell's position, which is at
-/// most `given`. Head ≤ bell's position ≤ tail, and tail − head is at most the shape's capacity, one less while a
+/// for good until the head is past them. The tail register was last written with `given`, or is about to be, by the holder
+/// of the bell. Head ≤ `given` ≤ tail, and tail − head is at most the shape's capacity, one less while a
 /// sync is owed. Places of positions from the tail on hold what hardware has read.
 pub struct CommandQueue {
     shape: QueueShape,
     tail: Apart<AtomicU64>,
     /// One for each place: what is published there.
     turns: Vec<AtomicU64>,
-    /// Twice the position up to which the doorbell was rung; odd while somebody is at it.
-    bell: Apart<AtomicU64>,
-    /// The position that the doorbell was rung for, or is about to be.
-    given: AtomicU64,
-    /// The sequence of the last sync that hardware was told of.
-    covered: AtomicU64,
+    told: Told,
     /// The first position that hardware is not known to have read.
     head: Apart<AtomicU64>,
     /// Taken by who restarts, repairs or mends.
@@ -170,9 +180,10 @@ impl CommandQueue {
             shape,
             tail: Apart(AtomicU64::new(0)),
             turns,
-            bell: Apart(AtomicU64::new(0)),
-            given: AtomicU64::new(0),
-            covered: AtomicU64::new(0),
+            told: Told {
+                given: AtomicU64::new(0),
+                covered: AtomicU64::new(0),
+            },
             head: Apart(AtomicU64::new(0)),
             upkeep: AtomicBool::new(false),
         })
@@ -304,7 +315,7 @@ impl CommandQueue {
     ) -> Result<bool, UnitError> {
         // ORDERING: Acquire pairs with the Release in `ring_held`: near the word in sequence, which is all that
         // telling its upper half takes.
-        let near = self.given.load(Ordering::Acquire);
+        let near = self.told.given.load(Ordering::Acquire);
         let Completion::Word(word) = port.completion() else {
             // ORDERING: Acquire pairs with `read_head`: what hardware did before its head moved happened before.
             if self.head.0.load(Ordering::Acquire) >= needed {
@@ -319,7 +330,7 @@ impl CommandQueue {
         if completed > near {
             // ORDERING: Acquire, pairs with the Release in `ring_held`: the unit can complete only what it was given
             // before, so this load finds at least that.
-            let given = self.given.load(Ordering::Acquire);
+            let given = self.told.given.load(Ordering::Acquire);
             if completed > given {
                 let error = UnitError::Hardware {
                     unit: port.unit(),
@@ -346,7 +357,7 @@ impl CommandQueue {
         let place = port.head().map_err(|error| self.fail(seen, unit, error))?;
         // ORDERING: Acquire pairs with the Release in `ring_held`: an honest unit has read no further than it was
         // given before it moved its head, so this load finds at least that.
-        let given = self.given.load(Ordering::Acquire);
+        let given = self.told.given.load(Ordering::Acquire);
         // In the middle of a reset register and positions do not belong together.
         if !self.admit(caller, unit)?.is_of(seen) {
             return Err(UnitError::Wedged { unit });

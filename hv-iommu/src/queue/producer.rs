@@ -6,6 +6,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::{Ordering, spin_hint};
 
+use super::bell::Bell;
 use super::port::{QueuePort, Wait};
 use super::words::{Tail, Turn};
 use super::{Caller, CommandQueue};
@@ -19,18 +20,24 @@ const PATIENCE: u32 = 8;
 struct Reserved {
     /// The tail before the reservation.
     seen: Tail,
-    /// The position behind the last.
+    /// The position behind the last command.
     end: u64,
+    /// Whether the bell is this CPU's, and the sync at `end`.
+    leads: bool,
 }
 
 impl Reserved {
     fn is_empty(&self) -> bool {
-        self.seen.position() == self.end
+        self.seen.position() == self.end && !self.leads
     }
 
     fn turn(&self) -> Turn {
         let first = self.seen.position();
-        Turn::commands(first, self.end - first)
+        let entries = self.end - first;
+        match self.leads {
+            true => Turn::with_sync(first, entries),
+            false => Turn::commands(first, entries),
+        }
     }
 }
 
@@ -87,7 +94,15 @@ impl CommandQueue {
     ) -> Result<FlushTicket, UnitError> {
         let needed = self.entries_for::<P>(port.unit(), batch)?;
         let reserved = self.reserve(caller, port, needed)?;
-        self.fill(port, &reserved, batch)?;
+        let filled = self.fill(port, &reserved, batch);
+        if reserved.leads {
+            let bell = Bell::of_reservation();
+            self.ring_held(port, &bell);
+            if self.let_go(bell) {
+                self.ring(port);
+            }
+        }
+        filled?;
         self.await_doorbell(caller, port, reserved)
     }
 
@@ -113,7 +128,8 @@ impl CommandQueue {
         })
     }
 
-    /// Reserves `needed` entries, once there is room for them and the sync behind them.
+    /// Reserves `needed` entries, once there is room for them and the sync behind them; with the bell, and that sync,
+    /// if it is free.
     fn reserve<P: QueuePort>(
         &self,
         caller: Caller,
@@ -150,7 +166,7 @@ impl CommandQueue {
             self.ring(port);
             self.look_after(seen, caller, port)?;
             // ORDERING: Acquire, as in `read_head`.
-            let given = self.given.load(Ordering::Acquire);
+            let given = self.told.given.load(Ordering::Acquire);
             let now = port.clock().now();
             let start = *start.get_or_insert(now);
             match &mut full {
@@ -174,20 +190,26 @@ impl CommandQueue {
     }
 
     fn try_reserve(&self, seen: Tail, needed: u64) -> Option<Reserved> {
-        let next = seen.with_commands(needed);
+        let leads = !seen.is_ringing() || Fault::BellIsFree.is_on();
+        let next = match leads {
+            true => seen.with_commands_and_bell(needed),
+            false => seen.with_commands(needed),
+        };
         let (old, new, tail) = (seen.into_bits(), next.into_bits(), &self.tail.0);
         if Fault::ReserveByStore.is_on() {
             // ORDERING: the deliberate fault.
             tail.store(new, Ordering::Release);
         } else {
-            // ORDERING: AcqRel: of all who saw this tail one has the places, after whoever had them before; it is
-            // refused if the unit was wedged or reset meanwhile. Relaxed on failure: looked at anew.
+            // ORDERING: AcqRel: of all who saw this tail one has the places, after whoever had them before, and the bell,
+            // as in `take_bell`; it is refused if the unit was wedged or reset meanwhile. Relaxed on failure: looked at
+            // anew.
             let taken = tail.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed);
             taken.ok()?;
         }
         Some(Reserved {
             seen,
-            end: next.position(),
+            end: seen.position() + needed,
+            leads,
         })
     }
 
@@ -234,6 +256,12 @@ impl CommandQueue {
             }
             put(*command)
         });
+        let filled = filled.and_then(|()| match reserved.leads {
+            true => put(port.sync(FlushTicket {
+                sequence: reserved.end + 1,
+            })),
+            false => Ok(()),
+        });
         match filled {
             Ok(()) => {
                 self.publish(reserved.turn());
@@ -269,16 +297,17 @@ impl CommandQueue {
         let unit = port.unit();
         let mut wait = None;
         loop {
-            self.ring(port);
             self.admit(caller, unit)?;
             // ORDERING: Acquire pairs with the Release in `ring_held`: the doorbell was rung before.
-            let sequence = self.covered.load(Ordering::Acquire);
+            let sequence = self.told.covered.load(Ordering::Acquire);
             if sequence > reserved.end || Fault::WaitNotForSync.is_on() {
                 return Ok(FlushTicket { sequence });
             }
+            self.ring(port);
             let now = port.clock().now();
             let wait = wait.get_or_insert_with(|| Wait::since(port, self.shape, now));
             if let Some(waited) = wait.over(port, self.shape, now) {
+                self.leave(port);
                 return Err(UnitError::Busy { unit, waited });
             }
             spin_hint();

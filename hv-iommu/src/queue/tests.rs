@@ -375,14 +375,9 @@ fn who_comes_between_a_reservation_and_its_doorbell_is_busy_and_nothing_is_lost(
         });
         let ticket = queue.submit(&fake, &[Entry::Command(1)]).unwrap();
         assert_eq!(queue.poll(&fake, ticket), Ok(true));
-        // The holder of the bell has looked again.
+        // The holder of the bell has rung for what was left.
         assert_eq!(fake.commands(), [1, 2]);
-        assert_eq!(
-            fake.executed.lock().unwrap().last(),
-            Some(&Entry::Sync(4))
-                .filter(|_| point == Point::Ring)
-                .or(Some(&Entry::Sync(3)))
-        );
+        assert_eq!(fake.executed.lock().unwrap().last(), Some(&Entry::Sync(4)));
         assert_eq!(queue.check_alive(UNIT), Ok(()));
     }
 }
@@ -392,13 +387,13 @@ fn a_ring_that_a_stalled_submitter_keeps_full_is_no_fault_of_the_unit() {
     let (queue, fake) = shared(2, Ends::WrapBit);
     fake.plan(Point::Put, |fake| {
         // One more fits; a third does not, and hardware was told of nothing.
-        for number in [2, 3, 4] {
+        for number in [2, 3] {
             let error = queue.submit(fake, &[Entry::Command(number)]).unwrap_err();
             assert!(matches!(error, UnitError::Busy { .. }), "{error}");
         }
     });
     queue.submit(&fake, &[Entry::Command(1)]).unwrap();
-    assert_eq!(fake.commands(), [1, 2, 3]);
+    assert_eq!(fake.commands(), [1, 2]);
 }
 
 #[test]

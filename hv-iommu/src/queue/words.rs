@@ -1,7 +1,7 @@
 //! The words that the producers of a queue share: the tail, and what is published of a place.
 //!
 //! Positions count entries since the queue was made and never repeat; a place of the ring is a position modulo
-//! the number of entries. At twenty million entries a second they last for half a century.
+//! the number of entries. At twenty million entries a second they last for 28 years.
 
 /// The word that every reservation goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,14 +10,20 @@ pub(super) struct Tail(u64);
 const WEDGED: u64 = 1 << 63;
 const OPEN: u64 = 1 << 62;
 const HELD: u64 = 1 << 61;
-const EPOCH_SHIFT: u32 = 55;
-const EPOCH: u64 = 0x3f << EPOCH_SHIFT;
+const RINGING: u64 = 1 << 60;
+const LEFT: u64 = 1 << 59;
+const EPOCH_SHIFT: u32 = 54;
+const EPOCH: u64 = 0x1f << EPOCH_SHIFT;
 const POSITION: u64 = (1 << EPOCH_SHIFT) - 1;
 
 /// What `wedge` sets and `revive` clears.
 pub(super) const WEDGED_BIT: u64 = WEDGED;
 /// What `hold` sets, and who mends clears.
 pub(super) const HELD_BIT: u64 = HELD;
+/// What is cleared by who lets go of the bell.
+pub(super) const RINGING_BIT: u64 = RINGING;
+/// What is set by who publishes, and does not wait any longer for the doorbell.
+pub(super) const LEFT_BIT: u64 = LEFT;
 
 impl Tail {
     pub(super) const fn from_bits(bits: u64) -> Self {
@@ -48,19 +54,39 @@ impl Tail {
         self.0 & OPEN != 0
     }
 
+    /// Whether a CPU has the bell.
+    pub(super) const fn is_ringing(self) -> bool {
+        self.0 & RINGING != 0
+    }
+
+    /// Whether something may have been published since the bell was taken that nobody waits for.
+    pub(super) const fn is_left(self) -> bool {
+        self.0 & LEFT != 0
+    }
+
     /// Whether no reset came between the two.
     pub(super) const fn is_of(self, other: Self) -> bool {
         self.0 & EPOCH == other.0 & EPOCH
     }
 
-    /// With `entries` more reserved for commands.
+    /// With `entries` more reserved for commands; the sync behind them is owed.
     pub(super) const fn with_commands(self, entries: u64) -> Self {
         Self((self.0 + entries) | OPEN)
     }
 
-    /// With the sync reserved that is owed.
-    pub(super) const fn with_sync(self) -> Self {
-        Self((self.0 + 1) & !OPEN)
+    /// With `entries` more reserved for commands and one for the sync behind them and all before, and the bell taken.
+    pub(super) const fn with_commands_and_bell(self, entries: u64) -> Self {
+        Self((self.0 + entries + 1) & !(OPEN | LEFT) | RINGING)
+    }
+
+    /// With the bell taken, and the sync reserved if one is owed.
+    pub(super) const fn with_bell(self) -> Self {
+        Self((self.0 + self.is_open() as u64) & !(OPEN | LEFT) | RINGING)
+    }
+
+    /// With the bell taken and nothing else.
+    pub(super) const fn with_bell_alone(self) -> Self {
+        Self(self.0 | RINGING)
     }
 
     pub(super) const fn wedged(self) -> Self {
@@ -71,8 +97,8 @@ impl Tail {
         Self(self.0 | HELD)
     }
 
-    /// For a ring that starts anew at `position`, wedged until it is revived. Nobody's idea of the tail from
-    /// before equals it.
+    /// For a ring that starts anew at `position`, wedged until it is revived, its bell free. Nobody's idea of the tail
+    /// from before equals it.
     pub(super) const fn restarted(self, position: u64) -> Self {
         let epoch = (self.0 & EPOCH).wrapping_add(1 << EPOCH_SHIFT) & EPOCH;
         Self(WEDGED | epoch | position & POSITION)
@@ -86,13 +112,13 @@ impl Tail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Turn(u64);
 
-const TURN_SHIFT: u32 = 8;
-const SYNC: u64 = 1 << 7;
-const VOID: u64 = 1 << 6;
+const TURN_SHIFT: u32 = 9;
+const SYNC: u64 = 1 << 8;
+const VOID: u64 = 1 << 7;
 const LENGTH: u64 = VOID - 1;
 
-/// How many entries one publication may have.
-pub(super) const PUBLICATION_MAX: u64 = LENGTH;
+/// How many commands one publication may have, beside the sync behind them.
+pub(super) const PUBLICATION_MAX: u64 = LENGTH - 1;
 
 impl Turn {
     /// `entries` commands from `position` on.
@@ -100,9 +126,9 @@ impl Turn {
         Self(position << TURN_SHIFT | entries & LENGTH)
     }
 
-    /// The sync at `position`, behind all before it.
-    pub(super) const fn sync(position: u64) -> Self {
-        Self(position << TURN_SHIFT | SYNC | 1)
+    /// `entries` commands from `position` on, and a sync behind them and all before.
+    pub(super) const fn with_sync(position: u64, entries: u64) -> Self {
+        Self(position << TURN_SHIFT | SYNC | (entries + 1) & LENGTH)
     }
 
     /// The same place, which could not be filled: hardware is never told of it.
@@ -133,7 +159,8 @@ impl Turn {
         self.first() + (self.0 & LENGTH)
     }
 
-    pub(super) const fn is_sync(self) -> bool {
+    /// Whether the last entry is a sync.
+    pub(super) const fn ends_in_sync(self) -> bool {
         self.0 & SYNC != 0
     }
 
@@ -151,15 +178,22 @@ mod tests {
         let tail = Tail::from_bits(41);
         let open = tail.with_commands(3);
         assert_eq!((open.position(), open.is_open()), (44, true));
-        let closed = open.with_sync();
-        assert_eq!((closed.position(), closed.is_open()), (45, false));
-        assert!(closed.is_of(tail) && !closed.is_wedged());
+        let rung = open.with_bell();
+        assert_eq!((rung.position(), rung.is_open()), (45, false));
+        assert!(rung.is_ringing() && rung.is_of(tail) && !rung.is_wedged());
+        assert_eq!(rung.with_bell().position(), 45);
+        let led = open.with_commands_and_bell(2);
+        assert_eq!((led.position(), led.is_open()), (47, false));
+        assert!(led.is_ringing() && !led.is_left());
+        let alone = Tail::from_bits(open.into_bits() | LEFT_BIT).with_bell_alone();
+        assert!(alone.is_ringing() && alone.is_open() && alone.is_left());
+        assert!(!alone.with_bell().is_left());
         assert!(open.wedged().is_wedged() && open.wedged().is_open());
         let held = open.held();
-        assert!(held.is_held() && held.is_of(open) && held.with_sync().is_held());
+        assert!(held.is_held() && held.is_of(open) && held.with_bell().is_held());
         assert_eq!((held.position(), held.is_open()), (44, true));
-        let anew = held.wedged().restarted(64);
-        assert!(!anew.is_held());
+        let anew = alone.held().wedged().restarted(64);
+        assert!(!anew.is_held() && !anew.is_ringing() && !anew.is_left());
         assert_eq!((anew.position(), anew.is_open()), (64, false));
         assert!(anew.is_wedged() && !anew.is_of(open));
     }
@@ -171,10 +205,13 @@ mod tests {
         assert_eq!(Turn::at(263, turn.into_bits()), None);
         assert_eq!(Turn::at(0, 0), None);
         assert_eq!(
-            (turn.end(), turn.is_sync(), turn.is_void()),
+            (turn.end(), turn.ends_in_sync(), turn.is_void()),
             (10, false, false)
         );
-        assert!(Turn::sync(9).is_sync() && Turn::sync(9).end() == 10);
+        let alone = Turn::with_sync(9, 0);
+        assert!(alone.ends_in_sync() && alone.end() == 10);
+        let most = Turn::with_sync(9, PUBLICATION_MAX);
+        assert!(most.ends_in_sync() && !most.is_void() && most.end() == 10 + PUBLICATION_MAX);
         assert!(turn.void().is_void() && turn.void().end() == 10);
     }
 }

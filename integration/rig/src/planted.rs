@@ -382,6 +382,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::PublishEntriesRelaxed, LOOM),
     (Fault::BellIsFree, LOOM),
     (Fault::SkipSecondLook, LOOM),
+    (Fault::RingPastGap, LOOM),
     (Fault::WaitNotForSync, LOOM),
     (Fault::BelieveHead, LOOM),
     (Fault::RestartWithoutWaiting, LOOM),

@@ -84,3 +84,24 @@ fn bc14_who_takes_an_entry_down_waits_longer_for_a_cpu_that_stands_still() {
     }
     assert_eq!(queue.check_alive(UNIT), Ok(()));
 }
+
+/// It has reserved behind a CPU that had the bell, and that has rung and gone since.
+#[test]
+fn bc14_a_reset_waits_for_a_cpu_that_stands_still_without_the_bell() {
+    let (queue, fake) = shared(4, Ends::WrapBit);
+    let (say, other) = mpsc::channel();
+    fake.plan(Point::Ring, move |_| {
+        let stalled = Stalled::new(queue, 4, &[Entry::Command(1)]);
+        say.send(stalled).unwrap();
+    });
+    queue.submit(&fake, &[Entry::Command(2)]).unwrap();
+    let other = other.recv().unwrap();
+    queue.wedge();
+    let refused = queue.restart(&fake).err();
+    assert!(
+        matches!(refused, Some(UnitError::Busy { .. })),
+        "{refused:?}"
+    );
+    other.finish();
+    assert!(queue.restart(&fake).is_ok());
+}

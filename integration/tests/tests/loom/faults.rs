@@ -94,6 +94,10 @@ const QUEUEING: &[Row] = &[
         &[queueing::bc14_what_nobody_waits_for_is_rung],
     ),
     (
+        Fault::RingPastGap,
+        &[queueing::bc14_two_producers_share_a_sync],
+    ),
+    (
         Fault::WaitNotForSync,
         &[queueing::bc14_two_producers_wrap_the_ring],
     ),
