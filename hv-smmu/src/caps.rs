@@ -26,6 +26,8 @@ pub(crate) struct FirmwareSays {
     pub(crate) coherent: bool,
     /// It may be had to note writes: nothing said against what its register says.
     pub(crate) may_note_writes: bool,
+    /// Its streams may go through both stages, if its registers say that they can.
+    pub(crate) may_nest: bool,
     /// No device behind it gets past the caches by asking not to snoop.
     pub(crate) no_snoop_is_moot: bool,
 }
@@ -68,7 +70,7 @@ pub(crate) fn unit_caps<F: Tables>(
         write_only: stage == Stage::Second,
         live_resize: BlockChanges::from_bbml(idr3.bbml()) == BlockChanges::AtOnce
             || Fault::ResizeAnywhere.is_on(),
-        nested: stage == Stage::Second && idr0.s1p(),
+        nested: stage == Stage::Second && idr0.s1p() && says.may_nest,
         // A unit that does not snoop could not set a bit in what the CPU has cached.
         dirty: stage == Stage::Second
             && coherent
@@ -112,6 +114,7 @@ mod tests {
         FirmwareSays {
             coherent,
             may_note_writes: true,
+            may_nest: true,
             no_snoop_is_moot: true,
         }
     }
@@ -204,21 +207,25 @@ mod tests {
         let registers = (idr0, Idr3::new().with_fwb(true), at(5));
         let can = |registers, stage, says| {
             let caps = unit_caps::<Vmsa>(registers, stage, says);
-            (caps.dirty, caps.snoop_control)
+            (caps.dirty, caps.snoop_control, caps.nested)
         };
         let (second, all) = (Stage::Second, snooping(true));
-        assert_eq!(can(registers, second, all), (true, true));
-        assert_eq!(can(registers, second, snooping(false)), (false, false));
-        assert_eq!(can(registers, Stage::First, all), (false, false));
+        assert_eq!(can(registers, second, all), (true, true, true));
+        assert_eq!(
+            can(registers, second, snooping(false)),
+            (false, false, true)
+        );
+        assert_eq!(can(registers, Stage::First, all), (false, false, false));
         let accesses_only = (idr0.with_httu(1), registers.1, registers.2);
-        assert_eq!(can(accesses_only, second, all), (false, true));
+        assert_eq!(can(accesses_only, second, all), (false, true, true));
         let unforced = (idr0, Idr3::new(), registers.2);
-        assert_eq!(can(unforced, second, all), (true, false));
+        assert_eq!(can(unforced, second, all), (true, false, true));
         let silent = FirmwareSays {
             may_note_writes: false,
+            may_nest: false,
             no_snoop_is_moot: false,
             ..all
         };
-        assert_eq!(can(registers, second, silent), (false, false));
+        assert_eq!(can(registers, second, silent), (false, false, false));
     }
 }

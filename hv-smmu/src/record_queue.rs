@@ -5,6 +5,11 @@
 //! Dropping them all would lose real ones: those before the failed one, and all of a full queue, which QEMU reports in
 //! the same way. So each entry is emptied when it was taken, before the unit gets it back, and one that is still empty
 //! when its turn comes was not written: it is counted as lost, and no old record is told again as somebody's fault.
+//!
+//! Where the unit does not snoop, the ring is read and never written (3.21.2): a line of the cache may be larger than a
+//! record, and written back for the sake of one it would take what the unit has just written beside it along. Nothing tells
+//! old records from new ones there, so once the unit says that it could not write one, all that are in the queue are
+//! taken for lost.
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
@@ -151,6 +156,16 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         }
         let prod = QueuePointer::from_bits(word);
         if !self.size.is_empty(prod, reader.next) {
+            if !reach.coherent && which == Records::Events {
+                let lost = which.lost(regs.errors());
+                if lost != Gerror::new() {
+                    // No new one is among them: the unit writes none before the error is acknowledged.
+                    reader.next = self.size.move_to(reader.next, prod);
+                    regs.write32(cons, reader.next.into_bits());
+                    regs.acknowledge(lost);
+                    return Some(Taken::Aborted);
+                }
+            }
             let record = self.record(reach, self.size.index(reader.next), which);
             reader.next = self.size.advance(reader.next, 1);
             // Written at once: that makes room.
@@ -175,7 +190,7 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         None
     }
 
-    /// Copies a record out of the ring, and empties its entry; `None` where the unit did not write it, as far as that can
+    /// Copies a record out of the ring, and empties its entry where that harms no other; `None` where the unit did not write it, as far as that can
     /// be told: no event begins with an empty word, a request for a page may.
     fn record<P: Platform>(
         &self,
@@ -197,11 +212,13 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         if which == Records::Pages {
             return Some(words);
         }
-        if let Some(head) = cells.first() {
+        if let Some(head) = cells.first()
+            && (reach.coherent || Fault::EmptyUnsnoopedEvents.is_on())
+        {
             // ORDERING: Relaxed, `publish` puts it before the index that gives the entry back to the unit.
             head.store(EventRecord::NONE, Ordering::Relaxed);
+            reach.publish(at, Self::BYTES);
         }
-        reach.publish(at, Self::BYTES);
         let is_there = words.first() != Some(&EventRecord::NONE);
         (is_there || Fault::BelieveEmptyEvents.is_on()).then_some(words)
     }

@@ -322,6 +322,16 @@ faults! {
     BellIsFree = "bell_is_free",
     /// Who has rung does not look whether others have published meanwhile and gone.
     SkipSecondLook = "skip_second_look",
+    /// Who lets go of the bell does not say how far it has rung.
+    LetGoRelaxed = "let_go_relaxed",
+    /// Who takes the bell does not look how far the last holder has rung.
+    BellRelaxed = "bell_relaxed",
+    /// Who does not wait for the doorbell does not say what it has published.
+    LeaveRelaxed = "leave_relaxed",
+    /// What a device sends is recorded although the stream table has no entry for it.
+    RecordUnknownStreams = "record_unknown_streams",
+    /// Entries of the event queue are emptied in memory that the unit does not snoop.
+    EmptyUnsnoopedEvents = "empty_unsnooped_events",
     /// Who rings does not look whether all before its own entries is published.
     RingPastGap = "ring_past_gap",
     /// A submitter does not wait until the unit knows of a sync behind its batch.

@@ -214,11 +214,11 @@ pub unsafe trait MemoryMap: Send + Sync {
 pub trait Mmio: Send + Sync {
     /// Reads a 32-bit register.
     fn read32(&self, offset: u32) -> u32;
-    /// Writes a 32-bit register, after all earlier stores of this CPU to memory.
+    /// Writes a 32-bit register, after all stores to memory that this CPU has made, and all that it has seen by acquire loads.
     fn write32(&self, offset: u32, value: u32);
     /// Reads a 64-bit register.
     fn read64(&self, offset: u32) -> u64;
-    /// Writes a 64-bit register, after all earlier stores of this CPU to memory.
+    /// Writes a 64-bit register, as [`write32`](Self::write32).
     fn write64(&self, offset: u32, value: u64);
 }
 

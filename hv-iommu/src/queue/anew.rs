@@ -96,7 +96,9 @@ impl CommandQueue {
             let fault = Fault::RestartWithoutWaiting.is_on();
             fault.then(|| (Bell::of_reservation(), self.tail()))
         };
-        let taken = self.take_bell(Tail::with_bell_alone).or_else(by_force);
+        // Another may have revived the ring just now: its bell is for who uses it.
+        let wanted = |tail: Tail| tail.is_wedged().then(|| tail.with_bell_alone());
+        let taken = self.take_bell(wanted).or_else(by_force);
         let Some((bell, tail)) = taken else {
             return false;
         };
@@ -110,22 +112,24 @@ impl CommandQueue {
         let restarted = all && tail.is_wedged();
         if restarted {
             let position = self.shape.next_start(tail.position().max(past));
-            // ORDERING: Release, all three: in place before anybody is admitted again. Who waits for a sync of the
+            // ORDERING: Release, all four: in place before anybody is admitted again. Who waits for a sync of the
             // old ring finds it covered, and its ticket done once the unit is revived.
             self.head.0.store(position, Ordering::Release);
             // ORDERING: as above.
             self.told.given.store(position, Ordering::Release);
             // ORDERING: as above.
+            self.told.rung.store(position, Ordering::Release);
+            // ORDERING: as above.
             self.told.covered.store(position, Ordering::Release);
             // INVARIANT: everything is at `position`, nothing from there on is published: no turn word names a
             // position that was never reserved.
-            // ORDERING: Release: the three above, to who is admitted. A store: whoever changes a wedged tail meanwhile wedges
+            // ORDERING: Release: the four above, to who is admitted. A store: whoever changes a wedged tail meanwhile wedges
             // it once more, or leaves what the old ring had. It gives the bell up as well.
             self.tail
                 .0
                 .store(tail.restarted(position).into_bits(), Ordering::Release);
         } else {
-            // What was left is in a ring that nobody uses.
+            // What was left is in a ring that is wedged.
             let _ = self.let_go(bell);
         }
         restarted
@@ -147,8 +151,9 @@ impl CommandQueue {
         // With the upkeep no reset is under way: registers and positions belong together, also of a wedged unit.
         let seen = self.tail();
         let head = self.read_head(seen, Caller::Reset, port)?;
-        // ORDERING: Acquire, as in `read_head`.
-        if head >= self.told.given.load(Ordering::Acquire) {
+        // ORDERING: Acquire pairs with the Release in `ring_held`. A doorbell that is being rung is not known to be: hardware
+        // stands at no command that it was not told of.
+        if head >= self.told.rung.load(Ordering::Acquire) {
             return Ok(None);
         }
         Ok(Some(act(Stopped {

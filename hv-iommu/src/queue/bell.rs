@@ -20,8 +20,9 @@ impl Bell {
 }
 
 impl CommandQueue {
-    /// The bell, unless another CPU has it, with the tail as it was before. `with` says what else is taken.
-    pub(super) fn take_bell(&self, with: impl Fn(Tail) -> Tail) -> Option<(Bell, Tail)> {
+    /// The bell, unless another CPU has it, with the tail as it was before. `with` says what else is taken, and that it is
+    /// not wanted.
+    pub(super) fn take_bell(&self, with: impl Fn(Tail) -> Option<Tail>) -> Option<(Bell, Tail)> {
         let mut tail = self.tail();
         while !tail.is_ringing() || Fault::BellIsFree.is_on() {
             // ORDERING: AcqRel: the doorbell was rung by the holders before, who have let go, and this CPU's write to the
@@ -29,8 +30,8 @@ impl CommandQueue {
             // Acquire on failure, as in `tail`.
             match self.tail.0.compare_exchange(
                 tail.into_bits(),
-                with(tail).into_bits(),
-                Ordering::AcqRel,
+                with(tail)?.into_bits(),
+                Fault::BellRelaxed.weakens(Ordering::AcqRel),
                 Ordering::Acquire,
             ) {
                 Ok(_) => return Some((Bell::of_reservation(), tail)),
@@ -45,8 +46,12 @@ impl CommandQueue {
     pub(super) fn let_go(&self, _bell: Bell) -> bool {
         // ORDERING: AcqRel: what this CPU wrote to the tail register comes before what the next holder writes: it
         // is a write of the same CPU before this store, and device writes of two CPUs that a release and an
-        // acquire order arrive in that order. What was left was published before.
-        let before = self.tail.0.fetch_and(!RINGING_BIT, Ordering::AcqRel);
+        // acquire order arrive in that order. What was left was published before. A subtraction: the bit is this CPU's, and
+        // on x86 that is one instruction where clearing it is a loop.
+        let before = self
+            .tail
+            .0
+            .fetch_sub(RINGING_BIT, Fault::LetGoRelaxed.weakens(Ordering::AcqRel));
         Tail::from_bits(before).is_left() && !Fault::SkipSecondLook.is_on()
     }
 
@@ -60,7 +65,7 @@ impl CommandQueue {
     /// Rings for everything that is published, unless another CPU has the bell.
     pub(super) fn ring<P: QueuePort>(&self, port: &P) {
         while self.is_waited_for()
-            && let Some((bell, tail)) = self.take_bell(Tail::with_bell)
+            && let Some((bell, tail)) = self.take_bell(|tail| Some(tail.with_bell()))
         {
             if tail.is_open() {
                 let position = tail.position();
@@ -123,6 +128,8 @@ impl CommandQueue {
         // unit needs beyond what CPUs need is in the port's `ring`.
         fence(Ordering::Release);
         port.ring(self.shape.place(end));
+        // ORDERING: Release: hardware was told before anybody blames it for what it has not read.
+        self.told.rung.store(end, Ordering::Release);
         if let Some(sequence) = covered {
             // ORDERING: Release: the doorbell was rung before anybody counts on that.
             self.told.covered.store(sequence, Ordering::Release);
@@ -134,7 +141,9 @@ impl CommandQueue {
     pub(super) fn leave<P: QueuePort>(&self, port: &P) {
         // ORDERING: AcqRel: the holder that lets go after this finds what was published; one that let go before has
         // rung for what it found, and says up to where.
-        self.tail.0.fetch_or(LEFT_BIT, Ordering::AcqRel);
+        self.tail
+            .0
+            .fetch_or(LEFT_BIT, Fault::LeaveRelaxed.weakens(Ordering::AcqRel));
         self.ring(port);
     }
 }

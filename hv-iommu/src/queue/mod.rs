@@ -31,13 +31,12 @@
 //!
 //! # A producer that stalls
 //!
-//! It delays those behind it, and if it leads all whom hardware was not told of; nobody helps: its commands are on its
-//! stack, and a tail register cannot be moved over them, nor by two CPUs at once. What can stall is a handful of stores
-//! (steps 2 and 3), on a CPU that is not descheduled there; an interrupt handler, or the host of a nested hypervisor, may
-//! take long. Whoever waits for it
-//! gives up at the shape's deadline with [`UnitError::Busy`], and the unit is not wedged for that:
-//! its hardware has been asked for nothing. The batch stays in the ring, in order, and is done when the other CPU
-//! goes on; it has no ticket. A ring that stays full although hardware has done all that it knows of is such a case
+//! It delays those who wait for a sync behind it, and with the bell all whom hardware was not told of; nobody helps: its
+//! commands are on its stack, and a tail register cannot be moved over them, nor by two CPUs at once. What can stall is a
+//! handful of stores (steps 2 and 3), on a CPU that is not descheduled there; an interrupt handler, or the host of a nested
+//! hypervisor, may take long, above all in the doorbell's write. Whoever waits for it gives up at the shape's deadline with
+//! [`UnitError::Busy`], and the unit is not wedged for that: hardware is blamed for nothing that it was not told of. The
+//! batch stays in the ring, in order, and is done when the other CPU goes on; it has no ticket. A ring that stays full although hardware has done all that it knows of is such a case
 //! too; one that hardware does not empty is a time-out, and wedges.
 //!
 //! # Events
@@ -87,6 +86,7 @@
 //! | tail: CAS that holds, RMW that lets go | AcqRel | that a sync stands unanswered, before it goes on; what was mended |
 //! | turn: store, load | Release, Acquire | the entries, to the holder of the bell and through it to hardware |
 //! | given: store, load | Release, Acquire | how far hardware may read, before it is told |
+//! | rung: store, load | Release, Acquire | how far it was told to, to who finds the ring full |
 //! | covered: store, load | Release, Acquire | that the doorbell was rung, to who waits for that |
 //! | head: max, load | AcqRel, Acquire | that hardware has read a place, to who fills it again |
 
@@ -123,6 +123,8 @@ struct Apart<T>(T);
 struct Told {
     /// The position that the doorbell was rung for, or is about to be.
     given: AtomicU64,
+    /// The position that it was rung for.
+    rung: AtomicU64,
     /// The sequence of the last sync that hardware was told of.
     covered: AtomicU64,
 }
@@ -147,7 +149,7 @@ enum Caller {
 /// # Invariants
 /// Positions below the tail are reserved, each by one CPU or for one sync; all below `given` are published, and filled
 /// for good until the head is past them. The tail register was last written with `given`, or is about to be, by the holder
-/// of the bell. Head ≤ `given` ≤ tail, and tail − head is at most the shape's capacity, one less while a
+/// of the bell; `rung` follows. Head ≤ `given` ≤ tail, and tail − head is at most the shape's capacity, one less while a
 /// sync is owed. Places of positions from the tail on hold what hardware has read.
 pub struct CommandQueue {
     shape: QueueShape,
@@ -182,6 +184,7 @@ impl CommandQueue {
             turns,
             told: Told {
                 given: AtomicU64::new(0),
+                rung: AtomicU64::new(0),
                 covered: AtomicU64::new(0),
             },
             head: Apart(AtomicU64::new(0)),

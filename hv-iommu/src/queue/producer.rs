@@ -139,7 +139,7 @@ impl CommandQueue {
         let unit = port.unit();
         // When the ring was first seen full: a clock may cost as much as all the rest.
         let (mut start, mut held) = (None, None);
-        // Where the head was when the ring was seen full, what hardware had been given, and since when; `None` while
+        // Where the head was when the ring was seen full, what hardware had been told of, and since when; `None` while
         // it was not.
         let mut full: Option<(u64, u64, Wait)> = None;
         loop {
@@ -165,19 +165,19 @@ impl CommandQueue {
             // What is published and not rung may be all that keeps the ring full.
             self.ring(port);
             self.look_after(seen, caller, port)?;
-            // ORDERING: Acquire, as in `read_head`.
-            let given = self.told.given.load(Ordering::Acquire);
+            // ORDERING: Acquire pairs with the Release in `ring_held`: the doorbell was rung before.
+            let rung = self.told.rung.load(Ordering::Acquire);
             let now = port.clock().now();
             let start = *start.get_or_insert(now);
             match &mut full {
-                Some((at, before, wait)) if *at == head && *before == given => {
+                Some((at, before, wait)) if *at == head && *before == rung => {
                     if wait.over(port, self.shape, now).is_some() {
-                        return Err(self.stays_full(seen, unit, (head, given), now.since(start)));
+                        return Err(self.stays_full(seen, unit, (head, rung), now.since(start)));
                     }
                 }
                 // The unit goes on reading: others were faster with the room that it made. Or it was given more just
                 // now, by a CPU that had stood still: its time to read that begins.
-                _ => full = Some((head, given, Wait::since(port, self.shape, now))),
+                _ => full = Some((head, rung, Wait::since(port, self.shape, now))),
             }
             spin_hint();
         }
@@ -213,16 +213,16 @@ impl CommandQueue {
         })
     }
 
-    /// Who is to blame for a ring that has stayed full, with its head and what hardware was given where they were.
+    /// Who is to blame for a ring that has stayed full, with its head and what hardware was told of where they were.
     fn stays_full(
         &self,
         seen: Tail,
         unit: UnitIndex,
-        (head, given): (u64, u64),
+        (head, rung): (u64, u64),
         waited: Duration,
     ) -> UnitError {
-        if head == given {
-            // The unit has done all that it knows of; a CPU is in the middle of publishing the rest.
+        if head >= rung {
+            // The unit has done all that it knows of; a CPU is in the middle of publishing the rest, or of telling.
             return UnitError::Busy { unit, waited };
         }
         let what = "reading its command queue, which stayed full";

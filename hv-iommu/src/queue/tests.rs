@@ -384,16 +384,19 @@ fn who_comes_between_a_reservation_and_its_doorbell_is_busy_and_nothing_is_lost(
 
 #[test]
 fn a_ring_that_a_stalled_submitter_keeps_full_is_no_fault_of_the_unit() {
-    let (queue, fake) = shared(2, Ends::WrapBit);
-    fake.plan(Point::Put, |fake| {
-        // One more fits; a third does not, and hardware was told of nothing.
-        for number in [2, 3] {
-            let error = queue.submit(fake, &[Entry::Command(number)]).unwrap_err();
-            assert!(matches!(error, UnitError::Busy { .. }), "{error}");
-        }
-    });
-    queue.submit(&fake, &[Entry::Command(1)]).unwrap();
-    assert_eq!(fake.commands(), [1, 2]);
+    // While it fills its entry, or writes the doorbell.
+    for point in [Point::Put, Point::Ring] {
+        let (queue, fake) = shared(2, Ends::WrapBit);
+        fake.plan(point, |fake| {
+            // One more fits; a third does not, and hardware was told of nothing.
+            for number in [2, 3] {
+                let error = queue.submit(fake, &[Entry::Command(number)]).unwrap_err();
+                assert!(matches!(error, UnitError::Busy { .. }), "{error}");
+            }
+        });
+        queue.submit(&fake, &[Entry::Command(1)]).unwrap();
+        assert_eq!(fake.commands(), [1, 2]);
+    }
 }
 
 #[test]

@@ -80,6 +80,12 @@ impl QueueSize {
         QueuePointer(position | pointer.0 & OVERFLOW)
     }
 
+    /// The pointer where `to` is, with its flag as it is.
+    #[must_use]
+    pub const fn move_to(self, pointer: QueuePointer, to: QueuePointer) -> QueuePointer {
+        QueuePointer(self.position(to) | pointer.0 & OVERFLOW)
+    }
+
     /// How many entries were written and not yet read. More than there are entries, when a pointer lies.
     pub const fn used(self, prod: QueuePointer, cons: QueuePointer) -> u32 {
         let mask = 2 * self.entries() - 1;

@@ -488,13 +488,6 @@ impl StreamTableEntry {
     }
 }
 
-/// Whether an entry of these words lets requests of its stream carry substreams.
-pub const fn takes_substreams(words: &[u64; WORDS]) -> bool {
-    let [word0, ..] = words;
-    let translates = matches!(Config::of(words), Some(Config::First | Config::Nested));
-    translates && Word0::from_bits(*word0).s1cdmax() != 0
-}
-
 /// The words of a bypassing entry that says, in a field which the unit does not look at then, under which id somebody
 /// knows it.
 pub const fn bypass_as(vmid: Vmid) -> [u64; WORDS] {
@@ -529,17 +522,6 @@ pub const fn asking(
 pub const fn is_asking(words: &[u64; WORDS]) -> bool {
     let [_, word1, ..] = words;
     Word1::from_bits(*word1).eats() != 0
-}
-
-/// The words of the same entry, but that faults of its second stage are not recorded; `None` where it has none.
-pub const fn without_records(words: &[u64; WORDS]) -> Option<[u64; WORDS]> {
-    let mut quiet = *words;
-    let [_, _, word2, ..] = &mut quiet;
-    if !matches!(Config::of(words), Some(Config::Second | Config::Nested)) {
-        return None;
-    }
-    *word2 = Word2::from_bits(*word2).with_s2r(false).into_bits();
-    Some(quiet)
 }
 
 #[cfg(test)]

@@ -163,8 +163,10 @@ impl<P: Platform> Unit<P, Closed> {
             false => Cr1::NON_COHERENT,
         };
         self.regs.write32(registers::CR1, cr1.into_bits());
-        // What CPUs broadcast is none of ours: tables are not shared with them.
-        let cr2 = Cr2::new().with_recinvsid(true).with_ptm(true);
+        // What CPUs broadcast is none of ours: tables are not shared with them. And nothing is recorded of streams that the
+        // table has no entry for (RECINVSID): such a device may send for ever, and no entry is there to make it quiet.
+        let unbounded = Fault::RecordUnknownStreams.is_on();
+        let cr2 = Cr2::new().with_recinvsid(unbounded).with_ptm(true);
         self.regs.write32(registers::CR2, cr2.into_bits());
         let (base, config) = streams.registers();
         self.regs.write64(registers::STRTAB_BASE, base.into_bits());

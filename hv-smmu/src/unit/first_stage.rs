@@ -13,12 +13,11 @@ use crate::contexts::{ContextTable, Contexts, stores};
 use crate::frames::Reach;
 use crate::invalidate::FIRST_STAGE_VMID;
 use crate::spec::command::{Command, Depth};
-use crate::spec::context::{ContextDescriptor, FirstStageTables, asid_of, without_records};
+use crate::spec::context::{ContextDescriptor, FirstStageTables, asid_of};
 use crate::spec::first_stage::MEMORY_TYPES;
 use crate::spec::stream_entry::{
-    Config, FirstStageContexts, Regime, StreamTableEntry, WORDS, WithoutSubstream, takes_substreams,
+    Config, FirstStageContexts, Regime, StreamTableEntry, WORDS, WithoutSubstream,
 };
-use crate::stream_table::EntryWords;
 use crate::vmsa::Tables;
 use crate::{Asid, StreamId, SubstreamId};
 
@@ -146,36 +145,6 @@ impl<P: Platform> Unit<P, Enabled> {
         let contexts = self.state.contexts.as_ref()?;
         let context = contexts.of(reach, stream, SubstreamId::ZERO).ok()??;
         Some(domain_of_asid(asid_of(&context.read())))
-    }
-
-    /// Stops faults of a stream with a first stage from being recorded: the descriptor says whether they are. It is to be
-    /// read anew. With substreams only an entry that aborts is quiet: that one of them is not bound is recorded in any case.
-    pub(super) fn quiet_first(
-        &self,
-        reach: &Reach<'_, P>,
-        contexts: &Contexts,
-        stream: Stream,
-        entry: &EntryWords<'_, P::Cell>,
-        not_bound: UnitError,
-    ) -> Result<(), UnitError> {
-        loop {
-            let before = entry.read();
-            if !takes_substreams(&before) {
-                break;
-            }
-            let ([from, ..], [to, ..]) = (before, StreamTableEntry::ABORT.words());
-            if entry.replace(reach, 0, from, to) {
-                return Ok(());
-            }
-        }
-        let context = contexts
-            .of(reach, stream, SubstreamId::ZERO)?
-            .ok_or(not_bound)?;
-        let before = context.read();
-        let quiet = without_records(&before).ok_or(not_bound)?;
-        let ([from, ..], [to, ..]) = (before, quiet);
-        context.replace(reach, 0, from, to);
-        Ok(())
     }
 }
 

@@ -114,6 +114,7 @@ impl UnitInfo {
     pub(crate) fn firmware_says(&self) -> FirmwareSays {
         FirmwareSays {
             coherent: self.coherent,
+            may_nest: !self.quirks.has(Quirk::NoNesting),
             may_note_writes: matches!(self.leaf_notes, None | Some(LeafNotes::Writes)),
             no_snoop_is_moot: self.no_snoop_is_moot,
         }

@@ -349,6 +349,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::UserContextsKept, FORGOTTEN),
     of_smmu(Fault::RereadForgetsNothing, &[Rule::FaultReport]),
     of_smmu(Fault::QuietSkipsNested, &[Rule::FaultReport]),
+    of_smmu(Fault::EmptyUnsnoopedEvents, &[Rule::Queue]),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -375,6 +376,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     ),
     (Fault::UpdateByStore, CATALOGUE),
     (Fault::QuietKeepsAsking, CATALOGUE),
+    (
+        Fault::RecordUnknownStreams,
+        "the catalogue: `smmu::quiet` has a device that nobody attached go astray",
+    ),
     (Fault::HolderNotedLate, LOOM),
     (Fault::UnregisterEarly, LOOM),
     (Fault::ReserveByStore, LOOM),
@@ -382,6 +387,9 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::PublishEntriesRelaxed, LOOM),
     (Fault::BellIsFree, LOOM),
     (Fault::SkipSecondLook, LOOM),
+    (Fault::LetGoRelaxed, LOOM),
+    (Fault::BellRelaxed, LOOM),
+    (Fault::LeaveRelaxed, LOOM),
     (Fault::RingPastGap, LOOM),
     (Fault::WaitNotForSync, LOOM),
     (Fault::BelieveHead, LOOM),

@@ -217,6 +217,7 @@ mod caught {
         user_contexts_kept: UserContextsKept,
         reread_forgets_nothing: RereadForgetsNothing,
         quiet_skips_nested: QuietSkipsNested,
+        empty_unsnooped_events: EmptyUnsnoopedEvents,
     }
 
     /// What a failure prints is short, and leads to the same failure.

@@ -143,6 +143,21 @@ impl Unit {
         true
     }
 
+    /// The driver stored into the queue. Where the unit does not snoop, that line comes back over records later.
+    pub(super) fn events_stored(&mut self, bus: &mut Bus, at: u64) {
+        let bytes = event::RECORD_BYTES << self.events.log2;
+        let is_in = (self.events.base..self.events.base + bytes).contains(&at);
+        let is_on = self.control & registers::EVENTQEN != 0 && self.events.given;
+        if is_in && is_on && !self.identity.coherent {
+            let what = format!(
+                "unit {} does not snoop, and the driver wrote to its event queue at {at:#x}: the line is written back \
+                 over records beside it",
+                self.index
+            );
+            bus.broken(Rule::Queue, what);
+        }
+    }
+
     /// EVENTQ_PROD, for a driver that is to take what that tells it of before it looks again.
     pub(super) fn events_told(&mut self, bus: &mut Bus) -> u32 {
         let (prod, cons) = (self.events.prod, self.events.cons);

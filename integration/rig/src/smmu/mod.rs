@@ -184,6 +184,7 @@ impl FrontEnd for Unit {
     }
 
     fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
+        self.events_stored(bus, at);
         self.structure_stored(bus, at, old, new);
     }
 

@@ -97,7 +97,7 @@ fn bc19_a_storm_of_a_million_faults_costs_the_budget_and_harms_nobody_else() {
         for index in 0..8 {
             let at = Iova::new((0x100 + (round * 8 + index) % 1000) * 4096);
             let sent = stand.rig.access(loose, at, Access::Read);
-            assert!(matches!(sent, Outcome::Faulted { .. }), "{sent:?}");
+            assert!(!matches!(sent, Outcome::Reached { .. }), "{sent:?}");
         }
         stand.iommu.take_faults(|notice| match notice {
             FaultNotice::Fault(report) => {

@@ -94,6 +94,18 @@ const QUEUEING: &[Row] = &[
         &[queueing::bc14_what_nobody_waits_for_is_rung],
     ),
     (
+        Fault::LetGoRelaxed,
+        &[queueing::bc14_two_producers_share_a_sync],
+    ),
+    (
+        Fault::BellRelaxed,
+        &[queueing::bc14_two_producers_share_a_sync],
+    ),
+    (
+        Fault::LeaveRelaxed,
+        &[queueing::bc14_what_nobody_waits_for_is_rung],
+    ),
+    (
         Fault::RingPastGap,
         &[queueing::bc14_two_producers_share_a_sync],
     ),

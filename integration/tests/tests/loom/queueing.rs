@@ -26,6 +26,8 @@ struct Done {
     /// Up to which position the doorbell was rung, and hardware has read.
     rung: u64,
     read: u64,
+    /// What was last written to the tail register.
+    tail: u64,
     /// Commands that were read and have no completed sync behind them yet, and those that have.
     begun: Vec<u64>,
     done: BTreeSet<u64>,
@@ -231,9 +233,13 @@ impl QueuePort for Unit {
     fn ring(&self, tail: Place) {
         let entries = self.entries();
         let count = tail.index() as u64 + u64::from(tail.wrap()) * entries;
+        // ORDERING: Relaxed: the last write is seen where what orders the holders of the bell orders their writes.
+        let before = self.tail.load(Ordering::Relaxed);
         // ORDERING: Release, as a write to a register comes after all stores to memory.
-        let before = self.tail.swap(count, Ordering::Release);
+        self.tail.store(count, Ordering::Release);
         let mut done = self.done.lock().unwrap();
+        assert_eq!(before, done.tail, "two writes of the tail have no order");
+        done.tail = count;
         done.rung += (count + 2 * entries - before) % (2 * entries);
         assert!(
             done.rung - done.read <= entries,
@@ -396,6 +402,35 @@ fn nobody_waits_for_the_bell() {
     assert!(unit.has_done(1) && unit.has_done(2), "something was left");
 }
 
+/// One CPU stops in the middle of filling its entry, another goes behind it without time to wait, and a third may have had
+/// the bell meanwhile.
+fn nobody_waits_behind_a_gap() {
+    let unit = Arc::new(Unit {
+        runs: true,
+        stall: 1,
+        ..Unit::new(3)
+    });
+    let others = [1, 2].map(|command| {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(command))
+    });
+    if matches!(unit.submit(3), Err(UnitError::Busy { .. })) {
+        saw("one did not wait");
+    }
+    // ORDERING: Relaxed, orders nothing.
+    unit.go.store(true, Ordering::Relaxed);
+    for other in others {
+        let outcome = other.join().unwrap();
+        assert!(matches!(outcome, Ok(_) | Err(UnitError::Busy { .. })));
+    }
+    // Nobody is left to ring.
+    while unit.step() {}
+    assert!(
+        [1, 2, 3].iter().all(|&command| unit.has_done(command)),
+        "something was left"
+    );
+}
+
 /// A unit is wedged and its ring restarted while a CPU submits. What is in the new ring stays.
 fn a_reset_and_a_producer() {
     let unit = Arc::new(Unit::new(1));
@@ -414,7 +449,7 @@ fn a_reset_and_a_producer() {
     let start = 4;
     {
         let done = &mut *unit.done.lock().unwrap();
-        (done.rung, done.read) = (start, start);
+        (done.rung, done.read, done.tail) = (start, start, 0);
     }
     let hardware = {
         let unit = unit.clone();
@@ -549,6 +584,10 @@ models! {
     /// What is published is rung by whoever had the bell.
     /// Shows: bc14.
     bc14_what_nobody_waits_for_is_rung: Two(3), sees ["one did not wait"], nobody_waits_for_the_bell;
+
+    /// The same behind a CPU that stands still: whoever publishes last sees to it.
+    /// Shows: bc14.
+    bc14_what_nobody_waits_for_behind_a_gap_is_rung: Three(1), sees ["one did not wait"], nobody_waits_behind_a_gap;
 
     /// Who was admitted before a reset writes nothing into the ring after it.
     /// Shows: bc14.

@@ -181,6 +181,7 @@ fn bc19_a_record_that_could_not_be_written_is_lost_and_no_old_one_is_told_for_it
         quiet(machine, false);
         for unit in &mut machine.units {
             unit.smmu().unwrap().events = 2;
+            unit.set_coherent(true);
         }
     };
     on_machines(40, few, |stand| {
@@ -214,6 +215,38 @@ fn bc19_a_record_that_could_not_be_written_is_lost_and_no_old_one_is_told_for_it
                 let came = stand.rig.take_interrupts();
                 let causes: Vec<Cause> = came.iter().map(|came| came.cause).collect();
                 assert_eq!(causes, [Cause::Errors]);
+            }
+        }
+        drop(one.end());
+    });
+}
+
+/// The same where the unit does not snoop, so that nothing tells old records from new ones: what stands in the queue is lost
+/// as well.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_where_records_cannot_be_emptied_one_that_was_not_written_takes_the_others_along() {
+    let few = |machine: &mut Machine| {
+        quiet(machine, false);
+        for unit in &mut machine.units {
+            unit.smmu().unwrap().events = 2;
+            unit.set_coherent(false);
+        }
+    };
+    on_machines(20, few, |stand| {
+        let (one, unit) = with_one(stand);
+        assert_eq!(route(stand, unit, ERRORS, InterruptRoute::Wired), []);
+        for round in 0..6 {
+            for index_moves in [true, false] {
+                fault(stand, 0x100);
+                stand
+                    .rig
+                    .suffer(unit.index(), Trouble::RecordAborts { index_moves });
+                fault(stand, 0x102);
+                assert_eq!(look(stand), [Said::Lost], "round {round}");
+                fault(stand, 0x200 + round);
+                assert_eq!(look(stand), [Said::Page(0x200 + round)], "the next is told");
             }
         }
         drop(one.end());

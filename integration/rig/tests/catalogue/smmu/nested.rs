@@ -1,11 +1,11 @@
 //! A guest's own first stage on its parent's second one: what is forgotten of both together, contexts, substreams.
 
-use hv_core::{Access, Gpa, Iova, Pasid};
-use hv_iommu::{FaultBudget, FaultNotice, Needs};
+use hv_core::{Access, Gpa, Iova, Pasid, VmId};
+use hv_iommu::{Domain, FaultBudget, FaultNotice, Needs, UserDomain};
 use hv_rig::nest::Nest;
 use hv_rig::{GuestStage, Machine, Outcome};
 
-use super::stand::{BAD, Stand, drawn, on_machines, pci};
+use super::stand::{BAD, Stand, drawn, on_machines, pci, small};
 
 // Events (IHI 0070, 7.3).
 const STREAM_DISABLED: u8 = 0x06;
@@ -240,5 +240,25 @@ fn bc19_a_nested_device_that_is_cut_off_fills_no_queue() {
         stand.iommu.take_faults(|_| later += 1);
         assert_eq!(later, 0, "seed {seed}");
         stand.check();
+    }
+}
+
+/// A part that must not translate twice has domains for guests, and none of them is a parent.
+#[test]
+fn bc13_a_part_whose_erratum_forbids_nesting_gets_plain_domains() {
+    let mmu_700 = |machine: &mut Machine| {
+        nesting(machine);
+        for unit in &mut machine.units {
+            // IIDR of an MMU-700.
+            unit.smmu().unwrap().part = 0x4870_043b;
+        }
+    };
+    for (more, parent) in [(nesting as fn(&mut Machine), true), (mmu_700, false)] {
+        on_machines(4, more, |stand| {
+            let group = stand.take(pci(0, 2, 0));
+            let claimed = group.claim_for_guest(VmId::new(1).unwrap());
+            let built = Domain::user_domain_alloc_or_plain(&claimed, small()).unwrap();
+            assert_eq!(matches!(built, UserDomain::Parent(_)), parent);
+        });
     }
 }

@@ -1,0 +1,176 @@
+//! Devices that go astray and cannot be stopped: whatever they send, they fill no queue that others need.
+
+use std::time::Duration;
+
+use hv_core::{Access, Iova, Pasid, PciAddress};
+
+use hv_iommu::{Domain, FaultBudget, FaultNotice, FunctionKind, TrustedDevice};
+use hv_rig::{Driver, FunctionModel, Machine, Outcome, Rig, Vendor};
+
+use super::Backend;
+use super::device_tlbs::with_ats;
+use super::stand::{Kernel, Stand, pci};
+
+/// The one that goes astray, whatever its bus master bit says.
+const LOOSE: PciAddress = pci(0, 1, 0);
+const WELL: PciAddress = pci(0, 2, 0);
+
+/// A machine with such a device, whose groups may cause no fault.
+fn stand(more: fn(&mut Machine)) -> Stand {
+    stand_with(more, LOOSE)
+}
+
+fn stand_with(more: fn(&mut Machine), loose: PciAddress) -> Stand {
+    let with_seed = |seed| {
+        let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
+        with_ats(&mut machine);
+        machine.pasid_bits = 20;
+        for unit in &mut machine.units {
+            let identity = unit.smmu().unwrap();
+            (identity.substream_bits, identity.events) = (8, 2);
+        }
+        more(&mut machine);
+        (machine.seed, machine.temper.rogues) = (seed, true);
+        let rig = Rig::new(machine).unwrap();
+        let backend = Backend::start(&rig);
+        let none = FaultBudget {
+            faults: 0,
+            within: Duration::from_secs(3600),
+        };
+        Stand::with_budget(rig, backend, none)
+    };
+    let ignores_its_bit = |stand: &Stand| {
+        let sent = stand.rig.access(loose, Iova::new(0), Access::Read);
+        stand.iommu.take_faults(|_| ());
+        !matches!(sent, Outcome::Lost)
+    };
+    (0..64).map(with_seed).find(ignores_its_bit).unwrap()
+}
+
+/// All that a device can send that its unit may record.
+fn sends(stand: &Stand, loose: PciAddress, round: u64) {
+    let at = Iova::new((0x1000 + round % 100) << 12);
+    let pasid = Some(Pasid::new(1 + round as u32 % 3).unwrap());
+    for access in [Access::Read, Access::Write] {
+        for outcome in [
+            stand.rig.access(loose, at, access),
+            stand.rig.access_as(loose, pasid, at, access),
+            stand.rig.ask(loose, at, access),
+        ] {
+            assert!(!matches!(outcome, Outcome::Reached { .. }), "{outcome:?}");
+        }
+        stand.rig.forge(loose, at, 0x7_0000_0000);
+        let outcome = stand.rig.access_kept(loose, at, access);
+        assert!(!matches!(outcome, Outcome::Reached { .. }), "{outcome:?}");
+    }
+}
+
+/// Whatever it sends, nobody hears of it, and a fault of its neighbour is neither lost nor late.
+fn nobody_hears_of_it(stand: &Stand, loose: PciAddress, well: &Kernel) {
+    // What the unit was told, and what it did before that.
+    stand.rig.idle(1000);
+    stand.iommu.take_faults(|_| ());
+    for round in 0..300 {
+        sends(stand, loose, round);
+        stand
+            .iommu
+            .take_faults(|notice| panic!("round {round}: {notice:?}"));
+    }
+    (0..8).for_each(|round| sends(stand, loose, round));
+    stand.rig.access(WELL, Iova::new(0x77_7000), Access::Write);
+    let mut found = Vec::new();
+    stand.iommu.take_faults(|notice| found.push(notice));
+    let Some(FaultNotice::Fault(report)) = found.first() else {
+        panic!("{found:?}");
+    };
+    assert_eq!(report.fault.requester, WELL);
+    assert_eq!(well.group.as_ref().unwrap().members(), [WELL]);
+}
+
+/// Lets it go on until it is cut off.
+fn cut_off(stand: &Stand, send: impl Fn(u64)) {
+    let mut cut = false;
+    for round in 0..100 {
+        send(round);
+        stand
+            .iommu
+            .take_faults(|notice| cut |= matches!(notice, FaultNotice::CutOff(_)));
+        if cut {
+            return;
+        }
+    }
+    panic!("it is not cut off");
+}
+
+/// Shows: bc19.
+#[test]
+fn bc19_a_device_that_is_cut_off_fills_no_queue_whatever_it_sends() {
+    let alone = |machine: &mut Machine| {
+        for unit in &mut machine.units {
+            let identity = unit.smmu().unwrap();
+            (identity.first_stage, identity.second_stage) = (true, false);
+        }
+    };
+    for more in [|_: &mut Machine| (), alone] {
+        let mut stand = stand(more);
+        let group = stand.take(LOOSE);
+        let loose = stand.kernel(group);
+        let group = stand.take(WELL);
+        let well = stand.kernel(group);
+        cut_off(&stand, |round| {
+            let at = Iova::new((0x1000 + round) << 12);
+            stand.rig.access(LOOSE, at, Access::Read);
+        });
+        nobody_hears_of_it(&stand, LOOSE, &well);
+        drop(loose.end());
+        drop(well.end());
+    }
+}
+
+/// An untranslated device faults only by what no entry lets through, and is cut off for that like any other.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_an_untranslated_device_that_is_cut_off_reaches_nothing() {
+    let mut stand = stand(|_| ());
+    let claimed = stand.take(LOOSE).claim_for_hypervisor();
+    let trusted = TrustedDevice::vouch_for(&claimed, "a test");
+    let domain = Domain::identity_domain_alloc(&claimed, &trusted).unwrap();
+    let group = claimed.attach_untranslated(&domain, trusted).unwrap();
+    let well = stand.take(WELL);
+    let well = stand.kernel(well);
+    cut_off(&stand, |round| {
+        let pasid = Some(Pasid::new(1).unwrap());
+        let at = Iova::new((0x1000 + round) << 12);
+        stand.rig.access_as(LOOSE, pasid, at, Access::Read);
+    });
+    nobody_hears_of_it(&stand, LOOSE, &well);
+    drop(group.detach().unwrap());
+    domain.destroy().unwrap();
+    drop(well.end());
+}
+
+/// A device that nobody attached: its stream has an entry that aborts, or none at all, since a table in two levels has
+/// arrays only where somebody was bound.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_a_device_that_nobody_attached_fills_no_queue() {
+    const FAR: PciAddress = pci(9, 0, 0);
+    let two_levels: fn(&mut Machine) = |machine| {
+        machine
+            .functions
+            .push(FunctionModel::new(FAR, FunctionKind::Endpoint));
+        for unit in &mut machine.units {
+            let identity = unit.smmu().unwrap();
+            (identity.two_level, identity.stream_bits) = (true, 20);
+        }
+    };
+    for (more, loose) in [((|_| ()) as fn(&mut Machine), LOOSE), (two_levels, FAR)] {
+        let mut stand = stand_with(more, loose);
+        let group = stand.take(WELL);
+        let well = stand.kernel(group);
+        nobody_hears_of_it(&stand, loose, &well);
+        drop(well.end());
+    }
+}
