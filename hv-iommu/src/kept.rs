@@ -34,7 +34,8 @@ pub struct Keeping(());
 /// # Safety
 /// What [`into_backend`](Self::into_backend) gives keeps all promises of [`Backend`], but that a requester which is not
 /// bound reaches memory until [`wake`](Self::wake) gave `Ok`; then it keeps that too. A requester that was bound before
-/// goes from one to the other without a request refused that its tables let through.
+/// goes from one to the other without a request refused that its tables let through, but for a bounded time behind a unit
+/// that translated before, and only where the policy is [one that accepts that](crate::FirmwareKept::accepting_gap).
 pub unsafe trait Dormant: Sized {
     /// The backend that it becomes.
     type Backend: Backend;
@@ -51,7 +52,7 @@ pub unsafe trait Dormant: Sized {
 }
 
 /// Why the subsystem was not set up with devices kept running. They run on, as firmware left them, unless it was
-/// [`KeepError::Wake`].
+/// [`KeepError::Wake`]: then a unit that was on its way from firmware's tables to others may abort them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum KeepError {
     /// It could not be set up at all.

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use hv_core::fault::Fault;
 use hv_core::platform::MemoryMap;
-use hv_core::{IovaRange, OutOfMemory, Owner, OwnerId, PageSize, Perms, PhysRange};
+use hv_core::{IovaRange, OutOfMemory, Owner, OwnerId, PageSize, Perms, PhysAddr, PhysRange};
 
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainError};
@@ -129,7 +129,10 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             true => (Perms::Write, PageSize::Size4K),
             false => (Perms::ReadWrite, PageSize::LARGEST),
         };
-        let (to, granted) = (memory.start(), core.granted(perms));
+        let (mut to, granted) = (memory.start(), core.granted(perms));
+        if is_doorbell && Fault::DoorbellOnePageOff.is_on() {
+            to = PhysAddr::new(to.as_u64() + memory.pages().bytes());
+        }
         let guard = core.pin();
         // SAFETY: the range was taken from the domain's free addresses, so no leaf is under it and nobody
         // else makes one. What it leads to is no run of frames of anybody: the platform says that it is firmware's, or
@@ -149,6 +152,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         });
         match is_doorbell {
             false => Ok(mapped),
+            true if Fault::DoorbellIsMemory.is_on() => Ok(mapped),
             true => match core.table.make_doorbell(&guard, region.range) {
                 Ok(()) => Ok(mapped),
                 Err(error) => Err((State::Mapped(mapped), error.into())),

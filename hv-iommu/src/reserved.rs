@@ -62,17 +62,33 @@ impl fmt::Display for ReservedRegion {
 
 /// The policy that lets devices which firmware goes on using run on while translation goes on.
 ///
-/// Until then they reach all of memory, as they did before; afterwards firmware's regions alone. Written down in the log
-/// for each.
+/// Until then they reach what they reached before, which may be all of memory; afterwards firmware's regions alone. Written
+/// down in the log for each.
 #[derive(Debug)]
 pub struct FirmwareKept {
     reason: &'static str,
+    gap: bool,
 }
 
 impl FirmwareKept {
     /// Takes the responsibility, and says why.
     pub fn keep_pinned_devices_running(reason: &'static str) -> Self {
-        Self { reason }
+        let gap = false;
+        Self { reason, gap }
+    }
+
+    /// Puts up with a moment in which the requests of such devices are aborted, behind units that firmware left
+    /// translating and that cannot go from its tables to others without one. A machine with such a unit is refused
+    /// otherwise, before anything is touched.
+    #[must_use]
+    pub fn accepting_gap(self) -> Self {
+        let gap = true;
+        Self { gap, ..self }
+    }
+
+    /// Whether that moment is put up with.
+    pub fn accepts_gap(&self) -> bool {
+        self.gap
     }
 
     /// Why the policy was used.

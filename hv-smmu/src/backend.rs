@@ -8,15 +8,15 @@ use core::marker::PhantomData;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
-    Backend, Binding, DeviceTlbBackend, FaultEvent, FlushRequest, FlushTicket, HwDomainId,
-    InterruptId, InterruptRoute, InterruptSource, LeafNeeds, MessageSource, NotIsolated,
-    PciFunction, ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError, UnitIndex,
-    Unmet,
+    Backend, Binding, DeviceTlbBackend, FaultEvent, FirmwareKept, FlushRequest, FlushTicket,
+    HwDomainId, InterruptId, InterruptRoute, InterruptSource, LeafNeeds, MessageSource,
+    NotIsolated, PciFunction, ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError,
+    UnitIndex, Unmet,
 };
 
 use crate::Vmsa;
 use crate::coverage::{Coverage, CoveragePolicy};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, KeepingDiscovery};
 use crate::error::BringUpError;
 use crate::firmware::Firmware;
 use crate::regions::Regions;
@@ -47,6 +47,21 @@ impl<P: Platform> Smmu<P> {
     ) -> Result<Discovery<P>, BringUpError> {
         Self::discover_with(platform, firmware, functions, policy)
     }
+
+    /// The same for a bring-up that keeps devices running which firmware goes on using. See
+    /// [`discover_keeping_with`](Self::discover_keeping_with).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn discover_keeping(
+        platform: P,
+        firmware: Firmware,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+        kept: &FirmwareKept,
+    ) -> Result<KeepingDiscovery<P>, BringUpError> {
+        Self::discover_keeping_with(platform, firmware, functions, policy, kept)
+    }
 }
 
 impl<P: Platform, F: Tables> Smmu<P, F> {
@@ -62,7 +77,36 @@ impl<P: Platform, F: Tables> Smmu<P, F> {
         functions: &[PciFunction],
         policy: CoveragePolicy,
     ) -> Result<Discovery<P, F>, BringUpError> {
-        Discovery::new(platform, firmware, functions, policy)
+        Discovery::new(platform, firmware, functions, policy, None)
+    }
+
+    /// As [`discover_with`](Self::discover_with), for a bring-up that keeps devices running which firmware goes on using
+    /// (RMRs of the IORT): whatever the policy says, those that are PCI functions are no reason to refuse the machine.
+    /// [`KeepingDiscovery::hand_overs`] tells what each unit does with their requests until it translates.
+    ///
+    /// # Errors
+    /// [`BringUpError`]: as there; [`BringUpError::Gap`] where firmware left such a device's unit translating and `kept`
+    /// does not accept that the device is aborted for a moment.
+    pub fn discover_keeping_with(
+        platform: P,
+        firmware: Firmware,
+        functions: &[PciFunction],
+        policy: CoveragePolicy,
+        kept: &FirmwareKept,
+    ) -> Result<KeepingDiscovery<P, F>, BringUpError> {
+        log::warn!(
+            "SMMUv3: devices that firmware uses are kept running: {}",
+            kept.reason()
+        );
+        Discovery::new(platform, firmware, functions, policy, Some(kept)).map(KeepingDiscovery)
+    }
+
+    /// Turns translation on, on every unit.
+    pub(crate) fn translate(&self) -> Result<(), UnitError> {
+        let mut units = self.units.iter();
+        units.try_for_each(|unit| unit.translate(&self.platform))?;
+        log::info!("SMMUv3: {} units translate", self.units.len());
+        Ok(())
     }
 
     pub(crate) fn new(

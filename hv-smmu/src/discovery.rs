@@ -1,12 +1,18 @@
 //! From firmware's description to running units: look first, then touch.
 
+#![expect(unsafe_code, reason = "promises what units that are asleep do")]
+
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
+use hv_core::fault::Fault;
 use hv_core::list::push;
 use hv_core::platform::Platform;
-use hv_core::{PhysAddr, PhysRange};
-use hv_iommu::{PciFunction, ReservedKind, ReservedRegion, UnitIndex, turn_off_bus_mastering};
+use hv_core::{PciAddress, PhysAddr, PhysRange};
+use hv_iommu::{
+    Dormant, FirmwareKept, Keeping, PciFunction, ReservedKind, ReservedRegion, UnitError,
+    UnitIndex, turn_off_bus_mastering,
+};
 use log::{info, warn};
 
 use crate::backend::Smmu;
@@ -14,7 +20,7 @@ use crate::coverage::{Coverage, CoveragePolicy};
 use crate::error::BringUpError;
 use crate::firmware::{Firmware, PciHost, RequestTarget};
 use crate::regions::Regions;
-use crate::unit::{Discovered, Unit, UnitInfo};
+use crate::unit::{Discovered, Enabled, HandOver, Listening, Unit, UnitInfo};
 use crate::vmsa::Tables;
 use crate::{StreamId, Vmsa};
 
@@ -29,17 +35,20 @@ pub struct Discovery<P: Platform, F: Tables = Vmsa> {
 }
 
 impl<P: Platform, F: Tables> Discovery<P, F> {
-    /// Reads every unit and decides which covers each of `functions`. Writes nothing.
+    /// Reads every unit and decides which covers each of `functions`. Writes nothing. With `kept`, what firmware goes on
+    /// using is to run on.
     pub(crate) fn new(
         platform: P,
         firmware: Firmware,
         functions: &[PciFunction],
         policy: CoveragePolicy,
+        kept: Option<&FirmwareKept>,
     ) -> Result<Self, BringUpError> {
         let regions = Regions::new(&firmware)?;
         let coverage = Coverage::new(firmware, functions)?;
         coverage.check(policy)?;
-        look_at_regions(&platform, &coverage, &regions, functions, policy)?;
+        let keeps = kept.is_some();
+        look_at_regions(&platform, &coverage, &regions, functions, (policy, keeps))?;
         look_at_platform_devices(&coverage, &regions, policy)?;
         let listed = &coverage.firmware().units;
         let mut units = Vec::new();
@@ -50,18 +59,22 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
             let moot = no_snoop_is_moot(coverage.firmware(), index);
             let unit = Unit::discover::<F>(&platform, index, described, last, moot)?;
             info!("{}", unit.info());
+            let unit = match kept {
+                Some(kept) => keep_running(unit, &coverage, &regions, functions, kept)?,
+                None => unit,
+            };
             push(&mut units, unit)?;
         }
-        let mut kept = Vec::new();
+        let mut known = Vec::new();
         for &function in functions {
-            push(&mut kept, function)?;
+            push(&mut known, function)?;
         }
         Ok(Self {
             platform,
             units,
             coverage,
             regions,
-            functions: kept,
+            functions: known,
             format: PhantomData,
         })
     }
@@ -89,23 +102,151 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
     /// # Errors
     /// [`BringUpError`] names the unit or function. Bus mastering may be off then, and units may abort everything.
     pub fn bring_up(self) -> Result<Smmu<P, F>, BringUpError> {
+        let prepared = self.prepare(false)?;
+        let smmu = prepared.into_backend(|unit, platform| unit.enable(platform))?;
+        info!("SMMUv3: {} units translate", smmu.units().count());
+        Ok(smmu)
+    }
+
+    /// All but turning translation on; with `keeps`, also but for devices that firmware goes on using.
+    fn prepare(self, keeps: bool) -> Result<Prepared<P, F>, BringUpError> {
         let Self {
             platform,
             units,
             coverage,
             regions,
             functions,
-            format: PhantomData,
+            format,
         } = self;
-        turn_off_bus_mastering(&platform, &functions, |_| false)?;
+        let pinned = |function: &PciFunction| is_pinned(&coverage, &regions, function.address);
+        let leads_to = |port: &PciFunction, function: &PciFunction| {
+            let (at, buses) = (function.address, port.kind.buses());
+            let behind = buses.is_some_and(|buses| buses.contains(at.bus()));
+            behind && at.segment() == port.address.segment()
+        };
+        turn_off_bus_mastering(&platform, &functions, |function| {
+            let mut others = functions.iter().filter(|other| pinned(other));
+            keeps && (pinned(function) || others.any(|other| leads_to(function, other)))
+        })?;
         let units = on_all(units, |unit| unit.close(&platform))?;
         let units = on_all(units, |unit| unit.start(&platform))?;
         let units = on_all(units, |unit| unit.flush(&platform))?;
         let units = on_all(units, |unit| unit.listen(&platform))?;
-        let units = on_all(units, |unit| unit.enable(&platform))?;
-        info!("SMMUv3: {} units translate", units.len());
-        Ok(Smmu::new(platform, units, coverage, regions))
+        Ok(Prepared {
+            platform,
+            units,
+            coverage,
+            regions,
+            format,
+        })
     }
+}
+
+/// All that a backend is made of, with units that translate next.
+struct Prepared<P: Platform, F: Tables> {
+    platform: P,
+    units: Vec<Unit<P, Listening>>,
+    coverage: Coverage,
+    regions: Regions,
+    format: PhantomData<F>,
+}
+
+impl<P: Platform, F: Tables> Prepared<P, F> {
+    /// The backend, after this last step on each unit.
+    fn into_backend(
+        self,
+        step: impl Fn(Unit<P, Listening>, &P) -> Result<Unit<P, Enabled>, BringUpError>,
+    ) -> Result<Smmu<P, F>, BringUpError> {
+        let units = on_all(self.units, |unit| step(unit, &self.platform))?;
+        Ok(Smmu::new(self.platform, units, self.coverage, self.regions))
+    }
+}
+
+/// The units of a machine, looked at, for a bring-up that keeps devices running which firmware goes on using.
+pub struct KeepingDiscovery<P: Platform, F: Tables = Vmsa>(pub(crate) Discovery<P, F>);
+
+impl<P: Platform, F: Tables> KeepingDiscovery<P, F> {
+    /// What each unit is, in the order of firmware's description.
+    pub fn units(&self) -> impl Iterator<Item = &UnitInfo> {
+        self.0.units()
+    }
+
+    /// What each unit does with requests until it translates, in the same order.
+    pub fn hand_overs(&self) -> impl Iterator<Item = HandOver> {
+        self.0.units.iter().map(Unit::hand_over)
+    }
+
+    /// Takes every function off the bus but those that firmware goes on using, and bridges on their way; then starts all
+    /// units but for translation. [`Iommu::new_keeping`](hv_iommu::Iommu::new_keeping) does the rest.
+    ///
+    /// # Errors
+    /// [`BringUpError`] names the unit or function. Bus mastering may be off then, and units behind which nobody is kept
+    /// running may abort everything.
+    pub fn bring_up(self) -> Result<DormantSmmu<P, F>, BringUpError> {
+        let prepared = self.0.prepare(true)?;
+        let smmu = prepared.into_backend(|unit, platform| unit.ready(platform))?;
+        Ok(DormantSmmu(smmu))
+    }
+}
+
+/// All SMMUs of a machine, up but for translation by their own tables.
+pub struct DormantSmmu<P: Platform, F: Tables = Vmsa>(Smmu<P, F>);
+
+// SAFETY: the command queue runs, so bindings and invalidations work as ever: they change a stream table that the unit
+// does not read yet, and count from the moment that it takes SMMUEN, between two transactions, which `wake` waits for on
+// every unit. Nothing of before is cached then: a unit that is off caches nothing (IHI 0070, 6.3.9.6), and one that went by
+// firmware's tables forgets all while it is off. That is the one gap, on units that translated before, and `discover_keeping`
+// refuses those without a policy that accepts it.
+unsafe impl<P: Platform, F: Tables> Dormant for DormantSmmu<P, F> {
+    type Backend = Smmu<P, F>;
+
+    fn into_backend(self, _: Keeping) -> Smmu<P, F> {
+        self.0
+    }
+
+    fn wake(backend: &Smmu<P, F>) -> Result<(), UnitError> {
+        backend.translate()
+    }
+}
+
+/// Whether firmware goes on using a function.
+fn is_pinned(coverage: &Coverage, regions: &Regions, function: PciAddress) -> bool {
+    let place = coverage.unit_of(function);
+    place.is_some_and(|(unit, stream)| regions.is_pinned(unit, stream))
+}
+
+/// The unit, told to keep running what firmware goes on using behind it, if there is anything. Says how.
+fn keep_running<P: Platform>(
+    unit: Unit<P, Discovered>,
+    coverage: &Coverage,
+    regions: &Regions,
+    functions: &[PciFunction],
+    kept: &FirmwareKept,
+) -> Result<Unit<P, Discovered>, BringUpError> {
+    let index = unit.info().unit;
+    let behind = |device: PciAddress| {
+        coverage
+            .unit_of(device)
+            .is_some_and(|(own, _)| own == index)
+    };
+    let mut devices = functions.iter().map(|function| function.address);
+    let device = devices.find(|device| behind(*device) && is_pinned(coverage, regions, *device));
+    let Some(device) = device else {
+        return Ok(match Fault::KeepsEveryGate.is_on() {
+            true => unit.keep_running(),
+            false => unit,
+        });
+    };
+    let unit = unit.keep_running();
+    let how = unit.hand_over();
+    if how == HandOver::WithGap && !kept.accepts_gap() {
+        return Err(BringUpError::Gap {
+            unit: index,
+            device,
+        });
+    }
+    warn!("KEPT: {device} is behind {index}: {how}");
+    Ok(unit)
 }
 
 /// Does one step on every unit.
@@ -147,7 +288,7 @@ fn look_at_regions<P: Platform>(
     coverage: &Coverage,
     regions: &Regions,
     functions: &[PciFunction],
-    policy: CoveragePolicy,
+    (policy, keeps): (CoveragePolicy, bool),
 ) -> Result<(), BringUpError> {
     for device in functions.iter().map(|function| function.address) {
         let Some((unit, stream)) = coverage.unit_of(device) else {
@@ -159,6 +300,7 @@ fn look_at_regions<P: Platform>(
                 refuse(policy, BringUpError::RegionNotFirmwares { memory, device })?;
             }
             match kind {
+                ReservedKind::Pinned if keeps => {}
                 ReservedKind::Pinned => {
                     refuse(policy, BringUpError::ReservedRegion { memory, device })?;
                 }

@@ -45,6 +45,18 @@ pub enum BringUpError {
         /// Its first stream.
         stream: StreamId,
     },
+    /// A unit that firmware left translating cannot go from its tables to others without a gap.
+    #[error(
+        "{device} is to be kept running, and firmware left {unit} translating, whose stream table changes only while it \
+         is off: expected a policy that accepts a moment in which the device is aborted \
+         (`FirmwareKept::accepting_gap`), found one that does not"
+    )]
+    Gap {
+        /// The unit.
+        unit: UnitIndex,
+        /// A device that firmware goes on using behind it.
+        device: PciAddress,
+    },
     /// Firmware wants memory mapped that is not its own.
     #[error(
         "firmware wants {memory} mapped for {device} (RMR): expected memory that the memory map calls firmware's, \

@@ -76,6 +76,22 @@ faults! {
     RegionNotCompared = "region_not_compared",
     /// A device that firmware goes on using is bound after translation went on.
     KeptBoundLate = "kept_bound_late",
+    /// The gate of an SMMU that let firmware's devices pass until it translates stays open then.
+    KeptGateStaysOpen = "kept_gate_stays_open",
+    /// The gate of an SMMU that firmware left translating is open while its stream table is changed.
+    KeptGapIsOpen = "kept_gap_is_open",
+    /// Gates stay open also on SMMUs that no device is behind which is kept running.
+    KeepsEveryGate = "keeps_every_gate",
+    /// A doorbell leads to the page behind the one that takes messages.
+    DoorbellOnePageOff = "doorbell_one_page_off",
+    /// A doorbell is mapped as memory.
+    DoorbellIsMemory = "doorbell_is_memory",
+    /// The doorbell is where interrupt services have their control registers.
+    DoorbellOfControl = "doorbell_of_control",
+    /// Interrupts count as isolated also where another group's device is the same writer of messages.
+    SharedWriterIsolated = "shared_writer_isolated",
+    /// Who writes messages is told by requester ids, whatever firmware makes of them.
+    WriterByRequester = "writer_by_requester",
     /// A function that joins a group which somebody holds is taken in.
     HeldGroupChanges = "held_group_changes",
     /// The unit of a virtual function is looked up by its own id.

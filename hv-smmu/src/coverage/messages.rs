@@ -6,6 +6,7 @@
 //! [`MessageServices::base`](crate::firmware::MessageServices), which an embedder can fill in from there, nothing is mapped
 //! for messages and devices send none.
 
+use hv_core::fault::Fault;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress};
 use hv_iommu::{MessageSource, NotIsolated, ReservedKind, ReservedRegion};
 
@@ -21,7 +22,10 @@ impl Coverage {
         let services = self.requester(requester)?.messages?.services;
         let services = self.firmware.services.get(services.0)?;
         let base = services.base.filter(|_| services.tell_writers_apart)?;
-        let register = base.as_u64().checked_add(TRANSLATER)?;
+        let register = match Fault::DoorbellOfControl.is_on() {
+            true => base.as_u64(),
+            false => base.as_u64().checked_add(TRANSLATER)?,
+        };
         let page = granule.bytes();
         let start = Iova::new(register - register % page);
         let range = IovaRange::new(start, PageCount::for_bytes(page)?).ok()?;
@@ -44,7 +48,10 @@ impl Coverage {
         }
         let source_id = MessageSource {
             controller: writer.services.0 as u32,
-            id: writer.device.get(),
+            id: match Fault::WriterByRequester.is_on() {
+                true => requester.requester().into(),
+                false => writer.device.get(),
+            },
         };
         match self.is_used_outside(writer) {
             true => Err(NotIsolated::SharedOutside {

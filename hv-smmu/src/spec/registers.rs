@@ -203,6 +203,13 @@ impl Cr1 {
     /// For a unit that does not: what it reads has to be written back by software.
     pub const NON_COHERENT: Self = Self::with_all(Cacheability::NonCacheable, Shareability::Outer);
 
+    /// The same for queues, and for tables as `other` has it.
+    pub const fn with_tables_of(self, other: Self) -> Self {
+        self.with_table_ic(other.table_ic())
+            .with_table_oc(other.table_oc())
+            .with_table_sh(other.table_sh())
+    }
+
     const fn with_all(cacheability: Cacheability, shareability: Shareability) -> Self {
         Self::new()
             .with_queue_ic(cacheability)
@@ -365,6 +372,15 @@ pub const MSI_DEVICE_NGNRE: u8 = 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queues_are_read_otherwise_while_tables_are_read_as_before() {
+        let (ours, theirs) = (Cr1::COHERENT, Cr1::NON_COHERENT);
+        let mixed = ours.with_tables_of(theirs).into_bits();
+        assert_eq!(mixed & 0x3f, ours.into_bits() & 0x3f);
+        assert_eq!(mixed & 0xfc0, theirs.into_bits() & 0xfc0);
+        assert_ne!(ours.into_bits() & 0xfc0, theirs.into_bits() & 0xfc0);
+    }
 
     #[test]
     fn offsets_match_an_independent_table() {

@@ -14,8 +14,8 @@ use super::looks::Looks;
 use super::nested_streams::NestedStreams;
 use super::regs::Switch;
 use super::{
-    Closed, Discovered, Enabled, Flushed, Listening, Ready, Regs, Telling, Unit, UnitInfo,
-    UnitRefusal,
+    Closed, Discovered, Enabled, Flushed, HandOver, Listening, Ready, Regs, Telling, Unit,
+    UnitInfo, UnitRefusal,
 };
 use crate::StreamId;
 use crate::caps;
@@ -31,7 +31,7 @@ use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
 use crate::spec::queue::QueuePointer;
 use crate::spec::quirks::{self, Quirk};
-use crate::spec::registers::{self, Cr1, Cr2, IrqCtrl};
+use crate::spec::registers::{self, IrqCtrl};
 use crate::stream_table::StreamTable;
 use crate::vmsa::{Stage, Tables};
 
@@ -107,6 +107,7 @@ impl<P: Platform> Unit<P, Discovered> {
             index,
             caps: caps_of(stage),
             first_stage_caps: info.idr0.s1p().then(|| caps_of(Stage::First)),
+            hand_over: HandOver::Closed,
             info,
             regs: Regs::new(block, one_page),
             state: Discovered,
@@ -114,12 +115,18 @@ impl<P: Platform> Unit<P, Discovered> {
     }
 
     /// Closes the gate, then turns the unit off, whatever state somebody else left it in: from here on nothing goes
-    /// through it.
+    /// through it. Where firmware's devices are kept running, only what is of no use to them goes off.
     pub(crate) fn close(self, platform: &P) -> Result<Unit<P, Closed>, BringUpError> {
-        if !Fault::LeaveGateOpen.is_on() {
-            self.regs.close_gate(platform, self.index)?;
+        match self.hand_over {
+            HandOver::Closed => {
+                if !Fault::LeaveGateOpen.is_on() {
+                    self.regs.close_gate(platform, self.index)?;
+                }
+                self.regs.all_off(platform, self.index)?;
+            }
+            HandOver::Seamless => self.regs.all_off(platform, self.index)?,
+            HandOver::WithGap => self.regs.queues_off(platform, self.index)?,
         }
-        self.regs.all_off(platform, self.index)?;
         // Completions and events are looked for; interrupts go nowhere until somebody says where.
         self.regs
             .write32(registers::IRQ_CTRL, IrqCtrl::new().into_bits());
@@ -158,20 +165,10 @@ impl<P: Platform> Unit<P, Closed> {
         };
         let streams = StreamTable::new(&reach, bits, idr0.has_two_levels())?;
         let commands = Commands::new(&reach, idr1.cmdqs())?;
-        let cr1 = match self.info.coherent {
-            true => Cr1::COHERENT,
-            false => Cr1::NON_COHERENT,
-        };
-        self.regs.write32(registers::CR1, cr1.into_bits());
-        // What CPUs broadcast is none of ours: tables are not shared with them. And nothing is recorded of streams that the
-        // table has no entry for (RECINVSID): such a device may send for ever, and no entry is there to make it quiet.
-        let unbounded = Fault::RecordUnknownStreams.is_on();
-        let cr2 = Cr2::new().with_recinvsid(unbounded).with_ptm(true);
-        self.regs.write32(registers::CR2, cr2.into_bits());
-        let (base, config) = streams.registers();
-        self.regs.write64(registers::STRTAB_BASE, base.into_bits());
-        self.regs
-            .write32(registers::STRTAB_BASE_CFG, config.into_bits());
+        match self.hand_over {
+            HandOver::Closed | HandOver::Seamless => self.give_streams(&streams),
+            HandOver::WithGap => self.give_queue_attributes(),
+        }
         let unit = self.into_state(|Closed| Ready { streams, commands });
         unit.turn_commands_on(platform, &unit.state.commands)?;
         Ok(unit)
@@ -179,24 +176,11 @@ impl<P: Platform> Unit<P, Closed> {
 }
 
 impl<P: Platform> Unit<P, Ready> {
-    /// Makes the unit forget everything that it cached before.
+    /// Makes the unit forget everything that it cached before. One that still goes by firmware's tables caches more of
+    /// them, and forgets all of it later.
     pub(crate) fn flush(self, platform: &P) -> Result<Unit<P, Flushed>, BringUpError> {
-        if self.info.idr0.ats() && !Fault::TranslatedUnchecked.is_on() {
-            // Off, requests that say they are translated pass round every entry (IHI 0070, 6.3.9, ATSCHK). It may be
-            // cached with configuration, so it comes before that is forgotten.
-            self.regs
-                .switch(platform, self.index, Switch::CheckTranslated, true)?;
-        }
-        let context = self.queue_alone(platform);
-        let most = if Fault::EnableBeforeForgetting.is_on() {
-            0
-        } else {
-            usize::MAX
-        };
-        for (command, what) in self.forget_all().into_iter().flatten().take(most) {
-            self.state
-                .commands
-                .submit_and_wait(&context, &[command], what)?;
+        if self.hand_over != HandOver::WithGap {
+            self.forget(platform, &self.state.commands)?;
         }
         Ok(self.into_state(|Ready { streams, commands }| Flushed { streams, commands }))
     }
@@ -239,9 +223,15 @@ impl<P: Platform> Unit<P, Flushed> {
 }
 
 impl<P: Platform> Unit<P, Listening> {
-    /// Turns translation on. From here the stream table, not the gate, keeps devices out; the gate stays closed for
-    /// whoever turns the unit off.
+    /// Turns translation on. See [`Unit::translate`].
     pub(crate) fn enable(self, platform: &P) -> Result<Unit<P, Enabled>, BringUpError> {
+        let unit = self.ready(platform)?;
+        unit.translate(platform)?;
+        Ok(unit)
+    }
+
+    /// All but turning translation on.
+    pub(crate) fn ready(self, platform: &P) -> Result<Unit<P, Enabled>, BringUpError> {
         let contexts = match self.caps.second_stage && self.pasid_caps().is_none() {
             true => None,
             false => Some(Contexts::beside(
@@ -249,10 +239,6 @@ impl<P: Platform> Unit<P, Listening> {
                 &self.state.streams,
             )?),
         };
-        if !Fault::LeaveTranslationOff.is_on() {
-            self.regs
-                .switch(platform, self.index, Switch::Translation, true)?;
-        }
         Ok(self.into_state(|state| Enabled {
             streams: state.streams,
             commands: state.commands,

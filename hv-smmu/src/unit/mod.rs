@@ -3,10 +3,14 @@
 //! [`Discovered`] → [`Closed`] (aborts everything, whoever left it on) → [`Ready`] (stream table and command queue) →
 //! [`Flushed`] → [`Listening`] (event queue) → [`Enabled`]. A step consumes the unit; its error names the unit, and
 //! hardware that was given memory keeps it. Each step is done on all units before the next.
+//!
+//! A unit behind which firmware's devices are kept running goes the same way with its [`HandOver`]: what would stop them
+//! comes last, in [`Unit::translate`].
 
 mod bring_up;
 mod device_tlb;
 mod first_stage;
+mod hand_over;
 mod info;
 mod interrupts;
 mod looks;
@@ -23,6 +27,7 @@ use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};
 use spin::mutex::SpinMutex;
 
+pub use hand_over::HandOver;
 pub use info::{UnitInfo, UnitRefusal};
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
@@ -48,6 +53,7 @@ pub(crate) struct Unit<P: Platform, S> {
     caps: UnitCaps,
     /// The same for domains of first-stage tables, where it walks those.
     first_stage_caps: Option<UnitCaps>,
+    hand_over: HandOver,
     regs: Regs<P::Block>,
     state: S,
 }
@@ -55,7 +61,7 @@ pub(crate) struct Unit<P: Platform, S> {
 /// Registers were read; nothing was written.
 pub(crate) struct Discovered;
 
-/// Off, and every transaction is aborted.
+/// Off, and every transaction is aborted; or as its [`HandOver`] has it. Its queues and interrupts are off.
 pub(crate) struct Closed;
 
 /// The command queue runs; the unit knows its stream table, in which every stream is aborted.
@@ -64,7 +70,7 @@ pub(crate) struct Ready {
     commands: Commands,
 }
 
-/// Nothing of before is cached.
+/// Nothing of before is cached, or will be once it translates by its own tables.
 pub(crate) struct Flushed {
     streams: StreamTable,
     commands: Commands,
@@ -78,7 +84,8 @@ pub(crate) struct Listening {
     pages: Option<Pages>,
 }
 
-/// Translation is on: a stream that is not bound reaches nothing.
+/// Translation is on: a stream that is not bound reaches nothing. Of units that are [asleep](crate::DormantSmmu) it goes on
+/// last.
 pub(crate) struct Enabled {
     streams: StreamTable,
     commands: Commands,
@@ -122,6 +129,7 @@ impl<P: Platform, S> Unit<P, S> {
             info: self.info,
             caps: self.caps,
             first_stage_caps: self.first_stage_caps,
+            hand_over: self.hand_over,
             regs: self.regs,
             state: next(self.state),
         }

@@ -128,22 +128,33 @@ impl<B: Mmio> Regs<B> {
     /// Turns everything off at once, for a unit that somebody else may have left in any state.
     pub(crate) fn all_off<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
         // One bit at a time, translation first, so that nothing it relies on goes before it does.
-        for switch in [
-            Switch::Translation,
-            Switch::Pages,
-            Switch::Events,
-            Switch::Commands,
-        ] {
-            let on = switch.set(Cr0::new(), true).into_bits();
-            if self.read32(registers::CR0) & on != 0 || self.read32(registers::CR0ACK) & on != 0 {
-                self.switch(clock, unit, switch, false)?;
-            }
-        }
+        self.off_if_on(clock, unit, Switch::Translation)?;
+        self.queues_off(clock, unit)?;
         // What else is on is of parts that this version does not use.
         self.write32(registers::CR0, 0);
         self.wait_for(clock, unit, "turning everything off (CR0)", || {
             self.read32(registers::CR0ACK) == 0
         })
+    }
+
+    /// Turns all queues off, and leaves the rest as it is.
+    pub(crate) fn queues_off<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
+        [Switch::Pages, Switch::Events, Switch::Commands]
+            .into_iter()
+            .try_for_each(|queue| self.off_if_on(clock, unit, queue))
+    }
+
+    fn off_if_on<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        switch: Switch,
+    ) -> Result<(), UnitError> {
+        let on = switch.set(Cr0::new(), true).into_bits();
+        if self.read32(registers::CR0) & on != 0 || self.read32(registers::CR0ACK) & on != 0 {
+            self.switch(clock, unit, switch, false)?;
+        }
+        Ok(())
     }
 
     /// Turns interrupts on or off, and waits until the unit has taken that. Once it has, no interrupt of before that is

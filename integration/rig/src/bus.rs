@@ -12,6 +12,7 @@ use crate::pci::{BUS_MASTER, Function};
 use crate::request::{Outcome, Progress, Reach, Request, Says};
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
+use crate::services::Services;
 use crate::trace::{Event, Trace};
 use crate::waking::EventRegisters;
 
@@ -30,6 +31,19 @@ pub struct Counts {
     pub fetches: u64,
     /// Events that units sent to waiting CPUs, with those that were lost.
     pub events: u64,
+    /// Interrupt messages that came to services, with those that raised nothing.
+    pub messages: u64,
+}
+
+/// The moments between firmware's stream tables and others, in which devices that are kept running are aborted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// How many units had one.
+    pub units: u64,
+    /// The longest, in nanoseconds of the rig's clock.
+    pub nanos: u64,
+    /// Requests that were lost.
+    pub requests: u64,
 }
 
 /// Frames that were given out: runs by first frame.
@@ -142,6 +156,9 @@ pub(crate) struct Bus {
     pub(crate) counts: Counts,
     /// Whether who owns what is in the ledger, so that every request can be judged.
     pub(crate) watching: bool,
+    /// Devices that run on through bring-up, who are judged from before it on.
+    pub(crate) kept: Vec<usize>,
+    pub(crate) gap: Gap,
     /// Units that the driver declared wedged: what is mapped there may fault.
     pub(crate) wedged: u64,
     /// Whether something just changed that devices may notice.
@@ -155,6 +172,8 @@ pub(crate) struct Bus {
     /// Units that stopped answering: what is mapped there faults.
     pub(crate) lost: u64,
     pub(crate) next_request: u64,
+    /// Interrupt translation services.
+    pub(crate) services: Services,
     /// Interrupts that nobody took yet.
     pub(crate) interrupts: Vec<Interrupt>,
     /// Whether devices send with PASIDs by themselves: where a unit knows some.
@@ -240,6 +259,7 @@ impl Bus {
             progress: Progress::New,
             says: Says::Untranslated,
             no_snoop: asks_past && heeds,
+            event: None,
         })
     }
 
@@ -270,6 +290,7 @@ impl Bus {
             self.broken(Rule::NotSnooped, what);
         }
         self.past_caches = reach.past_caches;
+        self.message_arrived(request, reach.to);
         Outcome::Reached { at: reach.to }
     }
 
@@ -277,7 +298,8 @@ impl Bus {
         let frame = frame_of(to);
         let page = frame_of(request.address);
         let inside = self.memory.is_there(to);
-        let out = inside && self.frames.is_out(frame);
+        // Services are there as devices' writes go.
+        let out = inside && self.frames.is_out(frame) || self.services.at(to).is_some();
         if !self.watching {
             if inside && !out {
                 let what = format!("{} reached free frame {frame:#x}", self.name(request));
@@ -353,7 +375,7 @@ impl Bus {
             // Of one that does not answer nothing has to be let through any more.
             && function.is_none_or(|function| !function.silent);
         if let Entitled::Surely { frame } = entitled
-            && self.watching
+            && (self.watching || self.kept.contains(&device))
             && obeys
             && (self.wedged | self.lost) & (1 << request.unit) == 0
         {
@@ -364,6 +386,33 @@ impl Bus {
             self.broken(Rule::MappedFaulted, what);
         }
         outcome
+    }
+
+    /// A request of a device that is kept running was aborted in the moment that is put up with.
+    pub(crate) fn lost_in_gap(&mut self) -> Outcome {
+        self.counts.requests += 1;
+        self.gap.requests += 1;
+        Outcome::Lost
+    }
+
+    /// Whether a request is one of firmware's own, by a device that is kept running.
+    pub(crate) fn is_kept(&self, request: &Request) -> bool {
+        let page = frame_of(request.address);
+        let (device, access) = (request.device, request.access);
+        let entitled = self
+            .ledger
+            .entitled(device, None, page, access, request.began);
+        self.kept.contains(&device) && request.substream.is_none() && entitled != Entitled::Nothing
+    }
+
+    /// Whether a device behind a unit is kept running.
+    pub(crate) fn keeps_behind(&self, unit: usize) -> bool {
+        let mut kept = self.kept.iter();
+        kept.any(|device| {
+            self.functions
+                .get(*device)
+                .is_some_and(|known| known.unit == unit)
+        })
     }
 
     /// Judges who may send, after the driver changed a command register or cut a unit off.

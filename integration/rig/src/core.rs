@@ -9,7 +9,7 @@ use std::time::Duration;
 use hv_core::{Access, PciAddress};
 use hv_iommu::table::Mapping;
 
-use crate::bus::{Bus, Counts, Frames};
+use crate::bus::{Bus, Counts, Frames, Gap};
 use crate::cell::Sheets;
 use crate::dma::Asks;
 use crate::frontend::FrontEnd;
@@ -20,6 +20,7 @@ use crate::pci::{ATS_ENABLE, BUS_MASTER, Function, Pasids};
 use crate::request::{Outcome, Progress, Request, Says, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
+use crate::services::Services;
 use crate::trace::{Event, Trace};
 use crate::waking::EventRegisters;
 use crate::{smmu, vtd};
@@ -123,6 +124,8 @@ impl Core {
             tick: 0,
             counts: Counts::default(),
             watching: false,
+            kept: Vec::new(),
+            gap: Gap::default(),
             wedged: 0,
             provoked: false,
             lending: None,
@@ -130,6 +133,7 @@ impl Core {
             wanted: None,
             lost: 0,
             next_request: 0,
+            services: Services::of(machine),
             interrupts: Vec::new(),
             substreams: machine.units.iter().any(UnitModel::knows_substreams),
             waiting: EventRegisters::default(),
@@ -342,8 +346,10 @@ impl State {
         let Some(device) = bus.some_sender() else {
             return;
         };
-        // What devices do before any unit translates is firmware's business, and nobody judges it.
-        if !bus.watching && !self.units.iter().any(|unit| unit.is_on()) {
+        // What devices do before any unit translates is firmware's business, and nobody judges it; but for those that are
+        // kept running.
+        let judged = bus.watching || bus.kept.contains(&device);
+        if !judged && !self.units.iter().any(|unit| unit.is_on()) {
             return;
         }
         let substream = bus.some_substream(device);
@@ -402,6 +408,7 @@ impl State {
                 Some(bus.refused(request, &why, Outcome::Faulted { reason }))
             }
             Step::Stalled => Some(Outcome::Lost),
+            Step::InGap => Some(bus.lost_in_gap()),
             Step::Lost { why } => Some(bus.refused(request, why, Outcome::Lost)),
         }
     }

@@ -3,6 +3,8 @@
 
 mod devices;
 mod high;
+mod kept;
+mod messages;
 mod nested;
 mod pasids;
 
@@ -20,6 +22,8 @@ use hv_iommu::{
 };
 
 pub(crate) use high::high;
+pub(crate) use kept::kept;
+pub(crate) use messages::messages;
 pub(crate) use nested::{cut_off, nested};
 pub(crate) use pasids::pasids;
 

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use hv_iommu::Backend;
-use hv_smmu::{Smmu, Tables, iort};
-use hv_vtd::{CoveragePolicy, Vtd, dmar};
+use hv_iommu::{Backend, Dormant, FirmwareKept};
+use hv_smmu::{DormantSmmu, Firmware, Smmu, Tables, iort, madt};
+use hv_vtd::{CoveragePolicy, DormantVtd, Vtd, dmar};
 
 use crate::rig::Rig;
 use crate::{smmu, vtd};
@@ -72,6 +72,15 @@ pub trait Driver: Backend<Platform = Rig> {
     /// # Errors
     /// Why not, in the driver's words.
     fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String>;
+
+    /// What it is before it translates, where firmware's devices run on.
+    type Asleep: Dormant<Backend = Self>;
+
+    /// The same by the strict policy, but for devices that firmware goes on using: they are kept running.
+    ///
+    /// # Errors
+    /// Why not, in the driver's words.
+    fn start_keeping(rig: &Rig, kept: &FirmwareKept) -> Result<Self::Asleep, String>;
 }
 
 /// What a driver does about a machine that firmware goes on using a device of, or that is not wholly covered.
@@ -98,6 +107,17 @@ impl Driver for Vtd<Rig> {
         let backend = discovery.and_then(hv_vtd::Discovery::bring_up);
         backend.map_err(|error| error.to_string())
     }
+
+    type Asleep = DormantVtd<Rig>;
+
+    fn start_keeping(rig: &Rig, kept: &FirmwareKept) -> Result<DormantVtd<Rig>, String> {
+        let bytes = rig.dmar().map_err(|error| error.to_string())?;
+        let table = dmar::parse(&bytes).map_err(|error| error.to_string())?;
+        let (functions, strict) = (rig.functions(), CoveragePolicy::Strict);
+        let discovery = Self::discover_keeping(rig.clone(), &table, &functions, strict, kept);
+        let backend = discovery.and_then(hv_vtd::KeepingDiscovery::bring_up);
+        backend.map_err(|error| error.to_string())
+    }
 }
 
 /// With tables of any granule that all units have.
@@ -105,9 +125,7 @@ impl<F: Tables> Driver for Smmu<Rig, F> {
     const VENDOR: Vendor = Vendor::Smmu;
 
     fn start_by(rig: &Rig, policy: Policy) -> Result<Self, String> {
-        let bytes = rig.iort().map_err(|error| error.to_string())?;
-        let table = iort::parse(&bytes).map_err(|error| error.to_string())?;
-        let firmware = table.describe().map_err(|error| error.to_string())?;
+        let firmware = rig.smmu_firmware()?;
         let functions = rig.functions();
         let policy = match policy {
             Policy::Strict => hv_smmu::CoveragePolicy::Strict,
@@ -116,5 +134,31 @@ impl<F: Tables> Driver for Smmu<Rig, F> {
         let discovery = Self::discover_with(rig.clone(), firmware, &functions, policy);
         let backend = discovery.and_then(hv_smmu::Discovery::bring_up);
         backend.map_err(|error| error.to_string())
+    }
+
+    type Asleep = DormantSmmu<Rig, F>;
+
+    fn start_keeping(rig: &Rig, kept: &FirmwareKept) -> Result<DormantSmmu<Rig, F>, String> {
+        let firmware = rig.smmu_firmware()?;
+        let (functions, strict) = (rig.functions(), hv_smmu::CoveragePolicy::Strict);
+        let discovery =
+            Self::discover_keeping_with(rig.clone(), firmware, &functions, strict, kept);
+        let backend = discovery.and_then(hv_smmu::KeepingDiscovery::bring_up);
+        backend.map_err(|error| error.to_string())
+    }
+}
+
+impl Rig {
+    /// What a driver of SMMUs reads of firmware's tables: the IORT, and the MADT for where interrupt services are.
+    ///
+    /// # Errors
+    /// Why not, in the driver's words.
+    pub fn smmu_firmware(&self) -> Result<Firmware, String> {
+        let bytes = self.iort().map_err(|error| error.to_string())?;
+        let table = iort::parse(&bytes).map_err(|error| error.to_string())?;
+        let mut firmware = table.describe().map_err(|error| error.to_string())?;
+        let places = madt::parse(&self.madt()).map_err(|error| error.to_string())?;
+        firmware.place_services(&places);
+        Ok(firmware)
     }
 }

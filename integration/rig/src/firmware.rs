@@ -6,6 +6,7 @@ use thiserror::Error;
 use crate::driver::Vendor;
 use crate::machine::{Machine, RegionModel, UnitRegisters};
 use crate::rig::Rig;
+use crate::services::writers_of;
 use crate::smmu::spec::iort::{self, Mapping, ReservedNode, RootNode, SmmuNode};
 use crate::vtd::spec::dmar::{self, Drhd, Rmrr, Scope};
 use crate::{smmu, vtd};
@@ -79,6 +80,8 @@ impl Rig {
                 base: smmu::registers_at(index),
                 coherent: identity.coherent,
                 httu: identity.httu,
+                first_stream: identity.first_stream,
+                writers: writers_of(machine, index),
             });
             let segment = unit.segment.0;
             let mut functions = machine.functions.iter();
@@ -124,7 +127,9 @@ impl Rig {
             .iter()
             .map(|region| self.reserved(region))
             .collect();
-        Ok(iort::table(&nodes, &roots, &reserved))
+        let services = machine.services.iter();
+        let services: Vec<_> = services.map(|services| services.number).collect();
+        Ok(iort::table(&nodes, &roots, &reserved, &services))
     }
 
     /// A region with the streams of its functions, by whatever ids they send.

@@ -66,6 +66,9 @@ pub(crate) trait FrontEnd: Send {
     /// The driver stored `new` over `old` in memory that the unit may walk.
     fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64);
 
+    /// The driver says that bring-up is over.
+    fn brought_up(&mut self, _bus: &mut Bus) {}
+
     /// Does some of what it has to do, at a moment between two steps of the driver.
     fn work(&mut self, bus: &mut Bus);
 

@@ -38,13 +38,14 @@ mod request;
 mod rig;
 mod rng;
 mod rule;
+mod services;
 mod smmu;
 mod trace;
 mod vtd;
 mod waking;
 
 pub use absent::NoRegisters;
-pub use bus::Counts;
+pub use bus::{Counts, Gap};
 pub use cell::RigCell;
 pub use devices::Answering;
 pub use dma::Blocked;
@@ -53,12 +54,14 @@ pub use firmware::NoTable;
 pub use interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
 pub use ledger::Tenant;
 pub use machine::{
-    Capabilities, FunctionModel, Impossible, Machine, RegionModel, Temper, UnitModel, UnitRegisters,
+    Capabilities, FunctionModel, Impossible, Machine, RegionModel, ServicesModel, Temper,
+    UnitModel, UnitRegisters,
 };
 pub use platform::RigRegisters;
 pub use request::Outcome;
 pub use rig::{Failure, Rig};
 pub use rng::Rng;
 pub use rule::{Rule, Violation};
+pub use services::Message;
 pub use smmu::{GuestStage, Identity};
 pub use vtd::{Cap, Ecap};

@@ -1,5 +1,6 @@
 //! What machine the rig plays: its units, its functions, and how bad it is.
 
+mod services;
 mod temper;
 mod unit;
 
@@ -16,6 +17,8 @@ use crate::rng::Rng;
 use crate::smmu::Identity;
 use crate::vtd;
 
+pub use services::ServicesModel;
+pub(crate) use services::Source;
 pub use temper::Temper;
 pub use unit::{Capabilities, UnitModel, UnitRegisters};
 
@@ -56,6 +59,10 @@ pub struct Machine {
     pub functions: Vec<FunctionModel>,
     /// What firmware reserves. Nobody is given these frames.
     pub regions: Vec<RegionModel>,
+    /// Interrupt translation services, of a machine with SMMUs.
+    pub services: Vec<ServicesModel>,
+    /// Functions whose messages are those of others, as far as services know.
+    pub same_writers: Vec<(PciAddress, PciAddress)>,
     /// Vendor and device id of a host bridge at 00:00.0, as configuration space has them, if it is listed.
     pub host_bridge: Option<u32>,
     /// Bits of a PASID that functions say they send, and host bridges of SMMUs that they forward; 0 where nobody says
@@ -139,6 +146,12 @@ pub enum Impossible {
         /// The region.
         memory: PhysRange,
     },
+    /// Interrupt translation services that no machine has.
+    #[error("interrupt translation services: expected {why}")]
+    Services {
+        /// What they should have been.
+        why: &'static str,
+    },
     /// A scope names a function that is not there, so its path cannot be walked.
     #[error("unit {unit} lists {function}, which is not there")]
     NoSuchFunction {
@@ -211,6 +224,8 @@ impl Machine {
             }],
             functions: vec![endpoint(at(0, 0, 1, 0)), endpoint(at(0, 0, 2, 0))],
             regions: Vec::new(),
+            services: Vec::new(),
+            same_writers: Vec::new(),
             host_bridge: None,
             pasid_bits: 0,
             high_memory: false,
@@ -308,6 +323,8 @@ impl Machine {
             units,
             functions,
             regions: Vec::new(),
+            services: Vec::new(),
+            same_writers: Vec::new(),
             host_bridge,
             // Lives open no PASIDs: drills and the catalogue do.
             pasid_bits: 0,
@@ -470,7 +487,7 @@ impl Machine {
                 return Err(Impossible::Region { memory });
             }
         }
-        Ok(())
+        self.check_services()
     }
 
     /// The unit that a function's requests pass: one that lists it, else the one that takes the rest.

@@ -51,6 +51,9 @@ fn page(number: u64) -> IovaRange {
 }
 
 impl Nest {
+    /// Whose its devices are, in the ledger, with requests that carry no PASID.
+    pub const DEVICES: Tenant = DEVICE;
+
     /// The guest has the group's devices on a first stage in which nothing is mapped yet: context 0 leads to space 0
     /// under ASID 1. With 2^`log2` contexts.
     ///

@@ -3,6 +3,7 @@
 use hv_core::{IovaRange, Pasid, PciAddress, Perms, PhysRange};
 use hv_iommu::table::Mapping;
 
+use crate::bus::Gap;
 use crate::ledger::{Earlier, Phase, Run, Tenant};
 use crate::memory::frame_of;
 use crate::rig::Rig;
@@ -16,8 +17,28 @@ impl Rig {
     /// [`mapped`](Self::mapped), and so on. What is not noted looks like a mistake of the driver.
     pub fn watch(&self) {
         let mut state = self.core.quiet();
+        let state = &mut *state;
         state.bus.watching = true;
         state.bus.judge_cut_off();
+        for unit in &mut state.units {
+            unit.brought_up(&mut state.bus);
+        }
+    }
+
+    /// These devices run on through bring-up, attached to a tenant already as far as the ledger goes: what is mapped there
+    /// works for them from now on, at every moment, but for the one that a unit takes which firmware left translating.
+    pub fn keep_running(&self, functions: &[PciAddress], tenant: Tenant) {
+        self.attached(functions, tenant);
+        let mut state = self.core.quiet();
+        let bus = &mut state.bus;
+        let known = bus.functions.iter().enumerate();
+        let kept = known.filter(|(_, function)| functions.contains(&function.address));
+        bus.kept = kept.map(|(index, _)| index).collect();
+    }
+
+    /// The moments in which such devices were aborted.
+    pub fn gap(&self) -> Gap {
+        self.core.quiet().bus.gap
     }
 
     fn hold(&self, functions: &[PciAddress], pasid: Option<Pasid>, tenant: Tenant, phase: Phase) {
@@ -77,6 +98,9 @@ impl Rig {
             if functions.contains(&state.bus.functions[index].address) {
                 state.bus.ledger.let_go(index, pasid.map(Pasid::get));
                 state.bus.functions[index].silent &= pasid.is_some();
+                if pasid.is_none() {
+                    state.bus.services.let_go(|device| device == index);
+                }
             }
         }
         state.bus.judge_cut_off();

@@ -251,6 +251,22 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::DeferredReleasesRangeEarly, STALE),
     planted(Fault::SnoopNotForced, &[Rule::NotSnooped]),
     of_smmu(Fault::LeaveGateOpen, &[Rule::OpenGate]),
+    of_both(Fault::KeptBoundLate, &[Rule::MappedFaulted]),
+    of_smmu(Fault::KeptGateStaysOpen, &[Rule::OpenGate]),
+    of_smmu(Fault::KeptGapIsOpen, &[Rule::OpenGate]),
+    of_smmu(Fault::KeepsEveryGate, &[Rule::OpenGate]),
+    of_smmu(
+        Fault::DoorbellOnePageOff,
+        &[
+            Rule::StaleTranslation,
+            Rule::ForeignMemory,
+            Rule::FreedMemory,
+        ],
+    ),
+    of_smmu(Fault::DoorbellIsMemory, &[Rule::MemoryType]),
+    of_smmu(Fault::DoorbellOfControl, &[Rule::WrongAnswer]),
+    of_smmu(Fault::SharedWriterIsolated, &[Rule::ForeignInterrupt]),
+    of_smmu(Fault::WriterByRequester, &[Rule::ForeignInterrupt]),
     of_smmu(Fault::GateWithoutUpdate, &[Rule::Register]),
     of_smmu(Fault::ControlNotAwaited, &[Rule::Command]),
     of_smmu(Fault::EnableBeforeForgetting, &[Rule::EnabledEarly]),
@@ -357,10 +373,6 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (
         Fault::InstallByStore,
         "the loom models: it takes two CPUs in the middle of one map each",
-    ),
-    (
-        Fault::KeptBoundLate,
-        "the ownership tests: the rig watches from the end of bring-up on",
     ),
     (Fault::HeldGroupChanges, OWNERSHIP),
     (Fault::UnitByOwnId, OWNERSHIP),
@@ -478,16 +490,18 @@ const THREADS_EVERY: u64 = 16;
 /// too.
 pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
     (0..lives).find_map(|seed| {
-        let (queue, tables, regions): (Drill, Drill, Drill) = match vendor {
+        let (queue, tables, regions, kept): (Drill, Drill, Drill, Drill) = match vendor {
             Vendor::Vtd => (
                 drill::queue::<Vtd<Rig>>,
                 drill::tables::<Vtd<Rig>>,
                 drill::regions::<Vtd<Rig>>,
+                drill::kept::<Vtd<Rig>>,
             ),
             Vendor::Smmu => (
                 drill::queue::<Smmu<Rig>>,
                 drill::tables::<Smmu<Rig>>,
                 drill::regions::<Smmu<Rig>>,
+                drill::kept::<Smmu<Rig>>,
             ),
         };
         let mut drilled = if seed < 8 { queue(seed) } else { None };
@@ -518,9 +532,11 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
             }
         });
         let found = found.or_else(|| if seed < 8 { regions(seed) } else { None });
+        let found = found.or_else(|| (seed < KEPT_DRILLS).then(|| kept(seed)).flatten());
         // What devices keep, and wait for, is drilled with the vendor that has it.
         let devices = seed < 8 && vendor == Vendor::Smmu;
         let found = found.or_else(|| devices.then(|| drill::devices(seed)).flatten());
+        let found = found.or_else(|| devices.then(|| drill::messages(seed)).flatten());
         // PASIDs are SMMUs' alone.
         let pasids = seed < PASID_DRILLS && vendor == Vendor::Smmu;
         let found = found.or_else(|| pasids.then(|| drill::pasids(seed)).flatten());
@@ -528,6 +544,9 @@ pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
     })
 }
 
+/// How many drills with devices that are kept running there are: some need a unit that firmware left on, some another one
+/// beside it that it did not.
+const KEPT_DRILLS: u64 = 24;
 /// How many drills with PASIDs there are.
 const PASID_DRILLS: u64 = 48;
 

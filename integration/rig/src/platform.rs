@@ -18,6 +18,8 @@ use crate::memory::{FRAME_BYTES, frame_of};
 use crate::pci::{BUS_MASTER, COMMAND};
 use crate::rig::Rig;
 use crate::rule::Rule;
+use crate::services::frame_of_messages;
+use crate::smmu::spec::services;
 use crate::trace::Event;
 
 /// How much of a run of frames is made anew when it is given out, and forgotten when it comes back: no table is larger.
@@ -181,7 +183,15 @@ unsafe impl MemoryMap for Rig {
     }
 
     fn takes_messages(&self, range: PhysRange) -> bool {
-        range.start().as_u64() == DOORBELL && range.pages() == PageCount::ONE
+        let count = self.machine().services.len();
+        if count == 0 {
+            // One that only units write to.
+            return range.start().as_u64() == DOORBELL && range.pages() == PageCount::ONE;
+        }
+        let mut frames = (0..count).map(frame_of_messages);
+        // As far as its frame goes, and with the register in it.
+        let fits = range.pages().bytes() <= services::FRAME_BYTES;
+        fits && frames.any(|frame| range.start().as_u64() == frame)
     }
 }
 

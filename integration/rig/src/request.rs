@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) says: Says,
     /// Whether it asks not to snoop the CPU's caches (No_snoop), and its root complex heeds that.
     pub(crate) no_snoop: bool,
+    /// What it writes, where that is a message; by chance if nobody says.
+    pub(crate) event: Option<u32>,
 }
 
 /// Where a request was found to go.
@@ -103,6 +105,8 @@ pub(crate) enum Step {
     Stalled,
     /// The request went nowhere, silently.
     Lost { why: &'static str },
+    /// The same in the moment between firmware's stream table and another one, which is put up with.
+    InGap,
 }
 
 /// What became of a request.

@@ -59,6 +59,8 @@ pub enum Rule {
     WrongAnswer,
     /// A fault was not reported, or not as it happened.
     FaultReport,
+    /// A device raised an interrupt of another tenant, and one of them was said to be isolated.
+    ForeignInterrupt,
     /// The driver panicked.
     Panic,
 }
@@ -110,6 +112,9 @@ impl Rule {
             Self::Deadline => "every wait ends by its deadline",
             Self::WrongAnswer => "a call tells what happened",
             Self::FaultReport => "faults are reported as they happened",
+            Self::ForeignInterrupt => {
+                "a device whose interrupts are isolated raises those of its owner, and nobody else raises them"
+            }
             Self::Panic => "the driver does not panic",
         }
     }

@@ -321,6 +321,7 @@ mod tests {
             progress: Progress::New,
             says: Says::Asks,
             no_snoop: false,
+            event: None,
         }
     }
 

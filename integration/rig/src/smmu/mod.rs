@@ -45,6 +45,7 @@ use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
 use crate::request::{Progress, Reach, Request, Sender, Step};
 use crate::rng::Rng;
+use crate::rule::Rule;
 
 /// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
 const REGISTERS: u64 = 0x0900_0000;
@@ -87,6 +88,8 @@ pub(crate) struct Unit {
     flushed: (bool, bool),
     /// Whether it still goes by what firmware left on.
     is_firmwares: bool,
+    /// Since when firmware's tables are off and no others on, where firmware left it on.
+    gap_since: Option<u64>,
     queue: Queue,
     events: Events,
     /// Registers without an effect on the rig, by offset.
@@ -125,6 +128,7 @@ impl Unit {
             table: None,
             flushed: (false, false),
             is_firmwares: false,
+            gap_since: None,
             queue: Queue::default(),
             events: Events::default(),
             plain: hashbrown::HashMap::new(),
@@ -186,6 +190,16 @@ impl FrontEnd for Unit {
     fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {
         self.events_stored(bus, at);
         self.structure_stored(bus, at, old, new);
+    }
+
+    fn brought_up(&mut self, bus: &mut Bus) {
+        if !self.gate_is_closed() {
+            let what = format!(
+                "unit {} was brought up, and lets everything pass when it is off (GBPA.ABORT is clear)",
+                self.index
+            );
+            bus.broken(Rule::OpenGate, what);
+        }
     }
 
     fn work(&mut self, bus: &mut Bus) {
@@ -354,7 +368,7 @@ impl FrontEnd for Unit {
     }
 
     fn naming(&self, bus: &Bus, first: u64, pages: u64) -> Option<String> {
-        if !self.translates() {
+        if !self.translates() || self.is_firmwares {
             // What it holds from before is forgotten before it is turned on, which is watched.
             let queues = self.queue.naming(first, pages);
             return queues

@@ -85,8 +85,13 @@ impl Unit {
         match offset {
             spec::CR0 => self.control_written(bus, low),
             spec::CR1 => {
-                if has(spec::SMMUEN | spec::CMDQEN | spec::EVENTQEN | spec::PRIQEN) {
-                    self.wrong(bus, "CR1 was written while translation or a queue is on");
+                let changes = |first: u32| (low ^ self.cr1) >> first & 0x3f != 0;
+                if changes(spec::CR1_TABLES) && has(spec::SMMUEN) {
+                    self.wrong(bus, "CR1 says otherwise of tables while translation is on");
+                }
+                let queues = spec::CMDQEN | spec::EVENTQEN | spec::PRIQEN;
+                if changes(spec::CR1_QUEUES) && has(queues) {
+                    self.wrong(bus, "CR1 says otherwise of queues while one is on");
                 }
                 self.cr1 = low & 0xfff;
             }
@@ -232,7 +237,10 @@ impl Unit {
                 &format!("CR0 {value:#x} turns on what the unit has not"),
             );
         }
-        if !self.gate_is_closed() {
+        let turns_off = self.control & !value & spec::SMMUEN != 0;
+        // Where firmware's devices run on, what it left open or translating stays so until the unit translates anew.
+        let runs_on = bus.keeps_behind(self.index) && !turns_off;
+        if !self.gate_is_closed() && !runs_on {
             let what = format!(
                 "unit {}: CR0 was written with {value:#x} while requests pass it when it is off (GBPA.ABORT is clear)",
                 self.index
@@ -330,11 +338,16 @@ impl Unit {
         self.control = now;
         if now & !before & spec::SMMUEN != 0 {
             self.is_firmwares = false;
+            if let Some(since) = self.gap_since.take() {
+                bus.gap.units += 1;
+                bus.gap.nanos = bus.gap.nanos.max(bus.nanos - since);
+            }
             self.table = self.table_said().ok();
             self.table_taken(bus);
         }
         if before & !now & spec::SMMUEN != 0 {
-            self.is_firmwares = false;
+            let firmwares = std::mem::take(&mut self.is_firmwares);
+            self.gap_since = (firmwares && bus.keeps_behind(self.index)).then_some(bus.nanos);
         }
         bus.note_unit(self.index, || format!("takes CR0 {now:#x}"));
     }

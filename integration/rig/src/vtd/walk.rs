@@ -89,9 +89,14 @@ impl Unit {
         }
     }
 
+    /// Whether memory is protected from a request. Not what firmware goes on using: it protects other memory.
+    fn protects_from(&self, bus: &Bus, request: &Request) -> bool {
+        self.protects() && !bus.is_kept(request)
+    }
+
     fn begin(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         if !self.translates() {
-            return if self.protects() {
+            return if self.protects_from(bus, request) {
                 Step::Lost {
                     why: "protected memory",
                 }
@@ -416,7 +421,7 @@ impl Unit {
         if INTERRUPT_WINDOW.contains(&to) {
             return self.fault(bus, request, fault::OUTPUT_IN_INTERRUPT_WINDOW);
         }
-        if self.protects() {
+        if self.protects_from(bus, request) {
             return Step::Lost {
                 why: "protected memory",
             };

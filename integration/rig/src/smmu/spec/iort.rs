@@ -9,6 +9,8 @@ const ROOT_BYTES: u16 = 36;
 const RESERVED_BYTES: u16 = 28;
 /// Bytes of a range of such memory.
 const RANGE_BYTES: u16 = 20;
+/// Bytes of a node of interrupt translation services with one of them.
+const SERVICES_BYTES: u16 = 24;
 /// Bytes of a mapping.
 const MAPPING_BYTES: u16 = 20;
 /// Flag of a mapping: it has one output, whatever comes in.
@@ -21,12 +23,27 @@ const WRITE_BACK: u32 = 5 << 2;
 const FIRST_WIRE: u32 = 64;
 
 /// An SMMU.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SmmuNode {
     pub(crate) base: u64,
     pub(crate) coherent: bool,
     /// What it notes in leaves, as IDR0.HTTU has it.
     pub(crate) httu: u8,
+    /// The stream of requester 0.
+    pub(crate) first_stream: u32,
+    /// Who its requesters are to interrupt translation services.
+    pub(crate) writers: Vec<RequesterRange>,
+}
+
+/// Requesters of an SMMU that become writers of messages, one for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequesterRange {
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+    /// Who the first is to the services.
+    pub(crate) device: u32,
+    /// Which services, by their place in the table.
+    pub(crate) services: usize,
 }
 
 /// Requesters of a host bridge that become streams of an SMMU, one for one.
@@ -72,8 +89,20 @@ fn node(bytes: &mut Vec<u8>, kind: u8, revision: u8, length: u16, number: usize,
     bytes.extend(u32::from(offset).to_le_bytes());
 }
 
-/// The table.
-pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[ReservedNode]) -> Vec<u8> {
+/// Where the node of an SMMU is, or the first byte behind the last.
+fn smmu_at(smmus: &[SmmuNode], number: usize) -> usize {
+    let before = smmus.iter().take(number);
+    let bytes = before.map(|smmu| SMMU_BYTES + MAPPING_BYTES * smmu.writers.len() as u16);
+    HEADER + bytes.map(usize::from).sum::<usize>()
+}
+
+/// The table. `services` are the numbers of interrupt translation services.
+pub(crate) fn table(
+    smmus: &[SmmuNode],
+    roots: &[RootNode],
+    reserved: &[ReservedNode],
+    services: &[u32],
+) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(b"IORT");
     bytes.extend([0; 4]);
@@ -83,12 +112,12 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[Reserved
     bytes.extend(1u32.to_le_bytes());
     bytes.extend(b"HVRI");
     bytes.extend(1u32.to_le_bytes());
-    let nodes = smmus.len() + roots.len() + reserved.len();
+    let nodes = smmus.len() + services.len() + roots.len() + reserved.len();
     bytes.extend((nodes as u32).to_le_bytes());
     bytes.extend((HEADER as u32).to_le_bytes());
     bytes.extend([0; 4]);
     for (number, smmu) in smmus.iter().enumerate() {
-        node(&mut bytes, 4, 4, SMMU_BYTES, number, 0);
+        node(&mut bytes, 4, 4, SMMU_BYTES, number, smmu.writers.len());
         bytes.extend(smmu.base.to_le_bytes());
         let flags = u32::from(smmu.coherent) | u32::from(smmu.httu) << 1;
         bytes.extend(flags.to_le_bytes());
@@ -99,14 +128,30 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[Reserved
             bytes.extend(wire.to_le_bytes());
         }
         bytes.extend([0; 4 + 4]);
+        for writers in &smmu.writers {
+            let at = smmu_at(smmus, smmus.len()) + writers.services * usize::from(SERVICES_BYTES);
+            let stream = smmu.first_stream + u32::from(writers.first);
+            let one_less = u32::from(writers.last - writers.first);
+            for word in [stream, one_less, writers.device, at as u32, 0] {
+                bytes.extend(word.to_le_bytes());
+            }
+        }
     }
+    for (number, id) in services.iter().enumerate() {
+        let length = SERVICES_BYTES;
+        node(&mut bytes, 0, 1, length, smmus.len() + number, 0);
+        for word in [1, *id] {
+            bytes.extend(word.to_le_bytes());
+        }
+    }
+    let before_roots = smmus.len() + services.len();
     for (number, root) in roots.iter().enumerate() {
         node(
             &mut bytes,
             2,
             3,
             ROOT_BYTES,
-            smmus.len() + number,
+            before_roots + number,
             root.mappings.len(),
         );
         // Its devices snoop.
@@ -119,7 +164,7 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[Reserved
         // Bits of an address; bits of a PASID.
         bytes.extend([64, root.pasid_bits, 0, 0]);
         for mapping in &root.mappings {
-            let at = HEADER + mapping.smmu * usize::from(SMMU_BYTES);
+            let at = smmu_at(smmus, mapping.smmu);
             let one_less = u32::from(mapping.last - mapping.first);
             for word in [mapping.first.into(), one_less, mapping.stream, at as u32, 0] {
                 bytes.extend(word.to_le_bytes());
@@ -127,7 +172,7 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[Reserved
         }
     }
     for (number, region) in reserved.iter().enumerate() {
-        let number = smmus.len() + roots.len() + number;
+        let number = before_roots + roots.len() + number;
         let length = RESERVED_BYTES + RANGE_BYTES;
         node(&mut bytes, 6, 3, length, number, region.streams.len());
         for word in [WRITE_BACK, 1, RESERVED_BYTES.into()] {
@@ -137,7 +182,7 @@ pub(crate) fn table(smmus: &[SmmuNode], roots: &[RootNode], reserved: &[Reserved
         bytes.extend(region.memory.1.to_le_bytes());
         bytes.extend([0; 4]);
         for (smmu, stream) in &region.streams {
-            let at = HEADER + smmu * usize::from(SMMU_BYTES);
+            let at = smmu_at(smmus, *smmu);
             for word in [0, 0, *stream, at as u32, SINGLE] {
                 bytes.extend(word.to_le_bytes());
             }
@@ -162,6 +207,8 @@ mod tests {
             base: 0x905_0000,
             coherent: true,
             httu: 2,
+            first_stream: 0x1_0000,
+            writers: Vec::new(),
         };
         let mapping = Mapping {
             first: 0x100,
@@ -180,7 +227,7 @@ mod tests {
             memory: (0x1_0010_0000, 0x5000),
             streams: vec![(0, 0x10), (1, 0x1_0011)],
         };
-        let bytes = table(&[smmu, smmu], &[root], &[reserved]);
+        let bytes = table(&[smmu.clone(), smmu], &[root], &[reserved], &[]);
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_eq!(word(4) as usize, bytes.len());
         assert_eq!((word(36), word(40)), (4, 48));
@@ -210,5 +257,48 @@ mod tests {
             bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)),
             0
         );
+    }
+    #[test]
+    fn writers_of_messages_are_told_between_units_and_what_is_behind_them() {
+        let writers = |services| RequesterRange {
+            first: 8,
+            last: 0xff,
+            device: 0x20_0008,
+            services,
+        };
+        let smmu = |services| SmmuNode {
+            base: 0x905_0000,
+            coherent: true,
+            httu: 0,
+            first_stream: 0x1_0000,
+            writers: vec![writers(services)],
+        };
+        let mapping = Mapping {
+            first: 0,
+            last: 0xff,
+            stream: 0x1_0000,
+            smmu: 1,
+        };
+        let root = RootNode {
+            segment: 0,
+            canwbs: false,
+            ats: false,
+            pasid_bits: 0,
+            mappings: vec![mapping],
+        };
+        let bytes = table(&[smmu(0), smmu(1)], &[root], &[], &[3, 8]);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let (second, first_its) = (HEADER + 88, HEADER + 176);
+        assert_eq!((word(36), bytes[first_its]), (5, 0));
+        let its = first_its + 24;
+        assert_eq!((bytes[its], word(its + 16), word(its + 20)), (0, 1, 8));
+        assert_eq!((word(second + 8), word(second + 12)), (1, 68));
+        let at = second + 68;
+        assert_eq!(
+            [word(at), word(at + 4), word(at + 8), word(at + 12)],
+            [0x1_0008, 0xf7, 0x20_0008, its as u32]
+        );
+        let root = its + 24;
+        assert_eq!((bytes[root], word(root + 36 + 12)), (2, second as u32));
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod guest;
 pub(crate) mod identity;
 pub(crate) mod iort;
 pub(crate) mod registers;
+pub(crate) mod services;
 pub(crate) mod stage_one;
 pub(crate) mod stage_two;
 pub(crate) mod stream;

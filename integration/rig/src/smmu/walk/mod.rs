@@ -190,15 +190,19 @@ impl Unit {
 
     fn begin(&mut self, bus: &mut Bus, request: &mut Request) -> Step {
         if !self.translates() {
-            return if self.gate_is_closed() {
-                Step::Lost {
+            return match self.gate_is_closed() {
+                true if self.gap_since.is_some() && bus.is_kept(request) => Step::InGap,
+                true => Step::Lost {
                     why: "the closed gate of a unit that is off",
-                }
-            } else {
-                Step::Untranslated
+                },
+                false => Step::Untranslated,
             };
         }
         if self.is_firmwares {
+            // Those map what firmware uses, one to one.
+            if bus.is_kept(request) {
+                return Step::Untranslated;
+            }
             return Step::Lost {
                 why: "firmware's tables",
             };
@@ -390,6 +394,12 @@ impl Unit {
             let what = format!(
                 "{:#x} is memory, and a translation under {tag} takes it for registers",
                 frame_of(to)
+            );
+            bus.broken(Rule::MemoryType, what);
+        }
+        if bus.services.at(to).is_some() && leaf.memory != Kind::Device && !is_guests {
+            let what = format!(
+                "{to:#x} is a register of interrupt services, and a translation under {tag} takes it for memory"
             );
             bus.broken(Rule::MemoryType, what);
         }

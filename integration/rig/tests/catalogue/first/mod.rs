@@ -9,8 +9,12 @@ mod entries;
 mod faults;
 #[path = "../flushes.rs"]
 mod flushes;
+#[path = "../kept.rs"]
+mod kept;
 #[path = "../lending.rs"]
 mod lending;
+#[path = "../messages.rs"]
+mod messages;
 #[path = "../ownership.rs"]
 mod ownership;
 #[path = "../regions.rs"]
@@ -32,6 +36,9 @@ pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
     }
     machine
 }
+
+/// Whether firmware leaves units translating.
+pub(crate) const LEFT_ON: bool = true;
 
 /// The backend.
 pub(crate) type Backend = Smmu<Rig>;

@@ -1,5 +1,7 @@
 //! Pages of 16 KiB, leaves of 32 MiB above.
 
+#[path = "../messages.rs"]
+mod messages;
 #[path = "../sizes.rs"]
 mod sizes;
 #[path = "../stand.rs"]

@@ -2,6 +2,8 @@
 
 #[path = "../high.rs"]
 mod high;
+#[path = "../messages.rs"]
+mod messages;
 #[path = "../sizes.rs"]
 mod sizes;
 #[path = "../stand.rs"]

@@ -11,8 +11,12 @@ mod faults;
 mod flushes;
 #[path = "../guests.rs"]
 mod guests;
+#[path = "../kept.rs"]
+mod kept;
 #[path = "../lending.rs"]
 mod lending;
+#[path = "../messages.rs"]
+mod messages;
 #[path = "../ownership.rs"]
 mod ownership;
 #[path = "../regions.rs"]
@@ -33,6 +37,7 @@ mod units;
 mod answers;
 mod device_tlbs;
 mod interrupts;
+mod isolation;
 mod leaves;
 mod loose;
 mod nested;
@@ -49,6 +54,9 @@ pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
     }
     machine
 }
+
+/// Whether firmware leaves units translating.
+pub(crate) const LEFT_ON: bool = true;
 
 /// The backend.
 pub(crate) type Backend = Smmu<Rig>;

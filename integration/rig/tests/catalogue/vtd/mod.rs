@@ -11,6 +11,8 @@ mod faults;
 mod flushes;
 #[path = "../guests.rs"]
 mod guests;
+#[path = "../kept.rs"]
+mod kept;
 #[path = "../lending.rs"]
 mod lending;
 #[path = "../ownership.rs"]
@@ -31,13 +33,15 @@ mod timeouts;
 mod units;
 
 mod interrupts;
-mod kept;
 mod only;
 
 /// The machine, as the contract wants it.
 pub(crate) fn suited(machine: hv_rig::Machine) -> hv_rig::Machine {
     machine
 }
+
+/// Whether firmware leaves units translating.
+pub(crate) const LEFT_ON: bool = false;
 
 /// The backend.
 pub(crate) type Backend = Vtd<Rig>;
