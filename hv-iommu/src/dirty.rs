@@ -7,6 +7,7 @@
 
 use core::fmt;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::spin_hint;
 use hv_core::{Iova, IovaRange, Owner, PageCount, PageSize};
@@ -282,7 +283,10 @@ fn first_step(range: IovaRange) -> (IovaRange, Option<IovaRange>) {
 /// The leaf of a level that `at` lies in, as large as leaves are in tables of format `F`: the engine names the first
 /// address that it was asked about.
 pub(crate) fn leaf_at<F: Format>(at: Iova, level: Level) -> Option<IovaRange> {
-    let shift = F::PAGE_SHIFT + F::INDEX_BITS * (u32::from(level.number()) - 1);
+    let shift = match Fault::WrittenBySmallPages.is_on() {
+        true => PageSize::Size4K.shift() + 9 * (u32::from(level.number()) - 1),
+        false => F::PAGE_SHIFT + F::INDEX_BITS * (u32::from(level.number()) - 1),
+    };
     let bytes = 1_u64.checked_shl(shift)?;
     let start = Iova::new(at.as_u64() & !(bytes - 1));
     IovaRange::new(start, PageCount::for_bytes(bytes)?).ok()

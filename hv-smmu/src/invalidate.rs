@@ -149,7 +149,11 @@ impl Invalidator {
         let room = (1_u64 << self.input_bits).saturating_sub(bytes);
         let start = Iova::new(start.min(room));
         let (units, scale) = (u8::try_from(units).ok()?, u8::try_from(scale).ok()?);
-        TlbSpan::range(token, self.granule, start, units, scale, None)
+        let granule = match Fault::RangeBySmallPages.is_on() {
+            true => Granule::Size4K,
+            false => self.granule,
+        };
+        TlbSpan::range(token, granule, start, units, scale, None)
     }
 }
 

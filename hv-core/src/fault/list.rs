@@ -524,4 +524,18 @@ faults! {
     UpdateByStore = "update_by_store",
     /// A group that is cut off goes on by what its devices keep.
     QuietKeepsAsking = "quiet_keeps_asking",
+    /// The short way down goes through whatever stands in a word.
+    ShortWayComparesNothing = "short_way_compares_nothing",
+    /// A mapper's short way down goes through links that a reclaimer has marked.
+    ShortWaySkipsMarks = "short_way_skips_marks",
+    /// The parts of a split page lie as far apart as those of a table of 4 KiB pages.
+    SplitBySmallPages = "split_by_small_pages",
+    /// The invalidation of a range counts in pages of 4 KiB.
+    RangeBySmallPages = "range_by_small_pages",
+    /// What a device wrote of a page counts as a page of a table of 4 KiB pages.
+    WrittenBySmallPages = "written_by_small_pages",
+    /// The upper half of the address of a fault event's message stays what it was.
+    UpperAddressKept = "upper_address_kept",
+    /// A fault event's message is of the format that interrupt remapping translates.
+    RemappableMessage = "remappable_message",
 }

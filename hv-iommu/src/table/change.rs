@@ -189,7 +189,11 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             };
             let further = u64::from(Fault::SplitShifts.is_on()) * Self::span(below);
             let first = (self.format.leaf(below, to, perms) | noted).wrapping_add(further);
-            store_run(page.cells, first, Self::span(below));
+            let apart = match Fault::SplitBySmallPages.is_on() {
+                true => PageSize::Size4K.bytes() << (9 * (below.number() - 1)),
+                false => Self::span(below),
+            };
+            store_run(page.cells, first, apart);
             if Fault::SplitWithGap.is_on() {
                 // ORDERING: Release, as every store of a leaf.
                 slot.cell.store(0, Ordering::Release);

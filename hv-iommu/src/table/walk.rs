@@ -279,6 +279,13 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
     /// theirs that has anything beside takes the long way, as one that is frozen.
     #[inline(always)]
     fn follow<const PLAIN: bool>(&self, word: u64, (mask, want): (u64, u64)) -> Option<PhysAddr> {
+        if Fault::ShortWayComparesNothing.is_on() {
+            return (word != 0).then(|| F::address(word));
+        }
+        let mask = match Fault::ShortWaySkipsMarks.is_on() {
+            true => mask & !F::FROZEN,
+            false => mask,
+        };
         if PLAIN {
             const { assert!(F::LINK & F::ADDRESS == 0 && F::LINK & !F::LINK_MASK == 0) };
             let is_link = word & self.beside_address == F::LINK;

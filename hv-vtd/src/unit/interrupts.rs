@@ -54,8 +54,14 @@ impl<P: Platform> Unit<P, Enabled> {
             self.mask_faults(false)?;
         }
         self.regs.write32(registers::FEDATA, message.data.0);
-        self.regs.write32(registers::FEADDR, low);
-        self.regs.write32(registers::FEUADDR, high);
+        let format = match Fault::RemappableMessage.is_on() {
+            true => registers::FEADDR_REMAPPABLE,
+            false => 0,
+        };
+        self.regs.write32(registers::FEADDR, low | format);
+        if !Fault::UpperAddressKept.is_on() {
+            self.regs.write32(registers::FEUADDR, high);
+        }
         if !Fault::LeaveInterruptsOff.is_on() {
             self.mask_faults(false)?;
         }

@@ -26,7 +26,6 @@ use crate::waking::EventRegisters;
 use crate::{smmu, vtd};
 
 use others::Other;
-pub(crate) use others::Overtaken;
 
 /// How much the clock moves at each step of the driver, in nanoseconds.
 pub(crate) const STEP_NANOS: u64 = 20;
@@ -60,8 +59,6 @@ pub(crate) struct Core {
     /// Whether threads take turns at their steps, and not only when the machine that this runs on likes.
     turns: AtomicBool,
     steps: AtomicU64,
-    /// Who is to be held up.
-    overtaken: Mutex<Option<Overtaken>>,
     /// What another CPU does in the middle of what this one does, after so many steps.
     meanwhile: Mutex<Option<(u64, Other)>>,
 }
@@ -148,7 +145,6 @@ impl Core {
             }),
             turns: AtomicBool::new(false),
             steps: AtomicU64::new(machine.seed),
-            overtaken: Mutex::new(None),
             meanwhile: Mutex::new(None),
         }
     }

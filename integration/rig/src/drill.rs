@@ -7,14 +7,14 @@ mod kept;
 mod messages;
 mod nested;
 mod pasids;
+mod single;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hv_core::platform::FrameSource;
 use hv_core::{
-    Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms, PhysAddr,
-    PhysRange,
+    Access, Iova, IovaRange, PageCount, PageSize, PciAddress, Perms, PhysAddr, PhysRange,
 };
 use hv_iommu::{
     AtRest, AttachFailed, Config, Domain, DomainConfig, FlushDepth, FlushRequest, FlushSpan,
@@ -26,10 +26,10 @@ pub(crate) use kept::kept;
 pub(crate) use messages::messages;
 pub(crate) use nested::{cut_off, nested};
 pub(crate) use pasids::pasids;
+pub(crate) use single::Single;
 
 use crate::driver::{Driver, Policy};
 use crate::ledger::Tenant;
-use crate::life::bring_up;
 use crate::machine::{Machine, RegionModel, UnitModel};
 use crate::rig::Rig;
 use crate::rng::Rng;
@@ -80,32 +80,17 @@ pub(crate) fn tables<B: Driver>(seed: u64) -> Option<Violation> {
     // Eviction and widening hide what is looked for here.
     (machine.temper.evictions, machine.temper.widening) = (false, false);
     let rig = Rig::new(machine).ok()?;
-    let (_iommu, groups) = bring_up::<B>(&rig).ok()?;
-    let group = groups
-        .into_iter()
-        .find(|group| group.members().len() == 1)?
-        .claim_for_hypervisor();
-    let device = *group.members().first()?;
-    let config = DomainConfig {
-        address_bits: 31,
-        ..DomainConfig::default()
-    };
-    let domain = Domain::paging_domain_alloc(&group, config).ok()?;
-    let tenant = Tenant(1);
-    rig.attaching(&[device], tenant);
-    let group = group.attach(&domain).ok()?;
-    rig.attached(&[device], tenant);
-    group.enable_bus_mastering(device).ok()?;
+    let one = Single::<B>::new(&rig, 31)?;
     rig.core.take_turns();
     let busy = AtomicUsize::new(THREADS as usize);
     std::thread::scope(|scope| {
         for number in 0..THREADS {
-            let (rig, domain, busy) = (&rig, &domain, &busy);
+            let (rig, one, busy) = (&rig, &one, &busy);
             scope.spawn(move || {
                 let mut rng = Rng::new(seed << 8 | number);
                 for _ in 0..ROUNDS {
                     let page = rng.below(TABLES) * 512 + number * 256 + rng.below(256);
-                    if rig.is_broken() || one_page(rig, domain, tenant, device, page).is_none() {
+                    if rig.is_broken() || one_page(one, page).is_none() {
                         break;
                     }
                 }
@@ -120,28 +105,19 @@ pub(crate) fn tables<B: Driver>(seed: u64) -> Option<Violation> {
                     let pause = Duration::from_micros(rng.below(6));
                     (0..rig.machine().units.len()).for_each(|unit| rig.hang(unit, pause));
                     // Another may be at it.
-                    let _ = domain.reclaim();
+                    let _ = one.domain.reclaim();
                 }
             });
         }
     });
     if !rig.is_broken() {
-        let _ = domain.reclaim();
-        if domain.table_pages() != 1 << domain.geometry().root_tables.log2() {
-            let what = format!(
-                "nothing is mapped, and {} tables are left",
-                domain.table_pages()
-            );
+        let _ = one.domain.reclaim();
+        let left = one.domain.table_pages();
+        if left != 1 << one.domain.geometry().root_tables.log2() {
+            let what = format!("nothing is mapped, and {left} tables are left");
             rig.broken(Rule::Leak, what);
         }
-        rig.detaching(&[device], tenant);
-        if group.detach().is_ok() {
-            rig.detached(&[device]);
-            if let Ok(teardown) = domain.destroy() {
-                rig.ended(tenant);
-                teardown.for_each(|run| rig.free_frames(run));
-            }
-        }
+        let _ = one.end();
     }
     rig.judged()
 }
@@ -219,16 +195,11 @@ fn region_of<B: Driver>(rig: &Rig, device: PciAddress, memory: PhysRange) -> Opt
 }
 
 /// Maps a page, has the device write there, and unmaps it again. `None` when that cannot go on.
-fn one_page<B: Driver>(
-    rig: &Rig,
-    domain: &Domain<KernelPaging, B>,
-    tenant: Tenant,
-    device: PciAddress,
-    page: u64,
-) -> Option<()> {
+fn one_page<B: Driver>(one: &Single<B>, page: u64) -> Option<()> {
+    let (rig, tenant) = (&one.rig, one.tenant);
     let at = Iova::new(page * PageSize::Size4K.bytes());
     let range = IovaRange::new(at, PageCount::ONE).ok()?;
-    let free = domain.reserve(range).ok()?;
+    let free = one.domain.reserve(range).ok()?;
     let frames = rig.alloc_frames(PageCount::ONE, PageSize::Size4K).ok()?;
     rig.mapping(tenant, range, frames.range(), Perms::ReadWrite);
     let mapped = match free.map(frames, Perms::ReadWrite) {
@@ -239,7 +210,7 @@ fn one_page<B: Driver>(
         }
     };
     rig.mapped(tenant, range, mapped.granted());
-    rig.access(device, at, Access::Write);
+    rig.access(one.device, at, Access::Write);
     rig.unmapping(tenant, range);
     match mapped.unmap().flush() {
         Ok((free, frames)) => {

@@ -2,7 +2,9 @@
 
 use hv_core::PhysAddr;
 
+use crate::bus::Bus;
 use crate::driver::Vendor;
+use crate::rule::Rule;
 
 /// Where SMMUs write interrupt messages: a frame of an interrupt controller, far from memory.
 pub const DOORBELL: u64 = 0x0808_0000;
@@ -46,6 +48,27 @@ pub struct Interrupt {
     pub cause: Cause,
     /// How it came.
     pub signal: Signal,
+}
+
+impl Bus {
+    /// The interrupt of a unit has come to where somebody takes it.
+    pub(crate) fn interrupted(&mut self, interrupt: Interrupt) {
+        let Interrupt {
+            unit,
+            cause,
+            signal,
+        } = interrupt;
+        self.note_unit(unit, || format!("interrupts: {cause:?}, {signal:?}"));
+        self.interrupts.push(interrupt);
+    }
+
+    /// The message of a unit goes elsewhere: over whatever lies there.
+    pub(crate) fn message_astray(&mut self, unit: usize, address: u64) {
+        let what = format!(
+            "unit {unit} wrote an interrupt message to {address:#x}, where nobody takes any"
+        );
+        self.broken(Rule::ForeignMemory, what);
+    }
 }
 
 /// What a test has a unit suffer.

@@ -1,16 +1,15 @@
 //! A drill of units' interrupts: a driver that looks at the fault logs only when it was interrupted is told of every fault,
 //! and of nothing that was none.
 
-use hv_core::{Access, Iova};
+use hv_core::{Access, Iova, PhysAddr};
 use hv_iommu::{
-    Domain, DomainConfig, FaultLogs, FaultNotice, InterruptMessage, InterruptRoute,
-    InterruptSource, Iommu, MessageData, RoutedInterrupts, UnitIndex,
+    FaultLogs, FaultNotice, InterruptMessage, InterruptRoute, InterruptSource, Iommu, MessageData,
+    RoutedInterrupts, UnitIndex,
 };
 
+use crate::drill::Single;
 use crate::driver::{Driver, Vendor};
 use crate::interrupt::{Cause, Trouble};
-use crate::ledger::Tenant;
-use crate::life::bring_up;
 use crate::machine::Machine;
 use crate::rig::Rig;
 use crate::rule::{Rule, Violation};
@@ -39,24 +38,14 @@ pub(crate) fn interrupts<B: Driver + RoutedInterrupts>(seed: u64) -> Option<Viol
     let mut machine = Machine::draw_of(B::VENDOR, seed);
     // Nothing but the one device faults.
     machine.temper.background = false;
+    let wide = seed % 2 == 1;
+    if wide {
+        machine.set_wide_apic_ids();
+    }
     let rig = Rig::new(machine).ok()?;
-    let (iommu, groups) = bring_up::<B>(&rig).ok()?;
-    let group = groups
-        .into_iter()
-        .find(|group| group.members().len() == 1)?
-        .claim_for_hypervisor();
-    let device = *group.members().first()?;
-    let config = DomainConfig {
-        address_bits: 31,
-        ..DomainConfig::default()
-    };
-    let domain = Domain::paging_domain_alloc(&group, config).ok()?;
-    let tenant = Tenant(1);
-    rig.attaching(&[device], tenant);
-    let group = group.attach(&domain).ok()?;
-    rig.attached(&[device], tenant);
-    group.enable_bus_mastering(device).ok()?;
-    let unit = group.unit();
+    let one = Single::<B>::new(&rig, 31)?;
+    let (iommu, device) = (&one.iommu, one.device);
+    let unit = one.group.as_ref()?.unit();
     // What bring-up left.
     while iommu.take_faults(|_| ()) == FaultLogs::MayHoldMore {}
     let faults = |number: u64| {
@@ -66,7 +55,7 @@ pub(crate) fn interrupts<B: Driver + RoutedInterrupts>(seed: u64) -> Option<Viol
     let mut told = Told::default();
     for number in 0..2 {
         // Elsewhere the second time, on units that send messages.
-        let route = route_of(&rig, unit, number);
+        let route = route_of(&rig, unit, number, wide);
         let routed = iommu.route_interrupt(unit, InterruptSource::Faults, route, |notice| {
             told.note(notice);
         });
@@ -78,7 +67,7 @@ pub(crate) fn interrupts<B: Driver + RoutedInterrupts>(seed: u64) -> Option<Viol
     rig.take_interrupts();
     for number in 1..=FAULTS {
         faults(number);
-        look_if_interrupted(&rig, &iommu, unit, &mut told);
+        look_if_interrupted(&rig, iommu, unit, &mut told);
     }
     if told.faults != FAULTS + 1 || told.lost != 0 {
         let what = format!(
@@ -89,14 +78,14 @@ pub(crate) fn interrupts<B: Driver + RoutedInterrupts>(seed: u64) -> Option<Viol
         );
         rig.broken(Rule::FaultReport, what);
     }
-    overflowing(&rig, &iommu, unit, faults);
+    overflowing(&rig, iommu, unit, faults);
     if B::VENDOR == Vendor::Smmu {
-        unwritten(&rig, &iommu, unit, || faults(FAULTS + 1));
+        unwritten(&rig, iommu, unit, || faults(FAULTS + 1));
     }
     rig.judged()
 }
 
-fn route_of(rig: &Rig, unit: UnitIndex, number: u32) -> InterruptRoute {
+fn route_of(rig: &Rig, unit: UnitIndex, number: u32, wide: bool) -> InterruptRoute {
     let mut machine = rig.machine().clone();
     let vendor = machine.vendor();
     let unit = machine.units.get_mut(unit.index());
@@ -107,10 +96,18 @@ fn route_of(rig: &Rig, unit: UnitIndex, number: u32) -> InterruptRoute {
             .is_some_and(|smmu| smmu.msi),
     };
     match has_messages {
-        true => InterruptRoute::Message(InterruptMessage {
-            address: vendor.takes_messages_at(),
-            data: MessageData(0x20 + number),
-        }),
+        true => {
+            let address = vendor.takes_messages_at().as_u64();
+            // Another CPU each time, where ids have an upper part.
+            let upper = match (vendor, wide) {
+                (Vendor::Vtd, true) => u64::from(1 + number) << 40,
+                _ => 0,
+            };
+            InterruptRoute::Message(InterruptMessage {
+                address: PhysAddr::new(upper | address),
+                data: MessageData(0x20 + number),
+            })
+        }
         false => InterruptRoute::Wired,
     }
 }

@@ -2,6 +2,7 @@
 
 mod services;
 mod temper;
+mod traits;
 mod unit;
 
 use std::fmt;
@@ -356,15 +357,6 @@ impl Machine {
         }
     }
 
-    /// Memory at addresses of more than 48 bits, and SMMUs that reach it, with second stages and all granules.
-    pub fn set_high_memory(&mut self) {
-        self.high_memory = true;
-        for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {
-            (identity.oas, identity.second_stage) = (6, true);
-            identity.large_granules = (true, true);
-        }
-    }
-
     /// Whether requests that ask not to snoop (No_snoop) may go past the CPU's caches: not where firmware says of the
     /// segment's root complex that whatever its devices send is coherent (CANWBS).
     pub fn heeds_no_snoop(&self, segment: Segment) -> bool {
@@ -379,13 +371,6 @@ impl Machine {
         let some = rng.one_in(2);
         for function in &mut self.functions {
             function.ats = some && !rng.one_in(4);
-        }
-    }
-
-    /// Both stages on each SMMU, so that guests have first stages of their own.
-    pub fn set_nesting(&mut self) {
-        for identity in self.units.iter_mut().filter_map(UnitModel::smmu) {
-            (identity.first_stage, identity.second_stage) = (true, true);
         }
     }
 

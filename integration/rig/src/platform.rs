@@ -132,7 +132,6 @@ pub struct RigRegisters {
 
 impl RigRegisters {
     fn read(&self, offset: u32, bits: u32) -> u64 {
-        self.core.held_up(self.unit);
         let mut state = self.core.step();
         let state = &mut *state;
         match state.units.get_mut(self.unit) {

@@ -9,7 +9,7 @@ use hv_core::{Access, PciAddress};
 use hv_iommu::{PciFunction, RawFault};
 
 use crate::bus::Counts;
-use crate::core::{Core, Overtaken};
+use crate::core::Core;
 use crate::interrupt::{Interrupt, Trouble};
 use crate::machine::{Impossible, Machine};
 use crate::rng::Rng;
@@ -222,8 +222,8 @@ impl Rig {
         }
     }
 
-    /// Runs `act`, and after so many steps of it, in the middle of something, what another CPU does. Says whether it came
-    /// to that.
+    /// Runs `act`, and after so many steps of it, in the middle of something, what another CPU does: `other` itself does
+    /// it, or holds this CPU up until a thread has. Says whether it came to that.
     pub fn between(
         &self,
         steps: u64,
@@ -260,17 +260,6 @@ impl Rig {
             unit.health_mut().was_ill |= trouble == Trouble::Fails;
             unit.suffer(&mut state.bus, trouble);
         }
-    }
-
-    /// The CPU that reads a register of a unit after this many others is held up by `by`, which others do meanwhile.
-    pub fn hold_up(&self, unit: usize, after: usize, by: impl FnOnce() + Send + 'static) {
-        let by = Box::new(by);
-        self.core.hold_up(Some(Overtaken { unit, after, by }));
-    }
-
-    /// Nobody is held up any more, if nobody was yet.
-    pub fn let_on(&self) {
-        self.core.hold_up(None);
     }
 
     /// The interrupts that came since the last call.

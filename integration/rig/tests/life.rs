@@ -2,6 +2,7 @@
 
 #![cfg(not(hv_fault))]
 
+use hv_core::PageSize;
 use hv_rig::Vendor;
 use hv_rig::life::{LIMIT, Life, shrink};
 
@@ -47,9 +48,33 @@ fn long_lives_with_smmus_break_no_rule() {
     live(Vendor::Smmu, 10_000..10_040, 600);
 }
 
+/// The first seeds of lives whose tables have such pages, and lead to high memory or not.
+fn seeds_of(page: PageSize, high: bool) -> impl Iterator<Item = u64> {
+    (0..400).filter(move |seed| {
+        let tables = Life::new(Vendor::Smmu, *seed, 60).tables();
+        (tables.page, tables.high) == (page, high)
+    })
+}
+
+#[test]
+fn lives_with_smmus_have_tables_of_every_granule() {
+    assert!(seeds_of(PageSize::Size4K, false).count() > 150);
+    assert!(seeds_of(PageSize::Size16K, false).count() > 70);
+    assert!(seeds_of(PageSize::Size64K, false).count() > 40);
+    assert!(seeds_of(PageSize::Size64K, true).count() > 20);
+}
+
 #[test]
 fn a_life_is_the_same_each_time() {
-    for (vendor, seed) in [(Vendor::Vtd, 3), (Vendor::Vtd, 77), (Vendor::Smmu, 5)] {
+    let large = [
+        (PageSize::Size16K, false),
+        (PageSize::Size64K, false),
+        (PageSize::Size64K, true),
+    ];
+    let large = large.map(|(page, high)| seeds_of(page, high).next().unwrap());
+    let small = [(Vendor::Vtd, 3), (Vendor::Vtd, 77), (Vendor::Smmu, 5)];
+    let large = large.map(|seed| (Vendor::Smmu, seed));
+    for (vendor, seed) in small.into_iter().chain(large) {
         let life = Life::new(vendor, seed, 150);
         let (one, two) = (life.live(), life.live());
         assert_eq!(one.counts, two.counts, "seed {seed}");

@@ -134,6 +134,9 @@ fn tell(life: &Life, lived: Lived) {
     for (index, op) in &ops {
         println!("  {index:>4} {op}");
     }
+    let tables = short.tables();
+    let high = if tables.high { ", high memory" } else { "" };
+    println!("tables: of pages of {}{high}", tables.page);
     println!("hardware: {:?}", short.machine().temper);
     for (index, unit) in short.machine().units.iter().enumerate() {
         println!("  unit {index}: {:?}", unit.registers);

@@ -1,14 +1,12 @@
 //! Devices that do more than send: they keep translations themselves, ask for pages, and send to units that let requests
 //! stand still. A machine of each kind, with what its driver owes such a device.
 
-use hv_core::platform::FrameSource;
-use hv_core::{Access, Iova, IovaRange, KernelPaging, PageCount, PageSize, PciAddress, Perms};
-use hv_iommu::{Attached, Domain, DomainConfig, FaultNotice, Group, Iommu, TrustedDevice};
+use hv_core::{Access, Iova, IovaRange, PageCount, PageSize};
+use hv_iommu::{FaultNotice, TrustedDevice};
 use hv_smmu::Smmu;
 
+use super::single::Single;
 use crate::driver::Vendor;
-use crate::ledger::Tenant;
-use crate::life::bring_up;
 use crate::machine::Machine;
 use crate::request::Outcome;
 use crate::rig::Rig;
@@ -21,7 +19,6 @@ const AT: u64 = 0x10_0000;
 const ROUNDS: u64 = 6;
 
 type Backend = Smmu<Rig>;
-type Mine = Group<Backend, Attached<KernelPaging, Backend>>;
 /// What the units are like, and what the device does.
 type Kind = (fn(&mut Identity), fn(&mut Drilled) -> Option<()>);
 
@@ -43,7 +40,7 @@ pub(crate) fn devices(seed: u64) -> Option<Violation> {
         let rig = Rig::new(machine(seed, change)).ok()?;
         if let Some(mut drilled) = Drilled::new(&rig) {
             drill(&mut drilled);
-            drilled.end();
+            let _ = drilled.one.end();
         }
         rig.judged()
     })
@@ -67,91 +64,38 @@ fn machine(seed: u64, change: fn(&mut Identity)) -> Machine {
     machine
 }
 
-/// A device in a domain of its own.
+/// A device in a domain of its own, and whose word there is for it.
 struct Drilled {
-    rig: Rig,
-    iommu: Iommu<Backend>,
-    device: PciAddress,
-    tenant: Tenant,
-    domain: Domain<KernelPaging, Backend>,
-    group: Option<Mine>,
+    one: Single<Backend>,
     trusted: TrustedDevice<Backend>,
 }
 
 impl Drilled {
     fn new(rig: &Rig) -> Option<Self> {
-        let (iommu, groups) = bring_up::<Backend>(rig).ok()?;
-        let mut groups = groups.into_iter();
-        let group = groups.find(|group| group.members().len() == 1)?;
-        let group = group.claim_for_hypervisor();
-        let device = *group.members().first()?;
-        let trusted = TrustedDevice::vouch_for(&group, "a drill");
-        let config = DomainConfig {
-            address_bits: 31,
-            ..DomainConfig::default()
-        };
-        let domain = Domain::paging_domain_alloc(&group, config).ok()?;
-        let tenant = Tenant(1);
-        rig.attaching(&[device], tenant);
-        let group = group.attach(&domain).ok()?;
-        rig.attached(&[device], tenant);
-        group.enable_bus_mastering(device).ok()?;
-        Some(Self {
-            rig: rig.clone(),
-            iommu,
-            device,
-            tenant,
-            domain,
-            group: Some(group),
-            trusted,
-        })
+        let one = Single::new(rig, 31)?;
+        let trusted = TrustedDevice::vouch_for(one.group.as_ref()?, "a drill");
+        Some(Self { one, trusted })
     }
 
     /// Maps some pages, has `meanwhile` done, and takes them back.
     fn with_pages(&self, pages: u64, meanwhile: impl FnOnce(&Self)) -> Option<()> {
-        let (rig, tenant) = (&self.rig, self.tenant);
         let range = IovaRange::new(Iova::new(AT), PageCount::new(pages)?).ok()?;
-        let free = self.domain.reserve(range).ok()?;
-        let frames = rig.alloc_frames(range.pages(), PageSize::Size4K).ok()?;
-        rig.mapping(tenant, range, frames.range(), Perms::ReadWrite);
-        let mapped = free.map(frames, Perms::ReadWrite).ok()?;
-        rig.mapped(tenant, range, mapped.granted());
-        meanwhile(self);
-        rig.unmapping(tenant, range);
-        let (free, frames) = mapped.unmap().flush().ok()?;
-        rig.expect_frames(tenant, range, frames.range());
-        rig.returned(tenant, range);
-        rig.free_frames(frames);
-        free.release().ok()
+        self.one
+            .with_pages(range, PageSize::Size4K, || meanwhile(self))
     }
 
     fn wrong(&self, what: &str) {
-        self.rig.broken(Rule::WrongAnswer, what);
-    }
-
-    fn end(mut self) {
-        let (rig, device, tenant) = (&self.rig, self.device, self.tenant);
-        let Some(group) = self.group.take() else {
-            return;
-        };
-        rig.detaching(&[device], tenant);
-        if group.detach().is_ok() {
-            rig.detached(&[device]);
-            if let Ok(teardown) = self.domain.destroy() {
-                rig.ended(tenant);
-                teardown.for_each(|run| rig.free_frames(run));
-            }
-        }
+        self.one.rig.broken(Rule::WrongAnswer, what);
     }
 }
 
 /// The device keeps translations, is closed, does what it likes, and is opened again.
 fn keeping(drilled: &mut Drilled) -> Option<()> {
-    let (device, rig) = (drilled.device, drilled.rig.clone());
+    let (device, rig) = (drilled.one.device, drilled.one.rig.clone());
     // Before it may: a translation of its own making leads nowhere.
     rig.forge(device, Iova::new(AT), crate::memory::BASE);
     rig.access_kept(device, Iova::new(AT), Access::Write);
-    let mut group = drilled.group.take()?;
+    let mut group = drilled.one.group.take()?;
     let mut on = group.enable_ats(device, &drilled.trusted).is_ok();
     rig.access_kept(device, Iova::new(AT), Access::Write);
     for _ in 0..ROUNDS {
@@ -161,7 +105,7 @@ fn keeping(drilled: &mut Drilled) -> Option<()> {
             on = group.enable_ats(device, &this.trusted).is_ok();
         })?;
     }
-    drilled.group = Some(group);
+    drilled.one.group = Some(group);
     for round in 0..ROUNDS {
         let pages = 1 + round * 7;
         drilled.with_pages(pages, |_| {
@@ -175,13 +119,13 @@ fn keeping(drilled: &mut Drilled) -> Option<()> {
         })?;
         rig.access_kept(device, Iova::new(AT), Access::Write);
         if round % 2 == 1 {
-            let mut group = drilled.group.take()?;
+            let mut group = drilled.one.group.take()?;
             let changed = match on {
                 true => group.disable_ats(device),
                 false => group.enable_ats(device, &drilled.trusted),
             };
             on = on != changed.is_ok();
-            drilled.group = Some(group);
+            drilled.one.group = Some(group);
         }
     }
     Some(())
@@ -189,8 +133,8 @@ fn keeping(drilled: &mut Drilled) -> Option<()> {
 
 /// The device does not answer when it is let ask, then it does, and then it does not when it is to forget.
 fn silent(drilled: &mut Drilled) -> Option<()> {
-    let (device, rig) = (drilled.device, drilled.rig.clone());
-    let mut group = drilled.group.take()?;
+    let (device, rig) = (drilled.one.device, drilled.one.rig.clone());
+    let mut group = drilled.one.group.take()?;
     rig.forge(device, Iova::new(AT), crate::memory::BASE);
     rig.mute(device, true);
     if group.enable_ats(device, &drilled.trusted).is_ok() {
@@ -206,26 +150,26 @@ fn silent(drilled: &mut Drilled) -> Option<()> {
         rig.mute(device, true);
     })?;
     let mut told = 0;
-    drilled.iommu.take_faults(|notice| {
+    drilled.one.iommu.take_faults(|notice| {
         told += usize::from(matches!(notice, FaultNotice::CutOff(_)));
     });
-    if told != 1 || drilled.iommu.wedged_units().count() != 0 {
+    if told != 1 || drilled.one.iommu.wedged_units().count() != 0 {
         drilled.wrong("a device that does not answer was not cut off by itself");
     }
-    drilled.group = Some(group);
+    drilled.one.group = Some(group);
     Some(())
 }
 
 /// The device asks for pages, more than the queue holds, and waits for an answer to each group.
 fn paging(drilled: &mut Drilled) -> Option<()> {
-    let (device, rig) = (drilled.device, &drilled.rig);
+    let (device, rig) = (drilled.one.device, &drilled.one.rig);
     let mut sent = 0;
     for round in 0..ROUNDS as u16 {
         for group in 0..10 {
             rig.ask_for_page(device, Iova::new(AT), round * 10 + group, group != 4);
             sent += usize::from(group != 4);
         }
-        drilled.iommu.take_faults(|_| {});
+        drilled.one.iommu.take_faults(|_| {});
     }
     rig.idle(20_000);
     if rig.page_answers(device).len() != sent {
@@ -236,11 +180,11 @@ fn paging(drilled: &mut Drilled) -> Option<()> {
 
 /// The device goes where nothing is, and stands still until that was looked at.
 fn stalling(drilled: &mut Drilled) -> Option<()> {
-    let (device, rig) = (drilled.device, &drilled.rig);
+    let (device, rig) = (drilled.one.device, &drilled.one.rig);
     drilled.with_pages(1, |_| {
         for _ in 0..ROUNDS {
             rig.access(device, Iova::new(AT + 0x1_0000), Access::Write);
-            drilled.iommu.take_faults(|_| {});
+            drilled.one.iommu.take_faults(|_| {});
             rig.idle(20_000);
             let outcome = rig.access(device, Iova::new(AT), Access::Write);
             if !matches!(outcome, Outcome::Reached { .. }) {

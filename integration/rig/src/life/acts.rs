@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use hv_core::{Access, Iova, KernelPaging, PageCount, PageSize, PciAddress, Perms, UserManaged};
+use hv_core::{Access, Iova, KernelPaging, PciAddress, Perms, UserManaged};
 use hv_iommu::{
     BufferRequest, DestroyRefusal, DmaError, FaultNotice, FlushError, RedeemRefusal, UnitError,
 };
 
+use super::granule::Lives;
 use super::space::{Household, Space};
 use super::world::{Held, Memories, World};
-use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::request::Outcome;
 use crate::rule::Rule;
 
-impl<B: Driver> World<B> {
+impl<B: Lives> World<B> {
     /// The members of an attached group, by choice, and its domain.
-    fn attached(&self, choice: u64) -> Option<(Vec<PciAddress>, Tenant)> {
+    pub(crate) fn attached(&self, choice: u64) -> Option<(Vec<PciAddress>, Tenant)> {
         let index = (choice % self.groups.len() as u64) as usize;
         match &self.groups[index] {
             Held::KernelOn(group, tenant) => Some((group.members().to_vec(), *tenant)),
@@ -37,10 +37,10 @@ impl<B: Driver> World<B> {
         let Some(space) = self.kernel.get_mut(&tenant.0) else {
             return;
         };
-        let pages = PageCount::new(1 + choice[1] % 8).unwrap_or(PageCount::ONE);
+        let pages = B::pages(1 + choice[1] % 8);
         let request = BufferRequest {
             pages,
-            align: PageSize::Size4K,
+            align: B::smallest(),
             perms: Perms::ReadWrite,
         };
         rig.lending(Some(tenant));
@@ -141,7 +141,10 @@ impl<B: Driver> World<B> {
                 (_, Some(space)) => space.some_mapped(choice),
                 _ => None,
             };
-            let (page, _) = spot.unwrap_or((Iova::new(choice[2] % 4096 * 4096), Perms::Read));
+            let (page, _) = spot.unwrap_or((
+                Iova::new(choice[2] % 4096 * B::smallest().bytes()),
+                Perms::Read,
+            ));
             let at = Iova::new(page.as_u64() + choice[2] % 512 * 8);
             let access = if choice[1] & 1 == 0 {
                 Access::Read
@@ -250,7 +253,7 @@ impl<B: Driver> World<B> {
 }
 
 /// Ends a domain, if nothing is attached to it; else it comes back.
-pub(crate) fn end<O: Household, B: Driver>(
+pub(crate) fn end<O: Household, B: Lives>(
     memories: &Memories,
     space: Space<O, B>,
 ) -> Option<Space<O, B>> {

@@ -2,7 +2,7 @@
 
 use hv_core::{Access, Iova, PciAddress};
 use hv_iommu::{AttachError, TrustedDevice, UnitError};
-use hv_smmu::Smmu;
+use hv_smmu::{Smmu, Tables};
 
 use super::world::{Held, World};
 use crate::machine::UnitRegisters;
@@ -10,9 +10,7 @@ use crate::rig::Rig;
 use crate::rng::Rng;
 use crate::rule::Rule;
 
-type Backend = Smmu<Rig>;
-
-impl World<Backend> {
+impl<F: Tables> World<Smmu<Rig, F>> {
     /// A member of a group of the hypervisor's may keep translations from now on, or may not any more; then it asks for
     /// some, and uses them.
     pub(crate) fn device_tlb(&mut self, choice: [u64; 3]) {

@@ -7,9 +7,9 @@ use hv_iommu::{
     UnitIndex,
 };
 
+use super::granule::Lives;
 use super::space::{Household, Space};
 use super::world::{GUESTS, Held, World};
-use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::machine::UnitModel;
 use crate::rng::Rng;
@@ -20,7 +20,7 @@ fn owner(choice: u64) -> Option<VmId> {
     VmId::new((choice % (u64::from(GUESTS) + 1)) as u16)
 }
 
-impl<B: Driver> World<B> {
+impl<B: Lives> World<B> {
     /// The index of a group, by choice.
     fn pick(&self, choice: u64) -> usize {
         (choice % self.groups.len() as u64) as usize
@@ -65,8 +65,8 @@ impl<B: Driver> World<B> {
         let config = DomainConfig {
             address_bits: 31 + rng.below(more) as u8,
             largest_page: *rng
-                .pick(&[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G])
-                .unwrap_or(&PageSize::Size4K),
+                .pick(&[B::smallest(), B::large(), PageSize::LARGEST])
+                .unwrap_or(&B::smallest()),
         };
         let index = self.pick(choice[0]);
         let unit = match &self.groups[index] {
@@ -381,14 +381,12 @@ impl<B: Driver> World<B> {
                 other => other,
             };
         }
-        if let Some(world) = self.of_smmus() {
-            world.recover_nests();
-        }
+        B::recover_nests(self);
     }
 }
 
 /// A group at rest, after the reset that it may need. The devices of a life remember nothing.
-pub(super) fn at_rest<B: Driver>(group: AtRest<B>) -> Held<B> {
+pub(super) fn at_rest<B: Lives>(group: AtRest<B>) -> Held<B> {
     let group = match group {
         AtRest::ToReset(group) => group.without_reset("the rig's devices remember nothing"),
         AtRest::AfterDriver(group) => group.without_reset("the rig's devices remember nothing"),

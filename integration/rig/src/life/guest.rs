@@ -11,53 +11,55 @@ use hv_iommu::{
     Attached, Claimed, Domain, FlushError, Group, InvalidateRefusal, MapError, Mapped, Nested,
     ParentPaging, PendingUnmap, Range, RedeemRefusal, UnitError, Wedged,
 };
-use hv_smmu::Smmu;
+use hv_smmu::{Smmu, Tables};
 
+use super::granule::Lives;
 use crate::ledger::Tenant;
 use crate::rig::Rig;
 use crate::rng::Rng;
 use crate::rule::Rule;
 use crate::smmu::GuestStage;
 
-pub(super) type Backend = Smmu<Rig>;
-pub(super) type Parent = Domain<UserManaged, Backend, ParentPaging>;
-pub(super) type OnNested = Group<Backend, Attached<UserManaged, Backend, Nested>>;
+pub(super) type Backend<F> = Smmu<Rig, F>;
+pub(super) type Parent<F> = Domain<UserManaged, Backend<F>, ParentPaging>;
+pub(super) type OnNested<F> = Group<Backend<F>, Attached<UserManaged, Backend<F>, Nested>>;
 
-/// Pages of the guest's memory; its first stage lies in the first of them.
-pub(super) const PAGES: u64 = 24;
+/// Smallest pages of the parent's tables in the guest's memory; its first stage, which has pages of 4 KiB whatever the
+/// parent has, lies in the first of them.
+pub(super) const SPOTS: u64 = 24;
 /// Pages that its devices have addresses for.
-const SPOTS: u64 = 8;
+const ADDRESSES: u64 = 8;
 
 /// Where the guest's group is.
-pub(super) enum Place {
-    Off(Group<Backend, Claimed<UserManaged>>),
-    On(OnNested),
-    Wedged(Group<Backend, Wedged<Backend>>),
+pub(super) enum Place<F: Tables> {
+    Off(Group<Backend<F>, Claimed<UserManaged>>),
+    On(OnNested<F>),
+    Wedged(Group<Backend<F>, Wedged<Backend<F>>>),
     /// It came back from a wedged unit, and is anybody's.
     Gone,
 }
 
-/// A page of the guest's memory, as its parent has it.
-pub(super) enum Spot {
-    Mapped(Range<UserManaged, Backend, Mapped>),
+/// A smallest page of the parent's tables of the guest's memory, as the parent has it.
+pub(super) enum Spot<F: Tables> {
+    Mapped(Range<UserManaged, Backend<F>, Mapped>),
     /// A unit did not forget it.
-    Stuck(#[expect(dead_code, reason = "it holds the page")] PendingUnmap<UserManaged, Backend>),
+    Stuck(#[expect(dead_code, reason = "it holds the page")] PendingUnmap<UserManaged, Backend<F>>),
     Free,
 }
 
 /// A guest, its parent domain, its nested domain, and its group.
-pub(crate) struct Nest {
+pub(crate) struct Nest<F: Tables> {
     /// Which of the life's groups.
     pub(super) slot: usize,
-    pub(super) place: Place,
+    pub(super) place: Place<F>,
     pub(super) members: Vec<PciAddress>,
     pub(super) memory: GuestMemory,
     pub(super) frames: PhysRange,
-    pub(super) parent: Parent,
-    pub(super) nested: Domain<UserManaged, Backend, Nested>,
+    pub(super) parent: Parent<F>,
+    pub(super) nested: Domain<UserManaged, Backend<F>, Nested>,
     /// What the guest's memory is, and what its devices reach.
     pub(super) tenants: (Tenant, Tenant),
-    pub(super) spots: Vec<Spot>,
+    pub(super) spots: Vec<Spot<F>>,
     pub(super) stage: GuestStage,
     /// ASID and address space of its context, if it has one.
     pub(super) context: Option<(u16, u64)>,
@@ -75,32 +77,40 @@ fn page(number: u64) -> Option<IovaRange> {
     IovaRange::new(at(number), PageCount::ONE).ok()
 }
 
-fn gpas(first: u64, pages: u64) -> Option<GpaRange> {
-    GpaRange::new(Gpa::new(first << 12), PageCount::new(pages)?).ok()
-}
+impl<F: Tables> Nest<F> {
+    /// Pages of 4 KiB in a spot.
+    const PAGE: u64 = <Backend<F> as Lives>::PAGE;
+    /// The first spot that the first stage has nothing of.
+    pub(super) const FIRST: u64 = GuestStage::PAGES.div_ceil(Self::PAGE);
 
-impl Nest {
+    /// Some spot behind the first stage.
+    fn some_spot(rng: &mut Rng) -> u64 {
+        Self::FIRST + rng.below(SPOTS - Self::FIRST)
+    }
+
     fn frame_of(&self, guests: u64) -> Option<PhysRange> {
         let start = self.frames.start().as_u64() + (guests << 12);
         PhysRange::new(PhysAddr::new(start), PageCount::ONE).ok()
     }
 
-    /// The parent maps a page of the guest's memory, one to one.
-    pub(super) fn map_spot(&mut self, rig: &Rig, guests: u64) -> Option<Result<(), FlushError>> {
-        let range = page(guests)?;
+    /// The parent maps a spot of the guest's memory, one to one.
+    pub(super) fn map_spot(&mut self, rig: &Rig, spot: u64) -> Option<Result<(), FlushError>> {
+        let (first, pages) = (spot * Self::PAGE, PageCount::new(Self::PAGE)?);
+        let range = IovaRange::new(at(first), pages).ok()?;
         let free = self.parent.reserve(range).ok()?;
-        let Ok(pin) = self.memory.pin(gpas(guests, 1)?) else {
-            rig.broken(
-                Rule::Leak,
-                format!("page {guests} of a guest is not its own"),
-            );
+        let Ok(pin) = self
+            .memory
+            .pin(GpaRange::new(Gpa::new(first << 12), pages).ok()?)
+        else {
+            let what = format!("page {first} of a guest is not its own");
+            rig.broken(Rule::Leak, what);
             return None;
         };
         rig.mapping(self.tenants.0, range, pin.range(), Perms::ReadWrite);
         match free.map(pin, Perms::ReadWrite) {
             Ok(mapped) => {
                 rig.mapped(self.tenants.0, range, mapped.granted());
-                *self.spots.get_mut(guests as usize)? = Spot::Mapped(mapped);
+                *self.spots.get_mut(spot as usize)? = Spot::Mapped(mapped);
                 Some(Ok(()))
             }
             Err(MapError::Refused {
@@ -114,24 +124,27 @@ impl Nest {
                 None
             }
             Err(MapError::NotVisible { range, reason }) => {
-                *self.spots.get_mut(guests as usize)? = Spot::Mapped(range);
+                *self.spots.get_mut(spot as usize)? = Spot::Mapped(range);
                 Some(Err(reason))
             }
         }
     }
 
-    /// Pages of devices that lead to this page of the guest's, by the context that it has.
-    fn leading_to(&self, guests: u64) -> Vec<u64> {
+    /// Pages of devices that lead to this spot of the guest's, by the context that it has, and to which page of it.
+    fn leading_to(&self, spot: u64) -> Vec<(u64, u64)> {
         let Some((_, space)) = self.context else {
             return Vec::new();
         };
         let maps = self.maps[space as usize & 1].iter();
-        let mine = maps.filter(|(_, to)| **to == guests);
-        mine.map(|(at, _)| *at).collect()
+        let mine = maps.filter(|(_, to)| **to / Self::PAGE == spot);
+        mine.map(|(at, to)| (*at, *to)).collect()
     }
 
     fn is_mapped(&self, guests: u64) -> bool {
-        matches!(self.spots.get(guests as usize), Some(Spot::Mapped(_)))
+        matches!(
+            self.spots.get((guests / Self::PAGE) as usize),
+            Some(Spot::Mapped(_))
+        )
     }
 
     /// What is about to be reached, or is.
@@ -182,10 +195,9 @@ impl Nest {
         let Some((asid, space)) = self.context else {
             return Ok(());
         };
-        let (spot, guests) = (
-            rng.below(SPOTS),
-            GuestStage::PAGES + rng.below(PAGES - GuestStage::PAGES),
-        );
+        let (spot, guests) = (rng.below(ADDRESSES), Self::some_spot(rng) * Self::PAGE);
+        // Any part of what the parent has as one page.
+        let guests = guests + rng.below(Self::PAGE);
         let Some(old) = self.maps[space as usize & 1].remove(&spot) else {
             if self.is_mapped(guests) {
                 self.comes(rig, spot, guests);
@@ -252,33 +264,35 @@ impl Nest {
         Ok(())
     }
 
-    /// The hypervisor takes a page of the guest's memory out of the parent, or puts it back.
+    /// The hypervisor takes a spot of the guest's memory out of the parent, or puts it back.
     pub(super) fn take(&mut self, rig: &Rig, rng: &mut Rng) -> Result<(), FlushError> {
-        let guests = GuestStage::PAGES + rng.below(PAGES - GuestStage::PAGES);
-        let Some(spot) = self.spots.get_mut(guests as usize) else {
+        let spot = Self::some_spot(rng);
+        let Some(place) = self.spots.get_mut(spot as usize) else {
             return Ok(());
         };
-        match std::mem::replace(spot, Spot::Free) {
+        match std::mem::replace(place, Spot::Free) {
             Spot::Free => {
-                let leading = self.leading_to(guests);
-                leading.iter().for_each(|at| self.comes(rig, *at, guests));
-                match self.map_spot(rig, guests) {
-                    Some(Ok(())) => leading.iter().for_each(|at| self.came(rig, *at)),
+                let leading = self.leading_to(spot);
+                leading
+                    .iter()
+                    .for_each(|(at, guests)| self.comes(rig, *at, *guests));
+                match self.map_spot(rig, spot) {
+                    Some(Ok(())) => leading.iter().for_each(|(at, _)| self.came(rig, *at)),
                     Some(Err(error)) => {
                         self.failed = true;
                         return Err(error);
                     }
-                    None => leading.iter().for_each(|at| self.went(rig, *at)),
+                    None => leading.iter().for_each(|(at, _)| self.went(rig, *at)),
                 }
                 Ok(())
             }
             Spot::Mapped(mapped) => {
-                let (leading, span) = (self.leading_to(guests), mapped.span());
-                leading.iter().for_each(|at| self.goes(rig, *at));
+                let (leading, span) = (self.leading_to(spot), mapped.span());
+                leading.iter().for_each(|(at, _)| self.goes(rig, *at));
                 rig.unmapping(self.tenants.0, span);
                 match mapped.unmap().flush() {
                     Ok((free, pin)) => {
-                        leading.iter().for_each(|at| self.went(rig, *at));
+                        leading.iter().for_each(|(at, _)| self.went(rig, *at));
                         rig.expect_frames(self.tenants.0, span, pin.range());
                         rig.returned(self.tenants.0, span);
                         drop(self.memory.unpin(pin));
@@ -287,7 +301,7 @@ impl Nest {
                     }
                     Err(error) => {
                         self.failed = true;
-                        self.spots[guests as usize] = Spot::Stuck(error.pending);
+                        self.spots[spot as usize] = Spot::Stuck(error.pending);
                         match error.reason {
                             RedeemRefusal::Flush(error) => Err(error),
                             other => {
@@ -300,7 +314,7 @@ impl Nest {
                 }
             }
             stuck @ Spot::Stuck(_) => {
-                self.spots[guests as usize] = stuck;
+                self.spots[spot as usize] = stuck;
                 Ok(())
             }
         }
@@ -320,7 +334,7 @@ impl Nest {
                 false => Access::Write,
             };
             for member in &self.members {
-                rig.access(*member, at(rng.below(SPOTS + 2)), access);
+                rig.access(*member, at(rng.below(ADDRESSES + 2)), access);
             }
         }
     }

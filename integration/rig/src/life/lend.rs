@@ -11,9 +11,9 @@ use hv_iommu::{
     RedeemRefusal, ScatterList,
 };
 
+use super::granule::Lives;
 use super::space::{Household, Space};
 use super::world::World;
-use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::rig::Rig;
 use crate::rule::Rule;
@@ -24,7 +24,7 @@ const PAGE: usize = PageSize::Size4K.bytes() as usize;
 /// What an operation came to.
 type Lent = Result<(), FlushError>;
 
-impl<B: Driver> World<B> {
+impl<B: Lives> World<B> {
     /// A kernel domain lends memory to a device through its DMA API, in one way or another.
     pub(crate) fn lend(&mut self, members: &[PciAddress], tenant: Tenant, choice: [u64; 3]) {
         let rig = self.rig().clone();
@@ -43,10 +43,10 @@ impl<B: Driver> World<B> {
     }
 }
 
-/// A page of memory that the tenant's devices may come by from now on.
-fn lent_page(rig: &Rig, tenant: Tenant, pages: PageCount) -> Option<FrameRun<Hypervisor>> {
+/// Pages of memory that the tenant's devices may come by from now on.
+fn lent_page<B: Lives>(rig: &Rig, tenant: Tenant, pages: u64) -> Option<FrameRun<Hypervisor>> {
     rig.lending(Some(tenant));
-    let run = rig.alloc_frames(pages, PageSize::Size4K).ok();
+    let run = rig.alloc_frames(B::pages(pages), B::smallest()).ok();
     rig.lending(None);
     run
 }
@@ -71,8 +71,9 @@ fn unit_failed(rig: &Rig, reason: RedeemRefusal) -> Lent {
     }
 }
 
-/// Bytes of a page for an untrusted device, which looks at all that it can reach, and writes there.
-fn bounced<B: Driver>(
+/// Bytes of a page for an untrusted device, which looks at all that it can reach, and writes there. Bounce pages are of
+/// 4 KiB: where no such page can be mapped, this is refused.
+fn bounced<B: Lives>(
     rig: &Rig,
     space: &mut Space<KernelPaging, B>,
     sender: Option<PciAddress>,
@@ -162,7 +163,7 @@ fn bounced<B: Driver>(
 }
 
 /// A page whose flush is put off: its addresses lead nowhere else until it comes.
-fn deferred<B: Driver>(
+fn deferred<B: Lives>(
     rig: &Rig,
     space: &mut Space<KernelPaging, B>,
     sender: Option<PciAddress>,
@@ -187,7 +188,7 @@ fn deferred<B: Driver>(
     flush_deferred(rig, space)?;
     let mut failed = None;
     for _ in 0..3 {
-        let Some(run) = lent_page(rig, tenant, PageCount::ONE) else {
+        let Some(run) = lent_page::<B>(rig, tenant, 1) else {
             break;
         };
         let frames = run.range();
@@ -236,7 +237,7 @@ fn deferred<B: Driver>(
     }
 }
 
-fn flush_deferred<B: Driver>(rig: &Rig, space: &mut Space<KernelPaging, B>) -> Lent {
+fn flush_deferred<B: Lives>(rig: &Rig, space: &mut Space<KernelPaging, B>) -> Lent {
     let tenant = space.tenant;
     if let Err(error) = space.domain.flush_deferred() {
         space.forgot = true;
@@ -256,7 +257,7 @@ fn free_all(rig: &Rig, mut list: ScatterList) {
     }
 }
 
-impl<O: Household, B: Driver> Space<O, B> {
+impl<O: Household, B: Lives> Space<O, B> {
     /// Tries again to have lists back that a unit did not let go of.
     pub(crate) fn unstick(&mut self, rig: &Rig) {
         for pending in std::mem::take(&mut self.stuck) {
@@ -269,7 +270,7 @@ impl<O: Household, B: Driver> Space<O, B> {
 }
 
 /// Some runs at once, all or none.
-fn scattered<B: Driver>(rig: &Rig, space: &mut Space<KernelPaging, B>, choice: [u64; 3]) -> Lent {
+fn scattered<B: Lives>(rig: &Rig, space: &mut Space<KernelPaging, B>, choice: [u64; 3]) -> Lent {
     let tenant = space.tenant;
     let dma = space.domain.dma_device(DmaConfig::default());
     let Ok(mut list) = ScatterList::with_capacity(4) else {
@@ -277,8 +278,8 @@ fn scattered<B: Driver>(rig: &Rig, space: &mut Space<KernelPaging, B>, choice: [
     };
     let mut frames = Vec::new();
     for round in 0..1 + choice[2] % 4 {
-        let pages = PageCount::new(1 + (choice[0] >> (round * 4)) % 4).unwrap_or(PageCount::ONE);
-        let Some(run) = lent_page(rig, tenant, pages) else {
+        let pages = 1 + (choice[0] >> (round * 4)) % 4;
+        let Some(run) = lent_page::<B>(rig, tenant, pages) else {
             break;
         };
         frames.push(run.range());

@@ -5,7 +5,9 @@
 //! lived again from its seed, and [`shrink`] makes it short first.
 
 mod acts;
+mod addresses;
 mod ats;
+mod granule;
 mod groups;
 mod guest;
 mod lend;
@@ -18,9 +20,11 @@ mod sizes;
 mod space;
 mod tables;
 mod world;
+mod written;
 
 pub(crate) use world::bring_up;
 
+pub use granule::LifeTables;
 pub use op::{Kind, Op, ops};
 pub use run::{Life, Lived};
 pub use shrink::{LIMIT, shrink};

@@ -9,9 +9,11 @@ use hv_iommu::{
     AttachError, AttachFailed, Claimed, Domain, DomainConfig, DomainError, FlushError, Group,
     UnitError,
 };
+use hv_smmu::Tables;
 
+use super::granule::Lives;
 use super::groups::at_rest;
-use super::guest::{Backend, Nest, PAGES, Parent, Place, Spot};
+use super::guest::{Backend, Nest, Parent, Place, SPOTS, Spot};
 use super::world::{Held, World};
 use crate::ledger::Tenant;
 use crate::rng::Rng;
@@ -22,13 +24,13 @@ use crate::smmu::GuestStage;
 const MOST: usize = 2;
 
 /// Ends a parent in which nothing is mapped.
-fn end_empty(parent: Parent) {
+fn end_empty<F: Tables>(parent: Parent<F>) {
     if let Ok(teardown) = parent.destroy() {
         teardown.for_each(drop);
     }
 }
 
-impl World<Backend> {
+impl<F: Tables> World<Backend<F>> {
     /// Does something with a guest that has a first stage of its own; makes one where there are few.
     pub(crate) fn nested(&mut self, choice: [u64; 3]) {
         let mut rng = Rng::new(choice[1]);
@@ -76,7 +78,7 @@ impl World<Backend> {
         }
     }
 
-    fn pick_nest(&mut self, choice: u64) -> Option<Nest> {
+    fn pick_nest(&mut self, choice: u64) -> Option<Nest<F>> {
         let index = choice.checked_rem(self.nests.len() as u64)?;
         Some(self.nests.swap_remove(index as usize))
     }
@@ -100,8 +102,8 @@ impl World<Backend> {
     fn nest_of(
         &mut self,
         slot: usize,
-        group: Group<Backend, Claimed<UserManaged>>,
-    ) -> Result<Nest, Group<Backend, Claimed<UserManaged>>> {
+        group: Group<Backend<F>, Claimed<UserManaged>>,
+    ) -> Result<Nest<F>, Group<Backend<F>, Claimed<UserManaged>>> {
         let rig = self.rig().clone();
         let config = DomainConfig {
             address_bits: 31,
@@ -124,8 +126,8 @@ impl World<Backend> {
                 return Err(group);
             }
         };
-        let pages = PageCount::new(PAGES).unwrap_or(PageCount::ONE);
-        let Ok(run) = rig.alloc_frames(pages, PageSize::Size4K) else {
+        let (pages, size) = (Backend::<F>::pages(SPOTS), Backend::<F>::smallest());
+        let Ok(run) = rig.alloc_frames(pages, size) else {
             end_empty(parent);
             return Err(group);
         };
@@ -158,24 +160,24 @@ impl World<Backend> {
             parent,
             nested,
             tenants,
-            spots: (0..PAGES).map(|_| Spot::Free).collect(),
+            spots: (0..SPOTS).map(|_| Spot::Free).collect(),
             stage,
             context: Some((1, 0)),
             maps: [BTreeMap::new(), BTreeMap::new()],
             failed: false,
         };
-        for guests in 0..PAGES {
+        for spot in 0..SPOTS {
             // A frame for a table may be missing: then the guest has less, or no tables that hardware reaches.
-            match nest.map_spot(&rig, guests) {
+            match nest.map_spot(&rig, spot) {
                 Some(Ok(())) => {}
-                None if guests >= GuestStage::PAGES => {}
+                None if spot >= Nest::<F>::FIRST => {}
                 _ => nest.failed = true,
             }
         }
         Ok(nest)
     }
 
-    fn bind_nest(&mut self, nest: &mut Nest) {
+    fn bind_nest(&mut self, nest: &mut Nest<F>) {
         let rig = self.rig().clone();
         let group = match std::mem::replace(&mut nest.place, Place::Gone) {
             Place::Off(group) => group,
@@ -218,7 +220,7 @@ impl World<Backend> {
         }
     }
 
-    fn unbind_nest(&mut self, nest: &mut Nest) {
+    fn unbind_nest(&mut self, nest: &mut Nest<F>) {
         let rig = self.rig().clone();
         let group = match std::mem::replace(&mut nest.place, Place::Gone) {
             Place::On(group) => group,
@@ -274,7 +276,7 @@ impl World<Backend> {
     }
 
     /// The group leaves, and everything ends; it stays as it is while the group is wedged.
-    fn end_nest(&mut self, mut nest: Nest) {
+    fn end_nest(&mut self, mut nest: Nest<F>) {
         let rig = self.rig().clone();
         self.unbind_nest(&mut nest);
         match std::mem::replace(&mut nest.place, Place::Gone) {

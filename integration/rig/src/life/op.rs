@@ -54,6 +54,10 @@ pub enum Kind {
     DeviceTlb,
     /// Does something with a guest that has a first stage of its own (SMMUs).
     Guest,
+    /// Looks whether what a device writes is told.
+    Written,
+    /// Lets a group of a guest stay in an address space for a while.
+    AddressSpace,
     /// Unmaps a range under a CPU that walks in its tables.
     UnmapWalked,
     /// Maps single pages of a shared range, and takes them out again.
@@ -185,24 +189,37 @@ const OF_SMMUS: [&[Kind]; 4] = [
     &[Kind::Guest],
     &[Kind::DeviceTlb, Kind::Guest],
 ];
+/// What all lives do beside, likewise.
+const OF_ALL: [&[Kind]; 4] = [
+    &[],
+    &[Kind::Written],
+    &[Kind::AddressSpace],
+    &[Kind::Written, Kind::AddressSpace],
+];
 
 /// The operations of this seed, on machines of this vendor.
 pub fn ops(vendor: Vendor, seed: u64, count: usize) -> Vec<Op> {
     let mut ops = of_all(seed, count);
     if vendor == Vendor::Smmu {
-        // Of its own, so that the rest of a life does not depend on it.
-        let mut rng = Rng::new(seed ^ 0x736d_6d75);
-        let kinds = *rng.pick(&OF_SMMUS).unwrap_or(&OF_SMMUS[0]);
-        for op in ops.iter_mut().skip(OPENING) {
-            if rng.one_in(4)
-                && op.kind != Kind::LoseUnit
-                && let Some(kind) = rng.pick(kinds)
-            {
-                op.kind = *kind;
-            }
+        beside(&mut ops, &OF_SMMUS, 4, seed ^ 0x736d_6d75);
+    }
+    beside(&mut ops, &OF_ALL, 12, seed ^ 0x77_7269_7474_656e);
+    ops
+}
+
+/// Has one in so many operations replaced by one of some kinds, where these are drawn. The seed is of its own, so that
+/// the rest of a life does not depend on it.
+fn beside(ops: &mut [Op], kinds: &[&[Kind]], one_in: u64, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let kinds = rng.pick(kinds).copied().unwrap_or(&[]);
+    for op in ops.iter_mut().skip(OPENING) {
+        if rng.one_in(one_in)
+            && op.kind != Kind::LoseUnit
+            && let Some(kind) = rng.pick(kinds)
+        {
+            op.kind = *kind;
         }
     }
-    ops
 }
 
 /// Those of every vendor's.

@@ -3,14 +3,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use hv_smmu::Smmu;
+use hv_core::PageSize;
+use hv_smmu::{Smmu, Vmsa, Vmsa16K, Vmsa64K};
 use hv_vtd::Vtd;
 
 use super::acts;
+use super::granule::{LifeTables, Lives};
 use super::op::{Kind, Op, ops};
 use super::world::World;
 use crate::bus::Counts;
-use crate::driver::{Driver, Vendor};
+use crate::driver::Vendor;
 use crate::machine::{Machine, Temper, UnitModel, UnitRegisters};
 use crate::rig::{Failure, Rig};
 use crate::rule::Rule;
@@ -93,12 +95,24 @@ impl Life {
             .collect()
     }
 
+    /// The tables that it is lived with.
+    pub fn tables(&self) -> LifeTables {
+        LifeTables::draw(self.vendor, self.seed)
+    }
+
     /// The machine.
     pub fn machine(&self) -> Machine {
         let mut machine = Machine::draw_of(self.vendor, self.seed);
         machine.temper = self.temper.unwrap_or(machine.temper);
         if self.vendor == Vendor::Smmu {
             machine.draw_ats();
+        }
+        let tables = self.tables();
+        if tables.page != PageSize::Size4K {
+            machine.set_large_granules();
+        }
+        if tables.high {
+            machine.set_high_memory();
         }
         machine
     }
@@ -110,9 +124,17 @@ impl Life {
             Err(why) => panic!("seed {:#x} draws an impossible machine: {why}", self.seed),
         };
         let mut done = 0;
-        let lived = catch_unwind(AssertUnwindSafe(|| match self.vendor {
-            Vendor::Vtd => self.live_on::<Vtd<Rig>>(&rig, &mut done),
-            Vendor::Smmu => self.live_on::<Smmu<Rig>>(&rig, &mut done),
+        let lived = catch_unwind(AssertUnwindSafe(|| {
+            match (self.vendor, self.tables().page) {
+                (Vendor::Vtd, _) => self.live_on::<Vtd<Rig>>(&rig, &mut done),
+                (Vendor::Smmu, PageSize::Size16K) => {
+                    self.live_on::<Smmu<Rig, Vmsa16K>>(&rig, &mut done);
+                }
+                (Vendor::Smmu, PageSize::Size64K) => {
+                    self.live_on::<Smmu<Rig, Vmsa64K>>(&rig, &mut done);
+                }
+                (Vendor::Smmu, _) => self.live_on::<Smmu<Rig, Vmsa>>(&rig, &mut done),
+            }
         }));
         if let Err(panic) = lived {
             let what = panic.downcast_ref::<String>().cloned();
@@ -130,7 +152,7 @@ impl Life {
         lived
     }
 
-    fn live_on<B: Driver>(&self, rig: &Rig, done: &mut u64) {
+    fn live_on<B: Lives>(&self, rig: &Rig, done: &mut u64) {
         let mut world = match World::<B>::new(rig.clone()) {
             Ok(world) => world,
             Err(why) => {
@@ -191,7 +213,7 @@ fn ranges(numbers: &[usize]) -> String {
 }
 
 /// Takes everything apart: all groups come back, all domains end, every frame and id is there.
-fn end<B: Driver>(mut world: World<B>) {
+fn end<B: Lives>(mut world: World<B>) {
     let rig = world.rig().clone();
     rig.say("the end");
     rig.fail_allocation_after(None);
@@ -205,15 +227,16 @@ fn end<B: Driver>(mut world: World<B>) {
     for index in 0..world.groups.len() {
         world.detach(index);
     }
-    world.end_all_nests();
+    B::end_nests(&mut world);
     // A unit that still hung may have wedged just now.
     world.reset(true);
     if rig.is_broken() {
         return;
     }
-    world.end_all_nests();
+    B::end_nests(&mut world);
+    world.leave_homes();
     let memories = &world.memories;
-    let mut kept = world.nests.len();
+    let mut kept = world.nests.len() + world.homes.len();
     for (_, space) in std::mem::take(&mut world.kernel) {
         kept += usize::from(acts::end(memories, space).is_some());
     }

@@ -1,21 +1,21 @@
 //! What a random life does with shared ranges: single pages in and out, by compare-and-swap.
 
-use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms};
+use hv_core::{Iova, IovaRange, Perms};
 use hv_iommu::{RedeemRefusal, SharedError};
 
+use super::granule::Lives;
 use super::space::{Done, Household, Space};
 use super::world::Memories;
-use crate::driver::Driver;
 use crate::rng::Rng;
 use crate::rule::Rule;
 
-impl<O: Household, B: Driver> Space<O, B> {
+impl<O: Household, B: Lives> Space<O, B> {
     /// Maps some pages of a shared range, takes them out again, and gives the range back. What a failing
     /// unit leaves there stays until the domain ends.
     pub(crate) fn share(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let (rig, mut rng) = (&memories.rig, Rng::new(choice[0]));
-        let start = Iova::new((rng.below(512)) * PageSize::Size4K.bytes());
-        let pages = PageCount::new(1 + rng.below(8)).unwrap_or(PageCount::ONE);
+        let start = Iova::new(rng.below(512) * B::smallest().bytes());
+        let pages = B::pages(1 + rng.below(8));
         let span = IovaRange::new(start, pages).ok();
         let Some(free) = span.and_then(|span| self.domain.reserve(span).ok()) else {
             return Done::Fine;
@@ -24,15 +24,11 @@ impl<O: Household, B: Driver> Space<O, B> {
             return Done::Fine;
         };
         let mut inside = Vec::new();
-        for page in (0..pages.get()).filter_map(|page| shared.span().page(page)) {
-            let frames = O::frames(
-                memories,
-                self.owner,
-                PageCount::ONE,
-                PageSize::Size4K,
-                rng.next(),
-            );
-            let (Some(frames), Ok(range)) = (frames, IovaRange::new(page, PageCount::ONE)) else {
+        let one = B::pages(1);
+        let firsts = (0..pages.get()).step_by(B::PAGE as usize);
+        for page in firsts.filter_map(|page| shared.span().page(page)) {
+            let frames = O::frames(memories, self.owner, one, B::smallest(), rng.next());
+            let (Some(frames), Ok(range)) = (frames, IovaRange::new(page, one)) else {
                 continue;
             };
             let phys = frames.range();
@@ -64,7 +60,7 @@ impl<O: Household, B: Driver> Space<O, B> {
         }
         for (range, phys) in inside {
             rig.unmapping(self.tenant, range);
-            let pending = match shared.unmap(range.start(), PageSize::Size4K) {
+            let pending = match shared.unmap(range.start(), B::smallest()) {
                 Ok(pending) => pending,
                 Err(error) => {
                     rig.broken(

@@ -8,22 +8,22 @@ use hv_iommu::{
     CutError, CutRefusal, Level, MapError, Mapped, Range, Receipt, RedeemRefusal, Redeemed,
 };
 
+use super::granule::Lives;
 use super::space::{Done, Household, Space};
 use super::world::Memories;
-use crate::driver::Driver;
 use crate::rule::Rule;
 
 /// A range of a life.
 type MappedOf<O, B> = Range<O, B, Mapped>;
 
-impl<O: Household, B: Driver> Space<O, B> {
+impl<O: Household, B: Lives> Space<O, B> {
     /// Cuts a range in two at any page; whatever the machine, in one way or the other.
     pub(crate) fn cut(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let Some(mapped) = self.take_large(choice[0]) else {
             return Done::Fine;
         };
         let (rig, span) = (&memories.rig, mapped.span());
-        let Some(at) = place(span, choice) else {
+        let Some(at) = place::<B>(span, choice) else {
             self.mapped.push(mapped);
             return Done::Fine;
         };
@@ -31,10 +31,15 @@ impl<O: Household, B: Driver> Space<O, B> {
         let inside = self
             .domain
             .translate(middle)
-            .is_some_and(|found| middle.as_u64() & (span_of(found.level) - 1) != 0);
+            .is_some_and(|found| middle.as_u64() & (span_of::<B>(found.level) - 1) != 0);
+        let cuts_page = !middle.is_aligned(B::smallest());
         rig.say(format!("{:?} cuts {span} at {middle}", self.tenant));
         let mapped = match mapped.split_large_at(at) {
             Ok(parts) => {
+                if cuts_page {
+                    let what = format!("{span} was cut in a smallest page, at {middle}");
+                    rig.broken(Rule::WrongAnswer, what);
+                }
                 if inside && !rig.machine().resizes_live() {
                     let what = format!("{span} was cut live, on a machine that cannot follow");
                     rig.broken(Rule::WrongAnswer, what);
@@ -45,6 +50,15 @@ impl<O: Household, B: Driver> Space<O, B> {
             Err(CutError::Refused { range, reason }) => {
                 let stiff = matches!(reason, CutRefusal::Table(TableError::Breaks { .. }));
                 let poor = matches!(reason, CutRefusal::Table(TableError::OutOfFrames { .. }));
+                let cuts = matches!(reason, CutRefusal::Table(TableError::CutsPage { .. }));
+                if cuts != cuts_page {
+                    let what = format!("{span} is cut at {middle}: {reason}");
+                    rig.broken(Rule::WrongAnswer, what);
+                }
+                if cuts {
+                    self.mapped.push(range);
+                    return Done::Fine;
+                }
                 if !poor && (!stiff || !inside || rig.machine().resizes_live()) {
                     let what = format!("{span} was not cut at {middle}: {reason}");
                     rig.broken(Rule::WrongAnswer, what);
@@ -329,19 +343,23 @@ impl<O: Household, B: Driver> Space<O, B> {
     }
 }
 
-/// Where to cut a range: mostly anywhere, now and then where a large page ends.
-fn place(span: IovaRange, choice: [u64; 3]) -> Option<PageCount> {
+/// Where to cut a range: mostly anywhere between two smallest pages, now and then where a large page ends, or, if they are
+/// larger than that, in the middle of one.
+fn place<B: Lives>(span: IovaRange, choice: [u64; 3]) -> Option<PageCount> {
     let pages = span.pages().get();
-    let anywhere = 1 + choice[1].checked_rem(pages.checked_sub(1)?)?;
-    let aligned = anywhere / 512 * 512;
+    if B::PAGE > 1 && choice[2] >> 40 & 15 == 0 {
+        return PageCount::new(1 + choice[1].checked_rem(pages.checked_sub(1)?)?);
+    }
+    let anywhere = 1 + choice[1].checked_rem((pages / B::PAGE).checked_sub(1)?)?;
+    let aligned = anywhere * B::PAGE / B::LARGE * B::LARGE;
     let at = match choice[2] >> 32 & 3 {
         0 if aligned != 0 => aligned,
-        _ => anywhere,
+        _ => anywhere * B::PAGE,
     };
     PageCount::new(at)
 }
 
 /// Bytes that a leaf of this level maps.
-fn span_of(level: Level) -> u64 {
-    PageSize::Size4K.bytes() << (9 * (level.number() - 1))
+fn span_of<B: Lives>(level: Level) -> u64 {
+    level.size::<B::Format>().map_or(1, PageSize::bytes)
 }

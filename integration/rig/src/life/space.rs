@@ -10,8 +10,8 @@ use hv_iommu::{
     PendingScatter, PendingUnmap, Range, Receipt,
 };
 
+use super::granule::Lives;
 use super::world::Memories;
-use crate::driver::Driver;
 use crate::ledger::Tenant;
 use crate::rng::Rng;
 use crate::rule::Rule;
@@ -56,7 +56,7 @@ impl Household for UserManaged {
         choice: u64,
     ) -> Option<FrameRun<hv_core::Guest>> {
         let memory = memories.guest(owner)?;
-        let all = super::world::GUEST_PAGES;
+        let all = memories.guest_pages;
         let room = (all.checked_sub(pages.get())?) / align.pages() + 1;
         let first = choice % room * align.pages();
         let gpa = GpaRange::new(hv_core::Gpa::new(first * PageSize::Size4K.bytes()), pages).ok()?;
@@ -83,7 +83,7 @@ pub(crate) enum Done {
 }
 
 /// One domain.
-pub(crate) struct Space<O: Household, B: Driver> {
+pub(crate) struct Space<O: Household, B: Lives> {
     pub(crate) domain: Domain<O, B>,
     pub(crate) owner: O::Id,
     pub(crate) tenant: Tenant,
@@ -103,7 +103,7 @@ pub(crate) struct Space<O: Household, B: Driver> {
     pub(crate) attached: usize,
 }
 
-impl<O: Household, B: Driver> Space<O, B> {
+impl<O: Household, B: Lives> Space<O, B> {
     /// A domain with nothing mapped and nothing attached.
     pub(crate) fn new(domain: Domain<O, B>, owner: O::Id, tenant: Tenant) -> Self {
         Self {
@@ -125,7 +125,21 @@ impl<O: Household, B: Driver> Space<O, B> {
 /// Pages of the address space that mappings lie in: small, so that they come close to each other.
 const SPREAD: u64 = 512;
 
-impl<O: Household, B: Driver> Space<O, B> {
+/// Now and then something that is no smallest page begins or ends where there is none: that is refused, and nothing of it
+/// is lost.
+fn amiss<B: Lives>(choice: u64, page: u64, pages: PageCount) -> (u64, PageCount) {
+    let by = choice >> 48;
+    if B::PAGE == 1 || by % 32 >= 2 {
+        return (page, pages);
+    }
+    let more = 1 + by / 32 % (B::PAGE - 1);
+    match by % 32 {
+        0 => (page + more, pages),
+        _ => (page, PageCount::new(pages.get() + more).unwrap_or(pages)),
+    }
+}
+
+impl<O: Household, B: Lives> Space<O, B> {
     /// Maps a range somewhere.
     pub(crate) fn map(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let mut rng = Rng::new(choice[0]);
@@ -141,18 +155,23 @@ impl<O: Household, B: Driver> Space<O, B> {
     }
 
     fn map_kind(&mut self, memories: &Memories, choice: [u64; 3], kind: u64, mut rng: Rng) -> Done {
+        let (small, large) = (B::smallest(), B::large());
         let (pages, align, largest) = match kind {
-            0 => (512, PageSize::Size2M, PageSize::Size1G),
-            1 => (512 + rng.below(600), PageSize::Size2M, PageSize::Size1G),
-            2 => (512, PageSize::Size2M, PageSize::Size4K),
-            // A gigabyte takes 262144 leaves where there are only small ones.
+            0 => (B::LARGE, large, PageSize::LARGEST),
+            1 => (
+                B::LARGE + rng.below(600) * B::PAGE,
+                large,
+                PageSize::LARGEST,
+            ),
+            2 => (B::LARGE, large, small),
+            // A gigabyte takes 262144 leaves where there are only small ones of 4 KiB.
             3 if rng.one_in(4) && self.domain.geometry().largest_leaf > Level::LEAF => {
-                let largest = [PageSize::Size2M, PageSize::Size1G];
-                let largest = rng.pick(&largest).copied().unwrap_or(PageSize::Size1G);
+                let largest = [large, PageSize::LARGEST];
+                let largest = rng.pick(&largest).copied().unwrap_or(PageSize::LARGEST);
                 (1 << 18, PageSize::Size1G, largest)
             }
-            4..10 => (1, PageSize::Size4K, PageSize::Size1G),
-            _ => (1 + rng.below(24), PageSize::Size4K, PageSize::Size1G),
+            4..10 => (B::PAGE, small, PageSize::LARGEST),
+            _ => ((1 + rng.below(24)) * B::PAGE, small, PageSize::LARGEST),
         };
         let Some(pages) = PageCount::new(pages) else {
             return Done::Fine;
@@ -166,7 +185,8 @@ impl<O: Household, B: Driver> Space<O, B> {
             6 => 0xf_ee00,
             _ => 0,
         };
-        let page = region + rng.below(SPREAD.max(step * 4)) / step * step;
+        let page = region + rng.below((SPREAD * B::PAGE).max(step * 4)) / step * step;
+        let (page, pages) = amiss::<B>(choice[1], page, pages);
         let perms = match rng.below(4) {
             0 => Perms::Read,
             1 => Perms::Write,
@@ -208,8 +228,16 @@ impl<O: Household, B: Driver> Space<O, B> {
             perms
         };
         rig.mapping(self.tenant, range, frames.range(), most);
+        let whole = (range.start().as_u64() >> PageSize::Size4K.shift() | range.pages().get())
+            .is_multiple_of(B::PAGE);
         match free.map_with(frames, perms, largest) {
             Ok(mapped) => {
+                if !whole {
+                    rig.broken(
+                        Rule::WrongAnswer,
+                        format!("{range} cuts a page, and is mapped"),
+                    );
+                }
                 rig.mapped(self.tenant, range, mapped.granted());
                 self.mapped.push(mapped);
                 Done::Fine
@@ -254,7 +282,7 @@ impl<O: Household, B: Driver> Space<O, B> {
 
     /// Mostly a range with large pages, or room for them.
     pub(crate) fn take_large(&mut self, choice: u64) -> Option<Range<O, B, Mapped>> {
-        let large = |range: &Range<O, B, Mapped>| range.span().pages().get() >= 256;
+        let large = |range: &Range<O, B, Mapped>| range.span().pages().get() >= B::LARGE / 2;
         let count = self.mapped.len();
         let start = choice.checked_rem(count as u64)? as usize;
         let mut order = (0..count).map(|step| (start + step) % count);
@@ -327,8 +355,10 @@ impl<O: Household, B: Driver> Space<O, B> {
 
     /// Flushes a few pages, which opens what is pending there and nothing else.
     pub(crate) fn flush_pages(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
-        let start = hv_core::Iova::new(choice[0] % SPREAD * PageSize::Size4K.bytes());
-        let pages = PageCount::new(1 + choice[1] % 64).unwrap_or(PageCount::ONE);
+        // Whether or not smallest pages begin and end there.
+        let first = choice[0] % (SPREAD * B::PAGE);
+        let start = hv_core::Iova::new(first * PageSize::Size4K.bytes());
+        let pages = PageCount::new(1 + choice[1] % (64 * B::PAGE)).unwrap_or(PageCount::ONE);
         let Ok(span) = IovaRange::new(start, pages) else {
             return Done::Fine;
         };

@@ -6,9 +6,9 @@ use core::ops::ControlFlow;
 use hv_core::{Iova, IovaRange, PageCount, PageSize, Perms};
 use hv_iommu::{FlushError, FlushSpan, Level, ReclaimError, RedeemRefusal};
 
+use super::granule::Lives;
 use super::space::{Done, Household, Space};
 use super::world::Memories;
-use crate::driver::Driver;
 use crate::rule::Rule;
 
 /// How many ranges [`Space::sow`] maps, each in a table of its own: more than unmaps leave alone.
@@ -16,7 +16,7 @@ const SEEDS: u64 = 72;
 /// From which page on.
 const FIELD: u64 = 1 << 17;
 
-impl<O: Household, B: Driver> Space<O, B> {
+impl<O: Household, B: Lives> Space<O, B> {
     /// Gives the domain's empty tables back. Nothing else runs, so nothing is in the way.
     pub(crate) fn reclaim(&mut self, memories: &Memories) -> Done {
         let rig = &memories.rig;
@@ -49,9 +49,9 @@ impl<O: Household, B: Driver> Space<O, B> {
     pub(crate) fn sow(&mut self, memories: &Memories, choice: [u64; 3]) -> Done {
         let mut sown = Vec::new();
         for number in 0..SEEDS {
-            let page = FIELD + number * 512 + choice[0] % 512;
+            let page = FIELD + number * B::LARGE + choice[0] % 512 * B::PAGE;
             let start = Iova::new(page * PageSize::Size4K.bytes());
-            let span = IovaRange::new(start, PageCount::ONE).ok();
+            let span = IovaRange::new(start, B::pages(1)).ok();
             let Some(free) = span.and_then(|span| self.domain.reserve(span).ok()) else {
                 continue;
             };
@@ -83,12 +83,9 @@ impl<O: Household, B: Driver> Space<O, B> {
         free: hv_iommu::Range<O, B, hv_iommu::Free>,
         choice: u64,
     ) -> Done {
-        let one = PageCount::ONE;
-        let frames = O::frames(memories, self.owner, one, PageSize::Size4K, choice);
+        let frames = O::frames(memories, self.owner, B::pages(1), B::smallest(), choice);
         match frames {
-            Some(frames) => {
-                self.map_into(memories, free, frames, Perms::ReadWrite, PageSize::Size4K)
-            }
+            Some(frames) => self.map_into(memories, free, frames, Perms::ReadWrite, B::smallest()),
             None => {
                 self.release(memories, free);
                 Done::Fine
@@ -109,7 +106,7 @@ impl<O: Household, B: Driver> Space<O, B> {
         let Some(free) = span.and_then(|span| self.domain.reserve(span).ok()) else {
             return Done::Fine;
         };
-        let largest = PageSize::Size2M;
+        let largest = B::large();
         let Some(frames) = O::frames(memories, self.owner, pages, largest, 0) else {
             self.release(memories, free);
             return Done::Fine;

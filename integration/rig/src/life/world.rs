@@ -1,19 +1,17 @@
 //! The machine of a random life: its groups, domains and guests, and what each operation does to them.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hv_core::platform::FrameSource;
-use hv_core::{Gpa, GuestMemory, KernelPaging, PageCount, PageSize, UserManaged, VmId};
+use hv_core::{Gpa, GuestMemory, KernelPaging, PageCount, UserManaged, VmId};
 use hv_iommu::{
     Attached, Blocked, Claimed, Config, FaultBudget, FlushError, Group, InterruptsIsolated, Iommu,
     UnitError, Wedged,
 };
 
-use hv_smmu::Smmu;
-
-use super::guest::Nest;
+use super::addresses::Home;
+use super::granule::Lives;
 use super::op::{Kind, Op};
 use super::space::{Done, Space};
 use crate::driver::Driver;
@@ -23,8 +21,8 @@ use crate::rule::Rule;
 
 /// How many guests there are.
 pub(crate) const GUESTS: u16 = 3;
-/// Pages of each guest's memory.
-pub(crate) const GUEST_PAGES: u64 = 2048;
+/// Pages of each guest's memory at least: there is room for a large page in any case.
+const GUEST_PAGES: u64 = 2048;
 /// How long a unit may take, as the subsystem is told.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -32,6 +30,8 @@ const WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct Memories {
     pub(crate) rig: Rig,
     guests: Vec<GuestMemory>,
+    /// Pages of each of them.
+    pub(crate) guest_pages: u64,
 }
 
 impl Memories {
@@ -41,7 +41,7 @@ impl Memories {
 }
 
 /// A group in whatever state it is.
-pub(crate) enum Held<B: Driver> {
+pub(crate) enum Held<B: Lives> {
     Blocked(Group<B, Blocked>),
     Kernel(Group<B, Claimed<KernelPaging>>),
     Guest(Group<B, Claimed<UserManaged>>),
@@ -55,14 +55,16 @@ pub(crate) enum Held<B: Driver> {
 }
 
 /// Everything that lives.
-pub(crate) struct World<B: Driver> {
+pub(crate) struct World<B: Lives> {
     pub(crate) memories: Memories,
     pub(crate) iommu: Iommu<B>,
     pub(crate) groups: Vec<Held<B>>,
     pub(crate) kernel: BTreeMap<u64, Space<KernelPaging, B>>,
     pub(crate) guest: BTreeMap<u64, Space<UserManaged, B>>,
     /// Guests with first stages of their own, on SMMUs.
-    pub(crate) nests: Vec<Nest>,
+    pub(crate) nests: Vec<B::Nest>,
+    /// Address spaces of guests that wedged groups are in.
+    pub(crate) homes: Vec<Home<B>>,
     pub(crate) witness: InterruptsIsolated,
     pub(crate) next_tenant: u64,
     /// Frames that were out when the machine was up.
@@ -126,27 +128,32 @@ macro_rules! on_space {
     }};
 }
 
-impl<B: Driver> World<B> {
+impl<B: Lives> World<B> {
     /// Brings the machine up.
     pub(crate) fn new(rig: Rig) -> Result<Self, String> {
         let (iommu, groups) = bring_up(&rig)?;
-        let mut guests = Vec::new();
+        let (mut guests, guest_pages) = (Vec::new(), GUEST_PAGES.max(B::LARGE));
         for vm in (1..=GUESTS).filter_map(VmId::new) {
             let mut memory = GuestMemory::new(vm);
-            let pages = PageCount::new(GUEST_PAGES).unwrap_or(PageCount::ONE);
-            if let Ok(frames) = rig.alloc_frames(pages, PageSize::Size2M) {
+            let pages = PageCount::new(guest_pages).unwrap_or(PageCount::ONE);
+            if let Ok(frames) = rig.alloc_frames(pages, B::large()) {
                 drop(memory.give(Gpa::new(0), frames));
             }
             guests.push(memory);
         }
         let baseline = rig.frames_out();
         Ok(Self {
-            memories: Memories { rig, guests },
+            memories: Memories {
+                rig,
+                guests,
+                guest_pages,
+            },
             iommu,
             groups: groups.into_iter().map(Held::Blocked).collect(),
             kernel: BTreeMap::new(),
             guest: BTreeMap::new(),
             nests: Vec::new(),
+            homes: Vec::new(),
             witness: InterruptsIsolated::override_unsafe_interrupts("a random life"),
             next_tenant: 1,
             baseline,
@@ -157,18 +164,6 @@ impl<B: Driver> World<B> {
 
     pub(crate) fn rig(&self) -> &Rig {
         &self.memories.rig
-    }
-
-    /// The same, of a life with SMMUs: what only those have.
-    pub(crate) fn of_smmus(&mut self) -> Option<&mut World<Smmu<Rig>>> {
-        (self as &mut dyn Any).downcast_mut()
-    }
-
-    /// Ends guests with first stages of their own.
-    pub(crate) fn end_all_nests(&mut self) {
-        if let Some(world) = self.of_smmus() {
-            world.end_nests();
-        }
     }
 
     /// Does one operation. Whatever broke is noted in the rig.
@@ -218,16 +213,8 @@ impl<B: Driver> World<B> {
                 .sow(memories, choice)),
             Kind::Nest => on_space!(self, choice[2], |memories, space| space
                 .nest(memories, choice)),
-            Kind::DeviceTlb => {
-                if let Some(world) = self.of_smmus() {
-                    world.device_tlb(choice);
-                }
-            }
-            Kind::Guest => {
-                if let Some(world) = self.of_smmus() {
-                    world.nested(choice);
-                }
-            }
+            Kind::DeviceTlb => B::device_tlb(self, choice),
+            Kind::Guest => B::nested(self, choice),
             Kind::UnmapWalked => on_space!(self, choice[2], |memories, space| space
                 .unmap_walked(memories, choice)),
             Kind::Share => {
@@ -243,6 +230,8 @@ impl<B: Driver> World<B> {
             Kind::Destroy => self.destroy(choice),
             Kind::Send => self.send(choice),
             Kind::Storm => self.storm(choice),
+            Kind::Written => self.written(choice),
+            Kind::AddressSpace => self.address_space(choice),
             Kind::Faults => self.take_faults(),
             Kind::FailAllocation => self.rig().fail_allocation_after(Some(choice[0] % 4)),
             Kind::Hang => self.hang(choice),

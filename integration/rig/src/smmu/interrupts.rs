@@ -74,18 +74,12 @@ impl Unit {
                 return;
             }
             if address & !0xfff != DOORBELL {
-                let what = format!(
-                    "unit {} wrote an interrupt message to {address:#x}, where nobody takes any",
-                    self.index
-                );
-                bus.broken(Rule::ForeignMemory, what);
+                bus.message_astray(self.index, address);
                 return;
             }
         }
-        bus.note_unit(self.index, || format!("interrupts: {cause:?}, {signal:?}"));
-        let unit = self.index;
-        bus.interrupts.push(Interrupt {
-            unit,
+        bus.interrupted(Interrupt {
+            unit: self.index,
             cause,
             signal,
         });

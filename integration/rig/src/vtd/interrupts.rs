@@ -18,6 +18,9 @@ pub(super) struct FaultEvent {
     data: u32,
     address: u32,
     upper: u32,
+    /// Which of these three were written since the event was let through last, and whether it ever was.
+    written: [bool; 3],
+    was_on: bool,
 }
 
 impl FaultEvent {
@@ -29,6 +32,17 @@ impl FaultEvent {
             data: 0,
             address: 0,
             upper: 0,
+            written: [false; 3],
+            was_on: false,
+        }
+    }
+
+    /// Whether all of a message is there, of which units that know wide APIC ids have an upper half: all of a new one, or
+    /// nothing of one beside that of before.
+    fn is_whole(&self, eim: bool) -> bool {
+        match self.written {
+            [false, false, false] => self.was_on,
+            [data, address, upper] => data && address && (upper || !eim),
         }
     }
 
@@ -85,9 +99,29 @@ impl Unit {
             bus.broken(Rule::Register, what);
         }
         if offset == spec::FECTL {
-            self.event.masked = value & spec::FECTL_IM != 0;
+            let masked = value & spec::FECTL_IM != 0;
+            if !masked && !self.event.is_whole(self.ecap.eim) {
+                let what = format!(
+                    "unit {}: the fault event was let through with a part of its message (data, address, upper address: \
+                     {:?})",
+                    self.index, self.event.written
+                );
+                bus.broken(Rule::Register, what);
+            }
+            if !masked {
+                (self.event.written, self.event.was_on) = ([false; 3], true);
+            }
+            self.event.masked = masked;
             self.send_event(bus);
             return;
+        }
+        if offset == spec::FEADDR && value & spec::FEADDR_REMAPPABLE != 0 {
+            let what = format!(
+                "unit {}: the fault event's address is {value:#x}, of the format that is remapped, which nothing of a \
+                 unit's own is",
+                self.index
+            );
+            bus.broken(Rule::Register, what);
         }
         if !self.event.masked {
             let what = format!(
@@ -96,11 +130,13 @@ impl Unit {
             );
             bus.broken(Rule::Register, what);
         }
-        match offset {
-            spec::FEDATA => self.event.data = value,
-            spec::FEADDR => self.event.address = value,
-            _ => self.event.upper = value,
-        }
+        let (register, which) = match offset {
+            spec::FEDATA => (&mut self.event.data, 0),
+            spec::FEADDR => (&mut self.event.address, 1),
+            _ => (&mut self.event.upper, 2),
+        };
+        *register = value;
+        self.event.written[which] = true;
     }
 
     /// Sends what is kept, if that is not masked.
@@ -116,20 +152,14 @@ impl Unit {
             ..
         } = self.event;
         if !APICS.contains(&address.into()) {
-            let what = format!(
-                "unit {} wrote an interrupt message to {upper:#x}:{address:#010x}, where nobody takes any",
-                self.index
-            );
-            bus.broken(Rule::ForeignMemory, what);
+            let address = u64::from(upper) << u32::BITS | u64::from(address);
+            bus.message_astray(self.index, address);
             return;
         }
-        let (unit, cause) = (self.index, Cause::Faults);
-        let signal = Signal::Message(data);
-        bus.note_unit(unit, || format!("interrupts: {cause:?}, {signal:?}"));
-        bus.interrupts.push(Interrupt {
-            unit,
-            cause,
-            signal,
+        bus.interrupted(Interrupt {
+            unit: self.index,
+            cause: Cause::Faults,
+            signal: Signal::Message(data),
         });
     }
 }

@@ -126,7 +126,7 @@ fn bc19_a_storm_of_a_million_faults_costs_the_budget_and_harms_nobody_else() {
     drop(well_one.end());
 }
 
-/// A look at the logs is held up at any of its accesses. Meanwhile the unit fails, and somebody who waits for a flush finds
+/// A look at the logs is held up at any of its steps. Meanwhile the unit fails, and somebody who waits for a flush finds
 /// that out and resets it. What the look read before the reset is no word about the unit that it goes on with.
 #[test]
 fn wedged_what_a_look_saw_before_a_reset_wedges_nothing_after_it() {
@@ -135,21 +135,22 @@ fn wedged_what_a_look_saw_before_a_reset_wedges_nothing_after_it() {
         let group = stand.take(pci(0, 2, 0));
         let one = stand.kernel(group);
         let unit = one.group.as_ref().unwrap().unit();
-        let mut accesses = 0;
+        let mut steps = 0;
         let mut looked = true;
         while looked {
             let (iommu, rig) = (&stand.iommu, &stand.rig);
             let (hold, held) = mpsc::channel();
             let (go_on, gone_on) = mpsc::channel::<()>();
-            rig.hold_up(unit.index(), accesses, move || {
+            let hold_up = move || {
                 hold.send(()).unwrap();
                 gone_on.recv().unwrap();
-            });
+            };
             looked = thread::scope(|scope| {
-                let look = scope.spawn(|| {
+                let look = scope.spawn(move || {
                     let mut told = Vec::new();
-                    iommu.take_faults(|notice| told.push(notice));
-                    rig.let_on();
+                    rig.between(steps, hold_up, || {
+                        iommu.take_faults(|notice| told.push(notice));
+                    });
                     told
                 });
                 let looked = held.recv().is_ok();
@@ -161,14 +162,14 @@ fn wedged_what_a_look_saw_before_a_reset_wedges_nothing_after_it() {
                     rig.wedged(unit.index(), false);
                     go_on.send(()).unwrap();
                 }
-                assert_eq!(look.join().unwrap(), [], "at access {accesses}");
+                assert_eq!(look.join().unwrap(), [], "at step {steps}");
                 looked
             });
-            assert_eq!(iommu.wedged_units().count(), 0, "at access {accesses}");
+            assert_eq!(iommu.wedged_units().count(), 0, "at step {steps}");
             assert!(one.domain.flush(FlushSpan::Domain).is_ok());
-            accesses += 1;
+            steps += 1;
         }
-        assert!(accesses > 1, "{accesses}");
+        assert!(steps > 1, "{steps}");
         drop(one.end());
     });
 }

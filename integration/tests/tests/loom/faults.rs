@@ -5,7 +5,7 @@ use hv_core::fault::Fault;
 use crate::explore::{Row, notice_each};
 use crate::{
     allocating, claiming, detaching, dirty, ending, faulting, flushing, lending, mapping, queueing,
-    quiescence, reclaiming, resizing, unmapping,
+    quiescence, reclaiming, resizing, short_way, unmapping,
 };
 
 /// Epochs and the lock.
@@ -330,6 +330,28 @@ const RECLAIMING: &[Row] = &[
     ),
 ];
 
+/// The short way down.
+const SHORT_WAY: &[Row] = &[
+    (
+        Fault::ShortWaySkipsMarks,
+        &[
+            short_way::short_way_of_mapper_against_attempt,
+            short_way::short_way_of_mapper_against_frozen_link,
+        ],
+    ),
+    (
+        Fault::ShortWayComparesNothing,
+        &[
+            short_way::short_way_of_mapper_against_tombstone,
+            short_way::short_way_of_lookup_against_split,
+            short_way::short_way_of_lookup_against_merge,
+            short_way::short_ways_to_pages_of_two_sizes,
+            short_way::short_way_of_lookup_against_detach,
+            short_way::short_way_of_lookup_against_detach_of_sub_tree,
+        ],
+    ),
+];
+
 /// Changes of what is there, and the end.
 const CHANGING: &[Row] = &[
     (
@@ -438,7 +460,8 @@ const MEMORY: &[Row] = &[
 fn each_fault_is_noticed() {
     notice_each(
         &[
-            WAITING, FLUSHING, QUEUEING, OWNING, ALLOCATING, MAPPING, RECLAIMING, CHANGING, MEMORY,
+            WAITING, FLUSHING, QUEUEING, OWNING, ALLOCATING, MAPPING, RECLAIMING, SHORT_WAY,
+            CHANGING, MEMORY,
         ]
         .concat(),
     );

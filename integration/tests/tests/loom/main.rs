@@ -47,6 +47,7 @@ mod queueing;
 mod quiescence;
 mod reclaiming;
 mod resizing;
+mod short_way;
 mod unmapping;
 mod words;
 mod world;

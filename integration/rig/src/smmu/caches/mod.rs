@@ -282,12 +282,19 @@ impl Caches {
     pub(crate) fn forget_range(&mut self, range: &Range) {
         self.drop_where(|(tag, span, index), leaf| {
             let inside = (range.first >> span..=range.last >> span).contains(index);
+            // What entries of a granule span is what none of another's does.
+            let found_by = |granule: u8| {
+                let above = span.checked_sub(granule);
+                above.is_some_and(|above| above % (granule - 3) == 0)
+            };
+            let combined = leaf.is_some_and(|entry| entry.combined);
+            let fits = combined || range.granule.is_none_or(found_by);
             let meant = match leaf {
                 Some(entry) => entry.combined || range.only.is_none_or(|only| only == *span),
                 // Links above the level that the hint names.
                 None => !range.leaf && range.only.is_none_or(|only| only < *span),
             };
-            inside && meant && tag.is_meant(range.whose)
+            inside && fits && meant && tag.is_meant(range.whose)
         });
     }
 
@@ -435,6 +442,7 @@ mod tests {
             last,
             leaf,
             only: None,
+            granule: None,
         }
     }
 
@@ -481,6 +489,30 @@ mod tests {
         caches.forget_range(&range(0x20_7000, 0x20_7000, true));
         assert!(caches.leaf(ONE, &SPANS, 0x20_5000, &mut rng).is_none());
         assert!(caches.naming(600, 1).is_none());
+    }
+
+    #[test]
+    fn what_was_found_by_tables_of_another_granule_stays() {
+        let mut rng = Rng::new(1);
+        let all = |granule| Range {
+            granule: Some(granule),
+            ..range(0, 0xffff_ffff, false)
+        };
+        // Leaves and links of pages of 4, 16 and 64 KiB.
+        let sizes: [(u8, &[u8]); 3] = [(12, &[12, 21, 30]), (14, &[14, 25]), (16, &[16, 29])];
+        for (granule, mine) in sizes {
+            let mut caches = Caches::default();
+            for span in sizes.into_iter().flat_map(|(_, spans)| spans) {
+                caches.keep_leaf(ONE, *span, 0, to(1));
+                caches.keep_link(ONE, *span, 0, to(2));
+            }
+            caches.forget_range(&all(granule));
+            for span in sizes.into_iter().flat_map(|(_, spans)| spans) {
+                let stays = !mine.contains(span);
+                assert_eq!(caches.leaf(ONE, &[*span], 0, &mut rng).is_some(), stays);
+                assert_eq!(caches.link(ONE, &[*span], 0, &mut rng).is_some(), stays);
+            }
+        }
     }
 
     #[test]

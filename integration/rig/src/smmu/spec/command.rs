@@ -136,6 +136,8 @@ pub(crate) struct Range {
     pub(crate) leaf: bool,
     /// Log2 of what a leaf spans: larger and smaller ones may be kept. `None` for leaves of every size.
     pub(crate) only: Option<u8>,
+    /// Log2 of the granule: what was found by tables of another one may be kept (IHI 0070, 4.4.1, TG). `None` for every one.
+    pub(crate) granule: Option<u8>,
 }
 
 /// Decodes a command, or says why it is none.
@@ -321,6 +323,7 @@ fn range(low: u64, high: u64, whose: Whose, limits: &CommandLimits) -> Result<Ra
             last: first,
             leaf,
             only: None,
+            granule: None,
         });
     }
     if number == 0 && scale == 0 && level == 0 {
@@ -352,6 +355,7 @@ fn range(low: u64, high: u64, whose: Whose, limits: &CommandLimits) -> Result<Ra
         last: last.min(u64::MAX.into()) as u64,
         leaf,
         only,
+        granule: Some(shift),
     })
 }
 
@@ -442,18 +446,21 @@ mod tests {
     #[test]
     fn ranges_say_how_far_they_go() {
         let ask = |low: u64, high| match decode(low | 0x2a | 5 << 32, high, &LIMITS) {
-            Ok(Command::Range(range)) => Ok((range.first, range.last, range.only)),
+            Ok(Command::Range(range)) => Ok((range.first, range.last, range.only, range.granule)),
             other => Err(format!("{other:?}")),
         };
-        assert_eq!(ask(0, 0x4000), Ok((0x4000, 0x4000, None)));
-        assert_eq!(ask(3 << 12, 1 << 10 | 0x4000), Ok((0x4000, 0x7fff, None)));
+        assert_eq!(ask(0, 0x4000), Ok((0x4000, 0x4000, None, None)));
+        assert_eq!(
+            ask(3 << 12, 1 << 10 | 0x4000),
+            Ok((0x4000, 0x7fff, None, Some(12)))
+        );
         assert_eq!(
             ask(1 << 12 | 2 << 20, 1 << 10 | 3 << 8 | 0x4000),
-            Ok((0x4000, 0xbfff, Some(12)))
+            Ok((0x4000, 0xbfff, Some(12), Some(12)))
         );
         assert_eq!(
             ask(0, 1 << 10 | 2 << 8 | 0x20_0000),
-            Ok((0x20_0000, 0x20_0fff, Some(21)))
+            Ok((0x20_0000, 0x20_0fff, Some(21), Some(12)))
         );
         assert!(ask(0, 1 << 10 | 0x4000).is_err(), "reserved");
         assert!(ask(1 << 12, 0x4000).is_err(), "no granule");

@@ -142,6 +142,9 @@ pub(crate) const FECTL_IP: u32 = 1 << 30;
 pub(crate) const FEDATA_KNOWN: u32 = 0xffff;
 /// FEADDR: 31:2.
 pub(crate) const FEADDR_KNOWN: u32 = !0b11;
+/// FEADDR: the message is of the format that interrupt remapping translates. What units send of their own is not remapped
+/// (VT-d manual, Interrupt Remapping; Linux `intel_irq_remapping.c`, address bit 4).
+pub(crate) const FEADDR_REMAPPABLE: u32 = 1 << 4;
 /// FEUADDR, on units with ECAP.EIM: 31:8, the APIC id from its bit 8 on.
 pub(crate) const FEUADDR_KNOWN: u32 = !0xff;
 

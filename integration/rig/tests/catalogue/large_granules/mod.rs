@@ -5,10 +5,7 @@ mod of_64k;
 
 /// The machine, with second stages and all granules on each of its units.
 pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
-    for unit in &mut machine.units {
-        let identity = unit.smmu().unwrap();
-        identity.second_stage = true;
-        identity.large_granules = (true, true);
-    }
+    machine.set_second_stages();
+    machine.set_large_granules();
     machine
 }

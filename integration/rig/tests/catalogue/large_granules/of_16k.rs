@@ -1,5 +1,7 @@
 //! Pages of 16 KiB, leaves of 32 MiB above.
 
+#[path = "../bitmaps.rs"]
+mod bitmaps;
 #[path = "../messages.rs"]
 mod messages;
 #[path = "../sizes.rs"]

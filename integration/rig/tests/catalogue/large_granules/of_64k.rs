@@ -1,5 +1,7 @@
 //! Pages of 64 KiB, leaves of 512 MiB above.
 
+#[path = "../bitmaps.rs"]
+mod bitmaps;
 #[path = "../high.rs"]
 mod high;
 #[path = "../messages.rs"]

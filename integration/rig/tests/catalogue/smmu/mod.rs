@@ -49,9 +49,7 @@ mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.
 pub(crate) fn suited(mut machine: hv_rig::Machine) -> hv_rig::Machine {
-    for unit in &mut machine.units {
-        unit.smmu().unwrap().second_stage = true;
-    }
+    machine.set_second_stages();
     machine
 }
 
