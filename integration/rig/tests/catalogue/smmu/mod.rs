@@ -38,6 +38,7 @@ mod loose;
 mod nested;
 mod only;
 mod pasids;
+mod patience;
 mod silent;
 mod waking;
 
