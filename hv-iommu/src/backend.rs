@@ -574,6 +574,11 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
         false
     }
 
+    /// Changes with each device that was given its time while a unit finds out which do not answer: waits begin anew then.
+    fn mending_steps(&self, _unit: UnitIndex) -> u64 {
+        0
+    }
+
     /// Whether [`take_silent`](Self::take_silent) would give something. Cheap: asked after each wait.
     fn has_silent(&self, unit: UnitIndex) -> bool {
         let _ = unit;

@@ -115,7 +115,7 @@ pub(crate) fn bind_all<O: Owner, B: Backend, S: Shape<O, B>>(
     }
     for (index, requester) in inner.requesters.iter().enumerate() {
         anchor.enter(inner.unit, inner.caps.sync_on_map);
-        let resets = system.wedged.resets();
+        let resets = system.wedged.resets(inner.unit);
         // SAFETY: the domain counts this group as attached, and `destroy` is refused while it does. That
         // is taken back only after `unbind` has completed.
         let bound = unsafe { S::bind(core, &system.backend, inner.unit, *requester) };

@@ -54,6 +54,7 @@ pub(crate) fn stop_leftover(config: &impl PciConfig, function: PciAddress) -> bo
     let place = AtsPlace::of(config, function);
     let is_on = |place: &AtsPlace| place.control(config, function) & ATS_CONTROL_ENABLE != 0;
     match place.filter(is_on) {
+        Some(_) if Fault::LeaveAtsOn.is_on() => true,
         Some(place) => place.set(config, function, false) & ATS_CONTROL_ENABLE == 0,
         None => true,
     }
@@ -127,7 +128,7 @@ impl<B: DeviceTlbBackend> Inner<B> {
     }
 
     fn close(&self, member: PciAddress, domain: HwDomainId) -> Result<(), UnitError> {
-        let resets = self.system.wedged.resets();
+        let resets = self.system.wedged.resets(self.unit);
         let asked = self
             .system
             .backend
@@ -153,8 +154,8 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
     /// [`take_faults`](crate::Iommu::take_faults) tells of it ([`FaultNotice::CutOff`](crate::FaultNotice::CutOff)). After
     /// a detach it can be attached anew. One that answers late by less than
     /// [`Config::device_wait`](crate::Config::device_wait) costs time and nothing else. A unit that never says that
-    /// a device did not answer is wedged after that time, like one that hangs; so is one behind which several functions are
-    /// dead, or several flushes of one were under way, if finding that out takes longer.
+    /// a device did not answer is wedged after that time, like one that hangs. Of several functions that are dead each is
+    /// found, one after the other, and all behind the unit wait that much longer: the bus's time once, and once more for each.
     ///
     /// The unit does not look at where the function's requests go any more, so it takes the word of who
     /// [vouches](TrustedDevice::vouch_for) for the device. A guest's device never gets it. Ports on the way have to let
@@ -209,7 +210,7 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
         if Fault::AskBeforeEntry.is_on() {
             place.set(config, member, true);
         }
-        let resets = system.wedged.resets();
+        let resets = system.wedged.resets(unit);
         // SAFETY: who holds the group vouches for its devices with all memory.
         let opened = unsafe { system.backend.open_device_tlb(unit, member, domain) };
         if let Err(error) = inner.wait_for(opened, resets, "the opening of a device's TLB") {
@@ -230,7 +231,7 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
         };
         // Once more after the setting, as for bus mastering: who cuts the function off now finds the note.
         // A reset has closed what was opened before it, without a note to find.
-        let was_reset = system.wedged.resets() != resets;
+        let was_reset = system.wedged.resets(unit) != resets;
         let here = match was_reset || system.wedged.has(unit) {
             true => Err(UnitError::Wedged { unit }.into()),
             false => inner.check_not_cut_off(),

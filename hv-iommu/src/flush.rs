@@ -111,21 +111,33 @@ impl<B: Backend> System<B> {
         }
         let clock = self.backend.platform();
         let start = clock.now();
-        let deadline = start.after(self.wait);
-        let mut for_devices = false;
-        let resets = self.wedged.resets();
+        let mut deadline = start.after(self.wait);
+        let (mut for_devices, mut steps) = (false, None);
+        let resets = self.wedged.resets(unit);
         loop {
-            // Who waits here walks in no table: its stay holds nobody back meanwhile, but for a look that mends the unit's
-            // queue, which takes as long as the devices that do not answer are given.
-            self.quiescence.pass(clock);
             // Also where it was so: the last of them may have been given up just now.
             for_devices |= self.backend.waits_for_devices(unit);
             let now = clock.now();
+            if for_devices && !Fault::MendingIsNotWaitedFor.is_on() {
+                // Whoever finds out which devices do not answer gives each its time.
+                let found = self.backend.mending_steps(unit);
+                if steps.replace(found).is_some_and(|before| before != found) {
+                    deadline = now.after(self.wait);
+                }
+            }
             let expired = match for_devices {
                 true => now > deadline.after(self.device_wait),
                 false => now > deadline,
             };
-            match self.backend.poll(unit, ticket) {
+            // Who waits here walks in no table: its stay holds nobody back meanwhile, however long the look takes (one that
+            // mends the unit's queue takes as long as devices that do not answer are given).
+            let polled = match Fault::MenderStays.is_on() {
+                true => self.backend.poll(unit, ticket),
+                false => self
+                    .quiescence
+                    .away(clock, || self.backend.poll(unit, ticket)),
+            };
+            match polled {
                 Ok(true) => {
                     self.hear_of_silent(unit);
                     return Ok(());
@@ -147,6 +159,18 @@ impl<B: Backend> System<B> {
                     return Err(error);
                 }
             }
+        }
+    }
+}
+
+impl<B: Backend> System<B> {
+    /// Asks a unit for a flush. Where that may wait for devices, the caller's stay holds nobody back meanwhile; what the
+    /// caller walks in, it has a guard for.
+    fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        let submit = || self.backend.submit(unit, request);
+        match self.backend.waits_for_devices(unit) {
+            true => self.quiescence.away(self.backend.platform(), submit),
+            false => submit(),
         }
     }
 }
@@ -208,12 +232,12 @@ impl<B: Backend> DomainCore<B> {
         // As many as there may be units, so each has its place.
         let mut tickets = ArrayVec::<(UnitIndex, FlushTicket), { UnitIndex::LIMIT }>::new();
         let mut failed = None;
-        let resets = self.system.wedged.resets();
         for unit in self.reach.units() {
             if Fault::OneUnitFlushed.is_on() && !tickets.is_empty() {
                 break;
             }
-            match self.system.backend.submit(unit, request) {
+            let resets = self.system.wedged.resets(unit);
+            match self.system.submit(unit, request) {
                 Ok(ticket) => {
                     let _ = tickets.try_push((unit, ticket));
                 }

@@ -102,7 +102,6 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
         // ORDERING: SeqCst pairs with the fence of `Reach::enter`: either a unit that is entering is seen
         // here, or its walks, which begin after that fence, see what the user wrote before it asked.
         fence(Ordering::SeqCst);
-        let resets = system.wedged.resets();
         let mut tickets = [None; UnitIndex::LIMIT];
         let mut refused = None;
         let mut asked = 0;
@@ -117,6 +116,7 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
             };
             for unit in core.ties.reach.units() {
                 let (id, stage) = (core.ties.id, &core.stage);
+                let resets = system.wedged.resets(unit);
                 let asked = system.backend.submit_nested(unit, id, stage, &invalidation);
                 match (asked, tickets.get_mut(unit.index())) {
                     // The last one stands for all before it.

@@ -268,7 +268,7 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
             return refused(attachment, AttachError::Ended(uid));
         };
         anchor.enter(unit, inner.caps.sync_on_map);
-        let resets = system.wedged.resets();
+        let resets = system.wedged.resets(unit);
         // SAFETY: the root is that of a live table, whose domain counts this attachment until it was
         // detached; it maps what its owner's runs of frames name.
         let bound = unsafe { system.backend.bind_pasid(unit, member, pasid, binding) };

@@ -14,7 +14,8 @@
 //! | pin: load epoch | Acquire | what the CPU that advanced it saw |
 //! | pin: store slot, fence | Release, SeqCst | "I walk" before the first load of the walk, to `advance` |
 //! | stay: mark slot as fenced | Release | nothing new: for later guards of this CPU |
-//! | pass: load epoch, store slot, fence | Acquire, Release, SeqCst | all walks so far have ended, to `advance`; then as pin |
+//! | pass, come back: load epoch, store slot, fence | Acquire, Release, SeqCst | all walks so far have ended, to `advance`; then as pin |
+//! | go away: store slot | Release | as unpin |
 //! | unpin: store slot | Release | all loads and stores of the walk, to `advance` |
 //! | advance: fence, load slots | SeqCst, Acquire | what retired things were unlinked before, and ended walks |
 //! | advance: CAS epoch | AcqRel | the above, to pins and to `has_passed` |
@@ -171,12 +172,33 @@ impl Quiescence {
         slot.is_some_and(|Slot(slot)| self.pass_in(slot))
     }
 
-    fn pass_in(&self, slot: &AtomicU64) -> bool {
-        // ORDERING: Relaxed, only this CPU writes its slot.
-        let held = slot.load(Ordering::Relaxed);
-        if held & (FENCED | HELD_MASK) != FENCED | 1 {
-            return false;
+    /// Does what may take long and walks in no table: if all that this CPU holds is a [`Stay`], nobody waits for it
+    /// meanwhile. Where a guard is alive, as one of whatever `act` was called in, what is retired waits for that.
+    pub fn away<R>(&self, cpus: &impl Cpus, act: impl FnOnce() -> R) -> R {
+        let slot = self.slots.get(cpus.current_cpu().index());
+        let left = slot.filter(|Slot(slot)| is_stay_alone(slot));
+        if let Some(Slot(slot)) = left {
+            // ORDERING: Release, as the end of a guard: what was walked is over before `advance` sees it so. A handler that
+            // comes meanwhile makes guards of its own, with fences, and leaves the slot as it is here.
+            slot.store(0, Ordering::Release);
         }
+        let done = act();
+        if let Some(Slot(slot)) = left {
+            self.come_in(slot);
+        }
+        done
+    }
+
+    fn pass_in(&self, slot: &AtomicU64) -> bool {
+        let passes = is_stay_alone(slot);
+        if passes {
+            self.come_in(slot);
+        }
+        passes
+    }
+
+    /// A stay goes on from here.
+    fn come_in(&self, slot: &AtomicU64) {
         // ORDERING: Acquire, as in `pin`.
         let epoch = self.epoch.load(Ordering::Acquire);
         // ORDERING: Release: earlier walks are over before `advance` sees the new epoch here.
@@ -189,7 +211,6 @@ impl Quiescence {
         }
         // ORDERING: Release as every store to a slot.
         slot.store(epoch << EPOCH_SHIFT | FENCED | 1, Ordering::Release);
-        true
     }
 
     /// The epoch to wait for, after something was taken out of reach by stores before this call.
@@ -247,6 +268,12 @@ pub struct Stay<'q> {
     cpu: CpuId,
     /// `None` within another stay of this CPU.
     guard: Option<Guard<'q>>,
+}
+
+/// Whether all that a CPU holds is a stay.
+fn is_stay_alone(slot: &AtomicU64) -> bool {
+    // ORDERING: Relaxed, only this CPU writes its slot.
+    slot.load(Ordering::Relaxed) & (FENCED | HELD_MASK) == FENCED | 1
 }
 
 fn is_fenced(slot: &AtomicU64) -> bool {
@@ -411,6 +438,29 @@ mod tests {
         drop(stay);
         let later = quiescence.retire_epoch();
         assert!(passes(&quiescence, later), "it is gone");
+    }
+
+    #[test]
+    fn a_stay_that_is_away_holds_nobody_back_and_a_guard_does() {
+        let quiescence = Quiescence::new(2).unwrap();
+        let retired = || passes(&quiescence, quiescence.retire_epoch());
+        let stay = quiescence.enter(&Fixed(0));
+        assert!(!retired());
+        assert!(quiescence.away(&Fixed(0), || {
+            // As a handler does.
+            drop((quiescence.pin(&Fixed(0)), quiescence.enter(&Fixed(0))));
+            retired()
+        }));
+        assert!(!retired(), "it is back");
+        let guard = quiescence.pin(&Fixed(0));
+        assert!(!quiescence.away(&Fixed(0), retired), "a guard is alive");
+        drop(guard);
+        assert!(quiescence.away(&Fixed(0), retired));
+        drop(stay);
+        assert!(retired() && quiescence.away(&Fixed(0), retired));
+        let stray = quiescence.pin(&Fixed(7));
+        assert!(!quiescence.away(&Fixed(7), retired));
+        drop(stray);
     }
 
     #[test]

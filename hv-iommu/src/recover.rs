@@ -4,8 +4,10 @@
 //! that comes while a reset is under way makes that reset count as failed; both sides decide under
 //! the registry's lock, which no hardware wait happens under.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
+use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
 use hv_core::sync::{AtomicU64, Ordering};
 
@@ -22,17 +24,25 @@ use crate::system::{Iommu, Registry, System};
 pub(crate) struct WedgedUnits {
     /// One bit for each unit.
     units: AtomicU64,
-    /// Resets of any unit that succeeded.
-    resets: AtomicU64,
+    /// Of each unit, its resets that succeeded.
+    resets: Vec<AtomicU64>,
 }
 
 impl WedgedUnits {
-    /// None is wedged.
-    pub(crate) fn new() -> Self {
-        Self {
+    /// None of so many is wedged.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(crate) fn new(units: usize) -> Result<Self, OutOfMemory> {
+        let mut resets = Vec::new();
+        resets.try_reserve_exact(units).map_err(|_| OutOfMemory {
+            bytes: units.saturating_mul(size_of::<AtomicU64>()),
+        })?;
+        resets.extend((0..units).map(|_| AtomicU64::new(0)));
+        Ok(Self {
             units: AtomicU64::new(0),
-            resets: AtomicU64::new(0),
-        }
+            resets,
+        })
     }
 
     /// Whether a unit was declared wedged and not reset since.
@@ -50,17 +60,20 @@ impl WedgedUnits {
 
     /// Notes that a unit was reset.
     fn forget(&self, unit: UnitIndex) {
-        // ORDERING: Release pairs with `resets`; before the bit, so that who sees neither asked a
-        // unit that was wedged otherwise. The registry's lock orders writers.
-        self.resets.fetch_add(1, Ordering::Release);
+        if let Some(resets) = self.resets.get(unit.index()) {
+            // ORDERING: Release pairs with `resets`; before the bit, so that who sees neither asked a
+            // unit that was wedged otherwise. The registry's lock orders writers.
+            resets.fetch_add(1, Ordering::Release);
+        }
         // ORDERING: SeqCst, as in `has`; also all that the reset did happens before.
         self.units.fetch_and(!bit(unit), Ordering::SeqCst);
     }
 
-    /// How many resets have succeeded so far.
-    pub(crate) fn resets(&self) -> u64 {
+    /// How many resets of a unit have succeeded so far.
+    pub(crate) fn resets(&self, unit: UnitIndex) -> u64 {
+        let resets = self.resets.get(unit.index());
         // ORDERING: Acquire pairs with `forget`: who counted a reset finds its unit reset.
-        self.resets.load(Ordering::Acquire)
+        resets.map_or(0, |resets| resets.load(Ordering::Acquire))
     }
 }
 
@@ -119,7 +132,7 @@ impl<B: Backend> System<B> {
         }
     }
 
-    /// Cuts a unit off because a request failed, unless that says nothing new about it. `resets` were
+    /// Cuts a unit off because a request failed, unless that says nothing new about it. `resets` of it were
     /// counted before the request.
     ///
     /// Only for requests whose failure leaves nothing behind that a reset under way might miss: no
@@ -129,7 +142,7 @@ impl<B: Backend> System<B> {
             UnitError::Busy { .. } | UnitError::NoAnswer { .. } => true,
             // Refused because the unit is wedged, or was before a reset that has succeeded meanwhile:
             // callers that keep trying must neither spoil a reset nor wedge the unit again after it.
-            UnitError::Wedged { .. } => self.wedged.has(unit) || self.wedged.resets() != resets,
+            UnitError::Wedged { .. } => self.wedged.has(unit) || self.wedged.resets(unit) != resets,
             _ => false,
         };
         if !known {

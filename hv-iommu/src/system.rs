@@ -26,8 +26,8 @@ pub struct Config {
     pub wait: Duration,
     /// How much longer it may take while devices behind it keep translations themselves
     /// ([`enable_ats`](crate::Group::enable_ats)), since it waits for those too. A unit goes on past a device only after
-    /// the bus has given it up, and which one it was takes that time once more to find out, for each that does not answer;
-    /// where this is shorter, a device that does not answer wedges its unit.
+    /// the bus has given it up, so where this is shorter than the bus takes for that, a device that does not answer wedges its
+    /// unit. Which one it was takes as long once more to find out, for each that does not answer: waits begin anew with each.
     pub device_wait: Duration,
     /// How many faults a group of devices may cause before it is cut off.
     pub faults: FaultBudget,
@@ -185,7 +185,7 @@ impl<B: Backend> Iommu<B> {
                 resets: Resets::default(),
             }),
             topology: Mutex::new(Topology::default()),
-            wedged: WedgedUnits::new(),
+            wedged: WedgedUnits::new(backend.unit_count())?,
             uid: DomainUid::fresh(),
             domain_ids,
             backend,

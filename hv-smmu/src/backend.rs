@@ -295,6 +295,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.unit(unit).is_ok_and(Unit::waits_for_devices)
     }
 
+    fn mending_steps(&self, unit: UnitIndex) -> u64 {
+        self.unit(unit).map_or(0, Unit::mending_steps)
+    }
+
     fn has_silent(&self, unit: UnitIndex) -> bool {
         self.unit(unit).is_ok_and(Unit::has_silent)
     }

@@ -19,7 +19,7 @@ use log::error;
 use crate::device_tlbs::DeviceTlbs;
 use crate::error::BringUpError;
 use crate::frames::Reach;
-use crate::spec::command::{Command, WORDS};
+use crate::spec::command::{Command, SyncSignal, WORDS};
 use crate::spec::queue::{
     COMMAND_BYTES, CommandError, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize,
 };
@@ -33,8 +33,9 @@ const LOG2: u8 = 8;
 /// devices were told to forget.
 pub(crate) const SUBMIT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// How long one waits while devices keep translations: PCI Express gives them 60 to 90 seconds to complete an invalidation
-/// (Base Specification 6.0, 10.3.1), and then the unit says that one did not, which takes that once more to find out.
+/// How long one waits while devices keep translations, for the first answer that is missing and for each further one:
+/// PCI Express gives them 60 to 90 seconds to complete an invalidation (Base Specification 6.0, 10.3.1), and then the unit
+/// says that one did not.
 pub(crate) const DEVICE_DEADLINE: Duration = Duration::from_secs(200);
 
 /// Commands that one submission may have.
@@ -103,6 +104,33 @@ impl Commands {
     pub(crate) fn batch_most(&self) -> usize {
         let longest = self.queue.shape().longest();
         usize::try_from(longest).unwrap_or(BATCH_MAX).min(BATCH_MAX)
+    }
+
+    /// See [`CommandQueue::mending_steps`].
+    pub(crate) fn mending_steps(&self) -> u64 {
+        self.queue.mending_steps()
+    }
+
+    /// The words of a place of the ring.
+    fn entry<'a, P: Platform>(
+        &'a self,
+        context: &QueueContext<'a, P>,
+        index: usize,
+    ) -> Result<&'a [P::Cell; WORDS], UnitError> {
+        let QueueContext { platform, unit, .. } = *context;
+        let per_page = PageSize::Size4K.bytes() / COMMAND_BYTES;
+        let (page, place) = (index as u64 / per_page, index as u64 % per_page);
+        let cells = self.ring.cells(platform, page).unwrap_or_default();
+        let word = usize::try_from(place)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(WORDS);
+        let entry = cells.get(word..).and_then(|cells| cells.first_chunk());
+        entry.ok_or(UnitError::Hardware {
+            unit,
+            what: "a queue page that is too short, in words",
+            expected: (word + WORDS) as u64,
+            found: cells.len() as u64,
+        })
     }
 
     /// Whether a sync may wait for a device.
@@ -220,6 +248,26 @@ impl Commands {
     }
 }
 
+impl<P: Platform> Port<'_, P> {
+    /// The command, or a sync in the place of one for a device that was struck out since it was made: its submitter may have
+    /// waited for the very mending that gave the device up, which nobody should wait for once more.
+    ///
+    /// What closes an entry stands in the queue when its stream is struck out, and hardware was told of it. So all that was
+    /// reserved in front of it had been published by then, and this place is behind it.
+    fn unless_gone(&self, command: Command) -> Command {
+        let [word0, _] = command.words();
+        let (stream, behind) = (Command::device(word0), &self.context.behind);
+        match (stream, behind) {
+            (Some(stream), Some(behind))
+                if !behind.devices.has(stream) && !Fault::MendAsksAll.is_on() =>
+            {
+                Command::sync(SyncSignal::None)
+            }
+            _ => command,
+        }
+    }
+}
+
 impl<P: Platform> QueuePort for Port<'_, P> {
     type Entry = Command;
     type Clock = P;
@@ -236,24 +284,11 @@ impl<P: Platform> QueuePort for Port<'_, P> {
     }
 
     fn put(&self, index: usize, command: Command) -> Result<(), UnitError> {
-        let QueueContext { platform, unit, .. } = *self.context;
-        let per_page = PageSize::Size4K.bytes() / COMMAND_BYTES;
-        let (page, place) = (index as u64 / per_page, index as u64 % per_page);
-        let cells = self.commands.ring.cells(platform, page).unwrap_or_default();
-        let word = usize::try_from(place)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(WORDS);
-        let Some(entry) = cells.get(word..word.saturating_add(WORDS)) else {
-            return Err(UnitError::Hardware {
-                unit,
-                what: "a queue page that is too short, in words",
-                expected: (word + WORDS) as u64,
-                found: cells.len() as u64,
-            });
-        };
+        let entry = self.commands.entry(self.context, index)?;
+        let command = self.unless_gone(command);
         for (cell, value) in entry.iter().zip(command.words()) {
             // ORDERING: Relaxed, published by the turn word, and by the fence before the doorbell; the unit does not
-            // look here until then.
+            // look here until then. Likewise what is spared, by the fence before the unit goes on.
             cell.store(value, Ordering::Relaxed);
         }
         let at = self.commands.ring.range().start();
@@ -261,7 +296,7 @@ impl<P: Platform> QueuePort for Port<'_, P> {
             && !self.context.coherent
             && !Fault::SkipCommandWriteBack.is_on()
         {
-            platform.write_back(at, COMMAND_BYTES);
+            self.context.platform.write_back(at, COMMAND_BYTES);
         }
         Ok(())
     }
@@ -357,6 +392,19 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         })
     }
 
+    /// A sync comes in the place of an ATC_INV. While the error is active, software may change the command at which the unit
+    /// stopped and those behind it: they have had no effect, what was fetched of them is discarded, and they are fetched
+    /// anew once it is acknowledged (IHI 0070, 7.1). A sync is what each unit takes at any place, asks for nothing
+    /// (ComplSignal SIG_NONE; 4.7.3), and is no hint that parts stumble over, as PREFETCH is.
+    fn spare(&self, index: usize) -> Result<(), UnitError> {
+        let [word0, ..] = self.commands.entry(self.context, index)?;
+        // ORDERING: Relaxed: the caller has seen it published.
+        match Command::device(word0.load(Ordering::Relaxed)) {
+            Some(_) => self.put(index, Command::sync(SyncSignal::None)),
+            None => Ok(()),
+        }
+    }
+
     fn resume(&self) {
         let QueueContext { platform, regs, .. } = *self.context;
         // What this CPU has stored, before the unit goes on.
@@ -369,8 +417,9 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         let ask = |batch: &[Command], what| alone.ask(batch, what);
         match &self.context.behind {
             Some(behind) => behind.settle(platform, unit, ask),
-            // Nobody was told to forget anything.
-            None => Err(UnitError::Wedged { unit }),
+            // At bring-up nobody was told to forget anything, but by whoever had the unit before: what is consumed goes on
+            // when the queue is turned off (IHI 0070, 6.3.9.3). Every stream aborts, so nothing depends on the answer.
+            None => Ok(()),
         }
     }
 }

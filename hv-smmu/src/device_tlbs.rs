@@ -4,6 +4,7 @@
 //! the entry's word back stands in the command queue: a flush that does not see it any more comes behind that there.
 
 use arrayvec::ArrayVec;
+use hv_core::fault::Fault;
 use hv_core::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use hv_core::{PciAddress, Segment};
 use hv_iommu::{FlushTicket, HwDomainId};
@@ -28,6 +29,8 @@ pub(crate) struct DeviceTlbs {
     last: AtomicU64,
     /// How many submitters are about to have devices told, of whom some may be noted no more by then.
     asking: AtomicUsize,
+    /// Whether the unit may wait for devices that were told before its queue was turned off.
+    outlives: AtomicBool,
 }
 
 /// A submitter that has devices told, see [`DeviceTlbs::asks`].
@@ -41,6 +44,33 @@ impl Drop for Asks<'_> {
     }
 }
 
+/// A stream whose entry is about to let its device ask, until the value is dropped: see [`DeviceTlbs::note`].
+#[must_use = "it counts for as long as it lives"]
+pub(crate) struct Opening<'a> {
+    devices: &'a DeviceTlbs,
+    stream: StreamId,
+}
+
+impl Opening<'_> {
+    /// Whether the entry may go on letting its device ask, said after that was stored: it is noted, and nobody has refused
+    /// it. From here on a reset closes it.
+    pub(crate) fn stays(&self) -> bool {
+        let mut alone = self.devices.edit.lock();
+        let stays = self.devices.has(self.stream) && !alone.refused.contains(&self.stream);
+        if stays {
+            alone.opening.retain(|opening| *opening != self.stream);
+        }
+        stays
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let mut alone = self.devices.edit.lock();
+        alone.opening.retain(|opening| *opening != self.stream);
+    }
+}
+
 /// What is only looked at under the lock.
 struct Edit {
     /// Who the stream of a slot is, where it is one's.
@@ -50,6 +80,8 @@ struct Edit {
     /// Those that did not answer while their entries did not let them ask. They stay noted, since somebody may be about to
     /// let them: until that is taken back, flushes wait for them too.
     refused: ArrayVec<StreamId, MOST>,
+    /// Those whose entries are about to let them ask.
+    opening: ArrayVec<StreamId, MOST>,
 }
 
 /// A stream that is noted, and who it is.
@@ -83,15 +115,20 @@ impl DeviceTlbs {
                 requesters: [PciAddress::from_requester(Segment(0), 0); MOST],
                 silent: ArrayVec::new(),
                 refused: ArrayVec::new(),
+                opening: ArrayVec::new(),
             }),
+            outlives: AtomicBool::new(false),
             has_silent: AtomicBool::new(false),
             last: AtomicU64::new(0),
             asking: AtomicUsize::new(0),
         }
     }
 
-    /// Notes a stream, before its entry is changed. `false` when there are too many.
-    pub(crate) fn note(&self, noted: Noted, domain: HwDomainId) -> bool {
+    /// Notes a stream, before its entry is changed. `None` when there are too many.
+    ///
+    /// For as long as the value lives, a reset does not strike the stream out, but refuses it: the entry may be stored after
+    /// the reset has looked at it, and lets the device ask then until its opener has found that out.
+    pub(crate) fn note(&self, noted: Noted, domain: HwDomainId) -> Option<Opening<'_>> {
         let Noted { stream, requester } = noted;
         // Held for a look through the slots; nothing is waited for.
         let mut alone = self.edit.lock();
@@ -109,9 +146,11 @@ impl DeviceTlbs {
                 _ => {}
             }
         }
-        let Some((slot, who)) = free else {
-            return false;
-        };
+        let (slot, who) = free?;
+        // One whose slot was struck out meanwhile may count still.
+        if !alone.opening.contains(&stream) && alone.opening.try_push(stream).is_err() {
+            return None;
+        }
         *who = requester;
         // ORDERING: Release, both, ordered for readers by the fence below.
         self.open.fetch_add(is_new, Ordering::Release);
@@ -121,7 +160,10 @@ impl DeviceTlbs {
         // Pairs with the fence of `hv_iommu::order`: a flush whose fence came first has stored its words before that,
         // and what the device is given comes from walks after it; any other flush finds the slot.
         fence(Ordering::SeqCst);
-        true
+        Some(Opening {
+            devices: self,
+            stream,
+        })
     }
 
     /// Strikes a stream out, whose device was told to forget before the sync with `ticket`.
@@ -194,6 +236,10 @@ impl DeviceTlbs {
     /// Notes that a device did not answer whose entry does not let it ask. It stays noted.
     pub(crate) fn refuse(&self, noted: Noted) {
         let mut alone = self.edit.lock();
+        if Fault::RefusedIsForgotten.is_on() {
+            self.strike_out(|word| stream_in(word) == noted.stream);
+            return;
+        }
         if !alone.refused.contains(&noted.stream) {
             // There are no more than slots.
             let _ = alone.refused.try_push(noted.stream);
@@ -241,31 +287,37 @@ impl DeviceTlbs {
 
     /// Whether none is noted, and nobody is about to have one told.
     pub(crate) fn is_empty(&self) -> bool {
-        // ORDERING: Acquire pairs with the drop of `Asks`, and as in `words`.
-        self.asking.load(Ordering::Acquire) == 0 && self.open.load(Ordering::Acquire) == 0
+        // ORDERING: Acquire pairs with the drop of `Asks`, as in `words`, and with `outlive`.
+        self.asking.load(Ordering::Acquire) == 0
+            && self.open.load(Ordering::Acquire) == 0
+            && !self.outlives.load(Ordering::Acquire)
     }
 
-    /// Strikes all out, for the reset of a wedged unit, and gives each to `closed`.
+    /// Notes whether the unit may wait for devices that were told before its queue was turned off: from the beginning of a
+    /// reset until one has waited for a sync.
+    pub(crate) fn outlive(&self, outlives: bool) {
+        // ORDERING: Release; only resets have a part in it, one at a time.
+        self.outlives.store(outlives, Ordering::Release);
+    }
+
+    /// Strikes all out, for the reset of a wedged unit, and gives each to `closed`. Those that are about to be let ask stay
+    /// noted, and are refused.
     pub(crate) fn take_all(&self, mut closed: impl FnMut(StreamId)) {
         let mut alone = self.edit.lock();
+        let alone = &mut *alone;
         let all: ArrayVec<StreamId, MOST> = self.all().collect();
-        self.strike_out(|_| true);
+        alone.refused.clear();
+        if !Fault::ResetForgetsOpening.is_on() {
+            alone.refused.clone_from(&alone.opening);
+        }
+        self.strike_out(|word| !alone.refused.contains(&stream_in(word)));
         // All groups behind the unit were cut off when it was wedged: who has a device next is not the one to be told.
         alone.silent.clear();
-        alone.refused.clear();
         // ORDERING: Release, as in `give_up`.
         self.has_silent.store(false, Ordering::Release);
-        // ORDERING: SeqCst: the slots are clear before the entries are looked at. Pairs with the fence of `has_now`:
-        // who opens one meanwhile either finds its slot gone, or stored its entry before that is looked at here.
-        fence(Ordering::SeqCst);
+        // Still under the lock: who opens one meanwhile either stored its entry before it was taken, and that is seen here, or
+        // takes the lock afterwards, in `Opening::stays`, and finds itself refused.
         all.into_iter().for_each(&mut closed);
-    }
-
-    /// Whether a stream is noted, asked after its entry was changed.
-    pub(crate) fn has_now(&self, stream: StreamId) -> bool {
-        // ORDERING: SeqCst, pairs with the fence of `take_all`.
-        fence(Ordering::SeqCst);
-        self.has(stream)
     }
 
     /// Whether a stream is noted.
@@ -309,18 +361,19 @@ mod tests {
             stream: StreamId::new(number),
             requester: PciAddress::from_requester(Segment(0), number as u16),
         };
+        let notes = |noted, domain| devices.note(noted, domain).is_some();
         let of = |domain| -> Vec<u32> { devices.of(domain).map(StreamId::get).collect() };
         for stream in 0..MOST as u32 {
             let domain = if stream % 2 == 0 { one } else { two };
-            assert!(devices.note(noted(stream), domain));
+            assert!(notes(noted(stream), domain));
         }
-        assert!(!devices.note(noted(99), one), "there is no room");
+        assert!(!notes(noted(99), one), "there is no room");
         assert!(of(one).len() == MOST / 2 && of(one).iter().all(|stream| stream % 2 == 0));
         // Once more, of another domain: it has one place.
-        assert!(devices.note(noted(0), two));
+        assert!(notes(noted(0), two));
         assert_eq!((of(one).len(), of(two).len()), (31, 33));
         assert!(devices.forget(StreamId::new(0)) && !devices.forget(StreamId::new(0)));
-        assert!(devices.note(noted(u32::MAX), HwDomainId::new(u16::MAX)));
+        assert!(notes(noted(u32::MAX), HwDomainId::new(u16::MAX)));
         assert_eq!(of(HwDomainId::new(u16::MAX)), [u32::MAX]);
         // Who does not answer is told of once, and is in no domain any more.
         assert!(devices.noted().contains(&noted(3)) && !devices.has_silent());
@@ -330,13 +383,13 @@ mod tests {
         // One that was refused stays, and may try again.
         devices.refuse(noted(7));
         assert!(devices.is_refused(StreamId::new(7)) && devices.has(StreamId::new(7)));
-        assert!(devices.note(noted(7), two) && !devices.is_refused(StreamId::new(7)));
+        assert!(notes(noted(7), two) && !devices.is_refused(StreamId::new(7)));
         assert!(devices.has_silent() && of(two).len() == 30);
         assert_eq!(devices.take_silent(), Some(noted(3).requester));
         assert_eq!((devices.take_silent(), devices.has_silent()), (None, false));
-        assert!(devices.note(noted(3), two) && devices.note(noted(5), two));
+        assert!(notes(noted(3), two) && notes(noted(5), two));
         devices.give_up(noted(3), true);
-        assert!(devices.note(noted(3), two));
+        assert!(notes(noted(3), two));
         let mut closed = 0;
         devices.take_all(|_| closed += 1);
         assert_eq!((closed, of(one).len(), of(two).len()), (MOST, 0, 0));
@@ -346,6 +399,41 @@ mod tests {
         assert!(!devices.is_empty());
         drop(asks);
         assert!(devices.is_empty());
-        assert!(!devices.has_now(StreamId::new(2)));
+        assert!(!devices.has(StreamId::new(2)));
+    }
+
+    #[test]
+    fn one_that_is_about_to_be_let_ask_stays_noted_through_a_reset_and_is_refused() {
+        let devices = DeviceTlbs::new();
+        let (one, stream) = (HwDomainId::new(1), StreamId::new(3));
+        let noted = Noted {
+            stream,
+            requester: PciAddress::from_requester(Segment(0), 3),
+        };
+        let mut seen = 0;
+        let opening = devices.note(noted, one).unwrap();
+        devices.take_all(|_| seen += 1);
+        assert!(devices.has(stream) && devices.is_refused(stream) && !opening.stays());
+        drop(opening);
+        // Its opener did not strike it out: the next reset does.
+        devices.take_all(|_| seen += 1);
+        assert!(!devices.has(stream) && !devices.is_refused(stream));
+        // One that was let ask is closed.
+        let opening = devices.note(noted, one).unwrap();
+        assert!(opening.stays());
+        devices.take_all(|_| seen += 1);
+        assert!(!devices.has(stream) && !opening.stays());
+        drop(opening);
+        // One that does not answer is given up by who mends, or refused.
+        let opening = devices.note(noted, one).unwrap();
+        devices.give_up(noted, true);
+        assert!(!opening.stays());
+        drop(opening);
+        let opening = devices.note(noted, one).unwrap();
+        devices.refuse(noted);
+        assert!(!opening.stays() && devices.has(stream));
+        drop(opening);
+        assert!(devices.forget(stream) && devices.is_empty());
+        assert_eq!(seen, 3);
     }
 }

@@ -520,6 +520,20 @@ faults! {
     SilentEntryNotReread = "silent_entry_not_reread",
     /// A device that did not forget what it holds of before is let ask all the same.
     SilentIsOpened = "silent_is_opened",
+    /// Devices that do not answer are asked by all that stands in the queue, one time-out after the other.
+    MendAsksAll = "mend_asks_all",
+    /// Who waits for a queue that is mended gives up in the middle of that.
+    MendingIsNotWaitedFor = "mending_is_not_waited_for",
+    /// A CPU that finds out which devices do not answer holds back what is retired for all of that time.
+    MenderStays = "mender_stays",
+    /// A reset waits for devices that were asked before it.
+    ResetHeedsOldAnswers = "reset_heeds_old_answers",
+    /// A device that did not answer before it was let ask is told of no further flush.
+    RefusedIsForgotten = "refused_is_forgotten",
+    /// A device goes on asking for translations as firmware let it.
+    LeaveAtsOn = "leave_ats_on",
+    /// A reset strikes out a device that is being let ask just then.
+    ResetForgetsOpening = "reset_forgets_opening",
     /// An entry changes by stores that take nothing of what others did to it meanwhile.
     UpdateByStore = "update_by_store",
     /// A group that is cut off goes on by what its devices keep.

@@ -36,6 +36,10 @@ impl Drop for Upkeep<'_> {
 
 /// A ring that starts anew, empty, at place zero: the one reset of a wedged unit has it alone. Dropping it leaves the
 /// unit wedged.
+///
+/// Hardware that stands unanswered meanwhile is told to go on: what was asked of somebody behind the unit before is of no
+/// use any more. So before the last of the reset's requests the vendor keeps all of those from what they may not have
+/// forgotten.
 #[must_use = "the unit stays wedged until the ring is revived"]
 pub struct Anew<'q> {
     queue: &'q CommandQueue,

@@ -76,6 +76,7 @@
 //! | a head that is past the tail | wedges, makes no room | `bc14_a_head_past_the_tail_makes_no_room` |
 //! | two wait for a sync that stands unanswered | one mends; neither counts it before that | `bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending` |
 //! | reserve against mend | before, and read before anything is asked anew; or after it | `bc01_others_go_on_beside_what_does_not_answer` |
+//! | what was submitted behind it asks somebody too | taken out while hardware stands; its ticket counts behind the mending | `bc01_what_stands_in_the_ring_is_asked_by_who_mends` |
 //!
 //! | site | ordering | what it publishes, to whom |
 //! |---|---|---|
@@ -89,6 +90,7 @@
 //! | rung: store, load | Release, Acquire | how far it was told to, to who finds the ring full |
 //! | covered: store, load | Release, Acquire | that the doorbell was rung, to who waits for that |
 //! | head: max, load | AcqRel, Acquire | that hardware has read a place, to who fills it again |
+//! | steps: add, load | Relaxed | nothing: that time begins anew |
 
 mod anew;
 mod bell;
@@ -108,7 +110,7 @@ use hv_core::sync::{AtomicBool, AtomicU64, Ordering};
 
 pub use anew::{Anew, Stopped};
 pub use mend::Alone;
-use port::Wait;
+use mend::Patience;
 pub use port::{Completion, Ends, Going, Place, QueuePort, QueueShape};
 use words::{Tail, WEDGED_BIT};
 
@@ -148,8 +150,9 @@ enum Caller {
 ///
 /// # Invariants
 /// Positions below the tail are reserved, each by one CPU or for one sync; all below `given` are published, and filled
-/// for good until the head is past them. The tail register was last written with `given`, or is about to be, by the holder
-/// of the bell; `rung` follows. Head ≤ `given` ≤ tail, and tail − head is at most the shape's capacity, one less while a
+/// for good until the head is past them, but for what is spared in a held queue. The tail register was last written with
+/// `given`, or is about to be, by the holder of the bell; `rung` follows. Head ≤ `given` ≤ tail, and tail − head is at most
+/// the shape's capacity, one less while a
 /// sync is owed. Places of positions from the tail on hold what hardware has read.
 pub struct CommandQueue {
     shape: QueueShape,
@@ -161,6 +164,8 @@ pub struct CommandQueue {
     head: Apart<AtomicU64>,
     /// Taken by who restarts, repairs or mends.
     upkeep: AtomicBool,
+    /// Steps of mendings.
+    steps: AtomicU64,
 }
 
 impl CommandQueue {
@@ -189,6 +194,7 @@ impl CommandQueue {
             },
             head: Apart(AtomicU64::new(0)),
             upkeep: AtomicBool::new(false),
+            steps: AtomicU64::new(0),
         })
     }
 
@@ -418,9 +424,9 @@ impl CommandQueue {
         if self.poll_for(caller, port, ticket)? {
             return Ok(());
         }
-        let mut wait = Wait::since(port, self.shape, port.clock().now());
+        let mut wait = Patience::since(self, port, port.clock().now());
         while !self.poll_for(caller, port, ticket)? {
-            if let Some(waited) = wait.over(port, self.shape, port.clock().now()) {
+            if let Some(waited) = wait.over(self, port, port.clock().now()) {
                 return Err(self.fail(seen, unit, UnitError::Timeout { unit, what, waited }));
             }
             port.pause();

@@ -210,6 +210,17 @@ pub trait QueuePort {
         shape.deadline()
     }
 
+    /// Takes the command at this place, which hardware has not read, out of the ring if it asks something behind the unit: one
+    /// without an effect comes in its place, or a sync. Called by one CPU at a time, while hardware stands
+    /// [unanswered](Going::Unanswered), for it to read the entry anew when it goes on.
+    ///
+    /// # Errors
+    /// [`UnitError`] when there is no such place in memory. The unit is wedged then.
+    fn spare(&self, index: usize) -> Result<(), UnitError> {
+        let _ = index;
+        Ok(())
+    }
+
     /// Has hardware go on past the sync at which it stands [unanswered](Going::Unanswered), after all stores to memory
     /// that this CPU has made. Called by one CPU at a time, which has recorded that.
     fn resume(&self) {}

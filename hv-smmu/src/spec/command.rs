@@ -336,6 +336,15 @@ impl Command {
         self.0
     }
 
+    /// The stream whose device the command with this first word has [forget](Self::atc_invalidate), if it does that.
+    pub const fn device(word0: u64) -> Option<StreamId> {
+        let word0 = StreamWord::from_bits(word0);
+        match word0.opcode() == Opcode::AtcInvalidate as u8 {
+            true => Some(StreamId::new(word0.sid())),
+            false => None,
+        }
+    }
+
     /// Read a stream's configuration ahead. A hint, and [not for every unit](super::quirks).
     pub const fn prefetch_config(stream: StreamId) -> Self {
         Self([Self::stream(Opcode::PrefetchConfig, stream).into_bits(), 0])

@@ -86,12 +86,8 @@ impl<P: Platform> Unit<P, Enabled> {
             stream: stream.id,
             requester: stream.requester,
         };
-        if !self.state.devices.note(noted, domain) {
-            return Err(lacking(
-                "room for one more TLB of a device; at most",
-                MOST as u64,
-            ));
-        }
+        let room = lacking("room for one more TLB of a device; at most", MOST as u64);
+        let opening = self.state.devices.note(noted, domain).ok_or(room)?;
         let context = self.queue_with(platform);
         let devices = &self.state.devices;
         let _asks = devices.asks();
@@ -106,16 +102,17 @@ impl<P: Platform> Unit<P, Enabled> {
         let given_up = UnitError::NoAnswer {
             requester: stream.requester,
         };
-        let is_refused = || !devices.has_now(stream.id) || devices.is_refused(stream.id);
-        if is_refused() && !Fault::SilentIsOpened.is_on() {
+        let is_refused = !devices.has(stream.id) || devices.is_refused(stream.id);
+        if is_refused && !Fault::SilentIsOpened.is_on() {
             // Its entry never let it ask.
             devices.forget(stream.id);
             return Err(given_up);
         }
         let opened = self.update(platform, stream.id, &entry, want);
-        if opened.is_err() || is_refused() && !Fault::SilentIsOpened.is_on() {
-            // A reset has closed all that were open meanwhile, and may not have seen this one. Or it does not answer any more:
-            // it stays noted until it is closed, with all that takes.
+        if opened.is_err() || !opening.stays() && !Fault::SilentIsOpened.is_on() {
+            // A reset has closed all that were open meanwhile, and may not have seen this one. Or it does not answer any more.
+            // Between the store and this it could ask, so it was noted all the time, and stays so until it is closed, with
+            // all that takes: the unit may go by the entry still.
             shut(&reach, &entry);
             return opened.and(Err(given_up));
         }

@@ -64,6 +64,10 @@ impl<P: Platform> Unit<P, Enabled> {
     /// Events could not be written. Where faults stand still, requests may do so for ever now: software never learns of
     /// them, and nothing ends them before their stream's entry aborts (IHI 0070, 4.7.2, 7.2.2). So the unit counts as
     /// failed there; elsewhere what was lost is lost.
+    ///
+    /// Where the unit was wedged when the look began there is nothing to add to that: its failure was told, its devices were cut
+    /// off, and that a unit fails is all that could be said. A reset ends no request that stands still, whether this was told or
+    /// not: that takes CMD_STALL_TERM behind an entry that aborts, which each unbinding has.
     fn events_aborted(&self, seen: Option<Alive>) -> FaultEvent {
         let fails = self.info.always_stalls()
             && seen.is_some_and(|seen| self.state.commands.wedge_as_seen(seen));

@@ -33,6 +33,12 @@ impl<P: Platform> Unit<P, Enabled> {
         }
         self.check_translating()?;
         let context = self.queue_with(platform);
+        let devices = &self.state.devices;
+        // What was consumed need not be complete when the queue is off, but for what a sync stands behind (IHI 0070, 6.3.9.3):
+        // an ATC_INV goes on, and a sync of the new ring may wait for it, and stop.
+        if commands.waits_for(devices) {
+            devices.outlive(true);
+        }
         let anew = commands.restart(&context)?;
         // Off first: indices and the error are the unit's own while it is on. A queue that stopped at an error goes off
         // at once, one that is only slow when it has done what it is at.
@@ -42,10 +48,12 @@ impl<P: Platform> Unit<P, Enabled> {
             self.regs.acknowledge(stopped);
         }
         self.turn_commands_on(platform, commands)?;
-        // Before configuration is forgotten: a device that did not answer is one that nothing waits for any more.
+        // Before configuration is forgotten: a device that did not answer is one that nothing depends on any more. So a sync
+        // that stops for one of before goes on: it counts for what the unit itself has forgotten.
         self.close_all_device_tlbs(platform);
         for (command, what) in self.forget_all().into_iter().flatten() {
             commands.submit_anew(&anew, &context, &[command], what)?;
+            devices.outlive(false);
         }
         // A unit that lost power meanwhile has lost more than a queue.
         self.check_translating()?;

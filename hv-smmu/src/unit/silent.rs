@@ -14,10 +14,14 @@
 //! every ticket of before holds, and the unit goes on. A function that is not there (its configuration space reads as all
 //! ones) is not asked: that would take as long as the bus gives it.
 //!
-//! What a silent device costs the others is time: what the bus gives a device, at the first sync, at each further one that was
-//! submitted while the unit stood there and has it told too, and once more here, for each that does not answer. Where that
-//! is more than a wait may take (`DEVICE_DEADLINE`; two functions of a dead card may be enough, or several CPUs that flush
-//! its domain), the unit is wedged, as by any wait that is not over in time.
+//! What a silent device costs the others is time: what the bus gives a device, at the first sync, and once more here, for each
+//! that does not answer. Further ATC_INVs that stood in the queue cost nothing, for they are taken out of it
+//! (`QueuePort::spare`), nor do those that come late for a device that is given up (`Port::unless_gone`). What one of those was about is forgotten all the same before its ticket counts. Its stream is noted, and
+//! asked here to forget everything, behind the unit's own invalidation, which stood in front of it with a sync. Or its stream is
+//! noted no more: then what closed its entry stood in the queue when it was struck out, and has been done by now, with a
+//! sync, and before the entry lets the device ask again the device is told to forget everything
+//! ([`device_tlbs`](crate::device_tlbs)). Each of these steps has a deadline of its own (`DEVICE_DEADLINE`), and who waits for
+//! all of it begins to wait anew with each, so that a few dead functions of a card do not wedge the unit.
 //!
 //! The entry of a device that was only about to be let ask stays as it is, and so does its group: it stays noted, and
 //! [`open_device_tlb`](super::Unit::open_device_tlb) refuses. It is the opener who strikes it out, once its entry says for
@@ -101,6 +105,11 @@ impl<P: Platform> Unit<P, Enabled> {
     /// See [`hv_iommu::Backend::waits_for_devices`].
     pub(crate) fn waits_for_devices(&self) -> bool {
         self.state.commands.waits_for(&self.state.devices)
+    }
+
+    /// See [`hv_iommu::Backend::mending_steps`].
+    pub(crate) fn mending_steps(&self) -> u64 {
+        self.state.commands.mending_steps()
     }
 
     /// See [`hv_iommu::Backend::has_silent`].

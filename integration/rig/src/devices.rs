@@ -18,6 +18,8 @@ pub enum Answering {
     Late(Duration),
     /// Not at all: the unit finds that out, and stops.
     Not,
+    /// The same, after this time.
+    NotWithin(Duration),
     /// Not at all, and the unit waits for ever.
     NotEvenInTime,
 }
@@ -188,7 +190,7 @@ impl Rig {
         let mut functions = state.bus.functions.iter_mut();
         let found = functions.find(|known| known.address == function);
         let unit = found.map(|known| {
-            known.silent |= matches!(answering, Answering::Not | Answering::NotEvenInTime);
+            known.silent |= !matches!(answering, Answering::AtOnce | Answering::Late(_));
             known.unit
         });
         if let Some(unit) = unit.and_then(|unit| state.units.get_mut(unit)) {

@@ -403,6 +403,16 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     ),
     (Fault::UpdateByStore, CATALOGUE),
     (Fault::QuietKeepsAsking, CATALOGUE),
+    (Fault::RefusedIsForgotten, OPENING),
+    (Fault::ResetForgetsOpening, OPENING),
+    (Fault::MendAsksAll, PATIENCE),
+    (Fault::MendingIsNotWaitedFor, PATIENCE),
+    (Fault::ResetHeedsOldAnswers, PATIENCE),
+    (Fault::MenderStays, OWNERSHIP),
+    (
+        Fault::LeaveAtsOn,
+        "the catalogue: `smmu::device_tlbs` looks at what firmware left on",
+    ),
     (
         Fault::RecordUnknownStreams,
         "the catalogue: `smmu::quiet` has a device that nobody attached go astray",
@@ -493,6 +503,10 @@ const OWNERSHIP: &str = "the ownership tests: no machine of the rig has what it 
 /// It takes another CPU at one of many steps, each of which is tried.
 const CATALOGUE: &str =
     "the catalogue: `smmu::loose` has a device cut off at each step of a change of its entry";
+const OPENING: &str =
+    "the catalogue: `smmu::loose` has several CPUs come in between when a device is let ask";
+const PATIENCE: &str =
+    "the catalogue: `smmu::patience` has devices that take as long as their bus gives them";
 /// It takes several CPUs in the middle of something.
 const LOOM: &str = "the loom models";
 

@@ -235,6 +235,17 @@ impl Rig {
         self.core.meanwhile(None).is_none()
     }
 
+    /// After so many steps of what this CPU does next, another CPU does something in the middle of it. For `other` of
+    /// [`between`](Self::between), where yet another one comes.
+    pub fn later(&self, steps: u64, other: impl FnOnce() + Send + 'static) {
+        self.core.meanwhile(Some((steps, Box::new(other))));
+    }
+
+    /// From now on threads take turns at their steps, whatever the machine that this runs on likes.
+    pub fn take_turns(&self) {
+        self.core.take_turns();
+    }
+
     /// A unit hangs like that after this many more steps of the driver: in the middle of something.
     pub fn hang_after(&self, unit: usize, steps: u32, time: Duration) {
         if let Some(unit) = self.core.quiet().units.get_mut(unit) {

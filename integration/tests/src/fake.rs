@@ -502,7 +502,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
 
     fn poll(&self, index: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError> {
         let _exempt = heap::exempt();
-        let mut unit = self.unit(index)?;
+        let mut unit = self.looked_at(index)?;
         while unit.completed < ticket.sequence {
             if unit.wedged {
                 return Err(UnitError::Wedged { unit: index });
@@ -525,6 +525,16 @@ unsafe impl<T: 'static> Backend for Fake<T> {
             }
         }
         Ok(true)
+    }
+
+    fn waits_for_devices(&self, index: UnitIndex) -> bool {
+        let unit = self.unit(index);
+        unit.is_ok_and(|unit| unit.finds_out.is_some())
+    }
+
+    fn mending_steps(&self, index: UnitIndex) -> u64 {
+        let found = self.unit(index).ok().and_then(|unit| unit.finds_out);
+        found.map_or(0, |(each, looks)| u64::from(looks / each))
     }
 
     fn wedge(&self, index: UnitIndex) {

@@ -92,6 +92,13 @@ impl QueuePort for Behind {
             false => self.fake.check(),
         }
     }
+    fn spare(&self, index: usize) -> Result<(), UnitError> {
+        assert!(self.stands.get(), "it goes on meanwhile");
+        if self.fake.ring[index].get() == Some(SILENT) {
+            self.fake.ring[index].set(Some(Entry::Sync(0)));
+        }
+        Ok(())
+    }
     fn resume(&self) {
         assert!(self.stands.take(), "it goes");
         self.resumed.set(self.resumed.get() + 1);
@@ -117,6 +124,52 @@ fn bc01_what_is_not_answered_is_closed_before_its_ticket_counts() {
         let next = queue.submit(&behind, &[Entry::Command(2)]).unwrap();
         assert_eq!(queue.poll(&behind, next), Ok(true));
     }
+}
+
+/// However many ask it, it is given its time twice: before it is known that it does not answer, and to know who it is.
+#[test]
+fn bc01_what_asks_it_and_is_not_read_yet_is_taken_out() {
+    for log2 in 3..6 {
+        let (queue, behind) = Behind::closing(log2);
+        let mut tickets = Vec::new();
+        for number in 0..(1 << log2) / 4 {
+            let batch = [SILENT, Entry::Command(100 + number)];
+            tickets.push(queue.submit(&behind, &batch[..1]).unwrap());
+            tickets.push(queue.submit(&behind, &batch[1..]).unwrap());
+            if number == 0 {
+                assert_eq!(behind.fake.commands(), [66]);
+            }
+        }
+        let steps = queue.mending_steps();
+        assert_eq!(queue.poll(&behind, tickets[0]), Ok(true));
+        let mut expected = Vec::from([66]);
+        expected.extend((0..(1 << log2) / 4).map(|number| 100 + number));
+        expected.extend([1, 66, 77]);
+        assert_eq!(behind.fake.commands(), expected);
+        assert_eq!(behind.resumed.get(), 2);
+        // The hold, what was reserved, what was read, one that answers, one that does not, its end, and the queue's.
+        assert_eq!(queue.mending_steps() - steps, 7);
+        for ticket in tickets {
+            assert_eq!(queue.poll(&behind, ticket), Ok(true));
+        }
+    }
+}
+
+/// What a reset asks for may stand behind what was asked in the ring of before.
+#[test]
+fn bc15_a_reset_goes_on_past_what_does_not_answer() {
+    let (queue, behind) = Behind::closing(4);
+    let ticket = queue.submit(&behind, &[Entry::Command(2)]).unwrap();
+    queue.wedge();
+    let anew = queue.restart(&behind).ok().unwrap();
+    behind.fake.restart();
+    behind.unanswered.set(true);
+    anew.submit_and_wait(&behind, &[Entry::Command(3)], "a flush")
+        .unwrap();
+    assert_eq!(behind.resumed.get(), 1);
+    assert_eq!(queue.poll(&behind, ticket), Err(WEDGED));
+    anew.revive();
+    assert_eq!(queue.poll(&behind, ticket), Ok(true));
 }
 
 /// A full ring is waited for as well.

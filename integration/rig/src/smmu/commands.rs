@@ -399,12 +399,16 @@ impl Unit {
         }
     }
 
-    /// The queue was turned off: what was consumed is done, the rest stays where it is.
+    /// The queue was turned off: what was consumed is done, but for what devices may still be at; the rest stays where it is.
     pub(super) fn queue_off(&mut self, bus: &mut Bus) {
-        while let Some(pending) = self.queue.pending.pop_front() {
-            self.carry_out(bus, pending.command);
+        for pending in std::mem::take(&mut self.queue.pending) {
+            let is_for_device = matches!(pending.command, Command::Device { .. });
+            match is_for_device && bus.rng.one_in(2) {
+                true => self.queue.pending.push_back(pending),
+                false => self.carry_out(bus, pending.command),
+            }
         }
         self.queue.sync_since = None;
-        self.devices.nobody_waits();
+        self.devices.queue_off(bus);
     }
 }

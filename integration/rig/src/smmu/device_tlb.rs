@@ -144,9 +144,10 @@ impl Devices {
     }
 
     /// A device does not answer. In what time that is known differs.
-    fn silent(&mut self, bus: &mut Bus, never: bool) {
-        let given = match (never, bus.temper.slow, bus.rng.one_in(16)) {
-            (true, ..) => u64::MAX,
+    fn silent(&mut self, bus: &mut Bus, how: Answering) {
+        let given = match (how, bus.temper.slow, bus.rng.one_in(16)) {
+            (Answering::NotEvenInTime, ..) => u64::MAX,
+            (Answering::NotWithin(time), ..) => time.as_nanos() as u64,
             (_, false, _) => 0,
             (_, true, false) => bus.rng.below(GIVEN[0]),
             (_, true, true) => GIVEN[1],
@@ -170,9 +171,16 @@ impl Devices {
         self.given_up.is_some()
     }
 
-    /// Nobody waits for any of them any more.
-    pub(super) fn nobody_waits(&mut self) {
-        self.given_up = None;
+    /// Whoever had the unit before asked a device that does not answer; the unit gives it up then.
+    pub(super) fn left_over(&mut self, given_up: u64) {
+        self.given_up = Some(given_up);
+    }
+
+    /// The queue was turned off: what it waited for may go on, and whoever waits next waits for that too (IHI 0070, 6.3.9.3).
+    /// One that waits for ever would never come on again.
+    pub(super) fn queue_off(&mut self, bus: &mut Bus) {
+        let goes_on = bus.rng.one_in(2);
+        self.given_up = self.given_up.filter(|due| *due != u64::MAX && goes_on);
     }
 }
 
@@ -234,11 +242,13 @@ impl Unit {
             one.silent |= !one.present;
             !one.present
         });
-        let answering = self.devices.answering.get(&stream);
-        let never = answering == Some(&Answering::NotEvenInTime);
-        if gone || never || answering == Some(&Answering::Not) {
-            self.devices.silent(bus, never);
-            return;
+        let answering = self.devices.answering.get(&stream).copied();
+        match answering.unwrap_or(Answering::AtOnce) {
+            how @ (Answering::Not | Answering::NotWithin(_) | Answering::NotEvenInTime) => {
+                return self.devices.silent(bus, how);
+            }
+            _ if gone => return self.devices.silent(bus, Answering::Not),
+            Answering::AtOnce | Answering::Late(_) => {}
         }
         // It asks for that again at once.
         let forgotten = self.devices.forget(stream, first, last);

@@ -292,6 +292,9 @@ impl FrontEnd for Unit {
             self.interrupts = (bits::IRQ_KNOWN & 0b101, bits::IRQ_KNOWN & 0b101);
             // An error that nobody looked at.
             self.errors = bits::GERROR_EVENTQ_ABT;
+            if self.identity.ats && rng.one_in(2) {
+                self.devices.left_over(rng.below(50_000_000));
+            }
         }
         let (alone, kept) = (!self.identity.second_stage, &mut self.caches.configuration);
         let streams = requesters.iter();

@@ -79,15 +79,20 @@ impl Stand {
         backend: Result<Backend, String>,
         faults: FaultBudget,
     ) -> Self {
-        let seed = rig.machine().seed;
-        let backend = backend.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
-        let functions = rig.functions();
-        rig.watch();
         let config = Config {
             wait: WAIT,
             device_wait: DEVICE_WAIT,
             faults,
         };
+        Self::with_config(rig, backend, config)
+    }
+
+    /// The same, with all that the hypervisor may say.
+    pub(crate) fn with_config(rig: Rig, backend: Result<Backend, String>, config: Config) -> Self {
+        let seed = rig.machine().seed;
+        let backend = backend.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
+        let functions = rig.functions();
+        rig.watch();
         let (iommu, at_rest) = Iommu::new(backend, &functions, config).unwrap();
         let (mut groups, mut pinned) = (Vec::new(), Vec::new());
         for group in at_rest {

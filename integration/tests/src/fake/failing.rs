@@ -1,7 +1,10 @@
 //! Units that fail, and what other CPUs do in the middle of it.
 
-use hv_iommu::{FaultEvent, UnitIndex};
+use std::sync::MutexGuard;
 
+use hv_iommu::{FaultEvent, UnitError, UnitIndex};
+
+use super::unit::Unit;
 use super::{Fake, heap};
 
 impl<T> Fake<T> {
@@ -23,9 +26,33 @@ impl<T> Fake<T> {
         self.lock_unit(unit).failed = Some(Box::new(job));
     }
 
+    /// What another CPU does in the middle of the next look at what the unit was asked for.
+    pub fn during_poll(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).during_poll = Some(Box::new(job));
+    }
+
+    /// The unit waits for devices, and finds out about one of them in each so many looks.
+    pub fn finds_out(&self, unit: usize, looks: u32) {
+        self.lock_unit(unit).finds_out = Some((looks, 0));
+    }
+
     /// The unit fails once more when its next reset is all but over.
     pub fn fails_again(&self, unit: usize) {
         self.lock_unit(unit).fails_again = true;
+    }
+
+    /// A unit at which somebody looks for what was asked of it.
+    pub(super) fn looked_at(&self, index: UnitIndex) -> Result<MutexGuard<'_, Unit>, UnitError> {
+        let mut unit = self.unit(index)?;
+        if let Some((_, looks)) = &mut unit.finds_out {
+            *looks += 1;
+        }
+        if let Some(job) = unit.during_poll.take() {
+            drop(unit);
+            job();
+            unit = self.unit(index)?;
+        }
+        Ok(unit)
     }
 
     /// See [`hv_iommu::Backend::take_fault`].

@@ -75,6 +75,10 @@ pub(super) struct Unit {
     /// What another CPU does once the unit has been found to have failed.
     pub(super) failed: Option<Job>,
     pub(super) fails_again: bool,
+    /// What another CPU does in the middle of a look at what was asked.
+    pub(super) during_poll: Option<Job>,
+    /// After so many looks each that it finds out about one more device that does not answer, and how many those were.
+    pub(super) finds_out: Option<(u32, u32)>,
     pub(super) completion: Completion,
     pub(super) plans: Vec<Plan>,
     pub(super) log: Vec<Logged>,
@@ -105,6 +109,8 @@ impl Unit {
             features: Features::ALL,
             bindings: HashMap::new(),
             queue: VecDeque::new(),
+            during_poll: None,
+            finds_out: None,
             submitted: 0,
             completed: 0,
             wedged: false,

@@ -129,6 +129,10 @@ const QUEUEING: &[Row] = &[
         Fault::ResumeBeforeHold,
         &[queueing::bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending],
     ),
+    (
+        Fault::MendAsksAll,
+        &[queueing::asking::bc01_what_stands_in_the_ring_is_asked_by_who_mends],
+    ),
 ];
 
 /// Groups, and who has them.

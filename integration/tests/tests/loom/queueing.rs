@@ -1,5 +1,7 @@
 //! Models of the command queue: submitters on several CPUs, hardware that reads the ring, stalls, resets, lies.
 
+pub(crate) mod asking;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -19,6 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(1);
 const SILENT: u64 = 16;
 /// What keeps it from everything.
 const CLOSE: u64 = 8;
+/// What stands in the place of something that is not asked.
+const SPARED: u64 = 15;
 
 /// What hardware has done, and what was done to it. Plain state: it orders nothing.
 #[derive(Default)]
@@ -34,7 +38,8 @@ struct Done {
     syncs: usize,
     /// Whether something was asked since the last sync that does not answer.
     unanswered: bool,
-    /// How often the queue was mended.
+    /// How often hardware stood, and how often the queue was mended.
+    stood: usize,
     mended: usize,
     /// How often somebody looked at the clock.
     looks: u64,
@@ -127,6 +132,7 @@ impl Unit {
         // ORDERING: Relaxed, as weak as can be.
         let entry = self.ring[place].load(Ordering::Relaxed);
         if entry & SYNC != 0 && std::mem::take(&mut self.done.lock().unwrap().unanswered) {
+            self.done.lock().unwrap().stood += 1;
             // ORDERING: Release, as hardware says that there is an error.
             self.stands.store(1, Ordering::Release);
             return false;
@@ -145,11 +151,11 @@ impl Unit {
             assert_eq!(entry & !SYNC, done.read, "a sync where it does not belong");
             done.done.extend(done.begun.drain(..));
             done.syncs += 1;
-        } else {
+        } else if entry != SPARED {
             assert_ne!(entry, 0, "a place that was not filled");
             let again = done.done.contains(&entry) || done.begun.contains(&entry);
             assert!(!again, "command {entry} is done twice");
-            done.unanswered |= entry >= SILENT;
+            done.unanswered |= entry >= SILENT && !done.done.contains(&CLOSE);
             done.begun.push(entry);
         }
     }
@@ -274,6 +280,16 @@ impl QueuePort for Unit {
                 Ok(Going::Unanswered)
             }
         }
+    }
+
+    fn spare(&self, index: usize) -> Result<(), UnitError> {
+        // ORDERING: Relaxed, both, as a port should.
+        let entry = self.ring[index].load(Ordering::Relaxed);
+        if entry & SYNC == 0 && entry >= SILENT {
+            // ORDERING: as above.
+            self.ring[index].store(SPARED, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn resume(&self) {

@@ -75,9 +75,9 @@ fn reader_and_owner(reader: u32) {
     pusher.join().unwrap();
 }
 
-/// One CPU stays, looks under a guard, passes, looks again, and comes back later; another takes the thing out
-/// of reach and frees it; a third one may push epochs on meanwhile.
-fn stayer_and_owner(pushed: bool) {
+/// One CPU stays, looks under a guard, passes or is away for a while, looks again, and comes back later; another takes the
+/// thing out of reach and frees it; a third one may push epochs on meanwhile.
+fn stayer_and_owner(pushed: bool, is_away: bool) {
     let shared = Arc::new(Reachable {
         quiescence: Quiescence::new(2).unwrap(),
         word: AtomicU64::new(1),
@@ -103,7 +103,10 @@ fn stayer_and_owner(pushed: bool) {
             if !pushed {
                 look();
             }
-            assert!(stay.pass(), "no guard is alive");
+            match is_away {
+                true => shared.quiescence.away(&Cpu(1), || ()),
+                false => assert!(stay.pass(), "no guard is alive"),
+            }
             look();
             drop(stay);
             if !pushed {
@@ -155,12 +158,19 @@ models! {
     an_epoch_waits_for_guards_of_unknown_cpus: Three(2), sees [], || reader_and_owner(7);
 
     /// A stay holds back as a guard does, until it passes, though its guards do not fence.
-    an_epoch_waits_for_a_stay: Two(2), sees ["the thing is freed"], || stayer_and_owner(false);
+    an_epoch_waits_for_a_stay: Two(2), sees ["the thing is freed"], || {
+        stayer_and_owner(false, false);
+    };
+
+    /// The same for one that is away in between.
+    an_epoch_waits_for_a_stay_that_comes_back: Two(2), sees ["the thing is freed"], || {
+        stayer_and_owner(false, true);
+    };
 
     /// The same when somebody moves epochs on who knows nothing of the thing.
     /// Shows: bc02.
     an_epoch_waits_for_a_stay_while_epochs_move: Three(2), sees ["the thing is freed"], || {
-        stayer_and_owner(true);
+        stayer_and_owner(true, false);
     };
 
     /// One at a time, each after all before, and nobody waits.

@@ -191,6 +191,7 @@ impl Machine {
         };
         let config = Config {
             wait,
+            device_wait: 3 * wait,
             ..Config::default()
         };
         let (iommu, groups) = Iommu::new(fake.clone(), &functions, config).unwrap();

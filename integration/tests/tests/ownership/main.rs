@@ -44,6 +44,7 @@ mod rollback;
 mod shared;
 mod threads;
 mod visibility;
+mod waits;
 mod wedge;
 mod wide_root;
 mod witness;

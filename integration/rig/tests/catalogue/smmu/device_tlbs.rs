@@ -66,6 +66,25 @@ fn ask(stand: &Stand, at: u64) -> bool {
 }
 
 #[test]
+fn bc05_a_device_that_firmware_let_ask_is_stopped_at_bring_up() {
+    super::loose::fault_of_the_environment();
+    let left_on = |machine: &mut Machine| {
+        with_ats(machine);
+        for function in &mut machine.functions {
+            function.left_on = true;
+        }
+    };
+    on_machines(20, left_on, |stand| {
+        for function in &stand.rig.machine().functions {
+            assert!(!stand.rig.asks(function.address), "{}", function.address);
+        }
+        // Nor does it keep a setting that its next owner did not ask for.
+        let one = asking(stand);
+        drop(one.end());
+    });
+}
+
+#[test]
 fn bc15_a_flush_reaches_what_devices_keep() {
     on_machines(60, with_ats, |stand| {
         let one = asking(stand);

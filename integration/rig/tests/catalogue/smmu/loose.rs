@@ -1,11 +1,14 @@
 //! Devices that keep translations (ATS) and cause too many faults: cut off at any moment, they send by nothing that they keep.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging};
 use hv_iommu::{
     AttachError, Attached, Domain, FaultBudget, FaultClass, FaultNotice, Group, Iommu, RawFault,
-    TrustedDevice,
+    TrustedDevice, UnitIndex,
 };
 use hv_rig::{Driver, Machine, Outcome, Rig, Vendor};
 
@@ -17,13 +20,17 @@ const VOUCHED: &str = "the rig's own";
 /// Nothing is mapped there.
 const ASTRAY: u64 = 0x70_0000;
 
-/// A machine whose device sends whatever its bus master bit says, and may cause no fault.
-fn stand() -> Stand {
-    // The test of these tests: `HV_FAULT` names what is taken out.
+/// The test of these tests: `HV_FAULT` names what is taken out.
+pub(super) fn fault_of_the_environment() {
     #[cfg(hv_fault)]
     if let Ok(name) = std::env::var("HV_FAULT") {
         hv_core::fault::Fault::from_name(&name).unwrap().switch_on();
     }
+}
+
+/// A machine whose device sends whatever its bus master bit says, and may cause no fault.
+fn stand() -> Stand {
+    fault_of_the_environment();
     let with_seed = |seed| {
         let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
         with_ats(&mut machine);
@@ -174,4 +181,134 @@ fn bc19_a_device_that_is_cut_off_while_its_entry_changes_stays_quiet() {
             }
         }
     }
+}
+
+/// What other CPUs have at hand.
+#[derive(Clone)]
+struct Others {
+    rig: Rig,
+    iommu: Iommu<Backend>,
+    one: Arc<Kernel>,
+    unit: UnitIndex,
+    /// How often the device was given a translation before its opener was told anything.
+    asked: Arc<AtomicUsize>,
+}
+
+impl Others {
+    fn is_wedged(&self) -> bool {
+        self.iommu.wedged_units().any(|unit| unit == self.unit)
+    }
+
+    /// A page comes and goes. Where the unit does not take the flush, it stays pending.
+    fn flush(&self, at: u64, between: impl FnOnce()) -> bool {
+        let mapped = self.one.map(iovas(at, 1));
+        between();
+        match self.one.unmap(mapped).flush() {
+            Ok((free, frames)) => {
+                self.one.returned(free.span(), &frames);
+                self.rig.free_frames(frames);
+                free.release().unwrap();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The unit fails, and comes back.
+    fn reset(&self) {
+        self.rig.fail_queue(self.unit.index());
+        self.flush(0x20_0000, || ());
+        self.come_back();
+    }
+
+    fn come_back(&self) {
+        if self.is_wedged() {
+            self.rig.wedged(self.unit.index(), true);
+            if self.iommu.reset_unit(self.unit).is_ok() {
+                self.rig.wedged(self.unit.index(), false);
+            }
+        }
+    }
+
+    /// The device does not answer, for a while.
+    fn mute(&self) {
+        self.rig.mute(DEVICE, true);
+        self.flush(0x20_0000, || ());
+        self.rig.mute(DEVICE, false);
+    }
+
+    /// The device asks for a page, whether it may or not, which goes back then.
+    fn ask(&self) {
+        let at = Iova::new(0x30_0000);
+        let forgotten = self.flush(at.as_u64(), || {
+            if let Outcome::Reached { .. } = self.rig.ask(DEVICE, at, Access::Write) {
+                // ORDERING: Relaxed, a count that is read afterwards.
+                self.asked.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let kept = self.rig.access_kept(DEVICE, at, Access::Write);
+        let is_kept = matches!(kept, Outcome::Reached { .. });
+        assert!(!(forgotten && is_kept), "it uses what was given back");
+    }
+}
+
+/// One CPU opens the device's TLB. In the middle of that another one does `first`, and so many steps later the device
+/// asks.
+fn opened_around(first: fn(&Others)) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    for steps in 0.. {
+        let mut ended = false;
+        for later in (2..32).step_by(5) {
+            let mut stand = stand();
+            let (mut one, trusted) = attached(&mut stand);
+            let mut group = one.group.take().unwrap();
+            let others = Others {
+                rig: stand.rig.clone(),
+                iommu: stand.iommu.clone(),
+                one: Arc::new(one),
+                unit: group.unit(),
+                asked: asked.clone(),
+            };
+            let theirs = others.clone();
+            // ORDERING: Relaxed, a count.
+            let before = asked.load(Ordering::Relaxed);
+            stand.rig.between(
+                steps,
+                move || {
+                    first(&theirs);
+                    let rig = theirs.rig.clone();
+                    rig.later(later, move || theirs.ask());
+                },
+                || {
+                    if group.enable_ats(DEVICE, &trusted).is_ok() {
+                        // Nothing was in its way.
+                        asked.store(before, Ordering::Relaxed);
+                        ended = true;
+                    }
+                },
+            );
+            others.come_back();
+            let mut one = Arc::into_inner(others.one).unwrap();
+            one.group = Some(group);
+            end(&mut stand, one);
+        }
+        if ended && steps > 40 {
+            break;
+        }
+    }
+    // ORDERING: Relaxed, as above.
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(asked > 0, "it never asked in between");
+}
+
+/// A reset closes what is open. What is stored behind its back, for a moment, is told of every flush all the same.
+#[test]
+fn bc15_an_opening_that_a_reset_overtakes_leaves_nothing_with_the_device() {
+    opened_around(Others::reset);
+}
+
+/// A device that is refused because it did not answer is told of every flush for as long as its opener may let it ask.
+#[test]
+fn bc15_an_opening_that_was_refused_leaves_nothing_with_the_device() {
+    opened_around(Others::mute);
 }

@@ -43,6 +43,7 @@ mod loose;
 mod nested;
 mod only;
 mod pasids;
+mod patience;
 mod quiet;
 mod silent;
 mod waking;

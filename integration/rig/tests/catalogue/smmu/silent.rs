@@ -10,7 +10,7 @@ use super::device_tlbs::{DEVICE, all, asking, asking_with, with_ats};
 use super::stand::{DEVICE_WAIT, Kernel, Stand, iovas, on_machines, pci, small};
 
 /// Another device, mostly behind the same unit.
-const OTHER: PciAddress = pci(0, 1, 0);
+pub(super) const OTHER: PciAddress = pci(0, 1, 0);
 const VOUCHED: &str = "the rig's own";
 
 fn reached(outcome: Outcome) -> bool {
@@ -18,17 +18,17 @@ fn reached(outcome: Outcome) -> bool {
 }
 
 /// A device asks for an address.
-fn ask(stand: &Stand, device: PciAddress, at: u64) -> bool {
+pub(super) fn ask(stand: &Stand, device: PciAddress, at: u64) -> bool {
     reached(stand.rig.ask(device, Iova::new(at), Access::Write))
 }
 
 /// What a device reaches by a translation of its own.
-fn kept(stand: &Stand, device: PciAddress, at: u64) -> bool {
+pub(super) fn kept(stand: &Stand, device: PciAddress, at: u64) -> bool {
     reached(stand.rig.access_kept(device, Iova::new(at), Access::Write))
 }
 
 /// Which groups were cut off since the last look. No unit failed.
-fn cut_off(stand: &Stand) -> Vec<CutOff> {
+pub(super) fn cut_off(stand: &Stand) -> Vec<CutOff> {
     let mut found = Vec::new();
     stand.iommu.take_faults(|notice| match notice {
         FaultNotice::CutOff(who) => found.push(who),

@@ -1,0 +1,32 @@
+//! Several CPUs that ask something behind the unit which never answers.
+
+use super::{SILENT, standing};
+use crate::explore::{models, saw};
+
+/// One CPU waits for what does not answer, another asks that too: before it is mended, which spares the unit that, or
+/// behind it, or it is just at it when the queue is held.
+fn another_asks_what_does_not_answer() {
+    let (unit, ticket) = standing(false);
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || {
+            let ticket = unit.submit(SILENT + 1).unwrap();
+            unit.wait_silent(ticket);
+        })
+    };
+    unit.wait_silent(ticket);
+    other.join().unwrap();
+    let done = unit.done.lock().unwrap();
+    assert_eq!((done.stood, done.mended), (1, 1), "asked one by one");
+    match done.begun.contains(&(SILENT + 1)) || done.done.contains(&(SILENT + 1)) {
+        true => saw("it is asked behind the mending"),
+        false => saw("it is spared"),
+    }
+}
+
+models! {
+    /// Who does not answer is asked once, however many have it asked.
+    /// Shows: bc01.
+    bc01_what_stands_in_the_ring_is_asked_by_who_mends: Two(1),
+        sees ["it is spared", "it is asked behind the mending"], another_asks_what_does_not_answer;
+}
