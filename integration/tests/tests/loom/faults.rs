@@ -91,7 +91,7 @@ const QUEUEING: &[Row] = &[
     ),
     (
         Fault::SkipSecondLook,
-        &[queueing::bc14_what_nobody_waits_for_is_rung],
+        &[queueing::stalls::bc14_what_nobody_waits_for_is_rung],
     ),
     (
         Fault::LetGoRelaxed,
@@ -103,7 +103,7 @@ const QUEUEING: &[Row] = &[
     ),
     (
         Fault::LeaveRelaxed,
-        &[queueing::bc14_what_nobody_waits_for_is_rung],
+        &[queueing::stalls::bc14_what_nobody_waits_for_is_rung],
     ),
     (
         Fault::RingPastGap,

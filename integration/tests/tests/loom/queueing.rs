@@ -1,6 +1,7 @@
 //! Models of the command queue: submitters on several CPUs, hardware that reads the ring, stalls, resets, lies.
 
 pub(crate) mod asking;
+pub(crate) mod stalls;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -364,89 +365,6 @@ fn two_producers_and_one_sync() {
     }
 }
 
-/// One CPU stops in the middle of filling its entry. The other gives up in time, the unit is well, and both commands
-/// are done, in order, when the first goes on, whoever is left to ring.
-fn a_producer_stalls() {
-    let unit = Arc::new(Unit {
-        runs: true,
-        stall: 1,
-        ..Unit::new(2)
-    });
-    let stalled = {
-        let unit = unit.clone();
-        loom::thread::spawn(move || unit.submit(1))
-    };
-    match unit.submit(2) {
-        Ok(_) => saw("the other goes first"),
-        Err(UnitError::Busy { waited, .. }) => {
-            saw("the other gives up");
-            assert!(waited >= DEADLINE);
-        }
-        Err(error) => panic!("{error}"),
-    }
-    // ORDERING: Relaxed, orders nothing.
-    unit.go.store(true, Ordering::Relaxed);
-    // Behind another's sync, if that is rung late, it may give up as well.
-    let first = stalled.join().unwrap();
-    assert!(matches!(first, Ok(_) | Err(UnitError::Busy { .. })));
-    assert_eq!(unit.queue.check_alive(unit.unit()), Ok(()));
-    // Nobody is left to ring.
-    while unit.step() {}
-    assert!(unit.has_done(1) && unit.has_done(2), "something was left");
-}
-
-/// Two CPUs submit, and neither has time to wait: whoever finds the bell taken goes, and the holder rings for it.
-fn nobody_waits_for_the_bell() {
-    let unit = Arc::new(Unit {
-        runs: true,
-        ..Unit::new(2)
-    });
-    let other = {
-        let unit = unit.clone();
-        loom::thread::spawn(move || unit.submit(1))
-    };
-    let mine = unit.submit(2);
-    let theirs = other.join().unwrap();
-    for outcome in [mine, theirs] {
-        match outcome {
-            Ok(_) => {}
-            Err(UnitError::Busy { .. }) => saw("one did not wait"),
-            Err(error) => panic!("{error}"),
-        }
-    }
-    while unit.step() {}
-    assert!(unit.has_done(1) && unit.has_done(2), "something was left");
-}
-
-/// One CPU stops in the middle of filling its entry, another goes behind it without time to wait, and a third may have had
-/// the bell meanwhile.
-fn nobody_waits_behind_a_gap() {
-    let unit = Arc::new(Unit {
-        runs: true,
-        stall: 1,
-        ..Unit::new(3)
-    });
-    let others = [1, 2].map(|command| {
-        let unit = unit.clone();
-        loom::thread::spawn(move || unit.submit(command))
-    });
-    if matches!(unit.submit(3), Err(UnitError::Busy { .. })) {
-        saw("one did not wait");
-    }
-    // ORDERING: Relaxed, orders nothing.
-    unit.go.store(true, Ordering::Relaxed);
-    for other in others {
-        let outcome = other.join().unwrap();
-        assert!(matches!(outcome, Ok(_) | Err(UnitError::Busy { .. })));
-    }
-    // Nobody is left to ring.
-    while unit.step() {}
-    assert!(
-        [1, 2, 3].iter().all(|&command| unit.has_done(command)),
-        "something was left"
-    );
-}
-
 /// A unit is wedged and its ring restarted while a CPU submits. What is in the new ring stays.
 fn a_reset_and_a_producer() {
     let unit = Arc::new(Unit::new(1));
@@ -591,19 +509,6 @@ models! {
     /// Shows: bc14.
     bc14_two_producers_share_a_sync: Two(2),
         sees ["two share a sync", "one sync for two", "a sync each"], two_producers_and_one_sync;
-
-    /// A stall costs others their deadline, not the unit, and loses nothing.
-    /// Shows: bc14.
-    bc14_a_stalled_producer_delays_and_loses_nothing: Two(3),
-        sees ["the other gives up", "the other goes first"], a_producer_stalls;
-
-    /// What is published is rung by whoever had the bell.
-    /// Shows: bc14.
-    bc14_what_nobody_waits_for_is_rung: Two(3), sees ["one did not wait"], nobody_waits_for_the_bell;
-
-    /// The same behind a CPU that stands still: whoever publishes last sees to it.
-    /// Shows: bc14.
-    bc14_what_nobody_waits_for_behind_a_gap_is_rung: Three(1), sees ["one did not wait"], nobody_waits_behind_a_gap;
 
     /// Who was admitted before a reset writes nothing into the ring after it.
     /// Shows: bc14.
