@@ -9,7 +9,7 @@ use hv_iommu::{Blocked, Config, Group, Iommu, PciFunction, SetupError};
 use thiserror::Error;
 
 pub use crate::arch::backend::Backend;
-use crate::arch::backend::{self, BackendError};
+use crate::arch::backend::{self, AnnounceError, BackendError};
 use crate::machine::Machine;
 use crate::pci::{self, Function};
 
@@ -21,15 +21,6 @@ pub struct Subsystem {
     pub groups: Vec<Group<Backend, Blocked>>,
     /// The units as their registers describe them.
     pub units: Vec<UnitFacts>,
-    /// How they tell of faults.
-    pub announced: Announced,
-}
-
-/// How units tell of faults by themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Announced {
-    /// How many interrupts of theirs lead to this CPU; with none, faults are only looked for.
-    pub interrupts: usize,
 }
 
 /// A unit as its registers describe it, for people.
@@ -58,13 +49,16 @@ pub enum SubsystemError {
     /// The subsystem over the units cannot be set up.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The units do not tell of faults by themselves.
+    #[error("no interrupt can tell of faults: {0}")]
+    Announce(#[from] AnnounceError),
     /// The heap is exhausted.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
 }
 
-/// Takes all units over that firmware names, and turns translation on. No device can do DMA from then on until it is
-/// attached to a domain.
+/// Takes all units over that firmware names, turns translation on, and has each unit tell of faults by an interrupt. No
+/// device can do DMA from then on until it is attached to a domain.
 ///
 /// # Errors
 /// [`SubsystemError`].
@@ -84,10 +78,7 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         ..Config::default()
     };
     let (iommu, groups) = Iommu::new(units_up, &functions, config)?;
-    let announced = backend::announce(&iommu, units.len()).unwrap_or_else(|error| {
-        log::warn!("faults are looked for, and not told by interrupts: {error}");
-        Announced { interrupts: 0 }
-    });
+    backend::announce(&iommu, units.len())?;
     // Those that firmware goes on using, which a strict policy would have refused, stay blocked.
     let groups = groups
         .into_iter()
@@ -96,6 +87,5 @@ pub fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
         iommu,
         groups: groups.collect(),
         units,
-        announced,
     })
 }

@@ -15,7 +15,7 @@ use super::gic::{self, GicSetupError};
 use super::smp::this_cpu;
 use crate::machine::Machine;
 use crate::platform::BareMetal;
-use crate::subsystem::{Announced, UnitFacts};
+use crate::subsystem::UnitFacts;
 
 /// The backend of this image: tables of 4 KiB pages.
 pub type Backend = Smmu<&'static BareMetal>;
@@ -45,6 +45,17 @@ pub enum AnnounceError {
     /// A unit.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// The tree names no wire.
+    #[error(
+        "the device tree names no wire for {interrupt_source} of {unit}: expected one in the node's \"interrupts\", by \
+         \"interrupt-names\""
+    )]
+    NoWire {
+        /// The unit.
+        unit: UnitIndex,
+        /// What the unit would have told. Not called `source`, which would be this error's cause.
+        interrupt_source: InterruptSource,
+    },
 }
 
 /// How many faults a device may cause: QEMU's SMMU records a page that is blocked as a thousand faults of four bytes, and
@@ -74,31 +85,32 @@ pub fn bring_up(
     Ok((discovery.bring_up()?, units))
 }
 
-/// Has the units tell of faults and of their own errors by interrupts, at the CPU that calls: what each of them has a wire
-/// for.
+/// Has the units tell of faults and of their own errors by interrupts, each by its wire, at the CPU that calls.
 ///
 /// # Errors
-/// [`AnnounceError`]. Faults are looked for all the same.
-pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<Announced, AnnounceError> {
-    let mut interrupts = 0;
+/// [`AnnounceError`].
+pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<(), AnnounceError> {
     for unit in (0..units).filter_map(UnitIndex::new) {
         for source in [InterruptSource::Faults, InterruptSource::Errors] {
-            let Some(wire) = iommu.wired_interrupt(unit, source) else {
-                continue;
-            };
+            let wire = iommu.wired_interrupt(unit, source);
+            let wire = wire.ok_or(AnnounceError::NoWire {
+                unit,
+                interrupt_source: source,
+            })?;
             // The controller first: an edge that nobody takes is lost.
             gic::listen(wire, this_cpu())?;
             // What was in the logs before is nobody's: no device was let through yet.
             iommu.route_interrupt(unit, source, InterruptRoute::Wired, |_| ())?;
-            interrupts += 1;
         }
     }
-    Ok(Announced { interrupts })
+    Ok(())
 }
 
-/// The interrupts of units that came so far.
-pub fn announcements() -> u64 {
-    gic::of_devices()
+/// The interrupts that came so far on the unit's wire for faults. That for its errors is none of them: it tells of an
+/// event queue that is full, so a thousand faults would be told by it alone.
+pub fn announcements(iommu: &Iommu<Backend>, unit: UnitIndex) -> u64 {
+    let wire = iommu.wired_interrupt(unit, InterruptSource::Faults);
+    wire.map_or(0, gic::taken)
 }
 
 fn facts(unit: &UnitInfo) -> UnitFacts {

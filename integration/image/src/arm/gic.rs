@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicError, GicV3, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, InterruptGroup, Trigger, UniqueMmioPointer};
-use hv_core::sync::{AtomicU64, Ordering};
+use arrayvec::ArrayVec;
 use hv_iommu::InterruptId;
 use spin::Mutex;
 use thiserror::Error;
@@ -22,8 +22,11 @@ use crate::memory::physical;
 const WAKE: IntId = IntId::sgi(0);
 /// Lets interrupts of every priority through.
 const ALL_PRIORITIES: u8 = 0xff;
-/// Bytes of one redistributor's two frames (Arm IHI 0069, 12.10).
+/// Bytes of one redistributor's frames: two of them, or four where it serves virtual LPIs (Arm IHI 0069, 12.10).
 const REDISTRIBUTOR_BYTES: u64 = 128 << 10;
+
+/// Most interrupts of devices that are listened to: two of each of many units.
+const MAX_WIRES: usize = 32;
 
 /// The interrupt controller cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -31,8 +34,8 @@ pub enum GicSetupError {
     /// The redistributors' registers end before those of all CPUs.
     #[error("the GIC has redistributors for {found} CPUs, but there are {cpus}")]
     Redistributors {
-        /// Redistributors that fit.
-        found: u64,
+        /// Redistributors that there are.
+        found: usize,
         /// CPUs.
         cpus: usize,
     },
@@ -42,6 +45,11 @@ pub enum GicSetupError {
     /// Firmware names an interrupt that devices do not have.
     #[error("expected a shared peripheral interrupt, found number {0}")]
     NoSuchInterrupt(u32),
+    /// More wires than are counted.
+    #[error(
+        "expected at most {MAX_WIRES} interrupts of devices to listen to, found number {0} beyond them"
+    )]
+    TooManyWires(u32),
     /// What the driver found.
     #[error("the GIC cannot be used: {0:?}")]
     Driver(GicError),
@@ -50,7 +58,8 @@ pub enum GicSetupError {
 /// The controller.
 struct Driver {
     gic: GicV3<'static>,
-    cpus: usize,
+    /// How many redistributors there are: also those of CPUs that the tree says are not used, or does not list.
+    redistributors: usize,
 }
 
 static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
@@ -63,27 +72,59 @@ static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
 /// # Safety
 /// Called once, by the CPU that booted, with the registers that the device tree names, mapped as device memory.
 pub(super) unsafe fn init(found: &Gic, cpus: usize, boot: Mpidr) -> Result<(), GicSetupError> {
-    let room = found.redistributors.pages().bytes() / REDISTRIBUTOR_BYTES;
-    if room < cpus as u64 {
+    let bytes = found.redistributors.pages().bytes();
+    let room = (bytes / REDISTRIBUTOR_BYTES) as usize;
+    if room < cpus {
         return Err(GicSetupError::Redistributors { found: room, cpus });
     }
-    let distributor = physical::pointer(found.distributor.start()).cast::<Gicd>();
-    let distributor = NonNull::new(distributor).unwrap_or(NonNull::dangling());
-    // SAFETY: the caller promises mapped registers, and this function runs once.
-    let distributor = unsafe { UniqueMmioPointer::new(distributor) };
-    let redistributors = physical::pointer(found.redistributors.start()).cast::<GicrSgi>();
-    let redistributors = NonNull::new(redistributors).unwrap_or(NonNull::dangling());
-    // SAFETY: as above, and the registers are large enough for all CPUs.
-    let gic = unsafe { GicV3::new(distributor, redistributors, cpus) };
+    let driver = |redistributors| {
+        let distributor = physical::pointer(found.distributor.start()).cast::<Gicd>();
+        let distributor = NonNull::new(distributor).unwrap_or(NonNull::dangling());
+        // SAFETY: the caller promises mapped registers, and that this runs once; of the drivers that are made here, each
+        // is gone before the next one.
+        let distributor = unsafe { UniqueMmioPointer::new(distributor) };
+        let first = physical::pointer(found.redistributors.start()).cast::<GicrSgi>();
+        let first = NonNull::new(first).unwrap_or(NonNull::dangling());
+        // SAFETY: as above, and there are as many redistributors.
+        let gic = unsafe { GicV3::new(distributor, first, redistributors) };
+        gic.map_err(GicSetupError::Driver)
+    };
+    // The first one says how large each is, and each whether it is the last.
+    let redistributors = count(&mut driver(room)?, bytes)?;
+    if redistributors < cpus {
+        let found = redistributors;
+        return Err(GicSetupError::Redistributors { found, cpus });
+    }
     let mut driver = Driver {
-        gic: gic.map_err(GicSetupError::Driver)?,
-        cpus,
+        gic: driver(redistributors)?,
+        redistributors,
     };
     let index = driver.index_of(boot)?;
     driver.gic.setup(index);
     driver.accept_wakes(index)?;
     *DRIVER.lock() = Some(driver);
     Ok(())
+}
+
+/// How many redistributors have their registers in so many bytes, one behind the other.
+fn count(gic: &mut GicV3<'static>, bytes: u64) -> Result<usize, GicSetupError> {
+    let mut count = 0;
+    let mut end = 0;
+    loop {
+        let kind = gic.gicr_typer(count).map_err(GicSetupError::Driver)?;
+        let each = match kind.virtual_lpis_supported() {
+            true => 2 * REDISTRIBUTOR_BYTES,
+            false => REDISTRIBUTOR_BYTES,
+        };
+        end += each;
+        if end > bytes {
+            return Ok(count);
+        }
+        count += 1;
+        if kind.last_redistributor() || end + each > bytes {
+            return Ok(count);
+        }
+    }
 }
 
 /// Sets the controller up for one more CPU, which calls.
@@ -102,7 +143,7 @@ pub(super) fn init_cpu(cpu: Mpidr) -> Result<(), GicSetupError> {
 impl Driver {
     /// Which redistributor is the CPU's.
     fn index_of(&mut self, cpu: Mpidr) -> Result<usize, GicSetupError> {
-        (0..self.cpus)
+        (0..self.redistributors)
             .find(|index| {
                 let kind = self.gic.gicr_typer(*index);
                 kind.is_ok_and(|kind| Mpidr::new(kind.core_mpidr()) == cpu)
@@ -146,7 +187,7 @@ pub struct WakeError {
     pub cpu: Mpidr,
 }
 
-/// Has a device's interrupt, an edge, go to a CPU.
+/// Has a device's interrupt, an edge, go to a CPU, and counts it from then on.
 ///
 /// # Errors
 /// [`GicSetupError`].
@@ -155,6 +196,14 @@ pub(super) fn listen(interrupt: InterruptId, cpu: Mpidr) -> Result<(), GicSetupE
     let known = IntId::try_from(number).ok();
     let id = known.filter(|id| id.is_spi() || id.is_espi());
     let id = id.ok_or(GicSetupError::NoSuchInterrupt(number))?;
+    let mut wires = WIRES.lock();
+    if wires.iter().all(|wire| wire.id != id) {
+        let wire = Wire { id, taken: 0 };
+        wires
+            .try_push(wire)
+            .map_err(|_| GicSetupError::TooManyWires(number))?;
+    }
+    drop(wires);
     let mut driver = DRIVER.lock();
     let driver = driver.as_mut().ok_or(GicSetupError::NoRedistributor(cpu))?;
     let set = |driver: &mut Driver| {
@@ -166,24 +215,35 @@ pub(super) fn listen(interrupt: InterruptId, cpu: Mpidr) -> Result<(), GicSetupE
     set(driver).map_err(GicSetupError::Driver)
 }
 
-/// Interrupts of devices that were taken so far.
-static OF_DEVICES: AtomicU64 = AtomicU64::new(0);
+/// A wire that is listened to.
+struct Wire {
+    id: IntId,
+    /// How many of its interrupts were taken.
+    taken: u64,
+}
 
-/// How many interrupts of devices came so far, those included that are pending at the CPU that calls.
-pub(super) fn of_devices() -> u64 {
+/// The wires that are listened to.
+static WIRES: Mutex<ArrayVec<Wire, MAX_WIRES>> = Mutex::new(ArrayVec::new_const());
+
+/// How many interrupts of the wire came so far, those included that are pending at the CPU that calls.
+pub(super) fn taken(interrupt: InterruptId) -> u64 {
     take_pending();
-    // ORDERING: Relaxed, a count that publishes nothing: what an interrupt tells of is looked for by itself.
-    OF_DEVICES.load(Ordering::Relaxed)
+    let wires = WIRES.lock();
+    let mut found = wires
+        .iter()
+        .filter(|wire| u32::from(wire.id) == interrupt.0);
+    found.next().map_or(0, |wire| wire.taken)
 }
 
 /// Takes every interrupt that is pending at the CPU that calls.
 pub(super) fn take_pending() {
     let group = InterruptGroup::Group1;
     while let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(group) {
-        if !interrupt.is_private() {
-            // ORDERING: Relaxed, as in `of_devices`.
-            OF_DEVICES.fetch_add(1, Ordering::Relaxed);
+        let mut wires = WIRES.lock();
+        if let Some(wire) = wires.iter_mut().find(|wire| wire.id == interrupt) {
+            wire.taken += 1;
         }
+        drop(wires);
         GicCpuInterface::end_interrupt(interrupt, group);
     }
 }

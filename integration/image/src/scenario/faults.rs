@@ -8,6 +8,7 @@ use hv_core::sync::Ordering;
 use hv_core::{Access, Iova, OwnerId, PageSize, PciAddress};
 use hv_iommu::{FaultClass, FaultNotice};
 
+use super::drive::drive;
 use super::{Context, Failure};
 use crate::arch::backend::announcements;
 use crate::report::{self, Event, FaultEvent};
@@ -16,7 +17,7 @@ use crate::report::{self, Event, FaultEvent};
 const MAX_CALLS: usize = 100;
 
 /// How long a unit may take to tell of a fault: the device was told already that its access was refused.
-const ANNOUNCED_WITHIN: Duration = Duration::from_millis(500);
+const ANNOUNCED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The fault that is waited for.
 #[derive(Clone, Copy)]
@@ -31,32 +32,45 @@ impl Context<'_> {
     /// Empties the fault logs without looking, and forgets the interrupts that told of them.
     pub(super) fn forget_faults(&self) {
         self.empty_logs(|_| {});
-        // ORDERING: Relaxed, one CPU looks for faults.
-        self.seen.store(announcements(), Ordering::Relaxed);
+        self.forget_interrupts();
     }
 
-    /// Waits for the interrupt that has to tell of the faults that were provoked since the logs were last emptied, where
-    /// units have any: the driver could have slept until then.
-    ///
-    /// # Errors
-    /// When it does not come. The faults are in the log all the same.
-    pub(super) fn expect_interrupt(&self) -> Result<(), Failure> {
-        if self.announced.interrupts == 0 {
-            return Ok(());
-        }
+    /// The interrupts that the drive's unit sent for faults so far.
+    fn interrupts(&self) -> u64 {
+        let unit = drive(self.machine).ok();
+        let unit = unit.and_then(|drive| self.iommu.unit_of(drive));
+        unit.map_or(0, |unit| announcements(&self.iommu, unit))
+    }
+
+    /// Forgets the interrupts that told of what was in the logs.
+    fn forget_interrupts(&self) {
+        // ORDERING: Relaxed, one CPU looks for faults.
+        self.seen.store(self.interrupts(), Ordering::Relaxed);
+    }
+
+    /// Waits for the interrupt by which the drive's unit has to tell of the faults that were provoked since the logs were
+    /// last emptied, as a driver would that sleeps until then; and then checks as [`expect_fault`](Self::expect_fault) does.
+    pub(super) fn expect_announced(&self, expected: Expected) -> Result<(), Failure> {
         let clock = self.machine.platform;
         let end = clock.now().after(ANNOUNCED_WITHIN);
-        // ORDERING: Relaxed, as in `forget_faults`.
+        // ORDERING: Relaxed, as in `forget_interrupts`.
         let seen = self.seen.load(Ordering::Relaxed);
-        while announcements() == seen {
-            if clock.now() > end {
-                return Err(Failure::new(format_args!(
-                    "no interrupt told of a fault within {ANNOUNCED_WITHIN:?}"
-                )));
+        let told = loop {
+            // The time is taken first: an interrupt that comes at the last moment still counts.
+            let late = clock.now() > end;
+            let told = self.interrupts() != seen;
+            if told || late {
+                break told;
             }
             core::hint::spin_loop();
+        };
+        self.expect_fault(expected)?;
+        match told {
+            true => Ok(()),
+            false => Err(Failure::new(format_args!(
+                "a fault is in the log, and within {ANNOUNCED_WITHIN:?} no interrupt told of it"
+            ))),
         }
-        Ok(())
     }
 
     /// Empties the fault logs, which takes several calls where one DMA leaves more faults than one call takes.
@@ -111,8 +125,7 @@ impl Context<'_> {
                 others += 1;
             }
         });
-        // ORDERING: Relaxed, one CPU looks for faults.
-        self.seen.store(announcements(), Ordering::Relaxed);
+        self.forget_interrupts();
         if found {
             return Ok(());
         }

@@ -24,7 +24,7 @@ use crate::command_line::Scenario;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::report::{self, Event};
-use crate::subsystem::{self, Announced, Backend, Subsystem};
+use crate::subsystem::{self, Backend, Subsystem};
 
 /// Why a scenario failed, in one line for people.
 struct Failure(String);
@@ -75,9 +75,7 @@ struct Context<'m> {
     groups: Vec<Group<Backend, Blocked>>,
     /// The scenario that runs.
     name: &'static str,
-    /// Whether units tell of faults by interrupts.
-    announced: Announced,
-    /// How many interrupts of units had come when the logs were last emptied.
+    /// How many interrupts had told of faults when the logs were last emptied.
     seen: AtomicU64,
 }
 
@@ -141,7 +139,6 @@ fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> 
         iommu: subsystem.iommu.clone(),
         groups: core::mem::take(&mut subsystem.groups),
         name: scenario.name(),
-        announced: subsystem.announced,
         seen: AtomicU64::new(0),
     };
     let shown = match scenario {

@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::{lapic, traps};
 use crate::machine::Machine;
 use crate::platform::BareMetal;
-use crate::subsystem::{Announced, UnitFacts};
+use crate::subsystem::UnitFacts;
 
 /// The backend of this image.
 pub type Backend = Vtd<&'static BareMetal>;
@@ -52,21 +52,24 @@ pub fn bring_up(
     Ok((discovery.bring_up()?, units))
 }
 
+/// Why the units tell of nothing by themselves.
+pub type AnnounceError = RouteError;
+
 /// Has the units tell of faults, and of errors of their own, by a message to the CPU that calls.
 ///
 /// # Errors
-/// [`RouteError`]. Faults are looked for all the same.
-pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<Announced, RouteError> {
+/// [`AnnounceError`].
+pub fn announce(iommu: &Iommu<Backend>, units: usize) -> Result<(), AnnounceError> {
     let route = InterruptRoute::Message(lapic::message(traps::UNIT));
     for unit in (0..units).filter_map(UnitIndex::new) {
         // What was in the log before is nobody's: no device was let through yet.
         iommu.route_interrupt(unit, InterruptSource::Faults, route, |_| ())?;
     }
-    Ok(Announced { interrupts: units })
+    Ok(())
 }
 
-/// The interrupts of units that came so far.
-pub fn announcements() -> u64 {
+/// The interrupts for faults that came so far. All units send the same one, and it is for nothing else.
+pub fn announcements(_iommu: &Iommu<Backend>, _unit: UnitIndex) -> u64 {
     traps::of_units()
 }
 
