@@ -17,6 +17,9 @@ pub(super) const ENTRIES: u16 = 64;
 /// Bytes of each queue's buffer.
 pub(super) const QUEUE_BYTES: usize = ENTRIES as usize * COMMAND_BYTES;
 
+/// How often the controller's status is looked at while a command is out: a failed controller ends none.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// A pair of queues with one command out at most.
 ///
 /// # Invariants
@@ -31,7 +34,7 @@ pub(super) struct QueuePair<B> {
     head: u16,
     phase: bool,
     next_id: u16,
-    /// A command ran into its deadline and may still complete.
+    /// A command ran into its deadline, or the controller failed meanwhile: it may still complete.
     stuck: bool,
 }
 
@@ -127,22 +130,28 @@ impl<B: DmaBuffer> QueuePair<B> {
         what: Wait,
     ) -> Result<u32, NvmeError> {
         let at = usize::from(self.head) * COMPLETION_BYTES + COMPLETION_LAST_WORD;
-        let end = clock.now().after(limit);
+        let begin = clock.now();
+        let end = begin.after(limit);
+        let mut look = begin.after(LOOK_EVERY);
         loop {
             // The time is taken first: a completion that is there at the last moment still counts.
-            let late = clock.now() > end;
+            let now = clock.now();
+            let late = now > end;
             let word = self.completions.read_u32(at)?;
             if (word & COMPLETION_PHASE != 0) == self.phase {
                 return Ok(word);
             }
-            if late {
-                self.stuck = true;
-                let csts = registers.read32(CSTS);
-                return Err(match csts {
-                    GONE => NvmeError::Gone,
-                    csts if csts & CSTS_FATAL != 0 => NvmeError::Fatal { what, csts },
-                    csts => NvmeError::Timeout { what, limit, csts },
-                });
+            if late || now > look {
+                look = now.after(LOOK_EVERY);
+                let error = match registers.read32(CSTS) {
+                    GONE => Some(NvmeError::Gone),
+                    csts if csts & CSTS_FATAL != 0 => Some(NvmeError::Fatal { what, csts }),
+                    csts => late.then_some(NvmeError::Timeout { what, limit, csts }),
+                };
+                if let Some(error) = error {
+                    self.stuck = true;
+                    return Err(error);
+                }
             }
             core::hint::spin_loop();
         }

@@ -1,6 +1,7 @@
 //! The NVMe drive as the scenarios use it: behind the IOMMU, in a domain of one owner or the other.
 
 use alloc::format;
+use alloc::string::String;
 use core::time::Duration;
 
 use hv_core::platform::{FrameSource, Registers};
@@ -10,8 +11,8 @@ use hv_core::{
 };
 use hv_iommu::table::Translation;
 use hv_iommu::{
-    AtRest, Attached, Blocked, BufferRequest, CoherentBuffer, Domain, DomainConfig, DomainError,
-    Group, InterruptsIsolated, ReservedKind, ReservedRegion, UnitCaps,
+    AtRest, Attached, Blocked, BufferRequest, Claimed, CoherentBuffer, Domain, DomainConfig,
+    DomainError, Group, InterruptsIsolated, ReservedKind, ReservedRegion, UnitCaps, Wedged,
 };
 
 use super::{Context, Failure, OrFail, ensure};
@@ -25,8 +26,9 @@ use crate::subsystem::Backend;
 
 /// Address bits of the widest tables that are tried.
 const WIDEST: u8 = 48;
-/// How long the drive may take for one command. A command whose queue is blocked runs into it.
-const COMMAND_LIMIT: Duration = Duration::from_secs(2);
+/// How long the drive may take for one command: far longer than it takes on a host that is busy with other things. One
+/// whose queue is blocked says so long before that.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 /// A buffer of the domain with that alignment, which is also its largest page.
 pub(super) fn buffer(
@@ -321,8 +323,7 @@ impl Context<'_> {
         let result = self.with_driver(&attached, drive, DomainMemory(&domain), |driver| {
             body(self, &domain, driver)
         });
-        let detached = attached.detach().or_fail("detaching the drive")?;
-        let released = detached.release();
+        let released = let_go(&result, attached.detach())?.release();
         self.rested(released.without_reset("each driver resets the controller before it uses it"))?;
         domain
             .destroy()
@@ -395,9 +396,8 @@ impl Context<'_> {
             .release()
             .map_err(|(_, error)| error)
             .or_fail("releasing the guest's addresses")?;
-        let detached = attached.detach().or_fail("detaching the drive")?;
         // Nothing but the reset that its driver begins with is left to do.
-        let released = detached.release();
+        let released = let_go(&result, attached.detach())?.release();
         self.rested(released.without_reset("each driver resets the controller before it uses it"))?;
         let leftover = domain
             .destroy()
@@ -409,6 +409,23 @@ impl Context<'_> {
         );
         result
     }
+}
+
+/// The group of a drive that was detached. Where the unit did not let go of it, that is told behind what failed before.
+fn let_go<O: Owner, R>(
+    result: &Result<R, Failure>,
+    detached: Result<Group<Backend, Claimed<O>>, Group<Backend, Wedged<Backend>>>,
+) -> Result<Group<Backend, Claimed<O>>, Failure> {
+    detached.map_err(|group| {
+        let before = match result {
+            Ok(_) => String::new(),
+            Err(failure) => format!("{failure}; then "),
+        };
+        Failure::new(format_args!(
+            "{before}detaching the drive: {}",
+            group.error()
+        ))
+    })
 }
 
 /// Whether a domain leads the drive's interrupt messages to where they go.

@@ -70,13 +70,13 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
         );
         context.forget_faults();
         driver.raw_read(SCRATCH_OFFSET, KERNEL_PAGE)?;
+        ensure!(
+            is_canary(platform, &secret),
+            "the guest's drive reached the hypervisor's memory"
+        );
         context.expect_fault(expected(KERNEL_PAGE, vm))?;
         Ok(domain.hw_id())
     })?;
-    ensure!(
-        is_canary(platform, &secret),
-        "the guest's drive reached the hypervisor's memory"
-    );
     ensure!(
         guest_id == first_id,
         "{guest_id} was used, expected {first_id} again"
@@ -87,13 +87,13 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
     let last_id = context.with_kernel_drive(config, |context, domain, driver| {
         context.forget_faults();
         driver.raw_read(SCRATCH_OFFSET, probe)?;
+        ensure!(
+            guest_is_intact(context, &guest, probe),
+            "the hypervisor's drive reached the guest's memory"
+        );
         context.expect_fault(expected(probe, OwnerId::Hypervisor))?;
         Ok(domain.hw_id())
     })?;
-    ensure!(
-        guest_is_intact(context, &guest, probe),
-        "the hypervisor's drive reached the guest's memory"
-    );
     ensure!(
         last_id == first_id,
         "{last_id} was used, expected {first_id} again"
