@@ -17,7 +17,7 @@ use crate::arch::{cache, clock, cpu};
 use crate::device_tree::Doorbells;
 use crate::memory::frames::{FrameAllocator, FrameCounts};
 use crate::memory::physical;
-use crate::memory::usable::Span;
+use crate::memory::usable::{MAX_SPANS, Span};
 use crate::mmio::MmioBlock;
 use crate::pci::Ecam;
 
@@ -27,8 +27,8 @@ const WORDS: usize = PageSize::Size4K.bytes() as usize / size_of::<AtomicU64>();
 /// Maps registers: everything under the identity map that is not RAM.
 #[derive(Clone, Debug)]
 pub struct DeviceSpace {
-    ram: ArrayVec<Span, 128>,
-    firmware: ArrayVec<Span, 128>,
+    ram: ArrayVec<Span, MAX_SPANS>,
+    firmware: ArrayVec<Span, MAX_SPANS>,
     doorbells: Doorbells,
     limit: PhysAddr,
 }
@@ -36,8 +36,8 @@ pub struct DeviceSpace {
 impl DeviceSpace {
     /// Device space below `limit`, beside `ram` and what is `firmware`'s.
     pub const fn new(
-        ram: ArrayVec<Span, 128>,
-        firmware: ArrayVec<Span, 128>,
+        ram: ArrayVec<Span, MAX_SPANS>,
+        firmware: ArrayVec<Span, MAX_SPANS>,
         limit: PhysAddr,
     ) -> Self {
         Self {

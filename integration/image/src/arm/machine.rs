@@ -89,6 +89,7 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
     // SAFETY: this is the CPU that booted, and no other has number 0.
     unsafe { cpu::install(CpuId::new(0)) };
     traps::self_check().map_err(StepError::from)?;
+    traps::accept_system_errors();
 
     let place = match tree {
         0 => image.start.as_u64() / RAM_ALIGN * RAM_ALIGN,
@@ -103,7 +104,7 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
     firmware::init(board.firmware);
 
     // SAFETY: only this CPU runs; it has used nothing but the image and the tree, which is not used meanwhile.
-    let mapped = unsafe { paging::map_ram(&board.ram) };
+    let mapped = unsafe { paging::map_ram(&board.ram) }?;
     let mut reserved = board.reserved.clone();
     let tree = Span::new(PhysAddr::new(place), blob.len() as u64);
     reserved
@@ -153,9 +154,12 @@ unsafe fn blob(address: PhysAddr) -> Result<&'static [u8], StepError> {
         u32::from_be(unsafe { physical::read_word(place.cast()) })
     };
     let (found, bytes) = (word(0), word(4));
-    if found != MAGIC || bytes > MAX_TREE_BYTES {
+    let end = address.checked_add(bytes.into());
+    if found != MAGIC || bytes > MAX_TREE_BYTES || end.is_none_or(|end| end > identity_limit()) {
         return Err(no_tree(found, bytes));
     }
+    // SAFETY: the boot protocol has the tree in RAM, of which this CPU, the only one, has used nothing but the image's.
+    unsafe { paging::map_bytes(address, bytes.into()) };
     // SAFETY: the tree says that it is this long, and the caller that nobody writes it.
     Ok(unsafe { physical::bytes(address, bytes as usize) })
 }

@@ -11,17 +11,15 @@ use arm_sysregs::el1::accessors::read_id_aa64mmfr0_el1;
 use arm_sysregs::el2::accessors::read_ttbr0_el2;
 use arrayvec::ArrayVec;
 use hv_core::sync::{AtomicU64, Ordering};
-use hv_core::{PageCount, PageSize, PhysAddr, PhysRange};
+use hv_core::{PageCount, PageSize, PhysAddr};
 use thiserror::Error;
 
 use crate::memory::frames::FrameAllocator;
 use crate::memory::physical;
-use crate::memory::usable::Span;
+use crate::memory::usable::{MAX_SPANS, MemoryMapError, Span, whole_gibs};
 
 /// What the boot code maps.
 const MAPPED: u64 = 4 << 40;
-/// Bytes of a level 1 block.
-const GIB: u64 = PageSize::Size1G.bytes();
 /// Entries of a table.
 const ENTRIES: u64 = 512;
 
@@ -104,33 +102,47 @@ fn replace(entry: &AtomicU64, address: u64, new: u64) {
     publish();
 }
 
-/// Every GiB that holds a byte of RAM.
-fn gibs(ram: &[Span]) -> impl Iterator<Item = u64> {
-    (0..MAPPED / GIB)
-        .map(|number| number * GIB)
-        .filter(|start| {
-            let pages = PageCount::of(PageSize::Size1G);
-            let range = PhysRange::new(PhysAddr::new(*start), pages);
-            range.is_ok_and(|range| ram.iter().any(|span| span.overlaps(range)))
-        })
+/// Maps a GiB as memory, unless it is.
+///
+/// # Safety
+/// Called by the only CPU that runs, and nothing in the GiB is used as registers from then on.
+unsafe fn map_gib(start: PhysAddr) {
+    let start = start.as_u64();
+    let entry = level1(start);
+    // ORDERING: Relaxed, this CPU alone writes the tables.
+    let found = entry.load(Ordering::Relaxed);
+    let block = start | MEMORY | VALID;
+    if found & TABLE == 0 && found != block {
+        replace(entry, start, block);
+    }
+}
+
+/// Maps the GiBs of these bytes as memory: what firmware left outside of the image's GiB is device space until then, in
+/// which an access that is not aligned is a fault.
+///
+/// # Safety
+/// As for [`map_ram`]; the bytes are RAM below the limit.
+pub(super) unsafe fn map_bytes(start: PhysAddr, bytes: u64) {
+    for gib in Span::new(start, bytes).gibs() {
+        // SAFETY: the caller's promise.
+        unsafe { map_gib(gib) };
+    }
 }
 
 /// Maps the RAM beside the image's as memory too, a GiB at a time, and tells which spans are memory then.
 ///
+/// # Errors
+/// [`MemoryMapError`] when that cannot be told; nothing is changed then.
+///
 /// # Safety
 /// Called by the only CPU that runs, before it uses RAM outside of the image's GiB.
-pub(super) unsafe fn map_ram(ram: &[Span]) -> ArrayVec<Span, 128> {
-    let mut mapped = ArrayVec::new();
-    for start in gibs(ram) {
-        let entry = level1(start);
-        // ORDERING: Relaxed, this CPU alone writes the tables.
-        if entry.load(Ordering::Relaxed) & TABLE == 0 {
-            replace(entry, start, start | MEMORY | VALID);
-        }
-        // More RAM than that is left as device space, and not used: `usable` has no more ranges either.
-        let _ = mapped.try_push(Span::new(PhysAddr::new(start), GIB));
+pub(super) unsafe fn map_ram(ram: &[Span]) -> Result<ArrayVec<Span, MAX_SPANS>, MemoryMapError> {
+    let spans = whole_gibs(ram, identity_limit())?;
+    for gib in spans.iter().flat_map(Span::gibs) {
+        // SAFETY: the caller's promise; what holds RAM is memory, and no registers are looked for there.
+        unsafe { map_gib(gib) };
     }
-    mapped
+    Ok(spans)
 }
 
 /// Maps a 2 MiB block of memory page by page.

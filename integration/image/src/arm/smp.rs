@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::gic::{self, WakeError};
 use super::paging::{self, GuardError};
-use super::{clock, cpu, firmware};
+use super::{clock, cpu, firmware, traps};
 use crate::cpus::{self, Cpus};
 use crate::device_tree::Mpidr;
 use crate::memory::frames::FrameAllocator;
@@ -33,7 +33,7 @@ const GUARD_BYTES: u64 = PageSize::Size4K.bytes();
 const STACKS_BYTES: u64 = GUARD_BYTES + TRAP_STACK_BYTES + GUARD_BYTES + STACK_BYTES;
 
 /// How long a CPU may take to report.
-const START_LIMIT: Duration = Duration::from_secs(3);
+const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A CPU could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -61,7 +61,11 @@ pub enum StartError {
         error: psci::Error,
     },
     /// The CPU did not report in time.
-    #[error("{cpu} (affinity {:#x}) did not come up within {START_LIMIT:?}", .id.get())]
+    #[error(
+        "{cpu} (affinity {:#x}) did not come up within {START_LIMIT:?}, though firmware started it: try fewer CPUs (QEMU's -smp, \
+         `cargo xtask run-qemu --smp 1`) or a host that does less else, and the trace of `--qemu-arg=-d --qemu-arg=int`",
+        .id.get()
+    )]
     Silent {
         /// The CPU.
         cpu: CpuId,
@@ -196,6 +200,7 @@ impl Stacks {
 pub fn started(start: &'static Start) -> ! {
     // SAFETY: each CPU has a `Start` with a number of its own, and comes here once.
     unsafe { cpu::install(start.cpu) };
+    traps::accept_system_errors();
     clock::start_events();
     if let Err(error) = gic::init_cpu(start.id) {
         crate::last_words::refuse(&error);

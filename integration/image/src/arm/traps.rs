@@ -1,7 +1,7 @@
 //! Exceptions: one table of vectors for all CPUs, every exception on a trap stack.
 //!
 //! Nothing here expects an exception, so any of them ends the run with a report, except the breakpoint of
-//! [`self_check`]. Interrupts are masked for good; see `gic.rs`.
+//! [`self_check`]. Interrupts are masked for good; see `gic.rs`. System errors are let through once a report can be made.
 #![expect(unsafe_code, reason = "takes a breakpoint")]
 
 use core::arch::asm;
@@ -156,6 +156,13 @@ fn die(frame: &TrapFrame) -> ! {
     print_last_words(format_args!("  spsr {:x}\n", frame.spsr));
     report::emit_panic(&report);
     exit(Outcome::Refused)
+}
+
+/// Lets system errors through on the CPU that calls, so that one ends the run with a report: boot code masks all exceptions
+/// that can be, and until a report can be made a system error waits.
+pub(super) fn accept_system_errors() {
+    // SAFETY: the vectors and their stack are in place, so this changes what happens after a system error alone.
+    unsafe { asm!("msr daifclr, #4", "isb", options(nostack, preserves_flags)) };
 }
 
 /// Takes a breakpoint on the CPU that calls and sees that execution goes on behind it.

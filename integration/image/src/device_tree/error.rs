@@ -10,7 +10,10 @@ pub enum DeviceTreeError {
     #[error("the device tree cannot be read: {0}")]
     Parse(#[from] FdtParseError),
     /// A node or property that is needed is not there.
-    #[error("the device tree has no {what}")]
+    #[error(
+        "the device tree has no {what}, or one that is disabled: expected a tree as of QEMU's `-machine \
+         virt,gic-version=3,iommu=smmuv3`, or one that describes it likewise"
+    )]
     Missing {
         /// What is not there.
         what: &'static str,

@@ -11,6 +11,9 @@ pub const MAX_RANGES: usize = 64;
 /// Most spans that firmware and boot loader may reserve.
 pub const MAX_RESERVED: usize = 32;
 
+/// Most spans of RAM, and of what is firmware's, that are told apart from device space.
+pub const MAX_SPANS: usize = 128;
+
 /// Whole pages of usable RAM, ascending and disjoint.
 pub type UsableRanges = ArrayVec<PhysRange, MAX_RANGES>;
 
@@ -61,6 +64,11 @@ impl Span {
             && self.end > range.start().as_u64()
     }
 
+    /// The starts of its GiBs.
+    pub fn gibs(&self) -> impl Iterator<Item = PhysAddr> {
+        (self.start / GIB..self.end.div_ceil(GIB)).map(|number| PhysAddr::new(number * GIB))
+    }
+
     /// Number of bytes.
     pub fn bytes(&self) -> u64 {
         self.end.saturating_sub(self.start)
@@ -68,6 +76,33 @@ impl Span {
 }
 
 const PAGE: u64 = PageSize::Size4K.bytes();
+const GIB: u64 = PageSize::Size1G.bytes();
+
+/// The whole GiBs below `limit` that hold a byte of `ram`, ascending; neighbours are one span.
+///
+/// # Errors
+/// [`MemoryMapError::TooManyRanges`].
+pub fn whole_gibs(
+    ram: &[Span],
+    limit: PhysAddr,
+) -> Result<ArrayVec<Span, MAX_SPANS>, MemoryMapError> {
+    let mut spans = ArrayVec::<Span, MAX_SPANS>::new();
+    for number in 0..limit.as_u64() / GIB {
+        let gib = Span::between(number * GIB, (number + 1) * GIB);
+        let holds_ram =
+            |span: &Span| span.start < span.end && span.start < gib.end && span.end > gib.start;
+        if !ram.iter().any(holds_ram) {
+            continue;
+        }
+        match spans.last_mut() {
+            Some(last) if last.end == gib.start => last.end = gib.end,
+            _ => spans
+                .try_push(gib)
+                .map_err(|_| MemoryMapError::TooManyRanges)?,
+        }
+    }
+    Ok(spans)
+}
 
 /// The pages of `ram` that lie below `limit` and touch no span of `reserved`.
 ///
@@ -172,6 +207,34 @@ mod tests {
 
     fn span(start: u64, end: u64) -> Span {
         Span { start, end }
+    }
+
+    #[test]
+    fn every_gib_with_ram_is_told_however_much_there_is() {
+        let limit = PhysAddr::new(4 << 40);
+        // Two TiB in a row, as no list of single GiBs would hold, and a byte far above them.
+        let ram = [
+            span(GIB, 2049 * GIB),
+            span(3000 * GIB + 5, 3000 * GIB + 6),
+            span(5 << 40, 6 << 40),
+        ];
+        let found = whole_gibs(&ram, limit).unwrap();
+        assert_eq!(
+            found[..],
+            [span(GIB, 2049 * GIB), span(3000 * GIB, 3001 * GIB)]
+        );
+        assert_eq!(found[0].gibs().count(), 2048);
+        assert_eq!(found[1].gibs().next(), Some(PhysAddr::new(3000 * GIB)));
+        // A tree of two MiB may lie across the end of one.
+        let across: Vec<_> = span(3 * GIB - 1, 3 * GIB + 1).gibs().collect();
+        assert_eq!(across, [PhysAddr::new(2 * GIB), PhysAddr::new(3 * GIB)]);
+        let scattered: Vec<Span> = (0..MAX_SPANS as u64 + 1)
+            .map(|number| span(2 * number * GIB, 2 * number * GIB + 1))
+            .collect();
+        assert_eq!(
+            whole_gibs(&scattered, limit),
+            Err(MemoryMapError::TooManyRanges)
+        );
     }
 
     fn ends(ranges: &UsableRanges) -> Vec<(u64, u64)> {

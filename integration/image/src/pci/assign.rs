@@ -64,7 +64,10 @@ pub enum AssignError {
         bridge: PciAddress,
     },
     /// The host's window is full.
-    #[error("no room is left in the host's memory window for {bytes:#x} bytes of {function}")]
+    #[error(
+        "no room is left in the host's memory window for {bytes:#x} bytes of {function}: give the machine fewer devices with \
+         such registers, or a host with a larger window below 4 GiB (\"ranges\" of its node)"
+    )]
     NoRoom {
         /// The function.
         function: PciAddress,

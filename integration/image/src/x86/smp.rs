@@ -37,7 +37,7 @@ const AFTER_INIT: Duration = Duration::from_millis(10);
 /// Before the start-up message is repeated.
 const BEFORE_RETRY: Duration = Duration::from_millis(5);
 /// How long a CPU may take to report.
-const START_LIMIT: Duration = Duration::from_secs(3);
+const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The start-up code of `boot/trampoline.s`.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +96,11 @@ pub enum StartError {
     #[error(transparent)]
     Send(#[from] SendError),
     /// The CPU did not report in time.
-    #[error("{cpu} (APIC id {}) did not come up within {START_LIMIT:?}", .id.0)]
+    #[error(
+        "{cpu} (APIC id {}) did not come up within {START_LIMIT:?}: try fewer CPUs (QEMU's -smp, `cargo xtask run-qemu --smp 1`) \
+         or a host that does less else, and the trace of `--qemu-arg=-d --qemu-arg=int,cpu_reset`",
+        .id.0
+    )]
     Silent {
         /// The CPU.
         cpu: CpuId,

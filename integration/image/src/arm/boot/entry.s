@@ -32,7 +32,13 @@ boot_start:
     mrs x1, CurrentEL
     cmp x1, #(2 << 2)
     b.ne wrong_level
+    adr x1, _start
+    ldr x2, =_start                     // where the linker put it: what the image holds addresses for
+    cmp x1, x2
+    b.ne wrong_place
     mov x20, x0
+    // The tables are written past the caches: what those hold of them is older, and must not be written over them.
+    bl drop_tables
     msr spsel, #1
     adrp x1, boot_trap_stack_top
     mov sp, x1
@@ -107,20 +113,8 @@ boot_start:
     ubfx x1, x1, #12, #9
     str xzr, [x10, x1, lsl #3]
 
-    // The tables were written past the caches: what those hold of them is older.
-    mrs x3, ctr_el0
-    ubfx x3, x3, #16, #4                // log2 of the words of the smallest data cache line
-    mov x4, #4
-    lsl x4, x4, x3
-    adrp x1, boot_tables
-    adrp x2, boot_tables_end
-    dsb sy
-7:  dc ivac, x1
-    add x1, x1, x4
-    cmp x1, x2
-    b.lo 7b
-    dsb sy
-
+    // And what they read of them meanwhile, unasked, is older too.
+    bl drop_tables
     bl cpu_setup
 
     adrp x1, __bss_start
@@ -158,17 +152,38 @@ secondary_entry:
     bl hv_secondary
     b .
 
+// Has the data caches forget the tables, dirty lines too. Stores before it are in memory when it ends.
+drop_tables:
+    mrs x3, ctr_el0
+    ubfx x3, x3, #16, #4                // log2 of the words of the smallest data cache line
+    mov x4, #4
+    lsl x4, x4, x3
+    adrp x1, boot_tables
+    adrp x2, boot_tables_end
+    dsb sy
+7:  dc ivac, x1
+    add x1, x1, x4
+    cmp x1, x2
+    b.lo 7b
+    dsb sy
+    ret
+
 // Turns MMU and caches on and sets what the CPU starts with undefined.
 cpu_setup:
     adrp x0, trap_vectors
     add x0, x0, :lo12:trap_vectors
     msr vbar_el2, x0
-    mov x0, #0x33ff                     // CPTR_EL2: floating point does not trap
-    msr cptr_el2, x0
     mov x0, #0x38                       // HCR_EL2: AMO, IMO, FMO, what arrives is for EL2
     mov x1, #1
     orr x0, x0, x1, lsl #31             // RW: EL1 is AArch64
     msr hcr_el2, x0
+    isb
+    // E2H is 0 now, or the CPU has it fixed at 1 (Arm ARM, D19.2 HCR_EL2): CPTR_EL2, TCR_EL2 and CNTHCTL_EL2 have other
+    // fields then.
+    mrs x0, hcr_el2
+    tbnz x0, #34, wrong_host
+    mov x0, #0x33ff                     // CPTR_EL2: floating point does not trap
+    msr cptr_el2, x0
     msr cntvoff_el2, xzr
     mrs x0, id_aa64pfr0_el1
     ubfx x0, x0, #24, #4                // GIC: 0 where the interrupt controller has no system registers
@@ -200,21 +215,32 @@ cpu_setup:
     isb
     ret
 
-// Not at EL2: no hypervisor runs here. Said by semihosting, as nothing else is known yet.
+// Why no hypervisor runs here. Said by semihosting, as nothing else is known yet.
 wrong_level:
-    mov w0, #0x04                       // SYS_WRITE0
     adr x1, wrong_level_text
+    b refuse
+wrong_place:
+    adr x1, wrong_place_text
+    b refuse
+wrong_host:
+    adr x1, wrong_host_text
+refuse:
+    mov w0, #0x04                       // SYS_WRITE0
     hlt #0xf000
     mov w0, #0x20                       // SYS_EXIT_EXTENDED
-    adr x1, wrong_level_exit
+    adr x1, refuse_exit
     hlt #0xf000
 10: wfe
     b 10b
 .balign 8
-wrong_level_exit:
+refuse_exit:
     .quad 0x20026, 37                   // ADP_Stopped_ApplicationExit, Outcome::Refused
 wrong_level_text:
     .asciz "[error] not entered at EL2: start QEMU with -machine virt,virtualization=on\n"
+wrong_place_text:
+    .asciz "[error] not where it was linked to run: load it at 0x40200000, as QEMU's -kernel does on -machine virt\n"
+wrong_host_text:
+    .asciz "[error] HCR_EL2.E2H stays 1 on this CPU: expected one that can have it 0, as QEMU's -cpu max\n"
 
 .section .bss.boot, "aw", @nobits
 .balign 4096
