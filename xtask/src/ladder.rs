@@ -101,13 +101,21 @@ pub(crate) struct Planted {
     pub(crate) scenario: &'static str,
     /// Where it has to: a fault may be one of the other vendor's driver, or of something that QEMU's IOMMU does not do.
     pub(crate) archs: &'static [Arch],
+    /// What the scenario says then, in its own words: one that fails for another reason did not catch the fault.
+    pub(crate) says: &'static str,
 }
 
-const fn planted(fault: &'static str, scenario: &'static str, archs: &'static [Arch]) -> Planted {
+const fn planted(
+    fault: &'static str,
+    scenario: &'static str,
+    archs: &'static [Arch],
+    says: &'static str,
+) -> Planted {
     Planted {
         fault,
         scenario,
         archs,
+        says,
     }
 }
 
@@ -120,26 +128,101 @@ const BOTH: &[Arch] = &Arch::ALL;
 
 /// Each planted fault with the scenario that has to catch it, and where.
 pub(crate) const PLANTED_FAULTS: &[Planted] = &[
-    planted("drop_last_scope", "discover", X86),
-    planted("skip_iotlb_flush", "reassign", X86),
-    planted("skip_context_flush", "reassign", X86),
-    planted("swap_neighbours", "kernel-dma", BOTH),
-    planted("leave_translation_off", "blocked", BOTH),
-    planted("ignore_permissions", "blocked", BOTH),
-    planted("skip_iotlb_flush", "revoke", BOTH),
-    planted("lose_last_frame", "concurrent", BOTH),
-    planted("keep_detached_tables", "tables", BOTH),
-    planted("gate_without_update", "discover", ARM),
-    planted("acknowledge_unseen_errors", "discover", ARM),
-    planted("region_not_mapped", "kernel-dma", ARM),
-    planted("domain_id_zero", "kernel-dma", ARM),
-    planted("clear_access_flag", "kernel-dma", ARM),
-    planted("keep_events", "blocked", ARM),
-    planted("leave_interrupts_off", "blocked", BOTH),
-    planted("free_page_early", "revoke", ARM),
-    planted("flush_other_vmid", "revoke", ARM),
-    planted("unbind_keeps_translations", "reassign", ARM),
-    planted("drop_wrap_bit", "concurrent", ARM),
+    planted(
+        "drop_last_scope",
+        "discover",
+        X86,
+        "expected one unit that covers it, found none",
+    ),
+    planted(
+        "skip_iotlb_flush",
+        "reassign",
+        X86,
+        "the guest's drive reached the hypervisor's memory",
+    ),
+    planted(
+        "skip_context_flush",
+        "reassign",
+        X86,
+        "controller failed while waiting for admin command",
+    ),
+    planted(
+        "swap_neighbours",
+        "kernel-dma",
+        BOTH,
+        "a buffer's frames stay with the domain",
+    ),
+    planted(
+        "leave_translation_off",
+        "blocked",
+        BOTH,
+        "controller failed while waiting for admin command",
+    ),
+    planted(
+        "ignore_permissions",
+        "blocked",
+        BOTH,
+        "through a read-only mapping reached memory",
+    ),
+    planted("skip_iotlb_flush", "revoke", BOTH, "after the receipt"),
+    planted(
+        "lose_last_frame",
+        "concurrent",
+        BOTH,
+        "frames were in use before",
+    ),
+    planted(
+        "keep_detached_tables",
+        "tables",
+        BOTH,
+        "0 tables came back with their range",
+    ),
+    planted("gate_without_update", "discover", ARM, "(GBPA.ABORT)"),
+    planted(
+        "acknowledge_unseen_errors",
+        "discover",
+        ARM,
+        "a global error (GERROR)",
+    ),
+    planted(
+        "region_not_mapped",
+        "kernel-dma",
+        ARM,
+        "is not mapped for messages",
+    ),
+    planted(
+        "domain_id_zero",
+        "kernel-dma",
+        ARM,
+        "a domain id that the unit does not have",
+    ),
+    planted(
+        "clear_access_flag",
+        "kernel-dma",
+        ARM,
+        "controller failed while waiting for admin command",
+    ),
+    planted("keep_events", "blocked", ARM, "no fault names a read of"),
+    planted(
+        "leave_interrupts_off",
+        "blocked",
+        BOTH,
+        "no interrupt told of it",
+    ),
+    planted("free_page_early", "revoke", ARM, "after the receipt"),
+    planted("flush_other_vmid", "revoke", ARM, "after the receipt"),
+    planted(
+        "unbind_keeps_translations",
+        "reassign",
+        ARM,
+        "the guest's drive reached the hypervisor's memory",
+    ),
+    planted(
+        "drop_wrap_bit",
+        "concurrent",
+        ARM,
+        "a queue head past the commands that it was given",
+    ),
 ];
 
 /// The loom models.

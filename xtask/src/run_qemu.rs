@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use comfy_table::{Table, presets};
 use console::style;
@@ -46,7 +46,8 @@ pub(crate) struct Options {
     /// Write a report for programs to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Have QEMU write the trace events of its IOMMU to this file
+    /// Have QEMU write the trace events of its IOMMU to this file; several boots write several, whose names go on with the
+    /// architecture and the scenario
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Have the machine wait for a debugger on port 1234
@@ -59,7 +60,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
     /// Build the image with planted faults and switch this one on; may be given several times. One alone runs each scenario
-    /// that has to catch it, or those of them that are named, and the run is good if each of them fails
+    /// that has to catch it, or those of them that are named, and the run is good if each of them fails for the fault's reason,
+    /// after all passed with the fault switched off
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     fault: Vec<String>,
     /// Show every serial line and the output of every tool
@@ -96,6 +98,16 @@ struct Done {
     run: Run,
 }
 
+impl Done {
+    fn is_good(&self) -> bool {
+        self.run.problems.is_empty()
+    }
+
+    fn is_control(&self) -> bool {
+        self.expect == Expectation::Control
+    }
+}
+
 /// Runs the task.
 ///
 /// # Errors
@@ -120,18 +132,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let picked = scenarios::pick(&options.scenario)?;
     let boots = plan(archs, &options.fault, &options.scenario, picked)?;
     let mut done = Vec::new();
-    for arch in archs {
-        let mut here = boots.iter().filter(|boot| boot.arch == *arch).peekable();
-        if here.peek().is_none() {
-            println!("--> {arch} has no {}: not run", options.fault.join(", "));
-            continue;
-        }
-        let ready = make_ready(*arch, flavour(options), options.verbose)?;
-        for boot in here {
-            done.push(run_one(options, &ready, boot)?);
-        }
-    }
-    if let Some(file) = &options.json {
+    let ran = run_all(options, &boots, &mut done);
+    if let Some(file) = &options.json
+        && !done.is_empty()
+    {
         let runs: Vec<_> = done
             .iter()
             .map(|done| (&done.machine, done.qemu, &done.run))
@@ -139,7 +143,42 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         json::write(file, &runs)?;
         println!("report: {}", file.display());
     }
-    conclude(&done, &options.fault)
+    let concluded = match done[..] {
+        [] => Ok(()),
+        _ => conclude(&done, &options.fault),
+    };
+    if let (Err(_), Err(error)) = (&ran, &concluded) {
+        // Both are told, and the one that ended the runs last.
+        println!("{} {error:#}", style("error:").red().bold());
+    }
+    ran.and(concluded)
+}
+
+/// Runs what there is to run, and adds to `done` what came of it.
+///
+/// # Errors
+/// When an image or QEMU cannot be had, or a run cannot be made. What is done by then stays.
+fn run_all(options: &Options, boots: &[Boot], done: &mut Vec<Done>) -> Result<()> {
+    for arch in options.arch.archs() {
+        let here: Vec<&Boot> = boots.iter().filter(|boot| boot.arch == *arch).collect();
+        if here.is_empty() {
+            println!("--> {arch} has no {}: not run", options.fault.join(", "));
+            continue;
+        }
+        let ready = make_ready(*arch, flavour(options), options.verbose)
+            .with_context(|| format!("getting ready for {arch}"))?;
+        for boot in &here {
+            let trace = options.trace.as_deref();
+            let trace = trace.and_then(|file| trace_of(file, options.arch, &here, boot));
+            let one = run_one(options, &ready, boot, trace)?;
+            let is_bad_control = one.is_control() && !one.is_good();
+            done.push(one);
+            if is_bad_control {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Says how it all went.
@@ -153,27 +192,44 @@ fn conclude(done: &[Done], faults: &[String]) -> Result<()> {
     if let [first, _, ..] = passing[..] {
         println!("\n{}\n", outcomes(&passing, &first.machine.scenarios));
     }
-    let good = |done: &Done| done.run.problems.is_empty();
     let elapsed = seconds(done.iter().map(|done| done.run.elapsed).sum());
     let mut missed = Vec::new();
+    let mut no_control = Vec::new();
     for done in done {
-        let (arch, scenario) = match done.expect {
-            Expectation::Caught(scenario) => (done.machine.arch, scenario),
-            Expectation::Pass => continue,
-        };
-        if good(done) {
-            println!(
-                "caught on {arch} in {}: {scenario} failed, as it has to with {faults} planted",
-                seconds(done.run.elapsed)
-            );
-        } else {
-            missed.push(format!("{scenario} on {arch}"));
+        let arch = done.machine.arch;
+        match (done.expect, done.is_good()) {
+            (Expectation::Pass, _) => {}
+            (Expectation::Control, true) => println!(
+                "control on {arch} in {}: {} passed, as it has to with {faults} planted and switched off",
+                seconds(done.run.elapsed),
+                done.machine.scenarios.join(", ")
+            ),
+            (Expectation::Control, false) => no_control.push(arch.name()),
+            (Expectation::Caught(planted), true) => {
+                let said = done.run.record.ends.iter().map(|end| end.detail.as_str());
+                println!(
+                    "caught on {arch} in {}: {} failed, as it has to with {faults} planted: {}",
+                    seconds(done.run.elapsed),
+                    planted.scenario,
+                    said.collect::<String>()
+                );
+            }
+            (Expectation::Caught(planted), false) => {
+                missed.push(format!("{} on {arch}", planted.scenario));
+            }
         }
+    }
+    if !no_control.is_empty() {
+        bail!(
+            "the image with {faults} planted does not pass on {} while it is switched off, so nothing shows that the fault \
+             is caught; see the contradictions above",
+            no_control.join(" and ")
+        );
     }
     if !missed.is_empty() {
         bail!(
-            "{} did not catch {faults}: expected the scenario to fail and the image to end well; see the contradictions \
-             above",
+            "{} did not catch {faults}: expected the scenario to fail for the fault's reason and the image to end well; see \
+             the contradictions above",
             missed.join(", ")
         );
     }
@@ -185,7 +241,7 @@ fn conclude(done: &[Done], faults: &[String]) -> Result<()> {
         .map(|done| counts(&done.run, &done.machine.scenarios));
     let (passed, failed) = all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     println!("{passed} passed, {failed} failed in {elapsed}");
-    match (passing.iter().all(|done| good(done)), faults.is_empty()) {
+    match (passing.iter().all(|done| done.is_good()), faults.is_empty()) {
         (true, true) => Ok(()),
         (true, false) => bail!("no scenario failed, though {faults} was planted"),
         (false, true) => bail!("the run is not good: see the contradictions above"),
@@ -220,7 +276,7 @@ fn flavour(options: &Options) -> Flavour {
 }
 
 /// Boots the image once and judges that.
-fn run_one(options: &Options, ready: &Ready, boot: &Boot) -> Result<Done> {
+fn run_one(options: &Options, ready: &Ready, boot: &Boot, trace: Option<PathBuf>) -> Result<Done> {
     let arch = boot.arch;
     let board = match arch {
         Arch::X86_64 => None,
@@ -232,11 +288,11 @@ fn run_one(options: &Options, ready: &Ready, boot: &Boot) -> Result<Done> {
         smp: options.smp,
         image: ready.image.clone(),
         scenarios: boot.scenarios.clone(),
-        faults: options.fault.clone(),
-        trace: options
-            .trace
-            .as_ref()
-            .map(|file| trace_of(file, options, arch)),
+        faults: match boot.expect {
+            Expectation::Control => vec![],
+            Expectation::Pass | Expectation::Caught(_) => options.fault.clone(),
+        },
+        trace,
         gdb: options.gdb,
         extra: options.qemu_arg.clone(),
     };
@@ -265,16 +321,21 @@ fn run_one(options: &Options, ready: &Ready, boot: &Boot) -> Result<Done> {
     })
 }
 
-/// Where the trace goes: each architecture has a file of its own.
-fn trace_of(file: &Path, options: &Options, arch: Arch) -> PathBuf {
-    match options.arch.archs() {
-        [_] => file.to_owned(),
-        _ => {
-            let mut name = file.as_os_str().to_owned();
-            name.push(format!(".{arch}"));
-            name.into()
-        }
+/// Where the trace of a boot goes: each has a file of its own, named after the architecture where there are several, and
+/// after the scenario where several boots `here` have a trace. A control run has none: its trace shows no fault.
+fn trace_of(file: &Path, choice: Choice, here: &[&Boot], boot: &Boot) -> Option<PathBuf> {
+    let is_traced = |boot: &Boot| boot.expect != Expectation::Control;
+    if !is_traced(boot) {
+        return None;
     }
+    let mut name = file.as_os_str().to_owned();
+    if choice.archs().len() > 1 {
+        name.push(format!(".{}", boot.arch));
+    }
+    if here.iter().filter(|boot| is_traced(boot)).count() > 1 {
+        name.push(format!(".{}", boot.scenarios.join("+")));
+    }
+    Some(name.into())
 }
 
 /// One table over several runs: a row for each scenario, a column for each machine.
@@ -385,18 +446,63 @@ mod tests {
             (arm.arch.archs(), arm.board),
             (&[Arch::Aarch64][..], Some(Board::Stage2))
         );
-        let all = parse(&["--arch", "all", "--trace", "t.log"]).unwrap();
+        let all = parse(&["--arch", "all"]).unwrap();
         assert_eq!(all.arch.archs(), Arch::ALL);
-        assert_eq!(
-            trace_of(Path::new("t.log"), &all, Arch::Aarch64),
-            Path::new("t.log.aarch64")
-        );
         assert!(parse(&["--arch", "riscv64"]).is_err());
         let board_alone = run(&parse(&["--board", "stage1"]).unwrap()).unwrap_err();
         let board_alone = board_alone.to_string();
         assert!(
             board_alone.contains("add --arch aarch64") && board_alone.contains("--board stage1"),
             "{board_alone}"
+        );
+    }
+
+    /// The files that the traces of a run go to, boot after boot.
+    fn traces(words: &[&str]) -> Vec<Option<String>> {
+        let options = parse(words).unwrap();
+        let picked = scenarios::pick(&options.scenario).unwrap();
+        let boots = plan(
+            options.arch.archs(),
+            &options.fault,
+            &options.scenario,
+            picked,
+        )
+        .unwrap();
+        let each = boots.iter().map(|boot| {
+            let of_arch = |other: &&Boot| other.arch == boot.arch;
+            let here: Vec<&Boot> = boots.iter().filter(of_arch).collect();
+            let file = trace_of(Path::new("t.log"), options.arch, &here, boot);
+            file.map(|file| file.display().to_string())
+        });
+        each.collect()
+    }
+
+    #[test]
+    fn every_boot_has_a_trace_of_its_own() {
+        let some = |names: &[&str]| -> Vec<Option<String>> {
+            names.iter().map(|name| Some((*name).to_owned())).collect()
+        };
+        assert_eq!(traces(&[]), some(&["t.log"]));
+        assert_eq!(
+            traces(&["--arch", "all"]),
+            some(&["t.log.x86_64", "t.log.aarch64"])
+        );
+        let with_control = |names: &[&str]| [vec![None], some(names)].concat();
+        assert_eq!(
+            traces(&["--fault", "skip_context_flush"]),
+            with_control(&["t.log"])
+        );
+        assert_eq!(
+            traces(&["--fault", "skip_iotlb_flush"]),
+            with_control(&["t.log.revoke", "t.log.reassign"])
+        );
+        assert_eq!(
+            traces(&["--fault", "skip_iotlb_flush", "--arch", "all"]),
+            [
+                with_control(&["t.log.x86_64.revoke", "t.log.x86_64.reassign"]),
+                with_control(&["t.log.aarch64"]),
+            ]
+            .concat()
         );
     }
 }

@@ -18,6 +18,9 @@ pub(crate) const DISCOVER: &str = "discover";
 /// Reads and writes the disk; brings a digest and a written region to be checked from outside.
 pub(crate) const KERNEL_DMA: &str = "kernel-dma";
 
+/// Moves the drive between owners, where the board lets a guest have it.
+pub(crate) const REASSIGN: &str = "reassign";
+
 /// All scenarios.
 pub(crate) const ALL: [Scenario; 8] = [
     Scenario {
@@ -46,7 +49,7 @@ pub(crate) const ALL: [Scenario; 8] = [
         by_default: true,
     },
     Scenario {
-        name: "reassign",
+        name: REASSIGN,
         what: "move a device from one owner to another; nothing of the old mapping stays",
         by_default: true,
     },

@@ -13,6 +13,7 @@ use crate::image::Flavour;
 use crate::ladder::{Cargo, Job, Planted, STEPS, Step, bare_metal_clippy};
 use crate::progress::{run_job, seconds};
 use crate::qemu_run::command::Machine;
+use crate::qemu_run::verdict::Problem;
 use crate::qemu_run::{self, Expectation};
 use crate::run_qemu::{self, Ready};
 use crate::test_counts::Counts;
@@ -205,43 +206,59 @@ fn run_scenarios(runs: &[(Arch, &[&str])], limit: Duration, verbose: bool) -> Re
 
 fn run_planted_faults(
     arch: Arch,
-    faults: &[Planted],
+    faults: &'static [Planted],
     limit: Duration,
     verbose: bool,
 ) -> Result<Counts> {
     let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
-    let here = |planted: &&Planted| planted.archs.contains(&arch);
-    for Planted {
-        fault, scenario, ..
-    } in faults.iter().filter(here)
-    {
+    println!("    no planted fault on {arch}: every scenario has to pass in the same image");
+    let control = machine(arch, &ready, scenarios::pick(&[])?, vec![]);
+    let run = qemu_run::run(&ready.qemu, &control, limit, Expectation::Control, verbose)?;
+    if !run.problems.is_empty() {
+        let failure = format!(
+            "faults on {arch}: with none switched on the image has to pass, or no failure shows a fault: {}",
+            joined(&run.problems)
+        );
+        println!("{} {failure}", style("FAILED").red().bold());
+        counts.failures.push(failure);
+        return Ok(counts);
+    }
+    println!("{} all pass with none", style("    ok").green());
+    counts.passed += 1;
+    let here = |planted: &&'static Planted| planted.archs.contains(&arch);
+    for planted in faults.iter().filter(here) {
+        let Planted {
+            fault, scenario, ..
+        } = planted;
         println!("    planted fault {fault} on {arch}: {scenario} has to fail");
         let machine = machine(arch, &ready, vec![scenario], vec![(*fault).to_owned()]);
-        let run = qemu_run::run(
-            &ready.qemu,
-            &machine,
-            limit,
-            Expectation::Caught(scenario),
-            verbose,
-        )?;
+        let expect = Expectation::Caught(planted);
+        let run = qemu_run::run(&ready.qemu, &machine, limit, expect, verbose)?;
         if run.problems.is_empty() {
+            let said = run.record.ends.iter().map(|end| end.detail.as_str());
             println!(
-                "{} {fault} was caught by {scenario}",
-                style("    ok").green()
+                "{} {fault} was caught by {scenario}: {}",
+                style("    ok").green(),
+                said.collect::<String>()
             );
             counts.passed += 1;
         } else {
-            let problems: Vec<String> = run.problems.iter().map(ToString::to_string).collect();
             let failure = format!(
                 "faults on {arch}: {fault} with {scenario}: {}",
-                problems.join("; ")
+                joined(&run.problems)
             );
             println!("{} {failure}", style("FAILED").red().bold());
             counts.failures.push(failure);
         }
     }
     Ok(counts)
+}
+
+/// What speaks against a run, in one line.
+fn joined(problems: &[Problem]) -> String {
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    problems.join("; ")
 }
 
 fn machine(

@@ -16,6 +16,8 @@ use crate::tools::qemu::Version;
 struct Report<'a> {
     arch: &'static str,
     board: Option<&'static str>,
+    /// The planted faults that were switched on.
+    planted: &'a [String],
     verdict: Outcome,
     problems: Vec<String>,
     qemu: String,
@@ -52,7 +54,7 @@ pub(crate) fn write(file: &Path, runs: &[(&Machine, Version, &Run)]) -> Result<(
         .with_context(|| format!("writing the JSON report to {}", file.display()))
 }
 
-fn report<'r>(run: &'r Run, qemu: Version, machine: &Machine) -> Report<'r> {
+fn report<'r>(run: &'r Run, qemu: Version, machine: &'r Machine) -> Report<'r> {
     let record = &run.record;
     let scenarios = record.ends.iter().map(|end| Scenario {
         name: &end.name,
@@ -64,6 +66,7 @@ fn report<'r>(run: &'r Run, qemu: Version, machine: &Machine) -> Report<'r> {
     Report {
         arch: machine.arch.name(),
         board: machine.board.map(Board::name),
+        planted: &machine.faults,
         verdict: if run.problems.is_empty() {
             Outcome::Pass
         } else {
@@ -95,8 +98,16 @@ mod tests {
         let mut record = Record::default();
         record.take(r#"@@ {"event":"note","scenario":"revoke","text":"a note"}"#);
         record.take(r#"@@ {"event":"scenario-end","name":"revoke","outcome":"fail","micros":7,"detail":"stale"}"#);
-        let problems =
-            crate::qemu_run::verdict::judge_planted_fault("revoke", &record, End::TimedOut);
+        let planted = crate::ladder::PLANTED_FAULTS
+            .iter()
+            .find(|planted| planted.scenario == "revoke")
+            .unwrap();
+        let problems = crate::qemu_run::verdict::judge_planted_fault(
+            planted,
+            Arch::Aarch64,
+            &record,
+            End::TimedOut,
+        );
         let run = Run {
             record,
             end: End::TimedOut,

@@ -1,5 +1,6 @@
 //! One run of the image in QEMU: the machine, its disk, what it says, and the verdict.
 
+mod board;
 pub(crate) mod command;
 pub(crate) mod disk;
 pub(crate) mod json;
@@ -17,6 +18,7 @@ use anyhow::{Result, bail};
 use console::style;
 
 use crate::arch::Arch;
+use crate::ladder::Planted;
 use crate::process::{self, End, Finished, Stream, run_quiet};
 use crate::tools::qemu::Qemu;
 use command::{Machine, READ_BYTES, SCRATCH, WRITE_BYTES, WRITE_OFFSET, guarded};
@@ -33,8 +35,11 @@ const TAIL: usize = 30;
 pub(crate) enum Expectation {
     /// Every scenario passes.
     Pass,
-    /// This one scenario fails, since a fault is planted.
-    Caught(&'static str),
+    /// Every scenario passes in the image with planted faults while none is switched on: only then shows a failure with
+    /// one of them anything.
+    Control,
+    /// The scenario that is there for this fault fails, and says what the fault makes it say.
+    Caught(&'static Planted),
 }
 
 /// A run that is over.
@@ -78,11 +83,13 @@ pub(crate) fn run(
     );
     let (record, finished) = boot(name, &mut command, limit, verbose)?;
     let problems = match expect {
-        Expectation::Caught(scenario) => {
-            verdict::judge_planted_fault(scenario, &record, finished.end)
+        Expectation::Caught(planted) => {
+            verdict::judge_planted_fault(planted, machine.arch, &record, finished.end)
         }
-        Expectation::Pass => {
+        Expectation::Pass | Expectation::Control => {
             let asked = Asked {
+                arch: machine.arch,
+                board: machine.board,
                 scenarios: &machine.scenarios,
                 smp: machine.smp,
                 read_bytes: READ_BYTES,
@@ -190,6 +197,8 @@ mod tests {
         let disk = Disk::create(folder.path()).unwrap();
         let (record, finished) = boot("a stand-in".into(), command, limit, false).unwrap();
         let asked = Asked {
+            arch: Arch::X86_64,
+            board: None,
             scenarios: &["blocked"],
             smp: 1,
             read_bytes: 1,

@@ -18,7 +18,8 @@ pub(crate) struct Boot {
 }
 
 /// Which boots there are. One fault alone has to be caught by each scenario that is listed for it, or by those of them
-/// that are named; each has a boot of its own, as what fails leaves the machine in any state.
+/// that are named; each has a boot of its own, as what fails leaves the machine in any state. Before them, all have to pass
+/// in the same image with the fault switched off.
 ///
 /// # Errors
 /// When a fault is not known, or is none of the architecture that is asked for.
@@ -35,14 +36,13 @@ pub(crate) fn plan(
         }
         let catches = |scenario: &&'static str| {
             let mut listed = PLANTED_FAULTS.iter();
-            listed.any(|planted| {
+            listed.find(|planted| {
                 [planted.fault] == faults
                     && planted.scenario == *scenario
                     && planted.archs.contains(arch)
             })
         };
-        let asked = || picked.iter().copied();
-        let caught: Vec<&'static str> = asked().filter(catches).collect();
+        let caught: Vec<&'static Planted> = picked.iter().filter_map(catches).collect();
         if let [fault] = faults
             && !named.is_empty()
             && caught.is_empty()
@@ -57,8 +57,12 @@ pub(crate) fn plan(
             expect,
         };
         if is_caught {
+            let all = caught.iter().map(|planted| planted.scenario);
+            boots.push(boot(all.collect(), Expectation::Control));
             let each = caught.into_iter();
-            boots.extend(each.map(|scenario| boot(vec![scenario], Expectation::Caught(scenario))));
+            boots.extend(
+                each.map(|planted| boot(vec![planted.scenario], Expectation::Caught(planted))),
+            );
         } else {
             boots.push(boot(picked.clone(), Expectation::Pass));
         }
@@ -170,31 +174,56 @@ mod tests {
 
     #[test]
     fn one_fault_has_to_be_caught_by_each_scenario_that_is_named_or_listed() {
-        let caught = |arch, scenario| Boot {
-            arch,
-            scenarios: vec![scenario],
-            expect: Expectation::Caught(scenario),
+        // How often a scenario runs, and whether one of these faults has to make it fail then.
+        let shown = |archs: &[Arch], fault: &str, named: &[&str]| -> Vec<(Arch, String, &str)> {
+            let boots = boots(archs, &[fault], named).unwrap();
+            let each = boots.into_iter().map(|boot| {
+                let expect = match boot.expect {
+                    Expectation::Pass => "pass",
+                    Expectation::Control => "control",
+                    Expectation::Caught(planted) => {
+                        assert_eq!(
+                            (planted.fault, vec![planted.scenario]),
+                            (fault, boot.scenarios.clone())
+                        );
+                        "caught"
+                    }
+                };
+                (boot.arch, boot.scenarios.join(","), expect)
+            });
+            each.collect()
         };
         let (x86, arm) = (Arch::X86_64, Arch::Aarch64);
-        let both = [caught(x86, "revoke"), caught(x86, "reassign")];
-        let flush = ["skip_iotlb_flush"];
-        assert_eq!(boots(&[x86], &flush, &[]).unwrap(), both);
+        let row = |arch, scenarios: &str, expect| (arch, scenarios.to_owned(), expect);
+        let both = [
+            row(x86, "revoke,reassign", "control"),
+            row(x86, "revoke", "caught"),
+            row(x86, "reassign", "caught"),
+        ];
+        let flush = "skip_iotlb_flush";
+        assert_eq!(shown(&[x86], flush, &[]), both);
+        assert_eq!(shown(&[x86], flush, &["revoke", "reassign"]), both);
+        let one = [
+            row(x86, "reassign", "control"),
+            row(x86, "reassign", "caught"),
+        ];
+        assert_eq!(shown(&[x86], flush, &["reassign"]), one);
         assert_eq!(
-            boots(&[x86], &flush, &["revoke", "reassign"]).unwrap(),
-            both
-        );
-        assert_eq!(
-            boots(&[x86], &flush, &["reassign"]).unwrap(),
-            [caught(x86, "reassign")]
-        );
-        assert_eq!(
-            boots(&Arch::ALL, &["ignore_permissions"], &[]).unwrap(),
-            [caught(x86, "blocked"), caught(arm, "blocked")]
+            shown(&Arch::ALL, "ignore_permissions", &[]),
+            [
+                row(x86, "blocked", "control"),
+                row(x86, "blocked", "caught"),
+                row(arm, "blocked", "control"),
+                row(arm, "blocked", "caught"),
+            ]
         );
         // A fault of one vendor's driver is not planted in the other's.
         assert_eq!(
-            boots(&Arch::ALL, &["drop_last_scope"], &[]).unwrap(),
-            [caught(x86, "discover")]
+            shown(&Arch::ALL, "drop_last_scope", &[]),
+            [
+                row(x86, "discover", "control"),
+                row(x86, "discover", "caught")
+            ]
         );
     }
 

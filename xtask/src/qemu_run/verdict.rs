@@ -3,7 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::arch::{Arch, Board};
+use crate::ladder::Planted;
 use crate::process::End;
+use crate::qemu_run::board;
 use crate::qemu_run::disk::{pattern, sha256};
 use crate::qemu_run::record::Record;
 use crate::qemu_run::serial::{Outcome, ScenarioEnd, Wrote};
@@ -25,7 +28,11 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    fn new(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(super) fn new(
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
         Self {
             what: what.into(),
             expected: expected.into(),
@@ -47,6 +54,10 @@ impl fmt::Display for Problem {
 /// What was asked of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked<'a> {
+    /// Architecture of the machine.
+    pub(crate) arch: Arch,
+    /// Its board, where there are several.
+    pub(crate) board: Option<Board>,
     /// Scenario names.
     pub(crate) scenarios: &'a [&'static str],
     /// Processors.
@@ -82,7 +93,7 @@ pub(crate) fn judge(
         problems.push(Problem::new(
             "QEMU",
             format!("exit code {RC_PASSED}"),
-            exit_meaning(end),
+            exit_meaning(asked.arch, end),
         ));
     }
     match &record.start {
@@ -127,13 +138,26 @@ pub(crate) fn judge(
             }
         }
     }
+    board::check(asked, record, &mut problems);
     check_done(record, &mut problems);
     check_disk(asked, record, disk, &mut problems);
     problems
 }
 
-/// All contradictions of a run with a planted fault: `scenario` alone was asked for and has to fail, cleanly.
-pub(crate) fn judge_planted_fault(scenario: &str, record: &Record, end: End) -> Vec<Problem> {
+/// All contradictions of a run with a planted fault: its scenario alone was asked for and has to fail, cleanly and for the
+/// reason that the fault gives it. A drive that was too slow is none.
+pub(crate) fn judge_planted_fault(
+    planted: &Planted,
+    arch: Arch,
+    record: &Record,
+    end: End,
+) -> Vec<Problem> {
+    let Planted {
+        fault,
+        scenario,
+        says,
+        ..
+    } = *planted;
     let mut problems = said_by_image(record);
     if record.start.is_none() {
         problems.push(Problem::new(
@@ -163,23 +187,37 @@ pub(crate) fn judge_planted_fault(scenario: &str, record: &Record, end: End) -> 
             found,
         ));
     }
+    let other = |end: &&ScenarioEnd| {
+        (end.name == scenario && end.outcome == Outcome::Fail) && !end.detail.contains(says)
+    };
+    for end in record.ends.iter().filter(other) {
+        problems.push(Problem::new(
+            format!("why {scenario} failed with {fault} planted"),
+            format!("{says:?}"),
+            format!("{:?}", end.detail),
+        ));
+    }
     check_done(record, &mut problems);
     if end != End::Exited(RC_FAILED) {
         problems.push(Problem::new(
             "QEMU",
             format!("exit code {RC_FAILED}"),
-            exit_meaning(end),
+            exit_meaning(arch, end),
         ));
     }
     problems
 }
 
 /// What an end of QEMU says, and what to do about it.
-fn exit_meaning(end: End) -> String {
+fn exit_meaning(arch: Arch, end: End) -> String {
     let meaning = match end {
         End::Exited(RC_PASSED) => "all scenarios passed",
         End::Exited(RC_FAILED) => "the image says that a scenario failed",
         End::Exited(RC_PANIC) => "panic, trap or refused platform; the log above says which",
+        End::Exited(0) if arch == Arch::Aarch64 => {
+            "firmware turned the machine off, with no code: nobody answered the image's semihosting call; \
+             `--verbose` shows QEMU's command line, where -semihosting-config has to be"
+        }
         End::Exited(0) => {
             "the machine shut down or was reset, as a triple fault does; \
              try `--smp 1 --qemu-arg=-d --qemu-arg=int,cpu_reset --verbose`"

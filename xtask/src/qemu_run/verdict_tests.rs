@@ -14,6 +14,8 @@ struct Run {
     before: Vec<u8>,
     after: Vec<u8>,
     smp: u32,
+    arch: Arch,
+    board: Option<Board>,
 }
 
 impl Run {
@@ -44,6 +46,21 @@ impl Run {
             before,
             after,
             smp: 4,
+            arch: Arch::X86_64,
+            board: None,
+        }
+    }
+
+    /// The same of the Arm machine, with a unit whose register says that.
+    fn on_board(board: Board, idr0: &str) -> Self {
+        let good = Self::good();
+        Self {
+            arch: Arch::Aarch64,
+            board: Some(board),
+            ..good.with(
+                r#""CAP":"0x1","ECAP":"0x2""#,
+                &format!(r#""IDR0":"{idr0}""#),
+            )
         }
     }
 
@@ -53,6 +70,8 @@ impl Run {
             record.take(line);
         }
         let asked = Asked {
+            arch: self.arch,
+            board: self.board,
             scenarios: &SCENARIOS,
             smp: self.smp,
             read_bytes: 2048,
@@ -126,6 +145,13 @@ fn a_wrong_exit_fails() {
             ..Run::good()
         },
         "triple fault",
+    );
+    fails_with(
+        Run {
+            end: End::Exited(0),
+            ..Run::on_board(Board::Nested, "0x0d44101b")
+        },
+        "semihosting",
     );
     fails_with(
         Run {
@@ -319,13 +345,106 @@ fn a_blocked_read_brings_nothing_from_memory_to_the_disk() {
     fails_with(run, "found a changed byte at offset 2560");
 }
 
+// IDR0 of QEMU's boards, as QEMU 10.0.2 has it.
+const NESTED: &str = "0x0d44101b";
+const STAGE2: &str = "0x0d441019";
+const STAGE1: &str = "0x0d44101a";
+
+#[test]
+fn the_board_is_the_one_that_was_asked_for() {
+    let boards = [
+        (Board::Nested, NESTED, "both stages"),
+        (Board::Stage2, STAGE2, "stage 2 alone"),
+        (Board::Stage1, STAGE1, "stage 1 alone"),
+    ];
+    for (board, _, expected) in boards {
+        for (other, idr0, found) in boards {
+            let run = Run::on_board(board, idr0);
+            if board == other {
+                assert_eq!(run.problems(), Vec::<String>::new());
+                continue;
+            }
+            let name = board.name();
+            fails_with(
+                run,
+                &format!(
+                    "unit 0 of the board {name}: expected {expected}, found {found} (IDR0 {idr0})"
+                ),
+            );
+        }
+    }
+    // No word on the board is the nested one.
+    let unsaid = Run {
+        board: None,
+        ..Run::on_board(Board::Nested, STAGE1)
+    };
+    fails_with(unsaid, "expected both stages, found stage 1 alone");
+    fails_with(
+        Run::on_board(Board::Nested, "what?"),
+        "expected both stages, found IDR0 Some(",
+    );
+    fails_with(
+        Run::on_board(Board::Nested, NESTED).with("IDR0", "IDR1"),
+        "expected both stages, found IDR0 None",
+    );
+}
+
+/// The problems of a run whose `reassign` passed with that word, but for those of scenarios that nobody asked for.
+fn reassigned(board: Option<Board>, detail: &str) -> Vec<String> {
+    let end =
+        r#"@@ {"event":"scenario-end","name":"reassign","outcome":"pass","micros":1,"detail":"#;
+    let run = match board {
+        None => Run::good(),
+        Some(board @ Board::Nested) => Run::on_board(board, NESTED),
+        Some(board @ Board::Stage2) => Run::on_board(board, STAGE2),
+        Some(board @ Board::Stage1) => Run::on_board(board, STAGE1),
+    };
+    let run = run
+        .with(r#""passed":2"#, r#""passed":3"#)
+        .and_line(&format!(r#"{end}"{detail}"}}"#));
+    let mut problems = run.problems();
+    problems.retain(|problem| !problem.contains("only those asked for"));
+    problems
+}
+
+#[test]
+fn a_guest_has_the_drive_where_the_board_lets_it() {
+    let moved = "hypervisor, vm1, hypervisor: works for its owner, the other's memory blocked, domain 1 reused";
+    let refused = "no guest can have the drive, which works for the hypervisor before and after: no second stage";
+    for board in [None, Some(Board::Nested), Some(Board::Stage2)] {
+        assert_eq!(reassigned(board, moved), Vec::<String>::new());
+        // As from a unit whose second stage got lost on the way to the scenario.
+        let problems = reassigned(board, refused);
+        assert!(
+            matches!(&problems[..], [one] if one.contains("reassign on this board: expected \"works for its owner")),
+            "{board:?}: {problems:#?}"
+        );
+    }
+    assert_eq!(
+        reassigned(Some(Board::Stage1), refused),
+        Vec::<String>::new()
+    );
+    let problems = reassigned(Some(Board::Stage1), moved);
+    assert!(
+        matches!(&problems[..], [one] if one.contains("expected \"no guest can have the drive\"")),
+        "{problems:#?}"
+    );
+}
+
+const PLANTED: Planted = Planted {
+    fault: "skip_iotlb_flush",
+    scenario: "revoke",
+    archs: &[Arch::X86_64],
+    says: "after the receipt",
+};
+
 fn planted(lines: &[&str], end: End) -> Vec<String> {
     let mut record = Record::default();
     record.take(r#"@@ {"event":"start","version":"0.1.0","cpus":4,"memory_mib":512}"#);
     lines.iter().for_each(|line| {
         record.take(line);
     });
-    judge_planted_fault("revoke", &record, end)
+    judge_planted_fault(&PLANTED, Arch::X86_64, &record, end)
         .iter()
         .map(Problem::to_string)
         .collect()
@@ -333,7 +452,7 @@ fn planted(lines: &[&str], end: End) -> Vec<String> {
 
 #[test]
 fn a_planted_fault_is_caught_by_a_clean_failure_only() {
-    let fail = r#"@@ {"event":"scenario-end","name":"revoke","outcome":"fail","micros":1,"detail":"stale"}"#;
+    let fail = r#"@@ {"event":"scenario-end","name":"revoke","outcome":"fail","micros":1,"detail":"the drive reached the page after the receipt"}"#;
     let done = r#"@@ {"event":"done","passed":0,"failed":1}"#;
     assert_eq!(
         planted(&[fail, done], End::Exited(35)),
@@ -373,5 +492,14 @@ fn a_planted_fault_is_caught_by_a_clean_failure_only() {
     assert!(
         !planted(&[&fail.replace("revoke", "blocked"), done], End::Exited(35)).is_empty(),
         "another scenario"
+    );
+    let slow = fail.replace(
+        "the drive reached the page after the receipt",
+        "a command to the drive: Timeout",
+    );
+    let problems = planted(&[&slow, done], End::Exited(35));
+    assert!(
+        matches!(&problems[..], [one] if one.contains("expected \"after the receipt\", found \"a command to the drive")),
+        "a drive that was too slow: {problems:?}"
     );
 }

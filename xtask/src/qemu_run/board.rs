@@ -1,0 +1,74 @@
+//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign` showed.
+
+use super::record::Record;
+use super::serial::{Outcome, Unit};
+use super::verdict::{Asked, Problem};
+use crate::arch::{Arch, Board};
+use crate::scenarios::REASSIGN;
+
+/// The register with the stages that an SMMU has, as the image names it.
+const IDR0: &str = "IDR0";
+/// S2P: there is a second stage (Arm IHI 0070, 6.3.1).
+const SECOND_STAGE: u64 = 1 << 0;
+/// S1P: there is a first stage.
+const FIRST_STAGE: u64 = 1 << 1;
+
+/// What `reassign` says of a drive that changed hands between the hypervisor and a guest.
+const CHANGED_HANDS: &str = "works for its owner, the other's memory blocked";
+/// What it says where no guest can have the drive.
+const NO_GUEST: &str = "no guest can have the drive";
+
+/// Adds what speaks against the board, as far as the scenarios that tell of it ran.
+pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Problem>) {
+    if asked.arch == Arch::Aarch64 {
+        let board = asked.board.unwrap_or(Board::Nested);
+        let wrong = record.units.iter().filter_map(|unit| stages(board, unit));
+        problems.extend(wrong);
+    }
+    let expected = match asked.board {
+        Some(Board::Stage1) => NO_GUEST,
+        Some(Board::Nested | Board::Stage2) | None => CHANGED_HANDS,
+    };
+    let shown = record
+        .ends
+        .iter()
+        .filter(|end| end.name == REASSIGN && end.outcome == Outcome::Pass);
+    for end in shown.filter(|end| !end.detail.contains(expected)) {
+        problems.push(Problem::new(
+            format!("{REASSIGN} on this board"),
+            format!("{expected:?}"),
+            format!("{:?}", end.detail),
+        ));
+    }
+}
+
+/// What speaks against a unit of that board.
+fn stages(board: Board, unit: &Unit) -> Option<Problem> {
+    let (first, second) = match board {
+        Board::Nested => (true, true),
+        Board::Stage2 => (false, true),
+        Board::Stage1 => (true, false),
+    };
+    let register = unit.registers.get(IDR0);
+    let bits = register
+        .and_then(|text| text.strip_prefix("0x"))
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let found = bits.map(|bits| (bits & FIRST_STAGE != 0, bits & SECOND_STAGE != 0));
+    if found == Some((first, second)) {
+        return None;
+    }
+    let shown = |(first, second)| match (first, second) {
+        (true, true) => "both stages",
+        (true, false) => "stage 1 alone",
+        (false, true) => "stage 2 alone",
+        (false, false) => "no stage",
+    };
+    Some(Problem::new(
+        format!("unit {} of the board {}", unit.index, board.name()),
+        shown((first, second)),
+        match (found, register) {
+            (Some(found), Some(text)) => format!("{} ({IDR0} {text})", shown(found)),
+            (_, text) => format!("{IDR0} {text:?}"),
+        },
+    ))
+}
