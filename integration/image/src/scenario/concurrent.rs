@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use hv_core::platform::FrameSource;
@@ -57,7 +58,8 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
             .map_err(|(_, error)| error)
             .or_fail("sharing a range")?;
         let driver = Mutex::new(driver);
-        let failure: Mutex<Option<Failure>> = Mutex::new(None);
+        // Each CPU's, as the first one may only say what another's did to the unit.
+        let failures = Mutex::new(Vec::new());
         context.machine.cpus.run_on_all(LIMIT, &|cpu| {
             let work = Work {
                 context,
@@ -66,12 +68,11 @@ pub(super) fn run(context: &mut Context<'_>) -> Shown {
                 counts: &counts,
             };
             if let Err(error) = work.rounds(cpu, &shared) {
-                failure.lock().get_or_insert(error);
+                failures.lock().push(error.0);
             }
         });
-        if let Some(error) = failure.into_inner() {
-            return Err(error);
-        }
+        let failures = failures.into_inner();
+        ensure!(failures.is_empty(), "{}", failures.join("; "));
         let range = shared
             .unshare()
             .or_fail("something is left in the shared pages")?;
