@@ -21,7 +21,7 @@ use crate::tools::{self, target};
 use crate::{scenarios, workspace};
 
 /// Seconds that QEMU may run.
-const LIMIT: u64 = 60;
+const LIMIT: u64 = 120;
 /// Seconds that QEMU may run where a person with a debugger decides.
 const GDB_LIMIT: u64 = 86_400;
 
@@ -56,7 +56,7 @@ pub(crate) struct Options {
     /// One more argument for QEMU; may be given several times
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
-    /// Seconds that QEMU may run before it is killed (default: 60, with --gdb a day)
+    /// Seconds that QEMU may run before it is killed (default: 120, with --gdb a day)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
     /// Build the image with planted faults and switch this one on; may be given several times. One alone runs each scenario

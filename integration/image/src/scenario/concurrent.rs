@@ -24,14 +24,15 @@ const PAGES: u64 = 3;
 /// Where the CPUs' ranges lie: next to each other, so that tables are shared, across the end of one
 /// table, so that they are installed by all.
 const BASE: u64 = 0x40_001f_f000;
-/// How far the ranges of one round are from those of the next: now and then into a new table.
+/// How far the ranges of one round are from those of the next, at least: now and then into a new table. Further where there
+/// are more CPUs than fit, which are not in the same round.
 const STRIDE: u64 = 0x1_8000;
 /// Where all CPUs want the same pages.
 const SHARED: Iova = Iova::new(0x50_0000_0000);
 /// How many pages that are.
 const SHARED_PAGES: u64 = 4;
 /// How long all rounds of all CPUs may take.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(100);
 
 /// Counts over all CPUs.
 #[derive(Default)]
@@ -127,7 +128,8 @@ impl Work<'_, '_> {
     fn own_range(&self, cpu: CpuId, round: u64) -> Result<(), Failure> {
         let platform = self.context.machine.platform;
         let pages = PageCount::new(PAGES).ok_or_else(|| Failure::new("no pages"))?;
-        let place = BASE + round * STRIDE + cpu.index() as u64 * pages.bytes();
+        let stride = STRIDE.max(self.context.machine.cpus.count() as u64 * pages.bytes());
+        let place = BASE + round * stride + cpu.index() as u64 * pages.bytes();
         let span = IovaRange::new(Iova::new(place), pages).or_fail("naming a range")?;
         let frames = platform
             .alloc_frames(pages, PageSize::Size4K)
