@@ -10,9 +10,10 @@ use core::time::Duration;
 
 use hv_core::platform::{OutOfFrames, Platform};
 use hv_core::sync::spin_hint;
-use hv_core::{Access, Iova, IovaRange, OutOfMemory, PageSize, Pasid, PciAddress};
+use hv_core::{IovaRange, OutOfMemory, PageSize, PciAddress};
 use thiserror::Error;
 
+use crate::faults::FaultEvent;
 use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::isolation::{MessageSource, NotIsolated};
 use crate::reserved::ReservedRegion;
@@ -326,94 +327,6 @@ pub enum UnitError {
     },
 }
 
-/// What kind of mistake a fault shows, across vendors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultClass {
-    /// The address is not mapped, or not for this direction.
-    NotPermitted,
-    /// The device is bound to no domain.
-    NotBound,
-    /// The address is wider than the domain's tables.
-    AddressTooWide,
-    /// The request was of a kind that the binding blocks.
-    RequestBlocked,
-    /// A structure that software wrote is malformed.
-    BadStructure,
-    /// The unit could not read a structure.
-    StructureAccess,
-    /// An interrupt request was refused.
-    Interrupt,
-    /// A device asked for a page, which nobody let it do. It was told so.
-    PageRequest,
-    /// A code that is not known.
-    Other,
-}
-
-impl fmt::Display for FaultClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotPermitted => "not mapped or not permitted",
-            Self::NotBound => "device bound to no domain",
-            Self::AddressTooWide => "address wider than the tables",
-            Self::RequestBlocked => "kind of request blocked",
-            Self::BadStructure => "malformed table entry",
-            Self::StructureAccess => "table not readable",
-            Self::Interrupt => "interrupt request refused",
-            Self::PageRequest => "page asked for",
-            Self::Other => "unknown reason",
-        })
-    }
-}
-
-/// One recorded fault, as the unit tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawFault {
-    /// Who sent the request.
-    pub requester: PciAddress,
-    /// The PASID that it carried, where the record tells that there was one.
-    pub pasid: Option<Pasid>,
-    /// The page that was asked for.
-    pub address: Iova,
-    /// In which direction.
-    pub access: Access,
-    /// What kind of mistake it is.
-    pub class: FaultClass,
-    /// The vendor's reason code.
-    pub code: u16,
-}
-
-/// One recorded fault of a source that is no function of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StrayFault {
-    /// What the hardware calls the source.
-    pub source: u32,
-    /// The page that was asked for, where the record has one.
-    pub address: Iova,
-    /// In which direction.
-    pub access: Access,
-    /// What kind of mistake it is.
-    pub class: FaultClass,
-    /// The vendor's reason code.
-    pub code: u16,
-}
-
-/// What a look at a unit's fault log gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultEvent {
-    /// One fault; its record is free again.
-    Fault(RawFault),
-    /// One fault of a source that is no function of the machine; its record is free again.
-    Stray(StrayFault),
-    /// Faults were lost because the log was full; the condition was cleared.
-    Overflow,
-    /// The unit works no more until a reset, if then: the backend has wedged it for what it found. Given once for each
-    /// time that it fails, and not where it was wedged already, nor for what a reset has ended.
-    Failed,
-    /// No event, and the end of this look: there may be more in the log, which is not taken, or of which no interrupt
-    /// tells, while the unit does not take requests.
-    Withheld,
-}
-
 /// A family of IOMMUs with all its units, brought up.
 ///
 /// # Safety
@@ -552,6 +465,15 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::Busy`] while another context resets the
     /// unit, else what the unit did not do. It is wedged as before then.
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError>;
+
+    /// Turns a wedged unit off for good, for whoever has the machine next, and waits for that: it reads and writes no
+    /// memory of ours and interrupts nobody any more. Where units can, nothing passes one that is off; elsewhere
+    /// everything does, and only its devices' bus mastering is off.
+    ///
+    /// # Errors
+    /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::Busy`] while another context resets the unit, else what the
+    /// unit did not do: it may go on then.
+    fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError>;
 
     /// Notes in the entry of a bound requester that no more faults of it are recorded, until it is bound anew. Its
     /// requests reach no more than before; the unit may abort them all. Called under a lock: it waits for nothing and

@@ -4,6 +4,7 @@
 //! `bc19_a_fault_is_told_while_its_device_goes` and
 //! `bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves` pin.
 
+mod raw;
 mod show;
 
 use core::time::Duration;
@@ -12,8 +13,9 @@ use arrayvec::ArrayVec;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
 
+pub use self::raw::{FaultClass, FaultEvent, RawFault, StrayFault};
 use crate::attach::AttachError;
-use crate::backend::{Backend, FaultEvent, RawFault, StrayFault, UnitIndex};
+use crate::backend::{Backend, UnitIndex};
 use crate::domain::DomainUid;
 use crate::group::{GroupId, Inner, clear_bus_mastering};
 use crate::system::{Bound, Iommu, Registry, System};

@@ -70,8 +70,8 @@ mod topology;
 
 pub use attach::{AttachError, AttachFailed, NeedsNoWitness};
 pub use backend::{
-    Backend, Binding, FaultClass, FaultEvent, FlushDepth, FlushRequest, FlushSpan, FlushTicket,
-    HwDomainId, LeafNeeds, LevelSet, RawFault, Snoop, StrayFault, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, FlushDepth, FlushRequest, FlushSpan, FlushTicket, HwDomainId, LeafNeeds,
+    LevelSet, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{
@@ -90,7 +90,10 @@ pub use dma::{
     UnmappedInTurn,
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
-pub use faults::{CutOff, CutOffReason, FaultBudget, FaultLogs, FaultNotice, FaultReport};
+pub use faults::{
+    CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice, FaultReport,
+    RawFault, StrayFault,
+};
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};
 pub use group::{Attached, AttachedGroup, Blocked, Claimed, Group, GroupId, Wedged};

@@ -220,6 +220,38 @@ impl<B: Backend> Iommu<B> {
     }
 }
 
+impl<B: Backend> Iommu<B> {
+    /// Ends it, for whoever has the machine next (a reboot that keeps memory, another kernel): cuts every device off, turns
+    /// every unit off, and leaves interrupts and queues off. From the first unit on every request is refused, and no unit
+    /// is reset again; values of before can be dropped, and none of their memory is read or written by a unit any more.
+    ///
+    /// Devices have no bus mastering, as before bring-up. An SMMU that is off lets nothing through either, until somebody
+    /// opens its gate. A VT-d unit that is off lets everything through, so there a device that ignores its bus master bit
+    /// is not stopped: keep the machine's memory from such devices by not calling this, or by a reset of theirs.
+    ///
+    /// All units are tried, whatever becomes of one.
+    ///
+    /// # Errors
+    /// What the first unit did not do that was not turned off; it may go on reading its tables. [`UnitError::Busy`] while
+    /// another call resets it: try again.
+    pub fn shut_down(&self) -> Result<(), UnitError> {
+        let system = &self.0;
+        let units = || (0..system.backend.unit_count()).filter_map(UnitIndex::new);
+        // Everybody is cut off before the first unit stops standing between devices and memory.
+        units().for_each(|unit| system.cut_off(unit));
+        let mut ended = Ok(());
+        for unit in units() {
+            let done = system.backend.shut_down(unit);
+            match done {
+                Ok(()) => log::warn!("{unit} is off"),
+                Err(error) => log::error!("{unit} was not turned off: {error}"),
+            }
+            ended = ended.and(done);
+        }
+        ended
+    }
+}
+
 impl<B: Backend> Group<B, Wedged<B>> {
     /// Gives the group back, at rest, once its unit was [reset](Iommu::reset_unit): no entry of it is
     /// left in memory or in the unit, and its domain can be destroyed as far as this group goes.

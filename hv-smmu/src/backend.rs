@@ -281,6 +281,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.unit(unit)?.reset(&self.platform)
     }
 
+    fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        self.unit(unit)?.shut_down(&self.platform)
+    }
+
     fn quiet(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
         let stream = self.stream(unit, requester, HwDomainId::new(0))?;
         self.unit(unit)?.quiet(&self.platform, stream)

@@ -203,6 +203,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         self.unit(unit)?.reset(&self.platform)
     }
 
+    fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        self.unit(unit)?.shut_down(&self.platform)
+    }
+
     fn quiet(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
         self.unit(unit)?.quiet(&self.platform, requester)
     }

@@ -344,6 +344,8 @@ faults! {
     BellRelaxed = "bell_relaxed",
     /// Who does not wait for the doorbell does not say what it has published.
     LeaveRelaxed = "leave_relaxed",
+    /// A reset leaves requests standing still that nobody was told of.
+    ResetKeepsStalls = "reset_keeps_stalls",
     /// What a device sends is recorded although the stream table has no entry for it.
     RecordUnknownStreams = "record_unknown_streams",
     /// Entries of the event queue are emptied in memory that the unit does not snoop.

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
+use super::raw::{RawFault, StrayFault};
 use super::{CutOff, CutOffReason, FaultNotice, FaultReport};
-use crate::backend::{RawFault, StrayFault};
 
 impl fmt::Display for RawFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,8 +98,9 @@ mod tests {
 
     use hv_core::{Access, Iova, OwnerId, Pasid, PciAddress, Segment, VmId};
 
+    use super::super::raw::FaultClass;
     use super::*;
-    use crate::backend::{FaultClass, UnitIndex};
+    use crate::backend::UnitIndex;
     use crate::domain::DomainUid;
     use crate::faults::FaultBudget;
     use crate::group::GroupId;

@@ -19,6 +19,7 @@ mod quiet;
 mod regs;
 mod reset;
 mod running;
+mod shut_down;
 mod silent;
 mod substreams;
 mod telling;

@@ -48,6 +48,15 @@ impl<P: Platform> Unit<P, Enabled> {
             self.regs.acknowledge(stopped);
         }
         self.turn_commands_on(platform, commands)?;
+        if self.info.always_stalls() && !Fault::ResetKeepsStalls.is_on() {
+            // Requests may stand still of which nothing told: of those whose event could not be written. Off and on again
+            // ends them all (7.2.2); in between the gate aborts what comes.
+            self.regs.close_gate(platform, unit)?;
+            self.regs
+                .switch(platform, unit, Switch::Translation, false)?;
+            self.regs
+                .switch(platform, unit, Switch::Translation, true)?;
+        }
         // Before configuration is forgotten: a device that did not answer is one that nothing depends on any more. So a sync
         // that stops for one of before goes on: it counts for what the unit itself has forgotten.
         self.close_all_device_tlbs(platform);

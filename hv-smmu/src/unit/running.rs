@@ -444,7 +444,8 @@ impl<P: Platform> Unit<P, Enabled> {
             let _ = batch.try_push(Filed::of(domain, stage).all());
         }
         if self.info.always_stalls() {
-            // Behind the sync of the entry that aborts: what stands still would be tried by the next one otherwise.
+            // Behind the sync of the entry that aborts: what stands still would be tried by the next one otherwise. A sync
+            // does not wait for its end, which has no architected sign (IHI 0070, 4.7.2 and 4.7.3): see README, "not yet".
             let _ = batch.try_push(Command::stall_terminate(stream.id));
         }
         let keeps = self.state.devices.has(stream.id);

@@ -70,7 +70,7 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// Masks the fault event, or lets it through. When this is back, the unit has taken the write; a message that it had sent
     /// before is ahead of the answer to the read.
-    fn mask_faults(&self, mask: bool) -> Result<(), UnitError> {
+    pub(super) fn mask_faults(&self, mask: bool) -> Result<(), UnitError> {
         let wanted = if mask { registers::FECTL_MASK } else { 0 };
         self.regs.write32(registers::FECTL, wanted);
         let found = self.regs.read32(registers::FECTL);

@@ -10,6 +10,7 @@ mod interrupts;
 mod regs;
 mod reset;
 mod running;
+mod shut_down;
 
 use hv_core::platform::Platform;
 use hv_iommu::{UnitCaps, UnitIndex};

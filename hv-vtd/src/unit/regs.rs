@@ -39,6 +39,8 @@ pub(crate) enum Command {
     FlushWriteBuffer,
     /// Turn translation on.
     EnableTranslation,
+    /// Turn translation off.
+    DisableTranslation,
 }
 
 impl Command {
@@ -47,7 +49,7 @@ impl Command {
             Self::EnableQueue | Self::DisableQueue => registers::GCMD_QIE,
             Self::SetRootTable => registers::GCMD_SRTP,
             Self::FlushWriteBuffer => registers::GCMD_WBF,
-            Self::EnableTranslation => registers::GCMD_TE,
+            Self::EnableTranslation | Self::DisableTranslation => registers::GCMD_TE,
         }
     }
 
@@ -58,7 +60,7 @@ impl Command {
             levels = 0;
         }
         match self {
-            Self::DisableQueue => levels & !self.bit(),
+            Self::DisableQueue | Self::DisableTranslation => levels & !self.bit(),
             _ => levels | self.bit(),
         }
     }
@@ -70,6 +72,7 @@ impl Command {
             Self::SetRootTable => status.rtps(),
             Self::FlushWriteBuffer => !status.wbfs(),
             Self::EnableTranslation => status.tes(),
+            Self::DisableTranslation => !status.tes(),
         }
     }
 
@@ -80,6 +83,7 @@ impl Command {
             Self::SetRootTable => "taking the root table (GCMD.SRTP)",
             Self::FlushWriteBuffer => "flushing its write buffer (GCMD.WBF)",
             Self::EnableTranslation => "turning translation on (GCMD.TE)",
+            Self::DisableTranslation => "turning translation off (GCMD.TE)",
         }
     }
 }

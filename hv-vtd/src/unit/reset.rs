@@ -77,7 +77,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// Turns the queue off, unless an earlier reset got no further than that.
-    fn turn_queue_off(&self, platform: &P) -> Result<(), UnitError> {
+    pub(super) fn turn_queue_off(&self, platform: &P) -> Result<(), UnitError> {
         if !self.regs.status().qies() {
             return Ok(());
         }

@@ -237,6 +237,9 @@ unsafe impl Backend for Instantly {
         Err(UnitError::NotWedged { unit })
     }
 
+    fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        Err(UnitError::NotWedged { unit })
+    }
     fn quiet(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
         Ok(())
     }

@@ -159,6 +159,12 @@ impl Rig {
         unit.map_or_else(Vec::new, |unit| unit.page_answers(function.requester()))
     }
 
+    /// Whether a unit translates.
+    pub fn translates(&self, unit: usize) -> bool {
+        let state = self.core.quiet();
+        state.units.get(unit).is_some_and(|unit| unit.is_on())
+    }
+
     /// How many requests stand still in a unit.
     pub fn stalled(&self, unit: usize) -> usize {
         let state = self.core.quiet();

@@ -414,6 +414,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         "the catalogue: `smmu::device_tlbs` looks at what firmware left on",
     ),
     (
+        Fault::ResetKeepsStalls,
+        "the catalogue: `smmu::answers` has a unit that could not write the event of a request that stands still",
+    ),
+    (
         Fault::RecordUnknownStreams,
         "the catalogue: `smmu::quiet` has a device that nobody attached go astray",
     ),

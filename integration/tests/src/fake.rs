@@ -528,13 +528,11 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn waits_for_devices(&self, index: UnitIndex) -> bool {
-        let unit = self.unit(index);
-        unit.is_ok_and(|unit| unit.finds_out.is_some())
+        self.unit(index).is_ok_and(|unit| unit.finds_out.is_some())
     }
 
     fn mending_steps(&self, index: UnitIndex) -> u64 {
-        let found = self.unit(index).ok().and_then(|unit| unit.finds_out);
-        found.map_or(0, |(each, looks)| u64::from(looks / each))
+        self.found_out(index)
     }
 
     fn wedge(&self, index: UnitIndex) {
@@ -580,6 +578,10 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         // What was asked for before is done, and more.
         unit.completed = unit.submitted;
         Ok(())
+    }
+
+    fn shut_down(&self, index: UnitIndex) -> Result<(), UnitError> {
+        self.turned_off(index)
     }
 
     fn quiet(&self, index: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {

@@ -346,6 +346,7 @@ impl Unit {
             self.table_taken(bus);
         }
         if before & !now & spec::SMMUEN != 0 {
+            self.stalls.end_all();
             let firmwares = std::mem::take(&mut self.is_firmwares);
             self.gap_since = (firmwares && bus.keeps_behind(self.index)).then_some(bus.nanos);
         }

@@ -33,6 +33,11 @@ impl Stalls {
         self.waiting.len()
     }
 
+    /// All are over: the unit is off.
+    pub(crate) fn end_all(&mut self) {
+        self.waiting.clear();
+    }
+
     /// Whether a stream's requests wait behind another one.
     fn block(&self, stream: u32) -> bool {
         self.count() >= STALL_MAX.into() || self.waiting.iter().any(|one| one.stream == stream)

@@ -1,6 +1,7 @@
 //! Class 12: nothing is enabled before old state is gone. Class 13: every unit, every requester.
 
 use hv_core::{Access, Iova};
+use hv_iommu::UnitIndex;
 use hv_rig::{Driver, Machine, Outcome, Rig, Temper};
 
 use super::stand::{BAD, Backend, Stand, drawn, on_machines, pci};
@@ -78,5 +79,34 @@ fn bc13_no_unit_and_no_requester_is_left_out() {
             one.unmap_and_free(mapped);
             drop(one.end());
         }
+    });
+}
+
+/// The end of a machine's hypervisor: nothing reaches anything from then on, units look at no memory of it, and whoever
+/// comes next brings them up as after power-on.
+#[test]
+fn bc12_a_machine_that_was_shut_down_is_brought_up_by_the_next_one() {
+    let quiet = |machine: &mut Machine| machine.temper.background = false;
+    on_machines(30, quiet, |stand| {
+        let group = stand.take(pci(0, 2, 0));
+        let one = stand.kernel(group);
+        let mapped = one.map(super::stand::iovas(0x10_0000, 1));
+        assert!(one.writes(0x10_0000));
+        stand.iommu.shut_down().unwrap();
+        for unit in 0..stand.rig.machine().units.len() {
+            stand.rig.wedged(unit, true);
+            assert!(!stand.rig.translates(unit));
+            let unit = UnitIndex::new(unit).unwrap();
+            assert!(stand.iommu.reset_unit(unit).is_err(), "for good");
+        }
+        for endpoint in stand.rig.endpoints() {
+            for at in [0x10_0000, 0x7_0000_0000] {
+                let outcome = stand.rig.access(endpoint, Iova::new(at), Access::Write);
+                assert!(!matches!(outcome, Outcome::Reached { .. }), "{outcome:?}");
+            }
+        }
+        // What the domain and its tables were made of is not read any more.
+        std::mem::forget((one, mapped));
+        Backend::start(&stand.rig).unwrap();
     });
 }

@@ -41,6 +41,20 @@ impl<T> Fake<T> {
         self.lock_unit(unit).fails_again = true;
     }
 
+    /// How often the unit has found out about a device.
+    pub(super) fn found_out(&self, index: UnitIndex) -> u64 {
+        let found = self.unit(index).ok().and_then(|unit| unit.finds_out);
+        found.map_or(0, |(each, looks)| u64::from(looks / each))
+    }
+
+    /// The unit is off, if it was wedged before.
+    pub(super) fn turned_off(&self, index: UnitIndex) -> Result<(), UnitError> {
+        match self.unit(index)?.wedged {
+            true => Ok(()),
+            false => Err(UnitError::NotWedged { unit: index }),
+        }
+    }
+
     /// A unit at which somebody looks for what was asked of it.
     pub(super) fn looked_at(&self, index: UnitIndex) -> Result<MutexGuard<'_, Unit>, UnitError> {
         let mut unit = self.unit(index)?;

@@ -1,0 +1,33 @@
+//! The end of a unit, for whoever has the machine next.
+
+use core::time::Duration;
+
+use hv_core::platform::Platform;
+use hv_iommu::UnitError;
+
+use super::{Enabled, Unit};
+use crate::spec::registers::IrqCtrl;
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// See [`hv_iommu::Backend::shut_down`]. Each step has a deadline of its own.
+    ///
+    /// The gate is closed before translation goes off (IHI 0070, 6.3.14 and 6.3.9.6), so from one transaction to the
+    /// next they are aborted by it. Queues go off after that: what the unit was writing to them has arrived when it has
+    /// acknowledged that.
+    pub(crate) fn shut_down(&self, platform: &P) -> Result<(), UnitError> {
+        let unit = self.index;
+        let Some(_alone) = self.state.reset.try_lock() else {
+            return Err(UnitError::Busy {
+                unit,
+                waited: Duration::ZERO,
+            });
+        };
+        if self.state.commands.check_alive(unit).is_ok() {
+            return Err(UnitError::NotWedged { unit });
+        }
+        self.regs.close_gate(platform, unit)?;
+        self.regs
+            .switch_interrupts(platform, unit, |_| IrqCtrl::new())?;
+        self.regs.all_off(platform, unit)
+    }
+}

@@ -1,0 +1,36 @@
+//! The end of a unit, for whoever has the machine next.
+
+use core::time::Duration;
+
+use hv_core::platform::Platform;
+use hv_iommu::UnitError;
+
+use super::regs::Command;
+use super::{Enabled, Unit};
+
+impl<P: Platform> Unit<P, Enabled> {
+    /// See [`hv_iommu::Backend::shut_down`]. Each step has a deadline of its own.
+    ///
+    /// Translation first: while it is on, the unit reads its tables. Nothing passes a unit that is on and was not told
+    /// of an entry, and everything passes one that is off, so all devices are off the bus by now.
+    pub(crate) fn shut_down(&self, platform: &P) -> Result<(), UnitError> {
+        let unit = self.index;
+        let Some(_alone) = self.state.reset.try_lock() else {
+            return Err(UnitError::Busy {
+                unit,
+                waited: Duration::ZERO,
+            });
+        };
+        if self.state.queue.check_alive(unit).is_ok() {
+            return Err(UnitError::NotWedged { unit });
+        }
+        // An earlier reset may have timed out in the middle of a command.
+        self.regs.settle(platform, unit)?;
+        self.mask_faults(true)?;
+        if self.regs.status().tes() {
+            self.regs
+                .command(platform, unit, Command::DisableTranslation)?;
+        }
+        self.turn_queue_off(platform)
+    }
+}
