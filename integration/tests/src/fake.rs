@@ -23,6 +23,7 @@ use hv_iommu::{
     UnitIndex,
 };
 
+use failing::broken;
 pub use format::FakeFormat;
 pub use shapes::{FIRST_STAGE_WORDS, Features, Forget, Stage, UserStage};
 pub use unit::FAULT_LOG;
@@ -393,16 +394,6 @@ unsafe impl<T: 'static> Dormant for Asleep<T> {
         // ORDERING: SeqCst, as in `access`.
         backend.inner.asleep.store(false, Ordering::SeqCst);
         Ok(())
-    }
-}
-
-/// The error of a unit that refuses or fails.
-fn broken(unit: UnitIndex) -> UnitError {
-    UnitError::Hardware {
-        unit,
-        what: "a deliberate failure",
-        expected: 0,
-        found: 1,
     }
 }
 

@@ -85,3 +85,13 @@ impl<T> Fake<T> {
         std::mem::take(&mut unit.lost_faults).then_some(FaultEvent::Overflow)
     }
 }
+
+/// The error of a unit that refuses or fails.
+pub(super) fn broken(unit: UnitIndex) -> UnitError {
+    UnitError::Hardware {
+        unit,
+        what: "a deliberate failure",
+        expected: 0,
+        found: 1,
+    }
+}
