@@ -159,6 +159,8 @@ enum Counted {
     OneTooMany(GroupId, DomainUid, OwnerId),
     /// Of a group that was cut off before: what was in the log still.
     Late,
+    /// Of such a group, whose entry was made quiet once more.
+    Again(GroupId),
 }
 
 impl<B: Backend> Iommu<B> {
@@ -224,6 +226,7 @@ impl<B: Backend> System<B> {
             Counted::Unbound => report(told(None)),
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
+            Counted::Again(group) => self.reread_entries(group),
             Counted::OneTooMany(group, domain, owner) => {
                 self.reread_entries(group);
                 report(told(Some((group, domain, owner))));
@@ -257,7 +260,11 @@ impl<B: Backend> System<B> {
         let (group, domain, owner) = (bound.group, bound.domain, bound.owner);
         let mut meter = bound.meter;
         if meter.cut_off {
-            return Counted::Late;
+            // Recorded before it was cut off, or its entry went live once more: it was being bound just then.
+            return match self.backend.quiet(bound.unit, bound.requester) {
+                Ok(()) => Counted::Again(group),
+                Err(_) => Counted::Late,
+            };
         }
         let too_many = meter.count(now, self.budget);
         let ours = registry.bound.iter_mut();
@@ -332,7 +339,7 @@ impl<B: Backend> System<B> {
         }
     }
 
-    /// Has units read the entries of a group anew. Without the lock: a full queue is waited for.
+    /// Has units read the entries of a group anew. Without the lock: a full queue, and who mends it, is waited for.
     fn reread_entries(&self, group: GroupId) {
         for number in 0.. {
             let entry = {

@@ -116,7 +116,7 @@ impl InterruptsIsolated {
         match self.basis {
             Basis::Assumed(reason) => {
                 log::warn!(
-                    "OVERRIDE: {} goes to {} without interrupt remapping: {reason}",
+                    "OVERRIDE: {} goes to {} without isolated interrupts: {reason}",
                     group.id(),
                     group.owner(),
                 );

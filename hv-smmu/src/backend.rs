@@ -101,10 +101,10 @@ impl<P: Platform, F: Tables> Smmu<P, F> {
         Discovery::new(platform, firmware, functions, policy, Some(kept)).map(KeepingDiscovery)
     }
 
-    /// Turns translation on, on every unit.
+    /// Turns translation on, on every unit: each is tried, since one that is not woken may let everything pass.
     pub(crate) fn translate(&self) -> Result<(), UnitError> {
-        let mut units = self.units.iter();
-        units.try_for_each(|unit| unit.translate(&self.platform))?;
+        let woken = self.units.iter().map(|unit| unit.translate(&self.platform));
+        woken.reduce(Result::and).unwrap_or(Ok(()))?;
         log::info!("SMMUv3: {} units translate", self.units.len());
         Ok(())
     }

@@ -30,6 +30,11 @@ pub(crate) const fn entries(most: u8) -> u32 {
 pub(crate) struct Events(RecordQueue<WORDS>);
 
 impl Events {
+    /// Takes all that there is, which is nobody's.
+    pub(crate) fn forget_all<P: Platform>(&self, reach: &Reach<'_, P>, regs: &Regs<P::Block>) {
+        self.0.forget_all(reach, regs, Records::Events);
+    }
+
     /// A queue for a unit that takes 2^`most` entries.
     pub(crate) fn new<P: Platform>(reach: &Reach<'_, P>, most: u8) -> Result<Self, BringUpError> {
         RecordQueue::new(reach, most.min(LOG2)).map(Self)

@@ -12,7 +12,7 @@
 //! taken for lost.
 
 use hv_core::fault::Fault;
-use hv_core::platform::Platform;
+use hv_core::platform::{Mmio, Platform};
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
 use hv_iommu::UnitError;
@@ -156,17 +156,16 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         }
         let prod = QueuePointer::from_bits(word);
         if !self.size.is_empty(prod, reader.next) {
+            let record = self.record(reach, self.size.index(reader.next), which);
             if !reach.coherent && which == Records::Events {
+                // Behind the copy: what it shows is believed only where nothing was lost by then.
                 let lost = which.lost(regs.errors());
                 if lost != Gerror::new() {
-                    // No new one is among them: the unit writes none before the error is acknowledged.
-                    reader.next = self.size.move_to(reader.next, prod);
-                    regs.write32(cons, reader.next.into_bits());
+                    self.drop_all(regs, &mut reader, (prod, which));
                     regs.acknowledge(lost);
                     return Some(Taken::Aborted);
                 }
             }
-            let record = self.record(reach, self.size.index(reader.next), which);
             reader.next = self.size.advance(reader.next, 1);
             // Written at once: that makes room.
             if !Fault::KeepEvents.is_on() {
@@ -184,14 +183,48 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         // A record that could not be written is lost too. QEMU says so when its event queue is full.
         let lost = which.lost(regs.errors());
         if lost != Gerror::new() {
+            if !reach.coherent && which == Records::Events {
+                self.drop_all(regs, &mut reader, (prod, which));
+            }
             regs.acknowledge(lost);
             return Some(Taken::Aborted);
         }
         None
     }
 
-    /// Copies a record out of the ring, and empties its entry where that harms no other; `None` where the unit did not write it, as far as that can
-    /// be told: no event begins with an empty word, a request for a page may.
+    /// Takes all that there is, which is nobody's.
+    pub(crate) fn forget_all<P: Platform>(
+        &self,
+        reach: &Reach<'_, P>,
+        regs: &Regs<P::Block>,
+        which: Records,
+    ) {
+        // Twice its size: what a unit that goes on writing would give has an end, too.
+        for _ in 0..2 * self.size.entries() {
+            if self.look(reach, regs, which).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Gives all records back, unread. The unit has said that it could not write one, and writes none before that is
+    /// acknowledged; its index may have moved once more since it was read.
+    fn drop_all<B: Mmio>(
+        &self,
+        regs: &Regs<B>,
+        reader: &mut Reader,
+        (mut prod, which): (QueuePointer, Records),
+    ) {
+        let (index, cons) = which.indices();
+        for _ in 0..2 {
+            reader.next = self.size.move_to(reader.next, prod);
+            regs.write32(cons, reader.next.into_bits());
+            prod = QueuePointer::from_bits(regs.read32(index));
+        }
+    }
+
+    /// Copies a record out of the ring, and empties its entry where that harms no other; `None` where the unit did not write
+    /// it, as far as that can be told: no event begins with an empty word, a request for a page may.
     fn record<P: Platform>(
         &self,
         reach: &Reach<'_, P>,

@@ -143,8 +143,8 @@ impl<P: Platform> Unit<P, Enabled> {
             .switch(platform, self.index, Switch::Translation, true)
     }
 
-    /// From firmware's stream table to its own. Each step has a deadline of its own, and one that fails leaves the unit
-    /// off, with its gate closed.
+    /// From firmware's stream table to its own. Each step has a deadline of its own. One that fails leaves the unit as far
+    /// as it got: by firmware's table still, where the gate or the switch did not follow, else off behind its closed gate.
     fn take_over(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
         if !Fault::KeptGapIsOpen.is_on() {
@@ -153,6 +153,9 @@ impl<P: Platform> Unit<P, Enabled> {
         let begun = platform.now();
         self.regs
             .switch(platform, unit, Switch::Translation, false)?;
+        // What was recorded until now is of firmware's time, and nobody's here.
+        let reach = self.reach(platform);
+        self.state.events.forget_all(&reach, &self.regs);
         self.give_streams(&self.state.streams);
         self.forget(platform, &self.state.commands)?;
         self.turn_on(platform)?;

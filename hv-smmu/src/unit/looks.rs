@@ -12,7 +12,7 @@ use super::{Enabled, Unit};
 use crate::StreamId;
 
 /// Every how many looks the unit's own errors come first, then requests for pages. A look at events alone costs two accesses
-/// to registers and one at errors two more, so that is a thirtieth of a storm's cost.
+/// to registers (four where the unit does not snoop) and one at errors two more, so that is a thirtieth of a storm's cost.
 const OTHERS_FIRST: usize = 32;
 
 /// Whose turn it is.

@@ -320,7 +320,7 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// Takes the steps from what stands in memory to what `want` makes of that, and gives the ticket of the last.
     ///
-    /// Each word is stored by comparing. What somebody else took away meanwhile (records, the leave to ask, everything) stays
+    /// Each word is stored by comparing. What somebody else took away meanwhile (the leave to ask, everything) stays
     /// away: the rest is planned anew from what stands then, and `want` may find that there is nothing left to do.
     pub(super) fn update(
         &self,
@@ -339,7 +339,7 @@ impl<P: Platform> Unit<P, Enabled> {
         let kept = usize::from(!Fault::SkipStreamForget.is_on());
         let forget = forget.get(..kept).unwrap_or_default();
         let commands = &self.state.commands;
-        // Ends: others can take three things away, each of them once.
+        // Ends: others can take two things away, each of them once.
         'anew: loop {
             let before = entry.read();
             let target = want(&before)?;

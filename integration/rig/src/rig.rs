@@ -108,8 +108,7 @@ impl Rig {
         self.core.quiet().bus.violation.is_some()
     }
 
-    /// Frames that units hold as tables that bind devices: a driver may keep those for ever. At most so many; see
-    /// [`binding_frames`](Self::binding_frames).
+    /// Frames that units hold as tables that bind devices: a driver may keep those for ever. At most so many.
     pub fn binding_tables(&self) -> u64 {
         *self.binding_frames().end()
     }

@@ -253,6 +253,50 @@ fn bc19_where_records_cannot_be_emptied_one_that_was_not_written_takes_the_other
     });
 }
 
+/// The unit finds that it cannot write one at any moment of a look: no record of a lap ago is told as somebody's.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_a_record_that_could_not_be_written_during_a_look_is_no_old_one() {
+    let few = |machine: &mut Machine| {
+        quiet(machine, false);
+        for unit in &mut machine.units {
+            unit.smmu().unwrap().events = 2;
+            unit.set_coherent(false);
+        }
+    };
+    on_machines(4, few, |stand| {
+        let (one, unit) = with_one(stand);
+        let index = unit.index();
+        for steps in 0.. {
+            // Old records everywhere.
+            for page in 0..5 {
+                fault(stand, 0x200 + page);
+                assert_eq!(look(stand), [Said::Page(0x200 + page)]);
+            }
+            fault(stand, 0x100);
+            let rig = stand.rig.clone();
+            let aborts = move || {
+                rig.suffer(index, Trouble::RecordAborts { index_moves: true });
+                let at = Iova::new(0x101 << 12);
+                rig.access(pci(0, 2, 0), at, hv_core::Access::Write);
+            };
+            let mut told = Vec::new();
+            let came = stand
+                .rig
+                .between(steps, aborts, || told.extend(look(stand)));
+            told.extend(look(stand));
+            let may_be = |said: &Said| matches!(said, Said::Lost | Said::Page(0x100));
+            assert!(told.iter().all(may_be), "after {steps} steps: {told:?}");
+            if !came {
+                assert!(steps > 4, "{steps} steps");
+                break;
+            }
+        }
+        drop(one.end());
+    });
+}
+
 #[test]
 fn wedged_a_unit_that_says_it_has_failed_is_cut_off_at_the_look_that_follows() {
     on_machines(
