@@ -7,6 +7,4 @@
 //! [`smmu`] are programs of their own (`catalogue_vtd`, `catalogue_first`, `catalogue_granules`), each of which can be built
 //! and run by itself.
 
-#![cfg(not(hv_fault))]
-
 mod smmu;

@@ -174,6 +174,7 @@ fn bc19_answers_that_a_wedged_unit_does_not_take_are_given_after_its_reset() {
 /// stream goes on when it is bound anew.
 #[test]
 fn bc19_what_stands_still_and_is_not_told_of_fails_the_unit() {
+    super::loose::fault_of_the_environment();
     on_machines(20, always_stalls, |stand| {
         let group = stand.take(DEVICE);
         let one = stand.kernel(group);

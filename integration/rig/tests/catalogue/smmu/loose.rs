@@ -20,7 +20,8 @@ const VOUCHED: &str = "the rig's own";
 /// Nothing is mapped there.
 const ASTRAY: u64 = 0x70_0000;
 
-/// The test of these tests: `HV_FAULT` names what is taken out.
+/// The test of these tests: `HV_FAULT` names what is taken out, in a build with `RUSTFLAGS="--cfg hv_fault"`, and one of them
+/// fails. Not a step of the ladder: a run for each name.
 pub(super) fn fault_of_the_environment() {
     #[cfg(hv_fault)]
     if let Ok(name) = std::env::var("HV_FAULT") {

@@ -21,6 +21,7 @@ fn stand(more: fn(&mut Machine)) -> Stand {
 }
 
 fn stand_with(more: fn(&mut Machine), loose: PciAddress) -> Stand {
+    super::loose::fault_of_the_environment();
     let with_seed = |seed| {
         let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
         with_ats(&mut machine);
