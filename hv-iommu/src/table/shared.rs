@@ -63,55 +63,35 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         &self,
         slot: Slot<'_, CellOf<H>>,
     ) -> Result<PhysAddr, TableError> {
-        // ORDERING: Relaxed, the exchange checks the word again.
-        let word = slot.cell.load(Ordering::Relaxed);
-        match self.detach_once::<PLAIN>(slot, word) {
-            Ok(done) => done,
-            Err(found) => self.detach_again::<PLAIN>(slot, found),
-        }
-    }
-
-    /// The same from its second attempt on, apart: a loop costs more than the attempt that mostly does.
-    #[cold]
-    fn detach_again<const PLAIN: bool>(
-        &self,
-        slot: Slot<'_, CellOf<H>>,
-        mut word: u64,
-    ) -> Result<PhysAddr, TableError> {
+        // ORDERING: Relaxed, the exchange below checks the word again.
+        let mut word = slot.cell.load(Ordering::Relaxed);
         loop {
-            match self.detach_once::<PLAIN>(slot, word) {
-                Ok(done) => return done,
+            let (mask, want) = Self::any_link();
+            let link = slot.level != Level::LEAF && word & mask == want;
+            if word & F::PRESENT == 0 || !PLAIN && link {
+                // Also when another CPU unmapped it first.
+                return Err(self.no_leaf(slot, word));
+            }
+            let pending = match PLAIN {
+                true => self.format.pending(word),
+                false => self.pending_of(word),
+            };
+            // ORDERING: AcqRel: the flush that comes after sees the word, and what the mapper did is seen
+            // here; Acquire on failure, to look again: hardware may have set a bit.
+            match slot
+                .cell
+                .compare_exchange(word, pending, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => {
+                    if !PLAIN && !Fault::SkipUnmapWriteBack.is_on() {
+                        self.write_words_back(slot.word_at, 1);
+                    }
+                    self.memory().walker_fence();
+                    return Ok(F::address(word));
+                }
                 Err(found) => word = found,
             }
         }
-    }
-
-    /// Makes the leaf pending if its entry is still `word`; otherwise gives what it is.
-    #[inline(always)]
-    fn detach_once<const PLAIN: bool>(
-        &self,
-        slot: Slot<'_, CellOf<H>>,
-        word: u64,
-    ) -> Result<Result<PhysAddr, TableError>, u64> {
-        let (mask, want) = Self::any_link();
-        let link = slot.level != Level::LEAF && word & mask == want;
-        if word & F::PRESENT == 0 || !PLAIN && link {
-            // Also when another CPU unmapped it first.
-            return Ok(Err(self.no_leaf(slot, word)));
-        }
-        let pending = match PLAIN {
-            true => self.format.pending(word),
-            false => self.pending_of(word),
-        };
-        // ORDERING: AcqRel: the flush that comes after sees the word, and what the mapper did is seen
-        // here; Acquire on failure, to look again: hardware may have set a bit.
-        slot.cell
-            .compare_exchange(word, pending, Ordering::AcqRel, Ordering::Acquire)?;
-        if !PLAIN && !Fault::SkipUnmapWriteBack.is_on() {
-            self.write_words_back(slot.word_at, 1);
-        }
-        self.memory().walker_fence();
-        Ok(Ok(F::address(word)))
     }
 
     #[cold]
