@@ -173,7 +173,8 @@ impl Quiescence {
     }
 
     /// Does what may take long and walks in no table: if all that this CPU holds is a [`Stay`], nobody waits for it
-    /// meanwhile. Where a guard is alive, as one of whatever `act` was called in, what is retired waits for that.
+    /// meanwhile. Where a guard is alive, as one of whatever `act` was called in, what is retired waits for that. (The model
+    /// `an_epoch_waits_for_a_stay_that_comes_back` has a stay that comes back in the middle of a retirement.)
     pub fn away<R>(&self, cpus: &impl Cpus, act: impl FnOnce() -> R) -> R {
         let slot = self.slots.get(cpus.current_cpu().index());
         let left = slot.filter(|Slot(slot)| is_stay_alone(slot));

@@ -68,6 +68,7 @@
 //! |---|---|---|
 //! | two reserve | each has places of its own | `bc14_two_producers_wrap_the_ring` |
 //! | one publishes and goes, the bell is held | rung by the holder that lets go, or by itself | `bc14_what_nobody_waits_for_is_rung` |
+//! | one publishes and goes behind a gap | rung by whoever publishes last | `bc14_what_nobody_waits_for_behind_a_gap_is_rung` |
 //! | two ring | one holds the bell; the tail never goes back | `bc14_two_producers_wrap_the_ring` |
 //! | one stalls, others go on | `Busy`, nothing is lost, the unit is well | `bc14_a_stalled_producer_delays_and_loses_nothing` |
 //! | reserve against wedge and restart | refused, or published before the restart | `bc14_a_reset_meets_a_late_producer` |

@@ -31,17 +31,19 @@ fn named() -> BTreeSet<String> {
 /// The models that there are, without those that only a deliberate fault or a missing wait makes.
 fn models() -> BTreeSet<String> {
     let mut models = BTreeSet::new();
-    for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/loom")).unwrap() {
-        let text = fs::read_to_string(file.unwrap().path()).unwrap();
-        for line in text.lines() {
-            let Some((name, rest)) = line.trim().split_once(": ") else {
-                continue;
-            };
-            let bound = ["Two(", "Three(", "Exhaustive,"];
-            // Models that must pass say what has to be seen.
-            if bound.iter().any(|bound| rest.starts_with(bound)) && !name.contains(' ') {
-                models.insert(name.to_owned());
-            }
+    let mut text = String::new();
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/loom"),
+        &mut text,
+    );
+    for line in text.lines() {
+        let Some((name, rest)) = line.trim().split_once(": ") else {
+            continue;
+        };
+        let bound = ["Two(", "Three(", "Exhaustive,"];
+        // Models that must pass say what has to be seen.
+        if bound.iter().any(|bound| rest.starts_with(bound)) && !name.contains(' ') {
+            models.insert(name.to_owned());
         }
     }
     models

@@ -182,6 +182,10 @@ unsafe impl Backend for Board {
         Err(UnitError::NotWedged { unit })
     }
 
+    fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError> {
+        Err(UnitError::NotWedged { unit })
+    }
+
     fn quiet(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
         Ok(())
     }
