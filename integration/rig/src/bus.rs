@@ -230,6 +230,12 @@ impl Bus {
         function.rogue || masters(&device) && function.bridges.iter().all(masters)
     }
 
+    /// Whether a function has bus mastering: one that sends all the same may be refused.
+    fn has_bus_mastering(&self, device: usize) -> bool {
+        let function = self.functions.get(device);
+        function.is_some_and(|function| function.command & BUS_MASTER != 0)
+    }
+
     /// A request of a device: where it goes is its unit's business.
     pub(crate) fn request(
         &mut self,
@@ -377,6 +383,7 @@ impl Bus {
         if let Entitled::Surely { frame } = entitled
             && (self.watching || self.kept.contains(&device))
             && obeys
+            && self.has_bus_mastering(device)
             && (self.wedged | self.lost) & (1 << request.unit) == 0
         {
             let what = format!(

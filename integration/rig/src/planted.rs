@@ -303,6 +303,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(
         Fault::SyncByConsumption,
         &[
+            Rule::TornEntry,
             Rule::StillCached,
             Rule::FreedMemory,
             Rule::ForeignMemory,
@@ -353,7 +354,6 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::LeaveOldTranslations, STALE),
     of_smmu(Fault::SilentIsBelieved, STALE),
     of_smmu(Fault::SilentKeepsEntry, STALE),
-    of_smmu(Fault::SilentEntryNotReread, STALE),
     of_smmu(Fault::SilentIsOpened, STALE),
     of_smmu(Fault::AskBeforeEntry, &[Rule::MappedFaulted]),
     of_smmu(Fault::TranslatedUnchecked, STALE),
@@ -406,6 +406,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::RefusedIsForgotten, OPENING),
     (Fault::ResetForgetsOpening, OPENING),
     (Fault::MendAsksAll, PATIENCE),
+    (
+        Fault::SilentEntryNotReread,
+        "the catalogue: `smmu::silent` has devices that do not answer",
+    ),
     (Fault::MendingIsNotWaitedFor, PATIENCE),
     (Fault::ResetHeedsOldAnswers, PATIENCE),
     (Fault::MenderStays, OWNERSHIP),

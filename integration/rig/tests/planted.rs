@@ -215,7 +215,6 @@ mod caught {
         leave_old_translations: LeaveOldTranslations,
         silent_is_believed: SilentIsBelieved,
         silent_keeps_entry: SilentKeepsEntry,
-        silent_entry_not_reread: SilentEntryNotReread,
         silent_is_opened: SilentIsOpened,
         ask_before_entry: AskBeforeEntry,
         translated_unchecked: TranslatedUnchecked,
