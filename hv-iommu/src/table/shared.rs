@@ -27,10 +27,10 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
             perms
         };
         let level = Self::level_of(at, size)?;
-        let mut tables = 0;
-        let slot = match self.leaf_slot(guard, at, level, self.clear_link) {
-            Some(slot) => slot,
-            None => self.open_way(guard, at, (size, level), &mut tables)?,
+        // A count that the way below was lent would be a store, which the exchange waits for.
+        let (slot, tables) = match self.leaf_slot(guard, at, level, self.clear_link) {
+            Some(slot) => (slot, 0),
+            None => self.open_way(guard, at, size, level)?,
         };
         self.exchange(slot, 0, self.format.leaf(level, to, perms))?;
         Ok(MapOutcome { tables, filled: 0 })
@@ -164,15 +164,15 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         }
     }
 
-    /// The word of `level` for `at`; what is missing on the way is linked.
+    /// The word of `level` for `at`, and how many tables were missing on the way, which are linked now.
     #[cold]
     fn open_way<'g>(
         &'g self,
         guard: &'g Guard<'_>,
         at: Iova,
-        (size, level): (PageSize, Level),
-        tables: &mut u64,
-    ) -> Result<Slot<'g, CellOf<H>>, TableError> {
+        size: PageSize,
+        level: Level,
+    ) -> Result<(Slot<'g, CellOf<H>>, u64), TableError> {
         let first = at.as_u64();
         let root = self.root_for(Iova::new(first | (Self::span(level) - 1)))?;
         if level > root.level {
@@ -182,13 +182,14 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
         let mut table = Self::top(root, first);
         let spares = &mut self.spares();
         let mut reserved = false;
+        let mut tables = 0;
         loop {
             let page = self.page(guard, table.page);
             let slot = page
                 .slot(Self::index(table.level, first), table.level, first)
                 .ok_or(TableError::Damaged { at, word: 0 })?;
             if table.level <= level {
-                return Ok(slot);
+                return Ok((slot, tables));
             }
             let below = table.level.below().ok_or(slot.occupied())?;
             let child = match self.open(slot)? {
@@ -209,7 +210,7 @@ impl<F: Format, H: MemoryHandle> Table<F, H> {
                     match self.publish(slot, private) {
                         Ok(child) => {
                             self.count_tables(1);
-                            *tables += 1;
+                            tables += 1;
                             child
                         }
                         Err(private) => {
