@@ -23,6 +23,7 @@ mod drill;
 mod driver;
 mod firmware;
 mod frontend;
+pub mod hunt;
 mod interrupt;
 mod interrupt_drill;
 mod ledger;

@@ -1,15 +1,9 @@
 //! The test of the rig: deliberate faults of the driver, each with what the rig has to say about it.
 
 use hv_core::fault::Fault;
-use hv_smmu::Smmu;
-use hv_vtd::Vtd;
 
-use crate::drill;
 use crate::driver::Vendor;
-use crate::interrupt_drill;
-use crate::life::Life;
-use crate::rig::Rig;
-use crate::rule::{Rule, Violation};
+use crate::rule::Rule;
 
 /// A fault that the rig has to catch.
 #[derive(Clone, Copy, Debug)]
@@ -517,77 +511,3 @@ const PATIENCE: &str =
     "the catalogue: `smmu::patience` has devices that take as long as their bus gives them";
 /// It takes several CPUs in the middle of something.
 const LOOM: &str = "the loom models";
-
-/// How many lives are lived before a fault counts as not caught.
-pub const LIVES: u64 = 1200;
-/// Operations of each.
-const OPERATIONS: usize = 120;
-/// Every how many lives threads take tables out from under each other; at first before each.
-const THREADS_EVERY: u64 = 16;
-
-/// Lives, and drills in between, on machines of this vendor until a rule is broken. Gives the number of lives it took,
-/// too.
-pub fn hunt(vendor: Vendor, lives: u64) -> Option<(u64, Violation)> {
-    (0..lives).find_map(|seed| {
-        let (queue, tables, regions, kept): (Drill, Drill, Drill, Drill) = match vendor {
-            Vendor::Vtd => (
-                drill::queue::<Vtd<Rig>>,
-                drill::tables::<Vtd<Rig>>,
-                drill::regions::<Vtd<Rig>>,
-                drill::kept::<Vtd<Rig>>,
-            ),
-            Vendor::Smmu => (
-                drill::queue::<Smmu<Rig>>,
-                drill::tables::<Smmu<Rig>>,
-                drill::regions::<Smmu<Rig>>,
-                drill::kept::<Smmu<Rig>>,
-            ),
-        };
-        let mut drilled = if seed < 8 { queue(seed) } else { None };
-        if seed < 8 || seed.is_multiple_of(THREADS_EVERY) {
-            drilled = drilled.or_else(|| tables(seed));
-        }
-        let live = || {
-            Some(
-                Life::new(vendor, seed, OPERATIONS)
-                    .live()
-                    .failure?
-                    .violation,
-            )
-        };
-        let found = drilled.or_else(live);
-        let nested = seed < 8 && vendor == Vendor::Smmu;
-        let found = found.or_else(|| nested.then(|| drill::nested(seed)).flatten());
-        let found = found.or_else(|| nested.then(|| drill::cut_off(seed)).flatten());
-        let found = found.or_else(|| nested.then(|| drill::high(seed)).flatten());
-        let interrupts = seed < 8;
-        let found = found.or_else(|| {
-            if !interrupts {
-                return None;
-            }
-            match vendor {
-                Vendor::Vtd => interrupt_drill::interrupts::<Vtd<Rig>>(seed),
-                Vendor::Smmu => interrupt_drill::interrupts::<Smmu<Rig>>(seed),
-            }
-        });
-        let found = found.or_else(|| if seed < 8 { regions(seed) } else { None });
-        let found = found.or_else(|| (seed < KEPT_DRILLS).then(|| kept(seed)).flatten());
-        // What devices keep, and wait for, is drilled with the vendor that has it.
-        let devices = seed < 8 && vendor == Vendor::Smmu;
-        let found = found.or_else(|| devices.then(|| drill::devices(seed)).flatten());
-        let found = found.or_else(|| devices.then(|| drill::messages(seed)).flatten());
-        // PASIDs are SMMUs' alone.
-        let pasids = seed < PASID_DRILLS && vendor == Vendor::Smmu;
-        let found = found.or_else(|| pasids.then(|| drill::pasids(seed)).flatten());
-        found.map(|violation| (seed + 1, violation))
-    })
-}
-
-/// How many drills with devices that are kept running there are: some need a unit that firmware left on, some another one
-/// beside it that it did not.
-const KEPT_DRILLS: u64 = 24;
-/// How many drills with PASIDs there are.
-const PASID_DRILLS: u64 = 48;
-
-/// A drill on the machine of a seed.
-type Drill = fn(u64) -> Option<Violation>;

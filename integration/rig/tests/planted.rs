@@ -28,8 +28,9 @@ mod caught {
 
     use hv_core::fault::Fault;
     use hv_rig::Vendor;
+    use hv_rig::hunt::{LIVES, first, hunt};
     use hv_rig::life::{LIMIT, Life, shrink};
-    use hv_rig::planted::{LIVES, PLANTED, Planted, hunt};
+    use hv_rig::planted::{PLANTED, Planted};
 
     static TURN: Mutex<()> = Mutex::new(());
 
@@ -243,11 +244,12 @@ mod caught {
             Fault::SkipDrain,
         ] {
             fault.switch_on();
-            let (life, lived) = (0..LIVES)
-                .map(|seed| Life::new(Vendor::Vtd, seed, 300))
-                .map(|life| (life.clone(), life.live()))
-                .find(|(_, lived)| lived.failure.is_some())
-                .unwrap();
+            let failed = |seed| {
+                let life = Life::new(Vendor::Vtd, seed, 300);
+                let lived = life.live();
+                lived.failure.is_some().then_some((life, lived))
+            };
+            let (_, (life, lived)) = first(LIVES, failed).unwrap();
             let rule = lived.failure.as_ref().unwrap().violation.rule;
             let start = Instant::now();
             let (short, _) = shrink(&life, lived, LIMIT);
@@ -279,10 +281,9 @@ mod caught {
             Fault::UserContextsKept,
         ] {
             fault.switch_on();
-            let found = (0..LIVES).find_map(|seed| {
-                let lived = Life::new(Vendor::Smmu, seed, 300).live();
-                Some((seed + 1, lived.failure?.violation))
-            });
+            let violation =
+                |seed| Some(Life::new(Vendor::Smmu, seed, 300).live().failure?.violation);
+            let found = first(LIVES, violation);
             fault.switch_off();
             let planted = PLANTED.iter().find(|planted| planted.fault == fault);
             let rules = planted.unwrap().rules;
