@@ -344,7 +344,7 @@ pub enum UnitError {
 /// * When [`reset`](Self::reset) gives `Ok`, the unit holds nothing that it cached before the call;
 ///   requests in flight that used something of it have reached memory. Tickets of before the call
 ///   count as completed then, or fail; until then none of them completes because of the reset.
-///   Translation was on all the time.
+///   At each moment translation was on, or everything was aborted.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no backend whose units are up",
     note = "the backend's crate gives one at the end of bringing its units up"

@@ -263,7 +263,8 @@ pub unsafe trait ReplaceBackend: Backend {
 ///   translated.
 /// * After [`open_device_tlb`](Self::open_device_tlb), [`Backend::submit`] for the domain reaches the device too: when
 ///   its ticket completes, neither the unit nor the device holds a translation that the request names, and what the
-///   device sent by one has reached memory. When the device does not answer, the ticket fails, as for a unit.
+///   device sent by one has reached memory. Of a device that does not answer it may complete once nothing that the device
+///   sends passes any more: its entry aborts, the unit has read that, and requests that say they are translated are refused.
 /// * When the ticket of [`close_device_tlb`](Self::close_device_tlb), or of [`Backend::unbind`], completes, the device's
 ///   TLB is closed, and nothing of it reaches memory. [`Backend::reset`] closes all of a unit.
 #[diagnostic::on_unimplemented(

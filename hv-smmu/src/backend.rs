@@ -175,8 +175,8 @@ impl<P: Platform, F: Tables> Smmu<P, F> {
 // goes live by the steps of `entry_update`, the last of which is one store, and comes down by one store of its first
 // word. A first stage's entry leads to a descriptor of its own, which is written and forgotten while the entry aborts
 // (`unit::first_stage`). What is asked for goes in before its sync, and a sync counts as completed only once the unit's index is past
-// it (`hv_iommu::queue`), which it is only when all before it has had its effect. A reset leaves translation on, takes
-// requests again only after it has waited for CFGI_ALL and TLBI_NSNH_ALL, and until then no ticket counts as
+// it (`hv_iommu::queue`), which it is only when all before it has had its effect. A reset leaves translation on, or turns it off
+// for a moment behind a gate that aborts everything and was acknowledged, takes requests again only after it has waited for CFGI_ALL and TLBI_NSNH_ALL, and until then no ticket counts as
 // completed (`unit::reset`).
 unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
     type Platform = P;

@@ -1,7 +1,8 @@
 //! The stream table of one unit: an entry for each stream, every one of them aborting until somebody binds it.
 //!
 //! Linear, or in two levels with one array of entries per PCI bus, which is linked when the first of its streams is
-//! bound and never taken back. A stream that has no entry is a bad one: its requests are aborted too, and recorded.
+//! bound and never taken back. A stream that has no entry is a bad one: its requests are aborted too, and nothing records
+//! them (CR2.RECINVSID is off: they are nobody's, and could fill the queue).
 //!
 //! An entry has one writer: whoever has its group by value. Others only take something away, word by word and atomically:
 //! who cuts a group off, the reset of a wedged unit, and who finds that a device does not answer. So the writer stores into

@@ -55,8 +55,8 @@ pub enum Stage {
 ///
 /// An unmapped leaf keeps its address with [`K`] set, a detached table its address and the bit that makes a valid
 /// descriptor a table, an unlinked empty one [`F`] as well; none of them is valid. Leaves have AF set, since nobody
-/// would set it for them, and forbid execution, which no mapping of ours grants: stream table entries say that
-/// fetches of instructions are reads of data. Those of a first stage serve one ASID, and privileged requests and others
+/// would set it for them, and forbid execution, which no mapping of ours grants: a device that says of a read that it
+/// fetches an instruction is refused. Those of a first stage serve one ASID, and privileged requests and others
 /// alike; there are none for writing alone ([`UnitCaps::write_only`](hv_iommu::UnitCaps::write_only)).
 ///
 /// Hardware notes a write by setting S2AP\[1\] of a leaf that has DBM, which is no bit beside the permission but the

@@ -69,10 +69,10 @@ impl<P: Platform> Vtd<P> {
         Discovery::new(platform, dmar, functions, policy, true).map(KeepingDiscovery)
     }
 
-    /// Turns translation on, on every unit.
+    /// Turns translation on, on every unit: each is tried, since one that is not woken lets everything pass.
     pub(crate) fn translate(&self) -> Result<(), UnitError> {
-        let mut units = self.units.iter();
-        units.try_for_each(|unit| unit.translate(&self.platform))?;
+        let woken = self.units.iter().map(|unit| unit.translate(&self.platform));
+        woken.reduce(Result::and).unwrap_or(Ok(()))?;
         log::info!("VT-d: {} units translate", self.units.len());
         Ok(())
     }

@@ -148,6 +148,8 @@ pub struct Requester {
 struct Listed {
     unit: UnitIndex,
     stream: StreamId,
+    /// It is a port, which is bound to nothing itself: behind those of its stream that are.
+    is_port: bool,
     requester: PciAddress,
     /// The number of its group.
     group: usize,
@@ -192,8 +194,8 @@ impl Coverage {
             problems: Vec::new(),
         };
         map.judge_firmware()?;
-        for (requester, group) in grouped(functions)? {
-            map.judge(requester, group)?;
+        for sender in grouped(functions)? {
+            map.judge(sender)?;
         }
         map.listed.sort_unstable();
         map.judge_sharing()?;
@@ -219,12 +221,18 @@ impl Coverage {
         Ok(())
     }
 
-    fn judge(&mut self, requester: PciAddress, group: usize) -> Result<(), OutOfMemory> {
+    fn judge(&mut self, sender: Sender) -> Result<(), OutOfMemory> {
+        let Sender {
+            requester,
+            group,
+            is_port,
+        } = sender;
         match self.verdict(requester) {
             Verdict::Covered(_, unit, stream) => {
                 let listed = Listed {
                     unit,
                     stream,
+                    is_port,
                     requester,
                     group,
                 };
@@ -244,6 +252,7 @@ impl Coverage {
                 stream,
                 requester,
                 group,
+                ..
             }) = sharing.first()
             else {
                 continue;
@@ -334,8 +343,8 @@ impl Coverage {
         aliases.map(|listed| listed.requester)
     }
 
-    /// The requester that sends as this stream: of several listed functions the first; else the one that came later,
-    /// where only one can. For events.
+    /// The requester that sends as this stream: of several listed functions the first that can be bound; else the one that
+    /// came later, where only one can. For events.
     pub fn requester_of(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
         self.listed_as(unit, stream)
             .or_else(|| self.only_requester_of(unit, stream))
@@ -372,7 +381,7 @@ impl Coverage {
             && windows.count() == 1
     }
 
-    /// The requester of a listed function that sends as this stream: of several the first.
+    /// The requester of a listed function that sends as this stream: of several the first that is no port, if there is one.
     fn listed_as(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
         let at = self
             .listed
@@ -467,22 +476,41 @@ impl Coverage {
     }
 }
 
-/// Every id that a listed function may send with, and the number of its group. Ports that are in no group have a number
-/// of their own.
-fn grouped(functions: &[PciFunction]) -> Result<Vec<(PciAddress, usize)>, OutOfMemory> {
+/// An id that a listed function may send with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Sender {
+    requester: PciAddress,
+    /// The number of its group. Ports that are in no group have a number of their own.
+    group: usize,
+    is_port: bool,
+}
+
+/// Every id that a listed function may send with.
+fn grouped(functions: &[PciFunction]) -> Result<Vec<Sender>, OutOfMemory> {
     let plans = group_plans(functions)?;
     let mut grouped = Vec::new();
+    let mut add = |group, requester, is_port| {
+        let sender = Sender {
+            requester,
+            group,
+            is_port,
+        };
+        push(&mut grouped, sender)
+    };
     for (group, plan) in plans.iter().enumerate() {
-        for &requester in plan.requesters.iter().chain(&plan.ports) {
-            push(&mut grouped, (requester, group))?;
+        for &requester in &plan.requesters {
+            add(group, requester, false)?;
+        }
+        for &port in &plan.ports {
+            add(group, port, true)?;
         }
     }
     for (number, function) in functions.iter().enumerate() {
-        push(&mut grouped, (function.address, plans.len() + number))?;
+        add(plans.len() + number, function.address, true)?;
     }
-    // Of an id's entries the one of its group comes first.
+    // Of an id's entries the one of its group comes first, and there the one that can be bound.
     grouped.sort_unstable();
-    grouped.dedup_by_key(|(requester, _)| *requester);
+    grouped.dedup_by_key(|sender| sender.requester);
     Ok(grouped)
 }
 

@@ -63,6 +63,10 @@ impl<P: Platform> Unit<P, Enabled> {
         if !Fault::RerouteWhileOn.is_on() {
             self.switch_source(platform, source, false)?;
         }
+        if route != InterruptRoute::Off {
+            // A unit that was shut down is somebody else's.
+            self.check_translating()?;
+        }
         match route {
             InterruptRoute::Off => return Ok(()),
             InterruptRoute::Wired => self.check_wire(source)?,

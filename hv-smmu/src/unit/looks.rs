@@ -1,15 +1,19 @@
 //! Looks at what a unit records, and at what it says of itself: one event at a time, and nothing hidden by a storm of
 //! something else.
 
+use core::cell::Cell;
+
 use hv_core::PciAddress;
 use hv_core::platform::Platform;
 use hv_core::sync::{AtomicUsize, Ordering};
 use hv_iommu::FaultEvent;
 use hv_iommu::queue::Alive;
-use log::error;
+use log::{error, warn};
 
+use super::regs::Switch;
 use super::{Enabled, Unit};
 use crate::StreamId;
+use crate::spec::stream_entry::Config;
 
 /// Every how many looks the unit's own errors come first, then requests for pages. A look at events alone costs two accesses
 /// to registers (four where the unit does not snoop) and one at errors two more, so that is a thirtieth of a storm's cost.
@@ -52,12 +56,45 @@ impl<P: Platform> Unit<P, Enabled> {
         };
         let pages = || {
             let pages = self.state.pages.as_ref()?;
-            pages.take(&reach, &self.regs, &requester_of, tell)
+            let asked = Cell::new(None);
+            let requester_of = |stream| {
+                asked.set(Some(stream));
+                requester_of(stream)
+            };
+            let taken = pages.take(&reach, &self.regs, requester_of, tell)?;
+            if let Some(stream) = asked.get() {
+                self.hear_no_more_of(platform, stream);
+            }
+            Some(taken)
         };
         let errors = || self.take_error();
         match self.state.looks.others_first() {
             true => first_of([&errors, &pages, &events]),
             false => first_of([&events, &pages, &errors]),
+        }
+    }
+
+    /// Turns the queue of requests for pages off for good where a device asks whose entry aborts: no entry keeps it from
+    /// asking (IHI 0070, 8.2), so looks would never come to an end, nor answers. Without the queue the unit itself tells each
+    /// device that asks that it may not, as is done here; what is lost is that they are told of and counted.
+    fn hear_no_more_of(&self, platform: &P, stream: StreamId) {
+        let entry = self.state.streams.entry(&self.reach(platform), stream);
+        let entry = entry.ok().flatten().map(|entry| entry.read());
+        let aborts =
+            entry.is_none_or(|words| matches!(Config::of(&words), None | Some(Config::Abort)));
+        if !aborts || !self.regs.control().priqen() {
+            return;
+        }
+        // Whoever holds it writes the same register, and the next request is looked at as well.
+        let Some(_alone) = self.state.reset.try_lock() else {
+            return;
+        };
+        match self.regs.switch(platform, self.index, Switch::Pages, false) {
+            Ok(()) => warn!(
+                "SMMUv3 {}: {stream} asks for pages (PRI) and is let nothing: the unit answers such requests by itself from now on",
+                self.index
+            ),
+            Err(error) => error!("{error}"),
         }
     }
 

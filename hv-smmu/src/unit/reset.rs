@@ -72,7 +72,7 @@ impl<P: Platform> Unit<P, Enabled> {
 
     /// Refuses a unit that does not translate, has failed for good, or is gone: no restart of the queue brings that
     /// back.
-    fn check_translating(&self) -> Result<(), UnitError> {
+    pub(super) fn check_translating(&self) -> Result<(), UnitError> {
         let control = self.regs.read32(registers::CR0ACK);
         if control == u32::MAX || !self.regs.control().smmuen() {
             return Err(UnitError::Hardware {

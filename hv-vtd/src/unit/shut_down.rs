@@ -15,7 +15,9 @@ impl<P: Platform> Unit<P, Enabled> {
     /// of an entry, and everything passes one that is off, so all devices are off the bus by now.
     pub(crate) fn shut_down(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
-        let Some(_alone) = self.state.reset.try_lock() else {
+        // Whoever routes an interrupt turns it on at the end: not behind this.
+        let (reset, routing) = (self.state.reset.try_lock(), self.state.routing.try_lock());
+        let (Some(_alone), Some(_routes)) = (reset, routing) else {
             return Err(UnitError::Busy {
                 unit,
                 waited: Duration::ZERO,

@@ -2,7 +2,7 @@
 //! way of a message's services from the MADT to a doorbell.
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{FunctionKind, PciFunction, UnitIndex};
+use hv_iommu::{BusRange, FunctionKind, PciFunction, UnitIndex};
 use hv_smmu::firmware::Firmware;
 use hv_smmu::iort::{Defect, parse};
 use hv_smmu::madt::ServicesPlace;
@@ -110,4 +110,29 @@ fn services_that_the_madt_places_have_doorbells() {
     assert_eq!(firmware.place_services(&places), 1);
     let region = doorbell(&firmware).unwrap();
     assert_eq!(region.range.start().as_u64(), 0x809_0000);
+}
+
+/// A host bridge with one stream for all: the port above a device has the lower id, and is bound to nothing.
+#[test]
+fn bc19_faults_of_a_shared_stream_are_those_of_who_can_be_bound() {
+    let table = Table::new().its(&[0]);
+    let smmu = table.next();
+    let table = table.smmu(Smmu::at(0x905_0000), &[]);
+    let firmware = described(table.root(0, 0, &[single(7, smmu)]));
+    let behind = BusRange {
+        secondary: 1,
+        subordinate: 1,
+    };
+    let at = |id| PciAddress::from_requester(Segment(0), id);
+    let port = PciFunction::new(at(0x08), FunctionKind::RootPort(behind));
+    let device = PciFunction::new(at(0x100), FunctionKind::Endpoint);
+    let alone = |function| PciFunction {
+        multi_function: false,
+        ..function
+    };
+    let coverage = Coverage::new(firmware, &[port, device].map(alone)).unwrap();
+    let place = (unit(0), StreamId::new(7));
+    assert_eq!(coverage.unit_of(at(0x100)), Some(place));
+    let (unit, stream) = place;
+    assert_eq!(coverage.requester_of(unit, stream), Some(at(0x100)));
 }

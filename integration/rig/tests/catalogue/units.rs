@@ -1,7 +1,7 @@
 //! Class 12: nothing is enabled before old state is gone. Class 13: every unit, every requester.
 
-use hv_core::{Access, Iova};
-use hv_iommu::UnitIndex;
+use hv_core::{Access, Iova, PhysAddr};
+use hv_iommu::{InterruptMessage, InterruptRoute, InterruptSource, MessageData, UnitIndex};
 use hv_rig::{Driver, Machine, Outcome, Rig, Temper};
 
 use super::stand::{BAD, Backend, Stand, drawn, on_machines, pci};
@@ -98,6 +98,17 @@ fn bc12_a_machine_that_was_shut_down_is_brought_up_by_the_next_one() {
             assert!(!stand.rig.translates(unit));
             let unit = UnitIndex::new(unit).unwrap();
             assert!(stand.iommu.reset_unit(unit).is_err(), "for good");
+            // Nor does anybody turn its interrupts on once more.
+            let message = InterruptRoute::Message(InterruptMessage {
+                address: PhysAddr::new(0xfee0_0000),
+                data: MessageData(0x30),
+            });
+            let routed =
+                stand
+                    .iommu
+                    .route_interrupt(unit, InterruptSource::Faults, message, |_| ());
+            let refused = routed.unwrap_err().to_string();
+            assert!(refused.contains("does not translate"), "{refused}");
         }
         for endpoint in stand.rig.endpoints() {
             for at in [0x10_0000, 0x7_0000_0000] {
