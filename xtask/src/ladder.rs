@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Board};
 use crate::workspace;
 
 /// One rung of the ladder.
@@ -30,8 +30,8 @@ pub(crate) enum Job {
     BareMetal,
     /// A cargo command that runs tests.
     Tests(Cargo),
-    /// Scenarios in QEMU, for each architecture those named; with none named, all that run by default.
-    Scenarios(&'static [(Arch, &'static [&'static str])]),
+    /// Every scenario that runs by default, in QEMU, on each of these machines.
+    Scenarios(&'static [(Arch, Option<Board>)]),
     /// For each planted fault, the scenario that has to fail because of it.
     PlantedFaults(&'static [Planted]),
 }
@@ -89,8 +89,13 @@ pub(crate) fn bare_metal_clippy(arch: Arch) -> Command {
 /// What is built for bare metal.
 const BARE_METAL_PACKAGES: [&str; 5] = ["hv-core", "hv-iommu", "hv-vtd", "hv-smmu", "hv-image"];
 
-/// What is shown on which architecture: every scenario that needs no asking.
-const SCENARIOS: &[(Arch, &[&str])] = &[(Arch::X86_64, &[]), (Arch::Aarch64, &[])];
+/// The machines on which all is shown that needs no asking.
+const MACHINES: &[(Arch, Option<Board>)] = &[
+    (Arch::X86_64, None),
+    (Arch::Aarch64, Some(Board::Nested)),
+    (Arch::Aarch64, Some(Board::Stage2)),
+    (Arch::Aarch64, Some(Board::Stage1)),
+];
 
 /// A fault that is planted in the image, with the scenario that has to catch it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,9 +393,9 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "scenarios",
-        what: "every scenario in QEMU, checked from outside",
+        what: "every scenario in QEMU, on every board, checked from outside",
         limit: Duration::from_secs(120),
-        job: Job::Scenarios(SCENARIOS),
+        job: Job::Scenarios(MACHINES),
     },
     Step {
         name: "faults",

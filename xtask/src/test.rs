@@ -8,7 +8,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use console::style;
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Board};
 use crate::image::Flavour;
 use crate::ladder::{Cargo, Job, Planted, STEPS, Step, bare_metal_clippy};
 use crate::progress::{run_job, seconds};
@@ -137,7 +137,7 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
             Ok(Counts::of_check(step.name, good))
         }
         Job::Tests(tests) => run_tests(step, &tests, verbose),
-        Job::Scenarios(runs) => run_scenarios(runs, step.limit, verbose),
+        Job::Scenarios(machines) => run_scenarios(machines, step.limit, verbose),
         Job::PlantedFaults(faults) => {
             let mut counts = Counts::default();
             for arch in Arch::ALL {
@@ -182,22 +182,36 @@ fn run_tests(step: &Step, tests: &Cargo, verbose: bool) -> Result<Counts> {
     Ok(counts)
 }
 
-fn run_scenarios(runs: &[(Arch, &[&str])], limit: Duration, verbose: bool) -> Result<Counts> {
+fn run_scenarios(
+    machines: &[(Arch, Option<Board>)],
+    limit: Duration,
+    verbose: bool,
+) -> Result<Counts> {
     let mut counts = Counts::default();
-    for (arch, names) in runs {
+    for (arch, board) in machines {
         let ready = run_qemu::make_ready(*arch, Flavour::Plain, verbose)?;
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let names = scenarios::pick(&names)?;
-        let machine = machine(*arch, &ready, names.clone(), vec![]);
+        let names = scenarios::pick(&[])?;
+        let machine = machine(*arch, *board, &ready, names.clone(), vec![]);
+        let shown = machine.shown();
         let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
         let (passed, failed) = run_qemu::summary(&run, &names);
+        println!(
+            "{} {shown}: {passed} passed, {failed} failed in {}",
+            match run.problems.is_empty() {
+                true => style("    ok").green(),
+                false => style("FAILED").red().bold(),
+            },
+            seconds(run.elapsed)
+        );
         let problems = run.problems.iter();
         let mut failures: Vec<String> = problems
-            .map(|problem| format!("scenarios on {arch}: {problem}"))
+            .map(|problem| format!("scenarios on {shown}: {problem}"))
             .collect();
         // Each failed scenario is a problem of its own, so this only guards the count.
         while failures.len() < failed {
-            failures.push(format!("scenarios on {arch}: a scenario that did not pass"));
+            failures.push(format!(
+                "scenarios on {shown}: a scenario that did not pass"
+            ));
         }
         counts.add(Counts { passed, failures });
     }
@@ -213,7 +227,7 @@ fn run_planted_faults(
     let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
     println!("    no planted fault on {arch}: every scenario has to pass in the same image");
-    let control = machine(arch, &ready, scenarios::pick(&[])?, vec![]);
+    let control = machine(arch, None, &ready, scenarios::pick(&[])?, vec![]);
     let run = qemu_run::run(&ready.qemu, &control, limit, Expectation::Control, verbose)?;
     if !run.problems.is_empty() {
         let failure = format!(
@@ -232,7 +246,13 @@ fn run_planted_faults(
             fault, scenario, ..
         } = planted;
         println!("    planted fault {fault} on {arch}: {scenario} has to fail");
-        let machine = machine(arch, &ready, vec![scenario], vec![(*fault).to_owned()]);
+        let machine = machine(
+            arch,
+            None,
+            &ready,
+            vec![scenario],
+            vec![(*fault).to_owned()],
+        );
         let expect = Expectation::Caught(planted);
         let run = qemu_run::run(&ready.qemu, &machine, limit, expect, verbose)?;
         if run.problems.is_empty() {
@@ -263,13 +283,14 @@ fn joined(problems: &[Problem]) -> String {
 
 fn machine(
     arch: Arch,
+    board: Option<Board>,
     ready: &Ready,
     scenarios: Vec<&'static str>,
     faults: Vec<String>,
 ) -> Machine {
     Machine {
         arch,
-        board: None,
+        board,
         smp: SMP,
         image: ready.image.clone(),
         scenarios,
