@@ -14,8 +14,8 @@ use super::looks::Looks;
 use super::nested_streams::NestedStreams;
 use super::regs::Switch;
 use super::{
-    Closed, Discovered, Enabled, Flushed, HandOver, Listening, Ready, Regs, Telling, Unit,
-    UnitInfo, UnitRefusal,
+    Closed, Discovered, Enabled, Flushed, HandOver, Listening, Ready, Regs, Standing, Telling,
+    Unit, UnitInfo, UnitRefusal,
 };
 use crate::StreamId;
 use crate::caps;
@@ -247,7 +247,7 @@ impl<P: Platform> Unit<P, Listening> {
             contexts,
             devices: DeviceTlbs::new(),
             nested: NestedStreams::new(),
-            reset: SpinMutex::new(()),
+            reset: SpinMutex::new(Standing::On),
             routing: SpinMutex::new(()),
             looks: Looks::new(),
         }))

@@ -99,11 +99,21 @@ pub(crate) struct Enabled {
     devices: DeviceTlbs,
     /// Streams on users' first stages.
     nested: NestedStreams,
-    /// Held by the one reset that is under way; nothing else waits for it.
-    reset: SpinMutex<()>,
+    /// Held by the one reset that is under way, or by who else changes what is on; nothing else waits for it.
+    reset: SpinMutex<Standing>,
     /// Held by who says where an interrupt goes; nothing else waits for it.
     routing: SpinMutex<()>,
     looks: Looks,
+}
+
+/// What a reset left of translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nothing touched it.
+    On,
+    /// It was being turned off and on again behind the closed gate, and the unit did not take that in time: it may come to
+    /// be off, which the next reset makes good.
+    BehindGate,
 }
 
 impl<P: Platform, S> Unit<P, S> {

@@ -93,6 +93,10 @@ impl<B: Mmio> Regs<B> {
         self.block.write32(self.place(offset), value);
     }
 
+    pub(crate) fn read64(&self, offset: u32) -> u64 {
+        self.block.read64(self.place(offset))
+    }
+
     pub(crate) fn write64(&self, offset: u32, value: u64) {
         self.block.write64(self.place(offset), value);
     }

@@ -10,8 +10,9 @@ use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 
 use super::regs::Switch;
-use super::{Enabled, Unit};
+use super::{Enabled, Standing, Unit};
 use crate::spec::registers::{self, Gerror};
+use crate::spec::stream_table::StreamTableBase;
 
 impl<P: Platform> Unit<P, Enabled> {
     /// See [`hv_iommu::Backend::reset`]. Each step has a deadline of its own.
@@ -22,7 +23,7 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(crate) fn reset(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
         let commands = &self.state.commands;
-        let Some(_alone) = self.state.reset.try_lock() else {
+        let Some(mut standing) = self.state.reset.try_lock() else {
             return Err(UnitError::Busy {
                 unit,
                 waited: Duration::ZERO,
@@ -31,7 +32,13 @@ impl<P: Platform> Unit<P, Enabled> {
         if commands.check_alive(unit).is_ok() {
             return Err(UnitError::NotWedged { unit });
         }
-        self.check_translating()?;
+        match *standing {
+            Standing::On => self.check_translating()?,
+            Standing::BehindGate => {
+                self.regs.close_gate(platform, unit)?;
+                self.check_table()?;
+            }
+        }
         let context = self.queue_with(platform);
         let devices = &self.state.devices;
         // What was consumed need not be complete when the queue is off, but for what a sync stands behind (IHI 0070, 6.3.9.3):
@@ -52,10 +59,12 @@ impl<P: Platform> Unit<P, Enabled> {
             // Requests may stand still of which nothing told: of those whose event could not be written. Off and on again
             // ends them all (7.2.2); in between the gate aborts what comes.
             self.regs.close_gate(platform, unit)?;
+            *standing = Standing::BehindGate;
             self.regs
                 .switch(platform, unit, Switch::Translation, false)?;
             self.regs
                 .switch(platform, unit, Switch::Translation, true)?;
+            *standing = Standing::On;
         }
         // Before configuration is forgotten: a device that did not answer is one that nothing depends on any more. So a sync
         // that stops for one of before goes on: it counts for what the unit itself has forgotten.
@@ -68,6 +77,21 @@ impl<P: Platform> Unit<P, Enabled> {
         self.check_translating()?;
         anew.revive();
         Ok(())
+    }
+
+    /// Refuses a unit, which may be off, that does not know its stream table any more: it lost power.
+    fn check_table(&self) -> Result<(), UnitError> {
+        let (base, _) = self.state.streams.registers();
+        let found = StreamTableBase::from_bits(self.regs.read64(registers::STRTAB_BASE));
+        match found.address() == base.address() {
+            true => Ok(()),
+            false => Err(UnitError::Hardware {
+                unit: self.index,
+                what: "a unit that has lost its stream table (STRTAB_BASE)",
+                expected: base.into_bits(),
+                found: found.into_bits(),
+            }),
+        }
     }
 
     /// Refuses a unit that does not translate, has failed for good, or is gone: no restart of the queue brings that

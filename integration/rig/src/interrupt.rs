@@ -83,4 +83,6 @@ pub enum Trouble {
     MessageAborts,
     /// The unit fails for good, and says so.
     Fails,
+    /// The next change of whether it translates takes it two seconds, longer than anybody waits.
+    SwitchesLate,
 }

@@ -12,6 +12,8 @@ pub(super) struct Ills {
     /// A record aborts, and whether the index moves all the same.
     pub(super) record: Option<bool>,
     message: bool,
+    /// The next change of SMMUEN is late.
+    pub(super) switch: bool,
 }
 
 impl Unit {
@@ -98,6 +100,7 @@ impl Unit {
         match trouble {
             Trouble::RecordAborts { index_moves } => self.ills.record = Some(index_moves),
             Trouble::MessageAborts => self.ills.message = true,
+            Trouble::SwitchesLate => self.ills.switch = true,
             Trouble::Fails => {
                 self.error(bus, spec::GERROR_SFM);
                 // No command is done any more.

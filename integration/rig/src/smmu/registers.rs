@@ -16,6 +16,9 @@ pub(super) struct Late {
     due: u64,
 }
 
+/// How late a unit that is told to be takes a change, in nanoseconds.
+const LATE_SWITCH: u64 = 2_000_000_000;
+
 impl Unit {
     /// The driver reads.
     pub(super) fn register_read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64 {
@@ -281,6 +284,10 @@ impl Unit {
         }
         self.wanted = value & spec::CR0_KNOWN;
         self.control_due = self.late(bus, value).due;
+        if (self.wanted ^ self.control) & spec::SMMUEN != 0 && std::mem::take(&mut self.ills.switch)
+        {
+            self.control_due += LATE_SWITCH;
+        }
     }
 
     fn judge_enable(&self, bus: &mut Bus) {

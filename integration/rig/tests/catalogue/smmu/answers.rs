@@ -170,6 +170,38 @@ fn bc19_answers_that_a_wedged_unit_does_not_take_are_given_after_its_reset() {
     });
 }
 
+/// A reset of such a unit turns translation off and on again, behind the gate. One that takes its time is brought back by
+/// the next reset, however far it has come.
+#[test]
+fn bc19_a_unit_that_was_slow_to_turn_off_is_brought_back_by_the_next_reset() {
+    on_machines(20, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit();
+        let mapped = one.map(iovas(0x10_0000, 1));
+        stand.rig.fail_queue(unit.index());
+        let pending = one.unmap(mapped).flush().err().unwrap().pending;
+        stand.rig.wedged(unit.index(), true);
+        stand.rig.suffer(unit.index(), Trouble::SwitchesLate);
+        let late = stand.iommu.reset_unit(unit).unwrap_err();
+        assert!(late.to_string().contains("CR0.SMMUEN"), "{late}");
+        while stand.rig.translates(unit.index()) {
+            stand.rig.idle(1000);
+        }
+        // Off, and the gate is closed: nothing passes.
+        let sent = writes(stand, 0x10_0000);
+        assert!(!matches!(sent, Outcome::Reached { .. }), "{sent:?}");
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        assert!(stand.rig.translates(unit.index()));
+        let (free, frames) = pending.flush().unwrap();
+        one.returned(free.span(), &frames);
+        stand.give_back(frames);
+        free.release().unwrap();
+        drop(one.end());
+    });
+}
+
 /// A request that stands still, and whose event could not be written, is known to nobody: its unit counts as failed, and its
 /// stream goes on when it is bound anew.
 #[test]
