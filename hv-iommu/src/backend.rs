@@ -17,6 +17,7 @@ use crate::faults::FaultEvent;
 use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::isolation::{MessageSource, NotIsolated};
 use crate::reserved::ReservedRegion;
+use crate::troubles::UnitTroubles;
 
 /// One IOMMU of the machine, numbered from 0 in the order of discovery; at most 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,11 +227,44 @@ pub struct FlushRequest {
 /// Stands for a submitted wait: completed once everything submitted to the unit before it is done.
 ///
 /// Sequences of a unit only grow and are never reused, so a late completion of an older request
-/// cannot complete a newer one.
+/// cannot complete a newer one. Where the unit refuses one of the requests that it is for, the ticket fails
+/// ([`UnitError::Refused`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlushTicket {
     /// The position in the unit's order of requests.
     pub sequence: u64,
+    /// The position of the first of the requests that it is for.
+    pub first: u64,
+    /// The position behind the last of them.
+    pub end: u64,
+}
+
+impl FlushTicket {
+    /// Of a wait alone, for no request.
+    pub const fn alone(sequence: u64) -> Self {
+        Self {
+            sequence,
+            first: sequence,
+            end: sequence,
+        }
+    }
+
+    /// For the requests of `earlier` as well, which was submitted before.
+    #[must_use]
+    pub const fn and(self, earlier: Self) -> Self {
+        let first = earlier.first;
+        Self { first, ..self }
+    }
+}
+
+/// What kind of command or descriptor a unit was given, as its vendor numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandCode(pub u8);
+
+impl fmt::Display for CommandCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#04x}", self.0)
+    }
 }
 
 /// Why a unit did not do what was asked.
@@ -288,6 +322,20 @@ pub enum UnitError {
         /// The value that was read.
         found: u64,
     },
+    /// The unit calls a command illegal, also when it has read it once more. What that was to do is not done, and nothing
+    /// that waited for it counts as done; the unit goes on with all others, unless nobody waited for that one.
+    #[error(
+        "{unit} refuses command {code} at entry {entry} of its queue, which is legal by all that the unit says of itself: \
+         what it was for is not done; ask in another way (the whole domain instead of pages), or reset the unit"
+    )]
+    Refused {
+        /// The unit.
+        unit: UnitIndex,
+        /// The kind of the command.
+        code: CommandCode,
+        /// Which entry of the queue.
+        entry: usize,
+    },
     /// A table of the unit needs a frame.
     #[error(transparent)]
     OutOfFrames(#[from] OutOfFrames),
@@ -340,6 +388,7 @@ pub enum UnitError {
 /// * When the ticket of [`submit`](Self::submit) completes, the unit holds no translation that the
 ///   request names and that was read before the submission; requests in flight that used one have
 ///   reached memory.
+/// * The ticket of a request that the unit refused, or of one that it refused a part of, never completes: it fails.
 /// * A flush submitted after a store to a table sees that store: `submit` orders it.
 /// * When [`reset`](Self::reset) gives `Ok`, the unit holds nothing that it cached before the call;
 ///   requests in flight that used something of it have reached memory. Tickets of before the call
@@ -499,6 +548,11 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// Changes with each device that was given its time while a unit finds out which do not answer: waits begin anew then.
     fn mending_steps(&self, _unit: UnitIndex) -> u64 {
         0
+    }
+
+    /// What has gone wrong with a unit and was put right.
+    fn troubles(&self, _unit: UnitIndex) -> UnitTroubles {
+        UnitTroubles::default()
     }
 
     /// Whether [`take_silent`](Self::take_silent) would give something. Cheap: asked after each wait.

@@ -116,11 +116,16 @@ pub(crate) fn bind_all<O: Owner, B: Backend, S: Shape<O, B>>(
     for (index, requester) in inner.requesters.iter().enumerate() {
         anchor.enter(inner.unit, inner.caps.sync_on_map);
         let resets = system.wedged.resets(inner.unit);
-        // SAFETY: the domain counts this group as attached, and `destroy` is refused while it does. That
-        // is taken back only after `unbind` has completed.
-        let bound = unsafe { S::bind(core, &system.backend, inner.unit, *requester) };
+        let bound = system.away(|| {
+            // SAFETY: the domain counts this group as attached, and `destroy` is refused while it does. That
+            // is taken back only after `unbind` has completed.
+            unsafe { S::bind(core, &system.backend, inner.unit, *requester) }
+        });
         let waited = match bound {
-            Ok(Some(ticket)) => system.wait(inner.unit, ticket, "the binding of a device"),
+            // Where it is refused, the entry is taken down again.
+            Ok(Some(ticket)) => {
+                system.wait_unless_refused(inner.unit, ticket, "the binding of a device")
+            }
             Ok(None) => Ok(()),
             Err(error) => {
                 // A unit that a backend waits for in between fails like one that is waited for here; other errors are
@@ -211,7 +216,7 @@ pub(crate) fn unbind<B: Backend>(
     let Some((id, _)) = anchor.entries() else {
         return Ok(());
     };
-    let ticket = system.backend.unbind(inner.unit, requester, id)?;
+    let ticket = system.away(|| system.backend.unbind(inner.unit, requester, id))?;
     system.wait(inner.unit, ticket, "the unbinding of a device")?;
     anchor.leave(inner.unit);
     Ok(())

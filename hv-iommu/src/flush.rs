@@ -106,6 +106,21 @@ impl<B: Backend> System<B> {
         ticket: FlushTicket,
         what: &'static str,
     ) -> Result<(), UnitError> {
+        let done = self.wait_unless_refused(unit, ticket, what);
+        if matches!(done, Err(UnitError::Refused { .. })) {
+            self.cut_off(unit);
+        }
+        done
+    }
+
+    /// As [`wait`](Self::wait), for what leaves nothing behind that has to be forgotten, or is asked for once more, where
+    /// the unit [refuses](UnitError::Refused) it: the unit goes on then.
+    pub(crate) fn wait_unless_refused(
+        &self,
+        unit: UnitIndex,
+        ticket: FlushTicket,
+        what: &'static str,
+    ) -> Result<(), UnitError> {
         if Fault::WaitNotAwaited.is_on() {
             return Ok(());
         }
@@ -129,15 +144,7 @@ impl<B: Backend> System<B> {
                 true => now > deadline.after(self.device_wait),
                 false => now > deadline,
             };
-            // Who waits here walks in no table: its stay holds nobody back meanwhile, however long the look takes (one that
-            // mends the unit's queue takes as long as devices that do not answer are given).
-            let polled = match Fault::MenderStays.is_on() {
-                true => self.backend.poll(unit, ticket),
-                false => self
-                    .quiescence
-                    .away(clock, || self.backend.poll(unit, ticket)),
-            };
-            match polled {
+            match self.away(|| self.backend.poll(unit, ticket)) {
                 Ok(true) => {
                     self.hear_of_silent(unit);
                     return Ok(());
@@ -154,11 +161,22 @@ impl<B: Backend> System<B> {
                         return Ok(());
                     }
                 }
+                Err(error @ UnitError::Refused { .. }) => return Err(error),
                 Err(error) => {
                     self.request_failed(unit, error, resets);
                     return Err(error);
                 }
             }
+        }
+    }
+
+    /// Asks the unit for something. Who does walks in no table, or has a guard for what it walks in: its stay holds nobody
+    /// back meanwhile, however long that takes. (Who finds the unit's queue full, or waits in between, may be the one that
+    /// mends it, which takes as long as devices that do not answer are given.)
+    pub(crate) fn away<R>(&self, ask: impl FnOnce() -> R) -> R {
+        match Fault::MenderStays.is_on() {
+            true => ask(),
+            false => self.quiescence.away(self.backend.platform(), ask),
         }
     }
 }
@@ -169,8 +187,26 @@ impl<B: Backend> System<B> {
     fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
         let submit = || self.backend.submit(unit, request);
         match self.backend.waits_for_devices(unit) {
-            true => self.quiescence.away(self.backend.platform(), submit),
+            true => self.away(submit),
             false => submit(),
+        }
+    }
+
+    /// Asks for a flush once more that the unit refused, as wide and as deep as there is one: another command, which it may
+    /// take. One that refuses that as well cannot be made to forget, and is wedged.
+    fn flush_whole(&self, unit: UnitIndex, request: FlushRequest) -> Result<(), UnitError> {
+        let whole = FlushRequest {
+            span: FlushSpan::Domain,
+            depth: FlushDepth::WalkCaches,
+            ..request
+        };
+        let resets = self.wedged.resets(unit);
+        match self.submit(unit, whole) {
+            Ok(ticket) => self.wait(unit, ticket, "the invalidation of a whole domain"),
+            Err(error) => {
+                self.request_failed(unit, error, resets);
+                Err(error)
+            }
         }
     }
 }
@@ -248,7 +284,12 @@ impl<B: Backend> DomainCore<B> {
             }
         }
         for (unit, ticket) in tickets {
-            if let Err(error) = self.system.wait(unit, ticket, "an invalidation") {
+            let system = &self.system;
+            let done = match system.wait_unless_refused(unit, ticket, "an invalidation") {
+                Err(UnitError::Refused { .. }) => system.flush_whole(unit, request),
+                done => done,
+            };
+            if let Err(error) = done {
                 failed = Some(error);
             }
         }

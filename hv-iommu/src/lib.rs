@@ -67,11 +67,12 @@ mod states;
 mod system;
 pub mod table;
 mod topology;
+mod troubles;
 
 pub use attach::{AttachError, AttachFailed, NeedsNoWitness};
 pub use backend::{
-    Backend, Binding, FlushDepth, FlushRequest, FlushSpan, FlushTicket, HwDomainId, LeafNeeds,
-    LevelSet, Snoop, UnitCaps, UnitError, UnitIndex,
+    Backend, Binding, CommandCode, FlushDepth, FlushRequest, FlushSpan, FlushTicket, HwDomainId,
+    LeafNeeds, LevelSet, Snoop, UnitCaps, UnitError, UnitIndex,
 };
 pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{
@@ -136,3 +137,4 @@ pub use topology::{
     AccessControl, BusRange, FunctionKind, GroupPlan, IsolationError, IsolationFact, PciFunction,
     PhantomBits, VirtualFunctions, group_plans,
 };
+pub use troubles::UnitTroubles;

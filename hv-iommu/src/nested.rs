@@ -117,10 +117,14 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
             for unit in core.ties.reach.units() {
                 let (id, stage) = (core.ties.id, &core.stage);
                 let resets = system.wedged.resets(unit);
-                let asked = system.backend.submit_nested(unit, id, stage, &invalidation);
+                let asked =
+                    system.away(|| system.backend.submit_nested(unit, id, stage, &invalidation));
                 match (asked, tickets.get_mut(unit.index())) {
                     // The last one stands for all before it.
-                    (Ok(ticket), Some(slot)) => *slot = Some((unit, ticket)),
+                    (Ok(ticket), Some(slot)) => {
+                        let earlier = slot.map_or(ticket, |(_, earlier)| earlier);
+                        *slot = Some((unit, ticket.and(earlier)));
+                    }
                     (Ok(_), None) => {}
                     (Err(error), _) => {
                         system.request_failed(unit, error, resets);
@@ -132,7 +136,10 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
             asked += 1;
         }
         for (unit, ticket) in tickets.into_iter().flatten() {
-            if let Err(error) = system.wait(unit, ticket, "a user's invalidations") {
+            // One that the unit refuses is the user's own loss: whatever is kept of its first stage leads through the
+            // parent's tables.
+            let done = system.wait_unless_refused(unit, ticket, "a user's invalidations");
+            if let Err(error) = done {
                 // Which of them are done nobody knows now.
                 let reason = error.into();
                 return Err(InvalidateError { done: 0, reason });

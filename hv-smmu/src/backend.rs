@@ -11,7 +11,7 @@ use hv_iommu::{
     Backend, Binding, DeviceTlbBackend, FaultEvent, FirmwareKept, FlushRequest, FlushTicket,
     HwDomainId, InterruptId, InterruptRoute, InterruptSource, LeafNeeds, MessageSource,
     NotIsolated, PciFunction, ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError,
-    UnitIndex, Unmet,
+    UnitIndex, UnitTroubles, Unmet,
 };
 
 use crate::Vmsa;
@@ -301,6 +301,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
 
     fn mending_steps(&self, unit: UnitIndex) -> u64 {
         self.unit(unit).map_or(0, Unit::mending_steps)
+    }
+
+    fn troubles(&self, unit: UnitIndex) -> UnitTroubles {
+        self.unit(unit).map(Unit::troubles).unwrap_or_default()
     }
 
     fn has_silent(&self, unit: UnitIndex) -> bool {

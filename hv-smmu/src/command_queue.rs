@@ -6,16 +6,19 @@
 
 use core::time::Duration;
 
+use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
 use hv_iommu::queue::{
     Alive, Alone, Anew, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape,
+    Refused,
 };
-use hv_iommu::{FlushTicket, UnitError, UnitIndex};
+use hv_iommu::{CommandCode, FlushTicket, UnitError, UnitIndex};
 use log::error;
 
+use crate::StreamId;
 use crate::device_tlbs::DeviceTlbs;
 use crate::error::BringUpError;
 use crate::frames::Reach;
@@ -175,8 +178,7 @@ impl Commands {
         batch: &[Command],
     ) -> Result<FlushTicket, UnitError> {
         let port = self.port(context);
-        let last = self.all_but_the_last(batch, |piece| self.queue.submit(&port, piece))?;
-        self.queue.submit(&port, last)
+        self.in_pieces(batch, |piece| self.queue.submit(&port, piece))
     }
 
     /// As [`submit`](Self::submit), for what follows an entry that was taken down.
@@ -186,25 +188,26 @@ impl Commands {
         batch: &[Command],
     ) -> Result<FlushTicket, UnitError> {
         let port = self.port(context);
-        let patiently = |piece: &[Command]| self.queue.submit_patiently(&port, piece);
-        let last = self.all_but_the_last(batch, patiently)?;
-        patiently(last)
+        self.in_pieces(batch, |piece| self.queue.submit_patiently(&port, piece))
     }
 
-    /// Hands pieces that fit the queue to `submit`, in order, but for the last one, which it gives.
-    fn all_but_the_last<'a>(
+    /// Hands pieces that fit the queue to `submit`, in order. The ticket is for all of them.
+    fn in_pieces(
         &self,
-        batch: &'a [Command],
+        batch: &[Command],
         submit: impl Fn(&[Command]) -> Result<FlushTicket, UnitError>,
-    ) -> Result<&'a [Command], UnitError> {
-        let mut rest = batch;
-        while let Some((piece, behind)) = rest.split_at_checked(self.batch_most())
-            && !behind.is_empty()
-        {
-            submit(piece)?;
-            rest = behind;
+    ) -> Result<FlushTicket, UnitError> {
+        let (mut rest, mut earlier) = (batch, None);
+        loop {
+            let most = rest.len().min(self.batch_most());
+            let (piece, behind) = rest.split_at_checked(most).unwrap_or((rest, &[]));
+            let ticket = submit(piece)?;
+            let ticket = earlier.map_or(ticket, |earlier| ticket.and(earlier));
+            if behind.is_empty() {
+                return Ok(ticket);
+            }
+            (rest, earlier) = (behind, Some(ticket));
         }
-        Ok(rest)
     }
 
     /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
@@ -224,8 +227,26 @@ impl Commands {
         what: &'static str,
     ) -> Result<(), UnitError> {
         let port = self.port(context);
-        let last = self.all_but_the_last(batch, |piece| self.queue.submit(&port, piece))?;
-        self.queue.submit_and_wait(&port, last, what)
+        // An empty one is a sync.
+        let (first, others) = batch
+            .split_at_checked(self.batch_most())
+            .unwrap_or((batch, &[]));
+        self.queue.submit_and_wait(&port, first, what)?;
+        let mut others = others.chunks(self.batch_most().max(1));
+        others.try_for_each(|piece| self.queue.submit_and_wait(&port, piece, what))
+    }
+
+    /// See [`CommandQueue::repair`].
+    pub(crate) fn repair<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+    ) -> Result<bool, UnitError> {
+        self.queue.repair(&self.port(context))
+    }
+
+    /// See [`CommandQueue::refusals`].
+    pub(crate) fn refusals(&self) -> (u64, u64) {
+        self.queue.refusals()
     }
 
     /// Takes the ring of a wedged unit from everybody else and starts it anew.
@@ -265,6 +286,38 @@ impl<P: Platform> Port<'_, P> {
             }
             _ => command,
         }
+    }
+}
+
+impl<P: Platform> Port<'_, P> {
+    /// What stands at a place, which hardware was told of.
+    fn command_at(&self, index: usize) -> Result<Command, UnitError> {
+        let entry = self.commands.entry(self.context, index)?;
+        // ORDERING: Relaxed: the caller has seen it published.
+        let words = entry.each_ref().map(|word| word.load(Ordering::Relaxed));
+        Ok(Command::read_back(words))
+    }
+
+    /// The streams whose devices were asked between the sync at which the unit stood and the one before. The one before was
+    /// complete, so who did not answer is one of them (IHI 0070, 3.9.1.4). None, where others have filled their places.
+    fn unanswered(&self, alone: &Alone<'_, '_, Self>) -> ArrayVec<StreamId, BATCH_MAX> {
+        let mut asked = ArrayVec::new();
+        for index in alone.in_front() {
+            match self.command_at(index) {
+                Ok(command) if !command.is_sync() => {
+                    let [word0, _] = command.words();
+                    if let Some(stream) = Command::device(word0)
+                        && !asked.contains(&stream)
+                        && asked.try_push(stream).is_err()
+                    {
+                        break;
+                    }
+                }
+                _ => return asked,
+            }
+        }
+        // The sync before is not there any more: nor may be others.
+        ArrayVec::new()
     }
 }
 
@@ -357,8 +410,9 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         }
     }
 
-    /// A command that was refused is a mistake of this crate, one that could not be read leaves caches as they were:
-    /// the unit is wedged rather than coaxed on. A device that did not answer is another's mistake: the sync goes on past
+    /// One that could not be read leaves caches as they were, and says that memory is no more what it was: the unit is wedged
+    /// rather than coaxed on. A command that was called illegal has had no effect, nor had any behind it, and each is fetched
+    /// anew once the error is acknowledged (IHI 0070, 4.1.3 and 7.1): that is left to who repairs. A device that did not answer is another's mistake: the sync goes on past
     /// the error once that is acknowledged, and would count as complete (IHI 0070, 3.9.1.4 and 7.1), so that is left to who
     /// mends.
     fn check(&self) -> Result<Going, UnitError> {
@@ -376,6 +430,7 @@ impl<P: Platform> QueuePort for Port<'_, P> {
             match cons.command_error() {
                 _ if words() != before => return Ok(Going::On),
                 CommandError::AtcTimeout => return Ok(Going::Unanswered),
+                CommandError::Illegal => return Ok(Going::Refused),
                 _ => {}
             }
         }
@@ -397,12 +452,20 @@ impl<P: Platform> QueuePort for Port<'_, P> {
     /// anew once it is acknowledged (IHI 0070, 7.1). A sync is what each unit takes at any place, asks for nothing
     /// (ComplSignal SIG_NONE; 4.7.3), and is no hint that parts stumble over, as PREFETCH is.
     fn spare(&self, index: usize) -> Result<(), UnitError> {
-        let [word0, ..] = self.commands.entry(self.context, index)?;
-        // ORDERING: Relaxed: the caller has seen it published.
-        match Command::device(word0.load(Ordering::Relaxed)) {
+        let [word0, _] = self.command_at(index)?.words();
+        match Command::device(word0) {
             Some(_) => self.put(index, Command::sync(SyncSignal::None)),
             None => Ok(()),
         }
+    }
+
+    fn refused(&self, index: usize) -> Result<Refused<Command>, UnitError> {
+        let entry = self.command_at(index)?;
+        Ok(Refused {
+            entry,
+            code: CommandCode(entry.code()),
+            is_waited_for: entry.is_looked_after(),
+        })
     }
 
     fn resume(&self) {
@@ -416,7 +479,7 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         let QueueContext { platform, unit, .. } = *self.context;
         let ask = |batch: &[Command], what| alone.ask(batch, what);
         match &self.context.behind {
-            Some(behind) => behind.settle(platform, unit, ask),
+            Some(behind) => behind.settle(platform, unit, &self.unanswered(alone), ask),
             // At bring-up nobody was told to forget anything, but by whoever had the unit before: what is consumed goes on
             // when the queue is turned off (IHI 0070, 6.3.9.3). Every stream aborts, so nothing depends on the answer.
             None => Ok(()),

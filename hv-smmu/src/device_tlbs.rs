@@ -8,12 +8,28 @@ use hv_core::fault::Fault;
 use hv_core::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use hv_core::{PciAddress, Segment};
 use hv_iommu::{FlushTicket, HwDomainId};
+use log::warn;
 use spin::mutex::SpinMutex;
 
 use crate::StreamId;
 
 /// How many streams of a unit may have one at once: as many commands as a flush may take beside its own.
 pub(crate) const MOST: usize = 64;
+
+/// How often a device may not answer, and answer when it is asked alone, before it counts as one that does not answer. Each
+/// time everybody behind the unit waits for as long as the bus gives a device, which is a minute or more. A link that retrains
+/// while its device is told to forget may cost that once, and a function that is reset behind our back once more; who does
+/// so again and again does not do what it says.
+pub(crate) const ALONE_MOST: u8 = 4;
+
+/// What becomes of devices that answered when they were asked alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// They go on.
+    GoesOn,
+    /// This one has done so too often.
+    TooOften(Noted),
+}
 
 /// The streams.
 ///
@@ -31,6 +47,10 @@ pub(crate) struct DeviceTlbs {
     asking: AtomicUsize,
     /// Whether the unit may wait for devices that were told before its queue was turned off.
     outlives: AtomicBool,
+    /// Whether each device is asked with a sync of its own, see [`DeviceTlbs::answered_alone`].
+    apart: AtomicBool,
+    /// How often one did not answer that did when it was asked alone.
+    alone: AtomicU64,
 }
 
 /// A submitter that has devices told, see [`DeviceTlbs::asks`].
@@ -75,6 +95,8 @@ impl Drop for Opening<'_> {
 struct Edit {
     /// Who the stream of a slot is, where it is one's.
     requesters: [PciAddress; MOST],
+    /// How often that one did not answer, and did when it was asked alone.
+    alone: [u8; MOST],
     /// Those that were closed because they do not answer, and were not told of.
     silent: ArrayVec<PciAddress, MOST>,
     /// Those that did not answer while their entries did not let them ask. They stay noted, since somebody may be about to
@@ -113,11 +135,14 @@ impl DeviceTlbs {
             slots: core::array::from_fn(|_| AtomicU64::new(NONE)),
             edit: SpinMutex::new(Edit {
                 requesters: [PciAddress::from_requester(Segment(0), 0); MOST],
+                alone: [0; MOST],
                 silent: ArrayVec::new(),
                 refused: ArrayVec::new(),
                 opening: ArrayVec::new(),
             }),
             outlives: AtomicBool::new(false),
+            apart: AtomicBool::new(false),
+            alone: AtomicU64::new(0),
             has_silent: AtomicBool::new(false),
             last: AtomicU64::new(0),
             asking: AtomicUsize::new(0),
@@ -135,23 +160,27 @@ impl DeviceTlbs {
         let alone = &mut *alone;
         alone.refused.retain(|refused| *refused != stream);
         let (mut free, mut is_new) = (None, 1);
-        for slot in self.slots.iter().zip(&mut alone.requesters) {
+        let whose = alone.requesters.iter_mut().zip(&mut alone.alone);
+        for (slot, whose) in self.slots.iter().zip(whose) {
             // ORDERING: Relaxed, slots change under the lock that is held.
-            match slot.0.load(Ordering::Relaxed) {
-                NONE => free = free.or(Some(slot)),
+            match slot.load(Ordering::Relaxed) {
+                NONE => free = free.or(Some((slot, whose))),
                 word if stream_in(word) == stream => {
-                    (free, is_new) = (Some(slot), 0);
+                    (free, is_new) = (Some((slot, whose)), 0);
                     break;
                 }
                 _ => {}
             }
         }
-        let (slot, who) = free?;
+        let (slot, (who, times)) = free?;
         // One whose slot was struck out meanwhile may count still.
         if !alone.opening.contains(&stream) && alone.opening.try_push(stream).is_err() {
             return None;
         }
         *who = requester;
+        if is_new != 0 {
+            *times = 0;
+        }
         // ORDERING: Release, both, ordered for readers by the fence below.
         self.open.fetch_add(is_new, Ordering::Release);
         // ORDERING: as above.
@@ -190,8 +219,7 @@ impl DeviceTlbs {
     /// The last sync that waits for a device which is noted no more.
     pub(crate) fn last_to_answer(&self) -> FlushTicket {
         // ORDERING: Acquire, as in `forget_behind`.
-        let sequence = self.last.load(Ordering::Acquire);
-        FlushTicket { sequence }
+        FlushTicket::alone(self.last.load(Ordering::Acquire))
     }
 
     /// Strikes a stream out, after what closes it was put into the queue. Whether it was there.
@@ -244,6 +272,54 @@ impl DeviceTlbs {
             // There are no more than slots.
             let _ = alone.refused.try_push(noted.stream);
         }
+    }
+
+    /// Notes that the unit stood at what one of the devices of these streams did not answer, and that all that are noted
+    /// answered when each was asked alone.
+    ///
+    /// Of several nobody knows which it was, so from now on each is asked with a sync of its own, and the next time it is
+    /// known.
+    pub(crate) fn answered_alone(&self, asked: &[StreamId]) -> Verdict {
+        // ORDERING: Relaxed, a number.
+        let times = self.alone.fetch_add(1, Ordering::Relaxed) + 1;
+        if times.is_power_of_two() {
+            warn!(
+                "devices answer invalidations (ATS) only when asked alone, {times} times so far; the last was one of {asked:?}"
+            );
+        }
+        let [stream] = *asked else {
+            // ORDERING: Relaxed: who asks without seeing it shares a sync once more.
+            self.apart.store(true, Ordering::Relaxed);
+            return Verdict::GoesOn;
+        };
+        let mut alone = self.edit.lock();
+        let alone = &mut *alone;
+        let whose = alone.requesters.iter().zip(&mut alone.alone);
+        for (slot, (requester, times)) in self.slots.iter().zip(whose) {
+            // ORDERING: Relaxed, slots change under the lock that is held.
+            let word = slot.load(Ordering::Relaxed);
+            if word == NONE || stream_in(word) != stream {
+                continue;
+            }
+            *times = times.saturating_add(1);
+            if *times >= ALONE_MOST && !Fault::AloneIsEnough.is_on() {
+                let requester = *requester;
+                return Verdict::TooOften(Noted { stream, requester });
+            }
+        }
+        Verdict::GoesOn
+    }
+
+    /// How often a device did not answer that did when it was asked alone.
+    pub(crate) fn times_alone(&self) -> u64 {
+        // ORDERING: Relaxed, a number.
+        self.alone.load(Ordering::Relaxed)
+    }
+
+    /// Whether each device is asked with a sync of its own.
+    pub(crate) fn are_asked_apart(&self) -> bool {
+        // ORDERING: Relaxed, as in `answered_alone`.
+        self.apart.load(Ordering::Relaxed)
     }
 
     /// Whether a device that is noted did not answer, so that it must not be let ask.

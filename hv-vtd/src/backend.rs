@@ -10,7 +10,7 @@ use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
     Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, InterruptId,
     InterruptRoute, InterruptSource, LeafNeeds, PciFunction, ReservedRegion, RouteError,
-    RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex,
+    RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex, UnitTroubles,
 };
 
 use crate::SecondStage;
@@ -215,8 +215,12 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
         self.unit(unit)?.reread(&self.platform, requester)
     }
 
+    fn troubles(&self, unit: UnitIndex) -> UnitTroubles {
+        self.unit(unit).map(Unit::troubles).unwrap_or_default()
+    }
+
     fn take_fault(&self, unit: UnitIndex) -> Option<FaultEvent> {
-        self.unit(unit).ok()?.take_fault()
+        self.unit(unit).ok()?.take_fault(&self.platform)
     }
 }
 

@@ -47,6 +47,16 @@ impl Descriptor {
         }
     }
 
+    /// Its type, whatever it is.
+    pub(crate) const fn kind(&self) -> u8 {
+        WaitLow::from_bits(self.low).kind()
+    }
+
+    /// Whether it is a wait.
+    pub(crate) const fn is_wait(&self) -> bool {
+        self.kind() == TYPE_WAIT
+    }
+
     /// Completes, by writing `data` to `status`, when all descriptors before it have.
     pub(crate) const fn wait(status: PhysAddr, data: u32) -> Self {
         let low = WaitLow::new()

@@ -33,16 +33,16 @@ impl FaultLog {
         self.cap.fault_records() + index * fault::RECORD_BYTES
     }
 
-    /// Takes one event: what `queue_failed` makes of a queue that has stopped, if anything; the oldest record that is full;
-    /// else the note that some were lost. [`FaultEvent::Withheld`] where the log is empty and the queue stands: faults
-    /// that come then raise no interrupt.
+    /// Takes one event: the failure that `queue_stopped` makes of a queue that has stopped, if it does; the oldest record that
+    /// is full; else the note that some were lost. [`FaultEvent::Withheld`], where `queue_stopped` says so, if the log is
+    /// empty and the queue stands: faults that come then raise no interrupt.
     ///
     /// Another CPU that takes one is waited for, which is a few accesses to registers: it may have seen an empty log just
     /// before the fault whose interrupt brought this CPU here.
     pub(crate) fn take<B: Mmio>(
         &self,
         regs: &Regs<B>,
-        queue_failed: impl FnOnce(FaultStatus) -> Option<FaultEvent>,
+        queue_stopped: impl FnOnce(FaultStatus) -> Option<FaultEvent>,
     ) -> Option<FaultEvent> {
         let _reader = self.reader.lock();
         let word = regs.read32(registers::FSTS);
@@ -51,9 +51,12 @@ impl FaultLog {
             return None;
         }
         let status = FaultStatus::from_bits(word);
-        let queue_stands = word & registers::FSTS_QUEUE_ERRORS != 0;
-        if queue_stands && let Some(failed) = queue_failed(status) {
-            return Some(failed);
+        let mut stands = None;
+        if word & registers::FSTS_QUEUE_ERRORS != 0 {
+            stands = queue_stopped(status);
+        }
+        if stands == Some(FaultEvent::Failed) {
+            return stands;
         }
         if status.ppf()
             && let Some(fault) = self.take_record(regs, status.fri())
@@ -65,7 +68,7 @@ impl FaultLog {
             regs.write32(registers::FSTS, registers::FSTS_PFO);
             return Some(FaultEvent::Overflow);
         }
-        queue_stands.then_some(FaultEvent::Withheld)
+        stands
     }
 
     /// Takes the first full record from `first` on, around the end.

@@ -16,9 +16,9 @@ use hv_core::platform::Platform;
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, OutOfMemory};
 use hv_iommu::queue::{
-    Alive, Anew, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape,
+    Alive, Anew, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape, Refused,
 };
-use hv_iommu::{FlushTicket, UnitError, UnitIndex};
+use hv_iommu::{CommandCode, FlushTicket, UnitError, UnitIndex};
 use log::error;
 
 use crate::descriptor::Descriptor;
@@ -159,6 +159,19 @@ impl Queue {
             .submit_and_wait(&self.port(context), batch, what)
     }
 
+    /// See [`CommandQueue::repair`].
+    pub(crate) fn repair<P: Platform>(
+        &self,
+        context: &QueueContext<'_, P>,
+    ) -> Result<bool, UnitError> {
+        self.commands.repair(&self.port(context))
+    }
+
+    /// See [`CommandQueue::refusals`].
+    pub(crate) fn refusals(&self) -> (u64, u64) {
+        self.commands.refusals()
+    }
+
     /// Takes the ring from everybody else, and starts it anew, for a unit that is wedged and whose
     /// queue the caller turns off and on again.
     pub(crate) fn restart<P: Platform>(
@@ -194,6 +207,22 @@ impl Queue {
     }
 }
 
+impl<'a, P: Platform> Port<'a, P> {
+    /// The words of a place of the ring.
+    fn cells(&self, index: usize) -> Result<&'a [P::Cell; 2], UnitError> {
+        let QueueContext { platform, unit, .. } = *self.context;
+        let cells = self.queue.ring.cells(platform, 0).unwrap_or_default();
+        let place = cells.get(index.saturating_mul(2)..);
+        let words = place.and_then(|cells| cells.first_chunk());
+        words.ok_or(UnitError::Hardware {
+            unit,
+            what: "a queue page that is too short, in words",
+            expected: (ENTRIES * 2) as u64,
+            found: cells.len() as u64,
+        })
+    }
+}
+
 impl<P: Platform> QueuePort for Port<'_, P> {
     type Entry = Descriptor;
     type Clock = P;
@@ -210,17 +239,7 @@ impl<P: Platform> QueuePort for Port<'_, P> {
 
     /// Queue reads snoop (Linux and Xen rely on it), so no write-back.
     fn put(&self, index: usize, descriptor: Descriptor) -> Result<(), UnitError> {
-        let word = index.saturating_mul(2);
-        let cells = self.queue.ring.cells(self.context.platform, 0);
-        let cells = cells.unwrap_or_default();
-        let Some([low, high]) = cells.get(word..word.saturating_add(2)) else {
-            return Err(UnitError::Hardware {
-                unit: self.context.unit,
-                what: "a queue page that is too short, in words",
-                expected: (ENTRIES * 2) as u64,
-                found: cells.len() as u64,
-            });
-        };
+        let [low, high] = self.cells(index)?;
         // ORDERING: Relaxed, published by the turn word, and by the fence before the doorbell; the unit does not
         // look here until then.
         low.store(descriptor.low, Ordering::Relaxed);
@@ -272,8 +291,9 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         Completion::Word(word)
     }
 
-    /// A refused descriptor is a mistake of this crate and a lost answer leaves caches unflushed, so the unit is
-    /// wedged rather than coaxed on.
+    /// A lost answer leaves caches unflushed, and a descriptor that could not be fetched says that memory is no more what it
+    /// was: the unit is wedged rather than coaxed on. One that was refused (IQE) stands at the head, and nothing behind it was
+    /// begun (Linux, `qi_check_fault`): that is left to who repairs.
     fn check(&self) -> Result<Going, UnitError> {
         let QueueContext { regs, unit, .. } = *self.context;
         let found = regs.read32(registers::FSTS);
@@ -281,8 +301,13 @@ impl<P: Platform> QueuePort for Port<'_, P> {
         if found & registers::FSTS_QUEUE_ERRORS == 0 {
             return Ok(Going::On);
         }
-        let head = regs.read64(registers::IQH);
         let record = regs.read64(registers::IQERCD);
+        if found & registers::FSTS_QUEUE_ERRORS == registers::FSTS_IQE
+            && registers::is_refusal(record & registers::IQERCD_IQEI)
+        {
+            return Ok(Going::Refused);
+        }
+        let head = regs.read64(registers::IQH);
         error!(
             "VT-d {unit}: invalidation queue stopped: FSTS {found:#x}, IQH {head:#x}, IQERCD {record:#x}"
         );
@@ -292,5 +317,25 @@ impl<P: Platform> QueuePort for Port<'_, P> {
             expected: (found & !registers::FSTS_QUEUE_ERRORS).into(),
             found: found.into(),
         })
+    }
+
+    fn refused(&self, index: usize) -> Result<Refused<Descriptor>, UnitError> {
+        let [low, high] = self.cells(index)?;
+        // ORDERING: Relaxed, both: the caller has seen it published.
+        let (low, high) = (low.load(Ordering::Relaxed), high.load(Ordering::Relaxed));
+        let entry = Descriptor { low, high };
+        Ok(Refused {
+            entry,
+            code: CommandCode(entry.kind()),
+            is_waited_for: !entry.is_wait(),
+        })
+    }
+
+    fn resume(&self) {
+        let QueueContext { platform, regs, .. } = *self.context;
+        // What this CPU has stored, before the unit goes on.
+        platform.walker_fence();
+        // What is written as ones is cleared, and nothing else.
+        regs.write32(registers::FSTS, registers::FSTS_IQE);
     }
 }

@@ -514,6 +514,12 @@ faults! {
     QuietSkipsNested = "quiet_skips_nested",
     /// Hardware goes on past what stands unanswered before anybody knows that it stood.
     ResumeBeforeHold = "resume_before_hold",
+    /// A command that was taken out of a unit's queue, since the unit refuses it, counts as done.
+    RefusedCountsAsDone = "refused_counts_as_done",
+    /// A command that a unit refuses is taken out before the unit has read it once more.
+    RefusedIsNotReadAgain = "refused_is_not_read_again",
+    /// A device that answers only when it is asked alone is asked again and again.
+    AloneIsEnough = "alone_is_enough",
     /// A device that does not say that it forgot is taken to have forgotten.
     SilentIsBelieved = "silent_is_believed",
     /// A device that does not answer goes on by its entry.

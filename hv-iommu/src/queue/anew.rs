@@ -1,4 +1,4 @@
-//! A ring in the hands of one CPU: the reset of a wedged unit, and the repair of a queue that stopped.
+//! A ring in the hands of one CPU: the reset of a wedged unit.
 
 use core::time::Duration;
 
@@ -43,17 +43,6 @@ impl Drop for Upkeep<'_> {
 #[must_use = "the unit stays wedged until the ring is revived"]
 pub struct Anew<'q> {
     queue: &'q CommandQueue,
-    _upkeep: Upkeep<'q>,
-}
-
-/// A queue whose hardware has stopped at a command: the place of that command is nobody else's.
-///
-/// Hardware has been given it, so its producer is done with it; nobody fills it again before the head is past it;
-/// and no reset goes on meanwhile.
-pub struct Stopped<'q, 'p, P: QueuePort> {
-    queue: &'q CommandQueue,
-    port: &'p P,
-    head: u64,
     _upkeep: Upkeep<'q>,
 }
 
@@ -137,54 +126,6 @@ impl CommandQueue {
             let _ = self.let_go(bell);
         }
         restarted
-    }
-
-    /// Gives `act` the command at which hardware has stopped. `None`, and `act` is not run, when another CPU repairs
-    /// or resets, or when hardware has read all that it was given.
-    ///
-    /// # Errors
-    /// [`UnitError`] when the head is not where it can be.
-    pub fn repair<P: QueuePort, R>(
-        &self,
-        port: &P,
-        act: impl FnOnce(Stopped<'_, '_, P>) -> R,
-    ) -> Result<Option<R>, UnitError> {
-        let Some(upkeep) = Upkeep::take(self) else {
-            return Ok(None);
-        };
-        // With the upkeep no reset is under way: registers and positions belong together, also of a wedged unit.
-        let seen = self.tail();
-        let head = self.read_head(seen, Caller::Reset, port)?;
-        // ORDERING: Acquire pairs with the Release in `ring_held`. A doorbell that is being rung is not known to be: hardware
-        // stands at no command that it was not told of.
-        if head >= self.told.rung.load(Ordering::Acquire) {
-            return Ok(None);
-        }
-        Ok(Some(act(Stopped {
-            queue: self,
-            port,
-            head,
-            _upkeep: upkeep,
-        })))
-    }
-}
-
-impl<P: QueuePort> Stopped<'_, '_, P> {
-    /// Which entry of the ring it is.
-    pub fn index(&self) -> usize {
-        self.queue.shape.place(self.head).index()
-    }
-
-    /// Wedges the unit, then puts a sync in the command's place, for hardware to go on behind it; what it was told
-    /// to do is not done, so no ticket may count on it. Then the caller tells hardware to go on.
-    ///
-    /// # Errors
-    /// [`UnitError`] when the place cannot be written.
-    pub fn replace(&self) -> Result<(), UnitError> {
-        self.queue.wedge();
-        let sequence = self.head + 1;
-        let sync = self.port.sync(FlushTicket { sequence });
-        self.port.put(self.index(), sync)
     }
 }
 

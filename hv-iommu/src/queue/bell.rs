@@ -69,9 +69,7 @@ impl CommandQueue {
         {
             if tail.is_open() {
                 let position = tail.position();
-                let ticket = FlushTicket {
-                    sequence: position + 1,
-                };
+                let ticket = FlushTicket::alone(position + 1);
                 let turn = Turn::with_sync(position, 0);
                 match port.put(self.shape.place(position).index(), port.sync(ticket)) {
                     Ok(()) => self.publish(turn),

@@ -85,12 +85,14 @@ pub struct Alone<'q, 'p, P: QueuePort> {
     port: &'p P,
     /// The tail when it was held.
     seen: Tail,
+    /// The position of the sync at which hardware stood.
+    stood: u64,
     _upkeep: Upkeep<'q>,
 }
 
 impl CommandQueue {
-    /// Looks for errors, for somebody who waits; mends what stands unanswered, unless another CPU is at it. Says whether
-    /// it was mended, by whomever.
+    /// Looks for errors, for somebody who waits; mends what stands unanswered, or repairs what is refused, unless another CPU
+    /// is at it. Says whether that was done, by whomever.
     pub(super) fn look_after<P: QueuePort>(
         &self,
         seen: Tail,
@@ -100,6 +102,12 @@ impl CommandQueue {
         let unit = port.unit();
         match port.check().map_err(|error| self.fail(seen, unit, error))? {
             Going::On => Ok(false),
+            Going::Refused => match caller {
+                Caller::Anyone => self.repair(port),
+                Caller::Mender | Caller::Reset => {
+                    Err(self.fail(seen, unit, self.refused_at_head(port)))
+                }
+            },
             Going::Unanswered => match caller {
                 Caller::Anyone => self.mend(port),
                 // Of its own requests.
@@ -125,9 +133,10 @@ impl CommandQueue {
         // Looked at anew: only who has the upkeep tells hardware to go on, so from here on it stands, or it has been
         // mended since.
         let going = port.check().map_err(|error| self.fail(seen, unit, error))?;
-        if going == Going::On {
+        if going != Going::Unanswered {
             return Ok(true);
         }
+        let stood = self.read_head(seen, Caller::Mender, port)?;
         if Fault::ResumeBeforeHold.is_on() {
             port.resume();
         }
@@ -135,6 +144,7 @@ impl CommandQueue {
             queue: self,
             port,
             seen: self.hold(unit)?,
+            stood,
             _upkeep: upkeep,
         };
         let settled = alone.drain().and_then(|()| port.settle(&alone));
@@ -203,6 +213,16 @@ impl<P: QueuePort> Alone<'_, '_, P> {
     #[cfg(all(test, not(hv_loom)))]
     pub(super) const fn port(&self) -> &P {
         self.port
+    }
+
+    /// The places in front of the sync at which hardware stood, the nearest first, as far as nobody has filled them again: what
+    /// was asked between it and the sync before was not answered. For who has not handed anything over yet.
+    pub fn in_front(&self) -> impl Iterator<Item = usize> {
+        let shape = self.queue.shape;
+        let tail = self.queue.tail().position();
+        let oldest = tail.saturating_sub(shape.entries() as u64);
+        let positions = (oldest..self.stood).rev();
+        positions.map(move |position| shape.place(position).index())
     }
 
     /// Has hardware go on until it has read all that was reserved before the hold, and done all of that.
@@ -274,9 +294,13 @@ impl<P: QueuePort> Alone<'_, '_, P> {
         let mut wait = Wait::since(port, queue.shape, port.clock().now());
         let mut answered = true;
         while !done()? {
-            if port.check()? == Going::Unanswered && stop == Stop::IsLeft {
-                answered = false;
-                port.resume();
+            match port.check()? {
+                Going::Unanswered if stop == Stop::IsLeft => {
+                    answered = false;
+                    port.resume();
+                }
+                Going::Refused => return Err(queue.refused_at_head(port)),
+                Going::On | Going::Unanswered => {}
             }
             if let Some(waited) = wait.over(port, queue.shape, port.clock().now()) {
                 let unit = port.unit();

@@ -5,7 +5,7 @@
 //! [`submit`](CommandQueue::submit) takes a batch of commands and gives the ticket of a sync behind it,
 //! [`poll`](CommandQueue::poll) says whether that has completed, [`wedge`](CommandQueue::wedge) refuses everything
 //! from now on, and [`restart`](CommandQueue::restart) gives the ring to a reset: [`Anew`]. A queue that has stopped
-//! at a command is [repaired](CommandQueue::repair).
+//! at a command which hardware refuses is [repaired](CommandQueue::repair) by whoever waits.
 //!
 //! # Protocol
 //!
@@ -64,6 +64,11 @@
 //! Hardware that waits for something behind it, which does not answer, stands at the sync, and is mended by one CPU
 //! (`queue::mend` has the argument).
 //!
+//! # What is refused
+//!
+//! Hardware that calls a command illegal reads it once more; one that it refuses then is taken out, and the tickets that are
+//! for it fail, and no others (`queue::refuse` has the argument).
+//!
 //! | race | outcome | model |
 //! |---|---|---|
 //! | two reserve | each has places of its own | `bc14_two_producers_wrap_the_ring` |
@@ -78,6 +83,7 @@
 //! | two wait for a sync that stands unanswered | one mends; neither counts it before that | `bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending` |
 //! | reserve against mend | before, and read before anything is asked anew; or after it | `bc01_others_go_on_beside_what_does_not_answer` |
 //! | what was submitted behind it asks somebody too | taken out while hardware stands; its ticket counts behind the mending | `bc01_what_stands_in_the_ring_is_asked_by_who_mends` |
+//! | two wait, and what one of them asked for is refused | its ticket fails, the other's counts | `bc01_what_is_refused_fails_who_asked_for_it_and_nobody_else` |
 //!
 //! | site | ordering | what it publishes, to whom |
 //! |---|---|---|
@@ -86,6 +92,8 @@
 //! | tail: RMW that lets go of the bell | AcqRel | where the doorbell stands, to the next holder |
 //! | tail: RMW of who leaves | AcqRel | what it published, to the holder that lets go |
 //! | tail: CAS that holds, RMW that lets go | AcqRel | that a sync stands unanswered, before it goes on; what was mended |
+//! | tail: RMW of who takes a command out | AcqRel, SeqCst fence | the note of it, before hardware goes on |
+//! | notes of what is refused: store, load | Release, Acquire | which of them are not known one by one any more |
 //! | turn: store, load | Release, Acquire | the entries, to the holder of the bell and through it to hardware |
 //! | given: store, load | Release, Acquire | how far hardware may read, before it is told |
 //! | rung: store, load | Release, Acquire | how far it was told to, to who finds the ring full |
@@ -98,6 +106,7 @@ mod bell;
 mod mend;
 mod port;
 mod producer;
+mod refuse;
 #[cfg(all(test, not(hv_loom)))]
 mod tests;
 mod words;
@@ -109,10 +118,12 @@ use hv_core::fault::Fault;
 use hv_core::platform::Clock;
 use hv_core::sync::{AtomicBool, AtomicU64, Ordering};
 
-pub use anew::{Anew, Stopped};
+pub use anew::Anew;
 pub use mend::Alone;
 use mend::Patience;
 pub use port::{Completion, Ends, Going, Place, QueuePort, QueueShape};
+use refuse::Refusals;
+pub use refuse::Refused;
 use words::{Tail, WEDGED_BIT};
 
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
@@ -151,7 +162,7 @@ enum Caller {
 ///
 /// # Invariants
 /// Positions below the tail are reserved, each by one CPU or for one sync; all below `given` are published, and filled
-/// for good until the head is past them, but for what is spared in a held queue. The tail register was last written with
+/// for good until the head is past them, but for what is spared in a held queue, and what hardware refuses. The tail register was last written with
 /// `given`, or is about to be, by the holder of the bell; `rung` follows. Head ≤ `given` ≤ tail, and tail − head is at most
 /// the shape's capacity, one less while a
 /// sync is owed. Places of positions from the tail on hold what hardware has read.
@@ -167,6 +178,7 @@ pub struct CommandQueue {
     upkeep: AtomicBool,
     /// Steps of mendings.
     steps: AtomicU64,
+    refusals: Refusals,
 }
 
 impl CommandQueue {
@@ -196,6 +208,7 @@ impl CommandQueue {
             head: Apart(AtomicU64::new(0)),
             upkeep: AtomicBool::new(false),
             steps: AtomicU64::new(0),
+            refusals: Refusals::new(),
         })
     }
 
@@ -282,7 +295,8 @@ impl CommandQueue {
     /// Whether the sync with `ticket` has completed, or a reset has done all that it stood for.
     ///
     /// # Errors
-    /// [`UnitError`] when it never will: the unit is wedged.
+    /// [`UnitError`] when it never will: the unit is wedged, but for [`UnitError::Refused`], where something that the ticket
+    /// is for was taken out.
     pub fn poll<P: QueuePort>(&self, port: &P, ticket: FlushTicket) -> Result<bool, UnitError> {
         self.poll_for(Caller::Anyone, port, ticket)
     }
@@ -305,8 +319,14 @@ impl CommandQueue {
                 // past their sequences with the first of its flushes. Who is admitted here looked before the unit
                 // was wedged, or comes after all flushes of the reset. Likewise who finds the queue not held looked before
                 // hardware went on past what stood unanswered, or comes after that was mended.
-                let held = self.admit(caller, unit)?.is_held();
-                return Ok(!held || caller != Caller::Anyone);
+                let tail = self.admit(caller, unit)?;
+                // Likewise who finds no bit looked before hardware went on past something that it refused.
+                if tail.has_refused()
+                    && let Some(error) = self.refused(ticket, unit)
+                {
+                    return Err(error);
+                }
+                return Ok(!tail.is_held() || caller != Caller::Anyone);
             }
             if !self.look_after(seen, caller, port)? {
                 return Ok(false);

@@ -6,6 +6,7 @@ use hv_core::platform::{Clock, Instant};
 use hv_core::sync::spin_hint;
 
 use super::mend::Alone;
+use super::refuse::Refused;
 use super::words::PUBLICATION_MAX;
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
@@ -148,6 +149,9 @@ pub enum Going {
     /// [go on](QueuePort::resume), it counts that sync as complete, and which one did not answer it does not say. So the
     /// queue is mended first (`queue::mend`).
     Unanswered,
+    /// Hardware stands at a command that it calls illegal, of which it has done nothing. Told to
+    /// [go on](QueuePort::resume), it reads what stands there then (`queue::refuse`).
+    Refused,
 }
 
 /// One queue as its vendor drives it. Made for the time of a call, with what the call needs.
@@ -221,8 +225,18 @@ pub trait QueuePort {
         Ok(())
     }
 
-    /// Has hardware go on past the sync at which it stands [unanswered](Going::Unanswered), after all stores to memory
-    /// that this CPU has made. Called by one CPU at a time, which has recorded that.
+    /// What stands at this place, where hardware [refuses](Going::Refused) it. Called by one CPU at a time.
+    ///
+    /// # Errors
+    /// [`UnitError`] when there is no such place in memory. The unit is wedged then.
+    fn refused(&self, index: usize) -> Result<Refused<Self::Entry>, UnitError> {
+        let _ = index;
+        Err(UnitError::Wedged { unit: self.unit() })
+    }
+
+    /// Has hardware go on past the sync at which it stands [unanswered](Going::Unanswered), or at the command that it
+    /// [refused](Going::Refused), after all stores to memory that this CPU has made. Called by one CPU at a time, which has
+    /// recorded that.
     fn resume(&self) {}
 
     /// Finds out what behind the unit does not answer, with the queue to itself, and sees to it that it reaches nothing;

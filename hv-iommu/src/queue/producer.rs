@@ -250,16 +250,13 @@ impl CommandQueue {
         };
         let filled = batch.iter().enumerate().try_for_each(|(index, command)| {
             if index > 0 && fenced::<P>() {
-                put(port.sync(FlushTicket {
-                    sequence: reserved.seen.position() + 2 * index as u64,
-                }))?;
+                let sequence = reserved.seen.position() + 2 * index as u64;
+                put(port.sync(FlushTicket::alone(sequence)))?;
             }
             put(*command)
         });
         let filled = filled.and_then(|()| match reserved.leads {
-            true => put(port.sync(FlushTicket {
-                sequence: reserved.end + 1,
-            })),
+            true => put(port.sync(FlushTicket::alone(reserved.end + 1))),
             false => Ok(()),
         });
         match filled {
@@ -301,7 +298,12 @@ impl CommandQueue {
             // ORDERING: Acquire pairs with the Release in `ring_held`: the doorbell was rung before.
             let sequence = self.told.covered.load(Ordering::Acquire);
             if sequence > reserved.end || Fault::WaitNotForSync.is_on() {
-                return Ok(FlushTicket { sequence });
+                let (first, end) = (reserved.seen.position(), reserved.end);
+                return Ok(FlushTicket {
+                    sequence,
+                    first,
+                    end,
+                });
             }
             self.ring(port);
             let now = port.clock().now();

@@ -11,6 +11,7 @@ use hv_core::platform::{Clock, Instant};
 
 use super::*;
 
+mod refused;
 mod stalled;
 mod unanswered;
 
@@ -359,9 +360,7 @@ fn a_command_that_was_read_is_not_done_before_its_sync() {
     assert_eq!(queue.poll(&fake, ticket), Ok(false));
     fake.read(1);
     assert_eq!(queue.poll(&fake, ticket), Ok(true));
-    let next = FlushTicket {
-        sequence: ticket.sequence + 1,
-    };
+    let next = FlushTicket::alone(ticket.sequence + 1);
     assert_eq!(queue.poll(&fake, next), Ok(false));
 }
 
@@ -430,7 +429,7 @@ fn a_reset_has_the_ring_alone_and_waits_for_who_fills_it() {
     let anew = queue.restart(&fake).ok().unwrap();
     let busy = queue.restart(&fake).err().unwrap();
     assert!(matches!(busy, UnitError::Busy { .. }), "{busy}");
-    assert_eq!(queue.repair(&fake, |_| ()), Ok(None));
+    assert_eq!(queue.repair(&fake), Ok(false));
     drop(anew);
     assert_eq!(queue.submit(&fake, &[]), Err(WEDGED));
     assert!(queue.restart(&fake).is_ok());
@@ -490,30 +489,6 @@ fn what_was_found_of_a_unit_wedges_it_as_it_was_seen() {
     assert!(queue.wedge_as_seen(seen), "no reset came between");
 }
 
-#[test]
-fn a_command_at_which_hardware_stopped_is_replaced_and_no_ticket_counts_on_it() {
-    let (queue, fake) = Fake::new(2, Ends::WrapBit);
-    assert_eq!(queue.repair(&fake, |_| ()), Ok(None), "nothing to stop at");
-    fake.eager.set(false);
-    let ticket = queue
-        .submit(&fake, &[Entry::Command(1), Entry::Command(2)])
-        .unwrap();
-    fake.read(1);
-    let at = queue.repair(&fake, |stopped| {
-        stopped.replace().unwrap();
-        // Nobody else repairs meanwhile, and nobody resets.
-        assert_eq!(queue.repair(&fake, |_| ()), Ok(None));
-        let busy = queue.restart(&fake).err().unwrap();
-        assert!(matches!(busy, UnitError::Busy { .. }), "{busy}");
-        stopped.index()
-    });
-    assert_eq!(at, Ok(Some(1)));
-    fake.read(usize::MAX);
-    let syncs = [Entry::Sync(2), Entry::Sync(3)];
-    assert_eq!(fake.executed.lock().unwrap()[1..], syncs);
-    assert_eq!(queue.poll(&fake, ticket), Err(WEDGED));
-}
-
 /// Shows: bc01, bc14.
 #[test]
 fn a_status_word_tells_sequences_across_its_own_wrap() {
@@ -521,9 +496,7 @@ fn a_status_word_tells_sequences_across_its_own_wrap() {
     fake.word.set(Some(0));
     queue.wedge();
     let anew = queue.restart(&fake).ok().unwrap();
-    let past = FlushTicket {
-        sequence: (9 << 32) - 40,
-    };
+    let past = FlushTicket::alone((9 << 32) - 40);
     anew.skip_past(UNIT, past).unwrap();
     fake.word.set(Some(past.sequence as u32));
     fake.restart();

@@ -1,7 +1,7 @@
 //! The words that the producers of a queue share: the tail, and what is published of a place.
 //!
 //! Positions count entries since the queue was made and never repeat; a place of the ring is a position modulo
-//! the number of entries. At twenty million entries a second they last for 28 years.
+//! the number of entries. At twenty million entries a second they last for 14 years.
 
 /// The word that every reservation goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,8 @@ const OPEN: u64 = 1 << 62;
 const HELD: u64 = 1 << 61;
 const RINGING: u64 = 1 << 60;
 const LEFT: u64 = 1 << 59;
-const EPOCH_SHIFT: u32 = 54;
+const REFUSED: u64 = 1 << 58;
+const EPOCH_SHIFT: u32 = 53;
 const EPOCH: u64 = 0x1f << EPOCH_SHIFT;
 const POSITION: u64 = (1 << EPOCH_SHIFT) - 1;
 
@@ -24,6 +25,8 @@ pub(super) const HELD_BIT: u64 = HELD;
 pub(super) const RINGING_BIT: u64 = RINGING;
 /// What is set by who publishes, and does not wait any longer for the doorbell.
 pub(super) const LEFT_BIT: u64 = LEFT;
+/// What `repair` sets when it takes the first command out since the ring began.
+pub(super) const REFUSED_BIT: u64 = REFUSED;
 
 impl Tail {
     pub(super) const fn from_bits(bits: u64) -> Self {
@@ -62,6 +65,11 @@ impl Tail {
     /// Whether something may have been published since the bell was taken that nobody waits for.
     pub(super) const fn is_left(self) -> bool {
         self.0 & LEFT != 0
+    }
+
+    /// Whether a command was taken out of the ring since it began, which hardware refused: a ticket may not count then.
+    pub(super) const fn has_refused(self) -> bool {
+        self.0 & REFUSED != 0
     }
 
     /// Whether no reset came between the two.
@@ -192,8 +200,11 @@ mod tests {
         let held = open.held();
         assert!(held.is_held() && held.is_of(open) && held.with_bell().is_held());
         assert_eq!((held.position(), held.is_open()), (44, true));
-        let anew = alone.held().wedged().restarted(64);
-        assert!(!anew.is_held() && !anew.is_ringing() && !anew.is_left());
+        let refused = Tail::from_bits(alone.into_bits() | REFUSED_BIT);
+        assert!(refused.has_refused() && refused.is_of(alone) && refused.with_bell().has_refused());
+        assert!(!alone.has_refused() && refused.position() == alone.position());
+        let anew = refused.held().wedged().restarted(64);
+        assert!(!anew.is_held() && !anew.is_ringing() && !anew.is_left() && !anew.has_refused());
         assert_eq!((anew.position(), anew.is_open()), (64, false));
         assert!(anew.is_wedged() && !anew.is_of(open));
     }

@@ -345,6 +345,28 @@ impl Command {
         }
     }
 
+    /// The command with these words, as it was read back from a queue.
+    pub const fn read_back(words: [u64; WORDS]) -> Self {
+        Self(words)
+    }
+
+    /// Its [`Opcode`], whatever it is.
+    pub const fn code(&self) -> u8 {
+        StreamWord::from_bits(self.0[0]).opcode()
+    }
+
+    /// Whether it is a sync.
+    pub const fn is_sync(&self) -> bool {
+        self.code() == Opcode::Sync as u8
+    }
+
+    /// Whether who gives it looks at the sync behind it: not so of answers to devices that wait.
+    pub const fn is_looked_after(&self) -> bool {
+        let code = self.code();
+        let answers = code == Opcode::PageResponse as u8 || code == Opcode::Resume as u8;
+        !answers && !self.is_sync()
+    }
+
     /// Read a stream's configuration ahead. A hint, and [not for every unit](super::quirks).
     pub const fn prefetch_config(stream: StreamId) -> Self {
         Self([Self::stream(Opcode::PrefetchConfig, stream).into_bits(), 0])

@@ -182,11 +182,19 @@ impl<P: Platform> Unit<P, Enabled> {
         let _asks = (!devices.is_empty()).then(|| devices.asks());
         let most = commands.batch_most();
         let mut is_behind = Fault::DeviceForgetsFirst.is_on();
+        let apart = devices.are_asked_apart();
+        let mut earlier: Option<FlushTicket> = None;
+        let mut submit = |batch: &Batch| -> Result<FlushTicket, UnitError> {
+            let ticket = commands.submit(&context, batch)?;
+            let ticket = earlier.map_or(ticket, |earlier| ticket.and(earlier));
+            earlier = Some(ticket);
+            Ok(ticket)
+        };
         for stream in devices.of(domain) {
-            let needed = if is_behind { 1 } else { 2 };
+            let needed = 1 + usize::from(!is_behind) + usize::from(apart);
             if batch.len() + needed > most {
                 // There is a sync behind it.
-                commands.submit(&context, &batch)?;
+                submit(&batch)?;
                 batch.clear();
                 is_behind = true;
             }
@@ -195,8 +203,11 @@ impl<P: Platform> Unit<P, Enabled> {
                 is_behind = true;
             }
             let _ = batch.try_push(forget_in(stream, span));
+            if apart {
+                let _ = batch.try_push(Command::sync(SyncSignal::None));
+            }
         }
-        let ticket = commands.submit(&context, &batch)?;
+        let ticket = submit(&batch)?;
         if is_behind {
             devices.told_before(ticket);
         }

@@ -158,7 +158,7 @@ impl<P: Platform> Unit<P, Enabled> {
     ///
     /// What is read here is a while old when it is judged, and a reset may lie between the two, or between the two
     /// registers that say what is active. So it counts only for the unit that was alive before, and was not reset since.
-    pub(super) fn take_error(&self) -> Option<FaultEvent> {
+    pub(super) fn take_error(&self, platform: &P) -> Option<FaultEvent> {
         let commands = &self.state.commands;
         let seen = commands.alive();
         let errors = self.regs.errors();
@@ -184,6 +184,13 @@ impl<P: Platform> Unit<P, Enabled> {
             && (cons.command_error() == CommandError::AtcTimeout || self.regs.errors() != errors)
         {
             return None;
+        }
+        // Whoever waits for what is behind a command that the unit calls illegal has it repaired; nobody may.
+        if !errors.sfm_err() && cons.command_error() == CommandError::Illegal {
+            return match commands.repair(&self.queue_with(platform)) {
+                Ok(_) | Err(UnitError::Wedged { .. }) => None,
+                Err(_) => Some(FaultEvent::Failed),
+            };
         }
         commands.wedge_as_seen(seen?).then(|| {
             error!("SMMUv3 {}: it works no more: {errors:?}", self.index);

@@ -67,7 +67,7 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             Some(taken)
         };
-        let errors = || self.take_error();
+        let errors = || self.take_error(platform);
         match self.state.looks.others_first() {
             true => first_of([&errors, &pages, &events]),
             false => first_of([&events, &pages, &errors]),

@@ -23,6 +23,11 @@
 //! ([`device_tlbs`](crate::device_tlbs)). Each of these steps has a deadline of its own (`DEVICE_DEADLINE`), and who waits for
 //! all of it begins to wait anew with each, so that a few dead functions of a card do not wedge the unit.
 //!
+//! Where all of them answer, one had not answered before and does when it is asked alone. That is counted, of the unit
+//! ([`UnitTroubles`]) and of the device, if it was the only one that was asked in front of the sync
+//! at which the unit stood. If it was not, each is asked with a sync of its own from then on. A device that does so
+//! [again and again](crate::device_tlbs::ALONE_MOST) is closed like one that never answers.
+//!
 //! The entry of a device that was only about to be let ask stays as it is, and so does its group: it stays noted, and
 //! [`open_device_tlb`](super::Unit::open_device_tlb) refuses. It is the opener who strikes it out, once its entry says for
 //! sure that it may not ask: the opener may be storing the opposite right here.
@@ -30,12 +35,13 @@
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_iommu::{FlushSpan, UnitError, UnitIndex};
+use hv_iommu::{FlushSpan, UnitError, UnitIndex, UnitTroubles};
 use log::error;
 
 use super::device_tlb::forget_in;
 use super::{Enabled, Unit};
-use crate::device_tlbs::DeviceTlbs;
+use crate::StreamId;
+use crate::device_tlbs::{DeviceTlbs, Noted, Verdict};
 use crate::frames::Reach;
 use crate::spec::command::{Command, Depth};
 use crate::spec::stream_entry::is_asking;
@@ -52,11 +58,12 @@ pub(crate) struct Behind<'a> {
 
 impl Behind<'_> {
     /// Closes the streams of all devices that do not answer. `ask` hands commands over, alone, and says whether all who were
-    /// told to forget did.
+    /// told to forget did; one of the devices of the streams `asked` did not before.
     pub(crate) fn settle<P: Platform>(
         &self,
         platform: &P,
         unit: UnitIndex,
+        asked: &[StreamId],
         ask: impl Fn(&[Command], &'static str) -> Result<bool, UnitError>,
     ) -> Result<(), UnitError> {
         let reach = Reach {
@@ -65,6 +72,7 @@ impl Behind<'_> {
             coherent: self.coherent,
             phys_bits: self.phys_bits,
         };
+        let mut is_found = false;
         // Who is noted later has not told its device anything yet.
         for noted in self.devices.noted() {
             let is_here = platform.config_read32(noted.requester, 0) != u32::MAX;
@@ -73,29 +81,47 @@ impl Behind<'_> {
             if is_here && ask(&forget, what)? || Fault::SilentIsBelieved.is_on() {
                 continue;
             }
-            error!(
-                "SMMUv3 {unit}: {} does not answer: {:?} is closed",
-                noted.requester, noted.stream
-            );
-            let entry = self.streams.entry(&reach, noted.stream)?;
-            let was_asking = entry.as_ref().is_some_and(|entry| is_asking(&entry.read()));
-            if let Some(entry) = entry.filter(|_| was_asking)
-                && !Fault::SilentKeepsEntry.is_on()
-            {
-                // Its owner may be at it, or who cuts it off: that it aborts is what stays.
-                entry.abort_now(&reach);
-            }
-            if !Fault::SilentEntryNotReread.is_on() {
-                let reread = [Command::config_stream(noted.stream, Depth::Leaves)];
-                ask(&reread, "forgetting a stream table entry (CFGI_STE)")?;
-            }
-            match was_asking {
-                // Who is told cuts the stream off as well, which would hide that it was not closed here.
-                true => self
-                    .devices
-                    .give_up(noted, !Fault::SilentKeepsEntry.is_on()),
-                false => self.devices.refuse(noted),
-            }
+            is_found = true;
+            self.close(&reach, noted, &ask)?;
+        }
+        match is_found {
+            true => Ok(()),
+            false => match self.devices.answered_alone(asked) {
+                Verdict::GoesOn => Ok(()),
+                Verdict::TooOften(noted) => self.close(&reach, noted, &ask),
+            },
+        }
+    }
+
+    /// Sees to it that nothing of a stream passes any more.
+    fn close<P: Platform>(
+        &self,
+        reach: &Reach<'_, P>,
+        noted: Noted,
+        ask: impl Fn(&[Command], &'static str) -> Result<bool, UnitError>,
+    ) -> Result<(), UnitError> {
+        error!(
+            "SMMUv3 {}: {} does not answer: {:?} is closed",
+            reach.unit, noted.requester, noted.stream
+        );
+        let entry = self.streams.entry(reach, noted.stream)?;
+        let was_asking = entry.as_ref().is_some_and(|entry| is_asking(&entry.read()));
+        if let Some(entry) = entry.filter(|_| was_asking)
+            && !Fault::SilentKeepsEntry.is_on()
+        {
+            // Its owner may be at it, or who cuts it off: that it aborts is what stays.
+            entry.abort_now(reach);
+        }
+        if !Fault::SilentEntryNotReread.is_on() {
+            let reread = [Command::config_stream(noted.stream, Depth::Leaves)];
+            ask(&reread, "forgetting a stream table entry (CFGI_STE)")?;
+        }
+        match was_asking {
+            // Who is told cuts the stream off as well, which would hide that it was not closed here.
+            true => self
+                .devices
+                .give_up(noted, !Fault::SilentKeepsEntry.is_on()),
+            false => self.devices.refuse(noted),
         }
         Ok(())
     }
@@ -110,6 +136,16 @@ impl<P: Platform> Unit<P, Enabled> {
     /// See [`hv_iommu::Backend::mending_steps`].
     pub(crate) fn mending_steps(&self) -> u64 {
         self.state.commands.mending_steps()
+    }
+
+    /// See [`hv_iommu::Backend::troubles`].
+    pub(crate) fn troubles(&self) -> UnitTroubles {
+        let (commands_read_again, commands_refused) = self.state.commands.refusals();
+        UnitTroubles {
+            commands_read_again,
+            commands_refused,
+            answered_alone: self.state.devices.times_alone(),
+        }
     }
 
     /// See [`hv_iommu::Backend::has_silent`].

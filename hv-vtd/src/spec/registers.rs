@@ -128,6 +128,18 @@ pub struct FaultStatus {
 pub const FSTS_CLEAR: u32 = 0x7d;
 /// FSTS: the errors of the invalidation queue (IQE, ICE, ITE).
 pub const FSTS_QUEUE_ERRORS: u32 = 0x70;
+/// FSTS: a descriptor was refused and the queue stands (IQE).
+pub const FSTS_IQE: u32 = 1 << 4;
+/// IQERCD: why a descriptor was refused (IQEI, bits 3:0).
+pub const IQERCD_IQEI: u64 = 0xf;
+
+/// Whether IQEI says that the unit refuses what stands in a descriptor: 3 an unknown type, 4 reserved bits, 5 its width, 7 what
+/// it says of tables, or 0, by units that do not say why. Not so of 1 and 6, a bad tail, and 2, a descriptor that could not
+/// be fetched (VirtualBox, IQERCD fields).
+pub const fn is_refusal(iqei: u64) -> bool {
+    matches!(iqei, 0 | 3 | 4 | 5 | 7)
+}
+
 /// FSTS: lost faults (PFO).
 pub const FSTS_PFO: u32 = 1;
 
@@ -218,6 +230,9 @@ mod tests {
             assert_eq!(status.into_bits(), word);
         }
         assert_eq!(FSTS_QUEUE_ERRORS, 0x10 | 0x20 | 0x40);
+        assert_eq!(FSTS_IQE, FaultStatus::new().with_iqe(true).into_bits());
+        let refusals = (0..=IQERCD_IQEI).filter(|code| is_refusal(*code));
+        assert!(refusals.eq([0, 3, 4, 5, 7]));
         assert_eq!(FSTS_CLEAR, 0x01 | 0x04 | 0x08 | 0x10 | 0x20 | 0x40);
         assert_eq!(FSTS_PFO, 0x01);
         assert_eq!(Version::from_bits(0x10).major(), 1);

@@ -6,7 +6,7 @@ use super::*;
 use crate::queue::ENTRIES;
 use crate::testing::{Behaviour, Point};
 use hv_core::{Iova, IovaRange};
-use hv_iommu::{Backend, FlushDepth, FlushRequest, FlushSpan, FlushTicket, UnitError};
+use hv_iommu::{Backend, CommandCode, FlushDepth, FlushRequest, FlushSpan, FlushTicket, UnitError};
 
 fn whole(number: u16) -> FlushRequest {
     FlushRequest {
@@ -95,7 +95,7 @@ fn late_completion_never_satisfies_a_newer_ticket() {
     // Older tickets stay completed, and one that was never given does not complete.
     assert_eq!(vtd.poll(FIRST, first), Ok(true));
     let sequence = third.sequence + 1;
-    assert_eq!(vtd.poll(FIRST, FlushTicket { sequence }), Ok(false));
+    assert_eq!(vtd.poll(FIRST, FlushTicket::alone(sequence)), Ok(false));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn sequences_go_on_when_the_low_half_wraps() {
     machine.units[0].complete_held();
     // Play a unit that has completed all but the last of 2^32 requests and more.
     let sequence = (5 << 32) - 700;
-    vtd.skip_past(FIRST, FlushTicket { sequence }).unwrap();
+    vtd.skip_past(FIRST, FlushTicket::alone(sequence)).unwrap();
     machine.units[0].rewind();
     machine.memory.hardware_write32(status, sequence as u32);
     let near_wrap = (5 << 32) - 2;
@@ -167,8 +167,8 @@ fn a_completion_of_what_was_never_submitted_wedges() {
 
 #[test]
 fn queue_errors_are_reported_with_the_status_and_wedge() {
-    // A refused descriptor, a completion error, a device that did not answer, a unit that is gone.
-    for fsts in [1 << 4, 1 << 5, 1 << 6, u32::MAX] {
+    // A completion error, a device that did not answer, with a refused descriptor as well, a unit that is gone.
+    for fsts in [1 << 5, 1 << 6, 0x30, u32::MAX] {
         let (machine, vtd) = held();
         let ticket = vtd.submit(FIRST, whole(1)).unwrap();
         machine.units[0].set_fault_status(fsts);
@@ -188,16 +188,50 @@ fn queue_errors_are_reported_with_the_status_and_wedge() {
         let wedged = UnitError::Wedged { unit: FIRST };
         assert_eq!(vtd.submit(FIRST, whole(1)), Err(wedged));
     }
+}
+
+/// A descriptor that the unit refuses (IQE) is read once more, then a wait comes in its place: what it was for is not done.
+#[test]
+fn bc01_a_refused_descriptor_is_not_done_and_stops_nobody() {
     let (machine, vtd) = running(CAP, ECAP);
-    machine.units[0].behave(Behaviour {
+    let refuses = Behaviour {
         refuse_type: Some(2),
         ..Behaviour::default()
-    });
+    };
+    machine.units[0].behave(refuses);
     let ticket = vtd.submit(FIRST, whole(1)).unwrap();
-    assert!(matches!(
-        vtd.poll(FIRST, ticket),
-        Err(UnitError::Hardware { .. })
-    ));
+    let other = vtd.submit(FIRST, whole(2)).unwrap();
+    for (ticket, entry) in [(ticket, ticket.first), (other, other.first)] {
+        let refused = UnitError::Refused {
+            unit: FIRST,
+            code: CommandCode(2),
+            entry: entry as usize % ENTRIES,
+        };
+        assert_eq!(vtd.poll(FIRST, ticket), Err(refused));
+    }
+    assert_eq!(machine.units[0].fault_status(), 0);
+    let troubles = vtd.troubles(FIRST);
+    assert_eq!(
+        (troubles.commands_read_again, troubles.commands_refused),
+        (2, 2)
+    );
+    machine.units[0].behave(Behaviour::default());
+    let ticket = vtd.submit(FIRST, whole(1)).unwrap();
+    assert_eq!(vtd.poll(FIRST, ticket), Ok(true));
+    // An error that says nothing of the descriptor, or one that stays: the unit is wedged.
+    let (machine, vtd) = held();
+    let stays = Behaviour {
+        errors_stay: true,
+        queue_stands: true,
+        ..Behaviour::default()
+    };
+    machine.units[0].behave(stays);
+    let ticket = vtd.submit(FIRST, whole(1)).unwrap();
+    machine.units[0].set_fault_status(1 << 4);
+    let refused = vtd.poll(FIRST, ticket).unwrap_err();
+    assert!(matches!(refused, UnitError::Refused { .. }), "{refused}");
+    let wedged = UnitError::Wedged { unit: FIRST };
+    assert_eq!(vtd.poll(FIRST, ticket), Err(wedged));
 }
 
 /// Shows: bc14.
@@ -310,7 +344,7 @@ fn there_is_no_unit_past_the_last() {
     let unit = UnitIndex::new(1).unwrap();
     let none = UnitError::NoSuchUnit { unit };
     assert_eq!(vtd.submit(unit, whole(1)), Err(none));
-    assert_eq!(vtd.poll(unit, FlushTicket { sequence: 0 }), Err(none));
+    assert_eq!(vtd.poll(unit, FlushTicket::alone(0)), Err(none));
     assert_eq!(vtd.unit_caps(unit), None);
     assert_eq!(vtd.take_fault(unit), None);
     vtd.wedge(unit);

@@ -146,7 +146,7 @@ fn bc01_an_old_wait_is_not_done_when_half_of_a_reset_is() {
             ..Behaviour::default()
         });
         let error = other.reset(FIRST).unwrap_err();
-        assert!(matches!(error, UnitError::Hardware { .. }), "{error}");
+        assert!(matches!(error, UnitError::Refused { .. }), "{error}");
     });
     let (status, data) = machine.units[0].last_held();
     assert_eq!(vtd.poll(FIRST, old), Err(WEDGED));
@@ -228,7 +228,7 @@ fn bc01_a_reset_that_a_unit_does_not_complete_leaves_it_wedged() {
         assert!(took.as_secs() < 3, "{behaviour:?} took {took:?}");
         let expected = matches!(
             error,
-            UnitError::Timeout { .. } | UnitError::Hardware { .. }
+            UnitError::Timeout { .. } | UnitError::Hardware { .. } | UnitError::Refused { .. }
         );
         assert!(expected, "{error}");
         assert_eq!(vtd.poll(FIRST, old), Err(WEDGED), "{behaviour:?}");

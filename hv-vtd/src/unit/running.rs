@@ -5,7 +5,9 @@
 use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
-use hv_iommu::{Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError};
+use hv_iommu::{
+    Binding, FaultEvent, FlushRequest, FlushTicket, HwDomainId, UnitError, UnitTroubles,
+};
 
 use arrayvec::ArrayVec;
 use log::error;
@@ -175,16 +177,40 @@ impl<P: Platform> Unit<P, Enabled> {
     ///
     /// A queue that stopped raises the interrupt of faults too, and keeps every later one from being told. A reset of the
     /// unit clears that.
-    pub(crate) fn take_fault(&self) -> Option<FaultEvent> {
+    pub(crate) fn take_fault(&self, platform: &P) -> Option<FaultEvent> {
         let queue = &self.state.queue;
         // Before the look: what it finds says nothing of a unit that was reset since.
         let seen = queue.alive();
+        let failed = |error| {
+            error!("VT-d {}: its queue has stopped: {error}", self.index);
+            Some(FaultEvent::Failed)
+        };
         self.faults.take(&self.regs, |status| {
-            queue.wedge_as_seen(seen?).then(|| {
-                error!("VT-d {}: its queue has stopped: {status:?}", self.index);
-                FaultEvent::Failed
-            })
+            let stands = Some(FaultEvent::Withheld);
+            let Some(seen) = seen else { return stands };
+            if status.iqe() && !status.ice() && !status.ite() {
+                // Whoever waits for what is behind a descriptor that was refused has it repaired; nobody may.
+                return match queue.repair(&self.queue_with(platform)) {
+                    Ok(true) => None,
+                    Ok(false) | Err(UnitError::Wedged { .. }) => stands,
+                    Err(error) => failed(error),
+                };
+            }
+            match queue.wedge_as_seen(seen) {
+                true => failed(UnitError::Wedged { unit: self.index }),
+                false => stands,
+            }
         })
+    }
+
+    /// See [`hv_iommu::Backend::troubles`].
+    pub(crate) fn troubles(&self) -> UnitTroubles {
+        let (commands_read_again, commands_refused) = self.state.queue.refusals();
+        UnitTroubles {
+            commands_read_again,
+            commands_refused,
+            ..UnitTroubles::default()
+        }
     }
 }
 

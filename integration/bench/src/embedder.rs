@@ -149,7 +149,7 @@ impl Instantly {
     fn ticket(&self) -> FlushTicket {
         // ORDERING: Relaxed, a number.
         let sequence = self.submitted.fetch_add(1, Ordering::Relaxed) + 1;
-        FlushTicket { sequence }
+        FlushTicket::alone(sequence)
     }
 }
 

@@ -22,6 +22,9 @@ pub enum Answering {
     NotWithin(Duration),
     /// Not at all, and the unit waits for ever.
     NotEvenInTime,
+    /// As soon as it is told to forget everything, which drivers do when they ask one alone; not when it is told to forget some
+    /// pages.
+    NotForPages,
 }
 
 impl State {

@@ -7,6 +7,7 @@ mod kept;
 mod messages;
 mod nested;
 mod pasids;
+mod refused;
 mod single;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,7 @@ pub(crate) use kept::kept;
 pub(crate) use messages::messages;
 pub(crate) use nested::{cut_off, nested};
 pub(crate) use pasids::pasids;
+pub(crate) use refused::refused;
 pub(crate) use single::Single;
 
 use crate::driver::{Driver, Policy};

@@ -10,6 +10,7 @@ use hv_iommu::table::Mapping;
 use crate::bus::Bus;
 use crate::devices::Answering;
 use crate::interrupt::Trouble;
+use crate::refusing::Refusing;
 use crate::request::{Reach, Request, Sender, Step};
 use crate::rng::Rng;
 
@@ -110,6 +111,9 @@ pub(crate) trait FrontEnd: Send {
 
     /// Its queue stops at an error of its own.
     fn fail(&mut self, bus: &mut Bus);
+
+    /// Which legal commands it calls illegal from now on.
+    fn refuses(&mut self, refusing: Refusing);
 
     /// It suffers something, where its kind can.
     fn suffer(&mut self, bus: &mut Bus, trouble: Trouble) {

@@ -35,6 +35,7 @@ mod notes;
 mod pci;
 pub mod planted;
 mod platform;
+mod refusing;
 mod request;
 mod rig;
 mod rng;
@@ -59,6 +60,7 @@ pub use machine::{
     UnitModel, UnitRegisters,
 };
 pub use platform::RigRegisters;
+pub use refusing::Refusing;
 pub use request::Outcome;
 pub use rig::{Failure, Rig};
 pub use rng::Rng;

@@ -353,7 +353,7 @@ impl<T> Fake<T> {
         index: UnitIndex,
         call: Call,
     ) -> Result<(std::sync::MutexGuard<'_, Unit>, Answer), UnitError> {
-        let mut unit = self.unit(index)?;
+        let mut unit = self.interrupted(index, call)?;
         let mut answer = Answer::Completes(unit.completion);
         unit.plans.retain_mut(|plan| {
             if plan.call != call {
@@ -488,7 +488,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
             return Err(broken(index));
         };
         let sequence = unit.enqueue(Effect::Flush(request), completion);
-        Ok(FlushTicket { sequence })
+        Ok(FlushTicket::alone(sequence))
     }
 
     fn poll(&self, index: UnitIndex, ticket: FlushTicket) -> Result<bool, UnitError> {

@@ -192,11 +192,11 @@ fn bc01_nobody_else_submits_or_finds_anything_done_while_it_is_mended() {
         // Another CPU, whose registers say the same.
         let (queue, other) = (alone.queue(), shared(4, Ends::WrapBit).1);
         other.head.set(alone.port().head()?);
-        let first = FlushTicket { sequence: 2 };
+        let first = FlushTicket::alone(2);
         assert_eq!(queue.poll(&other, first), Ok(false));
         let busy = queue.submit(&other, &[Entry::Command(5)]).unwrap_err();
         assert!(matches!(busy, UnitError::Busy { .. }), "{busy}");
-        assert_eq!(queue.repair(&other, |_| ()), Ok(None));
+        assert_eq!(queue.repair(&other), Ok(false));
         assert_eq!(
             queue.restart(&other).err(),
             Some(UnitError::NotWedged { unit: UNIT })

@@ -6,6 +6,7 @@ use hv_iommu::{FaultNotice, TrustedDevice};
 use hv_smmu::Smmu;
 
 use super::single::Single;
+use crate::devices::Answering;
 use crate::driver::Vendor;
 use crate::machine::Machine;
 use crate::request::Outcome;
@@ -24,9 +25,10 @@ type Kind = (fn(&mut Identity), fn(&mut Drilled) -> Option<()>);
 
 /// All of the drills on the machine of a seed.
 pub(crate) fn devices(seed: u64) -> Option<Violation> {
-    let kinds: [Kind; 4] = [
+    let kinds: [Kind; 5] = [
         (|identity| identity.ats = true, keeping),
         (|identity| identity.ats = true, silent),
+        (|identity| identity.ats = true, alone),
         (
             |identity| (identity.ats, identity.pri) = (true, true),
             paging,
@@ -157,6 +159,28 @@ fn silent(drilled: &mut Drilled) -> Option<()> {
         drilled.wrong("a device that does not answer was not cut off by itself");
     }
     drilled.one.group = Some(group);
+    Some(())
+}
+
+/// The device answers when it is asked alone, and never otherwise: it is not borne with for ever.
+fn alone(drilled: &mut Drilled) -> Option<()> {
+    let (device, rig) = (drilled.one.device, drilled.one.rig.clone());
+    let group = drilled.one.group.as_mut()?;
+    group.enable_ats(device, &drilled.trusted).ok()?;
+    rig.answer(device, Answering::NotForPages);
+    for _ in 0..ROUNDS {
+        drilled.with_pages(4, |_| {
+            rig.ask(device, Iova::new(AT), Access::Write);
+        })?;
+        rig.access_kept(device, Iova::new(AT), Access::Write);
+    }
+    let mut told = 0;
+    drilled.one.iommu.take_faults(|notice| {
+        told += usize::from(matches!(notice, FaultNotice::CutOff(_)));
+    });
+    if told != 1 || drilled.one.iommu.wedged_units().count() != 0 {
+        drilled.wrong("a device that answers only when it is asked alone is asked again and again");
+    }
     Some(())
 }
 

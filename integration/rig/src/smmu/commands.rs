@@ -11,6 +11,7 @@ use super::spec::command::{self, Command, Signal, Whose};
 use super::spec::registers;
 use crate::bus::Bus;
 use crate::memory::frame_of;
+use crate::refusing::{Kind, Refusing};
 use crate::request::{Mark, Progress};
 use crate::rule::Rule;
 
@@ -41,6 +42,8 @@ pub(crate) struct Queue {
     pub(crate) cons: u64,
     /// Why it stopped.
     pub(crate) error: u32,
+    /// Which legal commands it calls illegal.
+    pub(super) refusing: Refusing,
     pending: VecDeque<Pending>,
     /// Since when a sync is next.
     sync_since: Option<u64>,
@@ -48,6 +51,27 @@ pub(crate) struct Queue {
     pub(super) drains: Vec<u64>,
     /// Whether all configuration, and all translations, were forgotten since the last sync.
     forgot: (bool, bool),
+}
+
+/// What a command is to a unit that refuses some.
+const fn kind(command: &Command) -> Kind {
+    match command {
+        Command::Range(_) => Kind::Pages,
+        Command::Guest { .. } | Command::First { .. } | Command::Asid { .. } | Command::All => {
+            Kind::Translations
+        }
+        Command::Stream { .. }
+        | Command::Streams { .. }
+        | Command::AllStreams
+        | Command::Context { .. }
+        | Command::Contexts { .. } => Kind::Configuration,
+        Command::Resume { .. } | Command::PageAnswer { .. } => Kind::Answer,
+        Command::Prefetch
+        | Command::Elsewhere
+        | Command::Device { .. }
+        | Command::EndStalls { .. }
+        | Command::Sync(_) => Kind::Other,
+    }
 }
 
 impl Queue {
@@ -149,6 +173,11 @@ impl Unit {
                 return false;
             }
         };
+        // Not of a sync that is waited for already.
+        if self.queue.sync_since.is_none() && self.queue.refusing.refuses(kind(&command)) {
+            self.stop(bus, registers::ERROR_ILLEGAL);
+            return false;
+        }
         if let Command::Sync(signal) = command {
             return self.sync(bus, signal, slow);
         }

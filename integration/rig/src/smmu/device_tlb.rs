@@ -248,7 +248,10 @@ impl Unit {
                 return self.devices.silent(bus, how);
             }
             _ if gone => return self.devices.silent(bus, Answering::Not),
-            Answering::AtOnce | Answering::Late(_) => {}
+            Answering::NotForPages if (first, last) != (0, u64::MAX) => {
+                return self.devices.silent(bus, Answering::Not);
+            }
+            Answering::AtOnce | Answering::Late(_) | Answering::NotForPages => {}
         }
         // It asks for that again at once.
         let forgotten = self.devices.forget(stream, first, last);

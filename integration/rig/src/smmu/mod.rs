@@ -43,6 +43,7 @@ use crate::devices::Answering;
 use crate::frontend::{FrontEnd, Health};
 use crate::interrupt::Trouble;
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
+use crate::refusing::Refusing;
 use crate::request::{Progress, Reach, Request, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
@@ -266,6 +267,10 @@ impl FrontEnd for Unit {
 
     fn fail(&mut self, bus: &mut Bus) {
         self.queue_fails(bus);
+    }
+
+    fn refuses(&mut self, refusing: Refusing) {
+        self.queue.refusing = refusing;
     }
 
     fn suffer(&mut self, bus: &mut Bus, trouble: Trouble) {

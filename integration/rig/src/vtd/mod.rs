@@ -32,6 +32,7 @@ pub(crate) use walk::Walk;
 use crate::bus::Bus;
 use crate::frontend::{FrontEnd, Health};
 use crate::memory::{BASE, FRAME_BYTES, FRAMES, View};
+use crate::refusing::Refusing;
 use crate::request::{Progress, Request, Sender, Step};
 use crate::rng::Rng;
 
@@ -265,6 +266,10 @@ impl FrontEnd for Unit {
 
     fn fail(&mut self, bus: &mut Bus) {
         self.queue_fails(bus);
+    }
+
+    fn refuses(&mut self, refusing: Refusing) {
+        self.queue.refusing = refusing;
     }
 
     fn evict(&mut self, rng: &mut Rng) {

@@ -10,6 +10,7 @@ use super::spec::descriptor::{self, Descriptor};
 use super::spec::registers;
 use crate::bus::Bus;
 use crate::memory::frame_of;
+use crate::refusing::{Kind, Refusing};
 use crate::request::{Mark, Progress};
 use crate::rule::Rule;
 
@@ -49,8 +50,22 @@ pub(crate) struct Queue {
     pub(crate) on: bool,
     /// Whether an error stopped it.
     pub(crate) stopped: bool,
+    /// Which legal descriptors it calls illegal.
+    pub(super) refusing: Refusing,
     pending: VecDeque<Pending>,
     statuses: VecDeque<Status>,
+}
+
+/// What a descriptor is to a unit that refuses some.
+const fn kind(descriptor: &Descriptor) -> Kind {
+    match descriptor {
+        Descriptor::IotlbPages { .. } => Kind::Pages,
+        Descriptor::IotlbGlobal { .. } | Descriptor::IotlbDomain { .. } => Kind::Translations,
+        Descriptor::ContextGlobal
+        | Descriptor::ContextDomain { .. }
+        | Descriptor::ContextDevice { .. } => Kind::Configuration,
+        Descriptor::Wait { .. } => Kind::Other,
+    }
 }
 
 impl Queue {
@@ -202,6 +217,11 @@ impl Unit {
                 return false;
             }
         };
+        if self.queue.refusing.refuses(kind(&descriptor)) {
+            self.queue_error = registers::IQEI_TYPE;
+            self.stop(bus);
+            return false;
+        }
         let due = bus.nanos + if slow { bus.rng.below(3000) } else { 0 };
         self.queue.head = (self.queue.head + 1) % self.queue.entries;
         self.queue.pending.push_back(Pending {

@@ -5,7 +5,7 @@ use std::sync::MutexGuard;
 use hv_iommu::{FaultEvent, UnitError, UnitIndex};
 
 use super::unit::Unit;
-use super::{Fake, heap};
+use super::{Call, Fake, heap};
 
 impl<T> Fake<T> {
     /// What another CPU does in the middle of the unit's next reset, when the unit has forgotten all
@@ -29,6 +29,26 @@ impl<T> Fake<T> {
     /// What another CPU does in the middle of the next look at what the unit was asked for.
     pub fn during_poll(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
         self.lock_unit(unit).during_poll = Some(Box::new(job));
+    }
+
+    /// What another CPU does in the middle of the next such call.
+    pub fn during_call(&self, unit: usize, call: Call, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).during_call = Some((call, Box::new(job)));
+    }
+
+    /// A unit that is called.
+    pub(super) fn interrupted(
+        &self,
+        index: UnitIndex,
+        call: Call,
+    ) -> Result<MutexGuard<'_, Unit>, UnitError> {
+        let mut unit = self.unit(index)?;
+        if let Some((_, job)) = unit.during_call.take_if(|(of, _)| *of == call) {
+            drop(unit);
+            job();
+            unit = self.unit(index)?;
+        }
+        Ok(unit)
     }
 
     /// The unit waits for devices, and finds out about one of them in each so many looks.

@@ -156,7 +156,7 @@ impl<T> Fake<T> {
             return Ok(None);
         }
         let sequence = unit.enqueue(Effect::Bound(who), completion);
-        Ok(Some(FlushTicket { sequence }))
+        Ok(Some(FlushTicket::alone(sequence)))
     }
 
     /// Takes down whatever is bound.
@@ -185,7 +185,7 @@ impl<T> Fake<T> {
             return Err(broken(index));
         };
         let sequence = unit.enqueue(Effect::Forget(who, domain), completion);
-        Ok(FlushTicket { sequence })
+        Ok(FlushTicket::alone(sequence))
     }
 }
 
@@ -281,7 +281,7 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
         };
         let effect = Effect::Nested(parent, *stage, *invalidation);
         let sequence = unit.enqueue(effect, completion);
-        Ok(FlushTicket { sequence })
+        Ok(FlushTicket::alone(sequence))
     }
 }
 
@@ -375,6 +375,6 @@ unsafe impl<T: 'static> ReplaceBackend for Fake<T> {
             return Err(broken(index));
         };
         let sequence = unit.enqueue(Effect::Forget(who, from), completion);
-        Ok(FlushTicket { sequence })
+        Ok(FlushTicket::alone(sequence))
     }
 }

@@ -13,7 +13,7 @@ use hv_iommu::{
 
 use super::format::{ADDRESS, LINK, READ, RINGS, SNOOPED, WRITE, WRITTEN};
 use super::shapes::{Bound, Features, Forget, Stage, Way};
-use super::{Completion, DmaFault, Logged, Plan};
+use super::{Call, Completion, DmaFault, Logged, Plan};
 use crate::host::Host;
 
 /// How many faults a unit keeps before it loses some.
@@ -77,6 +77,8 @@ pub(super) struct Unit {
     pub(super) fails_again: bool,
     /// What another CPU does in the middle of a look at what was asked.
     pub(super) during_poll: Option<Job>,
+    /// What another CPU does in the middle of a call.
+    pub(super) during_call: Option<(Call, Job)>,
     /// After so many looks each that it finds out about one more device that does not answer, and how many those were.
     pub(super) finds_out: Option<(u32, u32)>,
     pub(super) completion: Completion,
@@ -110,6 +112,7 @@ impl Unit {
             bindings: HashMap::new(),
             queue: VecDeque::new(),
             during_poll: None,
+            during_call: None,
             finds_out: None,
             submitted: 0,
             completed: 0,

@@ -159,11 +159,11 @@ unsafe impl Backend for Board {
         self.unbound.fetch_add(1, Ordering::Relaxed);
         let before = self.bound.lock().unwrap().remove(&requester);
         assert_eq!(before, Some(domain), "{requester} is bound to another");
-        Ok(FlushTicket { sequence: 1 })
+        Ok(FlushTicket::alone(1))
     }
 
     fn submit(&self, _unit: UnitIndex, _request: FlushRequest) -> Result<FlushTicket, UnitError> {
-        Ok(FlushTicket { sequence: 1 })
+        Ok(FlushTicket::alone(1))
     }
 
     fn poll(&self, _unit: UnitIndex, _ticket: FlushTicket) -> Result<bool, UnitError> {

@@ -130,6 +130,10 @@ const QUEUEING: &[Row] = &[
         &[queueing::bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending],
     ),
     (
+        Fault::RefusedCountsAsDone,
+        &[queueing::refusing::bc01_what_is_refused_fails_who_asked_for_it_and_nobody_else],
+    ),
+    (
         Fault::MendAsksAll,
         &[queueing::asking::bc01_what_stands_in_the_ring_is_asked_by_who_mends],
     ),

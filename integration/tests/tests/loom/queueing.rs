@@ -1,6 +1,7 @@
 //! Models of the command queue: submitters on several CPUs, hardware that reads the ring, stalls, resets, lies.
 
 pub(crate) mod asking;
+pub(crate) mod refusing;
 pub(crate) mod stalls;
 
 use std::collections::BTreeSet;
@@ -10,8 +11,10 @@ use std::time::Duration;
 
 use hv_core::platform::{Clock, Instant};
 use hv_core::sync::{AtomicBool, AtomicU64, Ordering, spin_hint};
-use hv_iommu::queue::{Alone, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape};
-use hv_iommu::{FlushTicket, UnitError, UnitIndex};
+use hv_iommu::queue::{
+    Alone, CommandQueue, Completion, Ends, Going, Place, QueuePort, QueueShape, Refused,
+};
+use hv_iommu::{CommandCode, FlushTicket, UnitError, UnitIndex};
 
 use crate::explore::{models, must_fail, saw};
 
@@ -24,6 +27,9 @@ const SILENT: u64 = 16;
 const CLOSE: u64 = 8;
 /// What stands in the place of something that is not asked.
 const SPARED: u64 = 15;
+/// Why hardware stands.
+const UNANSWERED: u64 = 1;
+const REFUSED: u64 = 2;
 
 /// What hardware has done, and what was done to it. Plain state: it orders nothing.
 #[derive(Default)]
@@ -53,8 +59,10 @@ struct Unit {
     /// The registers.
     tail: AtomicU64,
     head: AtomicU64,
-    /// Not zero while hardware stands at a sync.
+    /// Why hardware stands; zero while it does not.
     stands: AtomicU64,
+    /// The command that hardware refuses; zero for none.
+    refuses: u64,
     /// Not zero while it reads: where CPUs other than the holder of the bell have it go on.
     engine: AtomicU64,
     /// Whether they do.
@@ -80,6 +88,7 @@ impl Unit {
             tail: AtomicU64::new(0),
             head: AtomicU64::new(0),
             stands: AtomicU64::new(0),
+            refuses: 0,
             engine: AtomicU64::new(0),
             goes_on: false,
             is_hasty: false,
@@ -135,7 +144,12 @@ impl Unit {
         if entry & SYNC != 0 && std::mem::take(&mut self.done.lock().unwrap().unanswered) {
             self.done.lock().unwrap().stood += 1;
             // ORDERING: Release, as hardware says that there is an error.
-            self.stands.store(1, Ordering::Release);
+            self.stands.store(UNANSWERED, Ordering::Release);
+            return false;
+        }
+        if entry == self.refuses {
+            // ORDERING: as above.
+            self.stands.store(REFUSED, Ordering::Release);
             return false;
         }
         self.execute(entry);
@@ -274,6 +288,7 @@ impl QueuePort for Unit {
         // ORDERING: Acquire, as a read of a register.
         match self.stands.load(Ordering::Acquire) {
             0 => Ok(Going::On),
+            REFUSED => Ok(Going::Refused),
             _ => {
                 if self.is_hasty {
                     self.resume();
@@ -291,6 +306,16 @@ impl QueuePort for Unit {
             self.ring[index].store(SPARED, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn refused(&self, index: usize) -> Result<Refused<u64>, UnitError> {
+        // ORDERING: Relaxed, as a port should.
+        let entry = self.ring[index].load(Ordering::Relaxed);
+        Ok(Refused {
+            entry,
+            code: CommandCode(entry as u8),
+            is_waited_for: entry & SYNC == 0,
+        })
     }
 
     fn resume(&self) {

@@ -2,7 +2,7 @@
 
 use hv_core::{Access, Iova, PciAddress};
 use hv_iommu::{FaultClass, FaultLogs, FaultNotice, TrustedDevice};
-use hv_rig::{Identity, Machine, Outcome, Trouble, Vendor};
+use hv_rig::{Identity, Machine, Outcome, Refusing, Trouble, Vendor};
 
 use super::stand::{Stand, iovas, on_machines, pci};
 
@@ -349,5 +349,36 @@ fn ats_is_refused_by_name_where_faults_always_stall() {
         drop(group.detach().unwrap());
         stand.rig.detached(&members);
         domain.destroy().unwrap().for_each(drop);
+    });
+}
+
+/// An answer that the unit refuses is one that nobody waits for: the unit is wedged, for the request would stand still for ever.
+#[test]
+fn bc19_an_answer_that_the_unit_refuses_is_not_lost_in_silence() {
+    on_machines(20, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit();
+        stand.rig.refuse(unit.index(), Refusing::Answers);
+        writes(stand, 0x20_0000);
+        assert_eq!(stand.rig.stalled(unit.index()), 1);
+        let mut failed = 0;
+        // Whoever looks for faults finds that the unit stands, as nobody waits for it.
+        for _ in 0..64 {
+            stand.iommu.take_faults(|notice| match notice {
+                FaultNotice::Failed(which) => failed += usize::from(which == unit),
+                _ => {}
+            });
+            stand.rig.idle(200);
+        }
+        assert_eq!(failed, 1);
+        stand.rig.wedged(unit.index(), true);
+        assert!(!stand.rig.may_send(DEVICE));
+        stand.rig.refuse(unit.index(), Refusing::Nothing);
+        stand.iommu.reset_unit(unit).unwrap();
+        stand.rig.wedged(unit.index(), false);
+        stand.rig.idle(20_000);
+        assert_eq!(stand.rig.stalled(unit.index()), 0);
+        drop(one.end());
     });
 }

@@ -19,6 +19,8 @@ mod lending;
 mod messages;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../refused.rs"]
+mod refused;
 #[path = "../regions.rs"]
 mod regions;
 #[path = "../sizes.rs"]
@@ -34,6 +36,7 @@ mod timeouts;
 #[path = "../units.rs"]
 mod units;
 
+mod alone;
 mod answers;
 mod device_tlbs;
 mod interrupts;

@@ -3,9 +3,9 @@
 use hv_core::{Access, Gpa, Iova, Pasid, VmId};
 use hv_iommu::{Domain, FaultBudget, FaultNotice, Needs, UserDomain};
 use hv_rig::nest::Nest;
-use hv_rig::{GuestStage, Machine, Outcome};
+use hv_rig::{GuestStage, Machine, Outcome, Refusing};
 
-use super::stand::{BAD, Stand, drawn, on_machines, pci, small};
+use super::stand::{BAD, Stand, drawn, iovas, on_machines, pci, small};
 
 // Events (IHI 0070, 7.3).
 const STREAM_DISABLED: u8 = 0x06;
@@ -197,7 +197,7 @@ fn bc08_a_stream_without_substreams_has_no_requests_with_one() {
     on_machines(10, nesting, |stand| {
         let group = stand.take(pci(0, 2, 0));
         let one = stand.kernel(group);
-        let mapped = one.map(super::stand::iovas(0x5000, 1));
+        let mapped = one.map(iovas(0x5000, 1));
         let refused = write(stand, Pasid::new(1), 5);
         assert!(
             matches!(refused, Outcome::Faulted { reason } if reason == BAD_SUBSTREAM || reason == STREAM_DISABLED),
@@ -261,4 +261,36 @@ fn bc13_a_part_whose_erratum_forbids_nesting_gets_plain_domains() {
             assert_eq!(matches!(built, UserDomain::Parent(_)), parent);
         });
     }
+}
+
+/// A guest whose invalidations the unit calls illegal loses by that, and nobody else does, however often it asks.
+#[test]
+fn bc01_a_guest_whose_invalidations_are_refused_wedges_no_unit() {
+    on_machines(30, nesting, |stand| {
+        let other = stand.take(pci(0, 1, 0));
+        let other = stand.kernel(other);
+        let nest = nest(stand, 0);
+        let unit = nest.group.as_ref().unwrap().unit();
+        nest.map(None, 0, 5, 20);
+        assert!(writes(stand, 5));
+        stand.rig.refuse(unit.index(), Refusing::Translations);
+        for round in 0..9 {
+            let pages = [
+                GuestStage::forget_page(1, page(7)),
+                GuestStage::forget_page(1, page(8)),
+            ];
+            let refused = nest.command(&pages[..1 + round % 2]).unwrap_err();
+            assert!(refused.contains("refuses command"), "{refused}");
+        }
+        stand.rig.refuse(unit.index(), Refusing::Nothing);
+        assert_eq!(stand.iommu.wedged_units().count(), 0);
+        let troubles = stand.iommu.unit_troubles(unit).unwrap();
+        assert_eq!(troubles.commands_refused, 4 + 2 * 4 + 1);
+        nest.command(&[GuestStage::forget_page(1, page(7))])
+            .unwrap();
+        let mapped = other.map(iovas(0x10_0000, 2));
+        assert!(other.writes(0x10_0000) && writes(stand, 5));
+        other.unmap_and_free(mapped);
+        drop((nest.end().unwrap(), other.end()));
+    });
 }

@@ -17,6 +17,8 @@ mod kept;
 mod lending;
 #[path = "../ownership.rs"]
 mod ownership;
+#[path = "../refused.rs"]
+mod refused;
 #[path = "../regions.rs"]
 mod regions;
 #[path = "../sizes.rs"]
