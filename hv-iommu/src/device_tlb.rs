@@ -129,10 +129,8 @@ impl<B: DeviceTlbBackend> Inner<B> {
 
     fn close(&self, member: PciAddress, domain: HwDomainId) -> Result<(), UnitError> {
         let resets = self.system.wedged.resets(self.unit);
-        let asked = self
-            .system
-            .backend
-            .close_device_tlb(self.unit, member, domain);
+        let (system, unit) = (&self.system, self.unit);
+        let asked = system.away(|| system.backend.close_device_tlb(unit, member, domain));
         self.wait_for(asked, resets, "the closing of a device's TLB")
     }
 
@@ -211,8 +209,10 @@ impl<B: DeviceTlbBackend, S: Pages<KernelPaging, B>> Group<B, Attached<KernelPag
             place.set(config, member, true);
         }
         let resets = system.wedged.resets(unit);
-        // SAFETY: who holds the group vouches for its devices with all memory.
-        let opened = unsafe { system.backend.open_device_tlb(unit, member, domain) };
+        let opened = system.away(|| {
+            // SAFETY: who holds the group vouches for its devices with all memory.
+            unsafe { system.backend.open_device_tlb(unit, member, domain) }
+        });
         if let Err(error) = inner.wait_for(opened, resets, "the opening of a device's TLB") {
             inner.close_or_cut_off(member, domain);
             // Of an earlier time, if there is a note.

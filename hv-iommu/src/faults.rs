@@ -351,7 +351,7 @@ impl<B: Backend> System<B> {
                 return;
             };
             // Nobody waits: until it is done, or if it is not, a few more faults are recorded.
-            let _ = self.backend.reread(unit, requester);
+            let _ = self.away(|| self.backend.reread(unit, requester));
         }
     }
 }

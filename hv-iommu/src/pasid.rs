@@ -269,9 +269,11 @@ impl<O: Owner, B: PasidBackend, S: Shape<O, B>> Group<B, WithPasids<O, B, S>> {
         };
         anchor.enter(unit, inner.caps.sync_on_map);
         let resets = system.wedged.resets(unit);
-        // SAFETY: the root is that of a live table, whose domain counts this attachment until it was
-        // detached; it maps what its owner's runs of frames name.
-        let bound = unsafe { system.backend.bind_pasid(unit, member, pasid, binding) };
+        let bound = system.away(|| {
+            // SAFETY: the root is that of a live table, whose domain counts this attachment until it was
+            // detached; it maps what its owner's runs of frames name.
+            unsafe { system.backend.bind_pasid(unit, member, pasid, binding) }
+        });
         let waited = system.bound_pasid(unit, bound, resets);
         let Err(error) = waited else {
             return Ok(attachment);
@@ -406,7 +408,8 @@ impl<B: PasidBackend> System<B> {
         resets: u64,
     ) -> Result<(), UnitError> {
         match bound {
-            Ok(Some(ticket)) => self.wait(unit, ticket, "the binding of a PASID"),
+            // Where it is refused, the entry is taken down again.
+            Ok(Some(ticket)) => self.wait_unless_refused(unit, ticket, "the binding of a PASID"),
             Ok(None) => Ok(()),
             Err(error) => {
                 if matches!(error, UnitError::Timeout { .. } | UnitError::Wedged { .. }) {
@@ -443,7 +446,8 @@ pub(crate) fn forget<B: PasidBackend>(slot: &Slot<B>) -> Result<(), UnitError> {
 pub(crate) fn take_down<B: PasidBackend>(slot: &Slot<B>) -> Result<(), UnitError> {
     let (unit, system) = (slot.unit, &slot.core.system);
     let (member, pasid, id) = (slot.member, slot.pasid, slot.core.id);
-    let undone = match system.backend.unbind_pasid(unit, member, pasid, id) {
+    let asked = system.away(|| system.backend.unbind_pasid(unit, member, pasid, id));
+    let undone = match asked {
         Ok(ticket) => system.wait(unit, ticket, "the unbinding of a PASID"),
         Err(error @ UnitError::NotBound { .. }) => return Err(error),
         Err(error) => Err(error),

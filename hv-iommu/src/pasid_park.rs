@@ -201,9 +201,11 @@ fn put_back<B: PasidBackend>(slot: &Slot<B>) -> Result<(), AttachError> {
     };
     let (unit, member, pasid) = (slot.unit, slot.member, slot.pasid);
     let resets = system.wedged.resets(unit);
-    // SAFETY: the root is that of a live table, whose domain counts this PASID as attached until its attachment is
-    // detached or given up, and neither happens while the entry is live.
-    let bound = unsafe { system.backend.bind_pasid(unit, member, pasid, binding) };
+    let bound = system.away(|| {
+        // SAFETY: the root is that of a live table, whose domain counts this PASID as attached until its attachment is
+        // detached or given up, and neither happens while the entry is live.
+        unsafe { system.backend.bind_pasid(unit, member, pasid, binding) }
+    });
     system
         .bound_pasid(unit, bound, resets)
         .map_err(AttachError::from)

@@ -297,7 +297,8 @@ fn take_down<B: Backend>(inner: &Inner<B>, state: &Wedged<B>) -> Result<(), Unit
             continue;
         };
         for requester in inner.requesters.iter().take(hold.bound) {
-            let unbound = match system.backend.unbind(unit, *requester, id) {
+            let asked = system.away(|| system.backend.unbind(unit, *requester, id));
+            let unbound = match asked {
                 Ok(ticket) => system.wait(unit, ticket, "the unbinding of a device"),
                 Err(UnitError::NotBound { .. }) => Ok(()),
                 Err(error) => Err(error),

@@ -317,13 +317,12 @@ impl<B: ReplaceBackend> Moving<'_, B> {
     fn one(&mut self, requester: PciAddress, [old, new]: [Way<'_, B>; 2]) -> Result<(), UnitError> {
         let (unit, system) = (self.inner.unit, &self.inner.system);
         new.anchor.enter(unit, self.inner.caps.sync_on_map);
-        // SAFETY: both domains count this group as attached, so neither ends; what each maps is what its
-        // owner's runs of frames name.
-        let asked = unsafe {
-            system
-                .backend
-                .rebind(unit, requester, old.to.domain, new.to)
-        };
+        let (backend, from) = (&system.backend, old.to.domain);
+        let asked = system.away(|| {
+            // SAFETY: both domains count this group as attached, so neither ends; what each maps is what its
+            // owner's runs of frames name.
+            unsafe { backend.rebind(unit, requester, from, new.to) }
+        });
         match asked {
             Ok(ticket) => system.wait(unit, ticket, "the replacement of a domain"),
             Err(error) => Err(error),
