@@ -88,8 +88,9 @@ fn bc01_a_unit_that_refuses_to_forget_gives_no_receipt() {
             };
             stand.rig.wedged(unit.index(), true);
             assert!(!stand.rig.may_send(FIRST));
-            // By the page or at once, and for the whole domain; each was read twice.
-            assert_eq!(troubles(stand), (2, 2));
+            // By pages, which may be one by one, and for the whole domain; each was read twice.
+            let (again, refused) = troubles(stand);
+            assert!(again == refused && (2..=3).contains(&refused), "{refused}");
             refuse(stand, Refusing::Nothing);
             stand.iommu.reset_unit(unit).unwrap();
             stand.rig.wedged(unit.index(), false);
