@@ -45,6 +45,7 @@ mod only;
 mod pasids;
 mod patience;
 mod quiet;
+mod refused;
 mod silent;
 mod waking;
 
