@@ -91,8 +91,8 @@ pub use dma::{
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{
-    CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice, FaultReport,
-    RawFault, StrayFault,
+    BadLog, CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice,
+    FaultReport, RawFault, StrayFault,
 };
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};

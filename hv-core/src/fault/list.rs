@@ -462,6 +462,8 @@ faults! {
     KeepOverflow = "keep_overflow",
     /// An entry of the event queue that an SMMU did not write is told as an event.
     BelieveEmptyEvents = "believe_empty_events",
+    /// An index of records is believed that says that there are more than the queue has room for.
+    BelieveAnyIndex = "believe_any_index",
     /// Interrupts are said to be on, and are not.
     LeaveInterruptsOff = "leave_interrupts_off",
     /// Where the messages of an interrupt go changes while it is on.

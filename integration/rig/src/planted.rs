@@ -313,6 +313,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::KeepEvents, &[Rule::Queue]),
     of_smmu(Fault::KeepOverflow, &[Rule::Queue]),
     of_smmu(Fault::BelieveEmptyEvents, &[Rule::FaultReport]),
+    of_smmu(Fault::BelieveAnyIndex, &[Rule::FaultReport]),
     of_both(Fault::SkipLookAfterRoute, &[Rule::FaultReport]),
     of_both(Fault::LeaveInterruptsOff, &[Rule::FaultReport]),
     of_both(Fault::RerouteWhileOn, &[Rule::Register]),

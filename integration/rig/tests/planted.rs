@@ -194,6 +194,7 @@ mod caught {
         keep_events: KeepEvents,
         keep_overflow: KeepOverflow,
         believe_empty_events: BelieveEmptyEvents,
+        believe_any_index: BelieveAnyIndex,
         skip_look_after_route: SkipLookAfterRoute,
         leave_interrupts_off: LeaveInterruptsOff,
         reroute_while_on: RerouteWhileOn,

@@ -35,6 +35,7 @@ mod timeouts;
 mod units;
 
 mod answers;
+mod astray;
 mod device_tlbs;
 mod interrupts;
 mod isolation;
