@@ -76,7 +76,7 @@ pub use backend::{
 pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{
     BadRequest, DeviceTlbBackend, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend,
-    Unmet,
+    ReplaceNestedBackend, Unmet,
 };
 pub use claims::{ClaimError, GroupTable, Whereabouts};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
@@ -123,7 +123,7 @@ pub use reserved::{FirmwareKept, FirmwareOverridden, ReservedKind, ReservedRegio
 pub use resize::{Cut, CutError, CutRefusal};
 pub use rest::{AtRest, MembersGone, NeedsReset, Pinned, ResetFailed, ResetMembers, ResetRefusal};
 pub use shape::{
-    Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
+    Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages, Switches,
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use space::{

@@ -16,6 +16,7 @@ mod interrupts;
 mod looks;
 mod nested_streams;
 mod quiet;
+mod rebind;
 mod refusal;
 mod regs;
 mod reset;

@@ -314,6 +314,8 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::KeepOverflow, &[Rule::Queue]),
     of_smmu(Fault::BelieveEmptyEvents, &[Rule::FaultReport]),
     of_smmu(Fault::BelieveAnyIndex, &[Rule::FaultReport]),
+    of_smmu(Fault::SwitchThroughAbort, &[Rule::MappedFaulted]),
+    of_smmu(Fault::SwitchKeepsTranslations, STALE),
     of_both(Fault::SkipLookAfterRoute, &[Rule::FaultReport]),
     of_both(Fault::LeaveInterruptsOff, &[Rule::FaultReport]),
     of_both(Fault::RerouteWhileOn, &[Rule::Register]),

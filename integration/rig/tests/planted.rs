@@ -195,6 +195,8 @@ mod caught {
         keep_overflow: KeepOverflow,
         believe_empty_events: BelieveEmptyEvents,
         believe_any_index: BelieveAnyIndex,
+        switch_through_abort: SwitchThroughAbort,
+        switch_keeps_translations: SwitchKeepsTranslations,
         skip_look_after_route: SkipLookAfterRoute,
         leave_interrupts_off: LeaveInterruptsOff,
         reroute_while_on: RerouteWhileOn,

@@ -48,6 +48,7 @@ mod patience;
 mod quiet;
 mod refused;
 mod silent;
+mod switched;
 mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.
