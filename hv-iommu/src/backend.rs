@@ -358,6 +358,15 @@ pub enum UnitError {
         /// What it was expected to be bound to.
         domain: HwDomainId,
     },
+    /// The requester's entry does not become the other one in one store.
+    #[error(
+        "the entry of {requester} cannot be switched while it is live: more than one word of it decides; expected a \
+         replacement with a gap (`replace_with_gap`)"
+    )]
+    NeedsGap {
+        /// The requester.
+        requester: PciAddress,
+    },
     /// A device did not forget translations that it keeps, or its unit was reset meanwhile: it may keep none. The unit is
     /// well.
     #[error(

@@ -77,6 +77,8 @@ pub struct BadRequest {
 /// * A flush of [`FlushSpan::Domain`](crate::FlushSpan::Domain) that reaches walk caches removes what was
 ///   translated through both stages as well, and where a first stage's tables were found. One of pages
 ///   need not.
+/// * Between the call of [`bind_nested`](Self::bind_nested) and the first request that goes by the first stage, the unit
+///   forgets what it held of `parent`: a flush of pages may be under way that was asked for before, and come later.
 #[diagnostic::on_unimplemented(
     message = "units of `{Self}` walk no first stage of a user's own",
     label = "this backend has no `NestedBackend`",
@@ -219,13 +221,14 @@ pub unsafe trait IdentityBackend: Backend {
     ) -> Result<Option<FlushTicket>, UnitError>;
 }
 
-/// A backend that can switch a live entry from one domain to another in one store.
+/// A backend that can switch a live entry from one domain to another in one store, for some pairs of them at least.
 ///
 /// # Safety
 /// * [`rebind`](Self::rebind) switches the entry in one store: at each moment the requester translates by
 ///   one of the two bindings. When its ticket completes, the unit holds nothing of the old one.
-/// * With an error other than [`UnitError::NotBound`], which changes nothing, the entry names either
-///   domain, whole.
+/// * With an error other than [`UnitError::NotBound`], [`UnitError::NeedsGap`] and [`UnitError::Busy`], with which nothing
+///   was changed, the entry names either domain, whole.
+/// * An entry that names the new binding already, under the old one's id, is switched: the unit forgets as for any other.
 #[diagnostic::on_unimplemented(
     message = "units of `{Self}` cannot switch a live entry",
     label = "this backend has no `ReplaceBackend`",
@@ -238,7 +241,7 @@ pub unsafe trait ReplaceBackend: Backend {
     /// Switches the binding of `requester` from the domain with id `from`.
     ///
     /// # Errors
-    /// [`UnitError`].
+    /// [`UnitError`]; [`UnitError::NeedsGap`] where the two entries differ in more than one store changes.
     ///
     /// # Safety
     /// As for [`Backend::bind`]; the old binding's tables live until the ticket has completed.
@@ -248,6 +251,34 @@ pub unsafe trait ReplaceBackend: Backend {
         requester: PciAddress,
         from: HwDomainId,
         to: Binding,
+    ) -> Result<FlushTicket, UnitError>;
+}
+
+/// A backend that can switch a live entry to a user's own first stage, too.
+///
+/// # Safety
+/// [`rebind_nested`](Self::rebind_nested) promises what [`ReplaceBackend::rebind`] does, and [`NestedBackend`] of a first stage
+/// that goes live.
+#[diagnostic::on_unimplemented(
+    message = "units of `{Self}` cannot switch a live entry to a user's first stage",
+    label = "this backend has no `ReplaceNestedBackend`",
+    note = "accept the gap by name: `replace_with_gap`"
+)]
+pub unsafe trait ReplaceNestedBackend: ReplaceBackend + NestedBackend {
+    /// Switches the binding of `requester` from the domain with id `from` to a first stage on top of `parent`.
+    ///
+    /// # Errors
+    /// As [`ReplaceBackend::rebind`].
+    ///
+    /// # Safety
+    /// As for [`NestedBackend::bind_nested`]; the old binding's tables live until the ticket has completed.
+    unsafe fn rebind_nested(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        from: HwDomainId,
+        parent: Binding,
+        stage: &Self::FirstStage,
     ) -> Result<FlushTicket, UnitError>;
 }
 

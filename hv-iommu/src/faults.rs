@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
 
-pub use self::raw::{FaultClass, FaultEvent, RawFault, StrayFault};
+pub use self::raw::{BadLog, FaultClass, FaultEvent, RawFault, StrayFault};
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitIndex};
 use crate::domain::DomainUid;
@@ -97,6 +97,8 @@ pub enum FaultNotice {
     Stray(UnitIndex, StrayFault),
     /// The unit lost faults because its log was full.
     Lost(UnitIndex),
+    /// A log of the unit says of itself what cannot be. All that it held was dropped, and nobody is charged with it.
+    BadLog(UnitIndex, BadLog),
     /// The unit says that it works no more: it is wedged, and the devices behind it are cut off. Told once, and not where
     /// somebody has reset it, or does, by the time that it would be told.
     Failed(UnitIndex),
@@ -188,6 +190,7 @@ impl<B: Backend> Iommu<B> {
                         return true;
                     }
                     Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
+                    Some(FaultEvent::BadLog(bad)) => report(FaultNotice::BadLog(unit, bad)),
                     Some(FaultEvent::Stray(fault)) => report(FaultNotice::Stray(unit, fault)),
                     Some(FaultEvent::Fault(fault)) => self.0.judge(unit, fault, &mut report),
                     Some(FaultEvent::Failed) => {

@@ -77,7 +77,7 @@ pub use backend::{
 pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
 pub use capability::{
     BadRequest, DeviceTlbBackend, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend,
-    Unmet,
+    ReplaceNestedBackend, Unmet,
 };
 pub use claims::{ClaimError, GroupTable, Whereabouts};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
@@ -92,8 +92,8 @@ pub use dma::{
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{
-    CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice, FaultReport,
-    RawFault, StrayFault,
+    BadLog, CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice,
+    FaultReport, RawFault, StrayFault,
 };
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};
@@ -124,7 +124,7 @@ pub use reserved::{FirmwareKept, FirmwareOverridden, ReservedKind, ReservedRegio
 pub use resize::{Cut, CutError, CutRefusal};
 pub use rest::{AtRest, MembersGone, NeedsReset, Pinned, ResetFailed, ResetMembers, ResetRefusal};
 pub use shape::{
-    Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages,
+    Confines, Identity, LetsThrough, Nested, Pages, Paging, ParentPaging, Shape, Stages, Switches,
 };
 pub use shared_range::{PendingPage, SharedError, SharedMapError, SharedRange};
 pub use space::{

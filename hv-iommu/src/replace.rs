@@ -9,17 +9,17 @@ use hv_core::{Owner, PciAddress, Shared};
 
 use crate::anchor::Anchor;
 use crate::attach::{AttachError, check};
-use crate::backend::{Backend, Binding, UnitError, UnitIndex};
+use crate::backend::{Backend, FlushTicket, HwDomainId, UnitError, UnitIndex};
 use crate::bind::{
     BindFailed, bind_all, bound_requesters, register, unbind_all, unregister, wedged,
 };
 use crate::capability::ReplaceBackend;
 use crate::domain::Domain;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, Hold, Inner, Wedged};
-use crate::shape::{Confines, Pages, Shape, binding};
+use crate::shape::{Confines, Shape, Switches};
 use crate::system::System;
 
-/// Witness that a unit can switch a live entry from one domain to another in one store.
+/// Witness that a unit can switch a live entry from one domain to another in one store, for some pairs at least.
 #[derive(Clone)]
 pub struct GaplessReplace<B: ReplaceBackend> {
     unit: UnitIndex,
@@ -197,15 +197,16 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// The domain that it is in already is no move: nothing happens.
     ///
     /// # Errors
-    /// [`ReplaceFailed`], with the group.
-    pub fn replace<T: Pages<O, B>>(
+    /// [`ReplaceFailed`], with the group: attached as before, also where the unit would need a gap for this pair
+    /// ([`UnitError::NeedsGap`]), or wedged.
+    pub fn replace<T: Switches<O, B>>(
         self,
         domain: &Domain<O, B, T>,
         gapless: &GaplessReplace<B>,
     ) -> Replaced<O, B, S, T>
     where
         B: ReplaceBackend,
-        S: Pages<O, B>,
+        S: Switches<O, B>,
     {
         let witnessed =
             gapless.unit == self.inner.unit && Shared::ptr_eq(&gapless.system, &self.inner.system);
@@ -225,19 +226,18 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             Prepared::There(group) => return Ok(group),
             Prepared::Ready(group) => group,
         };
-        let ends = (binding(&group.state.core), binding(&domain.core));
         let Self {
             inner,
             state: Attached { owner, core },
         } = group;
-        let (Some(from), Some(to)) = ends else {
-            // The old domain counts this group, the new one was just checked: neither has ended.
-            unregister(&inner, &new);
-            let error = AttachError::Ended(domain.uid());
-            let state = Attached { owner, core };
-            let group = Group { inner, state };
-            return Err(ReplaceFailed::Refused { group, error });
-        };
+        let (backend, unit) = (&inner.system.backend, inner.unit);
+        // SAFETY: both domains count this group as attached, so neither ends; what each maps is what its owner's runs of
+        // frames name.
+        let to_old = |requester, from| unsafe { S::switch(&core, backend, unit, requester, from) };
+        // SAFETY: as above.
+        let to_new =
+            |requester, from| unsafe { T::switch(&domain.core, backend, unit, requester, from) };
+        let (from, to) = (S::id(&core), T::id(&domain.core));
         let mut moving = Moving {
             inner: &inner,
             counted: [inner.requesters.len(), 0],
@@ -245,20 +245,24 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
         let forth = [
             Way {
                 anchor: &old,
-                to: from,
+                id: from,
+                switch: &to_old,
             },
-            Way { anchor: &new, to },
+            Way {
+                anchor: &new,
+                id: to,
+                switch: &to_new,
+            },
         ];
         let moved = moving.all(&inner.requesters, forth);
-        let Err((index, error)) = moved else {
+        let Err((index, stopped)) = moved else {
             unregister(&inner, &old);
             let core = domain.core.clone();
             let state = Attached { owner, core };
             return Ok(Group { inner, state });
         };
-        // The one that failed may have moved too.
         let touched = inner.requesters.get(..=index).unwrap_or(&inner.requesters);
-        let back = moving.back(touched, forth);
+        let back = moving.back(touched, &stopped, forth);
         let [on_old, on_new] = moving.counted;
         if let Err(error) = back {
             take_down(&inner, [from, to]);
@@ -268,18 +272,30 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             return Err(ReplaceFailed::Wedged { group });
         }
         unregister(&inner, &new);
-        let error = error.into();
+        let error = stopped.error.into();
         let state = Attached { owner, core };
         let group = Group { inner, state };
         Err(ReplaceFailed::Refused { group, error })
     }
 }
 
+/// Why an entry did not move, as far as is known.
+struct Stopped {
+    error: UnitError,
+    /// It may have.
+    may_have_moved: bool,
+}
+
 /// A domain that entries come from or go to.
 struct Way<'a, B: Backend> {
     anchor: &'a Anchor<B>,
-    to: Binding,
+    id: HwDomainId,
+    /// Switches the entry of a requester from the domain with an id to this one.
+    switch: &'a Switch<'a>,
 }
+
+/// See [`Way::switch`].
+type Switch<'a> = dyn Fn(PciAddress, HwDomainId) -> Result<FlushTicket, UnitError> + 'a;
 
 impl<B: Backend> Clone for Way<'_, B> {
     fn clone(&self) -> Self {
@@ -303,10 +319,10 @@ impl<B: ReplaceBackend> Moving<'_, B> {
         &mut self,
         requesters: &[PciAddress],
         [old, new]: [Way<'_, B>; 2],
-    ) -> Result<(), (usize, UnitError)> {
+    ) -> Result<(), (usize, Stopped)> {
         for (index, requester) in requesters.iter().enumerate() {
             self.one(*requester, [old, new])
-                .map_err(|error| (index, error))?;
+                .map_err(|stopped| (index, stopped))?;
             self.counted = [self.counted[0] - 1, self.counted[1] + 1];
             old.anchor.leave(self.inner.unit);
         }
@@ -314,18 +330,34 @@ impl<B: ReplaceBackend> Moving<'_, B> {
     }
 
     /// Switches one entry. On error the new domain's reach counts it only if it may have moved.
-    fn one(&mut self, requester: PciAddress, [old, new]: [Way<'_, B>; 2]) -> Result<(), UnitError> {
+    fn one(&mut self, requester: PciAddress, [old, new]: [Way<'_, B>; 2]) -> Result<(), Stopped> {
         let (unit, system) = (self.inner.unit, &self.inner.system);
         new.anchor.enter(unit, self.inner.caps.sync_on_map);
-        let (backend, from) = (&system.backend, old.to.domain);
-        let asked = system.away(|| {
-            // SAFETY: both domains count this group as attached, so neither ends; what each maps is what its
-            // owner's runs of frames name.
-            unsafe { backend.rebind(unit, requester, from, new.to) }
-        });
-        match asked {
-            Ok(ticket) => system.wait(unit, ticket, "the replacement of a domain"),
-            Err(error) => Err(error),
+        let resets = system.wedged.resets(unit);
+        match system.away(|| (new.switch)(requester, old.id)) {
+            Ok(ticket) => {
+                let waited = system.wait(unit, ticket, "the replacement of a domain");
+                waited.map_err(|error| Stopped {
+                    error,
+                    may_have_moved: true,
+                })
+            }
+            Err(error) => {
+                // A unit that a backend waits for in between fails like one that is waited for here.
+                if matches!(error, UnitError::Timeout { .. } | UnitError::Wedged { .. }) {
+                    system.request_failed(unit, error, resets);
+                }
+                let unchanged = matches!(
+                    error,
+                    UnitError::NotBound { .. }
+                        | UnitError::NeedsGap { .. }
+                        | UnitError::Busy { .. }
+                );
+                Err(Stopped {
+                    error,
+                    may_have_moved: !unchanged,
+                })
+            }
         }
     }
 
@@ -333,6 +365,7 @@ impl<B: ReplaceBackend> Moving<'_, B> {
     fn back(
         &mut self,
         touched: &[PciAddress],
+        stopped: &Stopped,
         [old, new]: [Way<'_, B>; 2],
     ) -> Result<(), UnitError> {
         let unit = self.inner.unit;
@@ -342,11 +375,17 @@ impl<B: ReplaceBackend> Moving<'_, B> {
             Some(parts) => parts,
             None => return Ok(()),
         };
-        match self.one(*failed, [new, old]) {
-            Ok(()) | Err(UnitError::NotBound { .. }) => old.anchor.leave(unit),
-            Err(error) => {
-                self.counted[0] += 1;
-                return Err(error);
+        if stopped.may_have_moved {
+            match self.one(*failed, [new, old]) {
+                Ok(())
+                | Err(Stopped {
+                    error: UnitError::NotBound { .. },
+                    ..
+                }) => old.anchor.leave(unit),
+                Err(stopped) => {
+                    self.counted[0] += 1;
+                    return Err(stopped.error);
+                }
             }
         }
         new.anchor.leave(unit);
@@ -354,7 +393,7 @@ impl<B: ReplaceBackend> Moving<'_, B> {
         for requester in moved {
             let back = self.one(*requester, [new, old]);
             self.counted[0] += 1;
-            back?;
+            back.map_err(|stopped| stopped.error)?;
             new.anchor.leave(unit);
             self.counted[1] -= 1;
         }
@@ -364,14 +403,11 @@ impl<B: ReplaceBackend> Moving<'_, B> {
 
 /// Takes every entry down, whichever of the two domains it names. Who waits for the unit to forget them is
 /// `recover`.
-fn take_down<B: Backend>(inner: &Inner<B>, ends: [Binding; 2]) {
+fn take_down<B: Backend>(inner: &Inner<B>, ends: [HwDomainId; 2]) {
     for requester in &inner.requesters {
         for end in ends {
             // An error says that the entry names the other domain, or that the unit takes no requests.
-            let _ = inner
-                .system
-                .backend
-                .unbind(inner.unit, *requester, end.domain);
+            let _ = inner.system.backend.unbind(inner.unit, *requester, end);
         }
     }
 }

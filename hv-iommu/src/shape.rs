@@ -9,8 +9,8 @@ use hv_core::{KernelPaging, Owner, PciAddress, Shared, UserManaged};
 
 use crate::anchor::{Anchor, Inside};
 use crate::attach::AttachError;
-use crate::backend::{Backend, Binding, FlushTicket, UnitError, UnitIndex};
-use crate::capability::{IdentityBackend, NestedBackend};
+use crate::backend::{Backend, Binding, FlushTicket, HwDomainId, UnitError, UnitIndex};
+use crate::capability::{IdentityBackend, NestedBackend, ReplaceBackend, ReplaceNestedBackend};
 use crate::destroy::{DestroyError, Teardown};
 use crate::domain::{Domain, DomainCore, TablesHeld};
 use crate::group::{Blocked, Inner};
@@ -87,6 +87,33 @@ pub trait Pages<O: Owner, B: Backend>:
     note = "use `attach_untranslated`, with a `TrustedDevice` of this very group"
 )]
 pub trait Confines<O: Owner, B: Backend>: Shape<O, B> {}
+
+/// Shapes between which a live entry can be switched, if its unit can ([`GaplessReplace`](crate::GaplessReplace)):
+/// [`Paging`], [`ParentPaging`], and [`Nested`] where the backend switches to that too.
+#[diagnostic::on_unimplemented(
+    message = "no live entry is switched to or from a `{Self}` domain",
+    label = "the entry of such a domain is made and taken down",
+    note = "accept the gap by name: `replace_with_gap`"
+)]
+pub trait Switches<O: Owner, B: ReplaceBackend>: Confines<O, B> {
+    /// Under which id units file what its devices use.
+    fn id(core: &Self::Core) -> HwDomainId;
+
+    /// Switches a live entry of the domain with id `from` to this one.
+    ///
+    /// # Errors
+    /// As [`ReplaceBackend::rebind`].
+    ///
+    /// # Safety
+    /// As for [`Inside::bind`], and neither domain ends before the ticket has completed.
+    unsafe fn switch(
+        core: &Self::Core,
+        backend: &B,
+        unit: UnitIndex,
+        requester: PciAddress,
+        from: HwDomainId,
+    ) -> Result<FlushTicket, UnitError>;
+}
 
 /// Shapes through which a device reaches memory: all but [`Blocked`].
 #[diagnostic::on_unimplemented(
@@ -218,6 +245,55 @@ macro_rules! tables {
 
 tables!(Paging, O, [O: Owner, B: Backend]);
 tables!(ParentPaging, UserManaged, [B: Backend]);
+
+/// What [`Switches`] is for them.
+macro_rules! switches {
+    ($shape:ty, $owner:ident, [$($generic:tt)*]) => {
+        impl<$($generic)*> Switches<$owner, B> for $shape {
+            fn id(core: &Self::Core) -> HwDomainId {
+                core.id
+            }
+
+            unsafe fn switch(
+                core: &Self::Core,
+                backend: &B,
+                unit: UnitIndex,
+                requester: PciAddress,
+                from: HwDomainId,
+            ) -> Result<FlushTicket, UnitError> {
+                let domain = core.id;
+                // One that has ended was refused by `check`, and cannot end since.
+                let to = binding(core).ok_or(UnitError::NotBound { requester, domain })?;
+                // SAFETY: as in `bind_tables`; the old domain does not end before the ticket has completed, by the
+                // caller's promise.
+                unsafe { backend.rebind(unit, requester, from, to) }
+            }
+        }
+    };
+}
+
+switches!(Paging, O, [O: Owner, B: ReplaceBackend]);
+switches!(ParentPaging, UserManaged, [B: ReplaceBackend]);
+
+impl<B: ReplaceNestedBackend> Switches<UserManaged, B> for Nested {
+    fn id(core: &Self::Core) -> HwDomainId {
+        core.parent.id
+    }
+
+    unsafe fn switch(
+        core: &Self::Core,
+        backend: &B,
+        unit: UnitIndex,
+        requester: PciAddress,
+        from: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let domain = core.parent.id;
+        let parent = binding(&core.parent).ok_or(UnitError::NotBound { requester, domain })?;
+        // SAFETY: as in `Inside::bind`; the old domain does not end before the ticket has completed, by the caller's
+        // promise.
+        unsafe { backend.rebind_nested(unit, requester, from, parent, &core.stage) }
+    }
+}
 
 impl<B: NestedBackend> Inside<UserManaged, B> for Nested {
     type Core = Shared<NestedCore<B>>;

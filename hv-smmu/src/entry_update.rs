@@ -3,27 +3,16 @@
 //!
 //! A unit reads the words of an entry in any order, each whole, keeps what it read, and goes on with it until it is
 //! told to forget the entry and has said that it did. So a change of one word is seen whole or not at all, and words that
-//! the present configuration does not look at may change at any time. [`Update::plan`] makes of that:
+//! the present configuration does not look at may change at any time. [`Update::plan`] makes of that, with a sync behind each
+//! step:
 //!
-//! | from → to | steps | syncs | a request in between |
-//! |---|---|---|---|
-//! | an entry → the same | none | 0 | goes on |
-//! | words that decide differ in one word only (abort ↔ second stage, abort ↔ bypass, one context descriptor → a table of them, a bit of one word) | unused words, the one word, unused words to zero; empty steps fall away | 1 to 3 | goes by the old entry or the new one |
-//! | words that decide differ in more (second stage → another one, stage 1 ↔ stage 2) | abort; the other words; word 0 | 3 | is aborted, and nothing is recorded |
+//! * Words that decide differ in one at most: what is unused, then the one word, then what has become unused. Empty steps fall
+//!   away. A request in between goes by the old entry or by the new one.
+//! * They differ in more: word 0, so that nothing passes; the others; word 0. A request in between is aborted.
 //!
-//! A context descriptor has no way to abort in silence, so it stops by not being valid, which is recorded
-//! ([`Update::of_context`]):
-//!
-//! | from → to | steps | syncs | a request in between |
-//! |---|---|---|---|
-//! | not valid → valid | words 1 to 7; word 0 | 2; 1 where those words are as they were | is aborted, or goes by the new one |
-//! | valid → not valid | word 0; the others to zero | 2; the driver leaves the second step out | goes by the old one, or is aborted |
-//! | valid → valid, one word differs (records, the id, the root) | that word | 1 | goes by the old one or the new one |
-//! | valid → valid, more words differ | word 0 to zero; the others; word 0 | 3 | is aborted |
-//!
-//! Both tables are pinned by this module's tests, pair by pair (IHI 0070, 3.21.3.1, recommends the same steps). Source of the rule: Linux `arm_smmu_write_entry`, which
-//! quotes IHI 0070, 3.21.3; the way over abort instead of over an entry that is not valid is ours, since the latter
-//! fills the event queue.
+//! IHI 0070, 3.21.3.1, recommends the same. Source of the rule: Linux `arm_smmu_write_entry`, which quotes IHI 0070, 3.21.3;
+//! the way over abort instead of over an entry that is not valid is ours, since the latter fills the event queue.
+#![doc = include_str!("entry_update/pairs.md")]
 
 use arrayvec::ArrayVec;
 

@@ -47,7 +47,7 @@ impl Events {
 
     /// Takes one event: the oldest record, else the note that some were lost. `requester_of` names the function that
     /// sends as a stream, `tell` gives the unit a command and says whether it took that. `aborted` says what it comes to
-    /// that events could not be written.
+    /// that events could not be written, or were dropped.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
@@ -61,6 +61,10 @@ impl Events {
             Taken::Withheld => FaultEvent::Withheld,
             Taken::Lost => FaultEvent::Overflow,
             Taken::Aborted => aborted(),
+            Taken::Beyond(bad) => match aborted() {
+                FaultEvent::Failed => FaultEvent::Failed,
+                _ => FaultEvent::BadLog(bad),
+            },
             Taken::Record(words) => attribute(EventRecord::from_words(words), requester_of),
         })
     }

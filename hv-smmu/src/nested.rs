@@ -10,8 +10,8 @@ use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::{
-    BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, UnitError,
-    UnitIndex, Unmet,
+    BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, ReplaceBackend,
+    ReplaceNestedBackend, UnitError, UnitIndex, Unmet,
 };
 
 use crate::backend::Smmu;
@@ -20,6 +20,7 @@ use crate::spec::command::{BadCommand, UserCommand};
 use crate::spec::quirks::Quirk;
 use crate::spec::stream_entry::{BadUserEntry, ContextTableFormat, FirstStageContexts, WORDS};
 use crate::spec::walk::Walk;
+use crate::unit::Unit;
 use crate::vmsa::Tables;
 
 /// A user's first stage, looked at.
@@ -121,6 +122,46 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
             Some(command) => unit.command(self.platform_of(), command),
             None => unit.forget_users_contexts(self.platform_of(), vmid),
         }
+    }
+}
+
+// SAFETY: an entry is switched only where no mixture of words that a unit may read is another entry than the old one or the new
+// (`Update::is_hitless`, pinned mixture by mixture), a sync behind each step, so its requests go by either. Nothing was stored
+// where it is refused; where a wait fails in the middle, what stands is one of the mixtures. The ticket is of TLBI_S12_VMALL
+// behind a sync of CFGI_STE, which drops contexts too (IHI 0070, 4.3.1): by then nothing is made by the old entry any more.
+unsafe impl<P: Platform, F: Tables> ReplaceBackend for Smmu<P, F> {
+    fn replaces_live(&self, unit: UnitIndex) -> bool {
+        self.unit(unit).is_ok_and(Unit::replaces_live)
+    }
+
+    unsafe fn rebind(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        from: HwDomainId,
+        to: Binding,
+    ) -> Result<FlushTicket, UnitError> {
+        let stream = self.stream(unit, requester, from)?;
+        let unit = self.unit(unit)?;
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe { unit.rebind::<F>(self.platform_of(), stream, from, to) }
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<P: Platform, F: Tables> ReplaceNestedBackend for Smmu<P, F> {
+    unsafe fn rebind_nested(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        from: HwDomainId,
+        parent: Binding,
+        stage: &UserStage,
+    ) -> Result<FlushTicket, UnitError> {
+        let stream = self.stream(unit, requester, from)?;
+        let unit = self.unit(unit)?;
+        // SAFETY: the caller's promise, handed on unchanged.
+        unsafe { unit.rebind_nested::<F>(self.platform_of(), stream, from, parent, stage) }
     }
 }
 

@@ -46,6 +46,7 @@ impl Pages {
         Some(match taken {
             Taken::Withheld => FaultEvent::Withheld,
             Taken::Lost | Taken::Aborted => FaultEvent::Overflow,
+            Taken::Beyond(bad) => FaultEvent::BadLog(bad),
             Taken::Record(words) => attribute(&PageRequest::from_words(words), requester_of),
         })
     }

@@ -10,12 +10,17 @@
 //! record, and written back for the sake of one it would take what the unit has just written beside it along. Nothing tells
 //! old records from new ones there, so once the unit says that it could not write one, all that are in the queue are
 //! taken for lost.
+//!
+//! An index may also be where it cannot be: further ahead of ours than there are entries. Nothing tells then how many records
+//! are new, so none of them is told, answered or charged to anybody: all are dropped, and we go on from where the unit says that
+//! it is. It may have said so by mistake and go back to where it was, for which old records would look new again; so what comes
+//! first after that is dropped as well.
 
 use hv_core::fault::Fault;
 use hv_core::platform::{Mmio, Platform};
 use hv_core::sync::Ordering;
 use hv_core::{EntryCell, FrameRun, Hypervisor, PageSize};
-use hv_iommu::UnitError;
+use hv_iommu::{BadLog, UnitError};
 use spin::mutex::SpinMutex;
 
 use crate::error::BringUpError;
@@ -48,6 +53,14 @@ impl Records {
         }
     }
 
+    /// What people call it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "event queue",
+            Self::Pages => "page request queue",
+        }
+    }
+
     /// That a record could not be written.
     fn lost(self, errors: Gerror) -> Gerror {
         match self {
@@ -63,9 +76,11 @@ pub(crate) enum Taken<R> {
     Record(R),
     /// Some were lost; the condition was cleared.
     Lost,
-    /// The unit could not write some, and says so; the condition was cleared. Those of requests that stand still may be
-    /// among them, which nothing tells of again (IHI 0070, 7.2.2).
+    /// The unit could not write some, and says so; the condition was cleared. Or some were dropped behind an index that lied.
+    /// Those of requests that stand still may be among them, which nothing tells of again (IHI 0070, 7.2.2).
     Aborted,
+    /// The index says that there are more than there can be: all were dropped. Given once, until records are taken again.
+    Beyond(BadLog),
     /// There may be some, which are not taken before the command queue has taken an answer that is owed.
     Withheld,
 }
@@ -88,6 +103,8 @@ pub(crate) struct RecordQueue<const WORDS: usize> {
 struct Reader {
     /// What is read next, as the register says.
     next: QueuePointer,
+    /// Whether the index lied, and nothing has come since.
+    is_doubted: bool,
 }
 
 impl<const WORDS: usize> RecordQueue<WORDS> {
@@ -155,7 +172,25 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
             return None;
         }
         let prod = QueuePointer::from_bits(word);
-        if !self.size.is_empty(prod, reader.next) {
+        let (used, room) = (self.size.used(prod, reader.next), self.size.entries());
+        if used > room && !Fault::BelieveAnyIndex.is_on() {
+            self.drop_all(regs, &mut reader, (prod, which));
+            let was_told = core::mem::replace(&mut reader.is_doubted, true);
+            return Some(match was_told {
+                true => Taken::Aborted,
+                false => Taken::Beyond(BadLog {
+                    log: which.name(),
+                    room,
+                    found: used,
+                }),
+            });
+        }
+        if used > 0 && reader.is_doubted {
+            self.drop_all(regs, &mut reader, (prod, which));
+            reader.is_doubted = false;
+            return Some(Taken::Aborted);
+        }
+        if used > 0 {
             let record = self.record(reach, self.size.index(reader.next), which);
             if !reach.coherent && which == Records::Events {
                 // Behind the copy: what it shows is believed only where nothing was lost by then.
@@ -207,8 +242,8 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         }
     }
 
-    /// Gives all records back, unread. The unit has said that it could not write one, and writes none before that is
-    /// acknowledged; its index may have moved once more since it was read.
+    /// Gives all records back, unread. Where the unit has said that it could not write one, it writes none before that is
+    /// acknowledged; its index may have moved once more since it was read, or have told the truth the second time.
     fn drop_all<B: Mmio>(
         &self,
         regs: &Regs<B>,
@@ -216,10 +251,12 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         (mut prod, which): (QueuePointer, Records),
     ) {
         let (index, cons) = which.indices();
-        for _ in 0..2 {
+        for is_last in [false, true] {
             reader.next = self.size.move_to(reader.next, prod);
             regs.write32(cons, reader.next.into_bits());
-            prod = QueuePointer::from_bits(regs.read32(index));
+            if !is_last {
+                prod = QueuePointer::from_bits(regs.read32(index));
+            }
         }
     }
 

@@ -462,6 +462,12 @@ faults! {
     KeepOverflow = "keep_overflow",
     /// An entry of the event queue that an SMMU did not write is told as an event.
     BelieveEmptyEvents = "believe_empty_events",
+    /// A live entry becomes another one by way of one that aborts, where one store would do.
+    SwitchThroughAbort = "switch_through_abort",
+    /// What a unit made by the entry that a live one was is not forgotten.
+    SwitchKeepsTranslations = "switch_keeps_translations",
+    /// An index of records is believed that says that there are more than the queue has room for.
+    BelieveAnyIndex = "believe_any_index",
     /// Interrupts are said to be on, and are not.
     LeaveInterruptsOff = "leave_interrupts_off",
     /// Where the messages of an interrupt go changes while it is on.

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use hv_core::{Access, Iova, Pasid, PciAddress};
+use thiserror::Error;
 
 /// What kind of mistake a fault shows, across vendors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,19 @@ pub struct StrayFault {
     pub code: u16,
 }
 
+/// A log of a unit whose index is where it cannot be: it says that there are more records than the log has room for. So it
+/// says nothing of which of them the unit has written since the last look, and none is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected at most {room} records in its {log}, found an index that says {found}")]
+pub struct BadLog {
+    /// Which of its logs.
+    pub log: &'static str,
+    /// How many records there is room for.
+    pub room: u32,
+    /// How many the index says there are.
+    pub found: u32,
+}
+
 /// What a look at a unit's fault log gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultEvent {
@@ -84,6 +98,8 @@ pub enum FaultEvent {
     Stray(StrayFault),
     /// Faults were lost because the log was full; the condition was cleared.
     Overflow,
+    /// Nothing that the log holds can be believed, so all of it was dropped. Given once, until the log is believed again.
+    BadLog(BadLog),
     /// The unit works no more until a reset, if then: the backend has wedged it for what it found. Given once for each
     /// time that it fails, and not where it was wedged already, nor for what a reset has ended.
     Failed,

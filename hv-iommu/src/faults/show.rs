@@ -83,6 +83,9 @@ impl fmt::Display for FaultNotice {
             Self::Fault(report) => report.fmt(f),
             Self::Stray(unit, fault) => write!(f, "{fault}, told by {unit}"),
             Self::Lost(unit) => write!(f, "{unit} lost faults: its log was full"),
+            Self::BadLog(unit, bad) => {
+                write!(f, "{unit} lost faults: {bad}, so none of them is believed")
+            }
             Self::Failed(unit) => write!(
                 f,
                 "{unit} works no more, and the devices behind it are cut off until it is reset"
@@ -98,7 +101,7 @@ mod tests {
 
     use hv_core::{Access, Iova, OwnerId, Pasid, PciAddress, Segment, VmId};
 
-    use super::super::raw::FaultClass;
+    use super::super::raw::{BadLog, FaultClass};
     use super::*;
     use crate::backend::UnitIndex;
     use crate::domain::DomainUid;
@@ -125,6 +128,11 @@ mod tests {
             access: fault.access,
             class: FaultClass::NotBound,
             code: 2,
+        };
+        let bad = BadLog {
+            log: "event queue",
+            room: 8,
+            found: 11,
         };
         let report = |bound_to| {
             FaultNotice::Fault(FaultReport {
@@ -161,6 +169,10 @@ mod tests {
             (report(None), &["01:00.0", "no domain"]),
             (FaultNotice::Stray(unit, stray), &["0x1234", "write at"]),
             (FaultNotice::Lost(unit), &["was full"]),
+            (
+                FaultNotice::BadLog(unit, bad),
+                &["at most 8 records", "event queue", "says 11", "none"],
+            ),
             (FaultNotice::Failed(unit), &["reset"]),
             (
                 cut_off(budget),

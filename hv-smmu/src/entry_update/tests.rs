@@ -5,13 +5,18 @@ use hv_core::PhysAddr;
 use super::*;
 use crate::spec::context::{ContextDescriptor, FirstStageTables, Half};
 use crate::spec::granule::{Granule, OutputSize};
-use crate::spec::id_registers::StallModel;
+use crate::spec::id_registers::{Idr0, StallModel};
 use crate::spec::stream_entry::{
     ContextTableFormat, FirstStageContexts, Regime, SecondStageShape, SecondStageTables,
-    StreamOptions, WithoutSubstream,
+    StreamOptions, WithoutSubstream, asking,
 };
 use crate::spec::walk::Walk;
 use crate::{Asid, Vmid};
+
+/// The words of an entry.
+type Words = [u64; WORDS];
+/// The module's documentation.
+const PAIRS: &str = include_str!("pairs.md");
 
 const OPTIONS: StreamOptions = StreamOptions {
     on_fault: match StallModel::Never.terminate() {
@@ -28,7 +33,15 @@ fn tables(vmid: u16, root: u64) -> SecondStageTables {
 }
 
 fn contexts_of(table: u64, format: ContextTableFormat, log2: u8) -> FirstStageContexts {
-    let without = WithoutSubstream::UseZero;
+    without(WithoutSubstream::UseZero, table, format, log2)
+}
+
+fn without(
+    without: WithoutSubstream,
+    table: u64,
+    format: ContextTableFormat,
+    log2: u8,
+) -> FirstStageContexts {
     FirstStageContexts::new(table, format, log2, without, Walk::Coherent).unwrap()
 }
 
@@ -50,28 +63,103 @@ fn first(table: u64) -> StreamTableEntry {
 }
 
 fn nested(table: u64, vmid: u16) -> StreamTableEntry {
-    StreamTableEntry::nested(&contexts(table), &tables(vmid, 0x8000_0000), &OPTIONS)
+    let parent = tables(vmid, u64::from(vmid) * 0x1000_0000 + 0x7000_0000);
+    StreamTableEntry::nested(&contexts(table), &parent, &OPTIONS)
 }
 
-fn all() -> Vec<(&'static str, StreamTableEntry)> {
+/// Entries that go by no substream do something else with requests that have none: one of the kinds that have a first stage.
+fn nested_without(table: u64, of: WithoutSubstream) -> StreamTableEntry {
+    let contexts = without(of, table, ContextTableFormat::Linear, 4);
+    StreamTableEntry::nested(&contexts, &tables(1, 0x8000_0000), &OPTIONS)
+}
+
+/// The kinds of entries, by the names of the module's first table: the same second stage for each parent.
+fn kinds() -> Vec<(&'static str, Words)> {
+    let two_levels = ContextTableFormat::TwoLevelsOfPages;
     vec![
         ("invalid", StreamTableEntry::INVALID),
         ("abort", StreamTableEntry::ABORT),
         ("bypass", StreamTableEntry::bypass(true)),
-        ("stage 2", second(1, 0x8000_0000)),
-        ("other stage 2", second(2, 0x9000_0000)),
-        ("stage 1", first(0x7000_0000)),
-        ("other stage 1", first(0x7100_0000)),
+        ("S1", first(0x7000_0000)),
+        ("other S1", first(0x7100_0000)),
         (
-            "stage 1, a page",
+            "S1, page",
             substreams(0x7000_0000, ContextTableFormat::Linear, 6),
         ),
-        (
-            "stage 1, two levels",
-            substreams(0x7200_0000, ContextTableFormat::TwoLevelsOfPages, 16),
-        ),
+        ("S1, levels", substreams(0x7200_0000, two_levels, 16)),
+        ("S2", second(1, 0x8000_0000)),
+        ("other S2", second(2, 0x9000_0000)),
         ("nested", nested(0x7000_0000, 1)),
+        ("other user", nested(0x7100_0000, 1)),
+        (
+            "other S1DSS",
+            nested_without(0x7100_0000, WithoutSubstream::Terminate),
+        ),
+        ("other parent", nested(0x7000_0000, 2)),
     ]
+    .into_iter()
+    .map(|(name, entry)| (name, entry.words()))
+    .collect()
+}
+
+/// An entry of one kind, and what it is with one thing of it changed.
+type Toggled = (&'static str, Words, Vec<(&'static str, Option<Words>)>);
+
+/// What is changed within a kind, by the names of the module's second table; `None` where the kind does not have it.
+fn toggles() -> Vec<Toggled> {
+    let asks = Idr0::new().with_ats(true).translation_requests();
+    let kinds: [(_, Option<(_, _)>); 5] = [
+        ("bypass", None),
+        ("S1", Some((true, false))),
+        ("S2", Some((false, true))),
+        ("nested", Some((true, true))),
+        ("nested, S1DSS 1", Some((true, true))),
+    ];
+    let entry = |name: &str| {
+        let kept = match name {
+            "bypass" => StreamTableEntry::bypass(true),
+            "S1" => substreams(0x7000_0000, ContextTableFormat::Linear, 6),
+            "S2" => second(1, 0x8000_0000),
+            "nested" => nested_without(0x7000_0000, WithoutSubstream::UseZero),
+            _ => nested_without(0x7000_0000, WithoutSubstream::Bypass),
+        };
+        kept.words()
+    };
+    let with = |words: Words, word: usize, bits: u64| {
+        let mut words = words;
+        words[word] ^= bits;
+        words
+    };
+    let of = |(name, stages): (&'static str, Option<(bool, bool)>)| {
+        let (words, (first, second)) = (entry(name), stages.unwrap_or_default());
+        let changed = vec![
+            ("MEV", Some(with(words, 1, 1 << 19))),
+            ("EATS", stages.map(|_| asking(&words, asks))),
+            ("S1DSS", first.then(|| with(words, 1, words[1] & 0b11))),
+            ("S1CDMax", first.then(|| with(words, 0, 1 << 60))),
+            ("S2R", second.then(|| with(words, 2, 1 << 58))),
+            ("S2FWB", second.then(|| with(words, 1, 1 << 25))),
+            ("S2HD", second.then(|| with(words, 2, 3 << 55))),
+            ("S2TTB", second.then(|| with(words, 3, 1 << 20))),
+        ];
+        (name, words, changed)
+    };
+    kinds.into_iter().map(of).collect()
+}
+
+/// All entries of both tables.
+fn all() -> Vec<(String, Words)> {
+    let mut all: Vec<_> = kinds()
+        .into_iter()
+        .map(|(name, words)| (name.to_owned(), words))
+        .collect();
+    for (kind, words, changed) in toggles() {
+        all.push((kind.to_owned(), words));
+        for (what, changed) in changed {
+            all.extend(changed.map(|words| (format!("{kind} with other {what}"), words)));
+        }
+    }
+    all
 }
 
 /// What a unit does by an entry: the words that it looks at.
@@ -100,13 +188,13 @@ fn every_mixture_of_every_step_is_an_entry_that_was_meant() {
     let abort = behaviour(StreamTableEntry::ABORT.words());
     for (from_name, from) in all() {
         for (to_name, to) in all() {
-            let update = Update::plan(&from.words(), &to);
-            let mut words = from.words();
+            let update = Update::between(from, to);
+            let mut words = from;
             for step in update.steps() {
                 for mixture in mixtures(words, step) {
                     let does = behaviour(mixture);
-                    let meant = does == behaviour(from.words())
-                        || does == behaviour(to.words())
+                    let meant = does == behaviour(from)
+                        || does == behaviour(to)
                         || !update.is_hitless() && does == abort;
                     assert!(meant, "{from_name} to {to_name}: {mixture:x?}");
                 }
@@ -114,50 +202,90 @@ fn every_mixture_of_every_step_is_an_entry_that_was_meant() {
                     words[*word] = *value;
                 }
             }
-            assert_eq!(words, to.words(), "{from_name} to {to_name} arrives");
+            assert_eq!(words, to, "{from_name} to {to_name} arrives");
         }
     }
 }
 
-/// The table in the module's documentation: syncs, and whether a request in between goes on.
+/// What an update takes, as the tables have it.
+fn cost(update: &Update) -> String {
+    let syncs = update.steps().len();
+    match update.is_hitless() {
+        true => syncs.to_string(),
+        false => format!("{syncs} gap"),
+    }
+}
+
+/// A table of Markdown with columns of one width each.
+fn table(head: Vec<String>, rows: Vec<Vec<String>>) -> String {
+    let width = |column: usize| {
+        let all = std::iter::once(&head).chain(&rows);
+        all.map(|row| row[column].len()).max().unwrap()
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let cells = cells.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
+    let rows: String = rows.iter().map(|row| line(row)).collect();
+    line(&head) + &line(&rule) + &rows
+}
+
+/// Each pair of these, by what `update` takes.
+fn pairs(named: &[(&str, Words)], update: fn(Words, Words) -> Update) -> String {
+    let names = named.iter().map(|(name, _)| (*name).to_owned());
+    let head = std::iter::once("from \\ to".to_owned())
+        .chain(names)
+        .collect();
+    let row = |(name, from): &(&str, Words)| {
+        let to = named.iter().map(|(_, to)| cost(&update(*from, *to)));
+        std::iter::once((*name).to_owned()).chain(to).collect()
+    };
+    table(head, named.iter().map(row).collect())
+}
+
+/// What is changed within a kind, and back.
+fn changes() -> String {
+    let all = toggles();
+    let names = all[0].2.iter().map(|(what, _)| (*what).to_owned());
+    let head = std::iter::once("within".to_owned()).chain(names).collect();
+    let row = |(kind, words, changed): &Toggled| {
+        let cell = |changed: &Option<Words>| match changed {
+            None => String::new(),
+            Some(changed) => {
+                let forth = cost(&Update::between(*words, *changed));
+                let back = cost(&Update::between(*changed, *words));
+                match forth == back {
+                    true => forth,
+                    false => format!("{forth}, back {back}"),
+                }
+            }
+        };
+        let cells = changed.iter().map(|(_, changed)| cell(changed));
+        std::iter::once((*kind).to_owned()).chain(cells).collect()
+    };
+    table(head, all.iter().map(row).collect())
+}
+
+/// The tables in the module's documentation are what updates take, pair by pair: all of them.
 #[test]
 fn updates_take_as_many_syncs_as_they_must_and_are_hitless_where_they_can_be() {
-    let table = |name: &str| {
-        all()
-            .into_iter()
-            .find(|(known, _)| *known == name)
-            .unwrap()
-            .1
-    };
-    let expected = [
-        ("abort", "abort", 0, true),
-        ("abort", "stage 2", 2, true),
-        ("stage 2", "abort", 2, true),
-        ("abort", "bypass", 2, true),
-        ("bypass", "abort", 2, true),
-        ("abort", "stage 1", 2, true),
-        ("stage 1", "abort", 2, true),
-        ("abort", "nested", 2, true),
-        ("bypass", "stage 2", 2, true),
-        ("invalid", "stage 2", 2, true),
-        ("invalid", "abort", 1, true),
-        ("stage 2", "other stage 2", 3, false),
-        ("stage 1", "other stage 1", 1, true),
-        // The first substream of a stream, whose first descriptor stays where it is or is found another way.
-        ("stage 1", "stage 1, a page", 1, true),
-        ("stage 1", "stage 1, two levels", 1, true),
-        ("stage 1, two levels", "stage 1", 1, true),
-        ("stage 1, two levels", "abort", 2, true),
-        ("stage 1", "stage 2", 3, false),
-        ("stage 2", "nested", 2, true),
-        ("nested", "stage 2", 2, true),
-        ("nested", "stage 1", 3, false),
+    let computed = [
+        pairs(&kinds(), Update::between),
+        changes(),
+        pairs(&contexts_by_name(), Update::of_context),
     ];
-    for (from, to, syncs, hitless) in expected {
-        let update = Update::plan(&table(from).words(), &table(to));
-        let found = (update.steps().len(), update.is_hitless());
-        assert_eq!(found, (syncs, hitless), "{from} to {to}: {update:x?}");
-    }
+    let told: Vec<&str> = PAIRS
+        .split("\n\n")
+        .filter(|part| part.starts_with('|'))
+        .collect();
+    let told = told.iter().map(|table| format!("{}\n", table.trim_end()));
+    let told: Vec<String> = told.collect();
+    assert!(told == computed, "the tables are\n{}", computed.join("\n"));
 }
 
 fn context(asid: u16, root: u64, output: OutputSize) -> [u64; WORDS] {
@@ -249,33 +377,6 @@ fn without_the_sync_between_a_mixture_is_a_descriptor_that_nobody_meant() {
         does != translation([0; WORDS]) && does != translation(to)
     });
     assert!(torn);
-}
-
-/// The second table in the module's documentation.
-#[test]
-fn descriptors_take_as_many_syncs_as_they_must_and_are_hitless_where_they_can_be() {
-    let all = contexts_by_name();
-    let named = |name: &str| all.iter().find(|(known, _)| *known == name).unwrap().1;
-    let expected = [
-        ("not valid", "not valid", 0, true),
-        ("not valid", "valid", 2, true),
-        ("taken down", "valid", 1, true),
-        ("V cleared", "valid", 1, true),
-        ("taken down", "another id", 1, true),
-        ("taken down", "another root", 2, true),
-        ("not valid, other words", "valid", 2, true),
-        ("valid", "taken down", 1, true),
-        ("valid", "not valid", 2, true),
-        ("valid", "without records", 1, true),
-        ("valid", "another id", 1, true),
-        ("valid", "another root", 1, true),
-        ("valid", "another domain", 3, false),
-    ];
-    for (from, to, syncs, hitless) in expected {
-        let update = Update::of_context(named(from), named(to));
-        let found = (update.steps().len(), update.is_hitless());
-        assert_eq!(found, (syncs, hitless), "{from} to {to}: {update:x?}");
-    }
 }
 
 #[test]

@@ -12,10 +12,11 @@ use spin::mutex::SpinMutex;
 
 use super::looks::Looks;
 use super::nested_streams::NestedStreams;
+use super::refusal::{check, check_errors};
 use super::regs::Switch;
 use super::{
     Closed, Discovered, Enabled, Flushed, HandOver, Listening, Ready, Regs, Standing, Telling,
-    Unit, UnitInfo, UnitRefusal,
+    Unit, UnitInfo,
 };
 use crate::StreamId;
 use crate::caps;
@@ -27,7 +28,6 @@ use crate::event_queue::Events;
 use crate::firmware::SmmuUnit;
 use crate::page_queue::Pages;
 use crate::spec::command::Command;
-use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
 use crate::spec::queue::QueuePointer;
 use crate::spec::quirks::{self, Quirk};
@@ -62,9 +62,13 @@ impl<P: Platform> Unit<P, Discovered> {
             .map_registers(range)
             .map_err(|why| BringUpError::Registers { unit: index, why })?;
         let (idr0, idr1) = (block.read32(registers::IDR0), block.read32(registers::IDR1));
-        if idr0 == u32::MAX && idr1 == u32::MAX {
-            return Err(refused(UnitRefusal::Absent));
-        }
+        let idr5 = block.read32(registers::IDR5);
+        let registers = (
+            Idr0::from_bits(idr0),
+            Idr1::from_bits(idr1),
+            Idr5::from_bits(idr5),
+        );
+        let stage = check(registers, F::GRANULE).map_err(refused)?;
         let iidr = Iidr::from_bits(block.read32(registers::IIDR));
         let quirks = described.quirks.and(quirks::by_iidr(iidr));
         let info = UnitInfo {
@@ -80,11 +84,10 @@ impl<P: Platform> Unit<P, Discovered> {
             idr0: Idr0::from_bits(idr0),
             idr1: Idr1::from_bits(idr1),
             idr3: Idr3::from_bits(block.read32(registers::IDR3)),
-            idr5: Idr5::from_bits(block.read32(registers::IDR5)),
+            idr5: Idr5::from_bits(idr5),
             iidr,
             aidr: Aidr::from_bits(block.read32(registers::AIDR)),
         };
-        let stage = check(&info, F::GRANULE).map_err(refused)?;
         if stage == Stage::First {
             info!(
                 "SMMUv3 {index}: it has first stages alone, so the devices behind it can be the hypervisor's and no \
@@ -117,6 +120,22 @@ impl<P: Platform> Unit<P, Discovered> {
     /// Closes the gate, then turns the unit off, whatever state somebody else left it in: from here on nothing goes
     /// through it. Where firmware's devices are kept running, only what is of no use to them goes off.
     pub(crate) fn close(self, platform: &P) -> Result<Unit<P, Closed>, BringUpError> {
+        let off = self.turn_off(platform);
+        // One that has failed for good need not take what is written to it (IHI 0070, 12.3): that is why, then.
+        check_errors(self.regs.errors()).map_err(|why| BringUpError::Refused {
+            unit: self.index,
+            base: self.info.base(),
+            why,
+        })?;
+        off?;
+        // Other errors of before are nobody's.
+        let errors = self.regs.read32(registers::GERROR);
+        let unseen = u32::from(Fault::AcknowledgeUnseenErrors.is_on());
+        self.regs.write32(registers::GERRORN, errors ^ unseen);
+        Ok(self.into_state(|Discovered| Closed))
+    }
+
+    fn turn_off(&self, platform: &P) -> Result<(), UnitError> {
         match self.hand_over {
             HandOver::Closed => {
                 if !Fault::LeaveGateOpen.is_on() {
@@ -135,20 +154,7 @@ impl<P: Platform> Unit<P, Discovered> {
             self.index,
             "turning its interrupts off (IRQ_CTRL)",
             || self.regs.read32(registers::IRQ_CTRL_ACK) == 0,
-        )?;
-        if self.regs.errors().sfm_err() {
-            let errors = self.regs.errors().into_bits();
-            return Err(BringUpError::Refused {
-                unit: self.index,
-                base: self.info.base(),
-                why: UnitRefusal::Failed { errors },
-            });
-        }
-        // Other errors of before are nobody's.
-        let errors = self.regs.read32(registers::GERROR);
-        let unseen = u32::from(Fault::AcknowledgeUnseenErrors.is_on());
-        self.regs.write32(registers::GERRORN, errors ^ unseen);
-        Ok(self.into_state(|Discovered| Closed))
+        )
     }
 }
 
@@ -287,28 +293,4 @@ impl<P: Platform, S> Unit<P, S> {
             )),
         ]
     }
-}
-
-/// Whether this version drives the unit, and which stage translates domains.
-fn check(info: &UnitInfo, granule: Granule) -> Result<Stage, UnitRefusal> {
-    let (idr0, idr1, idr5) = (info.idr0, info.idr1, info.idr5);
-    if idr1.is_preset() {
-        let idr1 = idr1.into_bits();
-        return Err(UnitRefusal::Preset { idr1 });
-    }
-    let idr0_bits = idr0.into_bits();
-    if !idr0.has_aarch64() || !idr0.has_little_endian() {
-        return Err(UnitRefusal::Tables { idr0: idr0_bits });
-    }
-    let Some(stage) = caps::stage(idr0) else {
-        return Err(UnitRefusal::NoStage { idr0: idr0_bits });
-    };
-    if !idr5.has_granule(granule) {
-        let idr5 = idr5.into_bits();
-        return Err(UnitRefusal::Granule { granule, idr5 });
-    }
-    if idr0.stall_model().is_none() {
-        return Err(UnitRefusal::StallModel { idr0: idr0_bits });
-    }
-    Ok(stage)
 }

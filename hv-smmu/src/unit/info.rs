@@ -4,64 +4,12 @@ use core::fmt;
 
 use hv_core::{PhysAddr, PhysRange};
 use hv_iommu::UnitIndex;
-use thiserror::Error;
 
 use super::Telling;
 use crate::caps::FirmwareSays;
 use crate::firmware::{Interrupts, LeafNotes};
-use crate::spec::granule::Granule;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr, StallModel};
 use crate::spec::quirks::{Quirk, Quirks};
-
-/// Why this version does not drive a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum UnitRefusal {
-    /// There is no unit at that address.
-    #[error("expected id registers, found all ones: no unit is there")]
-    Absent,
-    /// Tables or queues are where the hardware wants them.
-    #[error(
-        "expected tables and queues where software puts them, found preset ones (IDR1 {idr1:#x}): an embedded unit"
-    )]
-    Preset {
-        /// IDR1.
-        idr1: u32,
-    },
-    /// No tables of AArch64 in little-endian order.
-    #[error(
-        "expected little-endian AArch64 tables, found TTF and TTENDIAN without them (IDR0 {idr0:#x})"
-    )]
-    Tables {
-        /// IDR0.
-        idr0: u32,
-    },
-    /// No stage at all.
-    #[error("expected stages that translate (IDR0.S1P, IDR0.S2P), found neither (IDR0 {idr0:#x})")]
-    NoStage {
-        /// IDR0.
-        idr0: u32,
-    },
-    /// Tables cannot have the granule that was chosen.
-    #[error("expected tables of {}-byte pages, found IDR5 {idr5:#x}", granule.bytes())]
-    Granule {
-        /// The granule.
-        granule: Granule,
-        /// IDR5.
-        idr5: u32,
-    },
-    /// The unit has failed for good.
-    #[error("expected a unit that works, found one in service failure mode (GERROR {errors:#x})")]
-    Failed {
-        /// The errors that are not acknowledged.
-        errors: u32,
-    },
-    /// What faults do to their transaction is not known.
-    #[error("expected a stall model of 0 to 2, found IDR0 {idr0:#x}")]
-    StallModel {
-        /// IDR0.
-        idr0: u32,
-    },
-}
 
 /// A unit as discovery found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

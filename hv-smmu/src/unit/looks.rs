@@ -68,10 +68,14 @@ impl<P: Platform> Unit<P, Enabled> {
             Some(taken)
         };
         let errors = || self.take_error(platform);
-        match self.state.looks.others_first() {
+        let event = match self.state.looks.others_first() {
             true => first_of([&errors, &pages, &events]),
             false => first_of([&events, &pages, &errors]),
+        };
+        if let Some(FaultEvent::BadLog(bad)) = event {
+            error!("SMMUv3 {}: {bad}: they are dropped", self.index);
         }
+        event
     }
 
     /// Turns the queue of requests for pages off for good where a device asks whose entry aborts: no entry keeps it from
@@ -98,9 +102,9 @@ impl<P: Platform> Unit<P, Enabled> {
         }
     }
 
-    /// Events could not be written. Where faults stand still, requests may do so for ever now: software never learns of
-    /// them, and nothing ends them before their stream's entry aborts (IHI 0070, 4.7.2, 7.2.2). So the unit counts as
-    /// failed there; elsewhere what was lost is lost.
+    /// Events could not be written, or were dropped unread. Where faults stand still, requests may do so for ever now: software
+    /// never learns of them, and nothing ends them before their stream's entry aborts (IHI 0070, 4.7.2, 7.2.2). So the unit
+    /// counts as failed there; elsewhere what was lost is lost.
     ///
     /// Where the unit was wedged when the look began there is nothing to add to that: its failure was told, its devices were cut
     /// off, and that a unit fails is all that could be said. A reset ends no request that stands still, whether this was told or
@@ -112,7 +116,7 @@ impl<P: Platform> Unit<P, Enabled> {
             return FaultEvent::Overflow;
         }
         error!(
-            "SMMUv3 {}: events of requests that stand still could not be written",
+            "SMMUv3 {}: events of requests that stand still could not be written, or not be believed",
             self.index
         );
         FaultEvent::Failed

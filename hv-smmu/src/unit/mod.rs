@@ -16,6 +16,8 @@ mod interrupts;
 mod looks;
 mod nested_streams;
 mod quiet;
+mod rebind;
+mod refusal;
 mod regs;
 mod reset;
 mod running;
@@ -29,7 +31,8 @@ use hv_iommu::{UnitCaps, UnitIndex};
 use spin::mutex::SpinMutex;
 
 pub use hand_over::HandOver;
-pub use info::{UnitInfo, UnitRefusal};
+pub use info::UnitInfo;
+pub use refusal::UnitRefusal;
 pub(crate) use regs::Regs;
 pub(crate) use running::Stream;
 pub(crate) use silent::Behind;

@@ -77,21 +77,56 @@ impl<P: Platform> Unit<P, Enabled> {
         parent: Binding,
         stage: &UserStage,
     ) -> Result<Option<FlushTicket>, UnitError> {
+        let target = self.nested_entry::<F>(parent, stage)?;
+        self.on_first_stage(platform, stream, parent.domain, || {
+            self.set(platform, stream, &target)
+        })
+    }
+
+    /// The entry of a user's first stage on top of `parent`.
+    pub(super) fn nested_entry<F: Tables>(
+        &self,
+        parent: Binding,
+        stage: &UserStage,
+    ) -> Result<[u64; WORDS], UnitError> {
         let (tables, options) = self.second_stage::<F>(parent)?;
         let contexts = stage.contexts().read_by(self.walk());
-        let target = match Fault::NestedWithoutParent.is_on() {
+        let entry = match Fault::NestedWithoutParent.is_on() {
             true => {
                 let vmid = vmid(parent.domain);
                 StreamTableEntry::first_stage(&contexts, Regime::El1, vmid, &options)
             }
             false => StreamTableEntry::nested(&contexts, &tables, &options),
         };
-        let domain = vmid(parent.domain);
+        Ok(entry.words())
+    }
+
+    /// Notes that a stream is on a user's first stage, then has `act` make its entry lead there.
+    ///
+    /// Until now flushes of `parent` may have been of some of its addresses, which finds nothing of what both stages give
+    /// together (IHI 0070, 4.4.3.1). One that is still under way was asked for before the domain counted this stream, and its
+    /// pages were out of the tables before that; so what the unit still holds of them is forgotten here, before a first stage
+    /// can be put on top of it.
+    pub(super) fn on_first_stage<T>(
+        &self,
+        platform: &P,
+        stream: Stream,
+        parent: HwDomainId,
+        act: impl FnOnce() -> Result<T, UnitError>,
+    ) -> Result<T, UnitError> {
+        let domain = vmid(parent);
         let was_there = self.is_nested(platform, stream.id);
         if !was_there {
             self.state.nested.enter(domain, stream.id)?;
         }
-        let bound = self.set(platform, stream, &target.words());
+        let mut bound = Ok(());
+        if !was_there {
+            let context = self.queue_with(platform);
+            let forget = [Filed::of(parent, Stage::Second).all()];
+            let what = "forgetting translations of a user's domain (TLBI_S12_VMALL)";
+            bound = self.wait_between(&context, &forget, what);
+        }
+        let bound = bound.and_then(|()| act());
         // Nothing of it stayed, and nobody takes it down.
         if bound.is_err() && !was_there && !self.is_nested(platform, stream.id) {
             self.state.nested.leave(domain, stream.id);
@@ -233,7 +268,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// The second stage of a binding that this unit can do.
-    fn second_stage<F: Tables>(
+    pub(super) fn second_stage<F: Tables>(
         &self,
         binding: Binding,
     ) -> Result<(SecondStageTables, StreamOptions), UnitError> {

@@ -25,7 +25,7 @@ use hv_iommu::{
 pub(crate) use high::high;
 pub(crate) use kept::kept;
 pub(crate) use messages::messages;
-pub(crate) use nested::{cut_off, nested};
+pub(crate) use nested::{cut_off, nested, switched};
 pub(crate) use pasids::pasids;
 pub(crate) use refused::refused;
 pub(crate) use single::Single;

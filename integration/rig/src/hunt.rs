@@ -46,6 +46,7 @@ const AFTER_VTD: &[Drill] = &[
 /// The same with SMMUs: also what they alone have, and what devices keep and wait for, which is drilled with the vendor that has it.
 const AFTER_SMMU: &[Drill] = &[
     (DRILLS, drill::nested),
+    (DRILLS, drill::switched),
     (DRILLS, drill::cut_off),
     (DRILLS, drill::high),
     (DRILLS, interrupt_drill::interrupts::<Smmu<Rig>>),

@@ -71,6 +71,15 @@ impl Bus {
     }
 }
 
+/// A log that a unit fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// Faults.
+    Faults,
+    /// Requests for pages.
+    Pages,
+}
+
 /// What a test has a unit suffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
@@ -78,6 +87,13 @@ pub enum Trouble {
     RecordAborts {
         /// Whether it has moved.
         index_moves: bool,
+    },
+    /// The index of a log says that there is one record more than the log holds.
+    IndexAstray {
+        /// Which log.
+        log: Log,
+        /// How often it is read so: it goes there for good, if never.
+        reads: u32,
     },
     /// The next interrupt message is taken by nobody.
     MessageAborts,

@@ -9,7 +9,7 @@ use hv_iommu::{
 
 use crate::drill::Single;
 use crate::driver::{Driver, Vendor};
-use crate::interrupt::{Cause, Trouble};
+use crate::interrupt::{Cause, Log, Trouble};
 use crate::machine::Machine;
 use crate::rig::Rig;
 use crate::rule::{Rule, Violation};
@@ -81,6 +81,7 @@ pub(crate) fn interrupts<B: Driver + RoutedInterrupts>(seed: u64) -> Option<Viol
     overflowing(&rig, iommu, unit, faults);
     if B::VENDOR == Vendor::Smmu {
         unwritten(&rig, iommu, unit, || faults(FAULTS + 1));
+        astray(&rig, iommu, unit);
     }
     rig.judged()
 }
@@ -151,6 +152,21 @@ fn unwritten<B: Driver>(rig: &Rig, iommu: &Iommu<B>, unit: UnitIndex, fault: imp
     if told.faults != 0 || told.lost == 0 {
         let what = format!(
             "a record that was not written was told as {} faults, and {} losses",
+            told.faults, told.lost
+        );
+        rig.broken(Rule::FaultReport, what);
+    }
+}
+
+/// An index that is where it cannot be tells of no record, and of none of a lap ago.
+fn astray<B: Driver>(rig: &Rig, iommu: &Iommu<B>, unit: UnitIndex) {
+    let (log, reads) = (Log::Faults, 0);
+    rig.suffer(unit.index(), Trouble::IndexAstray { log, reads });
+    let mut told = Told::default();
+    while iommu.take_faults(|notice| told.note(notice)) == FaultLogs::MayHoldMore {}
+    if told.faults != 0 || told.lost == 0 {
+        let what = format!(
+            "an index that is where it cannot be was told as {} faults, and {} losses",
             told.faults, told.lost
         );
         rig.broken(Rule::FaultReport, what);

@@ -53,7 +53,7 @@ pub use devices::Answering;
 pub use dma::Blocked;
 pub use driver::{Driver, Policy, Vendor};
 pub use firmware::NoTable;
-pub use interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
+pub use interrupt::{Cause, DOORBELL, Interrupt, Log, Signal, Trouble};
 pub use ledger::Tenant;
 pub use machine::{
     Capabilities, FunctionModel, Impossible, Machine, RegionModel, ServicesModel, Temper,

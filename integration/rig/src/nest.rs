@@ -5,9 +5,10 @@ use hv_core::{
     Gpa, GpaRange, GuestMemory, Iova, IovaRange, PageCount, PageSize, Pasid, PciAddress, Perms,
     PhysAddr, PhysRange, UserManaged, VmId,
 };
+use hv_iommu::shape::Shape;
 use hv_iommu::{
     AtRest, Attached, Blocked, Claimed, Domain, DomainConfig, Group, InterruptsIsolated, Mapped,
-    Needs, Nested, ParentPaging, Range,
+    Needs, Nested, ParentPaging, Range, ReplaceFailed, Wedged,
 };
 use hv_smmu::Smmu;
 
@@ -17,6 +18,8 @@ use crate::smmu::GuestStage;
 
 type Backend = Smmu<Rig>;
 
+/// Why no device needs a reset.
+const REMEMBERS: &str = "the rig's devices remember nothing";
 /// Pages of the guest's memory; its first stage lies in the first of them.
 const PAGES: u64 = 32;
 /// The page of its memory that is mapped apart from the others.
@@ -42,6 +45,9 @@ pub struct Nest {
     pub nested: Domain<UserManaged, Backend, Nested>,
     /// The device, while it is attached.
     pub group: Option<Group<Backend, Attached<UserManaged, Backend, Nested>>>,
+    /// The same while it goes by the parent alone.
+    pub on_parent: Option<Group<Backend, Attached<UserManaged, Backend, ParentPaging>>>,
+    wedged: Option<Group<Backend, Wedged<Backend>>>,
     members: Vec<PciAddress>,
 }
 
@@ -136,7 +142,97 @@ impl Nest {
             stage,
             nested,
             group: Some(group),
+            on_parent: None,
+            wedged: None,
             members,
+        })
+    }
+
+    /// The device goes by the parent alone from now on, without a gap.
+    ///
+    /// # Errors
+    /// What went wrong, in words; the device is where it was.
+    pub fn to_parent(&mut self) -> Result<(), String> {
+        let group = self.group.take().ok_or("it is on no first stage")?;
+        let gapless = group.gapless().ok_or("no witness")?;
+        match group.replace(&self.parent, &gapless) {
+            Ok(group) => self.on_parent = Some(group),
+            Err(ReplaceFailed::Refused { group, error }) => {
+                self.group = Some(group);
+                return Err(error.to_string());
+            }
+            Err(failed) => return Err(self.stuck(failed)),
+        }
+        self.rig.attached(&self.members, PARENT);
+        Ok(())
+    }
+
+    /// The device goes by the guest's first stage from now on, without a gap.
+    ///
+    /// # Errors
+    /// As [`to_parent`](Self::to_parent).
+    pub fn to_nested(&mut self) -> Result<(), String> {
+        let group = self.on_parent.take().ok_or("it is not on the parent")?;
+        let gapless = group.gapless().ok_or("no witness")?;
+        match group.replace(&self.nested, &gapless) {
+            Ok(group) => self.group = Some(group),
+            Err(ReplaceFailed::Refused { group, error }) => {
+                self.on_parent = Some(group);
+                return Err(error.to_string());
+            }
+            Err(failed) => return Err(self.stuck(failed)),
+        }
+        self.rig.attached(&self.members, DEVICE);
+        Ok(())
+    }
+
+    /// The device goes by another first stage of the guest, without a gap. The domain of the one that it was on ends.
+    ///
+    /// # Errors
+    /// As [`to_parent`](Self::to_parent).
+    pub fn to_other(&mut self, entry: &[u64; 8]) -> Result<(), String> {
+        let other = Domain::alloc_nested(&self.parent, entry);
+        let other = other.map_err(|error| error.to_string())?;
+        let group = self.group.take().ok_or("it is on no first stage")?;
+        let gapless = group.gapless().ok_or("no witness")?;
+        let moved = group.replace(&other, &gapless);
+        let (group, left, error) = match moved {
+            Ok(group) => (group, std::mem::replace(&mut self.nested, other), None),
+            Err(ReplaceFailed::Refused { group, error }) => (group, other, Some(error)),
+            Err(failed) => return Err(self.stuck(failed)),
+        };
+        self.group = Some(group);
+        left.destroy().map_err(|error| error.reason.to_string())?;
+        error.map_or(Ok(()), |error| Err(error.to_string()))
+    }
+
+    /// The unit did not finish, so the device is on neither: says why.
+    fn stuck<S: Shape<UserManaged, Backend>>(
+        &mut self,
+        failed: ReplaceFailed<UserManaged, Backend, S>,
+    ) -> String {
+        let why = failed.to_string();
+        if let ReplaceFailed::Wedged { group } = failed {
+            self.rig.detaching(&self.members, DEVICE);
+            self.wedged = Some(group);
+        }
+        why
+    }
+
+    /// After the unit's reset: the device leaves both domains that it may be cached in, and everything ends.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn recover(mut self) -> Result<AtRest<Backend>, String> {
+        let wedged = self.wedged.take().ok_or("it is not wedged")?;
+        let rest = wedged.recover();
+        let rest = rest.map_err(|group| group.error().to_string())?;
+        self.rig.detached(&self.members);
+        self.end_domains()?;
+        Ok(match rest {
+            AtRest::AfterDriver(used) => used.without_reset(REMEMBERS),
+            AtRest::ToReset(used) => used.without_reset(REMEMBERS),
+            other => other,
         })
     }
 
@@ -235,11 +331,24 @@ impl Nest {
     /// # Errors
     /// What went wrong, in words.
     pub fn end(mut self) -> Result<AtRest<Backend>, String> {
-        let group = self.group.take().ok_or("it left")?;
-        self.rig.detaching(&self.members, DEVICE);
-        let detached = group.detach();
-        let left = detached.map_err(|group| group.error().to_string())?;
+        let left = match (self.group.take(), self.on_parent.take()) {
+            (Some(group), _) => {
+                self.rig.detaching(&self.members, DEVICE);
+                group.detach()
+            }
+            (None, Some(group)) => {
+                self.rig.detaching(&self.members, PARENT);
+                group.detach()
+            }
+            (None, None) => return Err("it left".to_owned()),
+        };
+        let left = left.map_err(|group| group.error().to_string())?;
         self.rig.detached(&self.members);
+        self.end_domains()?;
+        Ok(left.release().without_reset(REMEMBERS))
+    }
+
+    fn end_domains(self) -> Result<(), String> {
         self.rig.ended(DEVICE);
         self.rig.ended(WITH_PASID);
         self.nested
@@ -249,8 +358,6 @@ impl Nest {
         let teardown = self.parent.destroy();
         drop(teardown.map_err(|error| error.reason.to_string())?);
         self.rig.ended(PARENT);
-        Ok(left
-            .release()
-            .without_reset("the rig's devices remember nothing"))
+        Ok(())
     }
 }

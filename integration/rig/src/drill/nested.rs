@@ -73,6 +73,73 @@ fn nested_on(rig: &Rig) -> Result<(), String> {
     Ok(())
 }
 
+/// A guest that turns its first stage off and on again while its device sends, and changes its tables meanwhile.
+pub(crate) fn switched(seed: u64) -> Option<Violation> {
+    let mut machine = Machine::draw_of(Vendor::Smmu, seed);
+    machine.set_nesting();
+    let temper = &mut machine.temper;
+    // Where a device gets to at other moments and addresses depends on the way that it goes.
+    (temper.evictions, temper.widening, temper.background) = (false, false, false);
+    let rig = Rig::new(machine).ok()?;
+    if let Err(why) = switched_on(&rig) {
+        rig.broken(Rule::WrongAnswer, why);
+    }
+    rig.judged()
+}
+
+/// How often the first stage goes off and on.
+const SWITCHES: u64 = 16;
+
+fn switched_on(rig: &Rig) -> Result<(), String> {
+    /// A page that is where the guest has it, whichever way its device goes, and another one.
+    const PAGES: [u64; 2] = [20, 10];
+    let [same, moving] = PAGES;
+    let (_iommu, groups) = bring_up::<Smmu<Rig>>(rig)?;
+    let mut groups = groups.into_iter();
+    let group = groups.find(|group| group.members().len() == 1);
+    let mut nest = Nest::new(rig, group.ok_or("no single device")?, 0)?;
+    let device = nest.device();
+    let send = move |rig: &Rig, page: u64| {
+        rig.access(device, Iova::new(page << 12), Access::Write);
+    };
+    let in_between = |at: u64, act: &mut dyn FnMut() -> Result<(), String>| {
+        let inner = rig.clone();
+        let mut done = Ok(());
+        rig.between(at, move || send(&inner, same), || done = act());
+        done
+    };
+    nest.map(None, 0, same, same);
+    nest.map(None, 0, moving, 22);
+    // The other first stage, a context further on, under the same ASID.
+    nest.stage.set_context(1, 1, 1);
+    nest.stage
+        .map(1, Iova::new(same << 12), Gpa::new(same << 12));
+    for round in 0..SWITCHES {
+        let (space, next, other) = (round % 2, 22 + round % 3, 25 + round % 3);
+        PAGES.into_iter().for_each(|page| send(rig, page));
+        in_between(3 * round, &mut || nest.to_parent())?;
+        PAGES.into_iter().for_each(|page| send(rig, page));
+        nest.going(None, moving);
+        nest.stage.unmap(space, Iova::new(moving << 12));
+        nest.gone(None, moving);
+        nest.map(None, space, moving, next);
+        in_between(3 * round, &mut || nest.to_nested())?;
+        PAGES.into_iter().for_each(|page| send(rig, page));
+        // From one first stage to the other, which has another page there.
+        let (space, to) = (1 - space, Gpa::new(other << 12));
+        nest.stage.map(space, Iova::new(moving << 12), to);
+        let mut entry = nest.stage.entry(0);
+        entry[0] += 64 * space;
+        in_between(3 * round, &mut || nest.to_other(&entry))?;
+        nest.going(None, moving);
+        nest.gone(None, moving);
+        nest.coming(None, moving, other);
+        nest.came(None, moving);
+        PAGES.into_iter().for_each(|page| send(rig, page));
+    }
+    nest.end().map(drop)
+}
+
 /// Faults after which a device is cut off in a drill.
 const BUDGET: u32 = 4;
 /// Requests of the device by then, at most.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::Unit;
 use super::spec::{event, registers};
 use crate::bus::Bus;
-use crate::interrupt::Cause;
+use crate::interrupt::{Cause, Log};
 use crate::memory::frame_of;
 use crate::request::{Request, Step};
 use crate::rule::Rule;
@@ -160,6 +160,10 @@ impl Unit {
 
     /// EVENTQ_PROD, for a driver that is to take what that tells it of before it looks again.
     pub(super) fn events_told(&mut self, bus: &mut Bus) -> u32 {
+        if let Some(lie) = self.ills.lie(Log::Faults) {
+            self.events.told = false;
+            return lie;
+        }
         let (prod, cons) = (self.events.prod, self.events.cons);
         let is_on = self.control & registers::EVENTQEN != 0;
         if is_on && self.events.told {
@@ -188,7 +192,10 @@ impl Unit {
         let prod = registers::position(self.events.prod, log2);
         let now = registers::position(value, log2);
         let on = self.control & registers::EVENTQEN != 0;
-        if on && registers::distance(before, now, log2) > registers::distance(before, prod, log2) {
+        let past = registers::distance(before, now, log2) > registers::distance(before, prod, log2);
+        let lied = self.ills.lied.take().filter(|(log, _)| *log == Log::Faults);
+        let to_lie = lied.is_some_and(|(_, lie)| registers::position(lie, log2) == now);
+        if on && past && !to_lie {
             let what = format!(
                 "unit {}: EVENTQ_CONS went from {before:#x} to {now:#x}, past EVENTQ_PROD {prod:#x}",
                 self.index

@@ -3,7 +3,7 @@
 use super::Unit;
 use super::spec::registers as spec;
 use crate::bus::Bus;
-use crate::interrupt::{Cause, DOORBELL, Interrupt, Signal, Trouble};
+use crate::interrupt::{Cause, DOORBELL, Interrupt, Log, Signal, Trouble};
 use crate::rule::Rule;
 
 /// What a unit was told to suffer next.
@@ -14,6 +14,20 @@ pub(super) struct Ills {
     message: bool,
     /// The next change of SMMUEN is late.
     pub(super) switch: bool,
+    /// An index that is read as something else, which, and how often still.
+    astray: Option<(Log, u32, u32)>,
+    /// What was read so, last.
+    pub(super) lied: Option<(Log, u32)>,
+}
+
+impl Ills {
+    /// What the index of a log is read as, if that is a lie.
+    pub(super) fn lie(&mut self, log: Log) -> Option<u32> {
+        let (_, value, reads) = self.astray.filter(|(which, ..)| *which == log)?;
+        self.astray = (reads > 1).then_some((log, value, reads - 1));
+        self.lied = Some((log, value));
+        Some(value)
+    }
 }
 
 impl Unit {
@@ -99,6 +113,18 @@ impl Unit {
     pub(super) fn suffers(&mut self, bus: &mut Bus, trouble: Trouble) {
         match trouble {
             Trouble::RecordAborts { index_moves } => self.ills.record = Some(index_moves),
+            Trouble::IndexAstray { log, reads } => {
+                let (prod, cons, log2) = match log {
+                    Log::Faults => (&mut self.events.prod, self.events.cons, self.events.log2),
+                    Log::Pages => self.pages.indices(),
+                };
+                let beyond = spec::position(cons, log2) + (1 << log2) + 1;
+                let beyond = *prod & spec::OVERFLOW | (beyond & ((2 << log2) - 1)) as u32;
+                match reads {
+                    0 => *prod = beyond,
+                    _ => self.ills.astray = Some((log, beyond, reads)),
+                }
+            }
             Trouble::MessageAborts => self.ills.message = true,
             Trouble::SwitchesLate => self.ills.switch = true,
             Trouble::Fails => {

@@ -3,6 +3,7 @@
 use super::Unit;
 use super::spec::registers;
 use crate::bus::Bus;
+use crate::interrupt::Log;
 use crate::memory::frame_of;
 use crate::rule::Rule;
 
@@ -36,6 +37,11 @@ impl Pages {
     pub(crate) fn answers(&self, stream: u32) -> Vec<(u16, u8)> {
         let mine = self.answers.iter().filter(|(own, ..)| *own == stream);
         mine.map(|(_, group, code)| (*group, *code)).collect()
+    }
+
+    /// Its indices, and how large it is.
+    pub(super) fn indices(&mut self) -> (&mut u32, u32, u8) {
+        (&mut self.prod, self.cons, self.log2)
     }
 
     /// Whether it has a place in memory.
@@ -87,9 +93,9 @@ impl Unit {
     }
 
     /// PRIQ_PROD or PRIQ_CONS.
-    pub(super) fn page_index(&self, offset: u32) -> u32 {
+    pub(super) fn page_index(&mut self, offset: u32) -> u32 {
         match offset {
-            registers::PRIQ_PROD => self.pages.prod,
+            registers::PRIQ_PROD => self.ills.lie(Log::Pages).unwrap_or(self.pages.prod),
             _ => self.pages.cons,
         }
     }
@@ -109,7 +115,9 @@ impl Unit {
                 let now = registers::position(low, log2);
                 let past = registers::distance(before, now, log2)
                     > registers::distance(before, prod, log2);
-                if on && past {
+                let lied = self.ills.lied.take().filter(|(log, _)| *log == Log::Pages);
+                let to_lie = lied.is_some_and(|(_, lie)| registers::position(lie, log2) == now);
+                if on && past && !to_lie {
                     wrong(format!(
                         "PRIQ_CONS went from {before:#x} to {now:#x}, past PRIQ_PROD"
                     ));

@@ -73,6 +73,7 @@ pub(super) fn fault(stand: &Stand, page: u64) {
 pub(super) enum Said {
     Page(u64),
     Lost,
+    BadLog,
     Failed,
 }
 
@@ -80,6 +81,7 @@ pub(super) fn said(notice: FaultNotice) -> Said {
     match notice {
         FaultNotice::Fault(report) => Said::Page(report.fault.address.as_u64() >> 12),
         FaultNotice::Lost(_) => Said::Lost,
+        FaultNotice::BadLog(..) => Said::BadLog,
         FaultNotice::Failed(_) => Said::Failed,
         other => panic!("{other:?}"),
     }

@@ -365,6 +365,13 @@ unsafe impl<T: 'static> ReplaceBackend for Fake<T> {
         if unit.wedged {
             return Err(UnitError::Wedged { unit: index });
         }
+        if answer == Answer::Busy {
+            let waited = Duration::from_millis(1);
+            return Err(UnitError::Busy {
+                unit: index,
+                waited,
+            });
+        }
         if !matches!(answer, Answer::Completes(_) | Answer::RefusesLate) {
             return Err(broken(index));
         }

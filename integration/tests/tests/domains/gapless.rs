@@ -1,7 +1,7 @@
 //! Replacing a group's domain without a gap, where the unit can: each request goes through one of the two.
 
 use hv_core::{Access, KernelPaging};
-use hv_iommu::{AttachError, Domain, ReplaceFailed};
+use hv_iommu::{AttachError, Domain, ReplaceFailed, UnitError};
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features, Logged};
 
 use super::machine::{FAR, Machine, NIC, PLAIN, end_domain};
@@ -81,6 +81,37 @@ fn bc05_xsa_400_a_switch_that_fails_is_taken_back() {
         let log = machine.fake.take_log(0);
         assert!(!log.iter().any(entry), "no entry was down: {log:?}");
     });
+}
+
+/// A unit whose queue others hold has changed nothing: the entry at hand has no way back to go.
+#[test]
+fn a_switch_that_finds_the_queue_held_leaves_the_group_as_it_was() {
+    for step in 0..REQUESTERS.len() {
+        let Stand {
+            machine,
+            group,
+            one,
+            two,
+        } = stand();
+        let gapless = group.gapless().unwrap();
+        machine.fake.plan(0, Call::Rebind, step, Answer::Busy);
+        let Err(ReplaceFailed::Refused { group, error }) = group.replace(&two, &gapless) else {
+            panic!("step {step}");
+        };
+        let busy = matches!(error, AttachError::Unit(UnitError::Busy { .. }));
+        assert!(busy, "{error}");
+        assert_eq!(group.domain(), one.uid());
+        translates(&machine, IN_ONE);
+        let log = machine.fake.take_log(0);
+        let there_and_back: Vec<_> = log
+            .iter()
+            .filter(|call| matches!(call, Logged::Rebind(..)))
+            .collect();
+        assert_eq!(there_and_back.len(), 2 * step, "{log:?}");
+        let _group = group.detach().unwrap();
+        assert_eq!(end_domain(one, machine.host()), 1);
+        assert_eq!(end_domain(two, machine.host()), 1);
+    }
 }
 
 #[test]

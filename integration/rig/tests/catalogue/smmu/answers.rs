@@ -288,6 +288,7 @@ fn storm(stand: &Stand, rounds: u16) -> (u32, u32, u32, usize) {
             FaultNotice::Lost(_) => lost += 1,
             FaultNotice::CutOff(_) => cut_off += 1,
             FaultNotice::Fault(_) | FaultNotice::Stray(..) | FaultNotice::Failed(_) => others += 1,
+            FaultNotice::BadLog(unit, bad) => panic!("{unit}: {bad}"),
         });
         assert_eq!(logs, FaultLogs::Empty);
     }

@@ -38,6 +38,7 @@ mod units;
 
 mod alone;
 mod answers;
+mod astray;
 mod device_tlbs;
 mod interrupts;
 mod isolation;
@@ -48,7 +49,9 @@ mod only;
 mod pasids;
 mod patience;
 mod quiet;
+mod refused;
 mod silent;
+mod switched;
 mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.

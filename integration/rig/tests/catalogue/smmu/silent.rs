@@ -33,6 +33,7 @@ pub(super) fn cut_off(stand: &Stand) -> Vec<CutOff> {
     stand.iommu.take_faults(|notice| match notice {
         FaultNotice::CutOff(who) => found.push(who),
         FaultNotice::Failed(unit) => panic!("{unit} failed"),
+        FaultNotice::BadLog(unit, bad) => panic!("{unit}: {bad}"),
         FaultNotice::Fault(_) | FaultNotice::Stray(..) | FaultNotice::Lost(_) => {}
     });
     found
