@@ -223,6 +223,24 @@ pub(crate) const PLANTED_FAULTS: &[Planted] = &[
         "the guest's drive reached the hypervisor's memory",
     ),
     planted(
+        "user_command_other_vmid",
+        "nested",
+        ARM,
+        "after the guest had it forgotten",
+    ),
+    planted(
+        "user_contexts_kept",
+        "nested",
+        ARM,
+        "went on in the address space that the guest had turned from",
+    ),
+    planted(
+        "nested_flush_by_pages",
+        "nested",
+        ARM,
+        "the page that the hypervisor unmapped, after the receipt",
+    ),
+    planted(
         "drop_wrap_bit",
         "concurrent",
         ARM,

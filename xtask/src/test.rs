@@ -190,7 +190,7 @@ fn run_scenarios(
     let mut counts = Counts::default();
     for (arch, board) in machines {
         let ready = run_qemu::make_ready(*arch, Flavour::Plain, verbose)?;
-        let names = scenarios::pick(&[])?;
+        let names = scenarios::on(*arch, &scenarios::pick(&[])?);
         let machine = machine(*arch, *board, &ready, names.clone(), vec![]);
         let shown = machine.shown();
         let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
@@ -227,7 +227,8 @@ fn run_planted_faults(
     let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
     println!("    no planted fault on {arch}: every scenario has to pass in the same image");
-    let control = machine(arch, None, &ready, scenarios::pick(&[])?, vec![]);
+    let all = scenarios::on(arch, &scenarios::pick(&[])?);
+    let control = machine(arch, None, &ready, all, vec![]);
     let run = qemu_run::run(&ready.qemu, &control, limit, Expectation::Control, verbose)?;
     if !run.problems.is_empty() {
         let failure = format!(

@@ -6,7 +6,7 @@ use core::time::Duration;
 use hv_core::platform::Clock;
 use hv_core::sync::Ordering;
 use hv_core::{Access, Iova, OwnerId, PageSize, PciAddress};
-use hv_iommu::{FaultClass, FaultNotice};
+use hv_iommu::{DomainUid, FaultClass, FaultNotice};
 
 use super::drive::drive;
 use super::{Context, Failure};
@@ -90,6 +90,15 @@ impl Context<'_> {
     /// Empties the fault logs, reports every fault that differs from the one before it, and checks that the expected
     /// one is among them.
     pub(super) fn expect_fault(&self, expected: Expected) -> Result<(), Failure> {
+        self.expect_fault_in(expected, None)
+    }
+
+    /// Likewise, and it is told to be of that domain.
+    pub(super) fn expect_fault_in(
+        &self,
+        expected: Expected,
+        domain: Option<DomainUid>,
+    ) -> Result<(), Failure> {
         let page = expected.address.align_down(PageSize::Size4K);
         let mut found = false;
         let mut others = 0;
@@ -116,9 +125,9 @@ impl Context<'_> {
                 && fault.address == page
                 && fault.access == expected.access
                 && fault.class == FaultClass::NotPermitted
-                && report
-                    .bound_to
-                    .is_some_and(|(_, _, owner)| owner == expected.owner);
+                && report.bound_to.is_some_and(|(_, of, owner)| {
+                    owner == expected.owner && domain.is_none_or(|domain| domain == of)
+                });
             if same {
                 found = true;
             } else {
