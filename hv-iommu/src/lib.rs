@@ -92,7 +92,7 @@ pub use dma::{
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{
     CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice, FaultReport,
-    RawFault, StrayFault,
+    FaultStage, RawFault, StrayFault,
 };
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};

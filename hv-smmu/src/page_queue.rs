@@ -83,6 +83,7 @@ fn attribute(
             address,
             access,
             class,
+            stage: None,
             code,
         }),
         None => FaultEvent::Stray(StrayFault {

@@ -268,6 +268,7 @@ impl Unit {
                 address: at.align_down(PageSize::Size4K),
                 access,
                 class,
+                stage: None,
                 code: class as u16,
             };
             if self.quiet.contains(&requester) {

@@ -12,7 +12,7 @@ use hv_core::{
     PageSize, Perms, UserManaged,
 };
 use hv_iommu::{
-    Claimed, Domain, DomainConfig, DomainError, DomainUid, Group, InvalidateRefusal, Mapped,
+    Claimed, Domain, DomainConfig, DomainError, FaultStage, Group, InvalidateRefusal, Mapped,
     Nested, ParentPaging, Range, UnitCaps,
 };
 
@@ -271,13 +271,13 @@ impl Shower<'_, '_> {
             self.is_intact(UNMAPPED)?,
             "the drive reached a page that the guest's first stage does not map"
         );
-        self.expect_fault(unmapped)?;
+        self.expect_fault(unmapped, FaultStage::First)?;
         driver.raw_read(SCRATCH_OFFSET, BEYOND)?;
         ensure!(
             is_canary(self.context.machine.platform, self.secret),
             "the guest's first stage led the drive to the hypervisor's memory"
         );
-        self.expect_fault(BEYOND)
+        self.expect_fault(BEYOND, FaultStage::Second)
     }
 
     /// The guest takes the page out, and says so; what it may not say is refused, and nothing behind it is done.
@@ -301,7 +301,7 @@ impl Shower<'_, '_> {
             self.is_intact(WANTED)?,
             "the drive reached the page at {HERE} after the guest had it forgotten"
         );
-        self.expect_fault(HERE)
+        self.expect_fault(HERE, FaultStage::First)
     }
 
     /// The guest turns to its other address space.
@@ -320,7 +320,7 @@ impl Shower<'_, '_> {
             self.is_intact(LEFT)?,
             "the drive reached a page of the address space that the guest had turned from"
         );
-        self.expect_fault(THERE)
+        self.expect_fault(THERE, FaultStage::First)
     }
 
     /// The hypervisor takes a page, which the guest's first stage goes on naming.
@@ -340,7 +340,7 @@ impl Shower<'_, '_> {
             self.is_intact(TAKEN)?,
             "the drive reached the page that the hypervisor unmapped, after the receipt"
         );
-        self.expect_fault(KEPT)
+        self.expect_fault(KEPT, FaultStage::Second)
     }
 
     fn invalidate(&self, command: hv_smmu::UserCommandWords) -> Result<(), Failure> {
@@ -349,15 +349,15 @@ impl Shower<'_, '_> {
             .or_fail("doing what the guest commands")
     }
 
-    fn expect_fault(&self, address: Iova) -> Result<(), Failure> {
+    fn expect_fault(&self, address: Iova, stage: FaultStage) -> Result<(), Failure> {
         let expected = Expected {
             requester: drive(self.context.machine)?,
             address,
             access: Access::Write,
             owner: OwnerId::Vm(self.guest.vm()),
         };
-        let domain: DomainUid = self.nested.uid();
-        self.context.expect_fault_in(expected, Some(domain))
+        let of = (self.nested.uid(), stage);
+        self.context.expect_fault_of(expected, Some(of))
     }
 
     fn fill(&self, number: u64) -> Result<(), Failure> {
