@@ -67,7 +67,7 @@ pub(crate) const ALL: [Scenario; 9] = [
     },
     Scenario {
         name: NESTED,
-        what: "a guest's own first stage on what the hypervisor maps for it: each stage blocks what it does not map",
+        what: "on aarch64: a guest's own first stage on what the hypervisor maps for it; each blocks what it does not map",
         by_default: true,
         archs: &[Arch::Aarch64],
     },

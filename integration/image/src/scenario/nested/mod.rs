@@ -157,7 +157,7 @@ fn on_parent(
         .or_fail("attaching the drive to the guest's first stage")?;
     let heap = GuestHeap::new(guest, platform, BASE);
     let requester = drive(context.machine)?;
-    let shower = Shower {
+    let scene = Scene {
         context,
         guest,
         stage: &stage,
@@ -165,7 +165,7 @@ fn on_parent(
         secret,
     };
     let result = context.with_driver(&attached, requester, heap, |driver| {
-        shower.all(driver, &mut apart)
+        scene.all(driver, &mut apart)
     });
     let released = let_go(&result, attached.detach())?.release();
     context
@@ -225,7 +225,7 @@ fn count(pages: u64) -> Result<PageCount, Failure> {
 }
 
 /// What is shown while the drive runs.
-struct Shower<'c, 'm> {
+struct Scene<'c, 'm> {
     context: &'c Context<'m>,
     guest: &'c GuestMemory,
     stage: &'c FirstStage<'c>,
@@ -233,7 +233,7 @@ struct Shower<'c, 'm> {
     secret: &'c FrameRun<Hypervisor>,
 }
 
-impl Shower<'_, '_> {
+impl Scene<'_, '_> {
     fn all(
         &self,
         driver: &mut Driver<GuestBuffer<'_>>,
