@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
 
-pub use self::raw::{BadLog, FaultClass, FaultEvent, RawFault, StrayFault};
+pub use self::raw::{BadLog, FaultClass, FaultEvent, FaultStage, RawFault, StrayFault};
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitIndex};
 use crate::domain::DomainUid;

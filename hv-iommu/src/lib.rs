@@ -93,7 +93,7 @@ pub use dma::{
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{
     BadLog, CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice,
-    FaultReport, RawFault, StrayFault,
+    FaultReport, FaultStage, RawFault, StrayFault,
 };
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};

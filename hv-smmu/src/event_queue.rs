@@ -6,7 +6,7 @@
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Access, Iova, PageSize, Pasid};
-use hv_iommu::{FaultClass, FaultEvent, RawFault, StrayFault};
+use hv_iommu::{FaultClass, FaultEvent, FaultStage, RawFault, StrayFault};
 use log::warn;
 
 use crate::StreamId;
@@ -89,9 +89,12 @@ fn attribute(
     let [word0, ..] = record.words();
     let address = record.address().unwrap_or(Iova::new(0));
     let page = address.align_down(PageSize::Size4K);
-    let reads = record
-        .transaction()
-        .is_none_or(|transaction| transaction.is_read);
+    let transaction = record.transaction();
+    let reads = transaction.is_none_or(|transaction| transaction.is_read);
+    let stage = transaction.map(|transaction| match transaction.second_stage {
+        true => FaultStage::Second,
+        false => FaultStage::First,
+    });
     let access = if reads { Access::Read } else { Access::Write };
     let (mut class, code) = (kind.class(), u16::from(word0.to_le_bytes()[0]));
     let pasid = record.substream().and_then(|id| Pasid::new(id.get()));
@@ -109,6 +112,7 @@ fn attribute(
             address: page,
             access,
             class,
+            stage,
             code,
         }),
         None => FaultEvent::Stray(StrayFault {

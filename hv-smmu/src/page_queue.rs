@@ -84,6 +84,7 @@ fn attribute(
             address,
             access,
             class,
+            stage: None,
             code,
         }),
         None => FaultEvent::Stray(StrayFault {

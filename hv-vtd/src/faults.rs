@@ -100,6 +100,8 @@ impl FaultLog {
                 address: Iova::new(low & fault::RECORD_ADDRESS),
                 access,
                 class: fault::class(reason),
+                // The legacy mode has the second one alone.
+                stage: None,
                 code: reason.into(),
             });
         }

@@ -32,6 +32,8 @@ pub(crate) enum Job {
     Tests(Cargo),
     /// Every scenario that runs by default, in QEMU, on each of these machines.
     Scenarios(&'static [(Arch, Option<Board>)]),
+    /// The Arm image as ELF and as a flat file, which differ in who says where the device tree is.
+    FlatImage,
     /// For each planted fault, the scenario that has to fail because of it.
     PlantedFaults(&'static [Planted]),
 }
@@ -223,6 +225,24 @@ pub(crate) const PLANTED_FAULTS: &[Planted] = &[
         "the guest's drive reached the hypervisor's memory",
     ),
     planted(
+        "user_command_other_vmid",
+        "nested",
+        ARM,
+        "after the guest had it forgotten",
+    ),
+    planted(
+        "user_contexts_kept",
+        "nested",
+        ARM,
+        "went on in the address space that the guest had turned from",
+    ),
+    planted(
+        "nested_flush_by_pages",
+        "nested",
+        ARM,
+        "the page that the hypervisor unmapped, after the receipt",
+    ),
+    planted(
         "drop_wrap_bit",
         "concurrent",
         ARM,
@@ -396,6 +416,12 @@ pub(crate) const STEPS: &[Step] = &[
         what: "every scenario in QEMU, on every board, checked from outside",
         limit: Duration::from_secs(120),
         job: Job::Scenarios(MACHINES),
+    },
+    Step {
+        name: "flat-image",
+        what: "the Arm image finds its device tree where x0 says as a flat file, and at the start of RAM as ELF",
+        limit: Duration::from_secs(120),
+        job: Job::FlatImage,
     },
     Step {
         name: "faults",

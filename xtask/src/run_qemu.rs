@@ -162,7 +162,9 @@ fn run_all(options: &Options, boots: &[Boot], done: &mut Vec<Done>) -> Result<()
     for arch in options.arch.archs() {
         let here: Vec<&Boot> = boots.iter().filter(|boot| boot.arch == *arch).collect();
         if here.is_empty() {
-            println!("--> {arch} has no {}: not run", options.fault.join(", "));
+            if !options.fault.is_empty() {
+                println!("--> {arch} has no {}: not run", options.fault.join(", "));
+            }
             continue;
         }
         let ready = make_ready(*arch, flavour(options), options.verbose)
@@ -189,8 +191,8 @@ fn conclude(done: &[Done], faults: &[String]) -> Result<()> {
     let faults = faults.join(", ");
     let has_to_pass = |done: &&Done| done.expect == Expectation::Pass;
     let passing: Vec<&Done> = done.iter().filter(has_to_pass).collect();
-    if let [first, _, ..] = passing[..] {
-        println!("\n{}\n", outcomes(&passing, &first.machine.scenarios));
+    if let [_, _, ..] = passing[..] {
+        println!("\n{}\n", outcomes(&passing));
     }
     let elapsed = seconds(done.iter().map(|done| done.run.elapsed).sum());
     let mut missed = Vec::new();
@@ -339,18 +341,21 @@ fn trace_of(file: &Path, choice: Choice, here: &[&Boot], boot: &Boot) -> Option<
 }
 
 /// One table over several runs: a row for each scenario, a column for each machine.
-fn outcomes(done: &[&Done], scenarios: &[&str]) -> String {
+fn outcomes(done: &[&Done]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let names = done.iter().map(|done| done.machine.shown());
     table.set_header(["scenario".to_owned()].into_iter().chain(names));
-    for name in scenarios {
+    let runs = |done: &Done, name| done.machine.scenarios.contains(&name);
+    let names = scenarios::ALL.iter().map(|scenario| scenario.name);
+    for name in names.filter(|name| done.iter().any(|done| runs(done, *name))) {
         let cells = done.iter().map(|done| match passed(&done.run, name) {
+            _ if !runs(done, name) => "-".to_owned(),
             true => {
                 let ends = &done.run.record.ends;
                 let micros = ends
                     .iter()
-                    .find(|end| end.name == *name)
+                    .find(|end| end.name == name)
                     .map(|end| end.micros);
                 format!(
                     "pass, {}",
@@ -359,7 +364,7 @@ fn outcomes(done: &[&Done], scenarios: &[&str]) -> String {
             }
             false => "FAILED".to_owned(),
         });
-        table.add_row([(*name).to_owned()].into_iter().chain(cells));
+        table.add_row([name.to_owned()].into_iter().chain(cells));
     }
     table.trim_fmt()
 }

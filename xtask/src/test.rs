@@ -18,7 +18,7 @@ use crate::qemu_run::{self, Expectation};
 use crate::run_qemu::{self, Ready};
 use crate::test_counts::Counts;
 use crate::tools::target;
-use crate::{evidence, house, process, scenarios, workspace};
+use crate::{evidence, flat_image, house, process, scenarios, workspace};
 
 /// What `test` can be told.
 #[derive(Debug, Args)]
@@ -138,6 +138,7 @@ fn climb(step: &Step, verbose: bool) -> Result<Counts> {
         }
         Job::Tests(tests) => run_tests(step, &tests, verbose),
         Job::Scenarios(machines) => run_scenarios(machines, step.limit, verbose),
+        Job::FlatImage => boot_flat_image(step.limit, verbose),
         Job::PlantedFaults(faults) => {
             let mut counts = Counts::default();
             for arch in Arch::ALL {
@@ -190,7 +191,7 @@ fn run_scenarios(
     let mut counts = Counts::default();
     for (arch, board) in machines {
         let ready = run_qemu::make_ready(*arch, Flavour::Plain, verbose)?;
-        let names = scenarios::pick(&[])?;
+        let names = scenarios::on(*arch, &scenarios::pick(&[])?);
         let machine = machine(*arch, *board, &ready, names.clone(), vec![]);
         let shown = machine.shown();
         let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
@@ -218,6 +219,45 @@ fn run_scenarios(
     Ok(counts)
 }
 
+/// Boots the Arm image in both forms. The image notes where it found the device tree, and that each form has the other
+/// note shows that it looks.
+fn boot_flat_image(limit: Duration, verbose: bool) -> Result<Counts> {
+    let arch = Arch::Aarch64;
+    let elf = run_qemu::make_ready(arch, Flavour::Plain, verbose)?;
+    let flat = Ready {
+        image: flat_image::write(&elf.image)?,
+        qemu: elf.qemu.clone(),
+    };
+    let mut counts = Counts::default();
+    for (form, ready, says) in [
+        ("as ELF", &elf, "the start of RAM: x0 was zero"),
+        ("as a flat file", &flat, "as x0 said"),
+    ] {
+        println!("    the image {form}");
+        let machine = machine(arch, None, ready, vec![scenarios::DISCOVER], vec![]);
+        let run = qemu_run::run(&ready.qemu, &machine, limit, Expectation::Pass, verbose)?;
+        let mut problems: Vec<String> = run.problems.iter().map(ToString::to_string).collect();
+        let notes: Vec<&str> = run.record.notes_of(scenarios::DISCOVER).collect();
+        if !notes.iter().any(|note| note.contains(says)) {
+            problems.push(format!(
+                "where the device tree is: expected {says:?}, found {notes:?}"
+            ));
+        }
+        let failures = problems
+            .iter()
+            .map(|problem| format!("{arch} {form}: {problem}"));
+        let failures: Vec<String> = failures.collect();
+        for failure in &failures {
+            println!("{} {failure}", style("FAILED").red().bold());
+        }
+        counts.add(Counts {
+            passed: usize::from(problems.is_empty()),
+            failures,
+        });
+    }
+    Ok(counts)
+}
+
 fn run_planted_faults(
     arch: Arch,
     faults: &'static [Planted],
@@ -227,7 +267,8 @@ fn run_planted_faults(
     let ready = run_qemu::make_ready(arch, Flavour::PlantedFaults, verbose)?;
     let mut counts = Counts::default();
     println!("    no planted fault on {arch}: every scenario has to pass in the same image");
-    let control = machine(arch, None, &ready, scenarios::pick(&[])?, vec![]);
+    let all = scenarios::on(arch, &scenarios::pick(&[])?);
+    let control = machine(arch, None, &ready, all, vec![]);
     let run = qemu_run::run(&ready.qemu, &control, limit, Expectation::Control, verbose)?;
     if !run.problems.is_empty() {
         let failure = format!(

@@ -44,6 +44,25 @@ impl fmt::Display for FaultClass {
     }
 }
 
+/// Which stage of translation refused a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultStage {
+    /// The first. On a [`Nested`](crate::Nested) domain the user's own: the fault is for the user to be told of.
+    First,
+    /// The second: what the request asked for, or what its first stage was to be read from. The user's own first stage led
+    /// to what its parent does not map.
+    Second,
+}
+
+impl fmt::Display for FaultStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::First => "first stage",
+            Self::Second => "second stage",
+        })
+    }
+}
+
 /// One recorded fault, as the unit tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawFault {
@@ -57,6 +76,8 @@ pub struct RawFault {
     pub access: Access,
     /// What kind of mistake it is.
     pub class: FaultClass,
+    /// Which stage refused it; `None` where it came to neither, or where records do not tell: of units with one stage.
+    pub stage: Option<FaultStage>,
     /// The vendor's reason code.
     pub code: u16,
 }

@@ -16,9 +16,14 @@ impl fmt::Display for RawFault {
             address,
             class,
             code,
+            stage,
             ..
         } = self;
-        write!(f, ": {access} at {address}: {class} (code {code:#x})")
+        write!(f, ": {access} at {address}: {class} (code {code:#x}")?;
+        if let Some(stage) = stage {
+            write!(f, ", {stage}")?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -101,7 +106,7 @@ mod tests {
 
     use hv_core::{Access, Iova, OwnerId, Pasid, PciAddress, Segment, VmId};
 
-    use super::super::raw::{BadLog, FaultClass};
+    use super::super::raw::{BadLog, FaultClass, FaultStage};
     use super::*;
     use crate::backend::UnitIndex;
     use crate::domain::DomainUid;
@@ -120,6 +125,7 @@ mod tests {
             address: Iova::new(0x7000),
             access: Access::Write,
             class: FaultClass::NotPermitted,
+            stage: Some(FaultStage::First),
             code: 0x10,
         };
         let stray = StrayFault {
@@ -161,6 +167,7 @@ mod tests {
                     "write at",
                     "7000",
                     "not mapped",
+                    "(code 0x10, first stage)",
                     "group 3",
                     "domain 0",
                     "7",

@@ -11,6 +11,7 @@ fn fault(address: u64, requester: u16, access: Access, class: FaultClass, code: 
         address: Iova::new(address),
         access,
         class,
+        stage: None,
         code,
     })
 }

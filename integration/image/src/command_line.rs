@@ -23,6 +23,8 @@ pub enum Scenario {
     Revoke,
     /// A device moves between owners.
     Reassign,
+    /// A guest's own first stage, on backends that have that.
+    Nested,
     /// All CPUs map and unmap at once.
     Concurrent,
     /// Page sizes change under DMA, and tables come back.
@@ -31,20 +33,26 @@ pub enum Scenario {
 
 impl Scenario {
     /// All scenarios, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Untranslated,
         Self::Discover,
         Self::KernelDma,
         Self::Blocked,
         Self::Revoke,
         Self::Reassign,
+        Self::Nested,
         Self::Concurrent,
         Self::Tables,
     ];
 
     /// Whether it runs when none is named.
     pub const fn by_default(self) -> bool {
-        !matches!(self, Self::Untranslated)
+        match self {
+            Self::Untranslated => false,
+            // VT-d's backend has no nested domains.
+            Self::Nested => cfg!(target_arch = "aarch64"),
+            _ => true,
+        }
     }
 
     /// The name on the command line and in the log.
@@ -56,6 +64,7 @@ impl Scenario {
             Self::Blocked => "blocked",
             Self::Revoke => "revoke",
             Self::Reassign => "reassign",
+            Self::Nested => "nested",
             Self::Concurrent => "concurrent",
             Self::Tables => "tables",
         }
@@ -72,7 +81,7 @@ impl fmt::Display for Scenario {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Scenarios to run, in the order of [`Scenario::ALL`]; without `scenario=` all that run by default.
-    pub scenarios: ArrayVec<Scenario, 8>,
+    pub scenarios: ArrayVec<Scenario, 9>,
     /// Seed of the pattern that is written to the disk; 0 without `nonce=`.
     pub nonce: u64,
     /// Protections that are taken out on purpose.
@@ -120,7 +129,7 @@ pub enum OptionError<'a> {
     },
     /// A scenario is not known, or named twice.
     #[error(
-        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, concurrent, tables"
+        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, nested, concurrent, tables"
     )]
     Scenario {
         /// The name that was found.
@@ -197,7 +206,7 @@ impl Options {
 }
 
 /// The named scenarios, in the order in which they run.
-fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 8>, OptionError<'_>> {
+fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 9>, OptionError<'_>> {
     let mut wanted = [false; Scenario::ALL.len()];
     for found in value.split(',') {
         let known = Scenario::ALL.iter().zip(&mut wanted);

@@ -124,6 +124,11 @@ impl BareMetal {
         self.frames.counts()
     }
 
+    /// Whether interrupt messages go to services that tell who sent them, as far as firmware says.
+    pub fn tells_senders_apart(&self) -> bool {
+        !self.devices.doorbells.is_empty()
+    }
+
     /// PCI configuration space.
     pub fn config(&self) -> &Ecam<MmioBlock> {
         &self.config

@@ -5,6 +5,7 @@
 
 use std::ops::RangeInclusive;
 
+use hv_iommu::FaultStage;
 use hv_iommu::table::Mapping;
 
 use crate::bus::Bus;
@@ -142,5 +143,12 @@ pub(crate) trait FrontEnd: Send {
     fn binding_tables(&self) -> RangeInclusive<u64>;
 
     /// Whether the unit recorded such a fault lately.
-    fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool;
+    fn recorded(
+        &self,
+        requester: u16,
+        address: u64,
+        read: bool,
+        reason: u8,
+        stage: Option<FaultStage>,
+    ) -> bool;
 }

@@ -124,7 +124,7 @@ impl Rig {
         least..=most
     }
 
-    /// Whether a unit recorded this fault lately: page and reason code in the vendor's numbers.
+    /// Whether a unit recorded this fault lately: page, stage, and reason code in the vendor's numbers.
     pub fn recorded_fault(&self, unit: usize, fault: &RawFault) -> bool {
         let state = self.core.quiet();
         let (requester, read) = (fault.requester.requester(), fault.access == Access::Read);
@@ -132,7 +132,9 @@ impl Rig {
             return false;
         };
         let unit = state.units.get(unit);
-        unit.is_some_and(|unit| unit.recorded(requester, fault.address.as_u64(), read, reason))
+        unit.is_some_and(|unit| {
+            unit.recorded(requester, fault.address.as_u64(), read, reason, fault.stage)
+        })
     }
 
     /// The functions that do DMA of their own.

@@ -1,10 +1,11 @@
-//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign` showed.
+//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign` and `nested`
+//! showed.
 
 use super::record::Record;
 use super::serial::{Outcome, Unit};
 use super::verdict::{Asked, Problem};
 use crate::arch::{Arch, Board};
-use crate::scenarios::REASSIGN;
+use crate::scenarios::{NESTED, REASSIGN};
 
 /// The register with the stages that an SMMU has, as the image names it.
 const IDR0: &str = "IDR0";
@@ -18,6 +19,13 @@ const CHANGED_HANDS: &str = "works for its owner, the other's memory blocked";
 /// What it says where no guest can have the drive.
 const NO_GUEST: &str = "no guest can have the drive";
 
+/// What `nested` says of a drive behind a guest's first stage.
+const BOTH_STAGES: &str = "drives through both stages";
+/// What it says where there is no first stage beside the second.
+const NO_NESTING: &str = "no guest can have a first stage of its own: unit 0 cannot serve such a domain: the unit has no support for users' own first stages";
+/// What it says where there is no second stage for one to stand on.
+const NO_PARENT: &str = "no guest can have a first stage of its own: a guest's addresses are translated by a second stage";
+
 /// Adds what speaks against the board, as far as the scenarios that tell of it ran.
 pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Problem>) {
     if asked.arch == Arch::Aarch64 {
@@ -25,20 +33,23 @@ pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Probl
         let wrong = record.units.iter().filter_map(|unit| stages(board, unit));
         problems.extend(wrong);
     }
-    let expected = match asked.board {
-        Some(Board::Stage1) => NO_GUEST,
-        Some(Board::Nested | Board::Stage2) | None => CHANGED_HANDS,
+    let (reassign, nested) = match asked.board {
+        Some(Board::Nested) | None => (CHANGED_HANDS, BOTH_STAGES),
+        Some(Board::Stage2) => (CHANGED_HANDS, NO_NESTING),
+        Some(Board::Stage1) => (NO_GUEST, NO_PARENT),
     };
-    let shown = record
-        .ends
-        .iter()
-        .filter(|end| end.name == REASSIGN && end.outcome == Outcome::Pass);
-    for end in shown.filter(|end| !end.detail.contains(expected)) {
-        problems.push(Problem::new(
-            format!("{REASSIGN} on this board"),
-            format!("{expected:?}"),
-            format!("{:?}", end.detail),
-        ));
+    for (name, expected) in [(REASSIGN, reassign), (NESTED, nested)] {
+        let shown = record
+            .ends
+            .iter()
+            .filter(|end| end.name == name && end.outcome == Outcome::Pass);
+        for end in shown.filter(|end| !end.detail.contains(expected)) {
+            problems.push(Problem::new(
+                format!("{name} on this board"),
+                format!("{expected:?}"),
+                format!("{:?}", end.detail),
+            ));
+        }
     }
 }
 

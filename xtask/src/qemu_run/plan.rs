@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use super::Expectation;
 use crate::arch::Arch;
 use crate::ladder::{PLANTED_FAULTS, Planted};
+use crate::scenarios;
 
 /// One boot of the image, and what it has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub(crate) struct Boot {
 /// in the same image with the fault switched off.
 ///
 /// # Errors
-/// When a fault is not known, or is none of the architecture that is asked for.
+/// When a fault is not known, or is none of the architecture that is asked for, or if no scenario is left.
 pub(crate) fn plan(
     archs: &[Arch],
     faults: &[String],
@@ -32,6 +33,11 @@ pub(crate) fn plan(
     let mut boots = Vec::new();
     for arch in archs {
         if !are_planted(*arch, archs, faults)? {
+            continue;
+        }
+        let picked = scenarios::on(*arch, &picked);
+        if picked.is_empty() {
+            println!("--> {arch} has no {}: not run", named.join(", "));
             continue;
         }
         let catches = |scenario: &&'static str| {
@@ -64,8 +70,15 @@ pub(crate) fn plan(
                 each.map(|planted| boot(vec![planted.scenario], Expectation::Caught(planted))),
             );
         } else {
-            boots.push(boot(picked.clone(), Expectation::Pass));
+            boots.push(boot(picked, Expectation::Pass));
         }
+    }
+    if boots.is_empty() {
+        bail!(
+            "{} shows something on another architecture only: expected --arch with that one (`cargo xtask run-qemu --list` \
+             says which)",
+            named.join(", ")
+        );
     }
     Ok(boots)
 }
@@ -161,7 +174,6 @@ fn distance(one: &str, other: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenarios;
 
     fn boots(archs: &[Arch], faults: &[&str], scenarios: &[&str]) -> Result<Vec<Boot>> {
         let list = |names: &[&str]| -> Vec<String> {
@@ -229,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_for_a_fault_has_to_pass_with_it() {
-        let all = scenarios::pick(&[]).unwrap();
+        let all = scenarios::on(Arch::X86_64, &scenarios::pick(&[]).unwrap());
         let one = ["skip_iotlb_flush"];
         for (faults, named) in [
             (&one[..], &["discover"][..]),
@@ -249,6 +261,20 @@ mod tests {
                 (&asked[..], Expectation::Pass)
             );
         }
+    }
+
+    #[test]
+    fn a_scenario_runs_where_there_is_what_it_shows() {
+        let all = boots(&Arch::ALL, &[], &["nested"]).unwrap();
+        let [boot] = &all[..] else {
+            panic!("{all:?}");
+        };
+        assert_eq!(boot.arch, Arch::Aarch64);
+        let none = boots(&[Arch::X86_64], &[], &["nested"]).unwrap_err();
+        assert!(none.to_string().contains("expected --arch"), "{none}");
+        let all = boots(&Arch::ALL, &[], &[]).unwrap();
+        let has = |boot: &Boot| boot.scenarios.contains(&"nested");
+        assert_eq!(all.iter().map(has).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

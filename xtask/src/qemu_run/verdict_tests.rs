@@ -391,8 +391,14 @@ fn the_board_is_the_one_that_was_asked_for() {
 
 /// The problems of a run whose `reassign` passed with that word, but for those of scenarios that nobody asked for.
 fn reassigned(board: Option<Board>, detail: &str) -> Vec<String> {
-    let end =
-        r#"@@ {"event":"scenario-end","name":"reassign","outcome":"pass","micros":1,"detail":"#;
+    passed_with("reassign", board, detail)
+}
+
+/// The same of another scenario.
+fn passed_with(name: &str, board: Option<Board>, detail: &str) -> Vec<String> {
+    let end = format!(
+        r#"@@ {{"event":"scenario-end","name":"{name}","outcome":"pass","micros":1,"detail":"#
+    );
     let run = match board {
         None => Run::good(),
         Some(board @ Board::Nested) => Run::on_board(board, NESTED),
@@ -429,6 +435,38 @@ fn a_guest_has_the_drive_where_the_board_lets_it() {
         matches!(&problems[..], [one] if one.contains("expected \"no guest can have the drive\"")),
         "{problems:#?}"
     );
+}
+
+#[test]
+fn a_guest_has_a_first_stage_where_the_board_has_both() {
+    let told = [
+        (
+            Board::Nested,
+            "vm1 drives through both stages; what its first stage does not map is blocked",
+        ),
+        (
+            Board::Stage2,
+            "no guest can have a first stage of its own: unit 0 cannot serve such a domain: the unit has no support for \
+             users' own first stages",
+        ),
+        (
+            Board::Stage1,
+            "no guest can have a first stage of its own: a guest's addresses are translated by a second stage, which \
+             unit 0 does not have",
+        ),
+    ];
+    for (board, _) in told {
+        for (of, detail) in told {
+            let problems = passed_with("nested", Some(board), detail);
+            match of == board {
+                true => assert_eq!(problems, Vec::<String>::new(), "{board:?}"),
+                false => assert!(
+                    matches!(&problems[..], [one] if one.contains("nested on this board")),
+                    "{board:?}: {problems:#?}"
+                ),
+            }
+        }
+    }
 }
 
 const PLANTED: Planted = Planted {

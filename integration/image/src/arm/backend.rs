@@ -1,6 +1,7 @@
 //! The IOMMU backend of this architecture: SMMUv3, from the device tree.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -67,6 +68,11 @@ pub fn fault_budget() -> FaultBudget {
     }
 }
 
+/// What firmware told of the machine, and where, for people.
+pub fn told_by(machine: &Machine) -> String {
+    format!("{}", machine.firmware)
+}
+
 /// Takes all units over that the device tree names, and turns translation on.
 ///
 /// # Errors
@@ -75,7 +81,7 @@ pub fn bring_up(
     machine: &Machine,
     functions: &[PciFunction],
 ) -> Result<(Backend, Vec<UnitFacts>), BackendError> {
-    let firmware = device_tree::parse(machine.firmware)?;
+    let firmware = device_tree::parse(machine.firmware.tree)?;
     if firmware.units.is_empty() {
         return Err(BackendError::NoUnit);
     }

@@ -4,6 +4,8 @@
     reason = "each step of boot has conditions that only this order of steps meets"
 )]
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 use hv_core::{CpuId, PhysAddr};
 use thiserror::Error;
@@ -34,8 +36,26 @@ pub struct Symbols {
     pub secondary_entry: PhysAddr,
 }
 
-/// The device tree, whole.
-pub type Firmware = &'static [u8];
+/// The device tree.
+#[derive(Clone, Copy)]
+pub struct Firmware {
+    /// The tree, whole.
+    pub tree: &'static [u8],
+    /// Where it is.
+    pub address: PhysAddr,
+    /// Whether the boot loader said so; it is at the start of RAM otherwise.
+    pub is_told: bool,
+}
+
+impl fmt::Display for Firmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.is_told {
+            true => "as x0 said",
+            false => "the start of RAM: x0 was zero",
+        };
+        write!(f, "device tree at {}, {how}", self.address)
+    }
+}
 
 /// Where interrupt controllers and IOMMUs have their registers. What firmware keeps is a part of RAM here, never beside
 /// registers.
@@ -91,12 +111,17 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
     traps::self_check().map_err(StepError::from)?;
     traps::accept_system_errors();
 
-    let place = match tree {
+    let address = PhysAddr::new(match tree {
         0 => image.start.as_u64() / RAM_ALIGN * RAM_ALIGN,
         given => given,
-    };
+    });
     // SAFETY: the boot loader's address, or where it puts the tree without one; nothing was handed out yet.
-    let blob = unsafe { blob(PhysAddr::new(place)) }?;
+    let blob = unsafe { blob(address) }?;
+    let found = Firmware {
+        tree: blob,
+        address,
+        is_told: tree != 0,
+    };
     let board = Board::parse(blob).map_err(StepError::from)?;
     if let Some(registers) = board.uart {
         uart::place(registers);
@@ -106,7 +131,7 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
     // SAFETY: only this CPU runs; it has used nothing but the image and the tree, which is not used meanwhile.
     let mapped = unsafe { paging::map_ram(&board.ram) }?;
     let mut reserved = board.reserved.clone();
-    let tree = Span::new(PhysAddr::new(place), blob.len() as u64);
+    let tree = Span::new(address, blob.len() as u64);
     reserved
         .try_push(tree)
         .map_err(|_| MemoryMapError::TooManyRanges)?;
@@ -132,7 +157,7 @@ pub unsafe fn boot(tree: u64, image: &Image, symbols: &Symbols) -> Result<Machin
         assign(&config, region.segment(), region.buses(), &mut window).map_err(StepError::from)?;
     }
     // SAFETY: `cpus` counts the CPUs that run, and the frames are usable RAM.
-    Ok(unsafe { Machine::new(memory, devices, config, cpus, blob, options) })
+    Ok(unsafe { Machine::new(memory, devices, config, cpus, found, options) })
 }
 
 /// The tree at `address`.

@@ -7,6 +7,7 @@ use hv_core::PageSize;
 use hv_iommu::{Level, ReservedKind, UnitIndex};
 
 use super::{Context, Failure, Shown, ensure};
+use crate::arch::backend::told_by;
 use crate::pci::{Function, Header};
 use crate::report::{self, Event, FunctionEvent, UnitEvent};
 use crate::subsystem::{Backend, Subsystem};
@@ -17,6 +18,7 @@ type Tables = <Backend as hv_iommu::Backend>::Format;
 /// Reports every unit and function. Passes if every function is behind a unit and every endpoint in
 /// just one group.
 pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
+    context.note(told_by(context.machine));
     for (index, unit) in subsystem.units.iter().enumerate() {
         let caps = UnitIndex::new(index).and_then(|index| context.iommu.unit_caps(index));
         let caps =

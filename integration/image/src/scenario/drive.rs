@@ -12,7 +12,8 @@ use hv_core::{
 use hv_iommu::table::Translation;
 use hv_iommu::{
     AtRest, Attached, Blocked, BufferRequest, Claimed, CoherentBuffer, Domain, DomainConfig,
-    DomainError, Group, InterruptsIsolated, ReservedKind, ReservedRegion, UnitCaps, Wedged,
+    DomainError, Group, InterruptsIsolated, LetsThrough, ReservedKind, ReservedRegion, UnitCaps,
+    Wedged,
 };
 
 use super::{Context, Failure, OrFail, ensure};
@@ -94,6 +95,21 @@ impl DmaBuffer for GuestBuffer<'_> {
     fn read_u32(&self, offset: usize) -> Result<u32, OutOfBounds> {
         let (from, error) = self.place(offset, size_of::<u32>())?;
         self.guest.read_u32(self.platform, from).map_err(|_| error)
+    }
+}
+
+impl<'g> GuestHeap<'g> {
+    /// The guest's memory from `start` on.
+    pub(super) const fn new(
+        guest: &'g GuestMemory,
+        platform: &'static BareMetal,
+        start: Gpa,
+    ) -> Self {
+        Self {
+            guest,
+            platform,
+            next: start,
+        }
     }
 }
 
@@ -239,7 +255,7 @@ impl Context<'_> {
     }
 
     /// Takes the group of the drive out of those at rest.
-    fn take_drive(&mut self) -> Result<(Group<Backend, Blocked>, PciAddress), Failure> {
+    pub(super) fn take_drive(&mut self) -> Result<(Group<Backend, Blocked>, PciAddress), Failure> {
         let drive = drive(self.machine)?;
         let index = self
             .groups
@@ -252,9 +268,9 @@ impl Context<'_> {
 
     /// Resets the drive, lets it on the bus, and runs `body` with a driver on it that takes its memory
     /// from `memory`. In this order: what its last owner armed it with must not reach this domain.
-    fn with_driver<O: Owner, M: DmaMemory, R>(
+    pub(super) fn with_driver<O: Owner, S: LetsThrough<O, Backend>, M: DmaMemory, R>(
         &self,
-        attached: &Group<Backend, Attached<O, Backend>>,
+        attached: &Group<Backend, Attached<O, Backend, S>>,
         drive: PciAddress,
         mut memory: M,
         body: impl FnOnce(&mut Driver<M::Buffer>) -> Result<R, Failure>,
@@ -332,8 +348,30 @@ impl Context<'_> {
         result
     }
 
+    /// The witness that the guest's drive raises no interrupts but its own. An interrupt translation service tells senders
+    /// apart: where the machine has one, there is nothing to be assumed.
+    pub(super) fn witness(
+        &self,
+        claimed: &Group<Backend, Claimed<UserManaged>>,
+    ) -> Result<InterruptsIsolated, Failure> {
+        match claimed.interrupts_isolated() {
+            Ok(isolated) => Ok(isolated),
+            Err(why) if self.machine.platform.tells_senders_apart() => {
+                Err(Failure::new(format_args!(
+                    "the machine has an interrupt translation service, and no witness for the drive: {why}"
+                )))
+            }
+            Err(why) => {
+                log::info!("no witness for interrupts: {why}");
+                Ok(InterruptsIsolated::override_unsafe_interrupts(
+                    "the stand-in guest runs hypervisor code and its drive is polled",
+                ))
+            }
+        }
+    }
+
     /// Puts a group back to those at rest.
-    fn rested(&mut self, group: AtRest<Backend>) -> Result<(), Failure> {
+    pub(super) fn rested(&mut self, group: AtRest<Backend>) -> Result<(), Failure> {
         let group = group.claimable().or_fail("having the drive's group back")?;
         self.groups.push(group);
         Ok(())
@@ -366,23 +404,11 @@ impl Context<'_> {
             .map(pinned, Perms::ReadWrite)
             .or_fail("mapping the guest's memory")?;
         check_doorbells(claimed.reserved_regions(), |at| domain.translate(at))?;
-        let isolated = match claimed.interrupts_isolated() {
-            Ok(isolated) => isolated,
-            Err(why) => {
-                log::info!("no witness for interrupts: {why}");
-                InterruptsIsolated::override_unsafe_interrupts(
-                    "the stand-in guest runs hypervisor code and its drive is polled",
-                )
-            }
-        };
+        let isolated = self.witness(&claimed)?;
         let attached = claimed
             .attach_for_guest(&domain, &isolated)
             .or_fail("attaching the drive for the guest")?;
-        let heap = GuestHeap {
-            guest,
-            platform: self.machine.platform,
-            next: start,
-        };
+        let heap = GuestHeap::new(guest, self.machine.platform, start);
         let result = self.with_driver(&attached, drive, heap, |driver| body(self, &domain, driver));
         let (range, pinned) = mapped
             .unmap()
@@ -412,7 +438,7 @@ impl Context<'_> {
 }
 
 /// The group of a drive that was detached. Where the unit did not let go of it, that is told behind what failed before.
-fn let_go<O: Owner, R>(
+pub(super) fn let_go<O: Owner, R>(
     result: &Result<R, Failure>,
     detached: Result<Group<Backend, Claimed<O>>, Group<Backend, Wedged<Backend>>>,
 ) -> Result<Group<Backend, Claimed<O>>, Failure> {
@@ -429,7 +455,7 @@ fn let_go<O: Owner, R>(
 }
 
 /// Whether a domain leads the drive's interrupt messages to where they go.
-fn check_doorbells(
+pub(super) fn check_doorbells(
     regions: impl Iterator<Item = ReservedRegion>,
     translate: impl Fn(Iova) -> Option<Translation>,
 ) -> Result<(), Failure> {

@@ -1,12 +1,13 @@
 //! Looking for the fault that a blocked access must leave behind.
 
 use alloc::format;
+use alloc::string::String;
 use core::time::Duration;
 
 use hv_core::platform::Clock;
 use hv_core::sync::Ordering;
 use hv_core::{Access, Iova, OwnerId, PageSize, PciAddress};
-use hv_iommu::{FaultClass, FaultNotice};
+use hv_iommu::{DomainUid, FaultClass, FaultNotice, FaultStage};
 
 use super::drive::drive;
 use super::{Context, Failure};
@@ -90,6 +91,15 @@ impl Context<'_> {
     /// Empties the fault logs, reports every fault that differs from the one before it, and checks that the expected
     /// one is among them.
     pub(super) fn expect_fault(&self, expected: Expected) -> Result<(), Failure> {
+        self.expect_fault_of(expected, None)
+    }
+
+    /// Likewise, and it is told to be of that domain, and of that stage of it.
+    pub(super) fn expect_fault_of(
+        &self,
+        expected: Expected,
+        of: Option<(DomainUid, FaultStage)>,
+    ) -> Result<(), Failure> {
         let page = expected.address.align_down(PageSize::Size4K);
         let mut found = false;
         let mut others = 0;
@@ -107,7 +117,10 @@ impl Context<'_> {
                 requester: fault.requester,
                 address: fault.address,
                 access: fault.access,
-                reason: &format!("{}", fault.class),
+                reason: &match fault.stage {
+                    Some(stage) => format!("{}, {stage}", fault.class),
+                    None => format!("{}", fault.class),
+                },
                 code: fault.code,
                 domain: report.bound_to.map(|(_, domain, _)| domain.get()),
                 owner: report.bound_to.map(|(_, _, owner)| owner),
@@ -116,9 +129,11 @@ impl Context<'_> {
                 && fault.address == page
                 && fault.access == expected.access
                 && fault.class == FaultClass::NotPermitted
-                && report
-                    .bound_to
-                    .is_some_and(|(_, _, owner)| owner == expected.owner);
+                && report.bound_to.is_some_and(|(_, domain, owner)| {
+                    let here = (domain, fault.stage);
+                    owner == expected.owner
+                        && of.is_none_or(|(domain, stage)| here == (domain, Some(stage)))
+                });
             if same {
                 found = true;
             } else {
@@ -129,8 +144,11 @@ impl Context<'_> {
         if found {
             return Ok(());
         }
+        let at = of.map_or(String::new(), |(domain, stage)| {
+            format!(", by the {stage} of {domain}")
+        });
         Err(Failure::new(format_args!(
-            "no fault names a {} of {page} by {} of {} ({others} other faults)",
+            "no fault names a {} of {page} by {} of {}{at} ({others} other faults)",
             expected.access, expected.requester, expected.owner
         )))
     }

@@ -6,6 +6,8 @@ mod discover;
 mod drive;
 mod faults;
 mod kernel_dma;
+#[cfg(target_arch = "aarch64")]
+mod nested;
 mod reassign;
 mod revoke;
 mod tables;
@@ -148,6 +150,12 @@ fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> 
         Scenario::Blocked => blocked::run(&mut context),
         Scenario::Revoke => revoke::run(&mut context),
         Scenario::Reassign => reassign::run(&mut context),
+        #[cfg(target_arch = "aarch64")]
+        Scenario::Nested => nested::run(&mut context),
+        #[cfg(not(target_arch = "aarch64"))]
+        Scenario::Nested => Err(Failure::new(
+            "expected a backend on which guests have first stages of their own (NestedBackend), found one without",
+        )),
         Scenario::Concurrent => concurrent::run(&mut context),
         Scenario::Tables => tables::run(&mut context),
     };

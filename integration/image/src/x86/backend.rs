@@ -1,6 +1,7 @@
 //! The IOMMU backend of this architecture: VT-d, from the firmware's DMAR table.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use hv_iommu::{
@@ -35,6 +36,14 @@ pub enum BackendError {
 /// How many faults a device may cause.
 pub fn fault_budget() -> FaultBudget {
     FaultBudget::default()
+}
+
+/// What firmware told of the machine, for people.
+pub fn told_by(machine: &Machine) -> String {
+    match machine.firmware {
+        Some(table) => format!("DMAR table of {} bytes", table.len()),
+        None => String::from("no DMAR table"),
+    }
 }
 
 /// Reads the firmware's table, takes all units over, and turns translation on.

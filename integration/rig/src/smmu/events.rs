@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use hv_iommu::FaultStage;
+
 use super::Unit;
 use super::spec::{event, registers};
 use crate::bus::Bus;
@@ -12,6 +14,9 @@ use crate::rule::Rule;
 
 /// How many former records are remembered, to compare with what the driver reports.
 const REMEMBERED: usize = 4096;
+
+/// An event, and the stage that refused, where its record tells.
+type What = (u8, Option<FaultStage>);
 
 /// The queue.
 #[derive(Default)]
@@ -25,14 +30,14 @@ pub(crate) struct Events {
     pub(crate) cons: u32,
     /// Whether the driver was told of something that it did not take since.
     told: bool,
-    /// What was recorded lately: event, requester, page, whether it read.
-    recorded: VecDeque<(u8, u16, u64, bool)>,
+    /// What was recorded lately: event and stage, requester, page, whether it read.
+    recorded: VecDeque<(What, u16, u64, bool)>,
 }
 
 impl Events {
     /// Whether a record said this lately.
-    pub(crate) fn recorded(&self, requester: u16, address: u64, read: bool, code: u8) -> bool {
-        self.recorded.contains(&(code, requester, address, read))
+    pub(crate) fn recorded(&self, requester: u16, address: u64, read: bool, what: What) -> bool {
+        self.recorded.contains(&(what, requester, address, read))
     }
 
     /// Whether the queue lies in these frames.
@@ -138,7 +143,12 @@ impl Unit {
         if self.events.recorded.len() == REMEMBERED {
             self.events.recorded.pop_front();
         }
-        let entry = (code, request.requester, page, read || !told);
+        let refused_by = match stage {
+            event::At::First => FaultStage::First,
+            event::At::Second { .. } => FaultStage::Second,
+        };
+        let what = (code, told.then_some(refused_by));
+        let entry = (what, request.requester, page, read || !told);
         self.events.recorded.push_back(entry);
         true
     }

@@ -18,6 +18,7 @@ mod walk;
 
 use std::ops::RangeInclusive;
 
+use hv_iommu::FaultStage;
 use hv_iommu::table::Mapping;
 
 use caches::{Cached, Caches, Kind};
@@ -467,7 +468,15 @@ impl FrontEnd for Unit {
         entries + least..=entries + most
     }
 
-    fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {
-        self.events.recorded(requester, address, read, reason)
+    fn recorded(
+        &self,
+        requester: u16,
+        address: u64,
+        read: bool,
+        reason: u8,
+        stage: Option<FaultStage>,
+    ) -> bool {
+        let what = (reason, stage);
+        self.events.recorded(requester, address, read, what)
     }
 }

@@ -14,6 +14,7 @@ mod walk;
 
 use std::ops::RangeInclusive;
 
+use hv_iommu::FaultStage;
 use hv_iommu::table::Mapping;
 
 use caches::{Cached, CachedContext, Caches};
@@ -339,8 +340,16 @@ impl FrontEnd for Unit {
         tables..=tables
     }
 
-    fn recorded(&self, requester: u16, address: u64, read: bool, reason: u8) -> bool {
+    fn recorded(
+        &self,
+        requester: u16,
+        address: u64,
+        read: bool,
+        reason: u8,
+        stage: Option<FaultStage>,
+    ) -> bool {
         let (low, high) = spec::fault::record(requester, address, read, reason);
-        self.faults.recorded(low, high)
+        // Its records do not tell of stages.
+        stage.is_none() && self.faults.recorded(low, high)
     }
 }

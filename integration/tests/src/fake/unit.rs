@@ -271,6 +271,7 @@ impl Unit {
                 address: at.align_down(PageSize::Size4K),
                 access,
                 class,
+                stage: None,
                 code: class as u16,
             };
             if self.quiet.contains(&requester) {

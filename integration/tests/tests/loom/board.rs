@@ -78,6 +78,7 @@ impl Board {
             address: Iova::new(0x1000),
             access: Access::Write,
             class: FaultClass::NotPermitted,
+            stage: None,
             code: 6,
         });
     }

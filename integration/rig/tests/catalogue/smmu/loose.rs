@@ -7,8 +7,8 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging};
 use hv_iommu::{
-    AttachError, Attached, Domain, FaultBudget, FaultClass, FaultNotice, Group, Iommu, RawFault,
-    TrustedDevice, UnitIndex,
+    AttachError, Attached, Domain, FaultBudget, FaultClass, FaultNotice, FaultStage, Group, Iommu,
+    RawFault, TrustedDevice, UnitIndex,
 };
 use hv_rig::{Driver, Machine, Outcome, Rig, Vendor};
 
@@ -90,19 +90,22 @@ fn is_quiet(stand: &Stand, one: &Kernel, at: u64) {
         let Outcome::Faulted { reason } = stand.rig.access(DEVICE, address, Access::Write) else {
             continue;
         };
-        let fault = RawFault {
-            requester: DEVICE,
-            pasid: None,
-            address,
-            access: Access::Write,
-            class: FaultClass::NotPermitted,
-            code: reason.into(),
-        };
         let unit = one.group.as_ref().unwrap().unit().index();
-        assert!(
-            !stand.rig.recorded_fault(unit, &fault),
-            "{address} is recorded"
-        );
+        for stage in [None, Some(FaultStage::First), Some(FaultStage::Second)] {
+            let fault = RawFault {
+                requester: DEVICE,
+                pasid: None,
+                address,
+                access: Access::Write,
+                class: FaultClass::NotPermitted,
+                stage,
+                code: reason.into(),
+            };
+            assert!(
+                !stand.rig.recorded_fault(unit, &fault),
+                "{address} is recorded"
+            );
+        }
     }
     for access in [Access::Read, Access::Write] {
         for address in [at, at + 0x1000].map(Iova::new) {

@@ -1,7 +1,7 @@
 //! A guest's own first stage on its parent's second one: what is forgotten of both together, contexts, substreams.
 
 use hv_core::{Access, Gpa, Iova, Pasid, VmId};
-use hv_iommu::{Domain, FaultBudget, FaultNotice, Needs, UserDomain};
+use hv_iommu::{Domain, FaultBudget, FaultNotice, FaultStage, Needs, UserDomain};
 use hv_rig::nest::Nest;
 use hv_rig::{GuestStage, Machine, Outcome, Refusing};
 
@@ -11,6 +11,9 @@ use super::stand::{BAD, Stand, drawn, iovas, on_machines, pci, small};
 const STREAM_DISABLED: u8 = 0x06;
 const BAD_SUBSTREAM: u8 = 0x08;
 const BAD_CONTEXT: u8 = 0x0a;
+
+/// A page of the guest's addresses where it has no memory.
+const BEYOND: u64 = 40;
 
 fn nesting(machine: &mut Machine) {
     machine.set_nesting();
@@ -241,6 +244,33 @@ fn bc19_a_nested_device_that_is_cut_off_fills_no_queue() {
         assert_eq!(later, 0, "seed {seed}");
         stand.check();
     }
+}
+
+/// A fault is the guest's where its own first stage refused, and tells of the guest where that led beyond its memory.
+#[test]
+fn bc19_a_fault_says_which_stage_refused() {
+    on_machines(40, nesting, |stand| {
+        let nest = nest(stand, 0);
+        nest.map(None, 0, 4, 20);
+        // Nothing leads there from page 5; page 6 leads where the guest has nothing.
+        nest.stage.map(0, page(6), Gpa::new(BEYOND << 12));
+        assert!(writes(stand, 4));
+        for (at, expected) in [(5, FaultStage::First), (6, FaultStage::Second)] {
+            assert!(!writes(stand, at), "page {at}");
+            let mut told = Vec::new();
+            for _ in 0..100 {
+                stand.iommu.take_faults(|notice| match notice {
+                    FaultNotice::Fault(report) if report.fault.address == page(at) => {
+                        told.push(report.fault.stage);
+                    }
+                    _ => {}
+                });
+            }
+            let all = told.iter().all(|stage| *stage == Some(expected));
+            assert!(all && !told.is_empty(), "page {at}: {told:?}");
+        }
+        drop(nest.end().unwrap());
+    });
 }
 
 /// A part that must not translate twice has domains for guests, and none of them is a parent.
