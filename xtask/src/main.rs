@@ -6,6 +6,7 @@
 mod arch;
 mod bench;
 mod evidence;
+mod faults;
 mod house;
 mod image;
 mod ladder;
