@@ -21,10 +21,15 @@ pub(crate) const KERNEL_DMA: &str = "kernel-dma";
 /// Moves the drive between owners, where the board lets a guest have it.
 pub(crate) const REASSIGN: &str = "reassign";
 
+/// Runs before any IOMMU is brought up.
+pub(crate) const UNTRANSLATED: &str = "untranslated";
+/// Ends the subsystem; what it shows then is the vendor's.
+pub(crate) const SHUT_DOWN: &str = "shut-down";
+
 /// All scenarios.
-pub(crate) const ALL: [Scenario; 8] = [
+pub(crate) const ALL: [Scenario; 9] = [
     Scenario {
-        name: "untranslated",
+        name: UNTRANSLATED,
         what: "a step of development, only when named: the drive works with no IOMMU; shows no isolation",
         by_default: false,
     },
@@ -61,6 +66,11 @@ pub(crate) const ALL: [Scenario; 8] = [
     Scenario {
         name: "tables",
         what: "split and merge a large page under DMA; table pages come back while the domain lives",
+        by_default: true,
+    },
+    Scenario {
+        name: SHUT_DOWN,
+        what: "turn the subsystem off under an attached drive, which reaches nothing any more",
         by_default: true,
     },
 ];

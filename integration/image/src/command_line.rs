@@ -27,11 +27,13 @@ pub enum Scenario {
     Concurrent,
     /// Page sizes change under DMA, and tables come back.
     Tables,
+    /// The subsystem ends, and the drive reaches nothing more. The last one: nothing works behind an IOMMU after it.
+    ShutDown,
 }
 
 impl Scenario {
     /// All scenarios, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Untranslated,
         Self::Discover,
         Self::KernelDma,
@@ -40,6 +42,7 @@ impl Scenario {
         Self::Reassign,
         Self::Concurrent,
         Self::Tables,
+        Self::ShutDown,
     ];
 
     /// Whether it runs when none is named.
@@ -58,6 +61,7 @@ impl Scenario {
             Self::Reassign => "reassign",
             Self::Concurrent => "concurrent",
             Self::Tables => "tables",
+            Self::ShutDown => "shut-down",
         }
     }
 }
@@ -72,7 +76,7 @@ impl fmt::Display for Scenario {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Scenarios to run, in the order of [`Scenario::ALL`]; without `scenario=` all that run by default.
-    pub scenarios: ArrayVec<Scenario, 8>,
+    pub scenarios: ArrayVec<Scenario, 9>,
     /// Seed of the pattern that is written to the disk; 0 without `nonce=`.
     pub nonce: u64,
     /// Protections that are taken out on purpose.
@@ -120,7 +124,7 @@ pub enum OptionError<'a> {
     },
     /// A scenario is not known, or named twice.
     #[error(
-        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, concurrent, tables"
+        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, concurrent, tables, shut-down"
     )]
     Scenario {
         /// The name that was found.
@@ -197,7 +201,7 @@ impl Options {
 }
 
 /// The named scenarios, in the order in which they run.
-fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 8>, OptionError<'_>> {
+fn scenarios(value: &str) -> Result<ArrayVec<Scenario, 9>, OptionError<'_>> {
     let mut wanted = [false; Scenario::ALL.len()];
     for found in value.split(',') {
         let known = Scenario::ALL.iter().zip(&mut wanted);

@@ -40,6 +40,7 @@ const BEFORE_SMMU: &[Drill] = &[(DRILLS, drill::queue::<Smmu<Rig>>)];
 const AFTER_VTD: &[Drill] = &[
     (DRILLS, interrupt_drill::interrupts::<Vtd<Rig>>),
     (DRILLS, drill::regions::<Vtd<Rig>>),
+    (DRILLS, drill::ended::<Vtd<Rig>>),
     (KEPT_DRILLS, drill::kept::<Vtd<Rig>>),
 ];
 /// The same with SMMUs: also what they alone have, and what devices keep and wait for, which is drilled with the vendor that has it.
@@ -49,6 +50,7 @@ const AFTER_SMMU: &[Drill] = &[
     (DRILLS, drill::high),
     (DRILLS, interrupt_drill::interrupts::<Smmu<Rig>>),
     (DRILLS, drill::regions::<Smmu<Rig>>),
+    (DRILLS, drill::ended::<Smmu<Rig>>),
     (KEPT_DRILLS, drill::kept::<Smmu<Rig>>),
     (DRILLS, drill::devices),
     (DRILLS, drill::messages),

@@ -1,10 +1,11 @@
-//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign` showed.
+//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign` and
+//! `shut-down` showed.
 
 use super::record::Record;
 use super::serial::{Outcome, Unit};
 use super::verdict::{Asked, Problem};
 use crate::arch::{Arch, Board};
-use crate::scenarios::REASSIGN;
+use crate::scenarios::{REASSIGN, SHUT_DOWN};
 
 /// The register with the stages that an SMMU has, as the image names it.
 const IDR0: &str = "IDR0";
@@ -18,6 +19,11 @@ const CHANGED_HANDS: &str = "works for its owner, the other's memory blocked";
 /// What it says where no guest can have the drive.
 const NO_GUEST: &str = "no guest can have the drive";
 
+/// What `shut-down` says of a unit that lets everything through when it is off.
+const PASSES: &str = "translation is off as before bring-up";
+/// What it says of one that lets nothing through.
+const GATE_CLOSED: &str = "the gate is closed";
+
 /// Adds what speaks against the board, as far as the scenarios that tell of it ran.
 pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Problem>) {
     if asked.arch == Arch::Aarch64 {
@@ -25,20 +31,26 @@ pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Probl
         let wrong = record.units.iter().filter_map(|unit| stages(board, unit));
         problems.extend(wrong);
     }
-    let expected = match asked.board {
+    let hands = match asked.board {
         Some(Board::Stage1) => NO_GUEST,
         Some(Board::Nested | Board::Stage2) | None => CHANGED_HANDS,
     };
-    let shown = record
-        .ends
-        .iter()
-        .filter(|end| end.name == REASSIGN && end.outcome == Outcome::Pass);
-    for end in shown.filter(|end| !end.detail.contains(expected)) {
-        problems.push(Problem::new(
-            format!("{REASSIGN} on this board"),
-            format!("{expected:?}"),
-            format!("{:?}", end.detail),
-        ));
+    let off = match asked.arch {
+        Arch::X86_64 => PASSES,
+        Arch::Aarch64 => GATE_CLOSED,
+    };
+    for (scenario, expected) in [(REASSIGN, hands), (SHUT_DOWN, off)] {
+        let shown = record
+            .ends
+            .iter()
+            .filter(|end| end.name == scenario && end.outcome == Outcome::Pass);
+        for end in shown.filter(|end| !end.detail.contains(expected)) {
+            problems.push(Problem::new(
+                format!("{scenario} on this board"),
+                format!("{expected:?}"),
+                format!("{:?}", end.detail),
+            ));
+        }
     }
 }
 
