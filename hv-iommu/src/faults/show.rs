@@ -85,7 +85,7 @@ impl fmt::Display for FaultNotice {
             Self::Lost(unit) => write!(f, "{unit} lost faults: its log was full"),
             Self::Failed(unit) => write!(
                 f,
-                "{unit} works no more, and the devices behind it are cut off until it is reset"
+                "{unit} works no more, and the devices behind it are cut off until `Iommu::reset_unit` brings it back"
             ),
             Self::CutOff(cut_off) => cut_off.fmt(f),
         }
