@@ -169,7 +169,10 @@ fn the_index_of_calls_names_what_there_is() {
             .flat_map(|kind| ["<", "(", " ", ";"].map(|end| format!("pub {kind} {of}{end}")))
             .collect();
         assert!(is_there(&defined), "{call}: there is no {of}");
-        let methods = ["<", "("].map(|end| format!("pub fn {function}{end}"));
+        let methods: Vec<_> = ["fn", "const fn"]
+            .into_iter()
+            .flat_map(|kind| ["<", "("].map(|end| format!("pub {kind} {function}{end}")))
+            .collect();
         let by_type: Vec<&String> = sources
             .iter()
             .filter(|source| methods.iter().any(|method| source.contains(method)))
