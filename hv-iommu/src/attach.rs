@@ -219,7 +219,7 @@ impl<O: Owner, B: Backend> fmt::Display for AttachFailed<O, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { group, error } => write!(f, "{} was not attached: {error}", group.id()),
-            Self::Wedged { group } => write!(f, "{} is wedged: {}", group.id(), group.error()),
+            Self::Wedged { group } => group.say_wedged(f),
         }
     }
 }
@@ -272,7 +272,11 @@ impl<B: Backend> Group<B, Claimed<UserManaged>> {
         if let Err(error) = isolated.holds_for(&self) {
             return Err(AttachFailed::Refused { group: self, error });
         }
-        attach(self, domain)
+        let (id, owner) = (self.id(), self.owner());
+        let attached = attach(self, domain)?;
+        // Only now: what was refused went to nobody. Its devices do not send yet.
+        isolated.tell(id, owner);
+        Ok(attached)
     }
 }
 

@@ -9,14 +9,15 @@ use core::fmt;
 use hv_core::fault::Fault;
 use hv_core::list::push;
 use hv_core::sync::Mutex;
-use hv_core::{KernelPaging, OutOfMemory, OwnerId, PciAddress, Shared, UserManaged, VmId};
+use hv_core::{KernelPaging, OutOfMemory, Owner, OwnerId, PciAddress, Shared, UserManaged, VmId};
 
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::group::{Claimed, Group, GroupId};
+use crate::group::{Claimed, Group, GroupId, Inner};
 use crate::rescan::{RescanError, RescanFailed, Rescanned};
 use crate::rest::AtRest;
+use crate::states::HeldBy;
 use crate::system::{Iommu, System};
 use crate::topology::PciFunction;
 
@@ -106,11 +107,16 @@ struct Slot<B: Backend> {
 impl<B: Backend> Slot<B> {
     /// A slot for a group that is not in it yet.
     fn of(group: &AtRest<B>) -> Result<Self, OutOfMemory> {
+        Self::of_inner(group.inner(), OwnerId::Hypervisor)
+    }
+
+    /// The same of a group that `holder` has.
+    fn of_inner(group: &Inner<B>, holder: OwnerId) -> Result<Self, OutOfMemory> {
         Ok(Self {
-            id: group.id(),
-            members: members(group)?,
-            system: group.system().clone(),
-            place: Place::With(OwnerId::Hypervisor),
+            id: group.id,
+            members: members(&group.members)?,
+            system: group.system.clone(),
+            place: Place::With(holder),
         })
     }
 
@@ -120,7 +126,7 @@ impl<B: Backend> Slot<B> {
     /// The group, with [`OutOfMemory`] for its members.
     fn put(&mut self, group: AtRest<B>) -> Result<(), (AtRest<B>, OutOfMemory)> {
         if self.members != group.members() {
-            match members(&group) {
+            match members(group.members()) {
                 Ok(members) => self.members = members,
                 Err(error) => return Err((group, error)),
             }
@@ -139,8 +145,8 @@ impl<B: Backend> Slot<B> {
     }
 }
 
-fn members<B: Backend>(group: &AtRest<B>) -> Result<Vec<PciAddress>, OutOfMemory> {
-    let (mut members, found) = (Vec::new(), group.members());
+fn members(found: &[PciAddress]) -> Result<Vec<PciAddress>, OutOfMemory> {
+    let mut members = Vec::new();
     let bytes = size_of_val(found);
     let room = members.try_reserve_exact(found.len());
     room.map_err(|_| OutOfMemory { bytes })?;
@@ -247,6 +253,31 @@ impl<B: Backend> GroupTable<B> {
     /// [`ClaimError::Unknown`], [`ClaimError::Held`].
     pub fn take_at_rest(&self, group: GroupId) -> Result<AtRest<B>, ClaimError> {
         self.take(group, OwnerId::Hypervisor, Ok)
+    }
+
+    /// Takes note of a group that somebody holds and that is not from here, such as one that was
+    /// [kept running](crate::Kept): its functions are [found](Self::find) from now on, nobody else can claim it, and the
+    /// table takes it once it is at rest ([`put_back`](Self::put_back)).
+    ///
+    /// # Errors
+    /// [`RescanError::OtherSystem`] when it is of another subsystem than the groups here, [`RescanError::OutOfMemory`].
+    pub fn note_held<O: Owner, S: HeldBy<O>>(
+        &self,
+        group: &Group<B, S>,
+    ) -> Result<(), RescanError> {
+        let (id, holder) = (group.id(), O::owner_id(group.state.owner()));
+        let slot = Slot::of_inner(&group.inner, holder)?;
+        let mut slots = self.0.lock();
+        let is_own = |other: &Slot<B>| Shared::ptr_eq(&other.system, &slot.system);
+        if !slots.first().is_none_or(is_own) {
+            return Err(RescanError::OtherSystem(id));
+        }
+        // INVARIANT: it is with who holds it. A group that somebody holds is in no slot.
+        match slots.iter_mut().find(|other| other.id == id) {
+            Some(known) => *known = slot,
+            None => push(&mut *slots, slot)?,
+        }
+        Ok(())
     }
 
     /// Puts a group back that was taken from here, or one of the same subsystem that came later.

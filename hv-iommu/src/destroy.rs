@@ -14,9 +14,11 @@ use hv_core::{FrameRun, Owner, Shared};
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::domain::{Domain, DomainCore};
+use crate::domain::{Domain, DomainCore, DomainUid};
+use crate::group::GroupId;
 use crate::ids::IdLease;
 use crate::shape::{Pages, Paging, Shape};
+use crate::system::System;
 use crate::table::{Drain, DrainStep};
 
 /// How many table words the iterator looks at between two looks at its own state.
@@ -43,26 +45,26 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
 ) -> Result<Teardown<O, B>, DestroyError<O, B, S>> {
     let attachments = domain.core.attachments.count();
     if attachments != 0 && !Fault::FreeTablesEarly.is_on() {
-        let reason = DestroyRefusal::Attached { attachments };
-        return Err(DestroyError { domain, reason });
+        let group = domain.core.system.attached_to(domain.core.uid);
+        return Err(DestroyError::attached(domain, attachments, group));
     }
     // The CPU's last access through each has happened. Making the first takes `&Domain`, and further ones one that is
     // alive, so the count cannot grow again.
     let buffers = domain.core.space.holders();
     if buffers != 0 {
         let reason = DestroyRefusal::BuffersInUse { buffers };
-        return Err(DestroyError { domain, reason });
+        return Err(DestroyError::of(domain, reason));
     }
     let children = domain.core.children.count();
     if children != 0 {
         let reason = DestroyRefusal::HasChildren { children };
-        return Err(DestroyError { domain, reason });
+        return Err(DestroyError::of(domain, reason));
     }
     // Nothing can be added: that takes a mapping, and none is alive. No device is attached either, so no
     // unit has to be waited for.
     if domain.core.flush_deferred().is_err() || domain.core.deferred() != 0 {
         let reason = DestroyRefusal::Busy;
-        return Err(DestroyError { domain, reason });
+        return Err(DestroyError::of(domain, reason));
     }
     domain.core.drain_bounce_pool();
     // From here on the domain takes no group that needs a region, also if its end is put off.
@@ -71,12 +73,12 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
         let uid = domain.core.uid;
         log::warn!("{uid}: firmware's regions are still mapped: {why}");
         let reason = DestroyRefusal::Busy;
-        return Err(DestroyError { domain, reason });
+        return Err(DestroyError::of(domain, reason));
     }
     domain.held.closed = domain.held.closed.or_else(|| domain.core.table.close());
     let Some(root) = domain.held.closed else {
         let reason = DestroyRefusal::Ended;
-        return Err(DestroyError { domain, reason });
+        return Err(DestroyError::of(domain, reason));
     };
     let system = &domain.core.system;
     let epoch = system.quiescence.retire_epoch();
@@ -85,7 +87,7 @@ pub(crate) fn end_tables<O: Owner, B: Backend, S: Pages<O, B>>(
     while !system.has_passed(epoch) {
         if clock.now() > deadline {
             let reason = DestroyRefusal::Busy;
-            return Err(DestroyError { domain, reason });
+            return Err(DestroyError::of(domain, reason));
         }
         spin_hint();
     }
@@ -141,11 +143,56 @@ pub struct DestroyError<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
     pub domain: Domain<O, B, S>,
     /// Why it was refused.
     pub reason: DestroyRefusal,
+    /// One of the groups that are attached, or were wedged while attached; `None` if it is none of these, or parked. More
+    /// may come to light when this one is gone.
+    pub group: Option<GroupId>,
+}
+
+impl<O: Owner, B: Backend, S: Shape<O, B>> DestroyError<O, B, S> {
+    /// Where it is no group's doing.
+    fn of(domain: Domain<O, B, S>, reason: DestroyRefusal) -> Self {
+        let group = None;
+        Self {
+            domain,
+            reason,
+            group,
+        }
+    }
+
+    /// Where so many groups are attached.
+    pub(crate) fn attached(
+        domain: Domain<O, B, S>,
+        attachments: usize,
+        group: Option<GroupId>,
+    ) -> Self {
+        let reason = DestroyRefusal::Attached { attachments };
+        Self {
+            group,
+            ..Self::of(domain, reason)
+        }
+    }
+}
+
+impl<B: Backend> System<B> {
+    /// A group that has entries of this domain.
+    pub(crate) fn attached_to(&self, domain: DomainUid) -> Option<GroupId> {
+        let registry = self.registry.lock();
+        let mut bound = registry.bound.iter();
+        let found = bound.find(|bound| bound.domain == domain)?;
+        Some(found.group)
+    }
 }
 
 impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Display for DestroyError<O, B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.domain.uid(), self.reason)
+        write!(f, "{}: {}", self.domain.uid(), self.reason)?;
+        match self.group {
+            Some(group) => write!(
+                f,
+                ", {group} among them: `detach` it, or `recover` it if it is wedged"
+            ),
+            None => Ok(()),
+        }
     }
 }
 

@@ -397,7 +397,8 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Domain<O, B, S> {
     where
         S: Pages<O, B>,
     {
-        let span = self.core.space.reserve(range)?;
+        let taken = self.core.space.reserve(range);
+        let span = taken.map_err(|error| self.why_not(range, error))?;
         Ok(Range::new(self.core.clone(), self.owner, span, Free(())))
     }
 }

@@ -93,8 +93,24 @@ impl fmt::Display for Receipt {
 pub enum FlushError {
     /// A unit did not complete the flush. Unless it was only busy, it is wedged from now on and its
     /// devices were cut off. Others may be too: [`Iommu::wedged_units`](crate::Iommu::wedged_units) tells.
-    #[error(transparent)]
-    Unit(#[from] UnitError),
+    #[error("{error}{next}", error = .0, next = next_step(.0))]
+    Unit(UnitError),
+}
+
+impl From<UnitError> for FlushError {
+    fn from(error: UnitError) -> Self {
+        Self::Unit(error)
+    }
+}
+
+/// What to do about a flush that failed, where the unit's error does not say that itself.
+fn next_step(error: &UnitError) -> &'static str {
+    match error {
+        UnitError::Timeout { .. } | UnitError::Hardware { .. } => {
+            "; the unit is wedged, and what was to be flushed stays pending: `Iommu::reset_unit`, then flush anew"
+        }
+        _ => "",
+    }
 }
 
 impl<B: Backend> System<B> {

@@ -296,6 +296,16 @@ impl<B: Backend> Group<B, Wedged<B>> {
     pub fn error(&self) -> UnitError {
         self.state.error
     }
+
+    /// Says that it is wedged, why, and what helps.
+    pub(crate) fn say_wedged(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inner, state } = self;
+        let (group, unit, error) = (inner.id, inner.unit, state.error);
+        write!(
+            f,
+            "{group} is wedged: {error}; after `Iommu::reset_unit` of {unit} it is recovered (`Group::recover`)"
+        )
+    }
 }
 
 /// Changes bits of the command register and gives it back as it reads afterwards. `None` when the function does not

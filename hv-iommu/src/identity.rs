@@ -6,7 +6,7 @@ use crate::anchor::Ties;
 use crate::attach::{AttachError, AttachFailed, attach};
 use crate::backend::Backend;
 use crate::capability::{IdentityBackend, Unmet};
-use crate::destroy::{DestroyError, DestroyRefusal};
+use crate::destroy::DestroyError;
 use crate::domain::{Domain, DomainError};
 use crate::group::{AttachedGroup, Claimed, Group, GroupId};
 use crate::shape::Identity;
@@ -154,9 +154,10 @@ pub(crate) fn end<B: IdentityBackend>(
             domain.core.system.ids.give_back(domain.held);
             Ok(())
         }
-        attachments => Err(DestroyError {
-            domain,
-            reason: DestroyRefusal::Attached { attachments },
-        }),
+        attachments => {
+            let IdentityCore { ties, system } = &domain.core;
+            let group = system.attached_to(ties.uid);
+            Err(DestroyError::attached(domain, attachments, group))
+        }
     }
 }

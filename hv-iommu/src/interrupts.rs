@@ -92,7 +92,8 @@ pub enum RouteError {
     },
     /// Firmware tells of no wire, or the unit has none.
     #[error(
-        "expected a wire for {interrupt_source} of {unit}, found none told by firmware: it sends messages: {messages}"
+        "expected a wire for {interrupt_source} of {unit}, found none told by firmware: {}",
+        in_place_of_a_wire(.messages)
     )]
     NoWire {
         /// The unit.
@@ -104,7 +105,8 @@ pub enum RouteError {
     },
     /// The unit sends no messages.
     #[error(
-        "expected {unit} to send messages, found that it does not; the wire for {interrupt_source}: {wire:?}"
+        "expected {unit} to send messages for {interrupt_source}, found that it does not: {}",
+        OrElse(.wire)
     )]
     NoMessages {
         /// The unit.
@@ -136,6 +138,30 @@ pub enum RouteError {
     /// The unit did not do its part, or another CPU is at it.
     #[error(transparent)]
     Unit(#[from] UnitError),
+}
+
+/// What there is instead of a wire.
+const fn in_place_of_a_wire(messages: &bool) -> &'static str {
+    match messages {
+        true => "it sends messages, so give it an `InterruptRoute::Message`",
+        false => {
+            "it sends no messages either, so look for them now and then (`Iommu::take_faults`)"
+        }
+    }
+}
+
+/// What there is instead of messages.
+struct OrElse<'w>(&'w Option<InterruptId>);
+
+impl fmt::Display for OrElse<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(wire) => write!(f, "its wire is {wire}, so give it `InterruptRoute::Wired`"),
+            None => f.write_str(
+                "it has no wire either, so look for them now and then (`Iommu::take_faults`)",
+            ),
+        }
+    }
 }
 
 /// A backend whose units interrupt.
@@ -184,5 +210,42 @@ impl<B: RoutedInterrupts> Iommu<B> {
             return Ok(FaultLogs::Empty);
         }
         Ok(self.take_faults(report))
+    }
+}
+
+#[cfg(all(test, not(hv_loom)))]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_source_without_a_way_says_what_there_is_instead() {
+        let (unit, interrupt_source) = (UnitIndex::new(1).unwrap(), InterruptSource::Faults);
+        let no_wire = |messages| RouteError::NoWire {
+            unit,
+            interrupt_source,
+            messages,
+        };
+        let no_messages = |wire| RouteError::NoMessages {
+            unit,
+            interrupt_source,
+            wire,
+        };
+        for (error, instead) in [
+            (no_wire(true), "give it an `InterruptRoute::Message`"),
+            (no_wire(false), "`Iommu::take_faults`"),
+            (
+                no_messages(Some(InterruptId(106))),
+                "its wire is interrupt 106, so give it `InterruptRoute::Wired`",
+            ),
+            (no_messages(None), "`Iommu::take_faults`"),
+        ] {
+            let said = error.to_string();
+            assert!(said.contains(instead), "{said}");
+            for debug in ["Some(", "None", "true", "false", "InterruptId"] {
+                assert!(!said.contains(debug), "{said}");
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use hv_core::fault::Fault;
 use hv_core::list::push;
-use hv_core::{OutOfMemory, PciAddress, UserManaged};
+use hv_core::{OutOfMemory, PciAddress, UserManaged, VmId};
 use thiserror::Error;
 
 use crate::attach::AttachError;
@@ -36,7 +36,8 @@ pub enum NotIsolated {
     /// Nothing looks at who sent a message.
     #[error(
         "expected interrupt messages that are told apart by who sent them, found none for {requester}: it can raise any \
-         interrupt"
+         interrupt, so keep it for the hypervisor; for a guest that is trusted with that there is \
+         `InterruptsIsolated::override_unsafe_interrupts`"
     )]
     NotRemapped {
         /// The requester.
@@ -44,7 +45,8 @@ pub enum NotIsolated {
     },
     /// Firmware does not say who the requester is to an interrupt controller, or says so twice.
     #[error(
-        "expected firmware to name one interrupt controller that {requester} sends messages to, found none or several"
+        "expected firmware to name one interrupt controller that {requester} sends messages to, found none or several: \
+         look whether all tables about that were read, and keep it for the hypervisor until it is one"
     )]
     NotTold {
         /// The requester.
@@ -52,7 +54,8 @@ pub enum NotIsolated {
     },
     /// A requester of another group is the same.
     #[error(
-        "expected {requester} to be a sender of its own, found {source_id}, which {other} is too"
+        "expected {requester} to be a sender of its own, found {source_id}, which {other} is too: keep both for the \
+         hypervisor, or take the other one out of the machine"
     )]
     Shared {
         /// The requester.
@@ -64,7 +67,8 @@ pub enum NotIsolated {
     },
     /// Something that is no PCI function is the same: another device, or a unit.
     #[error(
-        "expected {requester} to be a sender of its own, found {source_id}, which something beside PCI functions is too"
+        "expected {requester} to be a sender of its own, found {source_id}, which something beside PCI functions is too: \
+         keep it for the hypervisor"
     )]
     SharedOutside {
         /// The requester.
@@ -108,20 +112,13 @@ impl InterruptsIsolated {
         Self { basis }
     }
 
-    /// Whether the witness is for this group, and still true. What was assumed is logged.
+    /// Whether the witness is for this group, and still true.
     pub(crate) fn holds_for<B: Backend>(
         &self,
         group: &Group<B, Claimed<UserManaged>>,
     ) -> Result<(), AttachError> {
         match self.basis {
-            Basis::Assumed(reason) => {
-                log::warn!(
-                    "OVERRIDE: {} goes to {} without isolated interrupts: {reason}",
-                    group.id(),
-                    group.owner(),
-                );
-                Ok(())
-            }
+            Basis::Assumed(_) => Ok(()),
             Basis::Shown {
                 group: witnessed,
                 system,
@@ -133,6 +130,13 @@ impl InterruptsIsolated {
                 .inner
                 .check_senders()
                 .map_err(AttachError::NotIsolated),
+        }
+    }
+
+    /// Logs what was assumed, for a group that was attached by it.
+    pub(crate) fn tell(&self, group: GroupId, owner: VmId) {
+        if let Basis::Assumed(reason) = self.basis {
+            log::warn!("OVERRIDE: {group} is {owner}'s without isolated interrupts: {reason}");
         }
     }
 }

@@ -84,7 +84,8 @@ pub enum KeepError {
 
 /// A group that was kept running, claimed for the hypervisor.
 pub struct Kept<B: Backend> {
-    /// The group. Its members send on as firmware set them up.
+    /// The group. Its members send on as firmware set them up. A [`GroupTable`](crate::GroupTable) of the others learns of
+    /// it by [`note_held`](crate::GroupTable::note_held).
     pub group: AttachedGroup<KernelPaging, B>,
     /// Its domain, which has firmware's regions and nothing else yet.
     pub domain: Domain<KernelPaging, B>,

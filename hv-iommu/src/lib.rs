@@ -7,6 +7,30 @@
 //!
 //! Knows no vendor. A backend crate implements [`Backend`] and [`Format`]; an embedder implements
 //! the platform traits of `hv-core`.
+//!
+//! | I want to | call |
+//! |---|---|
+//! | bring units up | `discover` and `bring_up` of a backend crate, then [`Iommu::new`] |
+//! | keep a device running that firmware uses | `discover_keeping` there, [`Iommu::new_keeping`] with [`FirmwareKept::keep_pinned_devices_running`], [`GroupTable::note_held`] |
+//! | have a device, for a driver or a guest | [`AtRest::claimable`], [`Group::claim_for_hypervisor`], [`Group::claim_for_guest`]; several tenants: [`GroupTable::claim_for_guest`] |
+//! | make a domain | [`Domain::paging_domain_alloc`], [`Domain::user_domain_alloc`]; for more than its size [`DomainConfig::with`] |
+//! | let a device reach it | [`Group::attach`], [`Group::attach_for_guest`] with [`Group::interrupts_isolated`], then [`Group::enable_bus_mastering`] |
+//! | share memory with a driver's device | [`Domain::alloc_coherent`] |
+//! | lend a device memory | [`Domain::dma_device`], [`DmaDevice::map`], [`DmaDevice::map_scatter`] |
+//! | map at an address of my choice | [`Domain::reserve`], [`Range::map`]; from several CPUs [`Range::share`] |
+//! | have memory back | [`Range::unmap`], [`PendingUnmap::flush`] |
+//! | have a guest's mappings kept | [`AddressSpace::map`], [`AddressSpace::unmap`]; by bytes, for hypercalls: [`front`] |
+//! | change pages under DMA | [`Range::split_large_at`], [`Range::merge`], [`Range::protect`], [`Range::settle`] |
+//! | know what a device wrote | [`Domain::dirty`], of a domain that was asked for it ([`Needs`]) |
+//! | let a guest have a first stage | [`Domain::user_parent_alloc`], [`Domain::alloc_nested`], [`Domain::invalidate`] |
+//! | move an attached device | [`Group::replace_with_gap`], [`Group::replace`] |
+//! | reset a device | [`Group::park`] and [`Group::unpark`]; between owners [`Group::release`] and [`Group::reset_members`] |
+//! | use PASIDs, a device TLB, no translation | [`Group::open_pasids`] and [`Group::attach_pasid`], [`Group::enable_ats`], [`Group::attach_untranslated`] |
+//! | hear of faults | [`Iommu::take_faults`]; when to look: [`Iommu::route_interrupt`] |
+//! | get a unit back that stopped | [`Iommu::wedged_units`], [`Iommu::reset_unit`], [`Group::recover`], and flush anew |
+//! | follow devices that come and go | [`GroupTable::add_functions`], [`GroupTable::remove_functions`] |
+//! | have empty tables back | [`Domain::reclaim`] |
+//! | end a domain, or everything | [`Domain::destroy`], [`Iommu::shut_down`] |
 
 #![cfg_attr(not(any(test, hv_loom)), no_std)]
 

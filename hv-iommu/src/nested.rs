@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::anchor::Ties;
 use crate::backend::{UnitError, UnitIndex};
 use crate::capability::{BadRequest, NestedBackend};
-use crate::destroy::{DestroyError, DestroyRefusal};
+use crate::destroy::DestroyError;
 use crate::domain::{Domain, DomainCore, DomainUid};
 use crate::shape::{Nested, ParentPaging};
 
@@ -164,9 +164,10 @@ pub(crate) fn end<B: NestedBackend>(
             domain.core.parent.children.leave();
             Ok(())
         }
-        attachments => Err(DestroyError {
-            domain,
-            reason: DestroyRefusal::Attached { attachments },
-        }),
+        attachments => {
+            let NestedCore { ties, parent, .. } = &*domain.core;
+            let group = parent.system.attached_to(ties.uid);
+            Err(DestroyError::attached(domain, attachments, group))
+        }
     }
 }

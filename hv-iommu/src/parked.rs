@@ -61,7 +61,7 @@ impl<O: Owner, B: Backend, P> fmt::Display for UnparkFailed<O, B, P> {
         match self {
             Self::NotApart { error, .. } => write!(f, "it stays parked: {error}"),
             Self::Refused { group, error } => write!(f, "{} did not go back: {error}", group.id()),
-            Self::Wedged { group } => write!(f, "{} is wedged: {}", group.id(), group.error()),
+            Self::Wedged { group } => group.say_wedged(f),
         }
     }
 }

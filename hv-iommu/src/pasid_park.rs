@@ -51,7 +51,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Display for PasidParkFailed<O, B
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open { group, error } => write!(f, "{} was not parked: {error}", group.id()),
-            Self::Wedged { group } => write!(f, "{} is wedged: {}", group.id(), group.error()),
+            Self::Wedged { group } => group.say_wedged(f),
         }
     }
 }

@@ -14,6 +14,7 @@ use hv_core::{IovaRange, OutOfMemory, Owner, OwnerId, PageSize, Perms, PhysAddr,
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainError};
 use crate::group::Inner;
+use crate::iova::SpaceError;
 use crate::pending::{PendingUnmap, RedeemRefusal};
 use crate::range::{Free, Mapped, Range};
 use crate::reserved::{ReservedKind, ReservedRegion};
@@ -38,6 +39,11 @@ enum State<O: Owner, B: Backend> {
 }
 
 impl<O: Owner, B: Backend> PinnedRegion<O, B> {
+    /// What it is.
+    pub(crate) fn region(&self) -> ReservedRegion {
+        self.region
+    }
+
     /// The addresses that it takes.
     pub(crate) fn range(&self) -> IovaRange {
         self.region.range
@@ -109,6 +115,29 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
         })?;
         known.extend(self.held.pinned.iter().map(|pinned| pinned.region));
         Ok(())
+    }
+
+    /// The error for an exact range that is not free, with what is in the way where that is not another range.
+    #[cold]
+    pub(crate) fn why_not(&self, wanted: IovaRange, error: SpaceError) -> SpaceError {
+        let SpaceError::NotFree { .. } = error else {
+            return error;
+        };
+        let last = self.core.caps.last;
+        if wanted.last() > last {
+            return SpaceError::Outside { wanted, last };
+        }
+        let windows = self.core.system.backend.reserved().iter();
+        let windows = windows.map(|range| ReservedRegion {
+            range: *range,
+            kind: ReservedKind::InterruptWindow,
+        });
+        let pinned = self.held.pinned.iter().map(PinnedRegion::region);
+        let mut reserved = windows.chain(pinned);
+        match reserved.find(|region| region.range.overlaps(&wanted)) {
+            Some(by) => SpaceError::Reserved { wanted, by },
+            None => error,
+        }
     }
 
     fn map_region(

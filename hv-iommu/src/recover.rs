@@ -116,7 +116,9 @@ impl<B: Backend> System<B> {
         self.silence(&mut registry, unit);
         drop(registry);
         if new {
-            log::error!("{unit} is wedged; its devices were cut off from memory");
+            log::error!(
+                "{unit} is wedged; its devices were cut off from memory until `Iommu::reset_unit` brings it back"
+            );
         }
         true
     }
@@ -213,8 +215,15 @@ impl<B: Backend> Iommu<B> {
         let done = system.backend.reset(unit);
         let ended = system.end_reset(unit, done);
         match ended {
-            Ok(()) => log::warn!("{unit} was reset; its devices stay cut off until let out again"),
-            Err(error) => log::error!("{unit} was not reset and stays wedged: {error}"),
+            Ok(()) => log::warn!(
+                "{unit} was reset; its devices stay cut off until let out again (`enable_bus_mastering`; `recover` for \
+                 wedged groups)"
+            ),
+            Err(error) => {
+                log::error!(
+                    "{unit} was not reset and stays wedged, until another `reset_unit`: {error}"
+                );
+            }
         }
         ended
     }

@@ -70,7 +70,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> fmt::Display for ReplaceFailed<O, B, 
                 "{} is attached to nothing: {error}; and not to what it was: {back}",
                 group.id()
             ),
-            Self::Wedged { group } => write!(f, "{} is wedged: {}", group.id(), group.error()),
+            Self::Wedged { group } => group.say_wedged(f),
         }
     }
 }

@@ -50,6 +50,9 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
         let keeps = kept.is_some();
         look_at_regions(&platform, &coverage, &regions, functions, (policy, keeps))?;
         look_at_platform_devices(&coverage, &regions, policy)?;
+        for services in coverage.firmware().services_without_place() {
+            warn!("SMMUv3: {services}");
+        }
         let listed = &coverage.firmware().units;
         let mut units = Vec::new();
         for (number, described) in listed.iter().enumerate() {

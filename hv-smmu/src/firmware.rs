@@ -91,6 +91,42 @@ pub struct MessageServices {
     pub base: Option<PhysAddr>,
 }
 
+/// Services that know who writes, and that nobody placed: no domain leads messages to them.
+///
+/// Its `Display` says what that comes to, and what to do about it; [`Smmu::discover`](crate::Smmu::discover) logs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServicesWithoutPlace<'f>(&'f MessageServices);
+
+impl fmt::Display for ServicesWithoutPlace<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupt translation services ")?;
+        for (at, number) in self.0.numbers.iter().enumerate() {
+            let between = if at == 0 { "" } else { ", " };
+            write!(f, "{between}{number}")?;
+        }
+        f.write_str(match self.0.numbers[..] {
+            [_] => {
+                " have no place, so devices send them no messages: read the MADT (`madt::parse`) and hand what it says \
+                 to `Firmware::place_services` before `discover`"
+            }
+            _ => {
+                " are one group, so devices send them no messages: expected firmware to say which of them takes whose, \
+                 as one number each"
+            }
+        })
+    }
+}
+
+impl Firmware {
+    /// The services, named by number alone, whose place nobody told: the MADT does ([`place_services`](Self::place_services)).
+    pub fn services_without_place(&self) -> impl Iterator<Item = ServicesWithoutPlace<'_>> {
+        let services = self.services.iter();
+        services
+            .filter(|one| one.tell_writers_apart && one.base.is_none())
+            .map(ServicesWithoutPlace)
+    }
+}
+
 /// Who writes a message, as its services know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageWriter {

@@ -295,5 +295,24 @@ mod tests {
         let bases: Vec<_> = firmware.services.iter().map(|one| one.base).collect();
         let expected = [Some(0x1_0808_0000), None, Some(0x5_0000), None];
         assert_eq!(bases, expected.map(|base| base.map(PhysAddr::new)));
+        let told: Vec<_> = firmware.services_without_place().collect();
+        let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+        let [group, forgotten] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert!(
+            group.starts_with("interrupt translation services 0, 7 are one group"),
+            "{group}"
+        );
+        assert!(
+            forgotten.starts_with("interrupt translation services 9 have no place")
+                && forgotten.contains("madt::parse"),
+            "{forgotten}"
+        );
+        // What takes messages of anybody needs none.
+        for services in &mut firmware.services {
+            services.tell_writers_apart = false;
+        }
+        assert_eq!(firmware.services_without_place().count(), 0);
     }
 }

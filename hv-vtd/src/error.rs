@@ -40,8 +40,8 @@ pub enum BringUpError {
     /// Firmware wants a region mapped for a device that is on this machine.
     #[error(
         "firmware goes on using {region} with {device} (RMRR), and bring-up would stop that: expected no such \
-         device, found one; turn it off in the firmware setup, keep it running (`discover_keeping`), or accept by a \
-         lenient policy that it stands still until the hypervisor claims it"
+         device, found one; turn it off in the firmware setup, keep it running (`discover_keeping`; the rig's example \
+         `keeping` goes that way), or accept by a lenient policy that it stands still until the hypervisor claims it"
     )]
     ReservedRegion {
         /// The region.

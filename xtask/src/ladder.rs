@@ -184,6 +184,24 @@ pub(crate) const PLANTED_FAULTS: &[Planted] = &[
         BOTH,
         "0 tables came back with their range",
     ),
+    planted(
+        "skip_cut_off",
+        "shut-down",
+        BOTH,
+        "has bus mastering after the shut-down",
+    ),
+    planted(
+        "translation_on_at_end",
+        "shut-down",
+        X86,
+        "still stands between the drive and memory",
+    ),
+    planted(
+        "gate_open_at_end",
+        "shut-down",
+        ARM,
+        "through a gate that has to be closed",
+    ),
     planted("gate_without_update", "discover", ARM, "(GBPA.ABORT)"),
     planted(
         "acknowledge_unseen_errors",

@@ -6,6 +6,7 @@
 mod arch;
 mod bench;
 mod evidence;
+mod faults;
 mod flat_image;
 mod house;
 mod image;

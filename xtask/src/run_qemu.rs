@@ -18,9 +18,10 @@ use crate::qemu_run::serial::Outcome;
 use crate::qemu_run::{self, Expectation, Run, json};
 use crate::tools::qemu::{Qemu, Version};
 use crate::tools::{self, target};
-use crate::{scenarios, workspace};
+use crate::{faults, scenarios, workspace};
 
-/// Seconds that QEMU may run.
+/// Seconds that QEMU may run: more than the image's longest limit, with all that runs before it, so that it is the image
+/// that says what was late.
 const LIMIT: u64 = 120;
 /// Seconds that QEMU may run where a person with a debugger decides.
 const GDB_LIMIT: u64 = 86_400;
@@ -37,7 +38,7 @@ pub(crate) struct Options {
     /// Scenario to run; may be given several times or as a list with commas (default: all)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     scenario: Vec<String>,
-    /// List the scenarios and leave
+    /// List the scenarios and the faults, with what each is, and leave
     #[arg(long)]
     list: bool,
     /// Number of processors of the machine
@@ -114,7 +115,7 @@ impl Done {
 /// When anything is missing, and when a run is not as it has to be.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.list {
-        list();
+        println!("{}", listed());
         return Ok(());
     }
     let archs = options.arch.archs();
@@ -254,20 +255,36 @@ fn conclude(done: &[Done], faults: &[String]) -> Result<()> {
     }
 }
 
-fn list() {
-    for scenario in scenarios::ALL {
-        println!("{:12} {}", scenario.name, scenario.what);
-    }
-    println!("\nfaults for --fault, with the scenario that has to catch each, and where:");
-    for planted in PLANTED_FAULTS {
-        let archs: Vec<&str> = planted.archs.iter().map(|arch| arch.name()).collect();
-        println!(
-            "{:12} {:28} {}",
-            planted.scenario,
-            planted.fault,
-            archs.join(", ")
-        );
-    }
+/// Scenarios and faults, each with what it is, in columns.
+fn listed() -> String {
+    let scenarios = columns(
+        ["scenario", "what it shows"],
+        scenarios::ALL.map(|scenario| [scenario.name.to_owned(), scenario.what.to_owned()]),
+    );
+    let planted = columns(
+        ["fault", "caught by", "on", "what the driver does wrong"],
+        PLANTED_FAULTS.iter().map(|planted| {
+            let archs: Vec<&str> = planted.archs.iter().map(|arch| arch.name()).collect();
+            [
+                planted.fault.to_owned(),
+                planted.scenario.to_owned(),
+                archs.join(", "),
+                faults::what(planted.fault).unwrap_or_default(),
+            ]
+        }),
+    );
+    format!("for --scenario:\n{scenarios}\n\nfor --fault:\n{planted}")
+}
+
+/// Rows below a head, each column as wide as its widest cell.
+fn columns<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(head);
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    table.trim_fmt()
 }
 
 fn flavour(options: &Options) -> Flavour {
@@ -410,6 +427,43 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn the_image_gives_up_before_qemu_is_killed() {
+        let image = include_str!("../../integration/image/src/scenario/concurrent.rs");
+        let seconds = |name: &str| -> u64 {
+            let (_, rest) = image
+                .split_once(&format!("const {name}: Duration = Duration::from_secs("))
+                .unwrap();
+            rest.split(')').next().unwrap().parse().unwrap()
+        };
+        let (rounds, stuck) = (seconds("LIMIT"), seconds("STUCK"));
+        assert!(rounds < stuck && stuck + 20 < LIMIT, "{rounds}, {stuck}");
+    }
+
+    #[test]
+    fn everything_is_listed_with_what_it_is_in_columns() {
+        let list = listed();
+        let (scenarios, faults) = list.split_once("for --fault:").unwrap();
+        for (part, count) in [
+            (scenarios, scenarios::ALL.len()),
+            (faults, PLANTED_FAULTS.len()),
+        ] {
+            let head = part.lines().find(|line| line.contains("what")).unwrap();
+            let column = head.find("what").unwrap();
+            let rows: Vec<_> = part
+                .lines()
+                .skip_while(|line| *line != head)
+                .skip(1)
+                .collect();
+            let rows: Vec<_> = rows.into_iter().filter(|row| !row.is_empty()).collect();
+            assert_eq!(rows.len(), count, "{list}");
+            for row in rows {
+                let (before, what) = row.split_at(column);
+                assert!(before.ends_with(' ') && !what.starts_with(' '), "{list}");
+            }
+        }
+    }
 
     #[derive(Parser)]
     struct Line {

@@ -27,10 +27,15 @@ pub(crate) const REASSIGN: &str = "reassign";
 /// A guest's own first stage, where the board has both stages.
 pub(crate) const NESTED: &str = "nested";
 
+/// Runs before any IOMMU is brought up.
+pub(crate) const UNTRANSLATED: &str = "untranslated";
+/// Ends the subsystem; what it shows then is the vendor's.
+pub(crate) const SHUT_DOWN: &str = "shut-down";
+
 /// All scenarios.
-pub(crate) const ALL: [Scenario; 9] = [
+pub(crate) const ALL: [Scenario; 10] = [
     Scenario {
-        name: "untranslated",
+        name: UNTRANSLATED,
         what: "a step of development, only when named: the drive works with no IOMMU; shows no isolation",
         by_default: false,
         archs: &Arch::ALL,
@@ -80,6 +85,12 @@ pub(crate) const ALL: [Scenario; 9] = [
     Scenario {
         name: "tables",
         what: "split and merge a large page under DMA; table pages come back while the domain lives",
+        by_default: true,
+        archs: &Arch::ALL,
+    },
+    Scenario {
+        name: SHUT_DOWN,
+        what: "turn the subsystem off under an attached drive, which reaches nothing any more",
         by_default: true,
         archs: &Arch::ALL,
     },

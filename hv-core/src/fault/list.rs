@@ -366,6 +366,8 @@ faults! {
     PauseIsCompletion = "pause_is_completion",
     /// Devices behind a wedged unit keep bus mastering.
     SkipCutOff = "skip_cut_off",
+    /// A unit that is shut down goes on translating.
+    TranslationOnAtEnd = "translation_on_at_end",
 
     // What goes back to its owner.
     /// Frames that were unmapped are given back without a flush.
@@ -416,6 +418,8 @@ faults! {
     LeaveGateOpen = "leave_gate_open",
     /// The gate is told to close without the bit that makes an SMMU look.
     GateWithoutUpdate = "gate_without_update",
+    /// The gate of an SMMU that is shut down is opened, as power-on leaves it.
+    GateOpenAtEnd = "gate_open_at_end",
     /// Nobody waits until an SMMU acknowledges what was turned on or off.
     ControlNotAwaited = "control_not_awaited",
     /// An SMMU translates before it forgot what it cached.

@@ -93,7 +93,7 @@ impl fmt::Display for FaultNotice {
             }
             Self::Failed(unit) => write!(
                 f,
-                "{unit} works no more, and the devices behind it are cut off until it is reset"
+                "{unit} works no more, and the devices behind it are cut off until `Iommu::reset_unit` brings it back"
             ),
             Self::CutOff(cut_off) => cut_off.fmt(f),
         }

@@ -65,6 +65,8 @@ use hv_core::sync::Mutex;
 use hv_core::{Iova, IovaRange, OutOfMemory, PageCount, PageSize, TryLock};
 use thiserror::Error;
 
+use crate::reserved::ReservedRegion;
+
 use cache::{Central, Class, CpuCache};
 use space::{Space, pages_up_to};
 use tally::Tally;
@@ -128,11 +130,31 @@ impl fmt::Debug for IovaAlign {
 /// Why a range could not be had, or given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SpaceError {
-    /// Part of the range is taken, reserved, or outside the domain's address space.
-    #[error("{wanted} is not free in this domain")]
+    /// Part of the range is taken: somebody has it, or had it and dropped it without `release`.
+    #[error(
+        "{wanted} is not free in this domain: all or part of it was taken before, and not released"
+    )]
     NotFree {
         /// The range that was asked for.
         wanted: IovaRange,
+    },
+    /// Part of the range is beyond the domain's address space.
+    #[error(
+        "{wanted} is not in this domain, whose last address is {last}: make one with more `DomainConfig::address_bits`"
+    )]
+    Outside {
+        /// The range that was asked for.
+        wanted: IovaRange,
+        /// The last address that there is.
+        last: Iova,
+    },
+    /// Firmware or hardware reserves part of the range, so nobody is given it.
+    #[error("{wanted} is nobody's to have in this domain: it meets {by}")]
+    Reserved {
+        /// The range that was asked for.
+        wanted: IovaRange,
+        /// What it meets.
+        by: ReservedRegion,
     },
     /// No free range is long enough.
     #[error("no free range of {pages} aligned to {align} up to {limit}")]

@@ -43,7 +43,7 @@ impl<B: Backend, S: Pages<UserManaged, B>> AddressSpace<B, S> {
                     charged,
                 })
             }
-            Err(DestroyError { domain, reason }) => {
+            Err(DestroyError { domain, reason, .. }) => {
                 let space = Self {
                     domain,
                     areas,

@@ -186,22 +186,32 @@ impl<B: Mmio> Regs<B> {
 
     /// Aborts all transactions while the unit is off.
     pub(crate) fn close_gate<C: Clock>(&self, clock: &C, unit: UnitIndex) -> Result<(), UnitError> {
+        self.set_gate(clock, unit, true)
+    }
+
+    /// Says what becomes of transactions while the unit is off: aborted where the gate is closed, else let through.
+    pub(super) fn set_gate<C: Clock>(
+        &self,
+        clock: &C,
+        unit: UnitIndex,
+        closed: bool,
+    ) -> Result<(), UnitError> {
         let settled = || !Gbpa::from_bits(self.read32(registers::GBPA)).update();
         let what = "taking what happens while it is off (GBPA)";
         self.wait_for(clock, unit, what, settled)?;
         let gate = Gbpa::from_bits(self.read32(registers::GBPA));
         let told = !Fault::GateWithoutUpdate.is_on();
-        let closed = gate.with_abort(true).with_update(told);
-        self.write32(registers::GBPA, closed.into_bits());
+        let wanted = gate.with_abort(closed).with_update(told);
+        self.write32(registers::GBPA, wanted.into_bits());
         self.wait_for(clock, unit, what, settled)?;
         let found = Gbpa::from_bits(self.read32(registers::GBPA));
-        if found.abort() {
+        if found.abort() == closed {
             return Ok(());
         }
         Err(UnitError::Hardware {
             unit,
             what: "a gate that stays open while it is off (GBPA.ABORT)",
-            expected: gate.with_abort(true).into_bits().into(),
+            expected: gate.with_abort(closed).into_bits().into(),
             found: found.into_bits().into(),
         })
     }

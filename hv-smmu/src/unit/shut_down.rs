@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 
@@ -27,7 +28,8 @@ impl<P: Platform> Unit<P, Enabled> {
         if self.state.commands.check_alive(unit).is_ok() {
             return Err(UnitError::NotWedged { unit });
         }
-        self.regs.close_gate(platform, unit)?;
+        let closed = !Fault::GateOpenAtEnd.is_on();
+        self.regs.set_gate(platform, unit, closed)?;
         self.regs
             .switch_interrupts(platform, unit, |_| IrqCtrl::new())?;
         self.regs.all_off(platform, unit)

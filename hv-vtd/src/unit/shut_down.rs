@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 
@@ -29,7 +30,7 @@ impl<P: Platform> Unit<P, Enabled> {
         // An earlier reset may have timed out in the middle of a command.
         self.regs.settle(platform, unit)?;
         self.mask_faults(true)?;
-        if self.regs.status().tes() {
+        if self.regs.status().tes() && !Fault::TranslationOnAtEnd.is_on() {
             self.regs
                 .command(platform, unit, Command::DisableTranslation)?;
         }

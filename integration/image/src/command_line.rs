@@ -29,11 +29,13 @@ pub enum Scenario {
     Concurrent,
     /// Page sizes change under DMA, and tables come back.
     Tables,
+    /// The subsystem ends, and the drive reaches nothing more. The last one: nothing works behind an IOMMU after it.
+    ShutDown,
 }
 
 impl Scenario {
     /// All scenarios, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Untranslated,
         Self::Discover,
         Self::KernelDma,
@@ -43,6 +45,7 @@ impl Scenario {
         Self::Nested,
         Self::Concurrent,
         Self::Tables,
+        Self::ShutDown,
     ];
 
     /// Whether it runs when none is named.
@@ -67,6 +70,7 @@ impl Scenario {
             Self::Nested => "nested",
             Self::Concurrent => "concurrent",
             Self::Tables => "tables",
+            Self::ShutDown => "shut-down",
         }
     }
 }
@@ -129,7 +133,7 @@ pub enum OptionError<'a> {
     },
     /// A scenario is not known, or named twice.
     #[error(
-        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, nested, concurrent, tables"
+        "`{found}` in scenario= is unknown or named twice; known are untranslated, discover, kernel-dma, blocked, revoke, reassign, nested, concurrent, tables, shut-down"
     )]
     Scenario {
         /// The name that was found.

@@ -44,7 +44,7 @@ impl Cpus {
     /// done.
     ///
     /// # Panics
-    /// When a CPU is not done within `limit`, when a wake-up cannot be sent, and when a closure
+    /// When another CPU is not done within `limit`, when a wake-up cannot be sent, and when a closure
     /// runs on all CPUs already. A panic ends the machine, so a closure that is still in use
     /// never goes out of scope.
     pub fn run_on_all(&self, limit: Duration, job: &(dyn Fn(CpuId) + Sync)) {
@@ -69,9 +69,10 @@ impl Cpus {
                 panic!("cannot wake cpu{index}: {error}");
             }
         }
+        // For this CPU too: `limit` is for all of it.
+        let end = clock::now().after(limit);
         job(me);
         let others = self.ids.len() - 1;
-        let end = clock::now().after(limit);
         // ORDERING: Acquire, makes what the closure did on the other CPUs visible here.
         while DONE.load(Ordering::Acquire) != others {
             if clock::now() > end {

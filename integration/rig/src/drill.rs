@@ -2,6 +2,7 @@
 //! very tables that other threads take out; a device that firmware goes on using; memory with long addresses.
 
 mod devices;
+mod ended;
 mod high;
 mod kept;
 mod messages;
@@ -22,6 +23,7 @@ use hv_iommu::{
     HwDomainId, Iommu, UnitIndex,
 };
 
+pub(crate) use ended::ended;
 pub(crate) use high::high;
 pub(crate) use kept::kept;
 pub(crate) use messages::messages;

@@ -41,6 +41,7 @@ const AFTER_VTD: &[Drill] = &[
     (DRILLS, interrupt_drill::interrupts::<Vtd<Rig>>),
     (DRILLS, drill::regions::<Vtd<Rig>>),
     (DRILLS, drill::refused::<Vtd<Rig>>),
+    (DRILLS, drill::ended::<Vtd<Rig>>),
     (KEPT_DRILLS, drill::kept::<Vtd<Rig>>),
 ];
 /// The same with SMMUs: also what they alone have, and what devices keep and wait for, which is drilled with the vendor that has it.
@@ -52,6 +53,7 @@ const AFTER_SMMU: &[Drill] = &[
     (DRILLS, interrupt_drill::interrupts::<Smmu<Rig>>),
     (DRILLS, drill::regions::<Smmu<Rig>>),
     (DRILLS, drill::refused::<Smmu<Rig>>),
+    (DRILLS, drill::ended::<Smmu<Rig>>),
     (KEPT_DRILLS, drill::kept::<Smmu<Rig>>),
     (DRILLS, drill::devices),
     (DRILLS, drill::messages),

@@ -1,5 +1,6 @@
 //! What machine the rig plays: its units, its functions, and how bad it is.
 
+mod regions;
 mod services;
 mod temper;
 mod traits;
@@ -12,12 +13,13 @@ use hv_iommu::{BusRange, FunctionKind, PciFunction, PhantomBits};
 use thiserror::Error;
 
 use crate::driver::Vendor;
-use crate::memory::{BASE, FRAME_BYTES, FRAMES, HIGH_BASE};
+use crate::memory::{BASE, HIGH_BASE};
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
 use crate::smmu::Identity;
 use crate::vtd;
 
+pub use regions::RegionModel;
 pub use services::ServicesModel;
 pub(crate) use services::Source;
 pub use temper::Temper;
@@ -36,15 +38,6 @@ pub struct FunctionModel {
     pub left_on: bool,
     /// Whether it can keep translations itself (ATS).
     pub ats: bool,
-}
-
-/// Memory that firmware reserves for devices that it goes on using (RMRR, RMR).
-#[derive(Clone, Debug)]
-pub struct RegionModel {
-    /// The memory, inside the rig's; the devices have it at the same addresses.
-    pub memory: PhysRange,
-    /// The functions that it is for, all of one segment.
-    pub functions: Vec<PciAddress>,
 }
 
 /// A machine to play.
@@ -139,13 +132,12 @@ pub enum Impossible {
         function: PciAddress,
     },
     /// A region is not memory of the rig, overlaps another one, or is for no function that is there.
-    #[error(
-        "region {memory}: expected memory of the rig, of no other region, for functions of one segment that are \
-         there"
-    )]
+    #[error("region {memory}: {why}")]
     Region {
         /// The region.
         memory: PhysRange,
+        /// What was expected and what was found.
+        why: String,
     },
     /// Interrupt translation services that no machine has.
     #[error("interrupt translation services: expected {why}")]
@@ -451,27 +443,7 @@ impl Machine {
                 return Err(Impossible::NotCovered { function });
             }
         }
-        for (index, region) in self.regions.iter().enumerate() {
-            let memory = region.memory;
-            let mut before = self.regions.iter().take(index);
-            let base = self.memory_base();
-            let inside = (base..base + FRAMES * FRAME_BYTES).contains(&memory.start().as_u64())
-                && memory.last().as_u64() < base + FRAMES * FRAME_BYTES;
-            let Some(first) = region.functions.first() else {
-                return Err(Impossible::Region { memory });
-            };
-            let is_there = |function: &PciAddress| {
-                let mut functions = self.functions.iter();
-                function.segment() == first.segment()
-                    && functions.any(|other| other.address == *function)
-            };
-            if !inside
-                || before.any(|other| other.memory.overlaps(&memory))
-                || !region.functions.iter().all(is_there)
-            {
-                return Err(Impossible::Region { memory });
-            }
-        }
+        self.check_regions()?;
         self.check_services()
     }
 
@@ -522,8 +494,6 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use hv_core::{PageCount, PhysAddr};
-
     use super::*;
 
     fn refused(change: impl FnOnce(&mut Machine)) -> String {
@@ -552,22 +522,6 @@ mod tests {
         assert!(twice.contains("is there twice"), "{twice}");
         let lost = refused(|machine| machine.units[0].scopes = Some(vec![at(0, 9, 1, 0)]));
         assert!(lost.contains("09:01.0, which is not there"), "{lost}");
-        let region = |start, functions: &[PciAddress]| RegionModel {
-            memory: PhysRange::new(PhysAddr::new(start), PageCount::ONE).unwrap(),
-            functions: functions.to_vec(),
-        };
-        let device = at(0, 0, 1, 0);
-        let end = BASE + FRAMES * FRAME_BYTES;
-        for wrong in [
-            vec![region(BASE - FRAME_BYTES, &[device])],
-            vec![region(end, &[device])],
-            vec![region(BASE, &[device]), region(BASE, &[device])],
-            vec![region(BASE, &[])],
-            vec![region(BASE, &[device, at(0, 9, 1, 0)])],
-        ] {
-            let found = refused(|machine| machine.regions = wrong);
-            assert!(found.contains("expected memory of the rig"), "{found}");
-        }
     }
 
     #[test]

@@ -198,6 +198,7 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::WaitNotAwaited, FORGOTTEN),
     planted(Fault::TimeoutIsSuccess, FORGOTTEN),
     planted(Fault::SkipCutOff, &[Rule::NotCutOff]),
+    planted(Fault::TranslationOnAtEnd, &[Rule::WrongAnswer]),
     planted(Fault::FreePageEarly, STALE),
     planted(
         Fault::FreeTablesEarly,
@@ -264,6 +265,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::SharedWriterIsolated, &[Rule::ForeignInterrupt]),
     of_smmu(Fault::WriterByRequester, &[Rule::ForeignInterrupt]),
     of_smmu(Fault::GateWithoutUpdate, &[Rule::Register]),
+    of_smmu(Fault::GateOpenAtEnd, &[Rule::OpenGate]),
     of_smmu(Fault::ControlNotAwaited, &[Rule::Command]),
     of_smmu(Fault::EnableBeforeForgetting, &[Rule::EnabledEarly]),
     of_smmu(Fault::AcknowledgeUnseenErrors, &[Rule::Register]),

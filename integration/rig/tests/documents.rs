@@ -18,6 +18,14 @@ mod groups;
 #[path = "../examples/arm.rs"]
 mod arm;
 
+#[expect(dead_code, reason = "as an example it starts at `main`")]
+#[path = "../examples/keeping.rs"]
+mod keeping;
+
+#[expect(dead_code, reason = "as an example it starts at `main`")]
+#[path = "../examples/nesting.rs"]
+mod nesting;
+
 /// A file of the rig's folder, or of the workspace.
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -126,6 +134,58 @@ fn the_readme_shows_the_example_as_it_is_compiled() {
     );
 }
 
+/// The index of `hv-iommu`, from what is wanted to what is called: each type and each function is there.
+#[test]
+fn the_index_of_calls_names_what_there_is() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hv-iommu/src");
+    let mut sources = Vec::new();
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => sources.extend(fs::read_to_string(path)),
+            }
+        }
+    }
+    let lib = text("../../hv-iommu/src/lib.rs");
+    let rows = lib.lines().filter(|line| line.starts_with("//! | "));
+    let called: Vec<&str> = rows
+        .flat_map(|row| row.split("[`").skip(1))
+        .filter_map(|link| link.split("`]").next())
+        .collect();
+    assert!(called.len() > 40, "{called:?}");
+    let is_there = |wanted: &[String]| {
+        sources
+            .iter()
+            .any(|source| wanted.iter().any(|words| source.contains(words)))
+    };
+    for call in called {
+        let (of, function) = call.split_once("::").unwrap_or((call, ""));
+        let kinds = ["struct", "enum", "trait", "mod"];
+        let defined: Vec<_> = kinds
+            .into_iter()
+            .flat_map(|kind| ["<", "(", " ", ";"].map(|end| format!("pub {kind} {of}{end}")))
+            .collect();
+        assert!(is_there(&defined), "{call}: there is no {of}");
+        let methods: Vec<_> = ["fn", "const fn"]
+            .into_iter()
+            .flat_map(|kind| ["<", "("].map(|end| format!("pub {kind} {function}{end}")))
+            .collect();
+        let by_type: Vec<&String> = sources
+            .iter()
+            .filter(|source| methods.iter().any(|method| source.contains(method)))
+            .collect();
+        let implemented = [format!("{of}<"), format!("{of} {{")];
+        let has = |source: &&String| implemented.iter().any(|words| source.contains(words));
+        assert!(
+            function.is_empty() || by_type.iter().any(has),
+            "{call}: there is no such function"
+        );
+    }
+}
+
 #[test]
 fn the_second_example_works_on_every_machine() {
     for seed in 0..40 {
@@ -143,5 +203,17 @@ fn the_table_of_groups_works() {
 #[test]
 fn the_way_on_arm_works() {
     let lived = arm::run();
+    assert!(lived.is_ok(), "{}", lived.unwrap_err());
+}
+
+#[test]
+fn firmwares_device_is_kept_running_on_both_vendors_machines() {
+    let lived = keeping::run();
+    assert!(lived.is_ok(), "{}", lived.unwrap_err());
+}
+
+#[test]
+fn a_guest_has_a_first_stage_of_its_own() {
+    let lived = nesting::run();
     assert!(lived.is_ok(), "{}", lived.unwrap_err());
 }

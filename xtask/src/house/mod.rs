@@ -12,8 +12,13 @@ use anyhow::{Context, Result};
 
 use source::Source;
 
-/// Folders that hold no sources; in a linked worktree `.git` is a file that names a place on this machine.
-const SKIPPED: [&str; 2] = [".git", "target"];
+/// Holds no sources; in a linked worktree it is a file that names a place on this machine.
+const SKIPPED: &str = ".git";
+/// Lies in every folder that only a tool fills, whatever that folder is called: cargo marks its build folders by it
+/// (<https://bford.info/cachedir/>).
+const CACHE_TAG: &str = "CACHEDIR.TAG";
+/// The usual build folder, which xtask fills before cargo does.
+const TARGET: &str = "target";
 
 /// A place where a rule is broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,11 +108,14 @@ fn collect(root: &Path, folder: &str, paths: &mut Vec<String>) -> Result<()> {
         let kind = entry
             .file_type()
             .with_context(|| format!("looking at {path}"))?;
-        if SKIPPED.contains(&name.as_str()) {
+        if name == SKIPPED {
             continue;
         }
         if kind.is_dir() {
-            collect(root, &path, paths)?;
+            let is_built = name == TARGET || root.join(&path).join(CACHE_TAG).exists();
+            if !is_built {
+                collect(root, &path, paths)?;
+            }
         } else if kind.is_file() {
             paths.push(path);
         }
@@ -122,11 +130,20 @@ mod tests {
     #[test]
     fn files_are_found_and_build_folders_left_out() {
         let root = tempfile::tempdir().unwrap();
-        for folder in ["a/src", "target/debug"] {
+        for folder in [
+            "a/src",
+            "target/debug",
+            "target-arm/debug",
+            "b/target/debug",
+        ] {
             fs::create_dir_all(root.path().join(folder)).unwrap();
         }
         fs::write(root.path().join("a/src/lib.rs"), "fn f() {}\n").unwrap();
-        fs::write(root.path().join("target/debug/x.rs"), "fn f() {}\n").unwrap();
+        for built in ["target", "target-arm", "b/target"] {
+            let file = format!("{built}/debug/x.rs");
+            fs::write(root.path().join(file), "fn f() {}\n").unwrap();
+        }
+        fs::write(root.path().join("target-arm/CACHEDIR.TAG"), "Signature: \n").unwrap();
         fs::write(root.path().join(".git"), "gitdir: elsewhere\n").unwrap();
         fs::write(root.path().join("picture.bin"), [0xff, 0xfe, 0x00]).unwrap();
         let found = check(root.path()).unwrap();

@@ -1,11 +1,11 @@
-//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign` and `nested`
-//! showed.
+//! Whether the machine was the one that was asked for: what the registers of its SMMUs say, and what `reassign`, `nested` and
+//! `shut-down` showed.
 
 use super::record::Record;
 use super::serial::{Outcome, Unit};
 use super::verdict::{Asked, Problem};
 use crate::arch::{Arch, Board};
-use crate::scenarios::{NESTED, REASSIGN};
+use crate::scenarios::{NESTED, REASSIGN, SHUT_DOWN};
 
 /// The register with the stages that an SMMU has, as the image names it.
 const IDR0: &str = "IDR0";
@@ -25,6 +25,10 @@ const BOTH_STAGES: &str = "drives through both stages";
 const NO_NESTING: &str = "no guest can have a first stage of its own: unit 0 cannot serve such a domain: the unit has no support for users' own first stages";
 /// What it says where there is no second stage for one to stand on.
 const NO_PARENT: &str = "no guest can have a first stage of its own: a guest's addresses are translated by a second stage";
+/// What `shut-down` says of a unit that lets everything through when it is off.
+const PASSES: &str = "translation is off as before bring-up";
+/// What it says of one that lets nothing through.
+const GATE_CLOSED: &str = "the gate is closed";
 
 /// Adds what speaks against the board, as far as the scenarios that tell of it ran.
 pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Problem>) {
@@ -38,7 +42,11 @@ pub(super) fn check(asked: &Asked<'_>, record: &Record, problems: &mut Vec<Probl
         Some(Board::Stage2) => (CHANGED_HANDS, NO_NESTING),
         Some(Board::Stage1) => (NO_GUEST, NO_PARENT),
     };
-    for (name, expected) in [(REASSIGN, reassign), (NESTED, nested)] {
+    let off = match asked.arch {
+        Arch::X86_64 => PASSES,
+        Arch::Aarch64 => GATE_CLOSED,
+    };
+    for (name, expected) in [(REASSIGN, reassign), (NESTED, nested), (SHUT_DOWN, off)] {
         let shown = record
             .ends
             .iter()

@@ -188,6 +188,7 @@ mod tests {
     }
 
     const START: &str = r#"@@ {"event":"start","version":"0.1.0","cpus":1,"memory_mib":512}"#;
+    const UNIT: &str = r#"@@ {"event":"unit","index":0,"base":"0xfed90000","segment":0,"version":"1.0","registers":{"CAP":"0x1","ECAP":"0x2"},"domains":65536,"levels":[3,4],"leaf_sizes":["4K"],"coherent":false,"fault_records":1,"features":[]}"#;
     const BEGIN: &str = r#"@@ {"event":"scenario-start","name":"blocked"}"#;
     const END: &str = r#"@@ {"event":"scenario-end","name":"blocked","outcome":"pass","micros":5,"detail":"fine"}"#;
     const DONE: &str = r#"@@ {"event":"done","passed":1,"failed":0}"#;
@@ -220,13 +221,13 @@ mod tests {
     #[test]
     fn a_run_is_read_from_the_programs_output_and_exit_code() {
         let limit = Duration::from_secs(20);
-        let good = ["SeaBIOS", START, BEGIN, END, DONE];
+        let good = ["SeaBIOS", START, BEGIN, UNIT, END, DONE];
         assert_eq!(
             judged(&mut stand_in(&good, 33), limit),
             Vec::<String>::new()
         );
         assert!(!judged(&mut stand_in(&good, 35), limit).is_empty());
-        assert!(!judged(&mut stand_in(&good[..4], 33), limit).is_empty());
+        assert!(!judged(&mut stand_in(&good[..5], 33), limit).is_empty());
         assert!(!judged(&mut stand_in(&[], 33), limit).is_empty());
     }
 

@@ -469,6 +469,48 @@ fn a_guest_has_a_first_stage_where_the_board_has_both() {
     }
 }
 
+#[test]
+fn no_scenario_behind_an_iommu_passes_without_telling_which() {
+    let one = r#"@@ {"event":"scenario-end","name":"blocked","outcome":"pass","micros":10,"detail":"ok"}"#;
+    let (discover, unit) = (r#""scenario-end","name":"discover"#, r#""event":"unit""#);
+    let run = || Run::good().without(discover).and_line(one).without(unit);
+    fails_with(run(), "unit events: expected at least one");
+    // The board is judged whatever ran.
+    let other = Run::on_board(Board::Nested, STAGE1).without(discover);
+    fails_with(other, "expected both stages, found stage 1 alone");
+}
+
+#[test]
+fn a_shut_down_ends_as_the_vendors_units_do() {
+    let problems = |run: Run, detail: &str| {
+        let end = r#"@@ {"event":"scenario-end","name":"shut-down","outcome":"pass","micros":1,"detail":"#;
+        let run = run
+            .with(r#""passed":2"#, r#""passed":3"#)
+            .and_line(&format!(r#"{end}"{detail}"}}"#));
+        let mut problems = run.problems();
+        problems.retain(|problem| !problem.contains("only those asked for"));
+        problems
+    };
+    let (off, closed) = (
+        "it reaches memory: translation is off as before bring-up",
+        "neither: the gate is closed",
+    );
+    assert_eq!(problems(Run::good(), off), Vec::<String>::new());
+    assert_eq!(
+        problems(Run::on_board(Board::Nested, NESTED), closed),
+        Vec::<String>::new()
+    );
+    for wrong in [
+        problems(Run::good(), closed),
+        problems(Run::on_board(Board::Nested, NESTED), off),
+    ] {
+        assert!(
+            matches!(&wrong[..], [one] if one.contains("shut-down on this board")),
+            "{wrong:#?}"
+        );
+    }
+}
+
 const PLANTED: Planted = Planted {
     fault: "skip_iotlb_flush",
     scenario: "revoke",

@@ -21,6 +21,9 @@ use crate::subsystem::UnitFacts;
 /// The backend of this image: tables of 4 KiB pages.
 pub type Backend = Smmu<&'static BareMetal>;
 
+/// Whether a unit that is off, and was shut down, lets requests through: an SMMU's gate is closed.
+pub const PASSES_WHEN_OFF: bool = false;
+
 /// Why no unit is up.
 #[derive(Debug, Error)]
 pub enum BackendError {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use hv_core::PageSize;
 use hv_iommu::{Level, ReservedKind, UnitIndex};
 
-use super::{Context, Failure, Shown, ensure};
+use super::{Context, Shown, ensure};
 use crate::arch::backend::told_by;
 use crate::pci::{Function, Header};
 use crate::report::{self, Event, FunctionEvent, UnitEvent};
@@ -15,14 +15,11 @@ use crate::subsystem::{Backend, Subsystem};
 /// The format of the domains' tables.
 type Tables = <Backend as hv_iommu::Backend>::Format;
 
-/// Reports every unit and function. Passes if every function is behind a unit and every endpoint in
-/// just one group.
-pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
-    context.note(told_by(context.machine));
+/// Reports every unit that came up.
+pub(super) fn report_units(subsystem: &Subsystem) {
     for (index, unit) in subsystem.units.iter().enumerate() {
-        let caps = UnitIndex::new(index).and_then(|index| context.iommu.unit_caps(index));
-        let caps =
-            caps.ok_or_else(|| Failure::new(format_args!("unit {index} did not come up")))?;
+        let caps = UnitIndex::new(index).and_then(|index| subsystem.iommu.unit_caps(index));
+        let Some(caps) = caps else { continue };
         let levels: Vec<u8> = caps.levels.iter().map(|level| level.number()).collect();
         let sizes = PageSize::ALL
             .into_iter()
@@ -40,6 +37,16 @@ pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
             fault_records: unit.fault_records,
             features: &unit.features,
         }));
+    }
+}
+
+/// Reports every function. Passes if every unit came up, every function is behind one, and every endpoint in just one
+/// group.
+pub(super) fn run(context: &Context<'_>, subsystem: &Subsystem) -> Shown {
+    context.note(told_by(context.machine));
+    for index in 0..subsystem.units.len() {
+        let caps = UnitIndex::new(index).and_then(|index| context.iommu.unit_caps(index));
+        ensure!(caps.is_some(), "unit {index} did not come up");
     }
     let functions = &context.machine.functions;
     let mut endpoints = 0;

@@ -133,7 +133,7 @@ impl<'g> DmaMemory for GuestHeap<'g> {
 }
 
 /// Registers of the drive.
-type Block = <BareMetal as Registers>::Block;
+pub(super) type Block = <BareMetal as Registers>::Block;
 
 /// The controller of the drive, with queues in buffers `B`.
 type Drive<B> = Controller<'static, Block, B, BareMetal>;
@@ -211,6 +211,18 @@ pub(super) fn drive_function(machine: &Machine) -> Result<&Function, Failure> {
     found.ok_or_else(|| Failure::new("there is no NVMe drive on any bus"))
 }
 
+/// The drive's registers.
+pub(super) fn drive_registers(machine: &Machine) -> Result<Block, Failure> {
+    let (platform, function) = (machine.platform, drive_function(machine)?);
+    let bar = memory_bar(platform, function, 0).or_fail("finding the drive's registers")?;
+    let pages = bar
+        .pages()
+        .ok_or_else(|| Failure::new("the drive's registers are not whole pages"))?;
+    platform
+        .map_registers(pages)
+        .or_fail("mapping the drive's registers")
+}
+
 /// Where the drive is.
 pub(super) fn drive(machine: &Machine) -> Result<PciAddress, Failure> {
     Ok(drive_function(machine)?.address)
@@ -276,19 +288,7 @@ impl Context<'_> {
         body: impl FnOnce(&mut Driver<M::Buffer>) -> Result<R, Failure>,
     ) -> Result<R, Failure> {
         let platform = self.machine.platform;
-        let function = self
-            .machine
-            .functions
-            .iter()
-            .find(|function| function.address == drive);
-        let function = function.ok_or_else(|| Failure::new("the drive is gone"))?;
-        let bar = memory_bar(platform, function, 0).or_fail("finding the drive's registers")?;
-        let pages = bar
-            .pages()
-            .ok_or_else(|| Failure::new("the drive's registers are not whole pages"))?;
-        let registers = platform
-            .map_registers(pages)
-            .or_fail("mapping the drive's registers")?;
+        let registers = drive_registers(self.machine)?;
         nvme::disable(&registers, platform).or_fail("resetting the drive")?;
         attached
             .enable_bus_mastering(drive)

@@ -10,6 +10,7 @@ mod kernel_dma;
 mod nested;
 mod reassign;
 mod revoke;
+mod shut_down;
 mod tables;
 mod untranslated;
 
@@ -26,7 +27,7 @@ use crate::command_line::Scenario;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::report::{self, Event};
-use crate::subsystem::{self, Backend, Subsystem};
+use crate::subsystem::{self, Backend, Subsystem, SubsystemError};
 
 /// Why a scenario failed, in one line for people.
 struct Failure(String);
@@ -104,7 +105,7 @@ pub fn run(machine: &Machine) -> Outcome {
         let shown = match scenario {
             // The first of all, before an IOMMU is brought up.
             Scenario::Untranslated => untranslated::run(machine),
-            _ => match subsystem.get_or_insert_with(|| subsystem::bring_up(machine)) {
+            _ => match subsystem.get_or_insert_with(|| bring_up(machine)) {
                 Ok(subsystem) => run_one(machine, subsystem, *scenario),
                 Err(error) => Err(Failure::new(format_args!(
                     "the IOMMU was not brought up: {error}"
@@ -135,6 +136,13 @@ pub fn run(machine: &Machine) -> Outcome {
     }
 }
 
+/// The subsystem of the machine. Its units are reported whatever is shown on them: they say which board this is.
+fn bring_up(machine: &Machine) -> Result<Subsystem, SubsystemError> {
+    let subsystem = subsystem::bring_up(machine)?;
+    discover::report_units(&subsystem);
+    Ok(subsystem)
+}
+
 fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> Shown {
     let mut context = Context {
         machine,
@@ -158,6 +166,7 @@ fn run_one(machine: &Machine, subsystem: &mut Subsystem, scenario: Scenario) -> 
         )),
         Scenario::Concurrent => concurrent::run(&mut context),
         Scenario::Tables => tables::run(&mut context),
+        Scenario::ShutDown => shut_down::run(&mut context),
     };
     subsystem.groups = context.groups;
     shown

@@ -7,15 +7,14 @@ use alloc::format;
 use alloc::vec;
 use core::time::Duration;
 
-use hv_core::platform::{FrameSource, OutOfFrames, Registers};
+use hv_core::platform::{FrameSource, OutOfFrames};
 use hv_core::{FrameRun, Hypervisor, Iova, OutOfBounds, PageCount, PageSize};
 use sha2::{Digest, Sha256};
 
-use super::drive::drive_function;
-use super::{Failure, OrFail, Shown};
+use super::drive::{Block, drive_function, drive_registers};
+use super::{OrFail, Shown};
 use crate::machine::Machine;
 use crate::nvme::{self, Controller, DmaBuffer, DmaMemory, Lba, Parts};
-use crate::pci::memory_bar;
 use crate::platform::BareMetal;
 use crate::report::{self, Event};
 
@@ -24,10 +23,10 @@ const NAME: &str = "untranslated";
 /// How many bytes of the drive are read.
 const READ: u64 = 1 << 20;
 /// How long the drive may take for one command.
-const COMMAND_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 
 /// Frames that the device addresses as memory does.
-struct Frames {
+pub(super) struct Frames {
     run: FrameRun<Hypervisor>,
     platform: &'static BareMetal,
 }
@@ -67,7 +66,17 @@ impl DmaBuffer for Frames {
 }
 
 /// Gives out frames.
-struct Pool(&'static BareMetal);
+pub(super) struct Pool(pub(super) &'static BareMetal);
+
+impl Pool {
+    /// Takes back what a drive's queues were made of, which is stopped.
+    pub(super) fn take_back(&self, parts: Parts<Block, Frames>) {
+        let (_, queues) = parts.into_inner();
+        for frames in queues {
+            self.0.free_frames(frames.run);
+        }
+    }
+}
 
 impl DmaMemory for Pool {
     type Buffer = Frames;
@@ -86,13 +95,7 @@ impl DmaMemory for Pool {
 pub(super) fn run(machine: &Machine) -> Shown {
     let platform = machine.platform;
     let function = drive_function(machine)?;
-    let bar = memory_bar(platform, function, 0).or_fail("finding the drive's registers")?;
-    let pages = bar
-        .pages()
-        .ok_or_else(|| Failure::new("the drive's registers are not whole pages"))?;
-    let registers = platform
-        .map_registers(pages)
-        .or_fail("mapping the drive's registers")?;
+    let registers = drive_registers(machine)?;
     nvme::disable(&registers, platform).or_fail("resetting the drive")?;
     function.set_bus_mastering(platform, true);
     let mut pool = Pool(platform);
@@ -118,10 +121,8 @@ pub(super) fn run(machine: &Machine) -> Shown {
     }
     let parts = drive.stop().or_fail("stopping the drive")?;
     function.set_bus_mastering(platform, false);
-    let (_, queues) = parts.into_inner();
-    for frames in queues.into_iter().chain([buffer]) {
-        platform.free_frames(frames.run);
-    }
+    platform.free_frames(buffer.run);
+    pool.take_back(parts);
     report::emit(&Event::Digest {
         scenario: NAME,
         offset: 0,

@@ -19,6 +19,9 @@ use crate::subsystem::UnitFacts;
 /// The backend of this image.
 pub type Backend = Vtd<&'static BareMetal>;
 
+/// Whether a unit that is off lets requests through: VT-d has nothing to keep them.
+pub const PASSES_WHEN_OFF: bool = true;
+
 /// Why no unit is up.
 #[derive(Debug, Error)]
 pub enum BackendError {

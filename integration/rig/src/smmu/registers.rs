@@ -245,7 +245,8 @@ impl Unit {
         let runs_on = bus.keeps_behind(self.index) && !turns_off;
         if !self.gate_is_closed() && !runs_on {
             let what = format!(
-                "unit {}: CR0 was written with {value:#x} while requests pass it when it is off (GBPA.ABORT is clear)",
+                "unit {}: CR0 was written with {value:#x} while requests pass it when it is off (GBPA.ABORT is clear); where \
+                 firmware's devices are to run on behind it, `Rig::keep_running` says so (examples/keeping.rs)",
                 self.index
             );
             bus.broken(Rule::OpenGate, what);

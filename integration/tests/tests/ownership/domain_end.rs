@@ -24,9 +24,15 @@ fn bc21_xsa_207_a_domain_with_a_device_is_not_destroyed() {
     let far = far.attach(&driver.domain).unwrap();
     let refused = driver.domain.destroy().unwrap_err();
     assert_eq!(refused.reason, DestroyRefusal::Attached { attachments: 2 });
-    let _far = far.detach().unwrap();
+    let far = far.detach().unwrap();
     let refused = refused.domain.destroy().unwrap_err();
     assert_eq!(refused.reason, DestroyRefusal::Attached { attachments: 1 });
+    // It says which: the one that is left.
+    let left = driver.group.id();
+    assert_eq!(refused.group, Some(left));
+    assert_ne!(far.id(), left);
+    let said = refused.to_string();
+    assert!(said.contains(&format!("{left} among them")), "{said}");
     // The refusal changed nothing.
     let range = refused.domain.reserve(iovas(0x4000, 1)).unwrap();
     let _range = range.map(machine.host().frames(1), Perms::Read).unwrap();

@@ -89,7 +89,7 @@ fn bc06_no_caller_can_have_or_unmap_a_doorbell() {
     let wanted = region.range;
     let group = machine.take(NIC).claim_for_hypervisor();
     let domain = Domain::paging_domain_alloc(&group, WIDE).unwrap();
-    let refused = Some(SpaceError::NotFree { wanted });
+    let refused = Some(SpaceError::Reserved { wanted, by: region });
     assert_eq!(domain.reserve(wanted).err(), refused);
     // Not even whoever takes all that is free.
     let mut most = 1 << 36;
@@ -256,7 +256,8 @@ fn a_domain_that_ends_before_the_doorbell_is_refused_and_says_so() {
     });
     let group = machine.take(NIC).claim_for_guest(vm(1));
     let wanted = range;
-    let why = SpaceError::NotFree { wanted };
+    let last = Iova::new((1 << PLAIN.address_bits) - 1);
+    let why = SpaceError::Outside { wanted, last };
     let refused = Domain::user_domain_alloc(&group, PLAIN).err();
     assert_eq!(refused, Some(DomainError::Region { region, why }));
     assert_eq!(machine.iommu.domains_in_use(), 0);

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hv_core::{Access, Iova, IovaRange, PageSize, PhysAddr};
+use hv_core::{Access, Iova, IovaRange, OwnerId, PageSize, PhysAddr};
 use hv_iommu::{
-    Config, DomainConfig, FirmwareKept, FunctionKind, Iommu, KeepError, Kept, KeptSetup,
-    PciFunction, ReservedKind, ReservedRegion,
+    ClaimError, Config, DomainConfig, FirmwareKept, FunctionKind, GroupTable, Iommu, KeepError,
+    Kept, KeptSetup, PciFunction, RescanError, ReservedKind, ReservedRegion, Whereabouts,
 };
 use hv_tests::fake::{Asleep, DmaFault, Fake, FakeConfig};
 use hv_tests::host::{Host, Time};
@@ -93,8 +93,22 @@ fn bc06_xsa_400_a_device_that_firmware_uses_never_stands_still_while_translation
         fake.dma(NIC, outside, Access::Read),
         Err(DmaFault::NotMapped)
     );
-    // The others stand still, also the one that no unit would hold.
+    // The others stand still, also the one that no unit would hold. Their table knows who has this one.
     assert_eq!(groups.len(), 2);
+    let table = GroupTable::new(groups).unwrap();
+    assert_eq!(table.find(NIC), None);
+    table.note_held(&group).unwrap();
+    let (id, holder) = (group.id(), OwnerId::Hypervisor);
+    let held = Whereabouts::Held { group: id, holder };
+    assert_eq!(table.find(NIC), Some(held));
+    let refused = table.claim_for_hypervisor(id).err();
+    assert_eq!(refused, Some(ClaimError::Held { group: id, holder }));
+    // Not a group of another machine's.
+    let (other, _) = machine();
+    let mut others = set_up(&other).unwrap();
+    let other = others.kept.pop().unwrap();
+    let refused = table.note_held(&other.group).err();
+    assert_eq!(refused, Some(RescanError::OtherSystem(other.group.id())));
     for other in [DISK, FAR, LOST] {
         assert_eq!(fake.host().bus_master(other), Some(false), "{other}");
     }
@@ -102,7 +116,10 @@ fn bc06_xsa_400_a_device_that_firmware_uses_never_stands_still_while_translation
     let claimed = group.detach().unwrap();
     assert_eq!(claimed.owner(), ());
     assert_eq!(fake.host().bus_master(NIC), Some(false));
-    drop(claimed);
+    let rest = claimed.release().without_reset("a test");
+    assert!(table.put_back(rest).is_ok(), "its place is there");
+    assert_eq!(table.find(NIC), Some(Whereabouts::AtRest(id)));
+    assert!(table.claim_for_hypervisor(id).is_ok());
     assert_eq!(end_domain(domain, fake.host()), 0);
     assert_eq!(iommu.domains_in_use(), 0);
 }

@@ -43,6 +43,7 @@ mod resize;
 mod rollback;
 mod shared;
 mod threads;
+mod told;
 mod visibility;
 mod waits;
 mod wedge;

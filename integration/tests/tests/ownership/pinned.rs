@@ -131,7 +131,7 @@ fn bc06_d41501f_no_caller_can_have_or_unmap_a_page_of_a_region() {
         let wanted = iovas(at.as_u64(), 1);
         assert_eq!(
             domain.reserve(wanted).err(),
-            Some(SpaceError::NotFree { wanted })
+            Some(SpaceError::Reserved { wanted, by: region })
         );
     }
     // The pages on both sides are free, and what is mapped there comes and goes without the region.
@@ -226,16 +226,33 @@ fn bc06_regions_that_overlap_or_are_out_of_reach_are_refused() {
             },
             ReservedRegion { range: far, kind },
         );
-        given.extend([second, window, far]);
+        given.extend([first, second, window, far]);
         vec![(NIC, first), (NIC, second), (DISK, window), (FAR, far)]
     });
-    for (device, expected) in [NIC, DISK, FAR].into_iter().zip(given) {
+    let &[first, second, taken, far] = &given[..] else {
+        panic!("{given:?}");
+    };
+    let messages = ReservedRegion {
+        range: iovas(0xfee0_0000, 256),
+        kind: ReservedKind::InterruptWindow,
+    };
+    let meets = |region: ReservedRegion, by| {
+        let wanted = region.range;
+        SpaceError::Reserved { wanted, by }
+    };
+    let outside = SpaceError::Outside {
+        wanted: far.range,
+        last: Iova::new((1 << 48) - 1),
+    };
+    for (device, expected, why) in [
+        (NIC, second, meets(second, first)),
+        (DISK, taken, meets(taken, messages)),
+        (FAR, far, outside),
+    ] {
         let group = pinned(machine.take_at_rest(device)).claim_for_hypervisor();
         let Err(error) = Domain::paging_domain_alloc(&group, WIDE) else {
             panic!("{expected}");
         };
-        let wanted = expected.range;
-        let why = SpaceError::NotFree { wanted };
         assert_eq!(
             error,
             DomainError::Region {

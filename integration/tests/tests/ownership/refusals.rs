@@ -3,7 +3,7 @@
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, Perms};
 use hv_iommu::table::TableError;
-use hv_iommu::{MapError, MapRefusal, SpaceError};
+use hv_iommu::{MapError, MapRefusal, ReservedKind, ReservedRegion, SpaceError};
 
 use super::machine::{Machine, NIC, end_domain, full_unit, iovas, pages};
 
@@ -130,16 +130,25 @@ fn addresses_that_are_reserved_taken_or_too_wide_are_refused() {
         "39 bits of pages less the interrupt window"
     );
     let _taken = domain.reserve(iovas(0x10_0000, 16)).unwrap();
-    for wanted in [
-        iovas(0xfee0_0000, 1),
-        iovas(0xfedf_f000, 2),
-        iovas(0x10_f000, 2),
-        iovas((1 << 39) - 0x1000, 2),
-        iovas(1 << 39, 1),
-        iovas(u64::MAX - 0xfff, 1),
-    ] {
+    let by = ReservedRegion {
+        range: iovas(0xfee0_0000, 256),
+        kind: ReservedKind::InterruptWindow,
+    };
+    let last = Iova::new((1 << 39) - 1);
+    for (start, pages) in [(0xfee0_0000, 1), (0xfedf_f000, 2)] {
+        let wanted = iovas(start, pages);
         let refused = domain.reserve(wanted).unwrap_err();
-        assert_eq!(refused, SpaceError::NotFree { wanted });
+        assert_eq!(refused, SpaceError::Reserved { wanted, by });
+        assert!(refused.to_string().contains("interrupt window"));
+    }
+    let wanted = iovas(0x10_f000, 2);
+    let refused = domain.reserve(wanted).unwrap_err();
+    assert_eq!(refused, SpaceError::NotFree { wanted });
+    for (start, pages) in [((1 << 39) - 0x1000, 2), (1 << 39, 1), (u64::MAX - 0xfff, 1)] {
+        let wanted = iovas(start, pages);
+        let refused = domain.reserve(wanted).unwrap_err();
+        assert_eq!(refused, SpaceError::Outside { wanted, last });
+        assert!(refused.to_string().contains("address_bits"));
     }
     assert_eq!(domain.free_pages(), free - 16);
     assert_eq!(end_domain(domain, machine.fake.host()), 0);

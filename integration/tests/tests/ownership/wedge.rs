@@ -59,6 +59,7 @@ fn bc01_xsa_373_a_timeout_is_not_success() {
     assert_eq!(group.error(), wedged);
     let refused = driver.domain.destroy().unwrap_err();
     assert_eq!(refused.reason, DestroyRefusal::Attached { attachments: 2 });
+    assert_eq!(refused.group, Some(group.id()));
     assert!(machine.host().is_out(frame), "the memory stays quarantined");
 }
 
