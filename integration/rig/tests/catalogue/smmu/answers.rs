@@ -206,7 +206,7 @@ fn bc19_a_unit_that_was_slow_to_turn_off_is_brought_back_by_the_next_reset() {
 /// stream goes on when it is bound anew.
 #[test]
 fn bc19_what_stands_still_and_is_not_told_of_fails_the_unit() {
-    super::loose::fault_of_the_environment();
+    super::stand::fault_of_the_environment();
     on_machines(20, always_stalls, |stand| {
         let group = stand.take(DEVICE);
         let one = stand.kernel(group);
@@ -299,10 +299,10 @@ fn bc19_a_storm_of_requests_for_pages_costs_the_budget_and_overflows_are_acknowl
     on_machines(10, with_pages, |stand| {
         let group = stand.take(DEVICE);
         let one = stand.kernel(group);
-        let (lost, cut_off, _, sent) = storm(&stand, 400);
+        let (lost, cut_off, _, sent) = storm(stand, 400);
         assert!(lost > 1 && cut_off == 1, "{lost} lost, {cut_off} cut off");
         // It is cut off and goes on: nothing has a share in that any more but the unit, which answers by itself.
-        assert_eq!(storm(&stand, 100), (0, 0, 0, 1200));
+        assert_eq!(storm(stand, 100), (0, 0, 0, 1200));
         stand.rig.idle(20_000);
         let answers = stand.rig.page_answers(DEVICE);
         assert_eq!(answers.len(), sent + 1200, "each group got an answer");
