@@ -77,6 +77,8 @@ pub(super) struct Unit {
     pub(super) fails_again: bool,
     /// What another CPU does in the middle of a look at what was asked.
     pub(super) during_poll: Option<Job>,
+    /// What another CPU does once a requester was bound.
+    pub(super) after_bind: Option<(PciAddress, Job)>,
     /// After so many looks each that it finds out about one more device that does not answer, and how many those were.
     pub(super) finds_out: Option<(u32, u32)>,
     pub(super) completion: Completion,
@@ -86,6 +88,8 @@ pub(super) struct Unit {
     pub(super) lost_faults: bool,
     /// Requesters whose faults are not recorded.
     pub(super) quiet: HashSet<PciAddress>,
+    /// Requesters whose entries it was asked to read anew.
+    pub(super) reread: Vec<PciAddress>,
     contexts: HashMap<Who, Cached<Option<Bound>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
@@ -110,6 +114,7 @@ impl Unit {
             bindings: HashMap::new(),
             queue: VecDeque::new(),
             during_poll: None,
+            after_bind: None,
             finds_out: None,
             submitted: 0,
             completed: 0,
@@ -125,6 +130,7 @@ impl Unit {
             faults: VecDeque::new(),
             lost_faults: false,
             quiet: HashSet::new(),
+            reread: Vec::new(),
             contexts: HashMap::new(),
             leaves: HashMap::new(),
             links: HashMap::new(),
