@@ -174,6 +174,26 @@ pub enum AttachError {
         /// The register.
         control: u16,
     },
+    /// The function, or another one for its whole device, reaches memory past its unit (CXL.cache).
+    #[error(
+        "{function} reaches memory past its unit once it keeps some in a cache of its own (CXL.cache), so it is for no guest, \
+         and for a driver by somebody's word alone: `let_cxl_cache`, with a `TrustedDevice`"
+    )]
+    ReachesPastUnit {
+        /// The function with that capability.
+        function: PciAddress,
+    },
+    /// The same, and it does not give that up.
+    #[error(
+        "{function} reaches memory past its unit (CXL.cache), and does not give that up: its CXL control register reads \
+         {control:#06x}; have firmware leave it off, and unlocked"
+    )]
+    KeepsCxlCache {
+        /// The function with that capability.
+        function: PciAddress,
+        /// The register.
+        control: u16,
+    },
     /// The group is not moved without a gap while one of its functions has a device TLB open.
     #[error("{function} keeps translations of its domain in a TLB of its own: `disable_ats` first")]
     DeviceTlbOpen {
@@ -289,6 +309,7 @@ pub(crate) fn attach<O: Owner, B: Backend, S: Shape<O, B>>(
     let anchor = S::anchor(&domain.core);
     let checked = check(&inner, owner, domain)
         .and_then(|()| inner.look_if_unseen().map_err(AttachError::NotApart))
+        .and_then(|()| inner.look_at_cxl_caches())
         .and_then(|()| register(&inner, &anchor));
     if let Err(error) = checked {
         let group = Group::again(inner, owner);

@@ -60,6 +60,7 @@ pub(crate) fn register<B: Backend>(
     inner: &Inner<B>,
     anchor: &Anchor<B>,
 ) -> Result<(), AttachError> {
+    let caches = inner.cxl_caches()?;
     let mut registry = inner.system.registry.lock();
     // Under the same lock as who cuts it off.
     let meter = registry.meter_of(inner.id);
@@ -75,18 +76,24 @@ pub(crate) fn register<B: Backend>(
         OutOfMemory { bytes }
     })?;
     anchor.hold(inner)?;
-    registry
-        .bound
-        .extend(inner.requesters.iter().map(|requester| Bound {
-            unit: inner.unit,
-            requester: *requester,
-            group: inner.id,
-            domain: anchor.uid(),
-            owner,
-            meter,
-            ats: None,
-            is_untold: false,
-        }));
+    let caches = caches.into_iter().chain(core::iter::repeat(None));
+    registry.bound.extend(
+        inner
+            .requesters
+            .iter()
+            .zip(caches)
+            .map(|(requester, cxl_cache)| Bound {
+                unit: inner.unit,
+                requester: *requester,
+                group: inner.id,
+                domain: anchor.uid(),
+                owner,
+                meter,
+                ats: None,
+                cxl_cache,
+                is_untold: false,
+            }),
+    );
     Ok(())
 }
 

@@ -61,8 +61,17 @@ pub(crate) fn stop_leftover(config: &impl PciConfig, function: PciAddress) -> bo
 }
 
 impl Bound {
-    /// Stops the requester from asking for translations, if it was let.
+    /// Stops the requester from asking for translations, if it was let, and before that from using those that no unit looks
+    /// at.
     pub(crate) fn stop_asking(&mut self, config: &impl PciConfig) {
+        if let Some(cache) = self.cxl_cache
+            && let Err(control) = cache.turn_off(config)
+        {
+            log::error!(
+                "{} goes on reaching memory past its unit (CXL control {control:#06x})",
+                self.requester
+            );
+        }
         if let Some(place) = self.ats.take() {
             place.set(config, self.requester, false);
         }

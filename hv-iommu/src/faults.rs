@@ -10,6 +10,7 @@ mod show;
 use core::time::Duration;
 
 use arrayvec::ArrayVec;
+use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
 
@@ -110,6 +111,12 @@ pub enum FaultNotice {
 
 /// How many groups are cut off at one look for devices that do not answer; the next look goes on.
 const SILENT_AT_ONCE: usize = 16;
+/// Of how many groups that were cut off before a look has entries read anew at its end, however many records of each it
+/// finds. Of more it does so with each record.
+const AGAIN_AT_ONCE: usize = 16;
+
+/// Groups of which a look found more than it should.
+type Again = ArrayVec<GroupId, AGAIN_AT_ONCE>;
 
 /// What a look at the fault logs left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +189,7 @@ impl<B: Backend> Iommu<B> {
     pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) -> FaultLogs {
         let (mut more, mut withheld) = (false, false);
         for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
+            let mut again = Again::new();
             let all = (0..Self::FAULTS_PER_CALL).any(|_| {
                 match self.0.backend.take_fault(unit) {
                     None => return true,
@@ -192,7 +200,9 @@ impl<B: Backend> Iommu<B> {
                     Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
                     Some(FaultEvent::BadLog(bad)) => report(FaultNotice::BadLog(unit, bad)),
                     Some(FaultEvent::Stray(fault)) => report(FaultNotice::Stray(unit, fault)),
-                    Some(FaultEvent::Fault(fault)) => self.0.judge(unit, fault, &mut report),
+                    Some(FaultEvent::Fault(fault)) => {
+                        self.0.judge(unit, fault, &mut again, &mut report);
+                    }
                     Some(FaultEvent::Failed) => {
                         if self.0.cut_off_failed(unit) {
                             report(FaultNotice::Failed(unit));
@@ -202,6 +212,9 @@ impl<B: Backend> Iommu<B> {
                 false
             });
             more |= !all;
+            for group in again {
+                self.0.reread_entries(group);
+            }
             self.0.hear_of_silent(unit);
         }
         while let Some(cut_off) = self.0.untold() {
@@ -217,7 +230,13 @@ impl<B: Backend> Iommu<B> {
 
 impl<B: Backend> System<B> {
     /// Tells of a fault, and cuts its device off where it was one too many.
-    fn judge(&self, unit: UnitIndex, fault: RawFault, report: &mut impl FnMut(FaultNotice)) {
+    fn judge(
+        &self,
+        unit: UnitIndex,
+        fault: RawFault,
+        again: &mut Again,
+        report: &mut impl FnMut(FaultNotice),
+    ) {
         let told = |bound_to| {
             FaultNotice::Fault(FaultReport {
                 unit,
@@ -229,7 +248,14 @@ impl<B: Backend> System<B> {
             Counted::Unbound => report(told(None)),
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
-            Counted::Again(group) => self.reread_entries(group),
+            Counted::Again(group) => {
+                if Fault::RereadForEachRecord.is_on() {
+                    self.reread_entries(group);
+                }
+                if !again.contains(&group) && again.try_push(group).is_err() {
+                    self.reread_entries(group);
+                }
+            }
             Counted::OneTooMany(group, domain, owner) => {
                 self.reread_entries(group);
                 report(told(Some((group, domain, owner))));
@@ -263,6 +289,9 @@ impl<B: Backend> System<B> {
         let (group, domain, owner) = (bound.group, bound.domain, bound.owner);
         let mut meter = bound.meter;
         if meter.cut_off {
+            if Fault::LateBoundStaysLoud.is_on() {
+                return Counted::Late;
+            }
             // Recorded before it was cut off, or its entry went live once more: it was being bound just then.
             return match self.backend.quiet(bound.unit, bound.requester) {
                 Ok(()) => Counted::Again(group),

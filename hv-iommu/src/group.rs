@@ -98,12 +98,15 @@ pub struct Inner<B: Backend> {
     /// Whether a device was, or may have been, reset since anybody looked whether the group is still kept apart, or did
     /// not answer then.
     pub(crate) is_unseen: bool,
-    /// Whether a member was ever let ask for translations: only then is it looked up who may now.
+    /// Whether a member was ever let ask for translations, or reach memory past its unit: only then is it looked up who may
+    /// now.
     pub(crate) has_asked: bool,
     /// How often a claim of it has ended: what somebody said about its devices in an earlier one does not count.
     pub(crate) claims: u64,
     /// Whether somebody gave their word for the devices in the present claim.
     pub(crate) trust: Trust,
+    /// Whether its functions may reach memory past their unit (CXL.cache) in the present claim.
+    pub(crate) has_cxl_word: bool,
     pub(crate) system: Shared<System<B>>,
 }
 

@@ -44,6 +44,7 @@ mod bind;
 mod bus_master;
 mod capability;
 mod claims;
+mod cxl_cache;
 mod depth;
 mod destroy;
 mod device_tlb;
@@ -98,7 +99,7 @@ pub use backend::{
     Backend, Binding, CommandCode, FlushDepth, FlushRequest, FlushSpan, FlushTicket, HwDomainId,
     LeafNeeds, LevelSet, Snoop, UnitCaps, UnitError, UnitIndex,
 };
-pub use bus_master::{BusMasteringStays, turn_off_bus_mastering};
+pub use bus_master::{StaysOn, turn_off_bus_mastering};
 pub use capability::{
     BadRequest, DeviceTlbBackend, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend,
     ReplaceNestedBackend, Unmet,

@@ -131,6 +131,12 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Parked<O, B, S>> {
             state: Parked { owner, core },
         } = self;
         let anchor = S::anchor(&core);
+        // The reset may have left it on, or something else is there now.
+        if let Err(error) = inner.look_at_cxl_caches() {
+            unregister(&inner, &anchor);
+            let group = Group::again(inner, owner);
+            return Err(UnparkFailed::Refused { group, error });
+        }
         match bind_all::<O, B, S>(&inner, &core) {
             Ok(()) => {
                 let state = Attached { owner, core };

@@ -9,10 +9,12 @@ use core::fmt;
 
 use hv_core::fault::Fault;
 use hv_core::list::push;
+use hv_core::platform::PciConfig;
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::cxl_cache::stop_caching;
 use crate::device_tlb::stop_leftover;
 use crate::dma::Trust;
 use crate::group::{GroupId, Inner, clear_bus_mastering};
@@ -388,13 +390,24 @@ fn silence_new<B: Backend>(
             clear_bus_mastering(config, function.address);
             // As bring-up did for the others: what it was let do by whoever had it before.
             stop_leftover(config, function.address);
+            stop_caches(config, function.address);
         }
     }
     for member in is.iter().flat_map(|plan| &plan.members) {
         if !placed(member) && !stays(*member) {
             clear_bus_mastering(config, *member);
             stop_leftover(config, *member);
+            stop_caches(config, *member);
         }
+    }
+}
+
+/// The same for caches of memory (CXL.cache). A group with one that stays on is never attached.
+fn stop_caches(config: &impl PciConfig, function: PciAddress) {
+    if let Err(control) = stop_caching(config, function) {
+        log::error!(
+            "{function} reaches memory past its unit and does not give that up (CXL control {control:#06x})"
+        );
     }
 }
 
@@ -465,6 +478,7 @@ fn group<B: Backend>(
         has_asked: false,
         claims: 0,
         trust: Trust::Untrusted,
+        has_cxl_word: false,
         system: system.clone(),
     }))
 }

@@ -161,6 +161,7 @@ impl<B: Backend> Inner<B> {
         // An override and a word given count for one claim.
         self.is_overridden = false;
         self.trust = Trust::Untrusted;
+        self.has_cxl_word = false;
     }
 
     /// What firmware wants mapped for the group, unless that was overridden.

@@ -37,10 +37,31 @@ pub(crate) const ACS_REGISTERS: u16 = 0x04;
 pub(crate) const EXTENDED_ATS: u16 = 0x0f;
 /// Capability (15:0) and control (31:16) of it (Linux `PCI_ATS_CAP`, `PCI_ATS_CTRL`).
 pub(crate) const ATS_REGISTERS: u16 = 0x04;
-/// ATS control: the function may ask for translations and use them (Linux `PCI_ATS_CTRL_ENABLE`).
+/// ATS control: the function may ask for translations and use them (Linux `PCI_ATS_CTRL_ENABLE`). A change from clear to set
+/// makes it forget all that it kept (PCI Express Base 6.2, 10.3.7, "Implicit Invalidation Events").
 pub(crate) const ATS_CONTROL_ENABLE: u16 = 1 << 15;
 /// ATS control: log2 of the least pages, of 4 KiB, that one translation covers (Linux `PCI_ATS_CTRL_STU`).
 pub(crate) const ATS_CONTROL_UNIT: u16 = 0x1f;
+/// Designated vendor-specific (DVSEC): one whose vendor says what it is (PCI Express Base, "Designated Vendor-Specific
+/// Extended Capability"; Linux `PCI_EXT_CAP_ID_DVSEC`).
+pub(crate) const EXTENDED_DVSEC: u16 = 0x23;
+/// Its vendor (15:0 of Header 1; Linux `PCI_DVSEC_HEADER1`).
+pub(crate) const DVSEC_VENDOR: u16 = 0x04;
+/// Which of that vendor's it is (15:0 of Header 2; Linux `PCI_DVSEC_HEADER2`). Of CXL devices the upper half is the CXL
+/// capability (CXL 3.1, 8.1.3.1; Linux `PCI_DVSEC_CXL_CAP`, 0xa).
+pub(crate) const DVSEC_ID: u16 = 0x08;
+/// The vendor id of the CXL consortium (CXL 3.1, 8.1.1; Linux `PCI_VENDOR_ID_CXL`).
+pub(crate) const CXL_VENDOR: u16 = 0x1e98;
+/// "PCIe DVSEC for CXL Devices" (CXL 3.1, 8.1.3; Linux `PCI_DVSEC_CXL_DEVICE`).
+pub(crate) const CXL_DEVICE: u16 = 0;
+/// CXL control (15:0) and status (31:16) in it (CXL 3.1, 8.1.3.2; Linux `PCI_DVSEC_CXL_CTRL`).
+pub(crate) const CXL_CONTROL: u16 = 0x0c;
+/// CXL capability: the device may keep memory in a cache of its own (CXL 3.1, 8.1.3.1, Cache_Capable; Linux
+/// `PCI_DVSEC_CXL_CACHE_CAPABLE`).
+pub(crate) const CXL_CACHE_CAPABLE: u16 = 1 << 0;
+/// CXL control: it does (CXL 3.1, 8.1.3.2, Cache_Enable; QEMU `hw/cxl`, `CXL_DVSEC_CACHE_ENABLE`). Firmware may have locked
+/// it (8.1.3.6).
+pub(crate) const CXL_CACHE_ENABLE: u16 = 1 << 0;
 /// Single-root virtualisation (Linux `PCI_EXT_CAP_ID_SRIOV`).
 pub(crate) const EXTENDED_SRIOV: u16 = 0x10;
 /// Its control (15:0) (Linux `PCI_SRIOV_CTRL`).

@@ -9,6 +9,7 @@ use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
 use crate::backend::{Backend, UnitCaps, UnitIndex};
+use crate::cxl_cache::CxlCache;
 use crate::device_tlb::AtsPlace;
 use crate::domain::{DomainCore, DomainUid};
 use crate::faults::{FaultBudget, Meter};
@@ -67,6 +68,8 @@ pub(crate) struct Bound {
     pub(crate) meter: Meter,
     /// Where its setting for ATS is, while that is on.
     pub(crate) ats: Option<AtsPlace>,
+    /// Its cache of memory that no unit looks at, where it may have one on.
+    pub(crate) cxl_cache: Option<CxlCache>,
     /// Whether its group was cut off because its device did not answer, and nobody was told yet.
     pub(crate) is_untold: bool,
 }

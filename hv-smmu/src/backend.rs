@@ -5,6 +5,7 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
+use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
@@ -104,6 +105,9 @@ impl<P: Platform, F: Tables> Smmu<P, F> {
     /// Turns translation on, on every unit: each is tried, since one that is not woken may let everything pass.
     pub(crate) fn translate(&self) -> Result<(), UnitError> {
         let woken = self.units.iter().map(|unit| unit.translate(&self.platform));
+        if Fault::WakeStopsAtTheFirst.is_on() {
+            return woken.collect();
+        }
         woken.reduce(Result::and).unwrap_or(Ok(()))?;
         log::info!("SMMUv3: {} units translate", self.units.len());
         Ok(())

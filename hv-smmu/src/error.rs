@@ -2,7 +2,7 @@
 
 use hv_core::platform::RegistersError;
 use hv_core::{IovaRange, OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
-use hv_iommu::{BusMasteringStays, UnitError, UnitIndex};
+use hv_iommu::{StaysOn, UnitError, UnitIndex};
 use thiserror::Error;
 
 use crate::StreamId;
@@ -95,9 +95,9 @@ pub enum BringUpError {
     /// A unit did not do what was asked, or there was no frame for it.
     #[error(transparent)]
     Unit(#[from] UnitError),
-    /// A function goes on mastering the bus.
+    /// A function goes on mastering the bus, or reaching memory past it.
     #[error(transparent)]
-    BusMaster(#[from] BusMasteringStays),
+    BusMaster(#[from] StaysOn),
     /// A register range cannot be formed.
     #[error(transparent)]
     Range(#[from] RangeError),

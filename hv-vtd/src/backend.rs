@@ -72,6 +72,9 @@ impl<P: Platform> Vtd<P> {
     /// Turns translation on, on every unit: each is tried, since one that is not woken lets everything pass.
     pub(crate) fn translate(&self) -> Result<(), UnitError> {
         let woken = self.units.iter().map(|unit| unit.translate(&self.platform));
+        if Fault::WakeStopsAtTheFirst.is_on() {
+            return woken.collect();
+        }
         woken.reduce(Result::and).unwrap_or(Ok(()))?;
         log::info!("VT-d: {} units translate", self.units.len());
         Ok(())

@@ -2,7 +2,7 @@
 
 use hv_core::platform::RegistersError;
 use hv_core::{OutOfMemory, PciAddress, PhysAddr, PhysRange, RangeError};
-use hv_iommu::{BusMasteringStays, UnitError, UnitIndex};
+use hv_iommu::{StaysOn, UnitError, UnitIndex};
 use thiserror::Error;
 
 use crate::coverage::CoverageError;
@@ -90,9 +90,9 @@ pub enum BringUpError {
         /// Its capability register.
         cap: u64,
     },
-    /// A function goes on mastering the bus.
+    /// A function goes on mastering the bus, or reaching memory past it.
     #[error(transparent)]
-    BusMaster(#[from] BusMasteringStays),
+    BusMaster(#[from] StaysOn),
     /// A register range cannot be formed.
     #[error(transparent)]
     Range(#[from] RangeError),

@@ -358,6 +358,8 @@ faults! {
     BelieveHead = "believe_head",
     /// A reset takes the ring while submitters fill it.
     RestartWithoutWaiting = "restart_without_waiting",
+    /// A reset that comes too late takes the bell of a ring that others use.
+    RestartTakesAnyBell = "restart_takes_any_bell",
     /// What was asked of a unit counts as done at once.
     WaitNotAwaited = "wait_not_awaited",
     /// What a unit did not do in time counts as done.
@@ -518,8 +520,20 @@ faults! {
     UserCommandOtherVmid = "user_command_other_vmid",
     /// A user's context descriptors are kept although it asks to have them forgotten.
     UserContextsKept = "user_contexts_kept",
+    /// Of a user's streams as many have their contexts forgotten as go into one batch.
+    FirstBatchAlone = "first_batch_alone",
     /// A stream that is made quiet goes on by what its unit has cached.
     RereadForgetsNothing = "reread_forgets_nothing",
+    /// What is bound while its group is cut off is not made quiet.
+    LateBoundStaysLoud = "late_bound_stays_loud",
+    /// Entries of a group that was cut off are read anew for each record of it that a look finds.
+    RereadForEachRecord = "reread_for_each_record",
+    /// What firmware's tables had a unit record is told as somebody's.
+    KeepFirmwaresEvents = "keep_firmwares_events",
+    /// A unit that does not wake keeps those behind it asleep.
+    WakeStopsAtTheFirst = "wake_stops_at_the_first",
+    /// Of a page that was written a guest is told the first 4 KiB.
+    MarkFirstPage = "mark_first_page",
     /// Faults of a user's first stage go on when its device is cut off.
     QuietSkipsNested = "quiet_skips_nested",
     /// Hardware goes on past what stands unanswered before anybody knows that it stood.
@@ -550,6 +564,10 @@ faults! {
     RefusedIsForgotten = "refused_is_forgotten",
     /// A device goes on asking for translations as firmware let it.
     LeaveAtsOn = "leave_ats_on",
+    /// A function goes on reaching memory past its unit (CXL.cache) as whoever had it before let it.
+    LeaveCxlCacheOn = "leave_cxl_cache_on",
+    /// Whether a function reaches memory past its unit (CXL.cache) is not asked when its group is attached.
+    CxlCacheNotAsked = "cxl_cache_not_asked",
     /// A reset strikes out a device that is being let ask just then.
     ResetForgetsOpening = "reset_forgets_opening",
     /// An entry changes by stores that take nothing of what others did to it meanwhile.

@@ -1,5 +1,6 @@
 //! Bits in guest memory, one for each page that a device wrote.
 
+use hv_core::fault::Fault;
 use hv_core::platform::PhysMemory;
 use hv_core::{Gpa, GuestMemory, IovaRange, PageSize};
 
@@ -49,7 +50,11 @@ impl<'m, M: PhysMemory> Bitmap<'m, M> {
         let first = leaf.start().as_u64() >> PageSize::Size4K.shift();
         let start = self.range.start().as_u64() >> PageSize::Size4K.shift();
         let low = first.saturating_sub(start);
-        let high = (first + leaf.pages().get()).saturating_sub(start);
+        let pages = match Fault::MarkFirstPage.is_on() {
+            true => 1,
+            false => leaf.pages().get(),
+        };
+        let high = (first + pages).saturating_sub(start);
         for offset in low / 8..high.min(self.range.pages().get()).div_ceil(8) {
             let mut byte = [0];
             self.memory

@@ -90,7 +90,8 @@ impl CommandQueue {
             fault.then(|| (Bell::of_reservation(), self.tail()))
         };
         // Another may have revived the ring just now: its bell is for who uses it.
-        let wanted = |tail: Tail| tail.is_wedged().then(|| tail.with_bell_alone());
+        let is_ours = |tail: Tail| tail.is_wedged() || Fault::RestartTakesAnyBell.is_on();
+        let wanted = |tail: Tail| is_ours(tail).then(|| tail.with_bell_alone());
         let taken = self.take_bell(wanted).or_else(by_force);
         let Some((bell, tail)) = taken else {
             return false;

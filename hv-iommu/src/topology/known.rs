@@ -9,8 +9,9 @@ use hv_core::{OutOfMemory, PciAddress};
 use thiserror::Error;
 
 use super::registers::Registers;
-use super::{AccessControl, BusRange, PciFunction};
+use super::{AccessControl, BusRange, FunctionKind, PciFunction};
 use crate::group::GroupId;
+use crate::spec::FUNCTION_NUMBER_BITS;
 
 /// A fact about a function on which its group's isolation stands, and which is no longer as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,6 +253,29 @@ impl Topology {
     }
 }
 
+impl Topology {
+    /// The function whose registers speak for the whole device that a function is of: number 0 of it. Behind a port of PCI
+    /// Express there is one device on a bus, whatever the numbers of its functions (ARI).
+    pub(crate) fn first_of_device(&self, function: PciAddress) -> PciAddress {
+        let port_to = |known: &Known| match known.given.kind {
+            FunctionKind::RootPort(buses) | FunctionKind::DownstreamPort(buses) => {
+                buses.secondary == function.bus()
+                    && known.given.address.segment() == function.segment()
+            }
+            _ => false,
+        };
+        let is_alone = self.functions.iter().any(port_to);
+        let others =
+            (1 << if is_alone {
+                u8::BITS
+            } else {
+                FUNCTION_NUMBER_BITS.into()
+            }) - 1;
+        let first = function.requester() & !others;
+        PciAddress::from_requester(function.segment(), first)
+    }
+}
+
 fn copied<T: Copy>(list: &[T]) -> Result<Vec<T>, OutOfMemory> {
     let mut copy = Vec::new();
     let bytes = size_of_val(list);
@@ -289,5 +313,48 @@ impl Senders {
         let found = self.0.binary_search_by_key(&id, |sender| sender.0);
         let sender = found.ok().and_then(|index| self.0.get(index));
         sender.map_or(id, |sender| sender.1)
+    }
+}
+
+#[cfg(all(test, not(hv_loom)))]
+mod tests {
+    use hv_core::Segment;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl PciConfig for Nobody {
+        fn config_read32(&self, _function: PciAddress, _offset: u16) -> u32 {
+            u32::MAX
+        }
+
+        fn config_write32(&self, _function: PciAddress, _offset: u16, _value: u32) {}
+    }
+
+    #[test]
+    fn a_device_is_spoken_for_by_its_function_of_number_0() {
+        let at = |requester| PciAddress::from_requester(Segment(0), requester);
+        let buses = BusRange {
+            secondary: 1,
+            subordinate: 2,
+        };
+        let port = FunctionKind::RootPort(buses);
+        let given = PciFunction::new(at(0x00e0), port);
+        let mut topology = Topology::default();
+        topology.functions.push(Known::new(&Nobody, given));
+        for (function, first) in [
+            (0x00e1, 0x00e0),
+            (0x0017, 0x0010),
+            (0x0100, 0x0100),
+            // Behind the port there is one device, of up to 256 functions.
+            (0x0117, 0x0100),
+            // On another bus behind it there may be more.
+            (0x0217, 0x0210),
+        ] {
+            assert_eq!(topology.first_of_device(at(function)), at(first));
+        }
+        let elsewhere = PciAddress::from_requester(Segment(1), 0x0117);
+        assert_eq!(topology.first_of_device(elsewhere).requester(), 0x0110);
     }
 }

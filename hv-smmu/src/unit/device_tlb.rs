@@ -3,6 +3,16 @@
 //! An entry that does not let its device ask is the gate: behind it nothing passes that says it is translated, whatever the
 //! device still holds (CR0.ATSCHK, which bring-up sets; IHI 0070, 3.9.1.3). So what is forgotten before a gate opens is what
 //! counts, and a device that does not answer has its gate closed: [`silent`](super::silent).
+//!
+//! A device is told to forget before it is set to ask, as Linux has it (`arm_smmu_enable_ats`), and once it is set not to any
+//! more, as IHI 0070, 3.9.2 has it. A function that is not set to may end such a message as an Unsupported Request: that counts
+//! as an answer, and nothing need have been forgotten (3.9.1.5). What it keeps is of no use to it then, for its gate is closed;
+//! and before it asks again it is set to, from off to on, which makes it forget everything (PCI Express Base 6.2, 10.3.7,
+//! "Implicit Invalidation Events"; so quoted by the maintainer of Linux's PCI, lore.kernel.org
+//! 20240229210640.GA362869@bhelgaas). One that leaves the message unanswered is refused, like any that does not answer.
+//!
+//! All of this is about requests of PCI Express. Nothing has to look at those of CXL.cache, whatever the entry says (3.9.3):
+//! `hv_iommu` attaches no function that can send them without somebody's word.
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;

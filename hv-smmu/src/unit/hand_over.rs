@@ -154,8 +154,10 @@ impl<P: Platform> Unit<P, Enabled> {
         self.regs
             .switch(platform, unit, Switch::Translation, false)?;
         // What was recorded until now is of firmware's time, and nobody's here.
-        let reach = self.reach(platform);
-        self.state.events.forget_all(&reach, &self.regs);
+        if !Fault::KeepFirmwaresEvents.is_on() {
+            let reach = self.reach(platform);
+            self.state.events.forget_all(&reach, &self.regs);
+        }
         self.give_streams(&self.state.streams);
         self.forget(platform, &self.state.commands)?;
         self.turn_on(platform)?;

@@ -118,8 +118,17 @@ impl<B: Mmio> Regs<B> {
         self.wait_for(clock, unit, "taking the last change (CR0)", || {
             self.read32(registers::CR0ACK) == self.read32(registers::CR0)
         })?;
-        let before = Cr0::from_bits(self.read32(registers::CR0));
-        let wanted = switch.set(before, on).into_bits();
+        let before = self.read32(registers::CR0);
+        if before == u32::MAX {
+            // Both registers would pass for whatever is turned on.
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a unit that is gone: its control register reads as all ones (CR0)",
+                expected: 0,
+                found: before.into(),
+            });
+        }
+        let wanted = switch.set(Cr0::from_bits(before), on).into_bits();
         self.write32(registers::CR0, wanted);
         if Fault::ControlNotAwaited.is_on() {
             return Ok(());

@@ -8,6 +8,7 @@ use core::time::Duration;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
+use spin::mutex::SpinMutexGuard;
 
 use super::regs::Switch;
 use super::{Enabled, Standing, Unit};
@@ -23,15 +24,7 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(crate) fn reset(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
         let commands = &self.state.commands;
-        let Some(mut standing) = self.state.reset.try_lock() else {
-            return Err(UnitError::Busy {
-                unit,
-                waited: Duration::ZERO,
-            });
-        };
-        if commands.check_alive(unit).is_ok() {
-            return Err(UnitError::NotWedged { unit });
-        }
+        let mut standing = self.take_wedged()?;
         match *standing {
             Standing::On => self.check_translating()?,
             Standing::BehindGate => {
@@ -77,6 +70,17 @@ impl<P: Platform> Unit<P, Enabled> {
         self.check_translating()?;
         anew.revive();
         Ok(())
+    }
+
+    /// The unit for the one context that resets it or turns it off: it has to be wedged.
+    pub(super) fn take_wedged(&self) -> Result<SpinMutexGuard<'_, Standing>, UnitError> {
+        let (unit, waited) = (self.index, Duration::ZERO);
+        let alone = self.state.reset.try_lock();
+        let alone = alone.ok_or(UnitError::Busy { unit, waited })?;
+        match self.state.commands.check_alive(unit) {
+            Ok(()) => Err(UnitError::NotWedged { unit }),
+            Err(_) => Ok(alone),
+        }
     }
 
     /// Refuses a unit, which may be off, that does not know its stream table any more: it lost power.

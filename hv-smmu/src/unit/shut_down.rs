@@ -17,17 +17,11 @@ impl<P: Platform> Unit<P, Enabled> {
     /// acknowledged that.
     pub(crate) fn shut_down(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
+        let _alone = self.take_wedged()?;
         // Whoever routes an interrupt turns it on at the end: not behind this.
-        let (reset, routing) = (self.state.reset.try_lock(), self.state.routing.try_lock());
-        let (Some(_alone), Some(_routes)) = (reset, routing) else {
-            return Err(UnitError::Busy {
-                unit,
-                waited: Duration::ZERO,
-            });
-        };
-        if self.state.commands.check_alive(unit).is_ok() {
-            return Err(UnitError::NotWedged { unit });
-        }
+        let waited = Duration::ZERO;
+        let routing = self.state.routing.try_lock();
+        let _routes = routing.ok_or(UnitError::Busy { unit, waited })?;
         let closed = !Fault::GateOpenAtEnd.is_on();
         self.regs.set_gate(platform, unit, closed)?;
         self.regs

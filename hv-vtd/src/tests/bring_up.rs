@@ -5,9 +5,7 @@ use crate::dmar::{Defect, Expected, Finding, Rmrr};
 use crate::testing::Behaviour;
 use crate::{CoverageError, CoverageProblem, UnitRefusal};
 use hv_core::{Iova, IovaRange};
-use hv_iommu::{
-    Backend, BusMasteringStays, ReservedKind, ReservedRegion, UnitError, VirtualFunctions,
-};
+use hv_iommu::{Backend, ReservedKind, ReservedRegion, StaysOn, UnitError, VirtualFunctions};
 
 /// What a step of bring-up looks like from outside, per unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,7 +333,7 @@ fn bus_mastering_is_off_everywhere_before_anything_and_stays_off() {
         .unwrap()
         .bring_up()
         .err();
-    let expected = BringUpError::BusMaster(BusMasteringStays {
+    let expected = BringUpError::BusMaster(StaysOn::BusMastering {
         function: device,
         command: 7,
     });

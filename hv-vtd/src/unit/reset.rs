@@ -9,6 +9,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 use log::warn;
+use spin::mutex::SpinMutexGuard;
 
 use super::regs::Command;
 use super::{Enabled, Unit};
@@ -25,15 +26,7 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(crate) fn reset(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
         let queue = &self.state.queue;
-        let Some(_alone) = self.state.reset.try_lock() else {
-            return Err(UnitError::Busy {
-                unit,
-                waited: Duration::ZERO,
-            });
-        };
-        if queue.check_alive(unit).is_ok() {
-            return Err(UnitError::NotWedged { unit });
-        }
+        let _alone = self.take_wedged()?;
         // An earlier reset may have timed out in the middle of a command.
         self.regs.settle(platform, unit)?;
         self.check_translating()?;
@@ -60,6 +53,17 @@ impl<P: Platform> Unit<P, Enabled> {
         self.check_translating()?;
         anew.revive();
         Ok(())
+    }
+
+    /// The unit for the one context that resets it or turns it off: it has to be wedged.
+    pub(super) fn take_wedged(&self) -> Result<SpinMutexGuard<'_, ()>, UnitError> {
+        let (unit, waited) = (self.index, Duration::ZERO);
+        let alone = self.state.reset.try_lock();
+        let alone = alone.ok_or(UnitError::Busy { unit, waited })?;
+        match self.state.queue.check_alive(unit) {
+            Ok(()) => Err(UnitError::NotWedged { unit }),
+            Err(_) => Ok(alone),
+        }
     }
 
     /// Refuses a unit that does not translate, or is gone: no restart of the queue brings that back.

@@ -429,6 +429,14 @@ impl Bus {
         }
         for index in 0..self.functions.len() {
             let function = &self.functions[index];
+            if function.caches() && self.ledger.holdings(index).next().is_none() {
+                let what = format!(
+                    "{} belongs to nobody and reaches memory past its unit (CXL.cache)",
+                    function.address
+                );
+                self.broken(Rule::NotCutOff, what);
+                return;
+            }
             if !function.is_endpoint() || !function.present || function.command & BUS_MASTER == 0 {
                 continue;
             }

@@ -16,7 +16,7 @@ use crate::frontend::FrontEnd;
 use crate::ledger::{Ledger, Tenant};
 use crate::machine::{Capabilities, Machine, UnitModel, UnitRegisters};
 use crate::memory::{FRAME_BYTES, FRAMES, Memory, frame_of};
-use crate::pci::{ATS_ENABLE, BUS_MASTER, Function, Pasids};
+use crate::pci::{ATS_ENABLE, BUS_MASTER, CxlCache, Function, Pasids};
 use crate::request::{Outcome, Progress, Request, Says, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
@@ -234,6 +234,9 @@ fn functions(machine: &Machine, rng: &mut Rng) -> Vec<Function> {
             ats: model
                 .ats
                 .then_some(if model.left_on { ATS_ENABLE } else { 0 }),
+            cxl_cache: model
+                .cxl_cache
+                .map(|cache| CxlCache::new(cache, model.left_on)),
             requesters,
             bridges,
         });

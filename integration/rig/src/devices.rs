@@ -5,7 +5,9 @@ use std::time::Duration;
 use hv_core::{Access, Iova, PciAddress};
 
 use crate::core::State;
+use crate::machine::CxlCacheModel;
 use crate::memory::frame_of;
+use crate::pci::CxlCache;
 use crate::request::{Outcome, Says};
 use crate::rig::Rig;
 
@@ -179,6 +181,22 @@ impl Rig {
         let state = self.core.quiet();
         let mut functions = state.bus.functions.iter();
         functions.any(|known| known.address == function && known.asks())
+    }
+
+    /// The driver of a function turns its cache on, or locks it as well.
+    pub fn cache(&self, function: PciAddress, model: CxlCacheModel) {
+        let mut state = self.core.quiet();
+        let mut functions = state.bus.functions.iter_mut();
+        if let Some(known) = functions.find(|known| known.address == function) {
+            known.cxl_cache = known.cxl_cache.map(|_| CxlCache::new(model, true));
+        }
+    }
+
+    /// Whether a function keeps memory in a cache of its own, at which no unit looks (CXL.cache): it reaches all of it.
+    pub fn caches(&self, function: PciAddress) -> bool {
+        let state = self.core.quiet();
+        let mut functions = state.bus.functions.iter();
+        functions.any(|known| known.address == function && known.caches())
     }
 
     /// A device answers no invalidation from now on, or does again.

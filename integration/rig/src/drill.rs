@@ -1,6 +1,7 @@
 //! Drills: what a life on one CPU does not come to. Requests beyond what a queue holds; threads that map in the
 //! very tables that other threads take out; a device that firmware goes on using; memory with long addresses.
 
+mod cached;
 mod devices;
 mod ended;
 mod high;
@@ -23,6 +24,7 @@ use hv_iommu::{
     HwDomainId, Iommu, UnitIndex,
 };
 
+pub(crate) use cached::cached;
 pub(crate) use ended::ended;
 pub(crate) use high::high;
 pub(crate) use kept::kept;

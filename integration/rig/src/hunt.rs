@@ -38,6 +38,7 @@ const BEFORE_SMMU: &[Drill] = &[(DRILLS, drill::queue::<Smmu<Rig>>)];
 
 /// Those after it.
 const AFTER_VTD: &[Drill] = &[
+    (DRILLS, drill::cached::<Vtd<Rig>>),
     (DRILLS, interrupt_drill::interrupts::<Vtd<Rig>>),
     (DRILLS, drill::regions::<Vtd<Rig>>),
     (DRILLS, drill::refused::<Vtd<Rig>>),
@@ -50,6 +51,7 @@ const AFTER_SMMU: &[Drill] = &[
     (DRILLS, drill::switched),
     (DRILLS, drill::cut_off),
     (DRILLS, drill::high),
+    (DRILLS, drill::cached::<Smmu<Rig>>),
     (DRILLS, interrupt_drill::interrupts::<Smmu<Rig>>),
     (DRILLS, drill::regions::<Smmu<Rig>>),
     (DRILLS, drill::refused::<Smmu<Rig>>),

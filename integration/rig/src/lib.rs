@@ -12,6 +12,7 @@
 #![doc = "```"]
 
 mod absent;
+mod acpi;
 mod bits;
 mod bus;
 mod cell;
@@ -56,8 +57,8 @@ pub use firmware::NoTable;
 pub use interrupt::{Cause, DOORBELL, Interrupt, Log, Signal, Trouble};
 pub use ledger::Tenant;
 pub use machine::{
-    Capabilities, FunctionModel, Impossible, Machine, RegionModel, ServicesModel, Temper,
-    UnitModel, UnitRegisters,
+    Capabilities, CxlCacheModel, FunctionModel, Impossible, Machine, RegionModel, ServicesModel,
+    Temper, UnitModel, UnitRegisters,
 };
 pub use platform::RigRegisters;
 pub use refusing::Refusing;

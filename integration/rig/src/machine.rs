@@ -38,6 +38,17 @@ pub struct FunctionModel {
     pub left_on: bool,
     /// Whether it can keep translations itself (ATS).
     pub ats: bool,
+    /// Whether it can keep memory in a cache of its own, at which no unit looks (CXL.cache).
+    pub cxl_cache: Option<CxlCacheModel>,
+}
+
+/// How the switch of a function's CXL.cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CxlCacheModel {
+    /// As it is written.
+    Free,
+    /// As firmware left it, which has locked it.
+    Locked,
 }
 
 /// A machine to play.
@@ -180,6 +191,7 @@ impl FunctionModel {
             phantoms: PhantomBits::NONE,
             left_on: false,
             ats: false,
+            cxl_cache: None,
         }
     }
 

@@ -249,6 +249,8 @@ pub const PLANTED: &[Planted] = &[
     planted(Fault::SnoopNotForced, &[Rule::NotSnooped]),
     of_smmu(Fault::LeaveGateOpen, &[Rule::OpenGate]),
     of_both(Fault::KeptBoundLate, &[Rule::MappedFaulted]),
+    of_both(Fault::LeaveCxlCacheOn, &[Rule::NotCutOff]),
+    of_both(Fault::CxlCacheNotAsked, &[Rule::WrongAnswer]),
     of_smmu(Fault::KeptGateStaysOpen, &[Rule::OpenGate]),
     of_smmu(Fault::KeptGapIsOpen, &[Rule::OpenGate]),
     of_smmu(Fault::KeepsEveryGate, &[Rule::OpenGate]),
@@ -403,6 +405,24 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::PasidsStayOn,
         "the tests of domains: the rig's functions have no such switch",
     ),
+    (Fault::LateBoundStaysLoud, ATTACHING),
+    (Fault::RereadForEachRecord, ATTACHING),
+    (
+        Fault::KeepFirmwaresEvents,
+        "the catalogue: `kept` has a device go astray while its unit goes by firmware's tables",
+    ),
+    (
+        Fault::WakeStopsAtTheFirst,
+        "the catalogue: `kept` has a unit that does not take what it is told",
+    ),
+    (
+        Fault::MarkFirstPage,
+        "the catalogue: `bitmaps` has a guest ask what was written",
+    ),
+    (
+        Fault::FirstBatchAlone,
+        "the catalogue: `smmu::nested` has a guest with more streams than go into a batch",
+    ),
     (Fault::UpdateByStore, CATALOGUE),
     (Fault::QuietKeepsAsking, CATALOGUE),
     (Fault::RefusedIsForgotten, OPENING),
@@ -414,7 +434,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     ),
     (Fault::MendingIsNotWaitedFor, PATIENCE),
     (Fault::ResetHeedsOldAnswers, PATIENCE),
-    (Fault::MenderStays, OWNERSHIP),
+    (
+        Fault::MenderStays,
+        "the ownership tests: it takes a CPU that ends tables in the middle of another one's wait for devices",
+    ),
     (
         Fault::LeaveAtsOn,
         "the catalogue: `smmu::device_tlbs` looks at what firmware left on",
@@ -441,6 +464,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::WaitNotForSync, LOOM),
     (Fault::BelieveHead, LOOM),
     (Fault::RestartWithoutWaiting, LOOM),
+    (Fault::RestartTakesAnyBell, LOOM),
     (Fault::ResumeBeforeHold, LOOM),
     (Fault::PublishRelaxed, LOOM),
     (Fault::SharedRelaxed, LOOM),
@@ -510,6 +534,9 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
 
 /// It takes functions that come, go or are reset.
 const OWNERSHIP: &str = "the ownership tests: no machine of the rig has what it is about";
+/// It takes another CPU between two requesters of a group.
+const ATTACHING: &str =
+    "the ownership tests: they have a group cut off in the middle of its attach";
 /// It takes another CPU at one of many steps, each of which is tried.
 const CATALOGUE: &str =
     "the catalogue: `smmu::loose` has a device cut off at each step of a change of its entry";

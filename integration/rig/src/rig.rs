@@ -12,6 +12,7 @@ use crate::bus::Counts;
 use crate::core::Core;
 use crate::interrupt::{Interrupt, Trouble};
 use crate::machine::{Impossible, Machine};
+use crate::pci::CxlCache;
 use crate::rng::Rng;
 use crate::rule::{Rule, Violation};
 use crate::trace::Event;
@@ -328,6 +329,7 @@ impl Rig {
             known.present = present;
             known.command = 0;
             known.ats = known.ats.map(|_| 0);
+            known.cxl_cache = known.cxl_cache.map(CxlCache::after_reset);
             let (requesters, unit) = (known.requesters.clone(), known.unit);
             if let Some(unit) = state.units.get_mut(unit) {
                 unit.was_plugged(&requesters);

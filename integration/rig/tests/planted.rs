@@ -161,6 +161,8 @@ mod caught {
         snoop_not_forced: SnoopNotForced,
         leave_gate_open: LeaveGateOpen,
         kept_bound_late: KeptBoundLate,
+        leave_cxl_cache_on: LeaveCxlCacheOn,
+        cxl_cache_not_asked: CxlCacheNotAsked,
         kept_gate_stays_open: KeptGateStaysOpen,
         kept_gap_is_open: KeptGapIsOpen,
         keeps_every_gate: KeepsEveryGate,

@@ -18,10 +18,15 @@ pub struct Sample {
 
 /// The DMAR tables of real machines, by name; none, said plainly, where the folder is missing.
 pub fn samples() -> Vec<Sample> {
+    samples_of(b"DMAR")
+}
+
+/// The tables of machines that begin with this signature, likewise.
+pub(crate) fn samples_of(signature: &[u8; 4]) -> Vec<Sample> {
     let folder = samples_folder();
     let Ok(entries) = std::fs::read_dir(&folder) else {
         println!(
-            "NOTE: no tables of real machines: {} is missing; only built tables are tried",
+            "NOTE: no tables of machines: {} is missing; only built tables are tried",
             folder.display()
         );
         return Vec::new();
@@ -31,7 +36,9 @@ pub fn samples() -> Vec<Sample> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "bin"))
         .filter_map(|path| {
             let bytes = std::fs::read(&path).ok()?;
-            bytes.starts_with(b"DMAR").then_some(Sample { path, bytes })
+            bytes
+                .starts_with(signature)
+                .then_some(Sample { path, bytes })
         })
         .collect();
     samples.sort_by(|left, right| left.path.cmp(&right.path));

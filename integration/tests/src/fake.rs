@@ -576,13 +576,12 @@ unsafe impl<T: 'static> Backend for Fake<T> {
     }
 
     fn quiet(&self, index: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
-        let _exempt = heap::exempt();
-        let mut unit = self.unit(index)?;
-        unit.quiet.insert(requester);
-        Ok(())
+        self.made_quiet(index, requester)
     }
 
-    fn reread(&self, _unit: UnitIndex, _requester: PciAddress) -> Result<(), UnitError> {
+    fn reread(&self, index: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
+        let _exempt = heap::exempt();
+        self.unit(index)?.reread.push(requester);
         Ok(())
     }
 

@@ -1,27 +1,10 @@
 //! Builds IORT tables byte by byte, from the layout alone and not from the parser's types.
 
-use crate::dmar_build::{Sample, fix_checksum, samples_folder};
+use crate::dmar_build::{Sample, fix_checksum, samples_of};
 
 /// The IORT tables of machines, by name; none, said plainly, where the folder is missing.
 pub fn samples() -> Vec<Sample> {
-    let folder = samples_folder();
-    let Ok(entries) = std::fs::read_dir(&folder) else {
-        println!(
-            "NOTE: no tables of machines: {} is missing; only built tables are tried",
-            folder.display()
-        );
-        return Vec::new();
-    };
-    let mut samples: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "bin"))
-        .filter_map(|path| {
-            let bytes = std::fs::read(&path).ok()?;
-            bytes.starts_with(b"IORT").then_some(Sample { path, bytes })
-        })
-        .collect();
-    samples.sort_by(|left, right| left.path.cmp(&right.path));
-    samples
+    samples_of(b"IORT")
 }
 
 /// An id mapping in the making.

@@ -1,12 +1,27 @@
 //! Class 6 where firmware's devices run on while translation goes on.
 
 use hv_core::platform::PciConfig;
-use hv_core::{Access, Perms, PhysAddr, PhysRange};
-use hv_iommu::{Config, DomainConfig, FirmwareKept, Iommu, Kept, KeptSetup};
-use hv_rig::{Driver, Machine, Outcome, Rig, Tenant};
+use hv_core::{Access, Iova, PageSize, Perms, PhysAddr, PhysRange};
+use hv_iommu::{Config, DomainConfig, FirmwareKept, Iommu, KeepError, Kept, KeptSetup, UnitError};
+use hv_rig::{Driver, Machine, Outcome, Rig, Tenant, UnitModel};
 
 use super::regions::{end, machine, ranges, reach};
 use super::stand::{Backend, Retires, Stand, WAIT, pci};
+
+/// Where nothing is firmware's.
+const ASTRAY: Iova = Iova::new(0x7000_0000);
+
+fn waiting() -> Config {
+    Config {
+        wait: WAIT,
+        ..Config::default()
+    }
+}
+
+const WIDE: DomainConfig = DomainConfig {
+    address_bits: 34,
+    largest_page: PageSize::Size1G,
+};
 
 /// A machine before its bring-up, with firmware's devices at work. They are of the tenant from now on, and judged.
 fn at_work(machine: Machine, tenant: Tenant) -> Rig {
@@ -27,21 +42,23 @@ fn at_work(machine: Machine, tenant: Tenant) -> Rig {
 
 /// Brings it up with the devices running that firmware uses.
 fn keeping(rig: Rig, tenant: Tenant) -> (Stand, Vec<Kept<Backend>>) {
+    keeping_after(rig, tenant, |_| ())
+}
+
+/// The same after something that happens while units go by what firmware left still, but for their queues.
+fn keeping_after(
+    rig: Rig,
+    tenant: Tenant,
+    meanwhile: impl FnOnce(&Rig),
+) -> (Stand, Vec<Kept<Backend>>) {
     let seed = rig.machine().seed;
     let policy = FirmwareKept::keep_pinned_devices_running("a test").accepting_gap();
     let dormant = Backend::start_keeping(&rig, &policy);
     let dormant = dormant.unwrap_or_else(|error| panic!("seed {seed:#x}: {error}"));
     rig.idle(100);
-    let config = Config {
-        wait: WAIT,
-        ..Config::default()
-    };
-    let wide = DomainConfig {
-        address_bits: 34,
-        ..DomainConfig::default()
-    };
+    meanwhile(&rig);
     let functions = rig.functions();
-    let made = Iommu::new_keeping(dormant, &functions, config, wide, &policy);
+    let made = Iommu::new_keeping(dormant, &functions, waiting(), WIDE, &policy);
     let KeptSetup {
         iommu,
         groups,
@@ -133,4 +150,82 @@ fn bc06_xsa_400_a_gap_is_for_who_accepts_it() {
         rig.retire();
     }
     assert_eq!(refused > 5, super::LEFT_ON, "{refused}");
+}
+
+/// A device goes astray while its unit goes by firmware's tables. The queue that records that is ours already, but nobody had
+/// the device: it is told of no one, and counts against no one.
+#[test]
+fn bc19_what_was_recorded_by_firmwares_tables_is_told_of_nobody() {
+    let mut refused = 0;
+    for seed in 0..40 {
+        let tenant = Tenant(1);
+        let mut machine = machine(seed);
+        machine.temper.background = false;
+        let (stand, kept) = keeping_after(at_work(machine, tenant), tenant, |rig| {
+            if !super::LEFT_ON || !(0..rig.machine().units.len()).all(|unit| rig.translates(unit)) {
+                return;
+            }
+            // More than fit: that some were lost is nobody's either.
+            for page in 0..600 {
+                let at = ASTRAY.checked_add(page << 12).unwrap();
+                let outcome = rig.access(pci(0, 2, 0), at, Access::Write);
+                assert!(matches!(outcome, Outcome::Faulted { .. }), "{outcome}");
+                refused += 1;
+            }
+        });
+        let mut told = Vec::new();
+        stand.iommu.take_faults(|notice| told.push(notice));
+        assert_eq!(told, [], "seed {seed:#x}");
+        let [Kept { group, domain }] = <[_; 1]>::try_from(kept).ok().unwrap();
+        // What it does from now on is its owner's.
+        let wild = stand.rig.access(pci(0, 2, 0), ASTRAY, Access::Write);
+        assert!(!matches!(wild, Outcome::Reached { .. }), "{wild}");
+        let members = group.members().to_vec();
+        stand.rig.detaching(&members, tenant);
+        drop(group.detach().unwrap());
+        stand.rig.detached(&members);
+        end(&stand, domain, tenant);
+        stand.check();
+    }
+    assert_eq!(refused > 0, super::LEFT_ON);
+}
+
+/// Translation goes on everywhere or the caller is told of it. That one unit does not answer keeps no other from
+/// translating: what is behind those would go on by nothing, or by what firmware left.
+#[test]
+fn bc13_a_unit_that_does_not_wake_keeps_no_other_asleep() {
+    for seed in 0..20 {
+        let tenant = Tenant(1);
+        let mut machine = machine(seed);
+        // Those that firmware uses are behind the last unit.
+        let one = machine.units[0].clone();
+        machine.units = vec![
+            UnitModel {
+                scopes: Some(vec![pci(0, 1, 0)]),
+                ..one.clone()
+            },
+            UnitModel {
+                scopes: None,
+                ..one
+            },
+        ];
+        machine
+            .functions
+            .retain(|function| function.address.segment().0 == 0);
+        let rig = at_work(machine, tenant);
+        let policy = FirmwareKept::keep_pinned_devices_running("a test").accepting_gap();
+        let dormant = Backend::start_keeping(&rig, &policy).unwrap();
+        rig.idle(100);
+        // It takes nothing any more.
+        rig.lose_unit(0);
+        let functions = rig.functions();
+        let made = Iommu::new_keeping(dormant, &functions, waiting(), WIDE, &policy);
+        let error = made.err().unwrap();
+        assert!(
+            matches!(error, KeepError::Wake(UnitError::Timeout { unit, .. } | UnitError::Hardware { unit, .. }) if unit.index() == 0),
+            "seed {seed:#x}: {error}"
+        );
+        assert!(rig.translates(1), "seed {seed:#x}: the other stays asleep");
+        rig.retire();
+    }
 }

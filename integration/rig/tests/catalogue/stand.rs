@@ -290,8 +290,18 @@ impl Kernel {
     }
 }
 
+/// The test of these tests: `HV_FAULT` names what is taken out, in a build with `RUSTFLAGS="--cfg hv_fault"`, and one of them
+/// fails. Not a step of the ladder: a run for each name.
+pub(crate) fn fault_of_the_environment() {
+    #[cfg(hv_fault)]
+    if let Ok(name) = std::env::var("HV_FAULT") {
+        hv_core::fault::Fault::from_name(&name).unwrap().switch_on();
+    }
+}
+
 /// The machine of this seed, with units of the vendor that is tried.
 pub(crate) fn drawn(seed: u64) -> Machine {
+    fault_of_the_environment();
     super::suited(Machine::draw_of(Backend::VENDOR, seed))
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::MutexGuard;
 
-use hv_iommu::{FaultEvent, UnitError, UnitIndex};
+use hv_core::PciAddress;
+use hv_iommu::{FaultEvent, HwDomainId, UnitError, UnitIndex};
 
 use super::unit::Unit;
 use super::{Call, Fake, heap};
@@ -49,6 +50,42 @@ impl<T> Fake<T> {
             unit = self.unit(index)?;
         }
         Ok(unit)
+    }
+
+    /// What another CPU does once a requester was bound, before the one that binds it goes on.
+    pub fn after_bind(
+        &self,
+        unit: usize,
+        requester: PciAddress,
+        job: impl FnOnce() + Send + 'static,
+    ) {
+        self.lock_unit(unit).after_bind = Some((requester, Box::new(job)));
+    }
+
+    /// Whose entries the unit was asked to read anew since the last look, in order.
+    pub fn take_reread(&self, unit: usize) -> Vec<PciAddress> {
+        std::mem::take(&mut self.lock_unit(unit).reread)
+    }
+
+    /// How many faults are in the unit's log.
+    pub fn logged_faults(&self, unit: usize) -> usize {
+        self.lock_unit(unit).faults.len()
+    }
+
+    /// See [`hv_iommu::Backend::quiet`].
+    pub(super) fn made_quiet(
+        &self,
+        index: UnitIndex,
+        requester: PciAddress,
+    ) -> Result<(), UnitError> {
+        let _exempt = heap::exempt();
+        let mut unit = self.unit(index)?;
+        if !unit.bindings.contains_key(&(requester, None)) {
+            let domain = HwDomainId::new(0);
+            return Err(UnitError::NotBound { requester, domain });
+        }
+        unit.quiet.insert(requester);
+        Ok(())
     }
 
     /// The unit waits for devices, and finds out about one of them in each so many looks.

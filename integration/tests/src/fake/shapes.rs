@@ -152,11 +152,16 @@ impl<T> Fake<T> {
         let Answer::Completes(completion) = answer else {
             return Err(broken(index));
         };
-        if !unit.caps.sync_on_map {
-            return Ok(None);
+        let ticket = unit.caps.sync_on_map.then(|| {
+            let sequence = unit.enqueue(Effect::Bound(who), completion);
+            FlushTicket::alone(sequence)
+        });
+        let job = unit.after_bind.take_if(|(after, _)| *after == requester);
+        drop(unit);
+        if let Some((_, job)) = job {
+            job();
         }
-        let sequence = unit.enqueue(Effect::Bound(who), completion);
-        Ok(Some(FlushTicket::alone(sequence)))
+        Ok(ticket)
     }
 
     /// Takes down whatever is bound.

@@ -79,6 +79,8 @@ pub(super) struct Unit {
     pub(super) during_poll: Option<Job>,
     /// What another CPU does in the middle of a call.
     pub(super) during_call: Option<(Call, Job)>,
+    /// What another CPU does once a requester was bound.
+    pub(super) after_bind: Option<(PciAddress, Job)>,
     /// After so many looks each that it finds out about one more device that does not answer, and how many those were.
     pub(super) finds_out: Option<(u32, u32)>,
     pub(super) completion: Completion,
@@ -88,6 +90,8 @@ pub(super) struct Unit {
     pub(super) lost_faults: bool,
     /// Requesters whose faults are not recorded.
     pub(super) quiet: HashSet<PciAddress>,
+    /// Requesters whose entries it was asked to read anew.
+    pub(super) reread: Vec<PciAddress>,
     contexts: HashMap<Who, Cached<Option<Bound>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
@@ -113,6 +117,7 @@ impl Unit {
             queue: VecDeque::new(),
             during_poll: None,
             during_call: None,
+            after_bind: None,
             finds_out: None,
             submitted: 0,
             completed: 0,
@@ -128,6 +133,7 @@ impl Unit {
             faults: VecDeque::new(),
             lost_faults: false,
             quiet: HashSet::new(),
+            reread: Vec::new(),
             contexts: HashMap::new(),
             leaves: HashMap::new(),
             links: HashMap::new(),

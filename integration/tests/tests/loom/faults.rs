@@ -126,6 +126,10 @@ const QUEUEING: &[Row] = &[
         &[queueing::bc14_a_reset_meets_a_late_producer],
     ),
     (
+        Fault::RestartTakesAnyBell,
+        &[queueing::stalls::bc14_a_reset_that_comes_too_late_keeps_its_hands_off_the_bell],
+    ),
+    (
         Fault::ResumeBeforeHold,
         &[queueing::bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending],
     ),

@@ -50,6 +50,8 @@ struct Done {
     mended: usize,
     /// How often somebody looked at the clock.
     looks: u64,
+    /// At which look, if at one, another CPU resets the unit and revives it.
+    revives_at: Option<u64>,
 }
 
 /// A unit with its queue, and what an entry of it is: one word.
@@ -102,6 +104,20 @@ impl Unit {
 
     fn entries(&self) -> u64 {
         self.ring.len() as u64
+    }
+
+    /// Another CPU resets the unit, of which nothing was asked yet, and says so.
+    fn reset_by_another(&self) {
+        let anew = self.queue.restart(self).unwrap();
+        // The registers are at zero, and positions go on with the next time round of both halves.
+        let start = 2 * self.entries();
+        {
+            let done = &mut *self.done.lock().unwrap();
+            (done.rung, done.read) = (start, start);
+        }
+        anew.revive();
+        // ORDERING: Release, as somebody who is told that the unit is back comes after that.
+        self.go.store(true, Ordering::Release);
     }
 
     /// Hardware reads all that it was told of, on the CPU that told it. It is one, whoever that is.
@@ -215,9 +231,15 @@ impl Unit {
 
 impl Clock for Unit {
     fn now(&self) -> Instant {
-        let mut done = self.done.lock().unwrap();
-        done.looks += u64::from(self.runs);
-        Instant::from_nanos(done.looks * 700_000_000)
+        let (looks, is_due) = {
+            let mut done = self.done.lock().unwrap();
+            done.looks += u64::from(self.runs);
+            (done.looks, done.revives_at == Some(done.looks))
+        };
+        if is_due {
+            self.reset_by_another();
+        }
+        Instant::from_nanos(looks * 700_000_000)
     }
 }
 

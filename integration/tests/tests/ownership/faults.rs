@@ -10,7 +10,9 @@ use hv_iommu::{
 use hv_tests::fake::{DmaFault, FAULT_LOG};
 use hv_tests::host::Time;
 
-use super::machine::{ALIAS, Machine, NIC, OLD, PLAIN, TWIN, full_unit, iovas, isolated, vm};
+use super::machine::{
+    ALIAS, BRIDGE, Machine, NIC, OLD, PLAIN, TWIN, full_unit, iovas, isolated, vm,
+};
 
 fn notices(machine: &Machine) -> Vec<FaultNotice> {
     let mut found = Vec::new();
@@ -269,4 +271,58 @@ fn bc19_faults_that_come_slowly_cut_nobody_off() {
             .all(|notice| matches!(notice, FaultNotice::Fault(_)))
     );
     driver.group.enable_bus_mastering(NIC).unwrap();
+}
+
+/// A group is cut off in the middle of its attach. What was bound after that is made quiet at its first fault, and its unit
+/// reads that once a look, however many records of it the look finds.
+#[test]
+fn bc19_what_is_bound_while_its_group_is_cut_off_is_made_quiet_as_well() {
+    let most = u64::from(FaultBudget::default().faults);
+    let mut machine = Machine::new();
+    let claimed = machine.take(OLD[0]).claim_for_hypervisor();
+    let domain = Domain::paging_domain_alloc(&claimed, PLAIN).unwrap();
+    let (fake, iommu) = (machine.fake.clone(), machine.iommu.clone());
+    let (say, told) = std::sync::mpsc::channel();
+    let storm_of_the_first = move || {
+        for page in 0..=most {
+            let at = Iova::new(page * 0x1000);
+            fake.dma(ALIAS, at, Access::Read).unwrap_err();
+            iommu.take_faults(|notice| {
+                if let FaultNotice::CutOff(who) = notice {
+                    say.send(who.requester).unwrap();
+                }
+            });
+        }
+    };
+    machine.fake.after_bind(0, ALIAS, storm_of_the_first);
+    let group = claimed.attach(&domain).unwrap();
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [ALIAS]);
+    let bound = machine.fake.take_reread(0);
+    assert!(bound.contains(&ALIAS), "{bound:?}");
+    // It ignores its bit, and was bound when nothing was bound any more that could be made quiet.
+    let late = OLD[1];
+    machine.host().leave_bus_mastering_on(late);
+    for look in 0..3 {
+        for page in 0..4 {
+            let at = Iova::new(page * 0x1000);
+            machine.fake.dma(late, at, Access::Read).unwrap_err();
+        }
+        let logged = if look == 0 { 4 } else { 0 };
+        assert_eq!(machine.fake.logged_faults(0), logged, "at look {look}");
+        assert_eq!(
+            notices(&machine),
+            [],
+            "whose group was cut off is told once"
+        );
+        let mut reread = machine.fake.take_reread(0);
+        reread.sort_unstable();
+        let all = [BRIDGE, ALIAS, OLD[0], OLD[1]];
+        let expected = if look == 0 { &all[..] } else { &[] };
+        assert_eq!(reread, expected, "at look {look}");
+    }
+    assert_eq!(
+        group.enable_bus_mastering(late),
+        Err(AttachError::CutOff { group: group.id() })
+    );
+    assert_eq!(machine.fake.logged_faults(0), 0);
 }

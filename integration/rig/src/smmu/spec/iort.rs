@@ -1,7 +1,9 @@
 //! Firmware's description of a machine with SMMUs: an I/O remapping table (IORT, Arm DEN 0049, as ACPICA has it).
 
-/// Bytes of the table's header.
-const HEADER: usize = 48;
+use crate::acpi;
+
+/// Bytes of the table's header: that of every table, how many nodes there are, and where they begin.
+const HEADER: usize = acpi::HEADER_BYTES + 12;
 /// Bytes of an SMMU's node and of a host bridge's, without mappings.
 const SMMU_BYTES: u16 = 68;
 const ROOT_BYTES: u16 = 36;
@@ -103,15 +105,8 @@ pub(crate) fn table(
     reserved: &[ReservedNode],
     services: &[u32],
 ) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(b"IORT");
-    bytes.extend([0; 4]);
     // Revision E.f.
-    bytes.extend([6, 0]);
-    bytes.extend(b"HVRIG SOFTWARE");
-    bytes.extend(1u32.to_le_bytes());
-    bytes.extend(b"HVRI");
-    bytes.extend(1u32.to_le_bytes());
+    let mut bytes = acpi::begin(*b"IORT", 6);
     let nodes = smmus.len() + services.len() + roots.len() + reserved.len();
     bytes.extend((nodes as u32).to_le_bytes());
     bytes.extend((HEADER as u32).to_le_bytes());
@@ -188,13 +183,7 @@ pub(crate) fn table(
             }
         }
     }
-    let length = bytes.len() as u32;
-    bytes.splice(4..8, length.to_le_bytes());
-    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
-    if let Some(checksum) = bytes.get_mut(9) {
-        *checksum = sum.wrapping_neg();
-    }
-    bytes
+    acpi::finish(bytes)
 }
 
 #[cfg(test)]

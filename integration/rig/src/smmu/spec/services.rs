@@ -3,6 +3,8 @@
 //! Source: the GIC architecture (Arm IHI 0069, "The ITS address map"): a frame of 64 KiB of control registers, then a frame
 //! of 64 KiB in which GITS_TRANSLATER is at 0x40; ACPI 6.5, 5.2.12.18.
 
+use crate::acpi;
+
 /// Bytes of each of the two frames.
 pub(crate) const FRAME_BYTES: u64 = 0x1_0000;
 /// GITS_TRANSLATER, in the second frame: who writes there says which event, and the bus says who writes.
@@ -17,14 +19,7 @@ const ITS_BYTES: u8 = 20;
 
 /// The MADT: services by number and place, behind an entry that says nothing of them.
 pub(crate) fn madt(services: &[(u32, u64)]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(b"APIC");
-    bytes.extend([0; 4]);
-    bytes.extend([5, 0]);
-    bytes.extend(b"HVRIG SOFTWARE");
-    bytes.extend(1_u32.to_le_bytes());
-    bytes.extend(b"HVRI");
-    bytes.extend(1_u32.to_le_bytes());
+    let mut bytes = acpi::begin(*b"APIC", 5);
     bytes.extend([0; 8]);
     // A distributor (type 12).
     bytes.extend([12, 24]);
@@ -35,13 +30,7 @@ pub(crate) fn madt(services: &[(u32, u64)]) -> Vec<u8> {
         bytes.extend(base.to_le_bytes());
         bytes.extend([0; 4]);
     }
-    let length = bytes.len() as u32;
-    bytes.splice(4..8, length.to_le_bytes());
-    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
-    if let Some(checksum) = bytes.get_mut(9) {
-        *checksum = sum.wrapping_neg();
-    }
-    bytes
+    acpi::finish(bytes)
 }
 
 #[cfg(test)]

@@ -203,9 +203,10 @@ impl Unit {
             if bus.is_kept(request) {
                 return Step::Untranslated;
             }
-            return Step::Lost {
-                why: "firmware's tables",
-            };
+            // And record what they refuse, once there is a queue for that: it is there for whoever takes the unit over.
+            let reason = event::TRANSLATION;
+            self.record(bus, request, reason, At::First, None);
+            return Step::Fault { reason };
         }
         if let Some(step) = self
             .behind_stalled(request)

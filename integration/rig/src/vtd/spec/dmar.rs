@@ -1,5 +1,7 @@
 //! Firmware's description of the units: the bytes of a DMAR table.
 
+use crate::acpi;
+
 /// A remapping unit (VT-d manual, DMA Remapping Hardware Unit Definition).
 #[derive(Clone, Debug)]
 pub(crate) struct Drhd {
@@ -39,13 +41,6 @@ pub(crate) struct Scope {
     pub(crate) path: Vec<(u8, u8)>,
 }
 
-/// Bytes of an ACPI header, which ends with the creator's revision (ACPI specification, system description
-/// table header).
-const HEADER_BYTES: usize = 36;
-/// Where the length is in it.
-const LENGTH_AT: usize = 4;
-/// Where the checksum is in it: all bytes of the table add up to zero.
-const CHECKSUM_AT: usize = 9;
 /// Type of a unit's structure (VT-d manual, remapping structure types).
 const DRHD: u16 = 0;
 /// Bytes of a unit's structure without its scopes.
@@ -63,16 +58,7 @@ const SCOPE_BYTES: usize = 6;
 /// the table: bit 0 for interrupt remapping (VT-d manual, DMA Remapping Reporting Structure). Units that
 /// take the rest come last, as the manual demands within a segment; regions come after all units.
 pub(crate) fn table(host_address_bits: u8, flags: u8, units: &[Drhd], regions: &[Rmrr]) -> Vec<u8> {
-    let mut table = Vec::with_capacity(256);
-    table.extend(b"DMAR");
-    table.extend([0; 4]);
-    table.extend([1, 0]);
-    table.extend(b"HVRIG ");
-    table.extend(b"SOFTWARE");
-    table.extend(1u32.to_le_bytes());
-    table.extend(b"RIG ");
-    table.extend(1u32.to_le_bytes());
-    debug_assert_eq!(table.len(), HEADER_BYTES);
+    let mut table = acpi::begin(*b"DMAR", 1);
     table.extend([host_address_bits.wrapping_sub(1), flags]);
     table.extend([0; 10]);
     for last in [false, true] {
@@ -81,15 +67,7 @@ pub(crate) fn table(host_address_bits: u8, flags: u8, units: &[Drhd], regions: &
         }
     }
     table.extend(regions.iter().flat_map(reserved));
-    let length = (table.len() as u32).to_le_bytes();
-    for (to, byte) in table.iter_mut().skip(LENGTH_AT).zip(length) {
-        *to = byte;
-    }
-    let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    if let Some(checksum) = table.get_mut(CHECKSUM_AT) {
-        *checksum = sum.wrapping_neg();
-    }
-    table
+    acpi::finish(table)
 }
 
 fn structure(unit: &Drhd) -> Vec<u8> {

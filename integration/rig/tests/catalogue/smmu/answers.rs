@@ -206,7 +206,7 @@ fn bc19_a_unit_that_was_slow_to_turn_off_is_brought_back_by_the_next_reset() {
 /// stream goes on when it is bound anew.
 #[test]
 fn bc19_what_stands_still_and_is_not_told_of_fails_the_unit() {
-    super::loose::fault_of_the_environment();
+    super::stand::fault_of_the_environment();
     on_machines(20, always_stalls, |stand| {
         let group = stand.take(DEVICE);
         let one = stand.kernel(group);

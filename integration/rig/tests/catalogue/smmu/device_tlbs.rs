@@ -67,7 +67,7 @@ fn ask(stand: &Stand, at: u64) -> bool {
 
 #[test]
 fn bc05_a_device_that_firmware_let_ask_is_stopped_at_bring_up() {
-    super::loose::fault_of_the_environment();
+    super::stand::fault_of_the_environment();
     let left_on = |machine: &mut Machine| {
         with_ats(machine);
         for function in &mut machine.functions {

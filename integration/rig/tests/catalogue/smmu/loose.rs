@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hv_core::platform::FrameSource;
-use hv_core::{Access, Iova, KernelPaging};
+use hv_core::{Access, Iova, KernelPaging, PciAddress};
 use hv_iommu::{
     AttachError, Attached, Domain, FaultBudget, FaultClass, FaultNotice, FaultStage, Group, Iommu,
     RawFault, TrustedDevice, UnitIndex,
@@ -14,27 +14,20 @@ use hv_rig::{Driver, Machine, Outcome, Rig, Vendor};
 
 use super::Backend;
 use super::device_tlbs::{DEVICE, with_ats};
-use super::stand::{Kernel, REMEMBERS, Stand, iovas, small};
+use super::stand::{Kernel, REMEMBERS, Stand, fault_of_the_environment, iovas, small};
 
 const VOUCHED: &str = "the rig's own";
 /// Nothing is mapped there.
 const ASTRAY: u64 = 0x70_0000;
 
-/// The test of these tests: `HV_FAULT` names what is taken out, in a build with `RUSTFLAGS="--cfg hv_fault"`, and one of them
-/// fails. Not a step of the ladder: a run for each name.
-pub(super) fn fault_of_the_environment() {
-    #[cfg(hv_fault)]
-    if let Ok(name) = std::env::var("HV_FAULT") {
-        hv_core::fault::Fault::from_name(&name).unwrap().switch_on();
-    }
-}
-
-/// A machine whose device sends whatever its bus master bit says, and may cause no fault.
-fn stand() -> Stand {
+/// A machine with a device that sends whatever its bus master bit says, whose groups may cause no fault. `more` is what
+/// else it is.
+pub(super) fn stand_with(more: impl Fn(&mut Machine), loose: PciAddress) -> Stand {
     fault_of_the_environment();
     let with_seed = |seed| {
         let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
         with_ats(&mut machine);
+        more(&mut machine);
         (machine.seed, machine.temper.rogues) = (seed, true);
         let rig = Rig::new(machine).unwrap();
         let backend = Backend::start(&rig);
@@ -45,11 +38,15 @@ fn stand() -> Stand {
         Stand::with_budget(rig, backend, none)
     };
     let ignores_its_bit = |stand: &Stand| {
-        let sent = stand.rig.access(DEVICE, Iova::new(0), Access::Read);
+        let sent = stand.rig.access(loose, Iova::new(0), Access::Read);
         stand.iommu.take_faults(|_| ());
         !matches!(sent, Outcome::Lost)
     };
     (0..64).map(with_seed).find(ignores_its_bit).unwrap()
+}
+
+fn stand() -> Stand {
+    stand_with(|_| (), DEVICE)
 }
 
 type Mine = Group<Backend, Attached<KernelPaging, Backend>>;

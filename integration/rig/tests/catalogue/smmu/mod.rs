@@ -3,6 +3,8 @@
 use hv_rig::Rig;
 use hv_smmu::Smmu;
 
+#[path = "../cached.rs"]
+mod cached;
 #[path = "../entries.rs"]
 mod entries;
 #[path = "../faults.rs"]

@@ -1,9 +1,11 @@
 //! A guest's own first stage on its parent's second one: what is forgotten of both together, contexts, substreams.
 
 use hv_core::{Access, Gpa, Iova, Pasid, VmId};
-use hv_iommu::{Domain, FaultBudget, FaultNotice, FaultStage, Needs, UserDomain};
+use hv_iommu::{
+    BusRange, Domain, FaultBudget, FaultNotice, FaultStage, FunctionKind, Needs, UserDomain,
+};
 use hv_rig::nest::Nest;
-use hv_rig::{GuestStage, Machine, Outcome, Refusing};
+use hv_rig::{FunctionModel, GuestStage, Machine, Outcome, Refusing, UnitModel};
 
 use super::stand::{BAD, Stand, drawn, iovas, on_machines, pci, small};
 
@@ -129,6 +131,65 @@ fn bc03_a_guests_contexts_are_forgotten_when_it_asks_and_as_it_asks() {
             nest.came(None, 5);
             assert!(writes(stand, 5), "round {round}");
         }
+        drop(nest.end().unwrap());
+    });
+}
+
+/// More devices behind one bridge than one batch of commands takes: a group, and a guest's.
+fn crowd(machine: &mut Machine) {
+    nesting(machine);
+    let unit = UnitModel {
+        scopes: None,
+        ..machine.units[0].clone()
+    };
+    machine.units = vec![unit];
+    let buses = BusRange {
+        secondary: 2,
+        subordinate: 2,
+    };
+    let bridge = FunctionKind::ConventionalBridge(buses);
+    machine.functions = vec![FunctionModel::new(pci(0, 0x1e, 0), bridge)];
+    let places = (1..=CROWD / 8).flat_map(|device| (0..8).map(move |function| (device, function)));
+    machine.functions.extend(places.map(|(device, function)| {
+        FunctionModel::new(pci(2, device, function), FunctionKind::Endpoint)
+    }));
+}
+
+/// How many devices that is.
+const CROWD: u8 = 80;
+
+#[test]
+fn bc03_a_guests_contexts_are_forgotten_for_all_of_its_many_streams_and_for_nobody_else() {
+    on_machines(6, crowd, |stand| {
+        let group = stand.take(pci(2, 1, 0));
+        let nest = Nest::new(&stand.rig, group, 0).unwrap();
+        let members = nest.group.as_ref().unwrap().members().to_vec();
+        assert_eq!(members.len(), CROWD.into());
+        // As any of the ids that the bridge may have it send with.
+        let all = |outcome: fn(Outcome) -> bool| {
+            for member in &members {
+                for _ in 0..6 {
+                    let sent = stand.rig.access(*member, page(5), Access::Write);
+                    assert!(outcome(sent), "{member}: {sent}");
+                }
+            }
+        };
+        nest.map(None, 0, 5, 20);
+        all(|sent| matches!(sent, Outcome::Reached { .. }));
+        nest.going(None, 5);
+        nest.stage.clear_context(0);
+        let before = stand.rig.counts().invalidations;
+        let (forget, old) = (GuestStage::forget_context(0), GuestStage::forget_asid(1));
+        nest.command(&[forget, old]).unwrap();
+        let named = stand.rig.counts().invalidations - before;
+        nest.gone(None, 5);
+        // The bridge, and the id of its bus, are streams as well; and the translations.
+        assert!(named >= u64::from(CROWD) + 3, "{named} invalidations");
+        all(|sent| {
+            sent == Outcome::Faulted {
+                reason: BAD_CONTEXT,
+            }
+        });
         drop(nest.end().unwrap());
     });
 }

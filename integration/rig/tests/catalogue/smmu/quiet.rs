@@ -1,14 +1,10 @@
 //! Devices that go astray and cannot be stopped: whatever they send, they fill no queue that others need.
 
-use std::time::Duration;
-
 use hv_core::{Access, Iova, Pasid, PciAddress};
 
-use hv_iommu::{Domain, FaultBudget, FaultNotice, FunctionKind, TrustedDevice};
-use hv_rig::{Driver, FunctionModel, Machine, Outcome, Rig, Vendor};
+use hv_iommu::{Domain, FaultNotice, FunctionKind, TrustedDevice};
+use hv_rig::{FunctionModel, Machine, Outcome};
 
-use super::Backend;
-use super::device_tlbs::with_ats;
 use super::stand::{Kernel, Stand, pci};
 
 /// The one that goes astray, whatever its bus master bit says.
@@ -21,31 +17,15 @@ fn stand(more: fn(&mut Machine)) -> Stand {
 }
 
 fn stand_with(more: fn(&mut Machine), loose: PciAddress) -> Stand {
-    super::loose::fault_of_the_environment();
-    let with_seed = |seed| {
-        let mut machine = super::suited(Machine::calm_of(Vendor::Smmu));
-        with_ats(&mut machine);
+    let tight = |machine: &mut Machine| {
         machine.pasid_bits = 20;
         for unit in &mut machine.units {
             let identity = unit.smmu().unwrap();
             (identity.substream_bits, identity.events) = (8, 2);
         }
-        more(&mut machine);
-        (machine.seed, machine.temper.rogues) = (seed, true);
-        let rig = Rig::new(machine).unwrap();
-        let backend = Backend::start(&rig);
-        let none = FaultBudget {
-            faults: 0,
-            within: Duration::from_secs(3600),
-        };
-        Stand::with_budget(rig, backend, none)
+        more(machine);
     };
-    let ignores_its_bit = |stand: &Stand| {
-        let sent = stand.rig.access(loose, Iova::new(0), Access::Read);
-        stand.iommu.take_faults(|_| ());
-        !matches!(sent, Outcome::Lost)
-    };
-    (0..64).map(with_seed).find(ignores_its_bit).unwrap()
+    super::loose::stand_with(tight, loose)
 }
 
 /// All that a device can send that its unit may record.

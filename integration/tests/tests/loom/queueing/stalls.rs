@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hv_core::sync::Ordering;
+use hv_core::sync::{Ordering, spin_hint};
 use hv_iommu::UnitError;
 use hv_iommu::queue::QueuePort;
 
@@ -92,7 +92,43 @@ fn nobody_waits_behind_a_gap() {
     );
 }
 
+/// Two CPUs reset a wedged unit. While the second still tries, the first has revived it, and a third submits, without time to
+/// wait for a bell that somebody else has: the ring is none of the second's any more, nor is its bell.
+fn a_second_reset_and_a_producer() {
+    let unit = Arc::new(Unit {
+        runs: true,
+        ..Unit::new(1)
+    });
+    unit.queue.wedge();
+    // Between its look at whether it is wedged still and its try.
+    unit.done.lock().unwrap().revives_at = Some(2);
+    let producer = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || {
+            // ORDERING: Acquire, pairs with `reset_by_another`.
+            while !unit.go.load(Ordering::Acquire) {
+                spin_hint();
+            }
+            unit.submit(1)
+        })
+    };
+    let second = unit.queue.restart(&*unit).err();
+    assert_eq!(second, Some(UnitError::NotWedged { unit: unit.unit() }));
+    match producer.join().unwrap() {
+        Ok(_) => saw("it is told"),
+        other => panic!("{other:?}"),
+    }
+    // Nobody is left to ring.
+    while unit.step() {}
+    assert!(unit.has_done(1), "something was left");
+}
+
 models! {
+    /// Who comes too late to reset a ring takes nothing of it, its bell included.
+    /// Shows: bc14.
+    bc14_a_reset_that_comes_too_late_keeps_its_hands_off_the_bell: Two(3),
+        sees ["it is told"], a_second_reset_and_a_producer;
+
     /// A stall costs others their deadline, not the unit, and loses nothing.
     /// Shows: bc14.
     bc14_a_stalled_producer_delays_and_loses_nothing: Two(3),
