@@ -103,6 +103,7 @@ impl<P: Platform> Unit<P, Enabled> {
         }
         // However many enter while it goes on, no more are named than there may be.
         let mut budget = NAMED;
+        let mut earlier = None;
         loop {
             budget = budget.saturating_sub(part.streams.len());
             let last = part.streams.last().copied();
@@ -112,13 +113,17 @@ impl<P: Platform> Unit<P, Enabled> {
                 .map(Command::config_contexts)
                 .collect();
             let ticket = commands.submit(&context, &batch)?;
+            // A refused command of any batch fails it.
+            let ticket = earlier.map_or(ticket, |earlier| ticket.and(earlier));
             if part.left == 0 || Fault::FirstBatchAlone.is_on() {
                 return Ok(ticket);
             }
             if budget == 0 {
                 // Some of those that were named came meanwhile, and some that were there before are left.
+                // That is instead of what was named.
                 return commands.submit(&context, &[Command::config_all()]);
             }
+            earlier = Some(ticket);
             let most = commands.batch_most().min(budget);
             part = self.state.nested.behind(vmid, last, most);
         }
