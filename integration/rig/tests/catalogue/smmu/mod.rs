@@ -51,9 +51,9 @@ mod only;
 mod pasids;
 mod patience;
 mod quiet;
-mod refused;
 mod silent;
 mod switched;
+mod undriven;
 mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.
