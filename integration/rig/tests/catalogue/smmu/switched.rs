@@ -27,7 +27,7 @@ fn nesting(machine: &mut Machine) {
 }
 
 fn nest(stand: &mut Stand) -> Nest {
-    super::loose::fault_of_the_environment();
+    super::stand::fault_of_the_environment();
     let group = stand.take(DEVICE);
     let nest = Nest::new(&stand.rig, group, 0).unwrap();
     nest.map(None, 0, SAME, SAME);
