@@ -197,7 +197,7 @@ fn what_one_store_does_not_change_is_refused_and_goes_on_as_it_was() {
 fn bc05_xsa_400_a_switch_that_stops_in_the_middle_leaves_one_of_two_or_nothing() {
     on_machines(4, nesting, |stand| {
         let (mut wedged, mut whole) = (0, 0);
-        for step in steps().take(60) {
+        for step in steps().take(100) {
             let mut nest = nest(stand);
             let rig = stand.rig.clone();
             let unit = nest.group.as_ref().unwrap().unit();
