@@ -92,6 +92,7 @@ pub(crate) fn register<B: Backend>(
                 ats: None,
                 cxl_cache,
                 is_untold: false,
+                owes_reread: false,
             }),
     );
     Ok(())

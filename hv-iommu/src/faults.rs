@@ -9,7 +9,6 @@ mod show;
 
 use core::time::Duration;
 
-use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
@@ -109,14 +108,8 @@ pub enum FaultNotice {
     CutOff(CutOff),
 }
 
-/// How many groups are cut off at one look for devices that do not answer; the next look goes on.
+/// How many devices that do not answer one look takes; the next look goes on.
 const SILENT_AT_ONCE: usize = 16;
-/// Of how many groups that were cut off before a look has entries read anew at its end, however many records of each it
-/// finds. Of more it does so with each record.
-const AGAIN_AT_ONCE: usize = 16;
-
-/// Groups of which a look found more than it should.
-type Again = ArrayVec<GroupId, AGAIN_AT_ONCE>;
 
 /// What a look at the fault logs left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,10 +159,8 @@ enum Counted {
     Within(GroupId, DomainUid, OwnerId),
     /// Of a group that was cut off by this fault.
     OneTooMany(GroupId, DomainUid, OwnerId),
-    /// Of a group that was cut off before: what was in the log still.
+    /// Of a group that was cut off before.
     Late,
-    /// Of such a group, whose entry was made quiet once more.
-    Again(GroupId),
 }
 
 impl<B: Backend> Iommu<B> {
@@ -189,7 +180,6 @@ impl<B: Backend> Iommu<B> {
     pub fn take_faults(&self, mut report: impl FnMut(FaultNotice)) -> FaultLogs {
         let (mut more, mut withheld) = (false, false);
         for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
-            let mut again = Again::new();
             let all = (0..Self::FAULTS_PER_CALL).any(|_| {
                 match self.0.backend.take_fault(unit) {
                     None => return true,
@@ -200,9 +190,7 @@ impl<B: Backend> Iommu<B> {
                     Some(FaultEvent::Overflow) => report(FaultNotice::Lost(unit)),
                     Some(FaultEvent::BadLog(bad)) => report(FaultNotice::BadLog(unit, bad)),
                     Some(FaultEvent::Stray(fault)) => report(FaultNotice::Stray(unit, fault)),
-                    Some(FaultEvent::Fault(fault)) => {
-                        self.0.judge(unit, fault, &mut again, &mut report);
-                    }
+                    Some(FaultEvent::Fault(fault)) => self.0.judge(unit, fault, &mut report),
                     Some(FaultEvent::Failed) => {
                         if self.0.cut_off_failed(unit) {
                             report(FaultNotice::Failed(unit));
@@ -212,11 +200,9 @@ impl<B: Backend> Iommu<B> {
                 false
             });
             more |= !all;
-            for group in again {
-                self.0.reread_entries(group);
-            }
             self.0.hear_of_silent(unit);
         }
+        self.0.reread_owed();
         while let Some(cut_off) = self.0.untold() {
             report(FaultNotice::CutOff(cut_off));
         }
@@ -230,13 +216,7 @@ impl<B: Backend> Iommu<B> {
 
 impl<B: Backend> System<B> {
     /// Tells of a fault, and cuts its device off where it was one too many.
-    fn judge(
-        &self,
-        unit: UnitIndex,
-        fault: RawFault,
-        again: &mut Again,
-        report: &mut impl FnMut(FaultNotice),
-    ) {
+    fn judge(&self, unit: UnitIndex, fault: RawFault, report: &mut impl FnMut(FaultNotice)) {
         let told = |bound_to| {
             FaultNotice::Fault(FaultReport {
                 unit,
@@ -248,16 +228,7 @@ impl<B: Backend> System<B> {
             Counted::Unbound => report(told(None)),
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
-            Counted::Again(group) => {
-                if Fault::RereadForEachRecord.is_on() {
-                    self.reread_entries(group);
-                }
-                if !again.contains(&group) && again.try_push(group).is_err() {
-                    self.reread_entries(group);
-                }
-            }
             Counted::OneTooMany(group, domain, owner) => {
-                self.reread_entries(group);
                 report(told(Some((group, domain, owner))));
                 let budget = self.budget;
                 log::error!(
@@ -293,10 +264,15 @@ impl<B: Backend> System<B> {
                 return Counted::Late;
             }
             // Recorded before it was cut off, or its entry went live once more: it was being bound just then.
-            return match self.backend.quiet(bound.unit, bound.requester) {
-                Ok(()) => Counted::Again(group),
-                Err(_) => Counted::Late,
-            };
+            let again = self.backend.quiet(bound.unit, bound.requester).is_ok();
+            for bound in registry.bound.iter_mut() {
+                bound.owes_reread |= again && bound.group == group;
+            }
+            drop(registry);
+            if Fault::RereadForEachRecord.is_on() {
+                self.reread_owed();
+            }
+            return Counted::Late;
         }
         let too_many = meter.count(now, self.budget);
         let ours = registry.bound.iter_mut();
@@ -315,13 +291,13 @@ impl<B: Backend> System<B> {
         if !self.backend.has_silent(unit) {
             return;
         }
-        let mut groups = ArrayVec::<GroupId, SILENT_AT_ONCE>::new();
         {
             let mut registry = self.registry.lock();
             // Taken under the lock that each unbinding takes, behind its wait: whoever has the device next is not meant.
-            while !groups.is_full()
-                && let Some(requester) = self.backend.take_silent(unit)
-            {
+            for _ in 0..SILENT_AT_ONCE {
+                let Some(requester) = self.backend.take_silent(unit) else {
+                    break;
+                };
                 log::error!("{requester} does not answer invalidations (ATS) and is cut off");
                 let mut bound = registry.bound.iter_mut();
                 let its = |bound: &&mut Bound| bound.requester == requester && bound.unit == unit;
@@ -332,12 +308,9 @@ impl<B: Backend> System<B> {
                 bound.is_untold = !bound.meter.cut_off;
                 let group = bound.group;
                 self.silence_group(&mut registry, group);
-                let _ = groups.try_push(group);
             }
         }
-        for group in groups {
-            self.reread_entries(group);
-        }
+        self.reread_owed();
     }
 
     /// A group that was cut off because of a device that does not answer, of which nobody was told yet.
@@ -368,22 +341,41 @@ impl<B: Backend> System<B> {
             bound.stop_asking(self.backend.platform());
             // What cannot be noted costs others room in the log, no more.
             let _ = self.backend.quiet(bound.unit, bound.requester);
+            bound.owes_reread = true;
         }
     }
 
-    /// Has units read the entries of a group anew. Without the lock: a full queue, and who mends it, is waited for.
-    fn reread_entries(&self, group: GroupId) {
-        for number in 0.. {
+    /// Has units read the entries anew that were made quiet. Without the lock: a full queue, and who mends it, is waited for.
+    ///
+    /// What a unit does not take is owed still, and asked for again at the next look: until it has read the entry, its device
+    /// is recorded for ever.
+    fn reread_owed(&self) {
+        let mut refused = 0;
+        loop {
             let entry = {
-                let registry = self.registry.lock();
-                let mut ours = registry.bound.iter().filter(|bound| bound.group == group);
-                ours.nth(number).map(|bound| (bound.unit, bound.requester))
+                let mut registry = self.registry.lock();
+                let mut owed = registry.bound.iter_mut().filter(|bound| bound.owes_reread);
+                owed.nth(refused).map(|bound| {
+                    bound.owes_reread = false;
+                    (bound.unit, bound.requester)
+                })
             };
             let Some((unit, requester)) = entry else {
                 return;
             };
-            // Nobody waits: until it is done, or if it is not, a few more faults are recorded.
-            let _ = self.away(|| self.backend.reread(unit, requester));
+            // Nobody waits for its end: until then a few more faults are recorded.
+            if self.away(|| self.backend.reread(unit, requester)).is_ok()
+                || Fault::RereadOnce.is_on()
+            {
+                continue;
+            }
+            let mut registry = self.registry.lock();
+            let mut bound = registry.bound.iter_mut();
+            let its = |bound: &&mut Bound| bound.requester == requester && bound.unit == unit;
+            if let Some(bound) = bound.find(its) {
+                bound.owes_reread = true;
+                refused += 1;
+            }
         }
     }
 }

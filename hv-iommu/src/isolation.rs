@@ -84,7 +84,7 @@ pub enum NotIsolated {
 /// Proof that a guest's device can raise only the interrupts that it was given.
 ///
 /// Without it a device can write any interrupt message and so reach any vector of any CPU. Where an interrupt controller
-/// tells senders apart (an Arm ITS, by the DeviceID that comes with each write), the
+/// tells senders apart (by an id that comes with each write), the
 /// [group gives it](Group::interrupts_isolated). Elsewhere the only way to have this witness is the override below, which
 /// says so in its name and in the log.
 #[derive(Debug)]

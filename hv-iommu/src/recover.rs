@@ -234,9 +234,10 @@ impl<B: Backend> Iommu<B> {
     /// every unit off, and leaves interrupts and queues off. From the first unit on every request is refused, and no unit
     /// is reset again; values of before can be dropped, and none of their memory is read or written by a unit any more.
     ///
-    /// Devices have no bus mastering, as before bring-up. An SMMU that is off lets nothing through either, until somebody
-    /// opens its gate. A VT-d unit that is off lets everything through, so there a device that ignores its bus master bit
-    /// is not stopped: keep the machine's memory from such devices by not calling this, or by a reset of theirs.
+    /// Devices have no bus mastering, as before bring-up. Some units let nothing through when they are off, either: until
+    /// somebody says otherwise. Others let everything through, so behind those a device that ignores its bus master bit is
+    /// not stopped: keep the machine's memory from such devices by not calling this, or by a reset of theirs. The backend's
+    /// crate says which its units are.
     ///
     /// All units are tried, whatever becomes of one.
     ///

@@ -72,6 +72,8 @@ pub(crate) struct Bound {
     pub(crate) cxl_cache: Option<CxlCache>,
     /// Whether its group was cut off because its device did not answer, and nobody was told yet.
     pub(crate) is_untold: bool,
+    /// Whether its entry was made quiet, and its unit was not asked to read that yet.
+    pub(crate) owes_reread: bool,
 }
 
 /// What has to be found without its value at hand.

@@ -528,6 +528,8 @@ faults! {
     LateBoundStaysLoud = "late_bound_stays_loud",
     /// Entries of a group that was cut off are read anew for each record of it that a look finds.
     RereadForEachRecord = "reread_for_each_record",
+    /// An entry that a unit could not be asked to read anew is not asked for again.
+    RereadOnce = "reread_once",
     /// What firmware's tables had a unit record is told as somebody's.
     KeepFirmwaresEvents = "keep_firmwares_events",
     /// A unit that does not wake keeps those behind it asleep.

@@ -408,6 +408,10 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::LateBoundStaysLoud, ATTACHING),
     (Fault::RereadForEachRecord, ATTACHING),
     (
+        Fault::RereadOnce,
+        "the ownership tests: they have a queue that is busy while a group is cut off",
+    ),
+    (
         Fault::KeepFirmwaresEvents,
         "the catalogue: `kept` has a device go astray while its unit goes by firmware's tables",
     ),

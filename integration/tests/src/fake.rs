@@ -581,7 +581,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
 
     fn reread(&self, index: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
         let _exempt = heap::exempt();
-        self.unit(index)?.reread.push(requester);
+        self.reread_asked(index, requester)?;
         Ok(())
     }
 

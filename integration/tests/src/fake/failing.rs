@@ -1,6 +1,7 @@
 //! Units that fail, and what other CPUs do in the middle of it.
 
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use hv_core::PciAddress;
 use hv_iommu::{FaultEvent, HwDomainId, UnitError, UnitIndex};
@@ -65,6 +66,29 @@ impl<T> Fake<T> {
     /// Whose entries the unit was asked to read anew since the last look, in order.
     pub fn take_reread(&self, unit: usize) -> Vec<PciAddress> {
         std::mem::take(&mut self.lock_unit(unit).reread)
+    }
+
+    /// The next so many requests to read an entry anew find the unit's queue busy.
+    pub fn busy_rereads(&self, unit: usize, count: u32) {
+        self.lock_unit(unit).too_busy_to_reread = count;
+    }
+
+    /// See [`hv_iommu::Backend::reread`].
+    pub(super) fn reread_asked(
+        &self,
+        index: UnitIndex,
+        requester: PciAddress,
+    ) -> Result<(), UnitError> {
+        let mut unit = self.unit(index)?;
+        if let Some(less) = unit.too_busy_to_reread.checked_sub(1) {
+            unit.too_busy_to_reread = less;
+            return Err(UnitError::Busy {
+                unit: index,
+                waited: Duration::ZERO,
+            });
+        }
+        unit.reread.push(requester);
+        Ok(())
     }
 
     /// How many faults are in the unit's log.

@@ -92,6 +92,8 @@ pub(super) struct Unit {
     pub(super) quiet: HashSet<PciAddress>,
     /// Requesters whose entries it was asked to read anew.
     pub(super) reread: Vec<PciAddress>,
+    /// How many of these requests find the queue busy.
+    pub(super) too_busy_to_reread: u32,
     contexts: HashMap<Who, Cached<Option<Bound>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
@@ -134,6 +136,7 @@ impl Unit {
             lost_faults: false,
             quiet: HashSet::new(),
             reread: Vec::new(),
+            too_busy_to_reread: 0,
             contexts: HashMap::new(),
             leaves: HashMap::new(),
             links: HashMap::new(),

@@ -326,3 +326,31 @@ fn bc19_what_is_bound_while_its_group_is_cut_off_is_made_quiet_as_well() {
     );
     assert_eq!(machine.fake.logged_faults(0), 0);
 }
+
+/// A unit whose queue is full when a group is cut off goes by the entry that it has cached, which records for ever: it is
+/// asked to read that anew until it was.
+#[test]
+fn bc19_a_unit_that_was_busy_is_asked_again_to_read_what_was_made_quiet() {
+    let most = u64::from(FaultBudget::default().faults);
+    let mut machine = Machine::new();
+    let claimed = machine.take(NIC).claim_for_hypervisor();
+    let domain = Domain::paging_domain_alloc(&claimed, PLAIN).unwrap();
+    let group = claimed.attach(&domain).unwrap();
+    group.enable_bus_mastering(NIC).unwrap();
+    machine.fake.take_reread(0);
+    machine.fake.busy_rereads(0, 2);
+    for page in 0..=most {
+        let at = Iova::new(page * 0x1000);
+        machine.fake.dma(NIC, at, Access::Read).unwrap_err();
+        notices(&machine);
+    }
+    assert_eq!(machine.fake.take_reread(0), [], "it was busy");
+    // No fault comes any more, and it is asked at each look.
+    notices(&machine);
+    assert_eq!(machine.fake.take_reread(0), [], "and still was");
+    notices(&machine);
+    assert_eq!(machine.fake.take_reread(0), [NIC]);
+    notices(&machine);
+    assert_eq!(machine.fake.take_reread(0), [], "once is enough");
+    drop(group);
+}
