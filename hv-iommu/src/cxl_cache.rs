@@ -15,12 +15,13 @@ use hv_core::{KernelPaging, OutOfMemory, PciAddress};
 
 use crate::attach::{AttachError, AttachFailed};
 use crate::backend::Backend;
-use crate::group::{Claimed, Group, Inner};
+use crate::group::{Claimed, Group, GroupId, Inner};
 use crate::identity::TrustedDevice;
 use crate::spec::{
     CXL_CACHE_CAPABLE, CXL_CACHE_ENABLE, CXL_CONTROL, CXL_DEVICE, CXL_VENDOR, DVSEC_ID,
     DVSEC_VENDOR, EXTENDED_DVSEC,
 };
+use crate::system::System;
 use crate::topology::{extended, halves};
 
 /// The switch of CXL.cache of a function that has it.
@@ -110,6 +111,11 @@ impl<B: Backend> Inner<B> {
         let mut refused = Ok(());
         for cache in caches {
             let function = cache.function;
+            if self.system.caches_for_others(self.id, function) {
+                // Turned off it would lose what another group's device has written.
+                refused = refused.and(Err(AttachError::ReachesPastUnit { function }));
+                continue;
+            }
             let off = cache.turn_off(self.system.backend.platform());
             refused = refused.and(Err(match off {
                 Ok(()) => AttachError::ReachesPastUnit { function },
@@ -117,6 +123,27 @@ impl<B: Backend> Inner<B> {
             }));
         }
         refused
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// A function of the group that may keep memory in a cache of its own.
+    pub(crate) fn caching(&self) -> Option<PciAddress> {
+        let registry = self.system.registry.lock();
+        let mut ours = registry.bound.iter().filter(|bound| bound.group == self.id);
+        ours.find_map(|bound| Some(bound.cxl_cache.as_ref()?.function))
+    }
+}
+
+impl<B: Backend> System<B> {
+    /// Whether a device of another group that is bound keeps memory by this function's word.
+    fn caches_for_others(&self, group: GroupId, function: PciAddress) -> bool {
+        let registry = self.registry.lock();
+        let mut others = registry.bound.iter().filter(|bound| bound.group != group);
+        others.any(|bound| {
+            let cache = bound.cxl_cache;
+            cache.is_some_and(|cache| cache.function == function)
+        })
     }
 }
 

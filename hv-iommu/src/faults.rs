@@ -181,7 +181,8 @@ impl<B: Backend> Iommu<B> {
         let (mut more, mut withheld) = (false, false);
         for unit in (0..self.0.backend.unit_count()).filter_map(UnitIndex::new) {
             let all = (0..Self::FAULTS_PER_CALL).any(|_| {
-                match self.0.backend.take_fault(unit) {
+                // What waits for an answer gets it through a queue that may be full.
+                match self.0.away(|| self.0.backend.take_fault(unit)) {
                     None => return true,
                     Some(FaultEvent::Withheld) => {
                         withheld = true;

@@ -177,7 +177,10 @@ impl<B: Backend> System<B> {
                         return Ok(());
                     }
                 }
-                Err(error @ UnitError::Refused { .. }) => return Err(error),
+                // Not where that was what nothing can come in the place of: the unit is wedged then.
+                Err(error @ UnitError::Refused { .. }) if !self.backend.is_wedged(unit) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     self.request_failed(unit, error, resets);
                     return Err(error);

@@ -212,7 +212,7 @@ impl<B: Backend> Iommu<B> {
             return Err(UnitError::NoSuchUnit { unit });
         }
         system.begin_reset(unit)?;
-        let done = system.backend.reset(unit);
+        let done = system.away(|| system.backend.reset(unit));
         let ended = system.end_reset(unit, done);
         match ended {
             Ok(()) => log::warn!(
@@ -251,7 +251,7 @@ impl<B: Backend> Iommu<B> {
         units().for_each(|unit| system.cut_off(unit));
         let mut ended = Ok(());
         for unit in units() {
-            let done = system.backend.shut_down(unit);
+            let done = system.away(|| system.backend.shut_down(unit));
             match done {
                 Ok(()) => log::warn!("{unit} is off"),
                 Err(error) => log::error!("{unit} was not turned off: {error}"),

@@ -99,6 +99,10 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
         self,
         domain: &Domain<O, B, T>,
     ) -> Replaced<O, B, S, T> {
+        if let Some(function) = self.inner.caching() {
+            let error = AttachError::ReachesPastUnit { function };
+            return Err(ReplaceFailed::Refused { group: self, error });
+        }
         let (old, new) = (S::anchor(&self.state.core), T::anchor(&domain.core));
         let group = match self.prepare(&old, &new, domain)? {
             Prepared::There(group) => return Ok(group),
@@ -407,7 +411,8 @@ fn take_down<B: Backend>(inner: &Inner<B>, ends: [HwDomainId; 2]) {
     for requester in &inner.requesters {
         for end in ends {
             // An error says that the entry names the other domain, or that the unit takes no requests.
-            let _ = inner.system.backend.unbind(inner.unit, *requester, end);
+            let (system, unit) = (&inner.system, inner.unit);
+            let _ = system.away(|| system.backend.unbind(unit, *requester, end));
         }
     }
 }

@@ -174,6 +174,7 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
         let prod = QueuePointer::from_bits(word);
         let (used, room) = (self.size.used(prod, reader.next), self.size.entries());
         if used > room && !Fault::BelieveAnyIndex.is_on() {
+            self.empty_all(reach, which);
             self.drop_all(regs, &mut reader, (prod, which));
             let was_told = core::mem::replace(&mut reader.is_doubted, true);
             return Some(match was_told {
@@ -186,6 +187,7 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
             });
         }
         if used > 0 && reader.is_doubted {
+            self.empty_all(reach, which);
             self.drop_all(regs, &mut reader, (prod, which));
             reader.is_doubted = false;
             return Some(Taken::Aborted);
@@ -239,6 +241,17 @@ impl<const WORDS: usize> RecordQueue<WORDS> {
             if self.look(reach, regs, which).is_none() {
                 return;
             }
+        }
+    }
+
+    /// Empties the entries of events that are dropped unread, so that none of them passes for a later one that the unit could
+    /// not write. Where it does not snoop, nothing is written there.
+    fn empty_all<P: Platform>(&self, reach: &Reach<'_, P>, which: Records) {
+        if !reach.coherent || which != Records::Events {
+            return;
+        }
+        for index in 0..self.size.entries() {
+            let _ = self.record(reach, index, which);
         }
     }
 

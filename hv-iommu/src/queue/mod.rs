@@ -181,6 +181,18 @@ pub struct CommandQueue {
     refusals: Refusals,
 }
 
+/// A word for each place of a ring.
+fn zeros(places: usize) -> Result<Vec<AtomicU64>, OutOfMemory> {
+    let mut words = Vec::new();
+    words.try_reserve_exact(places).map_err(|_| OutOfMemory {
+        bytes: places.saturating_mul(size_of::<AtomicU64>()),
+    })?;
+    for _ in 0..places {
+        words.push(AtomicU64::new(0));
+    }
+    Ok(words)
+}
+
 impl CommandQueue {
     /// An empty queue, whose unit has head and tail at zero.
     ///
@@ -188,18 +200,11 @@ impl CommandQueue {
     /// [`OutOfMemory`].
     pub fn new(shape: QueueShape) -> Result<Self, OutOfMemory> {
         let entries = shape.entries();
-        let mut turns = Vec::new();
-        turns.try_reserve_exact(entries).map_err(|_| OutOfMemory {
-            bytes: entries.saturating_mul(size_of::<AtomicU64>()),
-        })?;
-        for _ in 0..entries {
-            turns.push(AtomicU64::new(0));
-        }
         // INVARIANT: everything is at position 0 and nothing is published.
         Ok(Self {
             shape,
             tail: Apart(AtomicU64::new(0)),
-            turns,
+            turns: zeros(entries)?,
             told: Told {
                 given: AtomicU64::new(0),
                 rung: AtomicU64::new(0),
@@ -208,7 +213,7 @@ impl CommandQueue {
             head: Apart(AtomicU64::new(0)),
             upkeep: AtomicBool::new(false),
             steps: AtomicU64::new(0),
-            refusals: Refusals::new(),
+            refusals: Refusals::new(entries)?,
         })
     }
 

@@ -19,24 +19,24 @@
 //! such a head therefore sees the bit when it looks at the tail next, as for a held queue
 //! ([`mend`](super::mend)), and then the note. A reset takes the bit back: it has everything forgotten.
 //!
-//! Only the latest notes are kept one by one. A ticket that began before one of the others fails as well: it is old,
-//! and to fail is safe.
+//! Each place of the ring has room for one note, the latest. A ticket that nobody looked at before the ring went round once more
+//! fails also by a later note in one of its places: what stood there of its own is not known any more, and to fail is safe.
 //!
 //! Nobody is held up, for nothing is waited for: others reserve, publish and ring meanwhile. While the queue is mended or
 //! reset nothing is repaired: the unit is wedged then, as whoever has the queue to itself does with all errors.
 
+use alloc::vec::Vec;
+
+use hv_core::OutOfMemory;
 use hv_core::fault::Fault;
 use hv_core::sync::{AtomicU64, Ordering, fence};
 use log::{error, warn};
 
 use super::anew::Upkeep;
-use super::port::{Going, QueuePort};
+use super::port::{Going, QueuePort, QueueShape};
 use super::words::REFUSED_BIT;
-use super::{Caller, CommandQueue};
+use super::{Caller, CommandQueue, zeros};
 use crate::backend::{CommandCode, FlushTicket, UnitError, UnitIndex};
-
-/// How many of the commands that were taken out are known one by one.
-const KNOWN: usize = 4;
 
 /// What a command is that hardware refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +51,8 @@ pub struct Refused<E> {
 
 /// What was refused. Changed by who has the upkeep.
 pub(super) struct Refusals {
-    /// Positions and kinds of commands that were taken out, the latest ones.
-    known: [AtomicU64; KNOWN],
-    /// The latest of all others.
-    older: AtomicU64,
+    /// One for each place of the ring: the position and the kind of the last command that was taken out there.
+    notes: Vec<AtomicU64>,
     /// How many were taken out.
     count: AtomicU64,
     /// How many were read once more.
@@ -77,38 +75,36 @@ const fn position_in(note: u64) -> Option<u64> {
 }
 
 impl Refusals {
-    pub(super) fn new() -> Self {
-        Self {
-            known: core::array::from_fn(|_| AtomicU64::new(0)),
-            older: AtomicU64::new(0),
+    /// None, in a ring of so many places.
+    pub(super) fn new(places: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            notes: zeros(places)?,
             count: AtomicU64::new(0),
             read_again: AtomicU64::new(0),
             last: AtomicU64::new(0),
-        }
-    }
-
-    /// What was refused of what a ticket is for.
-    pub(super) fn of(&self, ticket: FlushTicket) -> Option<(u64, CommandCode)> {
-        let known = self.known.iter().find_map(|word| {
-            // ORDERING: Acquire pairs with `take_out`: who sees a later note in the place of one sees that in `older`.
-            let note = word.load(Ordering::Acquire);
-            let position = position_in(note)?;
-            let is_its = (ticket.first..ticket.end).contains(&position);
-            is_its.then_some((position, CommandCode(note as u8)))
-        });
-        known.or_else(|| {
-            // ORDERING: Acquire, as above.
-            let note = self.older.load(Ordering::Acquire);
-            let position = position_in(note)?;
-            (ticket.first <= position).then_some((position, CommandCode(note as u8)))
         })
     }
 
-    /// Whether the command at `position` was taken out already.
-    fn has(&self, position: u64) -> bool {
-        let mut known = self.known.iter();
+    /// What was refused of what a ticket is for.
+    fn of(&self, ticket: FlushTicket, shape: &QueueShape) -> Option<(u64, CommandCode)> {
+        // Of more than a ring the last ones stand for all places.
+        let places = self.notes.len() as u64;
+        let from = ticket.first.max(ticket.end.saturating_sub(places));
+        (from..ticket.end).find_map(|position| {
+            let note = self.notes.get(shape.place(position).index())?;
+            // ORDERING: Acquire pairs with `take_out`; that the note is seen at all is for the bit in the tail to say.
+            let note = note.load(Ordering::Acquire);
+            let found = position_in(note)?;
+            // One of its own, or a later one in the same place.
+            (found >= ticket.first).then_some((found, CommandCode(note as u8)))
+        })
+    }
+
+    /// Whether the command at `position`, whose place has this index, was taken out already.
+    fn has(&self, position: u64, index: usize) -> bool {
+        let note = self.notes.get(index);
         // ORDERING: Relaxed: the caller has the upkeep.
-        known.any(|word| position_in(word.load(Ordering::Relaxed)) == Some(position))
+        note.is_some_and(|note| position_in(note.load(Ordering::Relaxed)) == Some(position))
     }
 
     /// How many were read once more, with the command at `position`; `None` where that was already.
@@ -121,21 +117,14 @@ impl Refusals {
         Some(self.read_again.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Notes a command. Gives how many that makes.
-    fn take_out(&self, position: u64, code: CommandCode) -> u64 {
-        // ORDERING: Relaxed, only who has the upkeep changes it.
-        let count = self.count.load(Ordering::Relaxed);
-        if let Some(word) = self.known.get(count as usize % KNOWN) {
-            // ORDERING: Relaxed, as above.
-            let before = word.load(Ordering::Relaxed);
-            // ORDERING: Release, both: in this order, for `of`.
-            self.older.fetch_max(before, Ordering::Release);
-            // ORDERING: as above.
+    /// Notes a command, whose place has this index. Gives how many that makes.
+    fn take_out(&self, position: u64, index: usize, code: CommandCode) -> u64 {
+        if let Some(word) = self.notes.get(index) {
+            // ORDERING: Release, for `of`.
             word.store(note(position, code), Ordering::Release);
         }
-        // ORDERING: Relaxed, a number.
-        self.count.store(count + 1, Ordering::Relaxed);
-        count + 1
+        // ORDERING: Relaxed, a number that only who has the upkeep changes.
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
@@ -185,8 +174,8 @@ impl CommandQueue {
                 );
             }
             port.put(index, refused.entry).map_err(failed)?;
-        } else if refused.is_waited_for && !self.refusals.has(head) {
-            let count = self.refusals.take_out(head, code);
+        } else if refused.is_waited_for && !self.refusals.has(head, index) {
+            let count = self.refusals.take_out(head, index, code);
             if count.is_power_of_two() {
                 error!(
                     "{unit} refuses command {code} at entry {index} of its queue, {count} so far"
@@ -227,7 +216,7 @@ impl CommandQueue {
         if Fault::RefusedCountsAsDone.is_on() {
             return None;
         }
-        let (position, code) = self.refusals.of(ticket)?;
+        let (position, code) = self.refusals.of(ticket, &self.shape)?;
         Some(refusal(unit, self.shape.place(position).index(), code))
     }
 
@@ -257,6 +246,9 @@ const fn refusal(unit: UnitIndex, entry: usize, code: CommandCode) -> UnitError 
 
 #[cfg(all(test, not(hv_loom)))]
 mod tests {
+    use core::time::Duration;
+
+    use super::super::Ends;
     use super::*;
 
     const CODE: CommandCode = CommandCode(0x2a);
@@ -270,13 +262,29 @@ mod tests {
         }
     }
 
+    /// A ring of eight places.
+    fn ring() -> (Refusals, QueueShape) {
+        let shape = QueueShape::new(3, Ends::WrapBit, Duration::from_secs(1)).unwrap();
+        (Refusals::new(shape.entries()).unwrap(), shape)
+    }
+
+    fn take_out((refusals, shape): &(Refusals, QueueShape), position: u64) -> u64 {
+        refusals.take_out(position, shape.place(position).index(), CODE)
+    }
+
+    fn of((refusals, shape): &(Refusals, QueueShape), first: u64, end: u64) -> Option<u64> {
+        let (position, code) = refusals.of(ticket(first, end), shape)?;
+        assert_eq!(code, CODE);
+        Some(position)
+    }
+
     #[test]
     fn a_note_is_of_the_tickets_that_are_for_its_position() {
-        let refusals = Refusals::new();
-        assert_eq!(refusals.of(ticket(0, 9)), None);
-        assert_eq!(refusals.take_out(0, CODE), 1);
-        refusals.take_out(7, CODE);
-        for (first, sequence, found) in [
+        let ring = ring();
+        assert_eq!(of(&ring, 0, 9), None);
+        assert_eq!(take_out(&ring, 0), 1);
+        assert_eq!(take_out(&ring, 7), 2);
+        for (first, end, found) in [
             (0, 2, Some(0)),
             (1, 7, None),
             (1, 8, Some(7)),
@@ -284,19 +292,32 @@ mod tests {
             (8, 99, None),
             (8, 8, None),
         ] {
-            let of = refusals.of(ticket(first, sequence));
-            assert_eq!(of, found.map(|position| (position, CODE)), "{first}");
+            assert_eq!(of(&ring, first, end), found, "{first}");
         }
     }
 
     #[test]
-    fn a_note_that_is_known_no_more_is_of_all_tickets_that_old() {
-        let refusals = Refusals::new();
-        for position in [3, 10, 20, 30, 40] {
-            refusals.take_out(position, CODE);
+    fn however_many_are_refused_who_asked_for_something_else_is_not_harmed() {
+        let ring = ring();
+        for position in [3, 4, 5, 6, 7] {
+            take_out(&ring, position);
         }
-        assert_eq!(refusals.of(ticket(1, 3)), Some((3, CODE)));
-        assert_eq!(refusals.of(ticket(4, 9)), None);
-        assert_eq!(refusals.of(ticket(9, 12)), Some((10, CODE)));
+        assert_eq!(of(&ring, 0, 3), None);
+        assert_eq!(of(&ring, 2, 4), Some(3));
+        // A lap later, in places that had none.
+        assert_eq!(of(&ring, 8, 11), None);
+        // What is of more places than the ring has is of all of them.
+        assert_eq!(of(&ring, 5, 40), Some(5));
+        assert_eq!(of(&ring, 8, 40), None);
+    }
+
+    #[test]
+    fn a_note_that_another_one_took_the_place_of_is_of_all_tickets_that_old() {
+        let ring = ring();
+        take_out(&ring, 3);
+        take_out(&ring, 11);
+        assert_eq!(of(&ring, 2, 4), Some(11));
+        assert_eq!(of(&ring, 4, 8), None);
+        assert_eq!(of(&ring, 12, 16), None);
     }
 }

@@ -60,12 +60,14 @@ impl<P: Platform> Unit<P, Enabled> {
             let waited = Duration::ZERO;
             return Err(UnitError::Busy { unit, waited }.into());
         };
+        // A reset may have it off for a moment; a unit that was shut down is somebody else's.
+        if self.state.reset.try_lock().is_none() {
+            let waited = Duration::ZERO;
+            return Err(UnitError::Busy { unit, waited }.into());
+        }
+        self.check_translating()?;
         if !Fault::RerouteWhileOn.is_on() {
             self.switch_source(platform, source, false)?;
-        }
-        if route != InterruptRoute::Off {
-            // A unit that was shut down is somebody else's.
-            self.check_translating()?;
         }
         match route {
             InterruptRoute::Off => return Ok(()),

@@ -5,13 +5,13 @@ use core::cell::Cell;
 
 use hv_core::PciAddress;
 use hv_core::platform::Platform;
-use hv_core::sync::{AtomicUsize, Ordering};
+use hv_core::sync::{AtomicBool, AtomicUsize, Ordering};
 use hv_iommu::FaultEvent;
 use hv_iommu::queue::Alive;
 use log::{error, warn};
 
 use super::regs::Switch;
-use super::{Enabled, Unit};
+use super::{Enabled, Standing, Unit};
 use crate::StreamId;
 use crate::spec::stream_entry::Config;
 
@@ -20,17 +20,34 @@ use crate::spec::stream_entry::Config;
 const OTHERS_FIRST: usize = 32;
 
 /// Whose turn it is.
-pub(super) struct Looks(AtomicUsize);
+pub(super) struct Looks {
+    turn: AtomicUsize,
+    /// Whether the queue of requests for pages could not be turned off: a look waits for that once.
+    gave_up: AtomicBool,
+}
 
 impl Looks {
     pub(super) fn new() -> Self {
-        Self(AtomicUsize::new(0))
+        Self {
+            turn: AtomicUsize::new(0),
+            gave_up: AtomicBool::new(false),
+        }
+    }
+
+    fn gave_up(&self) -> bool {
+        // ORDERING: Relaxed, both: who reads it holds the lock under which it is stored.
+        self.gave_up.load(Ordering::Relaxed)
+    }
+
+    fn give_up(&self) {
+        // ORDERING: as above.
+        self.gave_up.store(true, Ordering::Relaxed);
     }
 
     /// Whether this look begins with what comes last otherwise.
     fn others_first(&self) -> bool {
         // ORDERING: Relaxed, a number that each look has for itself.
-        self.0
+        self.turn
             .fetch_add(1, Ordering::Relaxed)
             .is_multiple_of(OTHERS_FIRST)
     }
@@ -90,15 +107,24 @@ impl<P: Platform> Unit<P, Enabled> {
             return;
         }
         // Whoever holds it writes the same register, and the next request is looked at as well.
-        let Some(_alone) = self.state.reset.try_lock() else {
+        let Some(standing) = self.state.reset.try_lock() else {
             return;
         };
+        if *standing != Standing::On || self.state.looks.gave_up() {
+            return;
+        }
         match self.regs.switch(platform, self.index, Switch::Pages, false) {
             Ok(()) => warn!(
                 "SMMUv3 {}: {stream} asks for pages (PRI) and is let nothing: the unit answers such requests by itself from now on",
                 self.index
             ),
-            Err(error) => error!("{error}"),
+            Err(error) => {
+                error!(
+                    "SMMUv3 {}: {stream} asks for pages (PRI) and is let nothing, and the unit goes on telling: {error}",
+                    self.index
+                );
+                self.state.looks.give_up();
+            }
         }
     }
 

@@ -117,6 +117,8 @@ enum Standing {
     /// It was being turned off and on again behind the closed gate, and the unit did not take that in time: it may come to
     /// be off, which the next reset makes good.
     BehindGate,
+    /// It was turned off for whoever has the machine next, for good.
+    Ended,
 }
 
 impl<P: Platform, S> Unit<P, S> {

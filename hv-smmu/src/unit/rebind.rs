@@ -129,6 +129,8 @@ impl<P: Platform> Unit<P, Enabled> {
             Command::sync(SyncSignal::None),
             Filed::of(from, self.stage_of(from)).all(),
         ];
-        commands.submit_patiently(&context, &forget).map_err(stuck)
+        let behind = commands.submit_patiently(&context, &forget);
+        // For the entry as well: a unit that refuses to read it anew goes by the old one.
+        behind.map(|behind| behind.and(ticket)).map_err(stuck)
     }
 }

@@ -6,7 +6,7 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_iommu::UnitError;
 
-use super::{Enabled, Unit};
+use super::{Enabled, Standing, Unit};
 use crate::spec::registers::IrqCtrl;
 
 impl<P: Platform> Unit<P, Enabled> {
@@ -17,11 +17,13 @@ impl<P: Platform> Unit<P, Enabled> {
     /// acknowledged that.
     pub(crate) fn shut_down(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
-        let _alone = self.take_wedged()?;
+        let mut standing = self.take_wedged()?;
         // Whoever routes an interrupt turns it on at the end: not behind this.
         let waited = Duration::ZERO;
         let routing = self.state.routing.try_lock();
         let _routes = routing.ok_or(UnitError::Busy { unit, waited })?;
+        // Also where something of this fails: who calls this again gets further, who resets it does not turn it on.
+        *standing = Standing::Ended;
         let closed = !Fault::GateOpenAtEnd.is_on();
         self.regs.set_gate(platform, unit, closed)?;
         self.regs

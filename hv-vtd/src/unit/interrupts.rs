@@ -35,6 +35,16 @@ impl<P: Platform> Unit<P, Enabled> {
                 interrupt_source: source,
             });
         }
+        if !self.regs.status().tes() {
+            // A unit that was shut down is somebody else's.
+            return Err(UnitError::Hardware {
+                unit,
+                what: "a unit that does not translate (GSTS.TES)",
+                expected: 1,
+                found: 0,
+            }
+            .into());
+        }
         if !Fault::RerouteWhileOn.is_on() {
             self.mask_faults(true)?;
         }
@@ -49,16 +59,6 @@ impl<P: Platform> Unit<P, Enabled> {
             }
             InterruptRoute::Message(message) => message,
         };
-        if !self.regs.status().tes() {
-            // A unit that was shut down is somebody else's.
-            return Err(UnitError::Hardware {
-                unit,
-                what: "a unit that does not translate (GSTS.TES)",
-                expected: 1,
-                found: 0,
-            }
-            .into());
-        }
         let (low, high) = self.check_message(message)?;
         if Fault::UnmaskBeforeAddress.is_on() {
             self.mask_faults(false)?;
