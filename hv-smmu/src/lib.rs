@@ -5,6 +5,9 @@
 //! unit translates for which requester, and as which stream. [`Smmu::discover`] looks at the units,
 //! [`Discovery::bring_up`] starts them, and [`Smmu`] is then the [`hv_iommu::Backend`]. Numbers stand in [`spec`] with
 //! their sources.
+//!
+//! A unit that is off lets nothing through until somebody opens its gate (GBPA.ABORT), which
+//! [`Iommu::shut_down`](hv_iommu::Iommu::shut_down) leaves closed.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -3,6 +3,8 @@
 //! [`dmar::parse`] reads the firmware table, [`Vtd::discover`] looks at the units that it lists,
 //! [`Discovery::bring_up`] starts them, and [`Vtd`] is then the [`hv_iommu::Backend`]. Legacy mode
 //! (root and context tables) with queued invalidation; numbers stand in [`spec`] with sources.
+//!
+//! A unit that is off lets everything through: see [`Iommu::shut_down`](hv_iommu::Iommu::shut_down).
 
 #![cfg_attr(not(test), no_std)]
 

@@ -9,8 +9,8 @@
 //!    has hardware go on. What was misread on the way is read right now, and done: tickets count as ever.
 //! 3. Refused again, the command is *taken out*: first its position is noted, then a sync comes in its place, then
 //!    hardware goes on. What the command was to do is not done, so each ticket that is for it fails
-//!    ([`UnitError::Refused`]), and no other does: a ticket says at which positions is what it is for, however many share
-//!    its sync.
+//!    ([`UnitError::Refused`]), and no other does, but as below: a ticket says at which positions is what it is for,
+//!    however many share its sync.
 //! 4. A command whose ticket nobody looks at ([`Refused::is_waited_for`]) is not taken out, nor is a sync: the unit is wedged,
 //!    and so is one that refuses what came in the place of a command.
 //!
