@@ -86,8 +86,8 @@ pub enum AttachError {
     /// Firmware's region of a device, or the doorbell of its messages, is not mapped in the domain, which was made for
     /// another group.
     #[error(
-        "{group} needs {region} mapped, which {domain} does not have: make a domain for this group, others may \
-         join it"
+        "{group} needs {region} mapped, which {domain} does not have: make a domain for this group, which others may \
+         join that need no more (devices whose messages go to several interrupt services have no domain together)"
     )]
     RegionNotMapped {
         /// The group.

@@ -279,6 +279,12 @@ pub enum UnitError {
         /// The unit.
         unit: UnitIndex,
     },
+    /// The unit was turned off for whoever has the machine next ([`Iommu::shut_down`](crate::Iommu::shut_down)).
+    #[error("{unit} was shut down, which nothing takes back before the next bring-up")]
+    ShutDown {
+        /// The unit.
+        unit: UnitIndex,
+    },
     /// A reset was asked for, but nothing is wrong with the unit.
     #[error("{unit} is not wedged, so it is not reset")]
     NotWedged {

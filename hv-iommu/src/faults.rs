@@ -40,7 +40,8 @@ impl FaultBudget {
 }
 
 impl Default for FaultBudget {
-    /// A thousand a second: a driver with a bug causes some, a device that a guest turned loose causes millions.
+    /// A thousand a second: a driver with a bug causes some, a device that a guest turned loose causes millions. Emulators may
+    /// record one blocked page as many (QEMU's SMMU as a thousand): allow more there.
     fn default() -> Self {
         Self {
             faults: 1000,
@@ -230,6 +231,7 @@ impl<B: Backend> System<B> {
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
             Counted::OneTooMany(group, domain, owner) => {
+                self.reread_owed();
                 report(told(Some((group, domain, owner))));
                 let budget = self.budget;
                 log::error!(

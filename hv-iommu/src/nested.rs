@@ -42,7 +42,8 @@ pub struct InvalidateError {
 /// Why an invalidation of a user was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InvalidateRefusal {
-    /// It is malformed. Neither it nor any behind it was done.
+    /// It is malformed, or one that the backend takes from no user: what it asks for is the embedder's to do, as the backend's
+    /// crate says. Neither it nor any behind it was done.
     #[error(transparent)]
     Malformed(#[from] BadRequest),
     /// A unit did not complete it. Unless it was only busy it is wedged, and its devices were cut off.
@@ -93,9 +94,14 @@ impl<B: NestedBackend> Domain<UserManaged, B, Nested> {
     /// Has every unit that the domain's devices are behind forget what a user asks it to, one request after
     /// the other, and waits for that. None at all is well.
     ///
+    /// A user means all its devices with most requests, whichever of its first stages they are on. So each request is for
+    /// every nested domain of the user, or for one of them behind each unit; a domain without a device has no unit, and does
+    /// nothing.
+    ///
     /// # Errors
-    /// [`InvalidateError`] at the first request that is malformed or failed: it says how many were done;
-    /// those behind it were not looked at.
+    /// [`InvalidateError`] at the first request that is malformed, not a user's to give, or failed: it says how many were
+    /// done; those behind it were not looked at. Where that is none because a unit failed, some may have been: to ask for
+    /// all of them once more is safe, and has to be done after the unit's reset.
     pub fn invalidate(&self, batch: &[B::UserInvalidation]) -> Result<(), InvalidateError> {
         let core = &self.core;
         let system = &core.parent.system;

@@ -115,7 +115,8 @@ impl<B: Backend> System<B> {
         let new = self.wedged.note(unit);
         self.silence(&mut registry, unit);
         drop(registry);
-        if new {
+        // ORDERING: Relaxed, it is for what people read.
+        if new && !self.ended.load(Ordering::Relaxed) {
             log::error!(
                 "{unit} is wedged; its devices were cut off from memory until `Iommu::reset_unit` brings it back"
             );
@@ -203,7 +204,7 @@ impl<B: Backend> Iommu<B> {
     /// back until now: who relies on them [looks](Self::take_faults) once.
     ///
     /// # Errors
-    /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::NoSuchUnit`], [`UnitError::Busy`] while
+    /// [`UnitError`]: [`UnitError::NotWedged`], [`UnitError::NoSuchUnit`], [`UnitError::ShutDown`], [`UnitError::Busy`] while
     /// another call resets the unit; else what the unit did not do, or [`UnitError::Wedged`] when
     /// another request to it failed meanwhile. It stays wedged then; try again.
     pub fn reset_unit(&self, unit: UnitIndex) -> Result<(), UnitError> {
@@ -219,6 +220,7 @@ impl<B: Backend> Iommu<B> {
                 "{unit} was reset; its devices stay cut off until let out again (`enable_bus_mastering`; `recover` for \
                  wedged groups)"
             ),
+            Err(error @ UnitError::ShutDown { .. }) => log::error!("{error}"),
             Err(error) => {
                 log::error!(
                     "{unit} was not reset and stays wedged, until another `reset_unit`: {error}"
@@ -239,7 +241,8 @@ impl<B: Backend> Iommu<B> {
     /// not stopped: keep the machine's memory from such devices by not calling this, or by a reset of theirs. The backend's
     /// crate says which its units are.
     ///
-    /// All units are tried, whatever becomes of one.
+    /// All units are tried, whatever becomes of one. Devices that were kept running for firmware stop. What is attached or
+    /// mapped is never detached or destroyed in order any more: drop it. [`wedged_units`](Self::wedged_units) lists all.
     ///
     /// # Errors
     /// What the first unit did not do that was not turned off; it may go on reading its tables. [`UnitError::Busy`] while
@@ -247,6 +250,8 @@ impl<B: Backend> Iommu<B> {
     pub fn shut_down(&self) -> Result<(), UnitError> {
         let system = &self.0;
         let units = || (0..system.backend.unit_count()).filter_map(UnitIndex::new);
+        // ORDERING: Relaxed, as in `cut_off_if`.
+        system.ended.store(true, Ordering::Relaxed);
         // Everybody is cut off before the first unit stops standing between devices and memory.
         units().for_each(|unit| system.cut_off(unit));
         let mut ended = Ok(());

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use hv_core::platform::Cpus;
-use hv_core::sync::Mutex;
+use hv_core::sync::{AtomicBool, Mutex};
 use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
@@ -98,6 +98,8 @@ pub(crate) struct System<B: Backend> {
     pub(crate) registry: Mutex<Registry<B>>,
     pub(crate) topology: Mutex<Topology>,
     pub(crate) wedged: WedgedUnits,
+    /// Whether it was shut down.
+    pub(crate) ended: AtomicBool,
     /// A number that no other subsystem has: one of those that domains have.
     pub(crate) uid: DomainUid,
     domain_ids: u32,
@@ -191,6 +193,7 @@ impl<B: Backend> Iommu<B> {
             }),
             topology: Mutex::new(Topology::default()),
             wedged: WedgedUnits::new(backend.unit_count())?,
+            ended: AtomicBool::new(false),
             uid: DomainUid::fresh(),
             domain_ids,
             backend,

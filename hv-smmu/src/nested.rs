@@ -33,10 +33,21 @@ impl UserStage {
     }
 }
 
-/// The words of a user's stream table entry, as they came.
+/// The words of a user's stream table entry, as they came, where it is one of a first stage (V, Config of stage 1, and the
+/// fields of stage 1, S1Fmt to S1STALLD; all else zero). One that bypasses is the parent domain itself, attached; one that
+/// aborts, or is not valid, is a group that is [parked](hv_iommu::Group::park).
 pub type UserEntryWords = [u64; WORDS];
 
-/// The words of a user's command, as they came.
+/// The words of a user's command, as they came: CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA or TLBI_NH_VAA.
+///
+/// Others are refused, since they are the embedder's to do: CMD_SYNC is done when
+/// [`invalidate`](hv_iommu::Domain::invalidate) is back; behind CFGI_STE and CFGI_ALL the user's entries are looked at again,
+/// and what became another one is [replaced](hv_iommu::Group::replace); TLBI_NSNH_ALL of a user is TLBI_NH_ALL;
+/// PREFETCH_CONFIG and PREFETCH_ADDR are hints.
+///
+/// A user is to be shown an SMMU that takes no more than all of the machine's: range invalidation (IDR3.RIL) where each has
+/// it, 16-bit ASIDs (IDR0.ASID16) where each has those, no HTTU, ATS, PRI, stalls or broadcasts, as
+/// [`UnitInfo`](crate::UnitInfo) of [`Discovery::units`](crate::Discovery::units) tells before bring-up.
 pub type UserCommandWords = [u64; crate::spec::command::WORDS];
 
 // SAFETY: a nested binding is one entry of both stages whose second stage is that of `parent` (`Unit::bind_nested`): each

@@ -77,6 +77,7 @@
 //! | two ring | one holds the bell; the tail never goes back | `bc14_two_producers_wrap_the_ring` |
 //! | one stalls, others go on | `Busy`, nothing is lost, the unit is well | `bc14_a_stalled_producer_delays_and_loses_nothing` |
 //! | reserve against wedge and restart | refused, or published before the restart | `bc14_a_reset_meets_a_late_producer` |
+//! | a reset that comes too late, and the bell of a ring that was revived | it takes it from nobody | `bc14_a_reset_that_comes_too_late_keeps_its_hands_off_the_bell` |
 //! | fill again against hardware that reads | room is made by the head alone | `bc14_a_producer_wraps_behind_hardware` |
 //! | share a sync | it is behind both | `bc14_two_producers_share_a_sync` |
 //! | a head that is past the tail | wedges, makes no room | `bc14_a_head_past_the_tail_makes_no_room` |
@@ -93,7 +94,7 @@
 //! | tail: RMW of who leaves | AcqRel | what it published, to the holder that lets go |
 //! | tail: CAS that holds, RMW that lets go | AcqRel | that a sync stands unanswered, before it goes on; what was mended |
 //! | tail: RMW of who takes a command out | AcqRel, SeqCst fence | the note of it, before hardware goes on |
-//! | notes of what is refused: store, load | Release, Acquire | which of them are not known one by one any more |
+//! | notes of what is refused: store, load | Release, Acquire | what was taken out, to who looks at its ticket |
 //! | turn: store, load | Release, Acquire | the entries, to the holder of the bell and through it to hardware |
 //! | given: store, load | Release, Acquire | how far hardware may read, before it is told |
 //! | rung: store, load | Release, Acquire | how far it was told to, to who finds the ring full |

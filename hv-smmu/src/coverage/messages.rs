@@ -2,9 +2,9 @@
 //!
 //! An SMMU translates the write that a message is, like any other, so a domain maps the page of the services that its
 //! devices write to. Those tell devices apart by a DeviceID that comes with the write, from the bus and not from the
-//! device. The IORT names services by the numbers that they have in the MADT, which is not read here: without
-//! [`MessageServices::base`](crate::firmware::MessageServices), which an embedder can fill in from there, nothing is mapped
-//! for messages and devices send none.
+//! device. The IORT names services by the numbers that they have in the MADT: until
+//! [`Firmware::place_services`](crate::firmware::Firmware::place_services) was told what [`madt::parse`](crate::madt::parse) says, nothing is mapped for messages and
+//! devices send none.
 
 use hv_core::fault::Fault;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress};

@@ -31,14 +31,7 @@ impl<P: Platform> Unit<P, Enabled> {
                 self.regs.close_gate(platform, unit)?;
                 self.check_table()?;
             }
-            Standing::Ended => {
-                return Err(UnitError::Hardware {
-                    unit,
-                    what: "a unit that was shut down, for good",
-                    expected: 0,
-                    found: 1,
-                });
-            }
+            Standing::Ended => return Err(UnitError::ShutDown { unit }),
         }
         let context = self.queue_with(platform);
         let devices = &self.state.devices;

@@ -10,7 +10,9 @@ use hv_iommu::{UnitError, UnitIndex};
 use spin::mutex::SpinMutex;
 
 use super::regs::Command;
-use super::{Discovered, Enabled, Flushed, QueueReady, Regs, RootSet, Unit, UnitInfo, UnitRefusal};
+use super::{
+    Discovered, Enabled, Flushed, QueueReady, Regs, RootSet, Standing, Unit, UnitInfo, UnitRefusal,
+};
 use crate::caps;
 use crate::context::{ContextTables, TableContext};
 use crate::descriptor::{Descriptor, IotlbFlusher};
@@ -157,7 +159,7 @@ impl<P: Platform> Unit<P, Flushed> {
         self.into_state(|Flushed { queue, tables }| Enabled {
             queue,
             tables,
-            reset: SpinMutex::new(()),
+            reset: SpinMutex::new(Standing::Up),
             routing: SpinMutex::new(()),
         })
     }

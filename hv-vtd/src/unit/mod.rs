@@ -59,9 +59,18 @@ pub(crate) struct Enabled {
     queue: Queue,
     tables: ContextTables,
     /// Held by the one reset that is under way; nothing else waits for it.
-    reset: SpinMutex<()>,
+    reset: SpinMutex<Standing>,
     /// Held by who says where the interrupt goes; nothing else waits for it.
     routing: SpinMutex<()>,
+}
+
+/// Whether a unit is there for a reset to bring back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is.
+    Up,
+    /// It was turned off for whoever has the machine next, for good.
+    Ended,
 }
 
 impl<P: Platform, S> Unit<P, S> {

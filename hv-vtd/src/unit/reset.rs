@@ -12,7 +12,7 @@ use log::warn;
 use spin::mutex::SpinMutexGuard;
 
 use super::regs::Command;
-use super::{Enabled, Unit};
+use super::{Enabled, Standing, Unit};
 use crate::descriptor::{Descriptor, IotlbFlusher};
 use crate::spec::registers;
 
@@ -26,7 +26,10 @@ impl<P: Platform> Unit<P, Enabled> {
     pub(crate) fn reset(&self, platform: &P) -> Result<(), UnitError> {
         let unit = self.index;
         let queue = &self.state.queue;
-        let _alone = self.take_wedged()?;
+        let standing = self.take_wedged()?;
+        if *standing == Standing::Ended {
+            return Err(UnitError::ShutDown { unit });
+        }
         // An earlier reset may have timed out in the middle of a command.
         self.regs.settle(platform, unit)?;
         self.check_translating()?;
@@ -56,7 +59,7 @@ impl<P: Platform> Unit<P, Enabled> {
     }
 
     /// The unit for the one context that resets it or turns it off: it has to be wedged.
-    pub(super) fn take_wedged(&self) -> Result<SpinMutexGuard<'_, ()>, UnitError> {
+    pub(super) fn take_wedged(&self) -> Result<SpinMutexGuard<'_, Standing>, UnitError> {
         let (unit, waited) = (self.index, Duration::ZERO);
         let alone = self.state.reset.try_lock();
         let alone = alone.ok_or(UnitError::Busy { unit, waited })?;

@@ -263,7 +263,11 @@ mod tests {
     #[test]
     fn an_empty_line_runs_everything() {
         assert_eq!(Options::parse("").unwrap(), Options::default());
-        assert_eq!(Options::parse(" \t ").unwrap().scenarios.len(), 7);
+        let named_only = [Scenario::Untranslated, Scenario::Nested];
+        let all = Scenario::ALL.into_iter();
+        let expected: Vec<_> = all.filter(|one| !named_only.contains(one)).collect();
+        // Tests run on x86_64, which has nothing nested.
+        assert_eq!(Options::parse(" \t ").unwrap().scenarios[..], expected[..]);
     }
 
     #[test]

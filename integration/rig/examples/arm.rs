@@ -77,7 +77,7 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
         ..Needs::default()
     });
     let user = Domain::user_domain_alloc(&disk, noted)?;
-    // `disk.interrupts_isolated()` gives the witness where there is an ITS; the rig's machines have none.
+    // `disk.interrupts_isolated()` gives the witness where there is an ITS; this machine has none (`Machine::set_services`).
     let isolated = InterruptsIsolated::override_unsafe_interrupts("an example without interrupts");
     let disk = disk.attach_for_guest(&user, &isolated)?;
     disk.enable_bus_mastering(passed)?;

@@ -1,7 +1,8 @@
 //! Devices that wait for software: requests that stand still in units that always stall, and requests for pages.
 
+use hv_core::platform::Clock;
 use hv_core::{Access, Iova, PciAddress};
-use hv_iommu::{FaultClass, FaultLogs, FaultNotice, TrustedDevice};
+use hv_iommu::{FaultClass, FaultLogs, FaultNotice, TrustedDevice, UnitIndex};
 use hv_rig::{Identity, Machine, Outcome, Refusing, Trouble, Vendor};
 
 use super::stand::{Stand, iovas, on_machines, pci};
@@ -170,6 +171,13 @@ fn bc19_answers_that_a_wedged_unit_does_not_take_are_given_after_its_reset() {
     });
 }
 
+/// Time passes by looks at the clock.
+fn wait_until_off(stand: &Stand, unit: UnitIndex) {
+    while stand.rig.translates(unit.index()) {
+        stand.rig.now();
+    }
+}
+
 /// A reset of such a unit turns translation off and on again, behind the gate. One that takes its time is brought back by
 /// the next reset, however far it has come.
 #[test]
@@ -185,9 +193,7 @@ fn bc19_a_unit_that_was_slow_to_turn_off_is_brought_back_by_the_next_reset() {
         stand.rig.suffer(unit.index(), Trouble::SwitchesLate);
         let late = stand.iommu.reset_unit(unit).unwrap_err();
         assert!(late.to_string().contains("CR0.SMMUEN"), "{late}");
-        while stand.rig.translates(unit.index()) {
-            stand.rig.idle(1000);
-        }
+        wait_until_off(stand, unit);
         // Off, and the gate is closed: nothing passes.
         let sent = writes(stand, 0x10_0000);
         assert!(!matches!(sent, Outcome::Reached { .. }), "{sent:?}");
@@ -199,6 +205,32 @@ fn bc19_a_unit_that_was_slow_to_turn_off_is_brought_back_by_the_next_reset() {
         stand.give_back(frames);
         free.release().unwrap();
         drop(one.end());
+    });
+}
+
+/// Also one that was shut down meanwhile stays off, for whoever has it next.
+#[test]
+fn bc12_a_unit_that_was_slow_to_turn_off_and_shut_down_is_not_turned_on_again() {
+    on_machines(10, always_stalls, |stand| {
+        let group = stand.take(DEVICE);
+        let one = stand.kernel(group);
+        let unit = one.group.as_ref().unwrap().unit();
+        let mapped = one.map(iovas(0x10_0000, 1));
+        stand.rig.fail_queue(unit.index());
+        let pending = one.unmap(mapped).flush().err().unwrap().pending;
+        stand.rig.wedged(unit.index(), true);
+        stand.rig.suffer(unit.index(), Trouble::SwitchesLate);
+        stand.iommu.reset_unit(unit).unwrap_err();
+        wait_until_off(stand, unit);
+        stand.iommu.shut_down().unwrap();
+        let again = stand.iommu.reset_unit(unit).unwrap_err();
+        assert!(again.to_string().contains("shut down"), "{again}");
+        stand.rig.idle(20_000);
+        assert!(!stand.rig.translates(unit.index()));
+        for unit in 0..stand.rig.machine().units.len() {
+            stand.rig.wedged(unit, true);
+        }
+        std::mem::forget((one, pending));
     });
 }
 

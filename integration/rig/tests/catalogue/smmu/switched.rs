@@ -8,7 +8,7 @@ use std::time::Duration;
 use hv_core::{Access, Gpa, Iova, PciAddress};
 use hv_iommu::{AttachError, Domain, FaultBudget, FaultNotice, ReplaceFailed, UnitError};
 use hv_rig::nest::Nest;
-use hv_rig::{Driver, Machine, Outcome, Rig};
+use hv_rig::{Driver, Machine, Outcome, Refusing, Rig};
 
 use super::Backend;
 use super::stand::{BAD, Stand, drawn, iovas, on_machines, pci, small};
@@ -223,6 +223,45 @@ fn bc05_xsa_400_a_switch_that_stops_in_the_middle_leaves_one_of_two_or_nothing()
             }
         }
         assert!(wedged > 2 && whole > 2, "{wedged} and {whole}");
+    });
+}
+
+/// From some moment of a switch on the unit refuses to read entries anew. A switch that is said to have been made was made, and
+/// one that was not leaves a group that recovers.
+#[test]
+fn bc01_a_switch_that_the_unit_refuses_to_read_is_not_said_to_have_been_made() {
+    on_machines(4, nesting, |stand| {
+        let (mut stopped, mut whole) = (0, 0);
+        for step in steps().take(80) {
+            let mut nest = nest(stand);
+            let rig = stand.rig.clone();
+            let unit = nest.group.as_ref().unwrap().unit();
+            nest.to_parent().unwrap();
+            let (inner, index) = (rig.clone(), unit.index());
+            let refuses = move || inner.refuse(index, Refusing::Configuration);
+            let mut switched = Ok(());
+            rig.between(step, refuses, || switched = nest.to_nested());
+            rig.refuse(index, Refusing::Nothing);
+            match switched {
+                Ok(()) => {
+                    whole += 1;
+                    assert!(reaches(&rig, SAME));
+                    assert!(!reaches(&rig, SAME + 2), "by the parent alone, {step}");
+                    stand.groups.push(nest.end().unwrap().claimable().unwrap());
+                }
+                Err(why) => {
+                    stopped += 1;
+                    assert!(why.contains("wedged"), "{why}");
+                    rig.wedged(index, true);
+                    assert!(!rig.may_send(DEVICE));
+                    stand.iommu.reset_unit(unit).unwrap();
+                    rig.wedged(index, false);
+                    let back = nest.recover().unwrap();
+                    stand.groups.push(back.claimable().unwrap());
+                }
+            }
+        }
+        assert!(stopped > 2 && whole > 2, "{stopped} and {whole}");
     });
 }
 
