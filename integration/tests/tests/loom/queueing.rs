@@ -276,8 +276,12 @@ impl QueuePort for Unit {
     fn ring(&self, tail: Place) {
         let entries = self.entries();
         let count = tail.index() as u64 + u64::from(tail.wrap()) * entries;
-        // ORDERING: Relaxed: the last write is seen where what orders the holders of the bell orders their writes.
-        let before = self.tail.load(Ordering::Relaxed);
+        // ORDERING: Relaxed: the last write is seen where what orders the holders of the bell orders their writes. (Where hardware
+        // reads it on any CPU, by what counts as a write here, a plain load may show an older one all the same.)
+        let before = match self.goes_on {
+            true => self.tail.fetch_add(0, Ordering::Relaxed),
+            false => self.tail.load(Ordering::Relaxed),
+        };
         // ORDERING: Release, as a write to a register comes after all stores to memory.
         self.tail.store(count, Ordering::Release);
         let mut done = self.done.lock().unwrap();
@@ -296,8 +300,11 @@ impl QueuePort for Unit {
     }
 
     fn head(&self) -> Result<Place, UnitError> {
-        // ORDERING: Acquire, as a read of a register.
-        let count = self.head.load(Ordering::Acquire);
+        // ORDERING: Acquire, as a read of a register: one that hardware moves on any CPU shows what it has now.
+        let count = match self.goes_on {
+            true => self.head.fetch_add(0, Ordering::Acquire),
+            false => self.head.load(Ordering::Acquire),
+        };
         let entries = self.entries();
         Ok(Place::new((count % entries) as usize, count >= entries))
     }
