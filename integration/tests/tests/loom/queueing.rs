@@ -163,7 +163,7 @@ impl Unit {
             self.stands.store(UNANSWERED, Ordering::Release);
             return false;
         }
-        if entry == self.refuses {
+        if self.refuses != 0 && entry == self.refuses {
             // ORDERING: as above.
             self.stands.store(REFUSED, Ordering::Release);
             return false;
@@ -278,7 +278,7 @@ impl QueuePort for Unit {
         let count = tail.index() as u64 + u64::from(tail.wrap()) * entries;
         // ORDERING: Relaxed: the last write is seen where what orders the holders of the bell orders their writes. (Where hardware
         // reads it on any CPU, by what counts as a write here, a plain load may show an older one all the same.)
-        let before = match self.goes_on {
+        let before = match self.refuses != 0 {
             true => self.tail.fetch_add(0, Ordering::Relaxed),
             false => self.tail.load(Ordering::Relaxed),
         };
@@ -300,8 +300,8 @@ impl QueuePort for Unit {
     }
 
     fn head(&self) -> Result<Place, UnitError> {
-        // ORDERING: Acquire, as a read of a register: one that hardware moves on any CPU shows what it has now.
-        let count = match self.goes_on {
+        // ORDERING: Acquire, as a read of a register. What is refused shows in another one: behind that this is what hardware has now.
+        let count = match self.refuses != 0 {
             true => self.head.fetch_add(0, Ordering::Acquire),
             false => self.head.load(Ordering::Acquire),
         };
@@ -404,7 +404,10 @@ fn two_producers_and_one_sync() {
     let first = unit.submit(4).unwrap();
     let second = unit.submit(5).unwrap();
     let theirs = other.join().unwrap();
-    if theirs == first || theirs == second {
+    if [first, second]
+        .iter()
+        .any(|ours| ours.sequence == theirs.sequence)
+    {
         saw("two share a sync");
     }
     while unit.step() {}
