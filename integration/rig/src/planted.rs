@@ -368,7 +368,16 @@ pub const PLANTED: &[Planted] = &[
         &[Rule::BadContext, Rule::TornEntry],
     ),
     of_smmu(Fault::FirstStageOtherVmid, FORGOTTEN),
-    of_smmu(Fault::LeafForEveryAsid, STALE),
+    of_smmu(
+        Fault::LeafForEveryAsid,
+        &[
+            Rule::StillCached,
+            Rule::FreedMemory,
+            Rule::ForeignMemory,
+            Rule::StaleTranslation,
+            Rule::BreakBeforeMake,
+        ],
+    ),
     of_smmu(Fault::LeafForPrivileged, &[Rule::MappedFaulted]),
     of_smmu(
         Fault::NestedWithoutParent,
