@@ -163,7 +163,7 @@ pub(crate) const PLANTED_FAULTS: &[Planted] = &[
         "leave_translation_off",
         "blocked",
         BOTH,
-        "controller failed while waiting for admin command",
+        "a unit that does not translate",
     ),
     planted(
         "ignore_permissions",
