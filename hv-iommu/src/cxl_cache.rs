@@ -131,7 +131,7 @@ impl<B: Backend> Inner<B> {
     pub(crate) fn caching(&self) -> Option<PciAddress> {
         let registry = self.system.registry.lock();
         let mut ours = registry.bound.iter().filter(|bound| bound.group == self.id);
-        ours.find_map(|bound| Some(bound.cxl_cache.as_ref()?.function))
+        ours.find_map(|bound| Some(bound.cxl_cache?.function))
     }
 }
 

@@ -79,7 +79,8 @@ pub enum InterruptRoute {
     Message(InterruptMessage),
 }
 
-/// Why the interrupts of a source go nowhere, which they do after each of these.
+/// Why the interrupts of a source go nowhere, which they do after each of these but [`RouteError::Unit`]: where that says that
+/// the unit was busy, or does not translate, nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RouteError {
     /// The unit does not interrupt for that, or not now: its queue of page requests is off.
