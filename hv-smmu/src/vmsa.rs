@@ -53,7 +53,7 @@ pub enum Stage {
 /// ([`second_stage::has_long`](crate::spec::second_stage::has_long)). Addresses of 52 bits with smaller pages take descriptors
 /// of another layout (FEAT_LPA2), which are not used: memory above 2^48 is out of reach for these tables, and refused.
 ///
-/// An unmapped leaf keeps its address with [`K`] set, a detached table its address and the bit that makes a valid
+/// An unmapped leaf keeps its address and [`K`], which all leaves have, a detached table its address and the bit that makes a valid
 /// descriptor a table, an unlinked empty one [`F`] as well; none of them is valid. Leaves have AF set, since nobody
 /// would set it for them, and forbid execution, which no mapping of ours grants: a device that says of a read that it
 /// fetches an instruction is refused. Those of a first stage serve one ASID, and privileged requests and others
@@ -72,6 +72,9 @@ pub enum Stage {
 /// flush in between; and of a group that is noted as written all leaves would have to be clean or written at once. It
 /// could be had for ranges that say at their map that they are never cut, protected or noted. No caller says so today, and
 /// where a run is long and aligned enough, the next size of pages does more: so it is left out.
+///
+/// # Invariants
+/// `leaves` have [`K`], each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vmsa<const PAGE_SHIFT: u32 = 12, const INDEX_BITS: u32 = 9> {
     stage: Stage,
@@ -102,7 +105,7 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
         };
         Self::with(
             Stage::Second,
-            kind | shared(coherent) | ACCESSED | EXECUTE_NEVER,
+            kind | shared(coherent) | ACCESSED | EXECUTE_NEVER | K,
             (0, WRITE, 0),
         )
     }
@@ -124,7 +127,7 @@ impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Vmsa<PAGE_SHIFT, INDEX_BITS> 
         let kind = attribute(WRITE_BACK_INDEX) | UNPRIVILEGED | NOT_GLOBAL;
         Self::with(
             Stage::First,
-            kind | shared(coherent) | ACCESSED | NEVER_EXECUTED,
+            kind | shared(coherent) | ACCESSED | NEVER_EXECUTED | K,
             (INVERTED, WRITE, 0),
         )
     }
@@ -307,7 +310,7 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
             Stage::First => attribute(DEVICE_INDEX) | UNPRIVILEGED | NOT_GLOBAL | NEVER_EXECUTED,
             Stage::Second => DEVICE | EXECUTE_NEVER,
         };
-        let kind = VALID | TABLE_OR_PAGE | OUTER_SHAREABLE | ACCESSED;
+        let kind = VALID | TABLE_OR_PAGE | OUTER_SHAREABLE | ACCESSED | K;
         Self::telling(to) | self.permission_bits(perms) | attributes | kind
     }
 
@@ -330,11 +333,12 @@ unsafe impl<const PAGE_SHIFT: u32, const INDEX_BITS: u32> Format for Vmsa<PAGE_S
 
     #[inline]
     fn pending(&self, word: u64) -> u64 {
-        let kept = word & (Self::ADDRESS | WRITTEN);
-        if Fault::PendingWithoutKind.is_on() {
-            return kept;
+        // K is there already: putting it in would be a step of each unmap.
+        let kept = word & (Self::ADDRESS | WRITTEN | K);
+        match Fault::PendingWithoutKind.is_on() {
+            true => kept & !K,
+            false => kept,
         }
-        kept | K
     }
 
     #[inline]

@@ -16,24 +16,27 @@ use crate::spec::second_stage::{A, ADDRESS, D, F, K, PS, R, SNP, W, WB};
 /// Hardware has 512 entries per table, the default. Models run the same code with fewer: a page of
 /// level `n` then has `4 KiB << (INDEX_BITS * (n - 1))` bytes.
 ///
-/// An unmapped leaf keeps its address with [`K`] set and its permission bits clear, a detached table its
+/// An unmapped leaf keeps its address and [`K`], which all leaves have, with its permission bits clear, a detached table its
 /// address alone, an unlinked empty one its address and [`F`]. Links have both permissions, so that the
 /// leaf alone decides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// # Invariants
+/// `beside` has [`K`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SecondStage<const INDEX_BITS: u32 = 9> {
-    /// What every leaf has beside: SNP or nothing.
+    /// What every leaf has beside: K, and SNP or not.
     beside: u64,
 }
 
 impl<const INDEX_BITS: u32> SecondStage<INDEX_BITS> {
     /// The format for any unit.
     pub const fn new() -> Self {
-        Self { beside: 0 }
+        Self { beside: K }
     }
 
     /// The format whose leaves make devices snoop. Only for units with snoop control: SNP is reserved on others.
     pub const fn that_snoops() -> Self {
-        Self { beside: SNP }
+        Self { beside: SNP | K }
     }
 
     const fn permission_bits(perms: Perms) -> u64 {
@@ -102,11 +105,12 @@ unsafe impl<const INDEX_BITS: u32> Format for SecondStage<INDEX_BITS> {
 
     #[inline]
     fn pending(&self, word: u64) -> u64 {
-        let kept = word & (ADDRESS | D);
-        if Fault::PendingWithoutKind.is_on() {
-            return kept;
+        // K is there already: putting it in would be a step of each unmap.
+        let kept = word & (ADDRESS | D | K);
+        match Fault::PendingWithoutKind.is_on() {
+            true => kept & !K,
+            false => kept,
         }
-        kept | K
     }
 
     #[inline]
@@ -189,11 +193,19 @@ mod tests {
     fn words_are_what_the_manual_shows() {
         let two = Level::new(2).unwrap();
         let at = PhysAddr::new(0x4020_0000);
-        assert_eq!(FORMAT.leaf(Level::LEAF, at, Perms::Read), 0x4020_0001);
-        assert_eq!(FORMAT.leaf(Level::LEAF, at, Perms::Write), 0x4020_0002);
-        assert_eq!(FORMAT.leaf(two, at, Perms::ReadWrite), 0x4020_0083);
+        // Hardware ignores it.
+        let ours = 0x0100_0000_0000_0000;
+        assert_eq!(
+            FORMAT.leaf(Level::LEAF, at, Perms::Read),
+            ours | 0x4020_0001
+        );
+        assert_eq!(
+            FORMAT.leaf(Level::LEAF, at, Perms::Write),
+            ours | 0x4020_0002
+        );
+        assert_eq!(FORMAT.leaf(two, at, Perms::ReadWrite), ours | 0x4020_0083);
         assert_eq!(FORMAT.table(at), 0x4020_0003);
-        assert_eq!(FORMAT.pending(0x4020_0083), 0x0100_0000_4020_0000);
+        assert_eq!(FORMAT.pending(ours | 0x4020_0083), ours | 0x4020_0000);
         assert_eq!(FORMAT.tombstone(at), 0x0400_0000_4020_0000);
     }
 

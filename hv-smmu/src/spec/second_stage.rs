@@ -53,7 +53,7 @@ pub const EXECUTE_NEVER_LOW: u64 = 1 << 53;
 /// Ours, in a leaf, or in what is left of one: somebody wrote through it, or through one that it took the place of. A leaf
 /// that is for reading alone, or was made so, cannot say it by [`WRITE`].
 pub const WRITTEN: u64 = 1 << 55;
-/// Ours, in a descriptor that is not valid: this was a leaf, its address waits for a receipt.
+/// Ours, in a leaf; in a descriptor that is not valid: this was one, its address waits for a receipt.
 pub const K: u64 = 1 << 56;
 /// Ours, in a link: the word reached the memory that a walker reads that does not snoop.
 pub const WB: u64 = 1 << 57;

@@ -146,22 +146,22 @@ fn links_and_what_becomes_of_them_name_their_table() {
 fn words_are_what_hardware_was_seen_to_walk() {
     let format = Vmsa::<12, 9>::second(MemoryType::AsSent, true);
     let (two, at) = (Level::new(2).unwrap(), PhysAddr::new(0x4080_0000));
-    // QEMU walked `PA | 0x7ff` and `PA | 0x7fd`; XN is ours.
-    let xn = 1 << 54;
+    // QEMU walked `PA | 0x7ff` and `PA | 0x7fd`; XN is ours, and a bit that hardware ignores.
+    let ours = 1 << 54 | 1 << 56;
     assert_eq!(
         format.leaf(Level::LEAF, at, Perms::ReadWrite),
-        xn | 0x4080_07ff
+        ours | 0x4080_07ff
     );
-    assert_eq!(format.leaf(two, at, Perms::ReadWrite), xn | 0x4080_07fd);
-    assert_eq!(format.leaf(two, at, Perms::Read), xn | 0x4080_077d);
-    assert_eq!(format.leaf(two, at, Perms::Write), xn | 0x4080_07bd);
+    assert_eq!(format.leaf(two, at, Perms::ReadWrite), ours | 0x4080_07fd);
+    assert_eq!(format.leaf(two, at, Perms::Read), ours | 0x4080_077d);
+    assert_eq!(format.leaf(two, at, Perms::Write), ours | 0x4080_07bd);
     assert_eq!(format.table(at), 0x4080_0003);
-    assert_eq!(format.pending(xn | 0x4080_07ff), 0x0100_0000_4080_0000);
+    assert_eq!(format.pending(ours | 0x4080_07ff), 0x0100_0000_4080_0000);
     assert_eq!(format.tombstone(at), 0x0400_0000_4080_0002);
     let forced = Vmsa::<12, 9>::second(MemoryType::ForcedWriteBack, false);
     assert_eq!(
         forced.leaf(Level::LEAF, at, Perms::ReadWrite),
-        xn | 0x4080_06db
+        ours | 0x4080_06db
     );
 }
 
@@ -171,10 +171,10 @@ fn words_of_long_addresses_match_an_independent_table() {
     let (to, page) = (PhysAddr::new(0x000a_1234_5678_0000), 0x1234_5678_a000);
     let second = Vmsa64K::second(MemoryType::AsSent, true);
     let leaf = |format: Vmsa64K, level, to| format.leaf(level, to, Perms::ReadWrite);
-    assert_eq!(leaf(second, Level::LEAF, to), 1 << 54 | 0x7ff | page);
+    assert_eq!(leaf(second, Level::LEAF, to), 5 << 54 | 0x7ff | page);
     assert_eq!(
         leaf(Vmsa64K::first(true), Level::LEAF, to),
-        3 << 53 | 0xf43 | page
+        1 << 56 | 3 << 53 | 0xf43 | page
     );
     assert_eq!(second.table(to), page | 3);
     assert_eq!(second.tombstone(to), page | 1 << 58 | 2);
@@ -187,7 +187,7 @@ fn words_of_long_addresses_match_an_independent_table() {
         let level = Level::new(number).unwrap();
         let (upper, lower) = (at >> 48, at & 0xffff_ffff_ffff);
         let word = leaf(second, level, PhysAddr::new(at));
-        assert_eq!(word, 1 << 54 | 0x7fd | lower | upper << 12);
+        assert_eq!(word, 5 << 54 | 0x7fd | lower | upper << 12);
     }
     let carry = 1 << <Vmsa64K as Format>::CARRY_BITS;
     let last = leaf(second, Level::LEAF, PhysAddr::new(carry - 0x1_0000));
@@ -273,8 +273,8 @@ fn foreign_words_are_unknown() {
 fn words_of_a_first_stage_match_an_independent_table() {
     let format = Vmsa::<12, 9>::first(true);
     let (two, at) = (Level::new(2).unwrap(), PhysAddr::new(0x4080_0000));
-    // AttrIndx 0, AP, inner shareable, AF, nG; PXN and UXN.
-    let never = 0x0060_0000_0000_0000;
+    // AttrIndx 0, AP, inner shareable, AF, nG; PXN and UXN, and a bit of ours.
+    let never = 0x0160_0000_0000_0000;
     let page = |perms| format.leaf(Level::LEAF, at, perms);
     assert_eq!(page(Perms::ReadWrite), never | 0x4080_0f43);
     assert_eq!(page(Perms::Read), never | 0x4080_0fc3);
@@ -436,11 +436,11 @@ fn nothing_is_noted_where_nobody_asked() {
 fn words_in_which_writes_are_noted_match_an_independent_table() {
     let format = Vmsa::<12, 9>::second_that_notes(MemoryType::AsSent);
     let at = PhysAddr::new(0x4080_0000);
-    let (xn, dbm) = (1 << 54, 1 << 51);
+    let (beside, dbm) = (1 << 54 | 1 << 56, 1 << 51);
     let page = |perms| format.leaf(Level::LEAF, at, perms);
-    assert_eq!(page(Perms::Read), xn | 0x4080_077f);
-    assert_eq!(page(Perms::ReadWrite), xn | dbm | 0x4080_077f);
-    assert_eq!(page(Perms::Write), xn | dbm | 0x4080_073f);
+    assert_eq!(page(Perms::Read), beside | 0x4080_077f);
+    assert_eq!(page(Perms::ReadWrite), beside | dbm | 0x4080_077f);
+    assert_eq!(page(Perms::Write), beside | dbm | 0x4080_073f);
     let written = page(Perms::ReadWrite) | 0x80;
     assert_eq!(format.noted(written), 0x0080_0000_0000_0000);
     assert_eq!(
@@ -449,5 +449,5 @@ fn words_in_which_writes_are_noted_match_an_independent_table() {
     );
     let forced = Vmsa::<12, 9>::second_that_notes(MemoryType::ForcedWriteBack);
     let leaf = forced.leaf(Level::LEAF, at, Perms::Read);
-    assert_eq!(leaf, xn | 0x4080_075b);
+    assert_eq!(leaf, beside | 0x4080_075b);
 }

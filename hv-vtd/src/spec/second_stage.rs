@@ -25,7 +25,7 @@ pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits that hardware ignores and software may use: 10, 61:52 (Linux `vtdss`; bit 62 is TM and
 /// bit 63 is left alone).
 pub const SOFTWARE: u64 = 0x3ff0_0000_0000_0400;
-/// Ours, in an entry that is not present: this was a leaf, its address waits for a receipt.
+/// Ours, in a leaf; in an entry that is not present: this was one, its address waits for a receipt.
 pub const K: u64 = 1 << 56;
 /// Ours, in a link: the word reached the memory that a non-coherent walker reads.
 pub const WB: u64 = 1 << 57;
