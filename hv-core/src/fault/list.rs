@@ -336,6 +336,8 @@ faults! {
     PublishEntriesRelaxed = "publish_entries_relaxed",
     /// Two CPUs may write the tail register at once.
     BellIsFree = "bell_is_free",
+    /// Who repairs leaves it to whoever has the bell that hardware is told again.
+    BellIsNotRungAgain = "bell_is_not_rung_again",
     /// Who has rung does not look whether others have published meanwhile and gone.
     SkipSecondLook = "skip_second_look",
     /// Who lets go of the bell does not say how far it has rung.

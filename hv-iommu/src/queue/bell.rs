@@ -92,6 +92,10 @@ impl CommandQueue {
         if tail.is_ringing() && !Fault::BellIsFree.is_on() {
             return false;
         }
+        // ORDERING: Relaxed: who repairs stores it before it changes the tail, and looks itself after that.
+        if self.told.again.load(Ordering::Relaxed) {
+            return true;
+        }
         // ORDERING: Relaxed: the tail says that the bell was let go of, and this was stored before that.
         let rung = self.told.given.load(Ordering::Relaxed);
         match self.published(rung) {
@@ -117,6 +121,13 @@ impl CommandQueue {
             end = self.tail().position();
         }
         if end == rung {
+            // ORDERING: Relaxed to look, Acquire to take it back, pairs with `ring_again`: the write there that has hardware go
+            // on comes before this one of the doorbell.
+            if self.told.again.load(Ordering::Relaxed)
+                && self.told.again.swap(false, Ordering::Acquire)
+            {
+                port.ring(self.shape.place(rung));
+            }
             return;
         }
         // ORDERING: Release: whoever sees hardware act on these entries finds that they were given.
@@ -131,6 +142,18 @@ impl CommandQueue {
         if let Some(sequence) = covered {
             // ORDERING: Release: the doorbell was rung before anybody counts on that.
             self.told.covered.store(sequence, Ordering::Release);
+        }
+    }
+
+    /// Has hardware told once more of what it was told of. A write of the doorbell on another CPU may have come too early.
+    pub(super) fn ring_again<P: QueuePort>(&self, port: &P) {
+        // ORDERING: Release: what this CPU has written to hardware comes before what is rung for this. The change of the tail
+        // that follows sees to it that it is: whoever has the bell then finds that when it lets go, and who takes it after that
+        // finds this word, or has more to ring for.
+        self.told.again.store(true, Ordering::Release);
+        match Fault::BellIsNotRungAgain.is_on() {
+            true => self.ring(port),
+            false => self.leave(port),
         }
     }
 

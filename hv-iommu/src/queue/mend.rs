@@ -293,7 +293,12 @@ impl<P: QueuePort> Alone<'_, '_, P> {
         let (queue, port) = (self.queue, self.port);
         let mut wait = Wait::since(port, queue.shape, port.clock().now());
         let mut answered = true;
-        while !done()? {
+        loop {
+            // The clock before the look, as in `submit_and_wait`.
+            let over = wait.over(port, queue.shape, port.clock().now());
+            if done()? {
+                break;
+            }
             match port.check()? {
                 Going::Unanswered if stop == Stop::IsLeft => {
                     answered = false;
@@ -302,7 +307,7 @@ impl<P: QueuePort> Alone<'_, '_, P> {
                 Going::Refused => return Err(queue.refused_at_head(port)),
                 Going::On | Going::Unanswered => {}
             }
-            if let Some(waited) = wait.over(port, queue.shape, port.clock().now()) {
+            if let Some(waited) = over {
                 let unit = port.unit();
                 return Err(UnitError::Timeout { unit, what, waited });
             }

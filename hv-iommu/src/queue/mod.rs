@@ -37,7 +37,9 @@
 //! hypervisor, may take long, above all in the doorbell's write. Whoever waits for it gives up at the shape's deadline with
 //! [`UnitError::Busy`], and the unit is not wedged for that: hardware is blamed for nothing that it was not told of. The
 //! batch stays in the ring, in order, and is done when the other CPU goes on; it has no ticket. A ring that stays full although hardware has done all that it knows of is such a case
-//! too; one that hardware does not empty is a time-out, and wedges.
+//! too, and so is one whose room others take again and again; one that hardware does not empty is a time-out, and wedges.
+//! While what does not answer is mended, a submission that stays unpublished for all of the mender's deadline wedges the unit:
+//! nobody knows what that CPU still hands over.
 //!
 //! # Events
 //!
@@ -85,6 +87,7 @@
 //! | reserve against mend | before, and read before anything is asked anew; or after it | `bc01_others_go_on_beside_what_does_not_answer` |
 //! | what was submitted behind it asks somebody too | taken out while hardware stands; its ticket counts behind the mending | `bc01_what_stands_in_the_ring_is_asked_by_who_mends` |
 //! | two wait, and what one of them asked for is refused | its ticket fails, the other's counts | `bc01_what_is_refused_fails_who_asked_for_it_and_nobody_else` |
+//! | the bell is rung while hardware stands and hears nothing | rung once more, by who repairs or by who lets go of the bell | `bc14_a_bell_that_hardware_did_not_hear_is_rung_again` |
 //!
 //! | site | ordering | what it publishes, to whom |
 //! |---|---|---|
@@ -99,6 +102,7 @@
 //! | given: store, load | Release, Acquire | how far hardware may read, before it is told |
 //! | rung: store, load | Release, Acquire | how far it was told to, to who finds the ring full |
 //! | covered: store, load | Release, Acquire | that the doorbell was rung, to who waits for that |
+//! | again: store, swap | Release, Acquire | that hardware goes on, to who rings for that |
 //! | head: max, load | AcqRel, Acquire | that hardware has read a place, to who fills it again |
 //! | steps: add, load | Relaxed | nothing: that time begins anew |
 
@@ -129,6 +133,9 @@ use words::{Tail, WEDGED_BIT};
 
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
+/// How often one look at a ticket goes on by what it mended or repaired.
+const LOOKS: u32 = 64;
+
 /// A word that many CPUs write, on a pair of cache lines of its own (lines are fetched in pairs).
 #[repr(align(128))]
 struct Apart<T>(T);
@@ -142,6 +149,8 @@ struct Told {
     rung: AtomicU64,
     /// The sequence of the last sync that hardware was told of.
     covered: AtomicU64,
+    /// Whether hardware has to be told once more of what it was told of.
+    again: AtomicBool,
 }
 
 /// A queue that took requests when somebody looked, see [`CommandQueue::alive`].
@@ -210,6 +219,7 @@ impl CommandQueue {
                 given: AtomicU64::new(0),
                 rung: AtomicU64::new(0),
                 covered: AtomicU64::new(0),
+                again: AtomicBool::new(false),
             },
             head: Apart(AtomicU64::new(0)),
             upkeep: AtomicBool::new(false),
@@ -319,7 +329,7 @@ impl CommandQueue {
         if Fault::ReuseStatusWord.is_on() {
             needed = 1;
         }
-        loop {
+        for _ in 0..LOOKS {
             if self.completed(seen, caller, port, needed)? {
                 // Once more after the look, which is an acquire load: a reset drops syncs and moves the word or the head
                 // past their sequences with the first of its flushes. Who is admitted here looked before the unit
@@ -339,6 +349,8 @@ impl CommandQueue {
             }
             // Mended just now: that may have been all that was missing, and the caller's time may be over.
         }
+        // Hardware may stop without end, and the clock is the caller's.
+        Ok(false)
     }
 
     /// Whether all up to the sequence `needed` has completed.
@@ -452,12 +464,16 @@ impl CommandQueue {
             return Ok(());
         }
         let mut wait = Patience::since(self, port, port.clock().now());
-        while !self.poll_for(caller, port, ticket)? {
-            if let Some(waited) = wait.over(self, port, port.clock().now()) {
+        loop {
+            // The clock before the look: this CPU may be held up between the two for longer than hardware has.
+            let over = wait.over(self, port, port.clock().now());
+            if self.poll_for(caller, port, ticket)? {
+                return Ok(());
+            }
+            if let Some(waited) = over {
                 return Err(self.fail(seen, unit, UnitError::Timeout { unit, what, waited }));
             }
             port.pause();
         }
-        Ok(())
     }
 }

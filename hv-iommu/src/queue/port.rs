@@ -239,6 +239,12 @@ pub trait QueuePort {
     /// recorded that.
     fn resume(&self) {}
 
+    /// Whether hardware that was told to [go on](Self::resume) past a command that it refused does so at the next write of the
+    /// tail register only: it is rung for once more then.
+    fn awaits_bell(&self) -> bool {
+        false
+    }
+
     /// Finds out what behind the unit does not answer, with the queue to itself, and sees to it that it reaches nothing;
     /// all else that may be asked to forget has forgotten everything by then. What any ticket of before stands for is done
     /// when it gives `Ok`.

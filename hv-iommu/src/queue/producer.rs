@@ -12,7 +12,8 @@ use super::words::{Tail, Turn};
 use super::{Caller, CommandQueue};
 use crate::backend::{FlushTicket, UnitError, UnitIndex};
 
-/// How often the flush behind an entry that was taken down is asked for, each time for a deadline.
+/// How often the flush behind an entry that was taken down is asked for, each time for a deadline; and how many deadlines
+/// somebody waits for room that others are faster to take.
 const PATIENCE: u32 = 8;
 
 /// Positions that one CPU has reserved and not published: others wait for it.
@@ -172,8 +173,18 @@ impl CommandQueue {
             match &mut full {
                 Some((at, before, wait)) if *at == head && *before == rung => {
                     if wait.over(port, self.shape, now).is_some() {
+                        // Once more behind the clock: this CPU may have been held up since it looked.
+                        if self.read_head(seen, caller, port)? != head {
+                            full = None;
+                            continue;
+                        }
                         return Err(self.stays_full(seen, unit, (head, rung), now.since(start)));
                     }
+                }
+                // Others were faster, time and again.
+                _ if now > start.after(port.deadline(self.shape).saturating_mul(PATIENCE)) => {
+                    let waited = now.since(start);
+                    return Err(UnitError::Busy { unit, waited });
                 }
                 // The unit goes on reading: others were faster with the room that it made. Or it was given more just
                 // now, by a CPU that had stood still: its time to read that begins.

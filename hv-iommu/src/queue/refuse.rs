@@ -22,6 +22,10 @@
 //! Each place of the ring has room for one note, the latest. A ticket that nobody looked at before the ring went round once more
 //! fails also by a later note in one of its places: what stood there of its own is not known any more, and to fail is safe.
 //!
+//! Hardware that goes on at the next write of the tail register only ([`QueuePort::awaits_bell`]) may not have heard one of
+//! another CPU that came while it stood. It is rung for once more then: by who repairs, or, where another CPU has the bell, by
+//! that one before it is done ([`CommandQueue::ring_again`]).
+//!
 //! Nobody is held up, for nothing is waited for: others reserve, publish and ring meanwhile. While the queue is mended or
 //! reset nothing is repaired: the unit is wedged then, as whoever has the queue to itself does with all errors.
 
@@ -193,22 +197,10 @@ impl CommandQueue {
             return Err(failed(refusal(unit, index, code)));
         }
         port.resume();
-        self.ring_again(port);
-        Ok(true)
-    }
-
-    /// Rings once more for what hardware was told of: some go on by that alone. Whoever has the bell rings for more, or has
-    /// just done so.
-    fn ring_again<P: QueuePort>(&self, port: &P) {
-        let Some((bell, _)) = self.take_bell(|tail| Some(tail.with_bell_alone())) else {
-            return;
-        };
-        // ORDERING: Relaxed: only holders of the bell store it.
-        let given = self.told.given.load(Ordering::Relaxed);
-        port.ring(self.shape.place(given));
-        if self.let_go(bell) {
-            self.ring(port);
+        if port.awaits_bell() {
+            self.ring_again(port);
         }
+        Ok(true)
     }
 
     /// Why a ticket that is complete does not count.

@@ -469,6 +469,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::PublishEarly, LOOM),
     (Fault::PublishEntriesRelaxed, LOOM),
     (Fault::BellIsFree, LOOM),
+    (Fault::BellIsNotRungAgain, LOOM),
     (Fault::SkipSecondLook, LOOM),
     (Fault::LetGoRelaxed, LOOM),
     (Fault::BellRelaxed, LOOM),

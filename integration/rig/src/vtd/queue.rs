@@ -50,6 +50,9 @@ pub(crate) struct Queue {
     pub(crate) on: bool,
     /// Whether an error stopped it.
     pub(crate) stopped: bool,
+    /// Whether that was cleared, and the tail not written since: the unit goes on then (as in QEMU, `intel_iommu.c`; no
+    /// manual's sentence says that clearing is enough).
+    pub(crate) awaits_tail: bool,
     /// Which legal descriptors it calls illegal.
     pub(super) refusing: Refusing,
     pending: VecDeque<Pending>,
@@ -92,7 +95,7 @@ impl Queue {
     /// Everything that was fetched is forgotten: the queue was turned off or given anew.
     pub(crate) fn restart(&mut self) {
         self.head = 0;
-        self.stopped = false;
+        (self.stopped, self.awaits_tail) = (false, false);
         self.pending.clear();
     }
 }
@@ -133,6 +136,7 @@ impl Unit {
             }
         }
         self.queue.tail = place;
+        self.queue.awaits_tail = false;
     }
 
     /// An error of the unit's own, at the descriptor that it would read next.
@@ -197,7 +201,12 @@ impl Unit {
         let queue = &self.queue;
         let room = queue.pending.len() < WINDOW;
         // What was fetched before an error goes on; nothing more is fetched.
-        if queue.stopped || queue.head == queue.tail || !room || slow && bus.rng.one_in(3) {
+        if queue.stopped
+            || queue.awaits_tail
+            || queue.head == queue.tail
+            || !room
+            || slow && bus.rng.one_in(3)
+        {
             return false;
         }
         let at = queue.base + queue.head * DESCRIPTOR_BYTES;

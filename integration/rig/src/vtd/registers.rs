@@ -163,7 +163,7 @@ impl Unit {
     fn clear_faults(&mut self, bus: &mut Bus, value: u32) {
         let cleared = value & self.status_of_faults & spec::FSTS_CLEARABLE;
         if cleared & spec::FSTS_IQE != 0 && self.queue.on {
-            self.queue.stopped = false;
+            (self.queue.stopped, self.queue.awaits_tail) = (false, true);
         }
         self.status_of_faults &= !cleared;
         self.dealt_with();

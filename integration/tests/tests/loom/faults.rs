@@ -90,6 +90,10 @@ const QUEUEING: &[Row] = &[
         &[queueing::bc14_two_producers_share_a_sync],
     ),
     (
+        Fault::BellIsNotRungAgain,
+        &[queueing::refusing::bc14_a_bell_that_hardware_did_not_hear_is_rung_again],
+    ),
+    (
         Fault::SkipSecondLook,
         &[queueing::stalls::bc14_what_nobody_waits_for_is_rung],
     ),

@@ -1,4 +1,6 @@
-//! Several CPUs that ask something behind the unit which never answers.
+//! Several CPUs, of which one at least asks something behind the unit which never answers.
+
+use hv_iommu::queue::QueuePort;
 
 use super::{SILENT, standing};
 use crate::explore::{models, saw};
@@ -24,9 +26,29 @@ fn another_asks_what_does_not_answer() {
     }
 }
 
+/// One CPU waits for what does not answer, another has to do with the unit alone.
+fn another_goes_on_beside_no_answer() {
+    let (unit, ticket) = standing(false);
+    let other = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(1).unwrap())
+    };
+    unit.wait_silent(ticket);
+    // Who polls beside a mending is in other models; here that would only multiply what is shown.
+    let theirs = other.join().unwrap();
+    assert_eq!(unit.queue.poll(&*unit, theirs), Ok(true));
+    assert!(unit.has_done(1));
+    assert_eq!(unit.queue.check_alive(unit.unit()), Ok(()));
+    assert_eq!(unit.done.lock().unwrap().mended, 1);
+}
+
 models! {
     /// Who does not answer is asked once, however many have it asked.
     /// Shows: bc01.
     bc01_what_stands_in_the_ring_is_asked_by_who_mends: Two(1),
         sees ["it is spared", "it is asked behind the mending"], another_asks_what_does_not_answer;
+
+    /// What does not answer harms nobody who does not wait for it.
+    /// Shows: bc01.
+    bc01_others_go_on_beside_what_does_not_answer: Two(1), sees [], another_goes_on_beside_no_answer;
 }
