@@ -11,6 +11,7 @@ use hv_core::platform::{Clock, Instant};
 
 use super::*;
 
+mod held_up;
 mod refused;
 mod stalled;
 mod unanswered;
