@@ -48,6 +48,12 @@ impl<const INDEX_BITS: u32> SecondStage<INDEX_BITS> {
     }
 }
 
+impl<const INDEX_BITS: u32> Default for SecondStage<INDEX_BITS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 const fn address(word: u64) -> PhysAddr {
     PhysAddr::new(word & ADDRESS)
 }
