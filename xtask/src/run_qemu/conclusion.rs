@@ -171,7 +171,12 @@ fn outcomes(done: &[&Done], missing: &[Arch]) -> String {
             }
             false => "FAILED".to_owned(),
         });
-        let others = missing.iter().map(|_| "NOT RUN".to_owned());
+        let others = missing
+            .iter()
+            .map(|arch| match scenarios::on(*arch, &[name])[..] {
+                [] => "-".to_owned(),
+                _ => "NOT RUN".to_owned(),
+            });
         table.add_row([name.to_owned()].into_iter().chain(cells).chain(others));
     }
     table.trim_fmt()
@@ -228,6 +233,9 @@ mod tests {
     #[test]
     fn an_architecture_that_cannot_run_has_a_column_and_an_error() {
         let done = [ran(Arch::X86_64, "revoke")];
+        let of_arm = [ran(Arch::Aarch64, "nested")];
+        let table = outcomes(&of_arm.iter().collect::<Vec<_>>(), &[Arch::X86_64]);
+        assert!(table.ends_with('-'), "there is none: {table}");
         let lost = vec![without_qemu(Arch::Aarch64)];
         let passing: Vec<&Done> = done.iter().collect();
         let missing = without_a_run(&passing, &lost);
