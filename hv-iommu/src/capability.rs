@@ -64,6 +64,18 @@ pub struct BadRequest {
     pub found: u64,
 }
 
+/// Why a backend does not do what a user asked for. Nothing was done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NotTaken {
+    /// It is malformed, or asks for what users are not [shown](NestedBackend::user_unit): the user's mistake, which a unit of
+    /// its own would tell it of.
+    #[error(transparent)]
+    Malformed(#[from] BadRequest),
+    /// It is in order, and not for a backend: the embedder, who plays the user's unit, does it.
+    #[error("this is for whoever plays the user's unit: {0}")]
+    Embedders(BadRequest),
+}
+
 /// A backend whose units translate by a user's own first stage on top of the domain's tables.
 ///
 /// What a user's stage leads to goes through the parent's tables, so a user reaches no more with it than
@@ -93,12 +105,19 @@ pub unsafe trait NestedBackend: Backend {
     type UserInvalidation;
     /// An invalidation that was looked at and is well-formed.
     type Invalidation;
+    /// What a user may be shown as a unit of its own.
+    type UserUnit;
+
+    /// The most that a user may be shown: all that follows from it is taken by [`check_stage`](Self::check_stage) and
+    /// [`check_invalidation`](Self::check_invalidation), and served by each unit that nests. `None` where none does, or where
+    /// they differ in what no unit can be shown to do either way.
+    fn user_unit(&self) -> Option<Self::UserUnit>;
 
     /// Looks at what a user says about its first stage. Changes nothing.
     ///
     /// # Errors
-    /// [`BadRequest`].
-    fn check_stage(&self, user: &Self::UserStage) -> Result<Self::FirstStage, BadRequest>;
+    /// [`NotTaken`].
+    fn check_stage(&self, user: &Self::UserStage) -> Result<Self::FirstStage, NotTaken>;
 
     /// Whether a unit can walk such a first stage.
     ///
@@ -124,14 +143,13 @@ pub unsafe trait NestedBackend: Backend {
     /// Looks at what a user asks to be forgotten. Changes nothing.
     ///
     /// # Errors
-    /// [`BadRequest`].
+    /// [`NotTaken`].
     fn check_invalidation(
         &self,
-        stage: &Self::FirstStage,
         user: &Self::UserInvalidation,
-    ) -> Result<Self::Invalidation, BadRequest>;
+    ) -> Result<Self::Invalidation, NotTaken>;
 
-    /// Asks a unit to forget that much of a first stage on top of the domain with this id, and for a wait
+    /// Asks a unit to forget that much of every first stage on top of the domain with this id, and for a wait
     /// behind it.
     ///
     /// # Errors
@@ -140,8 +158,18 @@ pub unsafe trait NestedBackend: Backend {
         &self,
         unit: UnitIndex,
         parent: HwDomainId,
-        stage: &Self::FirstStage,
         invalidation: &Self::Invalidation,
+    ) -> Result<FlushTicket, UnitError>;
+
+    /// Asks a unit to forget all of every first stage on top of the domain with this id: where they were found, and what was
+    /// translated by them. And for a wait behind that.
+    ///
+    /// # Errors
+    /// As [`Backend::submit`].
+    fn submit_forget_first_stages(
+        &self,
+        unit: UnitIndex,
+        parent: HwDomainId,
     ) -> Result<FlushTicket, UnitError>;
 }
 

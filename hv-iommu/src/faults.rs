@@ -13,7 +13,9 @@ use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
 
-pub use self::raw::{BadLog, FaultClass, FaultEvent, FaultStage, RawFault, StrayFault};
+pub use self::raw::{
+    BadLog, FaultClass, FaultDetail, FaultEvent, FaultStage, FaultStep, RawFault, StrayFault,
+};
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitIndex};
 use crate::domain::DomainUid;

@@ -22,7 +22,9 @@
 //! | have a guest's mappings kept | [`AddressSpace::map`], [`AddressSpace::unmap`]; by bytes, for hypercalls: [`front`] |
 //! | change pages under DMA | [`Range::split_large_at`], [`Range::merge`], [`Range::protect`], [`Range::settle`] |
 //! | know what a device wrote | [`Domain::dirty`], of a domain that was asked for it ([`Needs`]) |
-//! | let a guest have a first stage | [`Domain::user_parent_alloc`], [`Domain::alloc_nested`], [`Domain::invalidate`] |
+//! | let a guest have a first stage | [`Iommu::user_unit`] says what to show it; [`Domain::user_parent_alloc`], [`Domain::alloc_nested`] |
+//! | have forgotten what a guest changed there | [`Domain::invalidate`], of one nested domain or, on the parent, of all; everything of it: [`Domain::forget_first_stages`] |
+//! | tell a guest of its own faults | [`RawFault::is_of_users_stage`], then a backend crate's `user_event` |
 //! | move an attached device | [`Group::replace_with_gap`], [`Group::replace`] |
 //! | reset a device | [`Group::park`] and [`Group::unpark`]; between owners [`Group::release`] and [`Group::reset_members`] |
 //! | use PASIDs, a device TLB, no translation | [`Group::open_pasids`] and [`Group::attach_pasid`], [`Group::enable_ats`], [`Group::attach_untranslated`] |
@@ -101,8 +103,8 @@ pub use backend::{
 };
 pub use bus_master::{StaysOn, turn_off_bus_mastering};
 pub use capability::{
-    BadRequest, DeviceTlbBackend, IdentityBackend, NestedBackend, PasidBackend, ReplaceBackend,
-    ReplaceNestedBackend, Unmet,
+    BadRequest, DeviceTlbBackend, IdentityBackend, NestedBackend, NotTaken, PasidBackend,
+    ReplaceBackend, ReplaceNestedBackend, Unmet,
 };
 pub use claims::{ClaimError, GroupTable, Whereabouts};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
@@ -117,8 +119,8 @@ pub use dma::{
 };
 pub use domain::{Domain, DomainConfig, DomainError, DomainUid};
 pub use faults::{
-    BadLog, CutOff, CutOffReason, FaultBudget, FaultClass, FaultEvent, FaultLogs, FaultNotice,
-    FaultReport, FaultStage, RawFault, StrayFault,
+    BadLog, CutOff, CutOffReason, FaultBudget, FaultClass, FaultDetail, FaultEvent, FaultLogs,
+    FaultNotice, FaultReport, FaultStage, FaultStep, RawFault, StrayFault,
 };
 pub use flush::{FlushError, Receipt};
 pub use format::{Entry, Format, Level, RootPointer, RootTables};

@@ -20,6 +20,7 @@ use crate::coverage::{Coverage, CoveragePolicy};
 use crate::error::BringUpError;
 use crate::firmware::{Firmware, PciHost, RequestTarget};
 use crate::regions::Regions;
+use crate::spec::user_unit::UserUnit;
 use crate::unit::{Discovered, Enabled, HandOver, Listening, Unit, UnitInfo};
 use crate::vmsa::Tables;
 use crate::{StreamId, Vmsa};
@@ -85,6 +86,12 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
     /// What each unit is, in the order of firmware's description.
     pub fn units(&self) -> impl Iterator<Item = &UnitInfo> {
         self.units.iter().map(Unit::info)
+    }
+
+    /// The most that a guest may be shown as an SMMU of its own, as [`Iommu::user_unit`](hv_iommu::Iommu::user_unit) says it
+    /// later.
+    pub fn user_unit(&self) -> Option<UserUnit> {
+        crate::nested::user_unit::<F>(self.units())
     }
 
     /// Which unit covers whom, as which stream.

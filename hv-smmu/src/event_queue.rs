@@ -6,7 +6,7 @@
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Access, Iova, PageSize, Pasid};
-use hv_iommu::{FaultClass, FaultEvent, FaultStage, RawFault, StrayFault};
+use hv_iommu::{FaultClass, FaultDetail, FaultEvent, FaultStage, FaultStep, RawFault, StrayFault};
 use log::warn;
 
 use crate::StreamId;
@@ -14,7 +14,7 @@ use crate::error::BringUpError;
 use crate::frames::Reach;
 use crate::record_queue::{RecordQueue, Records, Taken};
 use crate::spec::command::{Command, Resume};
-use crate::spec::event::{EventKind, EventRecord, WORDS};
+use crate::spec::event::{self, EventKind, EventRecord, WORDS};
 use crate::spec::queue::QueueBase;
 use crate::unit::Regs;
 
@@ -113,6 +113,7 @@ fn attribute(
             access,
             class,
             stage,
+            detail: detail(&record),
             code,
         }),
         None => FaultEvent::Stray(StrayFault {
@@ -122,5 +123,109 @@ fn attribute(
             class,
             code,
         }),
+    }
+}
+
+/// What a record tells beside who, where and why.
+fn detail(record: &EventRecord) -> FaultDetail {
+    let transaction = record.transaction();
+    let step = match transaction.map(|transaction| transaction.step) {
+        Some(event::FaultStep::ContextFetch) => Some(FaultStep::Context),
+        Some(event::FaultStep::TableFetch) => Some(FaultStep::Table),
+        Some(event::FaultStep::Input) => Some(FaultStep::Input),
+        Some(event::FaultStep::Unknown) => None,
+        None => record.kind().is_of_context().then_some(FaultStep::Context),
+    };
+    FaultDetail {
+        address: record.address(),
+        is_privileged: transaction.is_some_and(|transaction| transaction.is_privileged),
+        is_instruction: transaction.is_some_and(|transaction| transaction.is_instruction),
+        step,
+        second_stage_page: record.intermediate(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hv_core::{PciAddress, Segment};
+
+    use super::*;
+
+    fn told(words: [u64; WORDS]) -> RawFault {
+        let who = |_| Some(PciAddress::from_requester(Segment(0), 8));
+        match attribute(EventRecord::from_words(words), who) {
+            FaultEvent::Fault(fault) => fault,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All that a record says arrives in words that every vendor has.
+    #[test]
+    fn what_a_record_says_is_handed_on_whole() {
+        let (read, fetch, privileged, second) = (1 << 35, 1 << 34, 1 << 33, 1 << 39);
+        let first = told([
+            0x8_0000_5810,
+            2 << 40 | read | fetch | privileged,
+            0x1234_5678,
+            0,
+        ]);
+        assert_eq!(first.pasid, Pasid::new(5));
+        assert_eq!(
+            (first.stage, first.access),
+            (Some(FaultStage::First), Access::Read)
+        );
+        assert_eq!(first.address, Iova::new(0x1234_5000));
+        let expected = FaultDetail {
+            address: Some(Iova::new(0x1234_5678)),
+            is_privileged: true,
+            is_instruction: true,
+            step: Some(FaultStep::Input),
+            second_stage_page: None,
+        };
+        assert_eq!(first.detail, expected);
+        assert!(first.is_of_users_stage());
+        // A table, a context and what was asked for, none of which the second stage has.
+        for (class, step) in [FaultStep::Context, FaultStep::Table, FaultStep::Input]
+            .into_iter()
+            .enumerate()
+        {
+            let words = [
+                0x8_0000_0010,
+                second | (class as u64) << 40,
+                0x5678,
+                0x28_0123,
+            ];
+            let beyond = told(words);
+            assert_eq!(
+                (beyond.stage, beyond.access),
+                (Some(FaultStage::Second), Access::Write)
+            );
+            let expected = FaultDetail {
+                address: Some(Iova::new(0x5678)),
+                step: Some(step),
+                second_stage_page: Some(Iova::new(0x28_0000)),
+                ..FaultDetail::default()
+            };
+            assert_eq!(beyond.detail, expected);
+            assert!(!beyond.is_of_users_stage());
+        }
+    }
+
+    /// Records about contexts tell neither stage nor address, and are a user's own all the same.
+    #[test]
+    fn a_context_that_is_not_as_it_has_to_be_is_a_first_stages() {
+        for number in [0x06, 0x08, 0x0a] {
+            let fault = told([0x8_0000_0000 | number, 0, 0, 0]);
+            assert_eq!(
+                (fault.stage, fault.detail.step),
+                (None, Some(FaultStep::Context))
+            );
+            assert_eq!(fault.detail.address, None);
+            assert!(fault.is_of_users_stage(), "{number:#x}");
+        }
+        for number in [0x01, 0x02, 0x03, 0x04, 0x05, 0x07, 0x20, 0x25] {
+            let fault = told([0x8_0000_0000 | number, 0, 0, 0]);
+            assert!(!fault.is_of_users_stage(), "{number:#x}");
+        }
     }
 }

@@ -6,22 +6,28 @@
 
 #![expect(unsafe_code, reason = "binding a device hands it memory")]
 
-use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
+use hv_core::{Access, PciAddress};
 use hv_iommu::{
-    BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, ReplaceBackend,
-    ReplaceNestedBackend, UnitError, UnitIndex, Unmet,
+    BadRequest, Binding, FaultStage, FaultStep, FlushTicket, HwDomainId, IdentityBackend,
+    NestedBackend, NotTaken, RawFault, ReplaceBackend, ReplaceNestedBackend, UnitError, UnitIndex,
+    Unmet,
 };
 
 use crate::backend::Smmu;
+use crate::caps::output_size;
 use crate::invalidate::vmid;
-use crate::spec::command::{BadCommand, UserCommand};
+use crate::spec::command::{BadCommand, Command, UserCommand};
+use crate::spec::event::EventKind;
+use crate::spec::event::user::{UserFault, UserPlace};
 use crate::spec::quirks::Quirk;
 use crate::spec::stream_entry::{BadUserEntry, ContextTableFormat, FirstStageContexts, WORDS};
+use crate::spec::user_unit::UserUnit;
 use crate::spec::walk::Walk;
-use crate::unit::Unit;
+use crate::unit::{Unit, UnitInfo};
 use crate::vmsa::Tables;
+use crate::{StreamId, SubstreamId};
 
 /// A user's first stage, looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,21 +40,69 @@ impl UserStage {
 }
 
 /// The words of a user's stream table entry, as they came, where it is one of a first stage (V, Config of stage 1, and the
-/// fields of stage 1, S1Fmt to S1STALLD; all else zero). One that bypasses is the parent domain itself, attached; one that
-/// aborts, or is not valid, is a group that is [parked](hv_iommu::Group::park).
+/// fields of stage 1, S1Fmt to S1STALLD; all else zero). Others are no malformed ones
+/// ([`NestedError::NoStage`](hv_iommu::NestedError::NoStage)): one that bypasses is the parent domain itself, attached; one
+/// that aborts, or is not valid, is a group that is [parked](hv_iommu::Group::park).
 pub type UserEntryWords = [u64; WORDS];
 
 /// The words of a user's command, as they came: CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA or TLBI_NH_VAA.
 ///
-/// Others are refused, since they are the embedder's to do: CMD_SYNC is done when
+/// Others that a user may give are refused as the embedder's to do
+/// ([`InvalidateRefusal::Embedders`](hv_iommu::InvalidateRefusal::Embedders)): CMD_SYNC is done when
 /// [`invalidate`](hv_iommu::Domain::invalidate) is back; behind CFGI_STE and CFGI_ALL the user's entries are looked at again,
 /// and what became another one is [replaced](hv_iommu::Group::replace); TLBI_NSNH_ALL of a user is TLBI_NH_ALL;
-/// PREFETCH_CONFIG and PREFETCH_ADDR are hints.
+/// PREFETCH_CONFIG and PREFETCH_ADDR are hints. The rest is malformed: a unit of the user's own would stop at it (CERROR_ILL).
 ///
-/// A user is to be shown an SMMU that takes no more than all of the machine's: range invalidation (IDR3.RIL) where each has
-/// it, 16-bit ASIDs (IDR0.ASID16) where each has those, no HTTU, ATS, PRI, stalls or broadcasts, as
-/// [`UnitInfo`](crate::UnitInfo) of [`Discovery::units`](crate::Discovery::units) tells before bring-up.
+/// A user is to be shown an SMMU that takes no more than all of the machine's, which is
+/// [`Iommu::user_unit`](hv_iommu::Iommu::user_unit), and [`Discovery::user_unit`](crate::Discovery::user_unit) before bring-up.
 pub type UserCommandWords = [u64; crate::spec::command::WORDS];
+
+/// The words of an event in a user's event queue.
+pub type UserEventWords = [u64; crate::spec::event::WORDS];
+
+/// What a user is told of a fault of a device of its own on a [`Nested`](hv_iommu::Nested) domain, where it has the device as
+/// `stream`: the record for the event queue of the SMMU that it is shown. That is what its first stage refused, and what that
+/// stage put where its parent has nothing: contexts (F_CD_FETCH) and tables (F_WALK_EABT).
+///
+/// `None` where a unit of a first stage alone records nothing: the stage led the request itself to where the parent has
+/// nothing, which ends like any access to no memory, or the fault is of something that no user decides.
+pub fn user_event(fault: &RawFault, stream: StreamId) -> Option<UserEventWords> {
+    let detail = &fault.detail;
+    let place = match (fault.stage, detail.step, detail.second_stage_page) {
+        (Some(FaultStage::Second), Some(FaultStep::Context), Some(page)) => {
+            UserPlace::ContextOutOfReach(page)
+        }
+        (Some(FaultStage::Second), Some(FaultStep::Table), Some(page)) => {
+            UserPlace::TableOutOfReach(page)
+        }
+        _ if fault.is_of_users_stage() => UserPlace::FirstStage,
+        _ => return None,
+    };
+    let told = UserFault {
+        kind: EventKind::from_number(u8::try_from(fault.code).ok()?),
+        substream: fault.pasid.and_then(|pasid| SubstreamId::new(pasid.get())),
+        address: detail.address.unwrap_or(fault.address),
+        is_read: fault.access == Access::Read,
+        is_instruction: detail.is_instruction,
+        is_privileged: detail.is_privileged,
+        place,
+    };
+    told.event(stream).map(|event| event.words())
+}
+
+/// What users may be shown of these units, of those among them that nest.
+pub(crate) fn user_unit<'a, F: Tables>(
+    units: impl Iterator<Item = &'a UnitInfo>,
+) -> Option<UserUnit> {
+    let nesting = units.filter(|info| info.nests());
+    let mut each = nesting.map(|info| {
+        let registers = (info.idr0, info.idr1, info.idr3, info.idr5);
+        let output = output_size(info.idr5, F::GRANULE);
+        UserUnit::of_unit(registers, info.aidr, info.coherent, output)
+    });
+    let first = each.next()?;
+    each.try_fold(first, UserUnit::and)
+}
 
 // SAFETY: a nested binding is one entry of both stages whose second stage is that of `parent` (`Unit::bind_nested`): each
 // address that the first stage gives, and those of its own tables, go through it. It comes down as other bindings do.
@@ -58,8 +112,13 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
     type FirstStage = UserStage;
     type UserInvalidation = UserCommandWords;
     type Invalidation = UserCommand;
+    type UserUnit = UserUnit;
 
-    fn check_stage(&self, user: &UserEntryWords) -> Result<UserStage, BadRequest> {
+    fn user_unit(&self) -> Option<UserUnit> {
+        user_unit::<F>(self.units())
+    }
+
+    fn check_stage(&self, user: &UserEntryWords) -> Result<UserStage, NotTaken> {
         // How descriptors are read is each unit's; see `bind_nested`.
         FirstStageContexts::of_user(user, Walk::Coherent)
             .map(UserStage)
@@ -107,23 +166,18 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
         }
     }
 
-    fn check_invalidation(
-        &self,
-        _stage: &UserStage,
-        user: &UserCommandWords,
-    ) -> Result<UserCommand, BadRequest> {
-        let ranges = self
-            .units()
-            .all(|info| info.idr3.range_invalidation().is_some());
-        let bits = self.units().map(|info| info.idr0.asid_bits()).min();
-        UserCommand::decode(user, ranges, bits.unwrap_or(0)).map_err(command_refused)
+    fn check_invalidation(&self, user: &UserCommandWords) -> Result<UserCommand, NotTaken> {
+        // As the user was shown, if it was shown anything.
+        let shown = self.user_unit();
+        let ranges = shown.is_some_and(|unit| unit.idr3.range_invalidation().is_some());
+        let asid_bits = shown.map_or(8, |unit| unit.idr0.asid_bits());
+        UserCommand::decode(user, ranges, asid_bits).map_err(command_refused)
     }
 
     fn submit_nested(
         &self,
         unit: UnitIndex,
         parent: HwDomainId,
-        _stage: &UserStage,
         invalidation: &UserCommand,
     ) -> Result<FlushTicket, UnitError> {
         let other = u16::from(Fault::UserCommandOtherVmid.is_on());
@@ -133,6 +187,21 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
             Some(command) => unit.command(self.platform_of(), command),
             None => unit.forget_users_contexts(self.platform_of(), vmid),
         }
+    }
+
+    fn submit_forget_first_stages(
+        &self,
+        unit: UnitIndex,
+        parent: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        let (unit, vmid) = (self.unit(unit)?, vmid(parent));
+        // Contexts before what is translated by them: behind the sync in between, nothing is translated by an old one anew.
+        let contexts = unit.forget_users_contexts(self.platform_of(), vmid)?;
+        if Fault::FirstStagesKept.is_on() {
+            return Ok(contexts);
+        }
+        let all = Command::tlb_first_vmid(vmid);
+        Ok(unit.command(self.platform_of(), all)?.and(contexts))
     }
 }
 
@@ -198,11 +267,18 @@ unsafe impl<P: Platform, F: Tables> IdentityBackend for Smmu<P, F> {
     }
 }
 
-fn entry_refused(bad: BadUserEntry) -> BadRequest {
-    match bad {
+fn entry_refused(bad: BadUserEntry) -> NotTaken {
+    NotTaken::Malformed(match bad {
+        BadUserEntry::NoFirstStage(word) => {
+            return NotTaken::Embedders(BadRequest {
+                what: "word 0 of the stream table entry",
+                expected: "a valid entry that translates by a first stage",
+                found: word,
+            });
+        }
         BadUserEntry::Config(word) => BadRequest {
             what: "word 0 of the stream table entry",
-            expected: "a valid entry that translates by a first stage alone",
+            expected: "a first stage and no second one",
             found: word,
         },
         BadUserEntry::Reserved(word, bits) => BadRequest {
@@ -228,7 +304,7 @@ fn entry_refused(bad: BadUserEntry) -> BadRequest {
             expected: "at most 20",
             found: code.into(),
         },
-    }
+    })
 }
 
 const ENTRY_WORDS: [&str; WORDS] = [
@@ -242,13 +318,18 @@ const ENTRY_WORDS: [&str; WORDS] = [
     "word 7 of the stream table entry",
 ];
 
-fn command_refused(bad: BadCommand) -> BadRequest {
-    match bad {
-        BadCommand::Opcode(code) => BadRequest {
-            what: "the command's opcode",
-            expected: "CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA or TLBI_NH_VAA",
-            found: code.into(),
-        },
+/// The commands that are done here.
+const DONE: &str = "CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA or TLBI_NH_VAA";
+
+fn command_refused(bad: BadCommand) -> NotTaken {
+    let opcode = |code: u8| BadRequest {
+        what: "the command's opcode",
+        expected: DONE,
+        found: code.into(),
+    };
+    NotTaken::Malformed(match bad {
+        BadCommand::Embedders(code) => return NotTaken::Embedders(opcode(code)),
+        BadCommand::Opcode(code) => opcode(code),
         BadCommand::Reserved(word, bits) => BadRequest {
             what: match word {
                 0 => "word 0 of the command",
@@ -262,5 +343,5 @@ fn command_refused(bad: BadCommand) -> BadRequest {
             expected: "an address aligned to its granule and leaves, in no reserved form",
             found: word,
         },
-    }
+    })
 }

@@ -6,7 +6,7 @@
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Access, Pasid, PciAddress};
-use hv_iommu::{FaultClass, FaultEvent, RawFault, StrayFault};
+use hv_iommu::{FaultClass, FaultDetail, FaultEvent, RawFault, StrayFault};
 
 use crate::StreamId;
 use crate::error::BringUpError;
@@ -85,6 +85,7 @@ fn attribute(
             access,
             class,
             stage: None,
+            detail: FaultDetail::default(),
             code,
         }),
         None => FaultEvent::Stray(StrayFault {

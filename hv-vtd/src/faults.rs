@@ -3,7 +3,7 @@
 use hv_core::fault::Fault;
 use hv_core::platform::Mmio;
 use hv_core::{Access, Iova, PciAddress, Segment};
-use hv_iommu::{FaultEvent, RawFault};
+use hv_iommu::{FaultDetail, FaultEvent, RawFault};
 use spin::mutex::SpinMutex;
 
 use crate::spec::capability::Cap;
@@ -102,6 +102,7 @@ impl FaultLog {
                 class: fault::class(reason),
                 // The legacy mode has the second one alone.
                 stage: None,
+                detail: FaultDetail::default(),
                 code: reason.into(),
             });
         }

@@ -1,5 +1,7 @@
 //! `cargo xtask run-qemu`: builds the image, boots it in QEMU and judges the run.
 
+mod conclusion;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,14 +13,15 @@ use console::style;
 use crate::arch::{Arch, Board, Choice};
 use crate::image::{self, Flavour};
 use crate::ladder::PLANTED_FAULTS;
-use crate::progress::seconds;
 use crate::qemu_run::command::{GDB_PORT, Machine};
 use crate::qemu_run::plan::{Boot, plan};
 use crate::qemu_run::serial::Outcome;
 use crate::qemu_run::{self, Expectation, Run, json};
-use crate::tools::qemu::{Qemu, Version};
+use crate::tools::qemu::Qemu;
 use crate::tools::{self, target};
-use crate::{faults, scenarios, workspace};
+use crate::{faults, process, scenarios, workspace};
+
+use conclusion::{Done, Lost, all_ran, conclude};
 
 /// Seconds that QEMU may run: more than the image's longest limit, with all that runs before it, so that it is the image
 /// that says what was late.
@@ -91,24 +94,6 @@ pub(crate) fn make_ready(arch: Arch, flavour: Flavour, verbose: bool) -> Result<
     })
 }
 
-/// A run with all that led to it.
-struct Done {
-    machine: Machine,
-    qemu: Version,
-    expect: Expectation,
-    run: Run,
-}
-
-impl Done {
-    fn is_good(&self) -> bool {
-        self.run.problems.is_empty()
-    }
-
-    fn is_control(&self) -> bool {
-        self.expect == Expectation::Control
-    }
-}
-
 /// Runs the task.
 ///
 /// # Errors
@@ -132,8 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let picked = scenarios::pick(&options.scenario)?;
     let boots = plan(archs, &options.fault, &options.scenario, picked)?;
-    let mut done = Vec::new();
-    let ran = run_all(options, &boots, &mut done);
+    let (done, lost) = run_all(options, &boots);
     if let Some(file) = &options.json
         && !done.is_empty()
     {
@@ -146,8 +130,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let concluded = match done[..] {
         [] => Ok(()),
-        _ => conclude(&done, &options.fault),
+        _ => conclude(&done, &lost, &options.fault),
     };
+    let ran = all_ran(lost, archs);
     if let (Err(_), Err(error)) = (&ran, &concluded) {
         // Both are told, and the one that ended the runs last.
         println!("{} {error:#}", style("error:").red().bold());
@@ -155,11 +140,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ran.and(concluded)
 }
 
-/// Runs what there is to run, and adds to `done` what came of it.
-///
-/// # Errors
-/// When an image or QEMU cannot be had, or a run cannot be made. What is done by then stays.
-fn run_all(options: &Options, boots: &[Boot], done: &mut Vec<Done>) -> Result<()> {
+/// Runs what there is to run. Where an image or QEMU cannot be had for one architecture, or a run cannot be made, the other one
+/// runs all the same; what is done by then stays.
+fn run_all(options: &Options, boots: &[Boot]) -> (Vec<Done>, Vec<Lost>) {
+    let (mut done, mut lost) = (Vec::new(), Vec::new());
     for arch in options.arch.archs() {
         let here: Vec<&Boot> = boots.iter().filter(|boot| boot.arch == *arch).collect();
         if here.is_empty() {
@@ -168,91 +152,34 @@ fn run_all(options: &Options, boots: &[Boot], done: &mut Vec<Done>) -> Result<()
             }
             continue;
         }
-        let ready = make_ready(*arch, flavour(options), options.verbose)
-            .with_context(|| format!("getting ready for {arch}"))?;
-        for boot in &here {
-            let trace = options.trace.as_deref();
-            let trace = trace.and_then(|file| trace_of(file, options.arch, &here, boot));
-            let one = run_one(options, &ready, boot, trace)?;
-            let is_bad_control = one.is_control() && !one.is_good();
-            done.push(one);
-            if is_bad_control {
+        if let Err(error) = run_arch(options, *arch, &here, &mut done) {
+            lost.push(Lost { arch: *arch, error });
+            if process::interrupted() {
                 break;
             }
         }
     }
-    Ok(())
+    (done, lost)
 }
 
-/// Says how it all went.
+/// Runs what there is for one architecture, and adds to `done` what came of it.
 ///
 /// # Errors
-/// When a run is not as it has to be.
-fn conclude(done: &[Done], faults: &[String]) -> Result<()> {
-    let faults = faults.join(", ");
-    let has_to_pass = |done: &&Done| done.expect == Expectation::Pass;
-    let passing: Vec<&Done> = done.iter().filter(has_to_pass).collect();
-    if let [_, _, ..] = passing[..] {
-        println!("\n{}\n", outcomes(&passing));
-    }
-    let elapsed = seconds(done.iter().map(|done| done.run.elapsed).sum());
-    let mut missed = Vec::new();
-    let mut no_control = Vec::new();
-    for done in done {
-        let arch = done.machine.arch;
-        match (done.expect, done.is_good()) {
-            (Expectation::Pass, _) => {}
-            (Expectation::Control, true) => println!(
-                "control on {arch} in {}: {} passed, as it has to with {faults} planted and switched off",
-                seconds(done.run.elapsed),
-                done.machine.scenarios.join(", ")
-            ),
-            (Expectation::Control, false) => no_control.push(arch.name()),
-            (Expectation::Caught(planted), true) => {
-                let said = done.run.record.ends.iter().map(|end| end.detail.as_str());
-                println!(
-                    "caught on {arch} in {}: {} failed, as it has to with {faults} planted: {}",
-                    seconds(done.run.elapsed),
-                    planted.scenario,
-                    said.collect::<String>()
-                );
-            }
-            (Expectation::Caught(planted), false) => {
-                missed.push(format!("{} on {arch}", planted.scenario));
-            }
+/// When the image or QEMU cannot be had, or a run cannot be made.
+fn run_arch(options: &Options, arch: Arch, here: &[&Boot], done: &mut Vec<Done>) -> Result<()> {
+    let ready = make_ready(arch, flavour(options), options.verbose)
+        .with_context(|| format!("getting ready for {arch}"))?;
+    for boot in here {
+        let trace = options.trace.as_deref();
+        let trace = trace.and_then(|file| trace_of(file, options.arch, here, boot));
+        let one = run_one(options, &ready, boot, trace)?;
+        let is_bad_control = one.is_control() && !one.is_good();
+        done.push(one);
+        if is_bad_control {
+            break;
         }
     }
-    if !no_control.is_empty() {
-        bail!(
-            "the image with {faults} planted does not pass on {} while it is switched off, so nothing shows that the fault \
-             is caught; see the contradictions above",
-            no_control.join(" and ")
-        );
-    }
-    if !missed.is_empty() {
-        bail!(
-            "{} did not catch {faults}: expected the scenario to fail for the fault's reason and the image to end well; see \
-             the contradictions above",
-            missed.join(", ")
-        );
-    }
-    if passing.is_empty() {
-        return Ok(());
-    }
-    let all = passing
-        .iter()
-        .map(|done| counts(&done.run, &done.machine.scenarios));
-    let (passed, failed) = all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    println!("{passed} passed, {failed} failed in {elapsed}");
-    match (passing.iter().all(|done| done.is_good()), faults.is_empty()) {
-        (true, true) => Ok(()),
-        (true, false) => bail!("no scenario failed, though {faults} was planted"),
-        (false, true) => bail!("the run is not good: see the contradictions above"),
-        (false, false) => bail!(
-            "with {faults} planted the run is not good: scenarios above that failed caught it, if they are listed for \
-             it (`--list`)"
-        ),
-    }
+    Ok(())
 }
 
 /// Scenarios and faults, each with what it is, in columns.
@@ -355,35 +282,6 @@ fn trace_of(file: &Path, choice: Choice, here: &[&Boot], boot: &Boot) -> Option<
         name.push(format!(".{}", boot.scenarios.join("+")));
     }
     Some(name.into())
-}
-
-/// One table over several runs: a row for each scenario, a column for each machine.
-fn outcomes(done: &[&Done]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    let names = done.iter().map(|done| done.machine.shown());
-    table.set_header(["scenario".to_owned()].into_iter().chain(names));
-    let runs = |done: &Done, name| done.machine.scenarios.contains(&name);
-    let names = scenarios::ALL.iter().map(|scenario| scenario.name);
-    for name in names.filter(|name| done.iter().any(|done| runs(done, *name))) {
-        let cells = done.iter().map(|done| match passed(&done.run, name) {
-            _ if !runs(done, name) => "-".to_owned(),
-            true => {
-                let ends = &done.run.record.ends;
-                let micros = ends
-                    .iter()
-                    .find(|end| end.name == name)
-                    .map(|end| end.micros);
-                format!(
-                    "pass, {}",
-                    seconds(Duration::from_micros(micros.unwrap_or(0)))
-                )
-            }
-            false => "FAILED".to_owned(),
-        });
-        table.add_row([name.to_owned()].into_iter().chain(cells));
-    }
-    table.trim_fmt()
 }
 
 /// Prints what the verdict rests on or what speaks against it; counts the scenarios that passed and those that did not.

@@ -522,6 +522,8 @@ faults! {
     UserCommandOtherVmid = "user_command_other_vmid",
     /// A user's context descriptors are kept although it asks to have them forgotten.
     UserContextsKept = "user_contexts_kept",
+    /// Where all of a user's first stages is to be forgotten, what they translated is kept.
+    FirstStagesKept = "first_stages_kept",
     /// Of a user's streams as many have their contexts forgotten as go into one batch.
     FirstBatchAlone = "first_batch_alone",
     /// A stream that is made quiet goes on by what its unit has cached.

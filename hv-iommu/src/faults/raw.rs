@@ -63,6 +63,44 @@ impl fmt::Display for FaultStage {
     }
 }
 
+/// What a unit was at when it refused a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultStep {
+    /// Finding the first stage of the request: the context that leads to it.
+    Context,
+    /// Reading a table of the first stage.
+    Table,
+    /// Translating what the request asked for.
+    Input,
+}
+
+impl fmt::Display for FaultStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Context => "a context",
+            Self::Table => "a table",
+            Self::Input => "a request",
+        })
+    }
+}
+
+/// What a record tells beside the page and the direction: what a user has to be told of a fault of its own first stage. What a
+/// record does not tell is `None`, or `false`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultDetail {
+    /// The address that was asked for, to the byte.
+    pub address: Option<Iova>,
+    /// Whether the request was a privileged one.
+    pub is_privileged: bool,
+    /// Whether it was to fetch instructions.
+    pub is_instruction: bool,
+    /// What the unit was at.
+    pub step: Option<FaultStep>,
+    /// The page that the second stage was asked for, where that refused it: on a [`Nested`](crate::Nested) domain an address
+    /// of its parent, which the user takes for memory.
+    pub second_stage_page: Option<Iova>,
+}
+
 /// One recorded fault, as the unit tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawFault {
@@ -78,8 +116,22 @@ pub struct RawFault {
     pub class: FaultClass,
     /// Which stage refused it; `None` where it came to neither, or where records do not tell: of units with one stage.
     pub stage: Option<FaultStage>,
+    /// What else the record tells.
+    pub detail: FaultDetail,
     /// The vendor's reason code.
     pub code: u16,
+}
+
+impl RawFault {
+    /// Of a device on a [`Nested`](crate::Nested) domain: whether what the user wrote is what refused the request, so that the
+    /// user's own unit would have told it of that. Otherwise its parent did, or the request itself is one that no domain lets
+    /// through.
+    pub fn is_of_users_stage(&self) -> bool {
+        match self.stage {
+            Some(stage) => stage == FaultStage::First,
+            None => self.detail.step == Some(FaultStep::Context),
+        }
+    }
 }
 
 /// One recorded fault of a source that is no function of the machine.

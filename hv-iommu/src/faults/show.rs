@@ -17,11 +17,17 @@ impl fmt::Display for RawFault {
             class,
             code,
             stage,
+            detail,
             ..
         } = self;
         write!(f, ": {access} at {address}: {class} (code {code:#x}")?;
         if let Some(stage) = stage {
             write!(f, ", {stage}")?;
+        }
+        // Of a domain without a first stage it is the address itself.
+        match (detail.step, detail.second_stage_page) {
+            (Some(step), Some(page)) if page != *address => write!(f, ", for {step} at {page}")?,
+            _ => {}
         }
         f.write_str(")")
     }
@@ -106,7 +112,7 @@ mod tests {
 
     use hv_core::{Access, Iova, OwnerId, Pasid, PciAddress, Segment, VmId};
 
-    use super::super::raw::{BadLog, FaultClass, FaultStage};
+    use super::super::raw::{BadLog, FaultClass, FaultDetail, FaultStage, FaultStep};
     use super::*;
     use crate::backend::UnitIndex;
     use crate::domain::DomainUid;
@@ -126,7 +132,17 @@ mod tests {
             access: Access::Write,
             class: FaultClass::NotPermitted,
             stage: Some(FaultStage::First),
+            detail: FaultDetail::default(),
             code: 0x10,
+        };
+        let beyond = RawFault {
+            stage: Some(FaultStage::Second),
+            detail: FaultDetail {
+                step: Some(FaultStep::Table),
+                second_stage_page: Some(Iova::new(0x28_0000)),
+                ..FaultDetail::default()
+            },
+            ..fault
         };
         let stray = StrayFault {
             source: 0x1234,
@@ -174,6 +190,14 @@ mod tests {
                 ][..],
             ),
             (report(None), &["01:00.0", "no domain"]),
+            (
+                FaultNotice::Fault(FaultReport {
+                    unit,
+                    fault: beyond,
+                    bound_to: None,
+                }),
+                &["write at", "7000", "second stage, for a table at", "280000"],
+            ),
             (FaultNotice::Stray(unit, stray), &["0x1234", "write at"]),
             (FaultNotice::Lost(unit), &["was full"]),
             (

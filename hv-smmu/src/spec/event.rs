@@ -3,6 +3,8 @@
 //! Source: Linux `arm-smmu-v3.h` (`EVTQ_*`, `EVT_ID_*`), QEMU `smmuv3-internal.h` (`SMMUEventType`, `EVT_SET_*`);
 //! F_VMS_FETCH is recalled. QEMU puts the fetch address of F_STE_FETCH and its kin into word 2; hardware's is in word 3.
 
+pub mod user;
+
 use bitfield_struct::bitfield;
 use hv_core::{Iova, PhysAddr};
 use hv_iommu::FaultClass;
@@ -155,6 +157,14 @@ impl EventKind {
             | Self::ConfigConflict => FaultClass::BadStructure,
             Self::PageRequest | Self::Unknown(_) => FaultClass::Other,
         }
+    }
+
+    /// Whether a context descriptor, or that there is none, is what refused a transaction.
+    pub const fn is_of_context(self) -> bool {
+        matches!(
+            self,
+            Self::StreamDisabled | Self::BadSubstreamId | Self::BadContext
+        )
     }
 
     /// Whether it is about one transaction, whose kind and stall are told.

@@ -71,13 +71,17 @@ pub struct Idr0 {
 }
 
 /// TTF: AArch64 tables alone.
-const TTF_AARCH64: u8 = 2;
+pub(super) const TTF_AARCH64: u8 = 2;
 /// TTF: AArch32 and AArch64 tables.
 const TTF_BOTH: u8 = 3;
 /// TTENDIAN: either order.
 const TTENDIAN_MIXED: u8 = 0;
 /// TTENDIAN: little endian alone.
-const TTENDIAN_LITTLE: u8 = 2;
+pub(super) const TTENDIAN_LITTLE: u8 = 2;
+/// STALL_MODEL: faults never stall.
+pub(super) const STALL_NEVER: u8 = 1;
+/// STALL_MODEL: faults always stall.
+pub(super) const STALL_FORCED: u8 = 2;
 /// ST_LEVEL: linear and two levels.
 const ST_LEVEL_TWO: u8 = 1;
 /// HTTU: accesses and writes.
@@ -117,8 +121,8 @@ impl Idr0 {
     pub const fn stall_model(self) -> Option<StallModel> {
         match self.stall() {
             0 => Some(StallModel::Optional),
-            1 => Some(StallModel::Never),
-            2 => Some(StallModel::Forced),
+            STALL_NEVER => Some(StallModel::Never),
+            STALL_FORCED => Some(StallModel::Forced),
             _ => None,
         }
     }

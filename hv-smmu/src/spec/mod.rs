@@ -22,4 +22,5 @@ pub mod registers;
 pub mod second_stage;
 pub mod stream_entry;
 pub mod stream_table;
+pub mod user_unit;
 pub mod walk;

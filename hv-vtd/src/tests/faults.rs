@@ -2,7 +2,7 @@
 
 use super::*;
 use hv_core::{Access, Iova, PciAddress};
-use hv_iommu::{Backend, FaultClass, FaultEvent, RawFault};
+use hv_iommu::{Backend, FaultClass, FaultDetail, FaultEvent, RawFault};
 
 fn fault(address: u64, requester: u16, access: Access, class: FaultClass, code: u16) -> FaultEvent {
     FaultEvent::Fault(RawFault {
@@ -12,6 +12,7 @@ fn fault(address: u64, requester: u16, access: Access, class: FaultClass, code: 
         access,
         class,
         stage: None,
+        detail: FaultDetail::default(),
         code,
     })
 }

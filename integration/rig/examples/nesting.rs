@@ -1,15 +1,17 @@
 //! A guest with a first stage of its own on Arm: from discovery to an invalidation that the guest asks for.
 //!
 //! `GuestStage` plays the guest, which writes its tables in its own memory. A hypervisor sees two things of it, where the
-//! guest touches what it takes for its SMMU: a stream table entry, and commands.
+//! guest touches what it takes for its SMMU: a stream table entry, and commands. It shows the guest two: id registers, and events.
 
 use std::error::Error;
 
 use hv_core::platform::FrameSource;
 use hv_core::{Gpa, GuestMemory, Iova, IovaRange, PageCount, PageSize, Perms, PhysRange, VmId};
-use hv_iommu::{AtRest, Config, Domain, DomainConfig, InterruptsIsolated, Iommu};
+use hv_iommu::{
+    AtRest, Config, Domain, DomainConfig, FaultNotice, InterruptsIsolated, InvalidateRefusal, Iommu,
+};
 use hv_rig::{GuestStage, Machine, Rig, Vendor};
-use hv_smmu::{CoveragePolicy, Smmu, iort};
+use hv_smmu::{CoveragePolicy, Smmu, StreamId, iort, user_event};
 
 fn main() -> Result<(), Box<dyn Error>> {
     run()
@@ -30,6 +32,16 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     let (iommu, groups) = Iommu::new(discovery.bring_up()?, &functions, Config::default())?;
     let mut free = groups.into_iter().flat_map(AtRest::claimable);
     let group = free.next().ok_or("the machine has devices")?;
+
+    // What the guest is shown as its SMMU: these registers, with sizes of StreamIDs and queues of the hypervisor's choice.
+    let shown = iommu.user_unit().ok_or("no unit nests")?;
+    println!(
+        "shown: {} ASID bits, {} substream bits, {} output bits, ranges: {}",
+        shown.idr0.asid_bits(),
+        shown.idr1.ssidsize(),
+        shown.idr5.output_size().bits(),
+        shown.idr3.range_invalidation().is_some()
+    );
 
     // The parent, a second stage: all that the guest may reach, at its addresses. Its first stage can only choose among it.
     let vm = VmId::new(1).ok_or("guests are numbered from 1")?;
@@ -64,22 +76,40 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     memory.read(&platform, to, &mut seen)?;
     println!("{to}: {:?}", std::str::from_utf8(&seen)?);
 
-    // It takes the page away, and asks that this be forgotten. The VMID is put in here, whatever the guest writes.
+    // It takes the page away, and asks that this be forgotten. The VMID is put in here, whatever the guest writes. Of one of
+    // its domains it is asked on that, of all its devices on the parent.
     stage.unmap(0, at);
-    nested.invalidate(&[GuestStage::forget_page(1, at)])?;
+    parent.invalidate(&[GuestStage::forget_page(1, at)])?;
     let blocked = platform.device_write(device, at, b"too late");
     println!(
         "forgotten: {}",
         blocked.err().ok_or("the write went through")?
     );
-    iommu.take_faults(|notice| println!("fault: {notice}"));
-    // What is none of its business is refused, and says how far the batch came.
-    let batch = [GuestStage::forget_asid(1), [0; 2]];
-    let refused = nested.invalidate(&batch).err();
-    println!(
-        "refused: {}",
-        refused.ok_or("a command of no kind was done")?
-    );
+    // The fault is the guest's own: it is told so as its SMMU would, which has the device as a stream of the guest's choice.
+    iommu.take_faults(|notice| {
+        println!("fault: {notice}");
+        if let FaultNotice::Fault(report) = notice {
+            let event = user_event(&report.fault, StreamId::new(8));
+            println!("for the guest's event queue: {event:#x?}");
+        }
+    });
+    // What is refused says how far the batch came, and who has to see to it: a CMD_SYNC is for the hypervisor, which knows
+    // that all before it is done; a command of no kind is the guest's mistake (CERROR_ILL).
+    for (command, whose) in [([0x46, 0], "the hypervisor's"), ([0; 2], "the guest's")] {
+        let batch = [GuestStage::forget_asid(1), command];
+        let refused = nested.invalidate(&batch).err().ok_or("it was done")?;
+        let is_as_said = match refused.reason {
+            InvalidateRefusal::Embedders(_) => whose == "the hypervisor's",
+            InvalidateRefusal::Malformed(_) => whose == "the guest's",
+            InvalidateRefusal::Unit(_) => false,
+        };
+        println!("refused, {whose}: {refused}");
+        if !is_as_said {
+            return Err("somebody else has to see to it".into());
+        }
+    }
+    // The guest starts anew: contexts and translations of all its devices are forgotten.
+    parent.forget_first_stages()?;
 
     // The parent ends after what stands on it.
     let released = group.detach().map_err(|group| group.error())?.release();

@@ -299,6 +299,24 @@ impl Nest {
         done.map_err(|error| error.to_string())
     }
 
+    /// The same for all its first stages, whichever its devices are on.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn command_everywhere(&self, commands: &[[u64; 2]]) -> Result<(), String> {
+        let done = self.parent.invalidate(commands);
+        done.map_err(|error| error.to_string())
+    }
+
+    /// All of its first stages is forgotten.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn forget_first_stages(&self) -> Result<(), String> {
+        let done = self.parent.forget_first_stages();
+        done.map_err(|error| error.to_string())
+    }
+
     /// The hypervisor takes the page that is mapped apart: it is unmapped, and given to the platform with the receipt.
     ///
     /// # Errors

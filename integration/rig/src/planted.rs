@@ -391,6 +391,7 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::NestedFlushByPages, STALE),
     of_smmu(Fault::UserCommandOtherVmid, STALE),
     of_smmu(Fault::UserContextsKept, FORGOTTEN),
+    of_smmu(Fault::FirstStagesKept, FORGOTTEN),
     of_smmu(Fault::RereadForgetsNothing, &[Rule::FaultReport]),
     of_smmu(Fault::QuietSkipsNested, &[Rule::FaultReport]),
     of_smmu(Fault::EmptyUnsnoopedEvents, &[Rule::Queue]),

@@ -19,6 +19,9 @@ mod groups;
 mod arm;
 
 #[expect(dead_code, reason = "as an example it starts at `main`")]
+#[path = "../examples/arm_trouble.rs"]
+mod arm_trouble;
+#[expect(dead_code, reason = "as an example it starts at `main`")]
 #[path = "../examples/keeping.rs"]
 mod keeping;
 
@@ -215,5 +218,11 @@ fn firmwares_device_is_kept_running_on_both_vendors_machines() {
 #[test]
 fn a_guest_has_a_first_stage_of_its_own() {
     let lived = nesting::run();
+    assert!(lived.is_ok(), "{}", lived.unwrap_err());
+}
+
+#[test]
+fn two_guests_live_through_what_goes_wrong_on_arm() {
+    let lived = arm_trouble::run();
     assert!(lived.is_ok(), "{}", lived.unwrap_err());
 }

@@ -239,6 +239,7 @@ mod caught {
         nested_flush_by_pages: NestedFlushByPages,
         user_command_other_vmid: UserCommandOtherVmid,
         user_contexts_kept: UserContextsKept,
+        first_stages_kept: FirstStagesKept,
         reread_forgets_nothing: RereadForgetsNothing,
         quiet_skips_nested: QuietSkipsNested,
         empty_unsnooped_events: EmptyUnsnoopedEvents,

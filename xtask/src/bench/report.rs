@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::chart;
-use super::results::{Machine, Results, Row};
+use super::results::{Lane, Machine, Results, Row};
 use super::table::{bound, maybe, number, peer, spread, value};
 use super::verdict::{Verdict, missed, summary};
 
@@ -90,10 +90,17 @@ fn page(results: &Results, cautions: &[String]) -> String {
     if !notes.is_empty() {
         say(&notes);
     }
-    if !scaling(results).is_empty() {
+    let side_by_side = side_by_side(results);
+    if !scaling(results).is_empty() || !side_by_side.is_empty() {
         say("## Threads\n");
+    }
+    if !scaling(results).is_empty() {
         say(&format!("![speed-up over one thread]({SCALING})\n"));
         say(&threads(results));
+    }
+    if !side_by_side.is_empty() {
+        say(SIDE_BY_SIDE);
+        say(&side_by_side);
     }
     if results.rows.iter().any(|row| !row.histogram.is_empty()) {
         say("## Latency\n");
@@ -127,6 +134,11 @@ call, *in a stay* the same again on a CPU that said that it stays in the hypervi
 the processes that measured; each row is shown as the middle one measured it. *Best peer* is the fastest published crate
 that has the operation, in the same rounds; all of them take `&mut` and serve one thread. No figure here is of another run or
 another machine.
+";
+
+const SIDE_BY_SIDE: &str = "\
+Where floor and engine both run with several threads, side by side in the same rounds: wall time per operation of all threads
+together, and how many operations that is in a second.
 ";
 
 const METHOD: &str = "\
@@ -177,7 +189,7 @@ fn overview(results: &Results) -> String {
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
     );
     for row in &results.rows {
-        let quiet = |kind| maybe(row.lane(kind).map(|lane| lane.quiet));
+        let quiet = |kind| maybe(row.judged(kind).map(|lane| lane.quiet));
         let verdict = Verdict::of(row);
         let word = match verdict {
             Verdict::Missed => "**missed**",
@@ -229,6 +241,35 @@ fn threads(results: &Results) -> String {
                 number(lane.quiet),
                 maybe(lane.wall),
                 maybe(lane.speed_up),
+            );
+        }
+    }
+    text
+}
+
+/// Rows whose floor has several threads too; nothing where there are none.
+fn side_by_side(results: &Results) -> String {
+    let mut text = String::new();
+    for row in &results.rows {
+        for (floor, engine) in row.side_by_side() {
+            if text.is_empty() {
+                text.push_str(
+                    "| row | threads | floor | engine | engine / floor | floor, millions/s | engine, millions/s |\n\
+                     |---|--:|--:|--:|--:|--:|--:|\n",
+                );
+            }
+            // Behind who it is: how many threads, and whether they share processors.
+            let threads = engine.name.split_once(", ").map_or("", |(_, rest)| rest);
+            let millions = |lane: &Lane| number(1e3 / lane.quiet);
+            let _ = writeln!(
+                text,
+                "| {} | {threads} | {} | {} | {} | {} | {} |",
+                row.name(),
+                number(floor.quiet),
+                number(engine.quiet),
+                maybe(engine.ratio),
+                millions(floor),
+                millions(engine),
             );
         }
     }
@@ -307,6 +348,56 @@ mod tests {
         assert!(page.contains("B-A3: not measured: no clwb here"), "{page}");
         assert!(!page.contains("## Threads"), "no row has threads");
         assert!(page.ends_with("|\n"));
+    }
+
+    /// A row of several threads is shown as it is judged, and with every number of threads beside that.
+    #[test]
+    fn floor_and_engine_of_several_threads_stand_side_by_side() {
+        let lane = |kind: &str, name: &str, threads, quiet, ratio| Lane {
+            kind: kind.into(),
+            name: name.into(),
+            quiet,
+            ratio: Some(ratio),
+            threads: Some(threads),
+            ..Lane::default()
+        };
+        let row = Row {
+            id: "B-Q9".into(),
+            workload: "several".into(),
+            unit: "flush".into(),
+            measure: "ratio".into(),
+            value: Some(0.5),
+            lanes: vec![
+                lane("floor", "behind a lock, 1", 1, 4.0, 1.0),
+                lane("engine", "ours, 1", 1, 8.0, 2.0),
+                lane("floor", "behind a lock, 2", 2, 200.0, 1.0),
+                lane("engine", "ours, 2", 2, 100.0, 0.5),
+                lane("floor", "behind a lock, 4, oversubscribed", 4, 400.0, 1.0),
+                lane("engine", "ours, 4, oversubscribed", 4, 300.0, 0.75),
+            ],
+            ..Row::default()
+        };
+        let alone = Row {
+            lanes: vec![lane("engine", "1", 1, 1.0, 3.0)],
+            ..Row::default()
+        };
+        let results = Results {
+            rows: vec![row, alone],
+            ..Results::default()
+        };
+        let page = page(&results, &[]);
+        assert!(
+            page.contains("| several (flush) | 200 | 100 | 0.50 |"),
+            "{page}"
+        );
+        for line in [
+            "| B-Q9 | 1 | 4.00 | 8.00 | 2.00 | 250 | 125 |",
+            "| B-Q9 | 2 | 200 | 100 | 0.50 | 5.00 | 10.0 |",
+            "| B-Q9 | 4, oversubscribed | 400 | 300 | 0.75 | 2.50 | 3.33 |",
+        ] {
+            assert!(page.contains(line), "{line} is missing in {page}");
+        }
+        assert_eq!(page.matches("millions/s").count(), 2, "one table: {page}");
     }
 
     #[test]

@@ -108,9 +108,28 @@ impl Row {
         }
     }
 
-    /// The lane of this kind.
-    pub(crate) fn lane(&self, kind: &str) -> Option<&Lane> {
-        self.lanes.iter().find(|lane| lane.kind == kind)
+    /// The lane of this kind that the value is of: where a row has one for each number of threads, that with as many as it is
+    /// judged at.
+    pub(crate) fn judged(&self, kind: &str) -> Option<&Lane> {
+        let mut engines = self.lanes.iter().filter(|lane| lane.kind == "engine");
+        let is_judged = |lane: &&Lane| lane.ratio.is_some() && lane.ratio == self.value;
+        let threads = engines.find(is_judged).and_then(|lane| lane.threads);
+        let of_kind = |lane: &&Lane| lane.kind == kind;
+        let mut lanes = self.lanes.iter().filter(of_kind);
+        match threads {
+            Some(_) => lanes.find(|lane| lane.threads == threads),
+            None => lanes.next(),
+        }
+    }
+
+    /// Floor and engine by the number of threads, where both ran with several.
+    pub(crate) fn side_by_side(&self) -> impl Iterator<Item = (&Lane, &Lane)> {
+        let of = |kind: &'static str| self.lanes.iter().filter(move |lane| lane.kind == kind);
+        let floors = of("floor").filter(|floor| floor.threads.is_some());
+        floors.filter_map(move |floor| {
+            let engine = of("engine").find(|engine| engine.threads == floor.threads);
+            engine.map(|engine| (floor, engine))
+        })
     }
 
     /// The fastest peer of this run.

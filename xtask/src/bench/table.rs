@@ -93,7 +93,7 @@ pub(crate) fn rows(results: &Results) -> Table {
     for row in &results.rows {
         let verdict = Verdict::of(row);
         let word = Cell::new(verdict.word());
-        let quiet = |kind| maybe(row.lane(kind).map(|lane| lane.quiet));
+        let quiet = |kind| maybe(row.judged(kind).map(|lane| lane.quiet));
         table.add_row(vec![
             Cell::new(row.name()),
             Cell::new(&row.workload),

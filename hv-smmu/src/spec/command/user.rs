@@ -26,8 +26,11 @@ pub enum UserCommand {
 /// Why a user's command is not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadCommand {
-    /// Its kind is not one that users may give (word 0, bits 7:0).
+    /// Its kind is not one that a unit takes which is shown to users (word 0, bits 7:0).
     Opcode(u8),
+    /// It is for whoever plays the user's unit: a sync, entries of the stream table, hints, all translations of everybody (word
+    /// 0, bits 7:0).
+    Embedders(u8),
     /// A bit is set that means nothing, or that is not the user's to set. The bits, and in which word.
     Reserved(usize, u64),
     /// The range has a reserved form, or an address that is not aligned to it. Word 1.
@@ -99,6 +102,7 @@ impl UserCommand {
                     None => Err(BadCommand::Range(word1)),
                 }
             }
+            other if is_embedders(other) => Err(BadCommand::Embedders(other)),
             other => Err(BadCommand::Opcode(other)),
         }
     }
@@ -116,6 +120,26 @@ impl UserCommand {
             Self::AnyAsid(span, depth) => Command::tlb_first_address_any_asid(vmid, span, *depth),
         })
     }
+}
+
+/// Kinds that a unit of a first stage alone takes, and that are not about one.
+const fn is_embedders(opcode: u8) -> bool {
+    let kinds = [
+        Opcode::Sync,
+        Opcode::ConfigStream,
+        Opcode::ConfigRange,
+        Opcode::TlbAll,
+        Opcode::PrefetchConfig,
+        Opcode::PrefetchAddress,
+    ];
+    let mut left: &[Opcode] = &kinds;
+    while let [kind, others @ ..] = left {
+        if *kind as u8 == opcode {
+            return true;
+        }
+        left = others;
+    }
+    false
 }
 
 /// Opcode and VMID, which the user may set to whatever it thinks is its own.
@@ -264,9 +288,24 @@ mod tests {
         for command in [
             Command::config_stream(StreamId::new(1), Depth::Leaves),
             Command::config_all(),
+            Command::tlb_all(),
+        ] {
+            let [word0, _] = command.words();
+            assert_eq!(
+                decode(command.words()),
+                Err(BadCommand::Embedders(word0 as u8))
+            );
+        }
+        // CMD_PREFETCH_CONFIG, CMD_PREFETCH_ADDR, CMD_SYNC.
+        for opcode in [0x01, 0x02, 0x46] {
+            assert_eq!(
+                decode([opcode, 0]),
+                Err(BadCommand::Embedders(opcode as u8))
+            );
+        }
+        for command in [
             Command::tlb_vmid(Vmid::new(1)),
             Command::tlb_second_address(Vmid::new(1), &one, Depth::Leaves),
-            Command::tlb_all(),
             Command::tlb_el2_all(),
         ] {
             let [word0, _] = command.words();
@@ -275,7 +314,7 @@ mod tests {
                 Err(BadCommand::Opcode(word0 as u8))
             );
         }
-        for opcode in [0x00, 0x07, 0x14, 0x18, 0x1a, 0x45, 0x46, 0xff] {
+        for opcode in [0x00, 0x07, 0x14, 0x18, 0x1a, 0x40, 0x41, 0x44, 0x45, 0xff] {
             assert_eq!(decode([opcode, 0]), Err(BadCommand::Opcode(opcode as u8)));
         }
     }

@@ -13,7 +13,9 @@ use crate::spec::walk::Walk;
 /// Why a user's entry is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadUserEntry {
-    /// It is not one of a first stage (V and Config of word 0). The word.
+    /// It is valid and lets requests bypass, or aborts them, or it is not valid (V and Config of word 0). The word.
+    NoFirstStage(u64),
+    /// It asks for a second stage, which no user is shown (Config of word 0). The word.
     Config(u64),
     /// A bit is set that means nothing, or that is not the user's to set. In which word, and the bits.
     Reserved(usize, u64),
@@ -34,8 +36,10 @@ impl FirstStageContexts {
         let [word0, word1, rest @ ..] = words;
         let (word0, word1) = (*word0, *word1);
         let entry = Word0::from_bits(word0);
-        if !entry.v() || entry.config() != CONFIG_PASS | CONFIG_FIRST {
-            return Err(BadUserEntry::Config(word0));
+        match (entry.v(), entry.config()) {
+            (true, config) if config == CONFIG_PASS | CONFIG_FIRST => {}
+            (true, config) if config > CONFIG_PASS => return Err(BadUserEntry::Config(word0)),
+            _ => return Err(BadUserEntry::NoFirstStage(word0)),
         }
         let kept = Word0::new()
             .with_v(true)
@@ -133,8 +137,13 @@ mod tests {
             words[word] ^= bits;
             of(words).unwrap_err()
         };
-        // Not valid, abort, bypass, second stage, both.
-        for config in [1, 0x0f ^ 0x0a, 0x0b ^ 0x09, 0x0b ^ 0x0d, 0x0b ^ 0x0f] {
+        // Not valid, abort (in two ways), bypass: there is no first stage.
+        for config in [0x0b ^ 0x0a, 0x0b ^ 0x01, 0x0b ^ 0x03, 0x0b ^ 0x09] {
+            let word0 = WORDS_OF_A_GUEST[0] ^ config;
+            assert_eq!(with(0, config), BadUserEntry::NoFirstStage(word0));
+        }
+        // Second stage, both.
+        for config in [0x0b ^ 0x0d, 0x0b ^ 0x0f] {
             let word0 = WORDS_OF_A_GUEST[0] ^ config;
             assert_eq!(with(0, config), BadUserEntry::Config(word0));
         }

@@ -68,6 +68,19 @@ fn nested_on(rig: &Rig) -> Result<(), String> {
     (4..8).for_each(send);
     nest.take_apart(&[6])?;
     (4..8).for_each(send);
+    // All at once, as where a guest starts anew: another page under the same context, then another context.
+    nest.going(None, 5);
+    nest.stage.unmap(1, Iova::new(5 << 12));
+    nest.forget_first_stages()?;
+    nest.gone(None, 5);
+    (4..8).for_each(send);
+    nest.map(None, 1, 5, 23);
+    (4..8).for_each(send);
+    nest.going(None, 5);
+    nest.stage.clear_context(0);
+    nest.forget_first_stages()?;
+    nest.gone(None, 5);
+    (4..8).for_each(send);
     drop(nest.end()?);
     (4..8).for_each(send);
     Ok(())

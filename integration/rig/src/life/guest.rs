@@ -180,7 +180,7 @@ impl<F: Tables> Nest<F> {
                 self.failed = true;
                 match error.reason {
                     InvalidateRefusal::Unit(error) => Err(error),
-                    InvalidateRefusal::Malformed(why) => {
+                    InvalidateRefusal::Malformed(why) | InvalidateRefusal::Embedders(why) => {
                         let what = format!("a guest's commands were refused: {why}");
                         rig.broken(Rule::WrongAnswer, what);
                         Ok(())

@@ -64,7 +64,12 @@ impl GuestStage {
     /// The context of a substream leads to an address space, 0 or 1, under this ASID. Its first word is stored last.
     pub fn set_context(&self, substream: u32, asid: u16, space: u64) {
         let root = self.at.as_u64() + Self::table(space, 0);
-        let words = guest::context(root, asid);
+        self.set_context_to(substream, asid, Gpa::new(root));
+    }
+
+    /// The same, to tables that are elsewhere than this stage's.
+    pub fn set_context_to(&self, substream: u32, asid: u16, root: Gpa) {
+        let words = guest::context(root.as_u64(), asid);
         for (at, word) in words.into_iter().enumerate().rev() {
             self.store(u64::from(substream) * 64 + at as u64 * 8, word);
         }

@@ -4,8 +4,8 @@ use core::time::Duration;
 
 use hv_core::{Gpa, PageSize, Pasid, PciAddress};
 use hv_iommu::{
-    BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, PasidBackend,
-    ReplaceBackend, UnitCaps, UnitError, UnitIndex, Unmet,
+    BadRequest, Binding, FlushTicket, HwDomainId, IdentityBackend, NestedBackend, NotTaken,
+    PasidBackend, ReplaceBackend, UnitCaps, UnitError, UnitIndex, Unmet,
 };
 
 use super::unit::{Effect, Who};
@@ -202,22 +202,28 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
     type FirstStage = Stage;
     type UserInvalidation = [u64; 2];
     type Invalidation = Forget;
+    /// The most levels of a first stage.
+    type UserUnit = u64;
 
-    fn check_stage(&self, user: &UserStage) -> Result<Stage, BadRequest> {
+    fn user_unit(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn check_stage(&self, user: &UserStage) -> Result<Stage, NotTaken> {
         let table = Gpa::new(user.table);
         if !table.is_aligned(PageSize::Size4K) {
-            return Err(BadRequest {
+            return Err(NotTaken::Malformed(BadRequest {
                 what: "the first stage's table",
                 expected: "the address of a page",
                 found: user.table,
-            });
+            }));
         }
         if !(1..=2).contains(&user.levels) {
-            return Err(BadRequest {
+            return Err(NotTaken::Malformed(BadRequest {
                 what: "the first stage's number of levels",
                 expected: "1 or 2",
                 found: user.levels,
-            });
+            }));
         }
         let levels = user.levels;
         Ok(Stage { table, levels })
@@ -246,25 +252,25 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
         self.put(index, (requester, None), Bound { way })
     }
 
-    fn check_invalidation(&self, _stage: &Stage, user: &[u64; 2]) -> Result<Forget, BadRequest> {
+    fn check_invalidation(&self, user: &[u64; 2]) -> Result<Forget, NotTaken> {
         match *user {
             [0, 0] => Ok(Forget::All),
             [1, page] if page < FIRST_STAGE_WORDS => Ok(Forget::Page(page)),
-            [1, found] => Err(BadRequest {
+            [1, found] => Err(NotTaken::Malformed(BadRequest {
                 what: "the page to forget",
                 expected: "below 512",
                 found,
-            }),
-            [0, found] => Err(BadRequest {
+            })),
+            [0, found] => Err(NotTaken::Malformed(BadRequest {
                 what: "the second word of a request for all",
                 expected: "0",
                 found,
-            }),
-            [found, _] => Err(BadRequest {
+            })),
+            [found, _] => Err(NotTaken::Malformed(BadRequest {
                 what: "the kind of invalidation",
                 expected: "0 or 1",
                 found,
-            }),
+            })),
         }
     }
 
@@ -272,7 +278,6 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
         &self,
         index: UnitIndex,
         parent: HwDomainId,
-        stage: &Stage,
         invalidation: &Forget,
     ) -> Result<FlushTicket, UnitError> {
         let _exempt = heap::exempt();
@@ -284,9 +289,17 @@ unsafe impl<T: 'static> NestedBackend for Fake<T> {
         let Answer::Completes(completion) = answer else {
             return Err(broken(index));
         };
-        let effect = Effect::Nested(parent, *stage, *invalidation);
+        let effect = Effect::Nested(parent, *invalidation);
         let sequence = unit.enqueue(effect, completion);
         Ok(FlushTicket::alone(sequence))
+    }
+
+    fn submit_forget_first_stages(
+        &self,
+        index: UnitIndex,
+        parent: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        self.submit_nested(index, parent, &Forget::All)
     }
 }
 

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use hv_core::fault::Fault;
 use hv_core::{Access, Iova, PageSize, Pasid, PciAddress, PhysAddr};
 use hv_iommu::{
-    Binding, FaultClass, FlushDepth, FlushRequest, FlushSpan, HwDomainId, RawFault, UnitCaps,
+    Binding, FaultClass, FaultDetail, FlushDepth, FlushRequest, FlushSpan, HwDomainId, RawFault,
+    UnitCaps,
 };
 
 use super::format::{ADDRESS, LINK, READ, RINGS, SNOOPED, WRITE, WRITTEN};
@@ -50,7 +51,7 @@ pub(super) enum Effect {
     /// That the requester was not bound.
     Bound(Who),
     /// Something of a user's first stage.
-    Nested(HwDomainId, Stage, Forget),
+    Nested(HwDomainId, Forget),
 }
 
 pub(super) struct Request {
@@ -180,14 +181,13 @@ impl Unit {
             Effect::Bound(requester) => self
                 .contexts
                 .retain(|who, cached| who != requester || cached.read_at >= before),
-            Effect::Nested(domain, stage, forget) => {
-                let table = stage.table.as_u64();
+            Effect::Nested(domain, forget) => {
                 let named = |place: &NestedPlace, read_at| {
                     let page = match forget {
                         Forget::All => true,
                         Forget::Page(page) => place.2 == *page,
                     };
-                    (place.0, place.1) == (domain.get(), table) && page && read_at < before
+                    place.0 == domain.get() && page && read_at < before
                 };
                 self.nested
                     .retain(|place, cached| !named(place, cached.read_at));
@@ -281,6 +281,7 @@ impl Unit {
                 access,
                 class,
                 stage: None,
+                detail: FaultDetail::default(),
                 code: class as u16,
             };
             if self.quiet.contains(&requester) {

@@ -341,6 +341,42 @@ fn invalidations_go_to_the_units_of_the_stages_own_devices() {
     );
 }
 
+/// What is asked of the parent goes to each unit behind which a device may be on one of its first stages, and says no more than
+/// what is asked of one of them.
+#[test]
+fn invalidations_of_a_parent_go_to_the_units_of_all_its_first_stages() {
+    let mut guest = guest();
+    let (near, far) = (guest.stage(TABLE, &[]), guest.stage(TABLE + 0x1000, &[]));
+    guest.parent.invalidate(&[[0, 0]]).unwrap();
+    guest.parent.forget_first_stages().unwrap();
+    let _near = guest.attach(&near);
+    let group = guest.machine.take(FAR).claim_for_guest(vm(1));
+    let group = group.attach_for_guest(&far, &isolated()).unwrap();
+    let nested = |guest: &Guest| {
+        [0, 1].map(|unit| {
+            let log = guest.machine.fake.take_log(unit);
+            let of_parent = Logged::Nested(guest.parent.hw_id());
+            log.iter().filter(|call| **call == of_parent).count()
+        })
+    };
+    assert_eq!(nested(&guest), [0, 0], "nobody was there");
+    guest.parent.invalidate(&[[0, 0], [1, 1]]).unwrap();
+    assert_eq!(nested(&guest), [2, 2]);
+    guest.parent.forget_first_stages().unwrap();
+    assert_eq!(nested(&guest), [1, 1]);
+    let refused = guest.parent.invalidate(&[[1, 1], [2, 0]]).unwrap_err();
+    assert_eq!((refused.done, nested(&guest)), (1, [1, 1]));
+    assert!(matches!(refused.reason, InvalidateRefusal::Malformed(_)));
+    let _group = group.detach().unwrap();
+    guest.parent.forget_first_stages().unwrap();
+    assert_eq!(nested(&guest), [1, 0]);
+    // One that does not is told of, whichever it is.
+    let never = Answer::Completes(Completion::Never);
+    guest.machine.fake.plan(0, Call::Nested, 0, never);
+    guest.parent.forget_first_stages().unwrap_err();
+    assert_eq!(guest.machine.iommu.wedged_units().count(), 1);
+}
+
 #[test]
 fn a_malformed_first_stage_is_refused_and_takes_nothing() {
     let guest = guest();

@@ -21,9 +21,9 @@ use hv_core::{
     PhysAddr, PhysRange, Segment,
 };
 use hv_iommu::{
-    AtRest, Backend, Binding, Config, FaultClass, FaultEvent, FlushRequest, FlushTicket,
-    FunctionKind, HwDomainId, Iommu, LeafNeeds, Level, LevelSet, PciFunction, RawFault,
-    ReservedRegion, RootTables, UnitCaps, UnitError, UnitIndex,
+    AtRest, Backend, Binding, Config, FaultClass, FaultDetail, FaultEvent, FlushRequest,
+    FlushTicket, FunctionKind, HwDomainId, Iommu, LeafNeeds, Level, LevelSet, PciFunction,
+    RawFault, ReservedRegion, RootTables, UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
@@ -79,6 +79,7 @@ impl Board {
             access: Access::Write,
             class: FaultClass::NotPermitted,
             stage: None,
+            detail: FaultDetail::default(),
             code: 6,
         });
     }

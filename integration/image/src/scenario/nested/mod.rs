@@ -289,7 +289,7 @@ impl Scene<'_, '_> {
             .nested
             .invalidate(&[spec::FORGET_ALL_OF_EVERYBODY, forget]);
         let is_refused = |error: &hv_iommu::InvalidateError| {
-            error.done == 0 && matches!(error.reason, InvalidateRefusal::Malformed(_))
+            error.done == 0 && matches!(error.reason, InvalidateRefusal::Embedders(_))
         };
         ensure!(
             refused.as_ref().is_err_and(is_refused),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use hv_core::platform::FrameSource;
 use hv_core::{Access, Iova, KernelPaging, PciAddress};
 use hv_iommu::{
-    AttachError, Attached, Domain, FaultBudget, FaultClass, FaultNotice, FaultStage, Group, Iommu,
-    RawFault, TrustedDevice, UnitIndex,
+    AttachError, Attached, Domain, FaultBudget, FaultClass, FaultDetail, FaultNotice, FaultStage,
+    Group, Iommu, RawFault, TrustedDevice, UnitIndex,
 };
 use hv_rig::{Driver, Machine, Outcome, Rig, Vendor};
 
@@ -96,6 +96,7 @@ fn is_quiet(stand: &Stand, one: &Kernel, at: u64) {
                 access: Access::Write,
                 class: FaultClass::NotPermitted,
                 stage,
+                detail: FaultDetail::default(),
                 code: reason.into(),
             };
             assert!(

@@ -54,6 +54,7 @@ mod quiet;
 mod silent;
 mod switched;
 mod undriven;
+mod users;
 mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.
