@@ -124,9 +124,7 @@ impl<B: Backend> Inner<B> {
         }
         refused
     }
-}
 
-impl<B: Backend> Inner<B> {
     /// A function of the group that may keep memory in a cache of its own.
     pub(crate) fn caching(&self) -> Option<PciAddress> {
         let registry = self.system.registry.lock();

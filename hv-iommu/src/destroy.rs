@@ -143,7 +143,7 @@ pub struct DestroyError<O: Owner, B: Backend, S: Shape<O, B> = Paging> {
     pub domain: Domain<O, B, S>,
     /// Why it was refused.
     pub reason: DestroyRefusal,
-    /// One of the groups that are attached, or were wedged while attached; `None` if it is none of these, or parked. More
+    /// One of the groups that are attached or parked, or were wedged while attached; `None` if it is none of these. More
     /// may come to light when this one is gone.
     pub group: Option<GroupId>,
 }

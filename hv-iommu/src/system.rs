@@ -175,7 +175,9 @@ impl<B: Backend> Iommu<B> {
     ) -> Result<(Self, Vec<AtRest<B>>), SetupError> {
         let caps =
             (0..backend.unit_count()).filter_map(|index| backend.unit_caps(UnitIndex::new(index)?));
-        // One id serves a domain on all units, so the unit with the fewest decides.
+        // One id serves a domain on all units, so the unit with the fewest decides. Domains of first-stage tables take
+        // theirs from the same ones, although some units have more for those (8 bits for second stages and 16 for first ones
+        // make 255 domains in all, not 255 and 65535). So a number is one domain's, of whichever stage its tables are.
         let domain_ids = caps
             .map(|caps| caps.domain_ids)
             .min()

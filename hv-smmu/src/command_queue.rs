@@ -26,6 +26,7 @@ use crate::spec::command::{Command, SyncSignal, WORDS};
 use crate::spec::queue::{
     COMMAND_BYTES, CommandError, QUEUE_ADDRESS_SHIFT, QueueBase, QueuePointer, QueueSize,
 };
+use crate::spec::quirks::{Quirk, Quirks};
 use crate::spec::registers::{self, Gerror};
 use crate::unit::{Behind, Regs, Telling};
 
@@ -76,7 +77,11 @@ struct Port<'a, P: Platform> {
 
 impl Commands {
     /// A queue for a unit that takes 2^`most` entries, with both indices at zero.
-    pub(crate) fn new<P: Platform>(reach: &Reach<'_, P>, most: u8) -> Result<Self, BringUpError> {
+    pub(crate) fn new<P: Platform>(
+        reach: &Reach<'_, P>,
+        most: u8,
+        quirks: Quirks,
+    ) -> Result<Self, BringUpError> {
         let refused = BringUpError::Unit(UnitError::Hardware {
             unit: reach.unit,
             what: "a command queue of too few entries (IDR1.CMDQS), log2",
@@ -85,6 +90,10 @@ impl Commands {
         });
         let size = QueueSize::new(most.min(LOG2)).ok_or(refused)?;
         let shape = QueueShape::new(size.log2(), Ends::WrapBit, SUBMIT_DEADLINE).ok_or(refused)?;
+        let shape = match quirks.has(Quirk::SyncEveryBatch) {
+            true => shape.with_sync_each(),
+            false => shape,
+        };
         let ring = reach.aligned_run(u64::from(size.entries()) * COMMAND_BYTES)?;
         reach.publish(ring.range().start(), ring.range().pages().bytes());
         // INVARIANT: the run is new.
@@ -169,7 +178,8 @@ impl Commands {
     }
 
     /// Hands up to [`BATCH_MAX`] commands to the unit, with a sync behind them. Those between two syncs are done in any
-    /// order. What is longer than the queue goes in pieces, each with a sync behind it: more order than was asked for.
+    /// order. What is longer than the queue goes in pieces, each with a sync behind it: more order than was asked for. So does
+    /// what is of different kinds, on a unit that needs a sync between those.
     ///
     /// Every store to tables that happened before is visible to the unit when it reads them.
     pub(crate) fn submit<P: Platform>(
@@ -191,6 +201,20 @@ impl Commands {
         self.in_pieces(batch, |piece| self.queue.submit_patiently(&port, piece))
     }
 
+    /// What goes at once of a batch, and the rest: of an empty one nothing, with a sync behind it.
+    fn first_piece<'b>(&self, batch: &'b [Command]) -> (&'b [Command], &'b [Command]) {
+        let mut most = batch.len().min(self.batch_most().max(1));
+        if self.queue.shape().has_sync_each() && !Fault::MixKinds.is_on() {
+            let mixes = |pair: &[Command]| match pair {
+                [one, next] => one.code() != next.code() && !one.is_sync() && !next.is_sync(),
+                _ => false,
+            };
+            let of_a_kind = batch.windows(2).position(mixes);
+            most = of_a_kind.map_or(most, |last| most.min(last + 1));
+        }
+        batch.split_at_checked(most).unwrap_or((batch, &[]))
+    }
+
     /// Hands pieces that fit the queue to `submit`, in order. The ticket is for all of them.
     fn in_pieces(
         &self,
@@ -199,8 +223,7 @@ impl Commands {
     ) -> Result<FlushTicket, UnitError> {
         let (mut rest, mut earlier) = (batch, None);
         loop {
-            let most = rest.len().min(self.batch_most());
-            let (piece, behind) = rest.split_at_checked(most).unwrap_or((rest, &[]));
+            let (piece, behind) = self.first_piece(rest);
             let ticket = submit(piece)?;
             let ticket = earlier.map_or(ticket, |earlier| ticket.and(earlier));
             if behind.is_empty() {
@@ -227,13 +250,14 @@ impl Commands {
         what: &'static str,
     ) -> Result<(), UnitError> {
         let port = self.port(context);
-        // An empty one is a sync.
-        let (first, others) = batch
-            .split_at_checked(self.batch_most())
-            .unwrap_or((batch, &[]));
-        self.queue.submit_and_wait(&port, first, what)?;
-        let mut others = others.chunks(self.batch_most().max(1));
-        others.try_for_each(|piece| self.queue.submit_and_wait(&port, piece, what))
+        let (mut piece, mut rest) = self.first_piece(batch);
+        loop {
+            self.queue.submit_and_wait(&port, piece, what)?;
+            if rest.is_empty() {
+                return Ok(());
+            }
+            (piece, rest) = self.first_piece(rest);
+        }
     }
 
     /// See [`CommandQueue::repair`].

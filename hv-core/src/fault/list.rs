@@ -354,6 +354,12 @@ faults! {
     EmptyUnsnoopedEvents = "empty_unsnooped_events",
     /// Who rings does not look whether all before its own entries is published.
     RingPastGap = "ring_past_gap",
+    /// A batch has no sync of its own on hardware that needs one behind each.
+    SyncIsShared = "sync_is_shared",
+    /// Hardware is told of commands before it is told of the sync behind them.
+    TellBeforeSync = "tell_before_sync",
+    /// Commands of different kinds stand in the queue without a sync between them.
+    MixKinds = "mix_kinds",
     /// A submitter does not wait until the unit knows of a sync behind its batch.
     WaitNotForSync = "wait_not_for_sync",
     /// A head is believed that is past what the unit was given.
@@ -372,7 +378,6 @@ faults! {
     SkipCutOff = "skip_cut_off",
     /// A unit that is shut down goes on translating.
     TranslationOnAtEnd = "translation_on_at_end",
-
     // What goes back to its owner.
     /// Frames that were unmapped are given back without a flush.
     FreePageEarly = "free_page_early",

@@ -136,6 +136,9 @@ impl CommandQueue {
         // (each submitter's Release, this CPU's Acquire), come before the write that makes the unit look. What the
         // unit needs beyond what CPUs need is in the port's `ring`.
         fence(Ordering::Release);
+        if Fault::TellBeforeSync.is_on() && covered == Some(end) {
+            port.ring(self.shape.place(end - 1));
+        }
         port.ring(self.shape.place(end));
         // ORDERING: Release: hardware was told before anybody blames it for what it has not read.
         self.told.rung.store(end, Ordering::Release);

@@ -41,6 +41,17 @@
 //! While what does not answer is mended, a submission that stays unpublished for all of the mender's deadline wedges the unit:
 //! nobody knows what that CPU still hands over.
 //!
+//! # A sync for each batch
+//!
+//! Some hardware must not find the commands of two batches without a sync between them, or be told of commands whose sync
+//! comes later. A queue of such a [shape](QueueShape::with_sync_each) has whoever reserves without the bell reserve a sync
+//! behind its own batch too, in the same CAS, and publish it with the batch. So every turn word ends in a sync, and what
+//! step 3 rings for does too, wherever the first gap is. No sync is ever owed (*open*): who takes the bell of step 4, leaves
+//! (step 5), restarts, mends or repairs finds nothing to place, and all else is as above. Nobody waits for more than
+//! there: what a submitter waits for is a sync that it published itself, which hardware is told of with its batch. The
+//! place for it is the one that is kept in the ring in any case. What is lost is that submitters share syncs; doorbells
+//! they still share. A command that is taken out (`queue::mend`, `queue::refuse`) leaves a sync or nothing in its place.
+//!
 //! # Events
 //!
 //! Where hardware sends waiting CPUs an event when a sync completes, whoever waits for the sync sleeps between two looks
@@ -82,6 +93,9 @@
 //! | a reset that comes too late, and the bell of a ring that was revived | it takes it from nobody | `bc14_a_reset_that_comes_too_late_keeps_its_hands_off_the_bell` |
 //! | fill again against hardware that reads | room is made by the head alone | `bc14_a_producer_wraps_behind_hardware` |
 //! | share a sync | it is behind both | `bc14_two_producers_share_a_sync` |
+//! | each has a sync of its own, and one rings for both | hardware is told of what ends in a sync alone | `bc14_two_producers_with_a_sync_each_wrap_the_ring` |
+//! | the same, and one goes or stalls | rung, as above, and whole | `bc14_what_nobody_waits_for_is_rung_with_its_sync`, `bc14_what_nobody_waits_for_behind_a_gap_is_rung_with_its_sync`, `bc14_a_stalled_producer_with_a_sync_loses_nothing` |
+//! | the same, and a reset | refused, or published whole before the restart | `bc14_a_reset_meets_a_late_producer_with_a_sync` |
 //! | a head that is past the tail | wedges, makes no room | `bc14_a_head_past_the_tail_makes_no_room` |
 //! | two wait for a sync that stands unanswered | one mends; neither counts it before that | `bc01_who_waits_for_what_does_not_answer_goes_on_behind_the_mending` |
 //! | reserve against mend | before, and read before anything is asked anew; or after it | `bc01_others_go_on_beside_what_does_not_answer` |
@@ -175,7 +189,7 @@ enum Caller {
 /// for good until the head is past them, but for what is spared in a held queue, and what hardware refuses. The tail register was last written with
 /// `given`, or is about to be, by the holder of the bell; `rung` follows. Head ≤ `given` ≤ tail, and tail − head is at most
 /// the shape's capacity, one less while a
-/// sync is owed. Places of positions from the tail on hold what hardware has read.
+/// sync is owed. Where each batch has a sync, each that is published ends in one, and none is owed. Places of positions from the tail on hold what hardware has read.
 pub struct CommandQueue {
     shape: QueueShape,
     tail: Apart<AtomicU64>,

@@ -49,6 +49,7 @@ pub struct QueueShape {
     log2: u32,
     ends: Ends,
     deadline: Duration,
+    sync_each: bool,
 }
 
 impl QueueShape {
@@ -69,7 +70,23 @@ impl QueueShape {
             log2: log2_entries as u32,
             ends,
             deadline,
+            sync_each: false,
         })
+    }
+
+    /// The same, in which each batch has a sync of its own: for hardware that must not find commands of two batches
+    /// without one between them, nor ever be told of commands without the sync behind them.
+    #[must_use]
+    pub const fn with_sync_each(self) -> Self {
+        Self {
+            sync_each: true,
+            ..self
+        }
+    }
+
+    /// Whether each batch has a sync of its own.
+    pub const fn has_sync_each(&self) -> bool {
+        self.sync_each
     }
 
     /// How many entries the ring has.

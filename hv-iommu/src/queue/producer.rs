@@ -23,19 +23,21 @@ struct Reserved {
     seen: Tail,
     /// The position behind the last command.
     end: u64,
-    /// Whether the bell is this CPU's, and the sync at `end`.
+    /// Whether the bell is this CPU's.
     leads: bool,
+    /// Whether the sync at `end` is this CPU's: always so of who leads.
+    has_sync: bool,
 }
 
 impl Reserved {
     fn is_empty(&self) -> bool {
-        self.seen.position() == self.end && !self.leads
+        self.seen.position() == self.end && !self.has_sync
     }
 
     fn turn(&self) -> Turn {
         let first = self.seen.position();
         let entries = self.end - first;
-        match self.leads {
+        match self.has_sync {
             true => Turn::with_sync(first, entries),
             false => Turn::commands(first, entries),
         }
@@ -202,9 +204,11 @@ impl CommandQueue {
 
     fn try_reserve(&self, seen: Tail, needed: u64) -> Option<Reserved> {
         let leads = !seen.is_ringing() || Fault::BellIsFree.is_on();
-        let next = match leads {
-            true => seen.with_commands_and_bell(needed),
-            false => seen.with_commands(needed),
+        let has_sync = leads || self.shape.has_sync_each() && !Fault::SyncIsShared.is_on();
+        let next = match (leads, has_sync) {
+            (true, _) => seen.with_commands_and_bell(needed),
+            (false, true) => seen.with_commands_and_sync(needed),
+            (false, false) => seen.with_commands(needed),
         };
         let (old, new, tail) = (seen.into_bits(), next.into_bits(), &self.tail.0);
         if Fault::ReserveByStore.is_on() {
@@ -221,6 +225,7 @@ impl CommandQueue {
             seen,
             end: seen.position() + needed,
             leads,
+            has_sync,
         })
     }
 
@@ -266,7 +271,7 @@ impl CommandQueue {
             }
             put(*command)
         });
-        let filled = filled.and_then(|()| match reserved.leads {
+        let filled = filled.and_then(|()| match reserved.has_sync {
             true => put(port.sync(FlushTicket::alone(reserved.end + 1))),
             false => Ok(()),
         });

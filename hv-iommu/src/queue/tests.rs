@@ -11,6 +11,7 @@ use hv_core::platform::{Clock, Instant};
 
 use super::*;
 
+mod each;
 mod held_up;
 mod refused;
 mod stalled;
@@ -71,11 +72,14 @@ struct Fake {
 
 impl Fake {
     fn new(log2: u8, ends: Ends) -> (CommandQueue, Self) {
-        let shape = QueueShape::new(log2, ends, DEADLINE).unwrap();
+        Self::of(QueueShape::new(log2, ends, DEADLINE).unwrap())
+    }
+
+    fn of(shape: QueueShape) -> (CommandQueue, Self) {
         let fake = Self {
             shape,
             clock: Ticks::default(),
-            ring: (0..1 << log2).map(|_| Cell::new(None)).collect(),
+            ring: (0..shape.entries()).map(|_| Cell::new(None)).collect(),
             tail: Cell::new(Place::new(0, false)),
             head: Cell::new(Place::new(0, false)),
             rung: Cell::new(0),

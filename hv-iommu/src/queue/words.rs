@@ -82,6 +82,11 @@ impl Tail {
         Self((self.0 + entries) | OPEN)
     }
 
+    /// With `entries` more reserved for commands and one for the sync behind them and all before.
+    pub(super) const fn with_commands_and_sync(self, entries: u64) -> Self {
+        Self((self.0 + entries + 1) & !OPEN)
+    }
+
     /// With `entries` more reserved for commands and one for the sync behind them and all before, and the bell taken.
     pub(super) const fn with_commands_and_bell(self, entries: u64) -> Self {
         Self((self.0 + entries + 1) & !(OPEN | LEFT) | RINGING)
@@ -193,6 +198,9 @@ mod tests {
         let led = open.with_commands_and_bell(2);
         assert_eq!((led.position(), led.is_open()), (47, false));
         assert!(led.is_ringing() && !led.is_left());
+        let own = led.with_commands_and_sync(2);
+        assert_eq!((own.position(), own.is_open()), (50, false));
+        assert!(own.is_ringing() && !open.with_commands_and_sync(2).is_ringing());
         let alone = Tail::from_bits(open.into_bits() | LEFT_BIT).with_bell_alone();
         assert!(alone.is_ringing() && alone.is_open() && alone.is_left());
         assert!(!alone.with_bell().is_left());

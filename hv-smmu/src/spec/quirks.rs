@@ -2,6 +2,17 @@
 //!
 //! Source: Linux `arm-smmu-v3.c` (`arm_smmu_device_iidr_probe`, `acpi_smmu_get_options`, `arm_smmu_options`), the
 //! device-tree binding `arm,smmu-v3`, ACPICA `actbl2.h` (models).
+//!
+//! | quirk | where it is honoured, or why it holds |
+//! |---|---|
+//! | [`NoEventSync`](Quirk::NoEventSync) | `unit::Telling`: syncs of such a unit ask for no event, and nobody waits for one |
+//! | [`NoNesting`](Quirk::NoNesting) | [`UnitInfo::nests`](crate::UnitInfo::nests), which is what makes parents, and `caps`: no entry names both stages |
+//! | [`NoBroadcast`](Quirk::NoBroadcast) | holds for every unit: they are told to take no part (CR2.PTM), and descriptors are marked as shared with no CPU (ASET) |
+//! | [`SyncEveryBatch`](Quirk::SyncEveryBatch) | `command_queue`: a queue whose batches have a sync each, and a batch for each kind of command in a row |
+//! | [`NoPrefetch`](Quirk::NoPrefetch) | holds for every unit: none is given by any code, and what users may ask for has none that is passed on ([`UserCommand`](super::command::UserCommand)) |
+//! | [`WideSyncMessage`](Quirk::WideSyncMessage) | holds for every unit: completion is seen by the index, and no sync asks for a message |
+//! | [`OnePage`](Quirk::OnePage) | `unit::Regs`, and how much of the registers is mapped |
+//! | [`OneInterrupt`](Quirk::OneInterrupt) | firmware gives all wires one number, and each look at a unit looks at everything: whatever the wire was raised for is found |
 
 use core::fmt;
 
@@ -17,7 +28,9 @@ pub enum Quirk {
     NoNesting,
     /// CPUs' broadcast invalidations are not relied on.
     NoBroadcast,
-    /// Every batch of commands ends with a CMD_SYNC.
+    /// Every batch of commands ends with a CMD_SYNC of its own, and has one between commands of different kinds: certain
+    /// sequences must not come without one in between (Linux, commit 309a15cb16bb, which relies on batches of one kind).
+    /// Which those are is not public.
     SyncEveryBatch,
     /// PREFETCH commands are not given.
     NoPrefetch,
@@ -172,12 +185,16 @@ pub const BY_IIDR: [Erratum; 4] = [
     },
 ];
 
-/// All quirks that IIDR tells.
-pub fn by_iidr(iidr: Iidr) -> Quirks {
+/// The errata that a unit has by its IIDR.
+pub fn errata(iidr: Iidr) -> impl Iterator<Item = &'static Erratum> {
     BY_IIDR
         .iter()
-        .filter(|erratum| erratum.applies_to(iidr))
-        .fold(Quirks::NONE, |set, erratum| set.and(erratum.quirks))
+        .filter(move |erratum| erratum.applies_to(iidr))
+}
+
+/// All quirks that IIDR tells.
+pub fn by_iidr(iidr: Iidr) -> Quirks {
+    errata(iidr).fold(Quirks::NONE, |set, erratum| set.and(erratum.quirks))
 }
 
 /// HiSilicon Hi161x.

@@ -30,10 +30,23 @@ use crate::page_queue::Pages;
 use crate::spec::command::Command;
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr};
 use crate::spec::queue::QueuePointer;
-use crate::spec::quirks::{self, Quirk};
+use crate::spec::quirks::{self, Quirk, Quirks};
 use crate::spec::registers::{self, IrqCtrl};
 use crate::stream_table::StreamTable;
 use crate::vmsa::{Stage, Tables};
+
+/// Says what is done differently for a unit, and why: by what firmware says that it is, or by an erratum of its part.
+fn log_quirks(unit: UnitIndex, described: Quirks, iidr: Iidr) {
+    for quirk in described.iter() {
+        info!("SMMUv3 {unit}: quirk applied: {quirk}, by firmware's description");
+    }
+    for erratum in quirks::errata(iidr) {
+        let (part, number) = (erratum.part, erratum.number);
+        for quirk in erratum.quirks.iter() {
+            info!("SMMUv3 {unit}: quirk applied: {quirk}, for {part} (IIDR), erratum {number}");
+        }
+    }
+}
 
 impl<P: Platform> Unit<P, Discovered> {
     /// Reads what the unit is, and refuses what this version does not drive with tables of format `F`. Writes nothing.
@@ -70,6 +83,7 @@ impl<P: Platform> Unit<P, Discovered> {
         );
         let stage = check(registers, F::GRANULE).map_err(refused)?;
         let iidr = Iidr::from_bits(block.read32(registers::IIDR));
+        log_quirks(index, described.quirks, iidr);
         let quirks = described.quirks.and(quirks::by_iidr(iidr));
         let info = UnitInfo {
             unit: index,
@@ -170,7 +184,7 @@ impl<P: Platform> Unit<P, Closed> {
             false => known.max(1).min(idr1.sidsize()),
         };
         let streams = StreamTable::new(&reach, bits, idr0.has_two_levels())?;
-        let commands = Commands::new(&reach, idr1.cmdqs())?;
+        let commands = Commands::new(&reach, idr1.cmdqs(), self.info.quirks)?;
         match self.hand_over {
             HandOver::Closed | HandOver::Seamless => self.give_streams(&streams),
             HandOver::WithGap => self.give_queue_attributes(),

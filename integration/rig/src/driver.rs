@@ -35,14 +35,6 @@ impl Vendor {
             Self::Smmu => smmu::registers_at(unit),
         }
     }
-
-    /// Bytes of a unit's registers.
-    pub(crate) const fn register_bytes(self) -> u64 {
-        match self {
-            Self::Vtd => vtd::REGISTER_BYTES,
-            Self::Smmu => smmu::REGISTER_BYTES,
-        }
-    }
 }
 
 impl fmt::Display for Vendor {

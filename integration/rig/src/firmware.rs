@@ -80,6 +80,8 @@ impl Rig {
                 base: smmu::registers_at(index),
                 coherent: identity.coherent,
                 httu: identity.httu,
+                model: identity.model,
+                one_wire: identity.is_cn99xx(),
                 first_stream: identity.first_stream,
                 writers: writers_of(machine, index),
             });

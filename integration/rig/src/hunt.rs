@@ -58,6 +58,7 @@ const AFTER_SMMU: &[Drill] = &[
     (DRILLS, drill::ended::<Smmu<Rig>>),
     (KEPT_DRILLS, drill::kept::<Smmu<Rig>>),
     (DRILLS, drill::devices),
+    (DRILLS, drill::parts),
     (DRILLS, drill::messages),
     (PASID_DRILLS, drill::pasids),
 ];

@@ -17,7 +17,7 @@ use crate::memory::{BASE, HIGH_BASE};
 use crate::pci::{PLAIN_BRIDGE, STIFF_BRIDGES};
 use crate::rng::Rng;
 use crate::smmu::Identity;
-use crate::vtd;
+use crate::{smmu, vtd};
 
 pub use regions::RegionModel;
 pub use services::ServicesModel;
@@ -375,6 +375,14 @@ impl Machine {
         let some = rng.one_in(2);
         for function in &mut self.functions {
             function.ats = some && !rng.one_in(4);
+        }
+    }
+
+    /// Bytes of a unit's registers.
+    pub(crate) fn register_bytes(&self, unit: usize) -> u64 {
+        match self.units.get(unit).map(|unit| &unit.registers) {
+            Some(UnitRegisters::Smmu(identity)) => smmu::register_bytes(identity),
+            Some(UnitRegisters::Vtd(_)) | None => vtd::REGISTER_BYTES,
         }
     }
 

@@ -395,6 +395,8 @@ pub const PLANTED: &[Planted] = &[
     of_smmu(Fault::RereadForgetsNothing, &[Rule::FaultReport]),
     of_smmu(Fault::QuietSkipsNested, &[Rule::FaultReport]),
     of_smmu(Fault::EmptyUnsnoopedEvents, &[Rule::Queue]),
+    of_smmu(Fault::TellBeforeSync, &[Rule::Queue]),
+    of_smmu(Fault::MixKinds, &[Rule::Queue]),
 ];
 
 /// Faults that are not for the rig, and who catches them.
@@ -476,6 +478,7 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
     (Fault::BellRelaxed, LOOM),
     (Fault::LeaveRelaxed, LOOM),
     (Fault::RingPastGap, LOOM),
+    (Fault::SyncIsShared, LOOM),
     (Fault::WaitNotForSync, LOOM),
     (Fault::BelieveHead, LOOM),
     (Fault::RestartWithoutWaiting, LOOM),

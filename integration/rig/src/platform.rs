@@ -200,11 +200,11 @@ impl Registers for Rig {
     fn map_registers(&self, range: PhysRange) -> Result<RigRegisters, RegistersError> {
         let start = range.start().as_u64();
         let units = self.core.quiet().units.len();
-        let vendor = self.machine().vendor();
+        let (machine, vendor) = (self.machine(), self.machine().vendor());
         let unit = (0..units).find(|unit| vendor.registers_at(*unit) == start);
         let reason = "no unit of the rig has its registers there";
         let unit = unit.ok_or(RegistersError { range, reason })?;
-        if range.pages().bytes() > vendor.register_bytes() {
+        if range.pages().bytes() > machine.register_bytes(unit) {
             let reason = "the unit has fewer registers";
             return Err(RegistersError { range, reason });
         }

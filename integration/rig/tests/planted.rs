@@ -243,6 +243,8 @@ mod caught {
         reread_forgets_nothing: RereadForgetsNothing,
         quiet_skips_nested: QuietSkipsNested,
         empty_unsnooped_events: EmptyUnsnoopedEvents,
+        tell_before_sync: TellBeforeSync,
+        mix_kinds: MixKinds,
     }
 
     /// What a failure prints is short, and leads to the same failure.

@@ -47,6 +47,8 @@ pub(crate) struct Queue {
     pending: VecDeque<Pending>,
     /// Since when a sync is next.
     sync_since: Option<u64>,
+    /// The kind of the last command that was read since a sync.
+    pub(super) since_sync: Option<u64>,
     /// Requests that went by what was forgotten since: a sync waits for them.
     pub(super) drains: Vec<u64>,
     /// Whether all configuration, and all translations, were forgotten since the last sync.
@@ -119,6 +121,7 @@ impl Unit {
             }
         }
         self.queue.prod = prod;
+        self.judge_tail(bus);
     }
 
     /// An error of the unit's own, at the command that it would read next.
@@ -164,7 +167,9 @@ impl Unit {
         let view = self.queue_view;
         let (low, high) = (bus.fetch(view, at), bus.fetch(view, at + 8));
         let limits = self.identity.command_limits();
-        let command = match command::decode(low, high, &limits) {
+        let decoded = command::decode(low, high, &limits);
+        self.judge_command(bus, low, decoded.as_ref().ok());
+        let command = match decoded {
             Ok(command) => command,
             Err(why) => {
                 let what = format!("unit {}: command {low:#x} {high:#x}: {why}", self.index);
@@ -437,7 +442,7 @@ impl Unit {
                 false => self.carry_out(bus, pending.command),
             }
         }
-        self.queue.sync_since = None;
+        (self.queue.sync_since, self.queue.since_sync) = (None, None);
         self.devices.queue_off(bus);
     }
 }

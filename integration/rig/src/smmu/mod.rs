@@ -9,6 +9,7 @@ mod events;
 mod guest;
 mod interrupts;
 mod pages;
+mod parts;
 mod registers;
 pub(crate) mod spec;
 mod stalls;
@@ -49,14 +50,20 @@ use crate::request::{Progress, Reach, Request, Sender, Step};
 use crate::rng::Rng;
 use crate::rule::Rule;
 
-/// Where the first unit's registers are; each takes [`REGISTER_BYTES`].
+/// Where the first unit's registers are; each takes [`bits::FRAME_BYTES`] at most.
 const REGISTERS: u64 = 0x0900_0000;
-/// Bytes of a unit's registers.
-pub(crate) const REGISTER_BYTES: u64 = bits::FRAME_BYTES;
 
 /// Where the registers of a unit are.
 pub(crate) const fn registers_at(unit: usize) -> u64 {
-    REGISTERS + unit as u64 * REGISTER_BYTES
+    REGISTERS + unit as u64 * bits::FRAME_BYTES
+}
+
+/// Bytes of a unit's registers.
+pub(crate) const fn register_bytes(identity: &Identity) -> u64 {
+    match identity.is_cn99xx() {
+        true => bits::PAGE_BYTES,
+        false => bits::FRAME_BYTES,
+    }
 }
 
 /// One unit.
@@ -182,11 +189,13 @@ impl FrontEnd for Unit {
     }
 
     fn read(&mut self, bus: &mut Bus, offset: u32, bits: u32) -> u64 {
-        self.register_read(bus, offset, bits)
+        let register = self.register_at(offset);
+        self.register_read(bus, register, bits)
     }
 
     fn write(&mut self, bus: &mut Bus, offset: u32, bits: u32, value: u64) {
-        self.register_written(bus, offset, bits, value);
+        let register = self.register_at(offset);
+        self.register_written(bus, register, bits, value);
     }
 
     fn stored(&mut self, bus: &mut Bus, at: u64, old: u64, new: u64) {

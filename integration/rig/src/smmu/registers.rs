@@ -307,6 +307,12 @@ impl Unit {
             );
             bus.broken(Rule::EnabledEarly, what);
         }
+        if self.identity.is_mmu_700() && self.cr2 & spec::CR2_PTM == 0 {
+            self.wrong(
+                bus,
+                "translation was turned on while an MMU-700 listens to CPUs' broadcasts (erratum 2812531; CR2.PTM is clear)",
+            );
+        }
         if self.identity.coherent && !spec::snoops(self.cr1, spec::CR1_TABLES) {
             self.wrong(
                 bus,

@@ -6,6 +6,7 @@
 
 #![cfg(not(hv_loom))]
 
+mod caching;
 mod dirty;
 mod dirty_gone;
 mod gapless;

@@ -110,6 +110,10 @@ const QUEUEING: &[Row] = &[
         &[queueing::stalls::bc14_what_nobody_waits_for_is_rung],
     ),
     (
+        Fault::SyncIsShared,
+        &[queueing::each::bc14_two_producers_with_a_sync_each_wrap_the_ring],
+    ),
+    (
         Fault::RingPastGap,
         &[queueing::bc14_two_producers_share_a_sync],
     ),
@@ -127,7 +131,7 @@ const QUEUEING: &[Row] = &[
     ),
     (
         Fault::RestartWithoutWaiting,
-        &[queueing::bc14_a_reset_meets_a_late_producer],
+        &[queueing::stalls::bc14_a_reset_meets_a_late_producer],
     ),
     (
         Fault::RestartTakesAnyBell,

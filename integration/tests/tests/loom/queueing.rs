@@ -1,6 +1,7 @@
 //! Models of the command queue: submitters on several CPUs, hardware that reads the ring, stalls, resets, lies.
 
 pub(crate) mod asking;
+pub(crate) mod each;
 pub(crate) mod refusing;
 pub(crate) mod stalls;
 
@@ -86,6 +87,7 @@ struct Unit {
 impl Unit {
     fn new(log2: u8) -> Self {
         let shape = QueueShape::new(log2, Ends::WrapBit, DEADLINE).unwrap();
+        let shape = each::asked(shape);
         Self {
             queue: CommandQueue::new(shape).unwrap(),
             ring: (0..1 << log2).map(|_| AtomicU64::new(0)).collect(),
@@ -107,6 +109,11 @@ impl Unit {
 
     fn entries(&self) -> u64 {
         self.ring.len() as u64
+    }
+
+    /// Whether hardware needs a sync behind each command.
+    fn has_sync_each(&self) -> bool {
+        self.queue.shape().has_sync_each()
     }
 
     /// Another CPU resets the unit, of which nothing was asked yet, and says so.
@@ -193,6 +200,8 @@ impl Unit {
             assert_ne!(entry, 0, "a place that was not filled");
             let again = done.done.contains(&entry) || done.begun.contains(&entry);
             assert!(!again, "command {entry} is done twice");
+            let alone = !self.has_sync_each() || done.begun.is_empty();
+            assert!(alone, "no sync is in front of command {entry}");
             done.unanswered |= entry >= SILENT && !done.done.contains(&CLOSE);
             done.begun.push(entry);
         }
@@ -283,6 +292,12 @@ impl QueuePort for Unit {
     fn ring(&self, tail: Place) {
         let entries = self.entries();
         let count = tail.index() as u64 + u64::from(tail.wrap()) * entries;
+        if self.has_sync_each() {
+            let last = &self.ring[((count + entries - 1) % entries) as usize];
+            // ORDERING: Relaxed: what is told of is there.
+            let last = last.load(Ordering::Relaxed);
+            assert_ne!(last & SYNC, 0, "no sync is behind command {last}");
+        }
         // ORDERING: Relaxed: the last write is seen where what orders the holders of the bell orders their writes. Release, as a
         // write to a register comes after all stores to memory. One exchange where hardware reads it on any CPU, by what
         // counts as a write here.
@@ -438,72 +453,6 @@ fn two_producers_and_one_sync() {
     }
 }
 
-/// A unit is wedged and its ring restarted while a CPU submits. What is in the new ring stays.
-fn a_reset_and_a_producer() {
-    let unit = Arc::new(Unit::new(1));
-    let late = {
-        let unit = unit.clone();
-        loom::thread::spawn(move || unit.submit(1))
-    };
-    unit.queue.wedge();
-    let anew = unit.queue.restart(&*unit).unwrap();
-    // The vendor turns the queue off and on again.
-    // ORDERING: Relaxed, hardware stands.
-    unit.tail.store(0, Ordering::Relaxed);
-    // ORDERING: as above.
-    unit.head.store(0, Ordering::Relaxed);
-    // Where the ring of before ended, at 0 or at 2, the next one of four positions begins.
-    let start = 4;
-    {
-        let done = &mut *unit.done.lock().unwrap();
-        (done.rung, done.read, done.tail) = (start, start, 0);
-    }
-    let hardware = {
-        let unit = unit.clone();
-        loom::thread::spawn(move || {
-            while !unit.has_done(7) {
-                if !unit.step() {
-                    let read = unit.done.lock().unwrap().read;
-                    assert!(read < start + 2, "what the reset asks for is written over");
-                    spin_hint();
-                }
-            }
-        })
-    };
-    anew.submit_and_wait(&*unit, &[7], "a flush").unwrap();
-    hardware.join().unwrap();
-    anew.revive();
-    match late.join().unwrap() {
-        // That of a sync of the old ring, or of the reset, which has done what the old ring lost.
-        Ok(ticket) if ticket.sequence <= start + 2 => {
-            saw("the late one was in time");
-            assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
-            assert!(!unit.has_done(1));
-        }
-        Ok(ticket) => {
-            saw("the late one came afterwards");
-            while unit.step() {}
-            assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
-            assert!(unit.has_done(1));
-            return;
-        }
-        Err(error) => {
-            saw("the late one is refused");
-            let wedged = UnitError::Wedged { unit: unit.unit() };
-            assert_eq!(error, wedged);
-        }
-    }
-    // Nothing of before was written over what came after.
-    // ORDERING: Relaxed, everybody else has ended.
-    let ring: Vec<_> = unit
-        .ring
-        .iter()
-        .map(|word| word.load(Ordering::Relaxed))
-        .collect();
-    assert_eq!(ring, [7, SYNC | (start + 2)]);
-    assert_eq!(unit.done.lock().unwrap().read, start + 2);
-}
-
 /// Such a unit, which stands at the sync behind a command that is not answered. Gives the ticket.
 fn standing(is_hasty: bool) -> (Arc<Unit>, FlushTicket) {
     let unit = Arc::new(Unit {
@@ -569,15 +518,6 @@ models! {
     /// Shows: bc14.
     bc14_two_producers_share_a_sync: Two(2),
         sees ["two share a sync", "one sync for two", "a sync each"], two_producers_and_one_sync;
-
-    /// Who was admitted before a reset writes nothing into the ring after it.
-    /// Shows: bc14.
-    bc14_a_reset_meets_a_late_producer: Three(2),
-        sees [
-            "the late one was in time",
-            "the late one is refused",
-            "the late one came afterwards"
-        ], a_reset_and_a_producer;
 
     /// A head that cannot be is not believed.
     /// Shows: bc14.

@@ -139,7 +139,7 @@ fn functions() -> Vec<PciFunction> {
 impl Machine {
     /// The machine with units that can do everything.
     pub(crate) fn new() -> Self {
-        Self::with_units(full_unit(), full_unit())
+        Self::with_functions(|_| ())
     }
 
     /// The machine with these two units. Each look at its clock takes a microsecond.
@@ -170,8 +170,25 @@ impl Machine {
         time: Time,
         prepare: impl FnOnce(&Host) -> Vec<(PciAddress, ReservedRegion)>,
     ) -> Self {
+        Self::build_of(functions(), units, time, prepare)
+    }
+
+    /// The machine with functions that are known to be otherwise.
+    pub(crate) fn with_functions(change: impl FnOnce(&mut [PciFunction])) -> Self {
+        let mut functions = functions();
+        change(&mut functions);
+        let time = Time::PerLook(Duration::from_micros(1));
+        let units = [full_unit(), full_unit()];
+        Self::build_of(functions, units, time, |_| Vec::new())
+    }
+
+    fn build_of(
+        functions: Vec<PciFunction>,
+        units: [UnitCaps; 2],
+        time: Time,
+        prepare: impl FnOnce(&Host) -> Vec<(PciAddress, ReservedRegion)>,
+    ) -> Self {
         switch_fault_on();
-        let functions = functions();
         let present: Vec<_> = functions.iter().map(|function| function.address).collect();
         let host = Host::new(4096, &present, time);
         for function in &present {

@@ -140,9 +140,19 @@ pub(crate) struct Range {
     pub(crate) granule: Option<u8>,
 }
 
+/// The kind of a command, by its first word.
+pub(crate) const fn kind(low: u64) -> u64 {
+    field(low, 7, 0)
+}
+
+/// Whether it is a sync.
+pub(crate) const fn is_sync(low: u64) -> bool {
+    kind(low) == 0x46
+}
+
 /// Decodes a command, or says why it is none.
 pub(crate) fn decode(low: u64, high: u64, limits: &CommandLimits) -> Result<Command, String> {
-    let opcode = field(low, 7, 0);
+    let opcode = kind(low);
     let stream = field(low, 63, 32) as u32;
     let in_range = |stream: u32| {
         if u64::from(stream) >> limits.stream_bits != 0 {

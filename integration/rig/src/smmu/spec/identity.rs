@@ -8,7 +8,15 @@ use super::stream::{StreamLimits, size_bits};
 
 /// IIDR of Arm's MMU-600: ProductID in 31:20, Implementer in 11:0; between them variant and revision.
 const MMU_600: u32 = 0x4830_043b;
-const MMU_600_MASK: u32 = 0xfff0_0fff;
+/// IIDR of Arm's MMU-700.
+const MMU_700: u32 = 0x4870_043b;
+/// Product and implementer of IIDR.
+const PART: u32 = 0xfff0_0fff;
+
+/// Firmware's model of a HiSilicon Hi161x (IORT, ACPICA `actbl2.h`).
+const HI161X: u32 = 1;
+/// The same of a Cavium CN99xx.
+const CN99XX: u32 = 2;
 
 /// An SMMUv3: what its identification registers and firmware's description say of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +47,8 @@ pub struct Identity {
     pub directories: bool,
     /// IIDR: whose product it is. Units drawn by chance are nobody's.
     pub part: u32,
+    /// What firmware says that it is: 0 nothing special, 1 a HiSilicon Hi161x, 2 a Cavium CN99xx.
+    pub model: u32,
     /// IDR0.VMID16.
     pub vmid16: bool,
     /// IDR0.STALL_MODEL: 0, 1 or 2.
@@ -93,6 +103,7 @@ impl Identity {
         asid16: true,
         directories: true,
         part: 0,
+        model: 0,
         vmid16: true,
         stall_model: 1,
         ats: false,
@@ -149,6 +160,7 @@ impl Identity {
             asid16: false,
             directories: false,
             part: 0,
+            model: 0,
             vmid16,
             stall_model: u8::from(!can_stall),
             // Not drawn for itself, so that seeds give the machines that they always gave.
@@ -191,6 +203,7 @@ impl Identity {
         rule(self.httu <= 2, "expected IDR0.HTTU of 0 to 2")?;
         rule(self.bbml <= 2, "expected IDR3.BBML of 0 to 2")?;
         rule(self.stall_model <= 2, "expected IDR0.STALL_MODEL of 0 to 2")?;
+        rule(self.model <= CN99XX, "expected a model of 0 to 2")?;
         rule(self.ats || !self.pri, "expected IDR0.ATS where IDR0.PRI is")?;
         rule(
             matches!(self.endian, 0 | 2),
@@ -264,9 +277,37 @@ impl Identity {
     /// Whether an event for waiting CPUs comes when a sync asks for one. MMU-600 before r0p3 says so and has erratum 1076982
     /// (Linux `arm-smmu-v3.c`): events get lost, so none is counted on.
     pub(crate) const fn sends_events(&self) -> bool {
-        let is_mmu_600 = self.part & MMU_600_MASK == MMU_600;
         let (variant, revision) = (self.part >> 16 & 0xf, self.part >> 12 & 0xf);
-        self.sev && !(is_mmu_600 && variant == 0 && revision <= 2)
+        self.sev && !(self.is_mmu_600() && variant == 0 && revision <= 2)
+    }
+
+    const fn is_mmu_600(&self) -> bool {
+        self.part & PART == MMU_600
+    }
+
+    /// Whether it is an MMU-700, with erratum 2812531 (Linux, commit 309a15cb16bb): commands of different kinds need a sync
+    /// between them, and CPUs' broadcasts are not to be listened to.
+    pub(crate) const fn is_mmu_700(&self) -> bool {
+        self.part & PART == MMU_700
+    }
+
+    /// Whether a stream may go through both stages: not on an MMU-600 before r2p0 (erratum 1209401), nor on an MMU-700
+    /// (2268618, 2812531; Linux `arm-smmu-v3.c`).
+    const fn nests(&self) -> bool {
+        let variant = self.part >> 16 & 0xf;
+        !(self.is_mmu_600() && variant < 2 || self.is_mmu_700())
+    }
+
+    /// Whether prefetches, and syncs that write, are not for it (Linux `ARM_SMMU_OPT_SKIP_PREFETCH`; binding `arm,smmu-v3`;
+    /// its message is 8 bytes).
+    pub(crate) const fn is_hi161x(&self) -> bool {
+        self.model == HI161X
+    }
+
+    /// Whether the registers of page 1 are in page 0, at the same offsets there, and all interrupts are one wire (Linux
+    /// `ARM_SMMU_OPT_PAGE0_REGS_ONLY`, `acpi_smmu_get_options`, `arm_smmu_v3_is_combined_irq`).
+    pub(crate) const fn is_cn99xx(&self) -> bool {
+        self.model == CN99XX
     }
 
     /// Significant bits of an address.
@@ -292,6 +333,7 @@ impl Identity {
         StreamLimits {
             first_stage: self.first_stage,
             second_stage: self.second_stage,
+            nests: self.nests(),
             vmid_bits: self.vmid_bits(),
             address_bits: self.address_bits(),
             granules: self.granules(),
@@ -385,6 +427,29 @@ mod tests {
         assert!(sends(true, 0) && !sends(false, 0));
         assert!(!sends(true, 0x4830_043b) && !sends(true, 0x4830_243b));
         assert!(sends(true, 0x4830_343b) && sends(true, 0x4831_043b) && sends(true, 0x4870_043b));
+    }
+
+    #[test]
+    fn parts_have_their_errata() {
+        let is = |part, model| Identity {
+            part,
+            model,
+            ..Identity::PLAIN
+        };
+        for (part, nests) in [
+            (0, true),
+            (0x4830_043b, false),
+            (0x4831_f43b, false),
+            (0x4832_043b, true),
+            (0x4870_043b, false),
+            (0x487f_f43b, false),
+            (0x4870_043c, true),
+        ] {
+            assert_eq!(is(part, 0).stream_limits().nests, nests, "{part:#x}");
+            assert_eq!(is(part, 0).is_mmu_700(), part >> 20 == 0x487 && !nests);
+        }
+        assert!(is(0, 1).is_hi161x() && !is(0, 2).is_hi161x());
+        assert!(is(0, 2).is_cn99xx() && is(0, 3).check().is_err());
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub(crate) struct SmmuNode {
     pub(crate) coherent: bool,
     /// What it notes in leaves, as IDR0.HTTU has it.
     pub(crate) httu: u8,
+    /// Which model it is.
+    pub(crate) model: u32,
+    /// All its interrupts are one wire.
+    pub(crate) one_wire: bool,
     /// The stream of requester 0.
     pub(crate) first_stream: u32,
     /// Who its requesters are to interrupt translation services.
@@ -116,10 +120,16 @@ pub(crate) fn table(
         bytes.extend(smmu.base.to_le_bytes());
         let flags = u32::from(smmu.coherent) | u32::from(smmu.httu) << 1;
         bytes.extend(flags.to_le_bytes());
-        // Reserved, no VATOS, a generic model; wires for events and global errors alone.
-        bytes.extend([0; 4 + 8 + 4]);
+        // Reserved, no VATOS.
+        bytes.extend([0; 4 + 8]);
+        bytes.extend(smmu.model.to_le_bytes());
         let wire = FIRST_WIRE + 2 * number as u32;
-        for wire in [wire, 0, wire + 1, 0] {
+        // Those of events and global errors alone, or one for all.
+        let wires = match smmu.one_wire {
+            true => [wire; 4],
+            false => [wire, 0, wire + 1, 0],
+        };
+        for wire in wires {
             bytes.extend(wire.to_le_bytes());
         }
         bytes.extend([0; 4 + 4]);
@@ -196,6 +206,8 @@ mod tests {
             base: 0x905_0000,
             coherent: true,
             httu: 2,
+            model: 2,
+            one_wire: true,
             first_stream: 0x1_0000,
             writers: Vec::new(),
         };
@@ -223,6 +235,8 @@ mod tests {
         let (second, root) = (HEADER + 68, HEADER + 136);
         assert_eq!((word(second + 24), bytes[root + 23]), (5, 7));
         assert_eq!((bytes[second], word(second + 16)), (4, 0x905_0000));
+        assert_eq!((word(second + 40), word(second + 44)), (2, 66));
+        assert_eq!((word(second + 48), word(second + 56)), (66, 66));
         assert_eq!((bytes[root], word(root + 28), word(root + 12)), (2, 7, 36));
         assert_eq!((word(root + 24), bytes[root + 33]), (4, 20));
         let at = root + 36;
@@ -259,6 +273,8 @@ mod tests {
             base: 0x905_0000,
             coherent: true,
             httu: 0,
+            model: 0,
+            one_wire: false,
             first_stream: 0x1_0000,
             writers: vec![writers(services)],
         };

@@ -56,6 +56,19 @@ pub(crate) const PRIQ_CONS: u32 = 0x1_00cc;
 
 /// Bytes of the register frame: two pages of 64 KiB (Linux, device-tree binding).
 pub(crate) const FRAME_BYTES: u64 = 0x2_0000;
+/// Bytes of one of them.
+pub(crate) const PAGE_BYTES: u64 = 0x1_0000;
+
+/// The register that is at an offset of units which have those of page 1 in page 0 (Linux `ARM_SMMU_OPT_PAGE0_REGS_ONLY`).
+pub(crate) const fn in_one_page(offset: u32) -> u32 {
+    match offset {
+        0xa8 => EVENTQ_PROD,
+        0xac => EVENTQ_CONS,
+        0xc8 => PRIQ_PROD,
+        0xcc => PRIQ_CONS,
+        other => other,
+    }
+}
 
 /// The width in bits of the register at an offset. `None` where none begins.
 pub(crate) const fn width(offset: u32) -> Option<u32> {
@@ -115,6 +128,8 @@ pub(crate) const GERROR_KNOWN: u32 = 0b1_1111_1101;
 
 /// CR2: a stream outside the table is recorded as an event.
 pub(crate) const CR2_RECINVSID: u32 = 1 << 1;
+/// CR2: what CPUs broadcast is not listened to.
+pub(crate) const CR2_PTM: u32 = 1 << 2;
 
 // Reasons of a stop of the command queue, CMDQ_CONS [30:24].
 

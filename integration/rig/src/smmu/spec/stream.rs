@@ -20,6 +20,8 @@ pub(crate) type Words = [u64; WORDS];
 pub(crate) struct StreamLimits {
     pub(crate) first_stage: bool,
     pub(crate) second_stage: bool,
+    /// Both for one stream.
+    pub(crate) nests: bool,
     pub(crate) vmid_bits: u8,
     pub(crate) address_bits: u8,
     pub(crate) granules: [u8; 3],
@@ -184,6 +186,9 @@ pub(crate) fn decode(words: &Words, limits: &StreamLimits) -> Result<Stream, Str
     }
     if has_first && !limits.first_stage {
         return illegal("a first stage, which the unit has not".to_owned());
+    }
+    if has_first && has_second && !limits.nests {
+        return illegal("both stages on a part whose erratum forbids that".to_owned());
     }
     if has_second && !limits.second_stage {
         return illegal("a second stage, which the unit has not".to_owned());
@@ -395,6 +400,7 @@ mod tests {
     const LIMITS: StreamLimits = StreamLimits {
         first_stage: true,
         second_stage: true,
+        nests: true,
         vmid_bits: 8,
         address_bits: 44,
         granules: [12, 14, 16],
@@ -507,6 +513,13 @@ mod tests {
             ..LIMITS
         };
         assert!(decode(&both, &alone).is_err() && decode(&good, &alone).is_ok());
+        // On a part that has both, and must not have them for one stream.
+        let apart = StreamLimits {
+            nests: false,
+            ..LIMITS
+        };
+        assert!(decode(&both, &apart).is_err());
+        assert!(decode(&good, &apart).is_ok() && decode(&GOOD, &apart).is_ok());
     }
 
     #[test]

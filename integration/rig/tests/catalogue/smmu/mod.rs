@@ -48,6 +48,7 @@ mod leaves;
 mod loose;
 mod nested;
 mod only;
+mod parts;
 mod pasids;
 mod patience;
 mod quiet;

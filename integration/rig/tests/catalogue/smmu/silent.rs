@@ -73,7 +73,7 @@ fn comes_back(stand: &Stand, one: &mut Kernel, at: u64) {
 }
 
 /// The device of one domain does not answer; the one of another goes on by what it keeps.
-fn one_is_silent(stand: &mut Stand) {
+pub(super) fn one_is_silent(stand: &mut Stand) {
     let other = asking_with(stand, OTHER);
     let mut one = asking(stand);
     let (mine, others) = (one.map(iovas(0x10_0000, 2)), other.map(iovas(0x20_0000, 2)));

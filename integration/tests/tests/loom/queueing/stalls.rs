@@ -6,12 +6,12 @@ use hv_core::sync::{Ordering, spin_hint};
 use hv_iommu::UnitError;
 use hv_iommu::queue::QueuePort;
 
-use super::{DEADLINE, Unit};
+use super::{DEADLINE, SYNC, Unit};
 use crate::explore::{models, saw};
 
 /// One CPU stops in the middle of filling its entry. The other gives up in time, the unit is well, and both commands
 /// are done, in order, when the first goes on, whoever is left to ring.
-fn a_producer_stalls() {
+pub(super) fn a_producer_stalls() {
     let unit = Arc::new(Unit {
         runs: true,
         stall: 1,
@@ -41,7 +41,7 @@ fn a_producer_stalls() {
 }
 
 /// Two CPUs submit, and neither has time to wait: whoever finds the bell taken goes, and the holder rings for it.
-fn nobody_waits_for_the_bell() {
+pub(super) fn nobody_waits_for_the_bell() {
     let unit = Arc::new(Unit {
         runs: true,
         ..Unit::new(2)
@@ -65,7 +65,7 @@ fn nobody_waits_for_the_bell() {
 
 /// One CPU stops in the middle of filling its entry, another goes behind it without time to wait, and a third may have had
 /// the bell meanwhile.
-fn nobody_waits_behind_a_gap() {
+pub(super) fn nobody_waits_behind_a_gap() {
     let unit = Arc::new(Unit {
         runs: true,
         stall: 1,
@@ -90,6 +90,72 @@ fn nobody_waits_behind_a_gap() {
         [1, 2, 3].iter().all(|&command| unit.has_done(command)),
         "something was left"
     );
+}
+
+/// A unit is wedged and its ring restarted while a CPU submits. What is in the new ring stays.
+pub(super) fn a_reset_and_a_producer() {
+    let unit = Arc::new(Unit::new(1));
+    let late = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || unit.submit(1))
+    };
+    unit.queue.wedge();
+    let anew = unit.queue.restart(&*unit).unwrap();
+    // The vendor turns the queue off and on again.
+    // ORDERING: Relaxed, hardware stands.
+    unit.tail.store(0, Ordering::Relaxed);
+    // ORDERING: as above.
+    unit.head.store(0, Ordering::Relaxed);
+    // Where the ring of before ended, at 0 or at 2, the next one of four positions begins.
+    let start = 4;
+    {
+        let done = &mut *unit.done.lock().unwrap();
+        (done.rung, done.read, done.tail) = (start, start, 0);
+    }
+    let hardware = {
+        let unit = unit.clone();
+        loom::thread::spawn(move || {
+            while !unit.has_done(7) {
+                if !unit.step() {
+                    let read = unit.done.lock().unwrap().read;
+                    assert!(read < start + 2, "what the reset asks for is written over");
+                    spin_hint();
+                }
+            }
+        })
+    };
+    anew.submit_and_wait(&*unit, &[7], "a flush").unwrap();
+    hardware.join().unwrap();
+    anew.revive();
+    match late.join().unwrap() {
+        // That of a sync of the old ring, or of the reset, which has done what the old ring lost.
+        Ok(ticket) if ticket.sequence <= start + 2 => {
+            saw("the late one was in time");
+            assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
+            assert!(!unit.has_done(1));
+        }
+        Ok(ticket) => {
+            saw("the late one came afterwards");
+            while unit.step() {}
+            assert_eq!(unit.queue.poll(&*unit, ticket), Ok(true));
+            assert!(unit.has_done(1));
+            return;
+        }
+        Err(error) => {
+            saw("the late one is refused");
+            let wedged = UnitError::Wedged { unit: unit.unit() };
+            assert_eq!(error, wedged);
+        }
+    }
+    // Nothing of before was written over what came after.
+    // ORDERING: Relaxed, everybody else has ended.
+    let ring: Vec<_> = unit
+        .ring
+        .iter()
+        .map(|word| word.load(Ordering::Relaxed))
+        .collect();
+    assert_eq!(ring, [7, SYNC | (start + 2)]);
+    assert_eq!(unit.done.lock().unwrap().read, start + 2);
 }
 
 /// Two CPUs reset a wedged unit. While the second still tries, the first has revived it, and a third submits, without time to
@@ -124,6 +190,15 @@ fn a_second_reset_and_a_producer() {
 }
 
 models! {
+    /// Who was admitted before a reset writes nothing into the ring after it.
+    /// Shows: bc14.
+    bc14_a_reset_meets_a_late_producer: Three(2),
+        sees [
+            "the late one was in time",
+            "the late one is refused",
+            "the late one came afterwards"
+        ], a_reset_and_a_producer;
+
     /// Who comes too late to reset a ring takes nothing of it, its bell included.
     /// Shows: bc14.
     bc14_a_reset_that_comes_too_late_keeps_its_hands_off_the_bell: Two(3),
