@@ -37,6 +37,9 @@ macro_rules! faults {
     };
 }
 
+#[macro_use]
+mod smmu;
+
 mod list;
 
 pub use list::Fault;

@@ -1,14 +1,17 @@
-//! What each deliberate fault takes out, in the words of the list in `hv-core`, which is read as text: no task is built
+//! What each deliberate fault takes out, in the words of the lists in `hv-core`, which are read as text: no task is built
 //! against the crates that it checks.
 
-/// The list of faults.
-const LIST: &str = include_str!("../../hv-core/src/fault/list.rs");
+/// The lists of faults.
+const LISTS: [&str; 2] = [
+    include_str!("../../hv-core/src/fault/list.rs"),
+    include_str!("../../hv-core/src/fault/smmu.rs"),
+];
 
 /// What a fault takes out, in a sentence; `None` for one that is not there.
 pub(crate) fn what(name: &str) -> Option<String> {
     let named = format!("= {name:?},");
     let mut said = Vec::new();
-    for line in LIST.lines().map(str::trim) {
+    for line in LISTS.into_iter().flat_map(str::lines).map(str::trim) {
         match line.strip_prefix("///") {
             Some(words) => said.push(words.trim()),
             None if line.ends_with(&named) => return Some(said.join(" ")),
