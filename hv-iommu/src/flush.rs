@@ -201,14 +201,10 @@ impl<B: Backend> System<B> {
 }
 
 impl<B: Backend> System<B> {
-    /// Asks a unit for a flush. Where that may wait for devices, the caller's stay holds nobody back meanwhile; what the
-    /// caller walks in, it has a guard for.
+    /// Asks a unit for a flush. It may have to wait for room in the unit's queue, or for who mends that: the caller's stay
+    /// holds nobody back meanwhile; what the caller walks in, it has a guard for.
     fn submit(&self, unit: UnitIndex, request: FlushRequest) -> Result<FlushTicket, UnitError> {
-        let submit = || self.backend.submit(unit, request);
-        match self.backend.waits_for_devices(unit) {
-            true => self.away(submit),
-            false => submit(),
-        }
+        self.away(|| self.backend.submit(unit, request))
     }
 
     /// Asks for a flush once more that the unit refused, as wide and as deep as there is one: another command, which it may

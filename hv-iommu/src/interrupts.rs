@@ -206,7 +206,8 @@ impl<B: RoutedInterrupts> Iommu<B> {
         route: InterruptRoute,
         report: impl FnMut(FaultNotice),
     ) -> Result<FaultLogs, RouteError> {
-        self.0.backend.route_interrupt(unit, source, route)?;
+        let system = &self.0;
+        system.away(|| system.backend.route_interrupt(unit, source, route))?;
         if Fault::SkipLookAfterRoute.is_on() {
             return Ok(FaultLogs::Empty);
         }

@@ -234,6 +234,15 @@ impl Quiescence {
         self.epoch.load(Ordering::Acquire) >= retired.0.get()
     }
 
+    /// The CPUs that walk, or stay, right now: what is retired waits for them. (But for those without a slot.)
+    pub fn inside(&self) -> impl Iterator<Item = CpuId> + use<'_> {
+        let slots = (0..).zip(&self.slots);
+        slots.filter_map(|(index, Slot(slot))| {
+            // ORDERING: Acquire, as in `advance`: of one that is seen to have left, what it did there has happened.
+            (slot.load(Ordering::Acquire) != 0).then_some(CpuId::new(index))
+        })
+    }
+
     fn advance(&self) {
         // ORDERING: Relaxed, the CAS below checks the value again.
         let epoch = self.epoch.load(Ordering::Relaxed);
@@ -447,9 +456,11 @@ mod tests {
         let retired = || passes(&quiescence, quiescence.retire_epoch());
         let stay = quiescence.enter(&Fixed(0));
         assert!(!retired());
+        assert!(quiescence.inside().eq([CpuId::new(0)]));
         assert!(quiescence.away(&Fixed(0), || {
             // As a handler does.
             drop((quiescence.pin(&Fixed(0)), quiescence.enter(&Fixed(0))));
+            assert_eq!(quiescence.inside().count(), 0);
             retired()
         }));
         assert!(!retired(), "it is back");

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use hv_core::platform::Cpus;
 use hv_core::sync::{AtomicBool, Mutex};
-use hv_core::{OutOfMemory, OwnerId, PciAddress, Shared};
+use hv_core::{CpuId, OutOfMemory, OwnerId, PciAddress, Shared};
 use thiserror::Error;
 
 use crate::backend::{Backend, UnitCaps, UnitIndex};
@@ -209,6 +209,12 @@ impl<B: Backend> Iommu<B> {
     /// look-ups cost less meanwhile. A CPU in the guest, or idle, holds none.
     pub fn enter(&self) -> Stay<'_> {
         self.0.quiescence.enter(self.0.backend.platform())
+    }
+
+    /// The CPUs that hold back, right now, what domains have retired: those in the middle of an operation, and those with a
+    /// [stay](Self::enter), but for the time that they wait for a unit. For who looks for a CPU that never leaves.
+    pub fn cpus_inside(&self) -> impl Iterator<Item = CpuId> + use<'_, B> {
+        self.0.quiescence.inside()
     }
 
     /// The platform.

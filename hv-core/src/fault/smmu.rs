@@ -124,6 +124,10 @@ macro_rules! with_smmus {
             KeepFirmwaresEvents = "keep_firmwares_events",
             /// A unit that does not wake keeps those behind it asleep.
             WakeStopsAtTheFirst = "wake_stops_at_the_first",
+            /// A user's first stage is put on its parent while units may hold what is out of the parent's tables already.
+            NestedOnWhatIsHeld = "nested_on_what_is_held",
+            /// An entry that aborts already is not read anew, whether or not the unit has read that.
+            QuietOnceIsQuiet = "quiet_once_is_quiet",
             /// Of a page that was written a guest is told the first 4 KiB.
             MarkFirstPage = "mark_first_page",
             /// Faults of a user's first stage go on when its device is cut off.

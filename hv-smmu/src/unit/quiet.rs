@@ -33,6 +33,7 @@ impl<P: Platform> Unit<P, Enabled> {
             let before = entry.read();
             match Config::of(&before) {
                 None => return Err(not_bound),
+                Some(Config::Abort) if Fault::QuietOnceIsQuiet.is_on() => return Err(not_bound),
                 // It was made quiet before. Whether the unit has read that is the caller's to see to.
                 Some(Config::Abort) => return Ok(()),
                 Some(Config::Nested) if Fault::QuietSkipsNested.is_on() => return Ok(()),

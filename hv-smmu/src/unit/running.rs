@@ -106,7 +106,7 @@ impl<P: Platform> Unit<P, Enabled> {
     /// Until now flushes of `parent` may have been of some of its addresses, which finds nothing of what both stages give
     /// together (IHI 0070, 4.4.3.1). One that is still under way was asked for before the domain counted this stream, and its
     /// pages were out of the tables before that; so what the unit still holds of them is forgotten here, before a first stage
-    /// can be put on top of it.
+    /// can be put on top of it. (The flush behind a switch comes too late for that: the other one may have its receipt by then.)
     pub(super) fn on_first_stage<T>(
         &self,
         platform: &P,
@@ -120,7 +120,7 @@ impl<P: Platform> Unit<P, Enabled> {
             self.state.nested.enter(domain, stream.id)?;
         }
         let mut bound = Ok(());
-        if !was_there {
+        if !was_there && !Fault::NestedOnWhatIsHeld.is_on() {
             let context = self.queue_with(platform);
             let forget = [Filed::of(parent, Stage::Second).all()];
             let what = "forgetting translations of a user's domain (TLBI_S12_VMALL)";

@@ -31,6 +31,8 @@ pub struct Counts {
     pub fetches: u64,
     /// Events that units sent to waiting CPUs, with those that were lost.
     pub events: u64,
+    /// Registers of units that the driver wrote.
+    pub register_writes: u64,
     /// Interrupt messages that came to services, with those that raised nothing.
     pub messages: u64,
 }

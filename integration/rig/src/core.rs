@@ -26,6 +26,7 @@ use crate::waking::EventRegisters;
 use crate::{smmu, vtd};
 
 use others::Other;
+pub(crate) use others::Watch;
 
 /// How much the clock moves at each step of the driver, in nanoseconds.
 pub(crate) const STEP_NANOS: u64 = 20;
@@ -61,6 +62,8 @@ pub(crate) struct Core {
     steps: AtomicU64,
     /// What another CPU does in the middle of what this one does, after so many steps.
     meanwhile: Mutex<Option<(u64, Other)>>,
+    /// Who looks on where the driver waits for a unit.
+    waits: Mutex<Option<Watch>>,
 }
 
 impl Core {
@@ -146,6 +149,7 @@ impl Core {
             turns: AtomicBool::new(false),
             steps: AtomicU64::new(machine.seed),
             meanwhile: Mutex::new(None),
+            waits: Mutex::new(None),
         }
     }
 

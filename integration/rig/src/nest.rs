@@ -1,5 +1,7 @@
 //! A guest with a first stage of its own, on a parent that maps its memory: each step noted for the watcher.
 
+mod taken;
+
 use hv_core::platform::FrameSource;
 use hv_core::{
     Gpa, GpaRange, GuestMemory, Iova, IovaRange, PageCount, PageSize, Pasid, PciAddress, Perms,
@@ -12,6 +14,7 @@ use hv_iommu::{
 };
 use hv_smmu::Smmu;
 
+pub use self::taken::{Back, Taken};
 use crate::ledger::Tenant;
 use crate::rig::Rig;
 use crate::smmu::GuestStage;
@@ -47,6 +50,8 @@ pub struct Nest {
     pub group: Option<Group<Backend, Attached<UserManaged, Backend, Nested>>>,
     /// The same while it goes by the parent alone.
     pub on_parent: Option<Group<Backend, Attached<UserManaged, Backend, ParentPaging>>>,
+    /// The same while it is attached nowhere.
+    outside: Option<Group<Backend, Claimed<UserManaged>>>,
     wedged: Option<Group<Backend, Wedged<Backend>>>,
     members: Vec<PciAddress>,
 }
@@ -143,6 +148,7 @@ impl Nest {
             nested,
             group: Some(group),
             on_parent: None,
+            outside: None,
             wedged: None,
             members,
         })
@@ -322,26 +328,9 @@ impl Nest {
     /// # Errors
     /// What went wrong, in words.
     pub fn take_apart(&mut self, seen_at: &[u64]) -> Result<(), String> {
-        let mapped = self.apart.take().ok_or("it was taken")?;
-        let span = mapped.span();
-        for at in seen_at {
-            self.going(None, *at);
-        }
-        self.rig.unmapping(PARENT, span);
-        let flushed = mapped.unmap().flush();
-        let (free, pin) = flushed.map_err(|error| error.reason.to_string())?;
-        for at in seen_at {
-            self.gone(None, *at);
-        }
-        self.rig.returned(PARENT, span);
-        drop(free.release());
-        drop(self.memory.unpin(pin));
-        let gpas = GpaRange::new(Gpa::new(APART << 12), PageCount::ONE);
-        let gpas = gpas.map_err(|error| error.to_string())?;
-        let run = self.memory.take_back_part(gpas);
-        self.rig
-            .free_frames(run.map_err(|error| error.to_string())?);
-        Ok(())
+        let flushed = self.begin_taking(seen_at)?.flush();
+        let back = flushed.map_err(|(_, why)| why)?;
+        self.end_taking(back)
     }
 
     /// The device leaves the guest, and everything ends. Gives the group.

@@ -439,6 +439,14 @@ pub const ELSEWHERE: &[(Fault, &str)] = &[
         Fault::FirstBatchAlone,
         "the catalogue: `smmu::nested` has a guest with more streams than go into a batch",
     ),
+    (
+        Fault::NestedOnWhatIsHeld,
+        "the catalogue: `smmu::taken` has a flush of pages that another CPU decided on before",
+    ),
+    (
+        Fault::QuietOnceIsQuiet,
+        "the catalogue: `smmu::quiet` has a unit that refuses to read the entry of a device that is cut off",
+    ),
     (Fault::UpdateByStore, CATALOGUE),
     (Fault::QuietKeepsAsking, CATALOGUE),
     (Fault::RefusedIsForgotten, OPENING),

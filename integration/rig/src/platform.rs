@@ -132,12 +132,18 @@ pub struct RigRegisters {
 
 impl RigRegisters {
     fn read(&self, offset: u32, bits: u32) -> u64 {
-        let mut state = self.core.step();
-        let state = &mut *state;
-        match state.units.get_mut(self.unit) {
+        let mut step = self.core.step();
+        let state = &mut *step;
+        let word = match state.units.get_mut(self.unit) {
             Some(unit) if offset < self.bytes => unit.read(&mut state.bus, offset, bits),
             _ => u64::MAX >> (64 - bits),
+        };
+        let waits = state.is_waited_for();
+        drop(step);
+        if waits {
+            self.core.waits(self.unit);
         }
+        word
     }
 
     fn write(&self, offset: u32, bits: u32, value: u64) {
@@ -146,6 +152,7 @@ impl RigRegisters {
         // A store to a register comes after all earlier stores to memory.
         state.bus.memory.drain_stores(&mut state.bus.rng);
         let unit = self.unit;
+        state.bus.counts.register_writes += 1;
         state.bus.note(Event::Register {
             unit,
             offset,

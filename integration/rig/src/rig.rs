@@ -243,6 +243,12 @@ impl Rig {
         self.core.meanwhile(Some((steps, Box::new(other))));
     }
 
+    /// From now on `watch` is called where the driver reads registers of a unit, of that number, again and again and does nothing
+    /// else: where it waits for the unit. It is what this CPU does in the middle of that. `None`: no more.
+    pub fn watch_waits(&self, watch: Option<Arc<dyn Fn(usize) + Send + Sync>>) {
+        self.core.watch_waits(watch);
+    }
+
     /// From now on threads take turns at their steps, whatever the machine that this runs on likes.
     pub fn take_turns(&self) {
         self.core.take_turns();

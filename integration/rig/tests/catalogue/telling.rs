@@ -1,15 +1,19 @@
 //! Interrupts of units, whoever built them: edges, of what comes after they were turned on, and of failures too.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hv_core::{Access, Iova};
 use hv_iommu::{
     FaultLogs, FaultNotice, InterruptMessage, InterruptRoute, InterruptSource, MessageData,
-    UnitIndex,
+    RouteError, UnitError, UnitIndex,
 };
 use hv_rig::{Cause, Driver, Interrupt, Machine, Signal, Vendor};
 
-use super::stand::{Backend, Kernel, Stand, on_machines, pci};
+use super::stand::{Backend, Kernel, Stand, fault_of_the_environment, on_machines, pci};
 
 pub(super) const FAULTS: InterruptSource = InterruptSource::Faults;
 /// What tells of errors of the unit itself.
@@ -215,5 +219,95 @@ fn wedged_a_queue_that_stopped_is_found_by_the_look_that_its_error_asks_for() {
             assert_eq!(look(stand), [Said::Page(0x100)]);
         }
         drop(one.end());
+    });
+}
+
+/// Another CPU says where interrupts go, at any moment of a reset. Where it is told that the unit is busy, they go where they
+/// went; else where it says.
+#[test]
+fn a_route_during_a_reset_is_taken_or_changes_nothing() {
+    fault_of_the_environment();
+    let slow = |machine: &mut Machine| {
+        messages(machine);
+        for unit in &mut machine.units {
+            if let Some(identity) = unit.smmu() {
+                // Its resets turn translation off for a moment.
+                identity.stall_model = 2;
+            }
+        }
+    };
+    let busy = Cell::new(0);
+    on_machines(4, slow, |stand| {
+        let (one, unit) = with_one(stand);
+        assert_eq!(route(stand, unit, FAULTS, message(1)), []);
+        let mut goes_to = 1;
+        // Ever further apart.
+        for step in std::iter::successors(Some(0), |step| Some(step + 1 + step / 16)) {
+            stand.rig.fail_queue(unit.index());
+            stand.iommu.take_faults(|_| ());
+            stand.rig.wedged(unit.index(), true);
+            stand.rig.take_interrupts();
+            let (iommu, next) = (stand.iommu.clone(), 3 - goes_to);
+            let routed = Arc::new(Mutex::new(None));
+            let theirs = routed.clone();
+            let routes = move || {
+                let (done, is_done) = channel();
+                let cpu = std::thread::spawn(move || {
+                    let routed = iommu.route_interrupt(unit, FAULTS, message(next), |_| ());
+                    let _ = done.send(());
+                    routed
+                });
+                // Where this CPU has a lock just now that the other one waits for, it is done later.
+                let _ = is_done.recv_timeout(Duration::from_millis(10));
+                *theirs.lock().unwrap() = Some(cpu);
+            };
+            let came = stand
+                .rig
+                .between(step, routes, || stand.iommu.reset_unit(unit).unwrap());
+            let routed = routed.lock().unwrap().take();
+            match routed.map(|cpu| cpu.join().unwrap()) {
+                Some(Ok(_)) => goes_to = next,
+                Some(Err(RouteError::Unit(UnitError::Busy { .. }))) => busy.set(busy.get() + 1),
+                Some(Err(other)) => panic!("after {step} steps: {other}"),
+                None => assert!(!came),
+            }
+            stand.rig.wedged(unit.index(), false);
+            let (group, device) = (one.group.as_ref().unwrap(), one.device());
+            group.enable_bus_mastering(device).unwrap();
+            look(stand);
+            stand.rig.take_interrupts();
+            fault(stand, 0x100);
+            let came_by = stand.rig.take_interrupts();
+            assert_eq!(came_by, [edge(unit, goes_to)], "after {step} steps");
+            look(stand);
+            if !came {
+                assert!(step > 20, "{step} steps");
+                break;
+            }
+        }
+        drop(one.end());
+    });
+    assert_eq!(busy.get() > 20, Backend::VENDOR == Vendor::Smmu, "{busy:?}");
+}
+
+/// A unit that was shut down is somebody else's: where its interrupts go is not touched.
+#[test]
+fn a_route_of_a_unit_that_was_shut_down_touches_nothing() {
+    fault_of_the_environment();
+    on_machines(10, messages, |stand| {
+        let (one, unit) = with_one(stand);
+        assert_eq!(route(stand, unit, FAULTS, message(1)), []);
+        drop(one.end());
+        stand.iommu.shut_down().unwrap();
+        let before = stand.rig.counts().register_writes;
+        for to in [InterruptRoute::Off, message(2)] {
+            let refused = stand.iommu.route_interrupt(unit, FAULTS, to, |_| ());
+            let is_off = matches!(refused, Err(RouteError::Unit(UnitError::Hardware { .. })));
+            assert!(is_off, "{refused:?}");
+        }
+        assert_eq!(stand.rig.counts().register_writes, before);
+        for unit in 0..stand.rig.machine().units.len() {
+            stand.rig.wedged(unit, true);
+        }
     });
 }

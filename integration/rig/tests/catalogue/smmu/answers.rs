@@ -1,13 +1,18 @@
 //! Devices that wait for software: requests that stand still in units that always stall, and requests for pages.
 
+use std::time::Duration;
+
 use hv_core::platform::Clock;
 use hv_core::{Access, Iova, PciAddress};
-use hv_iommu::{FaultClass, FaultLogs, FaultNotice, TrustedDevice, UnitIndex};
-use hv_rig::{Identity, Machine, Outcome, Refusing, Trouble, Vendor};
+use hv_iommu::{Domain, FaultClass, FaultLogs, FaultNotice, TrustedDevice, UnitIndex};
+use hv_rig::nest::Nest;
+use hv_rig::{GuestStage, Identity, Machine, Outcome, Refusing, Trouble, Vendor};
 
-use super::stand::{Stand, iovas, on_machines, pci};
+use super::stand::{Stand, iovas, on_machines, pci, small};
 
 const DEVICE: PciAddress = pci(0, 2, 0);
+/// Another one.
+const OTHER: PciAddress = pci(0, 1, 0);
 
 /// Every unit is changed like that, and devices send only when they are told to.
 fn all(machine: &mut Machine, change: impl Fn(&mut Identity)) {
@@ -371,8 +376,7 @@ fn ats_is_refused_by_name_where_faults_always_stall() {
     on_machines(5, both, |stand| {
         let claimed = stand.take(DEVICE).claim_for_hypervisor();
         let trusted = TrustedDevice::vouch_for(&claimed, "a test");
-        let domain =
-            hv_iommu::Domain::paging_domain_alloc(&claimed, super::stand::small()).unwrap();
+        let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
         let tenant = stand.tenant();
         let mut group = stand.attach(claimed, &domain, tenant);
         let found = group.enable_ats(DEVICE, &trusted).unwrap_err().to_string();
@@ -412,5 +416,108 @@ fn bc19_an_answer_that_the_unit_refuses_is_not_lost_in_silence() {
         stand.rig.idle(20_000);
         assert_eq!(stand.rig.stalled(unit.index()), 0);
         drop(one.end());
+    });
+}
+
+/// The same of an answer to a request for a page, found by who waits for something else, which is none of its own business: a
+/// guest whose own invalidations a unit may refuse without harm, a driver that flushes or is attached. Nobody goes on behind a
+/// unit that is wedged.
+#[test]
+fn bc19_an_answer_that_the_unit_refuses_cuts_off_whoever_finds_it() {
+    super::stand::fault_of_the_environment();
+    let nesting = |machine: &mut Machine| {
+        with_pages(machine);
+        machine.set_nesting();
+        // One unit for all.
+        machine.units.truncate(1);
+        let unit = &mut machine.units[0];
+        unit.scopes = None;
+        let segment = unit.segment;
+        machine.functions.retain(|f| f.address.segment() == segment);
+    };
+    for finds in [Finds::Invalidation, Finds::Flush, Finds::Attach] {
+        on_machines(10, nesting, |stand| {
+            let group = stand.take(DEVICE);
+            let one = stand.kernel(group);
+            let group = stand.take(OTHER);
+            let nest = Nest::new(&stand.rig, group, 0).unwrap();
+            nest.map(None, 0, 5, 20);
+            let third = stand.take(pci(1, 0, 0));
+            let mapped = one.map(iovas(0x10_0000, 1));
+            let unit = one.group.as_ref().unwrap().unit();
+            stand.rig.refuse(unit.index(), Refusing::Answers);
+            stand.rig.ask_for_page(DEVICE, Iova::new(0x5000), 7, true);
+            // It reads the answer only when somebody waits for something.
+            stand.rig.hang(unit.index(), Duration::from_millis(10));
+            assert_eq!(faults(stand), (1, false));
+            let forget = GuestStage::forget_page(1, Iova::new(0x5000));
+            let mut pending = None;
+            match finds {
+                Finds::Invalidation => drop(nest.command(&[forget]).unwrap_err()),
+                Finds::Flush => pending = one.unmap(mapped).flush().err(),
+                Finds::Attach => {
+                    let claimed = third.claim_for_hypervisor();
+                    let domain = Domain::paging_domain_alloc(&claimed, small()).unwrap();
+                    assert!(claimed.attach(&domain).is_err());
+                }
+            }
+            assert_eq!(pending.is_some(), finds == Finds::Flush);
+            let wedged: Vec<UnitIndex> = stand.iommu.wedged_units().collect();
+            assert_eq!(wedged, [unit], "{finds:?}");
+            stand.rig.wedged(unit.index(), true);
+            for device in [DEVICE, OTHER] {
+                assert!(!stand.rig.may_send(device), "{finds:?}: {device}");
+            }
+            stand.rig.refuse(unit.index(), Refusing::Nothing);
+            stand.iommu.reset_unit(unit).unwrap();
+            stand.rig.wedged(unit.index(), false);
+            nest.command(&[forget]).unwrap();
+            std::mem::forget(pending);
+            drop((nest.end().unwrap(), one.end()));
+        });
+    }
+}
+
+/// Who waits, and finds what stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finds {
+    Invalidation,
+    Flush,
+    Attach,
+}
+
+/// The queue of requests for pages does not go off, and the device goes on asking: that is waited for once.
+#[test]
+fn bc19_a_queue_of_page_requests_that_stays_on_is_waited_for_once() {
+    super::stand::fault_of_the_environment();
+    let with_room = |machine: &mut Machine| {
+        with_pages(machine);
+        all(machine, |identity| identity.commands = 8);
+    };
+    on_machines(10, with_room, |stand| {
+        let mut took = Vec::new();
+        let unit = stand.iommu.unit_of(DEVICE).unwrap();
+        // Nobody has it, so it is let nothing. The unit takes no change of its control register.
+        stand.rig.hang(unit.index(), Duration::from_secs(1000));
+        for round in 0..6 {
+            for group in 0..4 {
+                let group = 4 * round + group;
+                stand
+                    .rig
+                    .ask_for_page(DEVICE, Iova::new(0x1000), group, true);
+            }
+            let before = stand.rig.nanos();
+            stand.iommu.take_faults(|_| ());
+            took.push(Duration::from_nanos(stand.rig.nanos() - before));
+        }
+        let (first, others) = took.split_first().unwrap();
+        let second = Duration::from_secs(1);
+        assert!(*first > second && *first < 2 * second, "{took:?}");
+        assert!(others.iter().all(|took| *took < second / 10), "{took:?}");
+        stand.rig.wake(unit.index());
+        stand.rig.idle(20_000);
+        assert_eq!(stand.iommu.wedged_units().count(), 0);
+        let told = stand.rig.page_answers(DEVICE);
+        assert_eq!(told.len(), 24, "each group got an answer");
     });
 }

@@ -67,6 +67,51 @@ fn bc19_an_index_beyond_its_log_tells_of_no_fault() {
     }
 }
 
+/// What was dropped unread stands in the log no more: an entry that the unit could not write later, though its index has moved past
+/// it, is none of it.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_what_was_dropped_behind_an_index_that_lied_is_told_by_no_later_index() {
+    super::stand::fault_of_the_environment();
+    on_machines(
+        20,
+        |machine| few(machine, true),
+        |stand| {
+            let (one, unit) = with_one(stand);
+            for (round, reads) in (0..).zip(READS) {
+                for unread in 1..5 {
+                    (0..unread).for_each(|page| fault(stand, 0x300 + page));
+                    let log = Log::Faults;
+                    stand
+                        .rig
+                        .suffer(unit.index(), Trouble::IndexAstray { log, reads });
+                    let told = look(stand);
+                    assert_eq!(told.first(), Some(&Said::BadLog), "{reads}: {told:?}");
+                    // What comes first behind that is dropped as well, and was written by the unit.
+                    for _ in 0..8 {
+                        fault(stand, 0x400);
+                        look(stand);
+                    }
+                    fault(stand, 0x500 + round);
+                    assert_eq!(look(stand), [Said::Page(0x500 + round)], "{reads}");
+                    // Each of the four entries once.
+                    for _ in 0..4 {
+                        let index_moves = true;
+                        stand
+                            .rig
+                            .suffer(unit.index(), Trouble::RecordAborts { index_moves });
+                        fault(stand, 0x600);
+                        let told = look(stand);
+                        assert!(told.iter().all(|said| *said == Said::Lost), "{told:?}");
+                    }
+                }
+            }
+            drop(one.end());
+        },
+    );
+}
+
 /// Where faults stand still until they are answered, those that were dropped are answered by nobody: the unit has failed.
 #[test]
 fn bc19_an_index_beyond_its_log_fails_a_unit_whose_faults_wait() {

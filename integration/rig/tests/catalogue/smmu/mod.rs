@@ -3,6 +3,8 @@
 use hv_rig::Rig;
 use hv_smmu::Smmu;
 
+#[path = "../away.rs"]
+mod away;
 #[path = "../cached.rs"]
 mod cached;
 #[path = "../entries.rs"]
@@ -54,8 +56,10 @@ mod patience;
 mod quiet;
 mod silent;
 mod switched;
+mod taken;
 mod undriven;
 mod users;
+mod waits;
 mod waking;
 
 /// The machine, with second stages on each of its units: guests are part of the contract.

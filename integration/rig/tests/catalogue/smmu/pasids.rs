@@ -16,7 +16,7 @@ const AT: u64 = 0x10_0000;
 
 /// Units that know substreams of 16 bits: with first stages alone, or with both stages; with tables of descriptors in two
 /// levels, or not.
-fn with_pasids(machine: &mut Machine) {
+pub(super) fn with_pasids(machine: &mut Machine) {
     machine.pasid_bits = 20;
     let (alone, two_levels) = (machine.seed & 1 != 0, machine.seed & 2 != 0);
     for unit in &mut machine.units {
@@ -33,21 +33,21 @@ fn request() -> DomainRequest {
     })
 }
 
-fn pasid(number: u32) -> Pasid {
+pub(super) fn pasid(number: u32) -> Pasid {
     Pasid::new(number).unwrap()
 }
 
-type Open = PasidGroup<KernelPaging, Backend>;
+pub(super) type Open = PasidGroup<KernelPaging, Backend>;
 
 /// A device with open PASIDs in a domain of its own, and two domains more.
-struct Opened {
-    group: Open,
-    members: Vec<PciAddress>,
-    own: Kernel,
-    more: [Kernel; 2],
+pub(super) struct Opened {
+    pub(super) group: Open,
+    pub(super) members: Vec<PciAddress>,
+    pub(super) own: Kernel,
+    pub(super) more: [Kernel; 2],
 }
 
-fn open(stand: &mut Stand) -> Opened {
+pub(super) fn open(stand: &mut Stand) -> Opened {
     let group = stand.take(DEVICE).claim_for_hypervisor();
     let kernel = || Kernel {
         rig: stand.rig.clone(),
@@ -87,7 +87,7 @@ impl Opened {
     }
 
     /// Closes the PASIDs, detaches the device and ends the domains.
-    fn end(self, stand: &mut Stand) {
+    pub(super) fn end(self, stand: &mut Stand) {
         let group = self.group.close_pasids().unwrap();
         stand.rig.detaching(&self.members, self.own.tenant);
         let group = group.detach().unwrap();

@@ -3,7 +3,7 @@
 use hv_core::{Access, Iova, Pasid, PciAddress};
 
 use hv_iommu::{Domain, FaultNotice, FunctionKind, TrustedDevice};
-use hv_rig::{FunctionModel, Machine, Outcome};
+use hv_rig::{FunctionModel, Machine, Outcome, Refusing};
 
 use super::stand::{Kernel, Stand, pci};
 
@@ -106,6 +106,47 @@ fn bc19_a_device_that_is_cut_off_fills_no_queue_whatever_it_sends() {
         drop(loose.end());
         drop(well.end());
     }
+}
+
+/// The unit refuses to read the entry anew: the device is recorded as before. So that is asked for again when it was, until the unit
+/// does.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_a_device_that_is_cut_off_by_a_unit_that_refuses_to_read_that_is_cut_off_later() {
+    let mut stand = stand(|_| ());
+    let group = stand.take(LOOSE);
+    let loose = stand.kernel(group);
+    let group = stand.take(WELL);
+    let well = stand.kernel(group);
+    let sends = |round| {
+        let at = Iova::new((0x1000 + round) << 12);
+        stand.rig.access(LOOSE, at, Access::Read);
+    };
+    let unit = loose.group.as_ref().unwrap().unit();
+    stand.rig.refuse(unit.index(), Refusing::Configuration);
+    cut_off(&stand, sends);
+    // It is read once more, refused, and taken out, by whoever looks.
+    for round in 0..20 {
+        stand.rig.idle(1000);
+        stand.iommu.take_faults(|_| ());
+        if round > 10 {
+            // By what the unit has of the entry.
+            sends(round);
+        }
+    }
+    let refused = stand.iommu.unit_troubles(unit).unwrap().commands_refused;
+    assert!(refused > 0);
+    stand.rig.refuse(unit.index(), Refusing::Nothing);
+    for round in 0..4 {
+        sends(round);
+        stand.iommu.take_faults(|_| ());
+        stand.rig.idle(1000);
+    }
+    nobody_hears_of_it(&stand, LOOSE, &well);
+    assert_eq!(stand.iommu.wedged_units().count(), 0);
+    drop(loose.end());
+    drop(well.end());
 }
 
 /// An untranslated device faults only by what no entry lets through, and is cut off for that like any other.

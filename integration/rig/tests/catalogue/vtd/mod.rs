@@ -3,6 +3,8 @@
 use hv_rig::Rig;
 use hv_vtd::Vtd;
 
+#[path = "../away.rs"]
+mod away;
 #[path = "../cached.rs"]
 mod cached;
 #[path = "../entries.rs"]
