@@ -249,11 +249,11 @@ fn contexts(
     )?;
     let no_stalls = second & 1 << 27 != 0;
     refuse(
-        no_stalls && !limits.stalls,
-        "S1STALLD on a unit that cannot stall",
+        no_stalls && (!limits.stalls || limits.always_stalls),
+        "S1STALLD on a unit that cannot stall, or always does (STALL_MODEL is not 0)",
     )?;
     refuse(
-        limits.stalls && !no_stalls && is_guests,
+        limits.stalls && !limits.always_stalls && !no_stalls && is_guests,
         "faults of a guest's first stage may stall a device of PCI, which must not",
     )?;
     refuse(
