@@ -91,6 +91,15 @@ pub struct MessageServices {
     pub base: Option<PhysAddr>,
 }
 
+impl MessageServices {
+    /// Whether some of the services are the same, so that a writer of the one may be a writer of the other.
+    pub(crate) fn share(&self, other: &Self) -> bool {
+        let mut numbers = self.numbers.iter();
+        numbers.any(|number| other.numbers.contains(number))
+            || self.base.is_some() && self.base == other.base
+    }
+}
+
 /// Services that know who writes, and that nobody placed: no domain leads messages to them.
 ///
 /// Its `Display` says what that comes to, and what to do about it; [`Smmu::discover`](crate::Smmu::discover) logs it.

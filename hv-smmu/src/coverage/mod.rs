@@ -171,6 +171,8 @@ pub struct Coverage {
     /// Sorted.
     barred: Vec<Barred>,
     problems: Vec<CoverageProblem>,
+    /// Which controller each of the services is.
+    controllers: Vec<usize>,
 }
 
 /// What firmware says about a requester.
@@ -187,7 +189,9 @@ impl Coverage {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(firmware: Firmware, functions: &[PciFunction]) -> Result<Self, OutOfMemory> {
+        let controllers = messages::controllers(&firmware.services)?;
         let mut map = Self {
+            controllers,
             firmware,
             listed: Vec::new(),
             barred: Vec::new(),
@@ -470,7 +474,7 @@ impl Coverage {
         let by_own = writer(&host.messages, own)?;
         let by_stream = writer(through, stream.get())?;
         match (by_own, by_stream) {
-            (Some(one), Some(other)) => (one == other).then_some(one),
+            (Some(one), Some(other)) => self.is_one_writer(one, other).then_some(one),
             (one, other) => one.or(other),
         }
     }

@@ -2,7 +2,7 @@
 //! way of a message's services from the MADT to a doorbell.
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{BusRange, FunctionKind, PciFunction, UnitIndex};
+use hv_iommu::{BusRange, FunctionKind, NotIsolated, PciFunction, UnitIndex};
 use hv_smmu::firmware::Firmware;
 use hv_smmu::iort::{Defect, parse};
 use hv_smmu::madt::ServicesPlace;
@@ -135,4 +135,57 @@ fn bc19_faults_of_a_shared_stream_are_those_of_who_can_be_bound() {
     assert_eq!(coverage.unit_of(at(0x100)), Some(place));
     let (unit, stream) = place;
     assert_eq!(coverage.requester_of(unit, stream), Some(at(0x100)));
+}
+
+/// Two host bridges whose devices write to the services of two nodes, and the units' own messages.
+fn two_services(first: &[u32], second: &[u32], own: bool) -> Coverage {
+    let table = Table::new().its(first);
+    let other = table.next();
+    let table = table.its(second);
+    let smmu = table.next();
+    let unit = Smmu {
+        interrupts: [0; 4],
+        device_id_mapping: 0,
+        ..Smmu::at(0x905_0000)
+    };
+    let maps = [
+        single(if own { 0x10 } else { 0x999 }, other),
+        map(0, 0xffff, 0, ITS),
+    ];
+    let table = table.smmu(unit, &maps);
+    let plain = table.next();
+    let table = table
+        .smmu(Smmu::at(0x907_0000), &[map(0, 0xffff, 0, other)])
+        .root(0, 0, &[map(0, 0xffff, 0, smmu)])
+        .root(1, 0, &[map(0, 0xffff, 0, plain)]);
+    let functions = [0, 1].map(|segment| {
+        let at = PciAddress::from_requester(Segment(segment), 0x10);
+        PciFunction::new(at, FunctionKind::Endpoint)
+    });
+    Coverage::new(described(table), &functions).unwrap()
+}
+
+/// Who a device writes messages as is one of an ITS's writers. Which node of the table names that ITS tells nobody apart.
+#[test]
+fn bc10_two_nodes_of_one_its_do_not_hide_that_two_devices_are_one_writer() {
+    let at = |segment| PciAddress::from_requester(Segment(segment), 0x10);
+    let senders = |first: &[u32], second: &[u32]| {
+        let coverage = two_services(first, second, false);
+        [0, 1].map(|segment| coverage.message_source(at(segment)).unwrap())
+    };
+    let is_one = |first: &[u32], second: &[u32]| {
+        let [one, other] = senders(first, second);
+        one == other
+    };
+    assert!(is_one(&[3], &[3]));
+    assert!(is_one(&[3, 4], &[4]) && is_one(&[4], &[3, 4]) && is_one(&[3, 4], &[5, 4]));
+    assert!(!is_one(&[3], &[4]) && !is_one(&[3, 4], &[5, 6]));
+    // The unit's own messages are a writer's as well.
+    let of = |second: &[u32], own| two_services(&[3], second, own).message_source(at(0));
+    assert!(of(&[3], false).is_ok() && of(&[4], true).is_ok());
+    let shared = of(&[3], true);
+    assert!(
+        matches!(shared, Err(NotIsolated::SharedOutside { .. })),
+        "{shared:?}"
+    );
 }
