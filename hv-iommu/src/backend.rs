@@ -554,6 +554,20 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
     /// Whether a unit waits for devices as well, which may take as long as their bus gives them
+    /// Whether what a requester sends to memory is coherent with the CPU's caches, as firmware says; where it has no word for
+    /// that, as the platform has it.
+    fn coherency(&self, requester: PciAddress) -> Coherency {
+        let _ = requester;
+        Coherency::Coherent
+    }
+
+    /// Whether faults with this code, in the vendor's numbers, are recorded no more once their requester is
+    /// [`quiet`](Self::quiet) and its unit has read that. For others it is not asked to [read](Self::reread) anything.
+    fn heeds_quiet(&self, code: u16) -> bool {
+        let _ = code;
+        true
+    }
+
     /// ([`Config::device_wait`](crate::Config::device_wait)).
     fn waits_for_devices(&self, unit: UnitIndex) -> bool {
         let _ = unit;

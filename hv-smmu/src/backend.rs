@@ -21,6 +21,7 @@ use crate::discovery::{Discovery, KeepingDiscovery};
 use crate::error::BringUpError;
 use crate::firmware::Firmware;
 use crate::regions::Regions;
+use crate::spec::event::EventKind;
 use crate::unit::{Enabled, Stream, Unit, UnitInfo};
 use crate::vmsa::{Stage, Tables};
 

@@ -85,6 +85,14 @@ impl UnitInfo {
             ("stage-2", idr0.s2p()),
             ("stage-1", idr0.s1p()),
             ("coherent", self.coherent),
+    /// Whether a fault of translation may make its transaction stand still.
+    pub const fn may_stall(&self) -> bool {
+        matches!(
+            self.idr0.stall_model(),
+            Some(StallModel::Optional | StallModel::Forced)
+        )
+    }
+
             ("ats", idr0.ats()),
             ("pri", idr0.pri()),
             ("always-stalls", self.always_stalls()),

@@ -319,6 +319,12 @@ impl Identity {
         size_bits(self.oas)
     }
 
+    /// Significant bits of an address between the stages (IAS; IHI 0070, 3.4).
+    pub(crate) const fn intermediate_bits(&self) -> u8 {
+        let bits = self.address_bits();
+        if self.aarch32 && bits < 40 { 40 } else { bits }
+    }
+
     const fn asid_bits(&self) -> u8 {
         if self.asid16 { 16 } else { 8 }
     }

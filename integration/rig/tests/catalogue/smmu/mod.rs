@@ -55,6 +55,7 @@ mod pasids;
 mod patience;
 mod quiet;
 mod silent;
+mod records;
 mod switched;
 mod taken;
 mod undriven;
