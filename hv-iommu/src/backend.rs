@@ -13,6 +13,7 @@ use hv_core::sync::spin_hint;
 use hv_core::{IovaRange, OutOfMemory, PageSize, PciAddress};
 use thiserror::Error;
 
+use crate::coherency::Coherency;
 use crate::faults::FaultEvent;
 use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::isolation::{MessageSource, NotIsolated};
@@ -553,7 +554,6 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// As [`submit`](Self::submit).
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
-    /// Whether a unit waits for devices as well, which may take as long as their bus gives them
     /// Whether what a requester sends to memory is coherent with the CPU's caches, as firmware says; where it has no word for
     /// that, as the platform has it.
     fn coherency(&self, requester: PciAddress) -> Coherency {
@@ -568,6 +568,7 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
         true
     }
 
+    /// Whether a unit waits for devices as well, which may take as long as their bus gives them
     /// ([`Config::device_wait`](crate::Config::device_wait)).
     fn waits_for_devices(&self, unit: UnitIndex) -> bool {
         let _ = unit;

@@ -482,3 +482,4 @@ fn group<B: Backend>(
         system: system.clone(),
     }))
 }
+        has_incoherent_word: false,

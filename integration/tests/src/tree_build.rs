@@ -182,6 +182,7 @@ pub fn virt() -> Tree {
         .host(0x40_1000_0000)
         .cells("iommu-map", &[0, 0x8004, 0, 0x1_0000])
         .cells("msi-map", &[0, 0x8003, 0, 0x1_0000])
+        .property("dma-coherent", &[])
         .end()
         .smmu(0x8004, 0x905_0000)
         .property("dma-coherent", &[])

@@ -2,8 +2,8 @@
 //! way of a message's services from the MADT to a doorbell.
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{BusRange, FunctionKind, NotIsolated, PciFunction, UnitIndex};
-use hv_smmu::firmware::Firmware;
+use hv_iommu::{BusRange, Coherency, FunctionKind, NotIsolated, PciFunction, UnitIndex};
+use hv_smmu::firmware::{Firmware, RequesterLimits};
 use hv_smmu::iort::{Defect, parse};
 use hv_smmu::madt::ServicesPlace;
 use hv_smmu::spec::granule::Granule;
@@ -187,5 +187,39 @@ fn bc10_two_nodes_of_one_its_do_not_hide_that_two_devices_are_one_writer() {
     assert!(
         matches!(shared, Err(NotIsolated::SharedOutside { .. })),
         "{shared:?}"
+    );
+}
+
+/// The CCA of root complexes and named components; a path that is coherent (CPM) does not make their devices so.
+#[test]
+fn devices_are_coherent_where_the_table_says_so() {
+    let table = Table::new().its(&[0]);
+    let smmu = table.next();
+    let mut table = table.smmu(Smmu::at(0x905_0000), &[map(0, 0xffff, 0, ITS)]);
+    for (segment, (cca, flags)) in (0..).zip([(1_u32, 3), (0, 3), (0, 0), (2, 3)]) {
+        let mut body = cca.to_le_bytes().to_vec();
+        body.extend([0, 0, 0, flags, 0, 0, 0, 0]);
+        body.extend(u32::to_le_bytes(segment));
+        body.extend([48, 0, 0, 0]);
+        let mut device = vec![0; 4];
+        device.extend(cca.to_le_bytes());
+        device.extend([0, 0, 0, flags, 40]);
+        device.extend(b"\\_SB.DEV\0");
+        table = table
+            .node(2, 4, &body, &[map(0, 0xff, segment << 8, smmu)])
+            .node(1, 4, &device, &[single(0x8000 + segment, smmu)]);
+    }
+    let firmware = described(table);
+    let is_coherent = |limits: &RequesterLimits| limits.coherency == Coherency::Coherent;
+    let hosts: Vec<_> = firmware
+        .hosts
+        .iter()
+        .map(|host| is_coherent(&host.limits))
+        .collect();
+    let devices = firmware.devices.iter();
+    let devices: Vec<_> = devices.map(|device| is_coherent(&device.limits)).collect();
+    assert_eq!(
+        (&hosts[..], &devices[..]),
+        (&[true, false, false, false][..], &hosts[..])
     );
 }

@@ -1,7 +1,8 @@
-//! Interrupts of SMMUs in device trees: as many cells each as the controller says, of the controller that the tree says.
+//! What nodes of a device tree have from others: the cells of their interrupts, and whether they are coherent.
 
 #![cfg(not(hv_loom))]
 
+use hv_iommu::Coherency;
 use hv_smmu::device_tree::{Defect, parse};
 use hv_smmu::firmware::{Firmware, FirmwareFinding, InterruptId, Interrupts};
 use hv_tests::tree_build::{CONTROLLER, Tree};
@@ -131,4 +132,47 @@ fn interrupts_that_nobody_can_read_are_noted_and_count_as_none() {
         .cells("phandle", &[0x9002])
         .cells("interrupt-parent", &[0x9001]);
     noted(circle);
+}
+
+/// Of the unit's own reads, and of what hosts and devices send: the nearest node that has a word for it counts, and without
+/// one they are not.
+#[test]
+fn coherency_is_that_of_the_nearest_node_that_tells() {
+    let bus = |tree: Tree, word: Option<&str>| {
+        let tree = tree
+            .begin("bus")
+            .cells("#address-cells", &[2])
+            .cells("#size-cells", &[2])
+            .property("ranges", &[]);
+        match word {
+            Some(word) => tree.property(word, &[]),
+            None => tree,
+        }
+    };
+    let told = |above: Option<&str>, own: Option<&str>| {
+        let has = |tree: Tree| match own {
+            Some(word) => tree.property(word, &[]),
+            None => tree,
+        };
+        let tree = has(unit(bus(Tree::new(), above))).end();
+        let tree = has(tree.host(0x40_1000_0000).cells("iommus", &[0x8004, 0])).end();
+        let device = tree.begin("dma@0").cells("iommus", &[0x8004, 7]);
+        let firmware = read(has(device).end().end());
+        let [unit] = &firmware.units[..] else {
+            panic!("{firmware:?}");
+        };
+        let limits = [firmware.hosts[0].limits, firmware.devices[0].limits];
+        let those = limits.map(|limits| match limits.coherency {
+            Coherency::Coherent => true,
+            Coherency::NotCoherent { said } => {
+                assert!(said.contains("dma-coherent"));
+                false
+            }
+        });
+        assert_eq!(those, [unit.coherent; 2]);
+        unit.coherent
+    };
+    let (is, is_not) = (Some("dma-coherent"), Some("dma-noncoherent"));
+    assert!(told(None, is) && told(is, None) && told(is_not, is) && told(is, is));
+    assert!(!told(None, None) && !told(is, is_not) && !told(is_not, None));
 }
