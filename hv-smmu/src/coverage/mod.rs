@@ -385,6 +385,28 @@ impl Coverage {
             && windows.count() == 1
     }
 
+    /// The requesters of listed functions that may be bound to a stream of this unit, and as which.
+    pub(crate) fn listed_behind(
+        &self,
+        unit: UnitIndex,
+    ) -> impl Iterator<Item = (PciAddress, StreamId)> {
+        let listed = self.listed.iter();
+        let behind = listed.filter(move |listed| listed.unit == unit && !listed.is_port);
+        behind.map(|listed| (listed.requester, listed.stream))
+    }
+
+    /// Whether a listed function, or a device that is none, has one of these streams.
+    pub(crate) fn has_any(&self, unit: UnitIndex, first: StreamId, last: StreamId) -> bool {
+        let within =
+            |listed: &Listed| listed.unit == unit && (first..=last).contains(&listed.stream);
+        let mut devices = self.firmware.devices.iter();
+        self.listed.iter().any(within)
+            || devices.any(|device| {
+                let mut streams = device.streams.iter();
+                streams.any(|&(own, low, high)| own == unit && low <= last && first <= high)
+            })
+    }
+
     /// The requester of a listed function that sends as this stream: of several the first that is no port, if there is one.
     fn listed_as(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
         let at = self
