@@ -202,7 +202,7 @@ mod tests {
 
     fn told(words: [u64; WORDS]) -> RawFault {
         let who = |_| Some(PciAddress::from_requester(Segment(0), 8));
-        match attribute(EventRecord::from_words(words), who) {
+        match attribute(EventRecord::from_words(words), who, |_| false) {
             FaultEvent::Fault(fault) => fault,
             other => panic!("{other:?}"),
         }
