@@ -11,6 +11,7 @@ use crate::bind::{
     BindFailed, bind_all, bound_requesters, register, strike_out, unbind_all, unregister, wedged,
 };
 use crate::capability::Unmet;
+use crate::coherency::NotCoherent;
 use crate::domain::{Domain, DomainCaps, DomainCore, DomainUid};
 use crate::format::Level;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, GroupId, Inner, Wedged};
@@ -83,6 +84,9 @@ pub enum AttachError {
     /// The group's interrupts are not isolated any more, since other devices came.
     #[error(transparent)]
     NotIsolated(NotIsolated),
+    /// What the group's devices send goes past the CPU's caches, which a guest does not expect.
+    #[error(transparent)]
+    NotCoherent(NotCoherent),
     /// Firmware's region of a device, or the doorbell of its messages, is not mapped in the domain, which was made for
     /// another group.
     #[error(
@@ -280,7 +284,8 @@ impl<O: Owner, B: Backend> Group<B, Claimed<O>> {
 
 impl<B: Backend> Group<B, Claimed<UserManaged>> {
     /// Lets the group's devices translate through the guest's `domain`. Bus mastering stays off. A witness that was
-    /// shown, not assumed, is looked at once more.
+    /// shown, not assumed, is looked at once more. Devices have to be coherent, by firmware's word
+    /// ([`Coherency`](crate::Coherency)).
     ///
     /// # Errors
     /// [`AttachFailed`], with the group.
@@ -289,7 +294,8 @@ impl<B: Backend> Group<B, Claimed<UserManaged>> {
         domain: &Domain<UserManaged, B, S>,
         isolated: &InterruptsIsolated,
     ) -> Result<AttachedGroup<UserManaged, B, S>, AttachFailed<UserManaged, B>> {
-        if let Err(error) = isolated.holds_for(&self) {
+        let fit = self.inner.look_at_coherency();
+        if let Err(error) = fit.and_then(|()| isolated.holds_for(&self)) {
             return Err(AttachFailed::Refused { group: self, error });
         }
         let (id, owner) = (self.id(), self.owner());

@@ -13,6 +13,7 @@ use hv_core::sync::spin_hint;
 use hv_core::{IovaRange, OutOfMemory, PageSize, PciAddress};
 use thiserror::Error;
 
+use crate::coherency::Coherency;
 use crate::faults::FaultEvent;
 use crate::format::{Format, Level, RootPointer, RootTables};
 use crate::isolation::{MessageSource, NotIsolated};
@@ -553,10 +554,20 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// As [`submit`](Self::submit).
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
+    /// Whether what a requester sends is coherent with the CPU's caches, by firmware's word, or by the platform's nature.
+    fn coherency(&self, _requester: PciAddress) -> Coherency {
+        Coherency::Coherent
+    }
+
+    /// Whether faults with this code, in the vendor's numbers, are recorded no more once their requester is
+    /// [`quiet`](Self::quiet) and its unit has read that. For others it is not asked to [read](Self::reread) anything.
+    fn heeds_quiet(&self, _code: u16) -> bool {
+        true
+    }
+
     /// Whether a unit waits for devices as well, which may take as long as their bus gives them
     /// ([`Config::device_wait`](crate::Config::device_wait)).
-    fn waits_for_devices(&self, unit: UnitIndex) -> bool {
-        let _ = unit;
+    fn waits_for_devices(&self, _unit: UnitIndex) -> bool {
         false
     }
 
@@ -571,16 +582,14 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     }
 
     /// Whether [`take_silent`](Self::take_silent) would give something. Cheap: asked after each wait.
-    fn has_silent(&self, unit: UnitIndex) -> bool {
-        let _ = unit;
+    fn has_silent(&self, _unit: UnitIndex) -> bool {
         false
     }
 
     /// A requester whose device was told to forget translations that it keeps, and did not say that it did. The unit lets
     /// nothing of it through since, until it is bound anew, and went on: what waited for the device is done. Each time that
     /// this happens it is given once. Called under a lock: it waits for nothing.
-    fn take_silent(&self, unit: UnitIndex) -> Option<PciAddress> {
-        let _ = unit;
+    fn take_silent(&self, _unit: UnitIndex) -> Option<PciAddress> {
         None
     }
 

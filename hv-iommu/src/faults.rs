@@ -228,7 +228,7 @@ impl<B: Backend> System<B> {
                 bound_to,
             })
         };
-        match self.count(fault.requester) {
+        match self.count(fault.requester, fault.code) {
             Counted::Unbound => report(told(None)),
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
@@ -254,8 +254,8 @@ impl<B: Backend> System<B> {
         }
     }
 
-    /// Counts a fault of `requester` under the budget of its group.
-    fn count(&self, requester: PciAddress) -> Counted {
+    /// Counts a fault of `requester` under the budget of its group. The `code` is the vendor's.
+    fn count(&self, requester: PciAddress, code: u16) -> Counted {
         let now = self.backend.platform().now();
         let mut registry = self.registry.lock();
         let bound = |entry: &&Bound| entry.requester == requester;
@@ -269,7 +269,8 @@ impl<B: Backend> System<B> {
                 return Counted::Late;
             }
             // Recorded before it was cut off, or its entry went live once more: it was being bound just then.
-            let again = self.backend.quiet(bound.unit, bound.requester).is_ok();
+            let again = self.backend.quiet(bound.unit, bound.requester).is_ok()
+                && self.backend.heeds_quiet(code);
             for bound in registry.bound.iter_mut() {
                 bound.owes_reread |= again && bound.group == group;
             }

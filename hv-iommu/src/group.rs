@@ -107,6 +107,8 @@ pub struct Inner<B: Backend> {
     pub(crate) trust: Trust,
     /// Whether its functions may reach memory past their unit (CXL.cache) in the present claim.
     pub(crate) has_cxl_word: bool,
+    /// Whether a guest may have it in the present claim although what it sends is not coherent.
+    pub(crate) has_incoherent_word: bool,
     pub(crate) system: Shared<System<B>>,
 }
 

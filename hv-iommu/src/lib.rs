@@ -46,6 +46,7 @@ mod bind;
 mod bus_master;
 mod capability;
 mod claims;
+mod coherency;
 mod cxl_cache;
 mod depth;
 mod destroy;
@@ -107,6 +108,7 @@ pub use capability::{
     ReplaceBackend, ReplaceNestedBackend, Unmet,
 };
 pub use claims::{ClaimError, GroupTable, Whereabouts};
+pub use coherency::{Coherency, NotCoherent};
 pub use destroy::{DestroyError, DestroyRefusal, Teardown, TeardownStep};
 pub use dirty::{BitmapError, DirtyBitmap, DirtyError, DirtyTracking};
 pub use dma::{

@@ -245,7 +245,10 @@ fn prepare<B: Backend>(
     let now = facts(&known)?;
     let (was, is) = (group_plans(&then)?, group_plans(&now)?);
     let senders = Senders::new(&now)?;
-    let stays = |at: PciAddress| keeps && system.is_pinned(senders.of(at));
+    let stays = |at: PciAddress| {
+        let mut through = now.iter().flat_map(|bridge| bridge.ids_for(at));
+        keeps && (system.is_pinned(senders.of(at)) || through.any(|id| system.is_pinned(id)))
+    };
     silence_new(system, (&was, &is), (&then, &now), stays);
     let mut new = Topology {
         functions: known,
@@ -479,6 +482,7 @@ fn group<B: Backend>(
         claims: 0,
         trust: Trust::Untrusted,
         has_cxl_word: false,
+        has_incoherent_word: false,
         system: system.clone(),
     }))
 }

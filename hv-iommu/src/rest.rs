@@ -162,6 +162,7 @@ impl<B: Backend> Inner<B> {
         self.is_overridden = false;
         self.trust = Trust::Untrusted;
         self.has_cxl_word = false;
+        self.has_incoherent_word = false;
     }
 
     /// What firmware wants mapped for the group, unless that was overridden.

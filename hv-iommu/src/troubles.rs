@@ -15,6 +15,9 @@ pub struct UnitTroubles {
     /// Times that the unit stood at what a device did not answer, and each device answered when it was asked alone
     /// (ATS). Everybody behind the unit waits for as long as the bus gives a device each time.
     pub answered_alone: u64,
+    /// Records of requests that wait for an answer, of a unit whose requests wait for none: they were told as faults, and not
+    /// answered.
+    pub false_stalls: u64,
 }
 
 impl<B: Backend> Iommu<B> {

@@ -9,10 +9,10 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{IovaRange, PciAddress};
 use hv_iommu::{
-    Backend, Binding, DeviceTlbBackend, FaultEvent, FirmwareKept, FlushRequest, FlushTicket,
-    HwDomainId, InterruptId, InterruptRoute, InterruptSource, LeafNeeds, MessageSource,
-    NotIsolated, PciFunction, ReservedRegion, RouteError, RoutedInterrupts, UnitCaps, UnitError,
-    UnitIndex, UnitTroubles, Unmet,
+    Backend, Binding, Coherency, DeviceTlbBackend, FaultEvent, FirmwareKept, FlushRequest,
+    FlushTicket, HwDomainId, InterruptId, InterruptRoute, InterruptSource, LeafNeeds,
+    MessageSource, NotIsolated, PciFunction, ReservedRegion, RouteError, RoutedInterrupts,
+    UnitCaps, UnitError, UnitIndex, UnitTroubles, Unmet,
 };
 
 use crate::Vmsa;
@@ -21,6 +21,7 @@ use crate::discovery::{Discovery, KeepingDiscovery};
 use crate::error::BringUpError;
 use crate::firmware::Firmware;
 use crate::regions::Regions;
+use crate::spec::event::EventKind;
 use crate::unit::{Enabled, Stream, Unit, UnitInfo};
 use crate::vmsa::{Stage, Tables};
 
@@ -297,6 +298,20 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
         let stream = self.stream(unit, requester, HwDomainId::new(0))?;
         self.unit(unit)?.reread(&self.platform, stream.id)
+    }
+
+    fn coherency(&self, requester: PciAddress) -> Coherency {
+        match self.coverage.requester(requester) {
+            Some(found) => found.limits.coherency,
+            None => Coherency::NotCoherent {
+                said: "nothing about it",
+            },
+        }
+    }
+
+    fn heeds_quiet(&self, code: u16) -> bool {
+        let number = u8::try_from(code);
+        !number.is_ok_and(|number| EventKind::from_number(number).precedes_entry())
     }
 
     fn waits_for_devices(&self, unit: UnitIndex) -> bool {

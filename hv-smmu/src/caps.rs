@@ -216,6 +216,9 @@ mod tests {
             (false, false, true)
         );
         assert_eq!(can(registers, Stage::First, all), (false, false, false));
+        // What leads to leaves may be noted, too (IHI 0070, 6.3.1): entries ask for nothing of that.
+        let more = (idr0.with_httu(3), registers.1, registers.2);
+        assert_eq!(can(more, second, all), (true, true, true));
         let accesses_only = (idr0.with_httu(1), registers.1, registers.2);
         assert_eq!(can(accesses_only, second, all), (false, true, true));
         let unforced = (idr0, Idr3::new(), registers.2);

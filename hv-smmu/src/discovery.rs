@@ -5,13 +5,12 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
+use hv_core::PciAddress;
 use hv_core::fault::Fault;
 use hv_core::list::push;
 use hv_core::platform::Platform;
-use hv_core::{PciAddress, PhysAddr, PhysRange};
 use hv_iommu::{
-    Dormant, FirmwareKept, Keeping, PciFunction, ReservedKind, ReservedRegion, UnitError,
-    UnitIndex, turn_off_bus_mastering,
+    Dormant, FirmwareKept, Keeping, PciFunction, UnitError, UnitIndex, turn_off_bus_mastering,
 };
 use log::{info, warn};
 
@@ -19,6 +18,9 @@ use crate::backend::Smmu;
 use crate::coverage::{Coverage, CoveragePolicy};
 use crate::error::BringUpError;
 use crate::firmware::{Firmware, PciHost, RequestTarget};
+use crate::pinned::{
+    PinnedFunctions, look_at_nobodys_regions, look_at_platform_devices, look_at_regions, refuse,
+};
 use crate::regions::Regions;
 use crate::spec::user_unit::UserUnit;
 use crate::unit::{Discovered, Enabled, HandOver, Listening, Unit, UnitInfo};
@@ -32,6 +34,7 @@ pub struct Discovery<P: Platform, F: Tables = Vmsa> {
     coverage: Coverage,
     regions: Regions,
     functions: Vec<PciFunction>,
+    pinned: PinnedFunctions,
     format: PhantomData<F>,
 }
 
@@ -49,8 +52,10 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
         let coverage = Coverage::new(firmware, functions)?;
         coverage.check(policy)?;
         let keeps = kept.is_some();
+        let pinned = PinnedFunctions::new(&coverage, &regions, functions)?;
         look_at_regions(&platform, &coverage, &regions, functions, (policy, keeps))?;
         look_at_platform_devices(&coverage, &regions, policy)?;
+        look_at_nobodys_regions(&coverage, &regions, policy)?;
         for services in coverage.firmware().services_without_place() {
             warn!("SMMUv3: {services}");
         }
@@ -59,12 +64,13 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
         for (number, described) in listed.iter().enumerate() {
             let found = listed.len();
             let index = UnitIndex::new(number).ok_or(BringUpError::TooManyUnits { found })?;
-            let last = last_stream(&coverage, functions, index);
+            let last = last_stream(&coverage, index);
             let moot = no_snoop_is_moot(coverage.firmware(), index);
             let unit = Unit::discover::<F>(&platform, index, described, last, moot)?;
             info!("{}", unit.info());
+            look_at_streams(&coverage, unit.info(), policy)?;
             let unit = match kept {
-                Some(kept) => keep_running(unit, &coverage, &regions, functions, kept)?,
+                Some(kept) => keep_running(unit, &coverage, &pinned, kept)?,
                 None => unit,
             };
             push(&mut units, unit)?;
@@ -79,6 +85,7 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
             coverage,
             regions,
             functions: known,
+            pinned,
             format: PhantomData,
         })
     }
@@ -126,9 +133,10 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
             coverage,
             regions,
             functions,
+            pinned,
             format,
         } = self;
-        let pinned = |function: &PciFunction| is_pinned(&coverage, &regions, function.address);
+        let pinned = |function: &PciFunction| pinned.has(function.address);
         let leads_to = |port: &PciFunction, function: &PciFunction| {
             let (at, buses) = (function.address, port.kind.buses());
             let behind = buses.is_some_and(|buses| buses.contains(at.bus()));
@@ -219,18 +227,11 @@ unsafe impl<P: Platform, F: Tables> Dormant for DormantSmmu<P, F> {
     }
 }
 
-/// Whether firmware goes on using a function.
-fn is_pinned(coverage: &Coverage, regions: &Regions, function: PciAddress) -> bool {
-    let place = coverage.unit_of(function);
-    place.is_some_and(|(unit, stream)| regions.is_pinned(unit, stream))
-}
-
 /// The unit, told to keep running what firmware goes on using behind it, if there is anything. Says how.
 fn keep_running<P: Platform>(
     unit: Unit<P, Discovered>,
     coverage: &Coverage,
-    regions: &Regions,
-    functions: &[PciFunction],
+    pinned: &PinnedFunctions,
     kept: &FirmwareKept,
 ) -> Result<Unit<P, Discovered>, BringUpError> {
     let index = unit.info().unit;
@@ -239,8 +240,7 @@ fn keep_running<P: Platform>(
             .unit_of(device)
             .is_some_and(|(own, _)| own == index)
     };
-    let mut devices = functions.iter().map(|function| function.address);
-    let device = devices.find(|device| behind(*device) && is_pinned(coverage, regions, *device));
+    let device = pinned.iter().find(|device| behind(*device));
     let Some(device) = device else {
         return Ok(match Fault::KeepsEveryGate.is_on() {
             true => unit.keep_running(),
@@ -271,14 +271,31 @@ fn on_all<P: Platform, S, T>(
     Ok(done)
 }
 
-/// The highest stream of a function behind a unit.
-fn last_stream(coverage: &Coverage, functions: &[PciFunction], unit: UnitIndex) -> StreamId {
-    let streams = functions
-        .iter()
-        .filter_map(|function| coverage.unit_of(function.address))
-        .filter(|(covers, _)| *covers == unit)
-        .map(|(_, stream)| stream);
+/// The highest stream that a function behind a unit may be bound to.
+fn last_stream(coverage: &Coverage, unit: UnitIndex) -> StreamId {
+    let streams = coverage.listed_behind(unit).map(|(_, stream)| stream);
     streams.max().unwrap_or(StreamId::new(0))
+}
+
+/// Refuses a machine with a function whose stream the unit's table has no room for, or says so.
+fn look_at_streams(
+    coverage: &Coverage,
+    info: &UnitInfo,
+    policy: CoveragePolicy,
+) -> Result<(), BringUpError> {
+    let (unit, bits) = (info.unit, info.stream_bits());
+    for (device, stream) in coverage.listed_behind(unit) {
+        if stream.get().checked_shr(bits.into()).unwrap_or(0) != 0 {
+            let beyond = BringUpError::StreamBeyondTable {
+                device,
+                unit,
+                stream,
+                bits,
+            };
+            refuse(policy, beyond)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether all host bridges with a way to a unit reach memory coherently, whatever their devices ask for.
@@ -289,71 +306,4 @@ fn no_snoop_is_moot(firmware: &Firmware, unit: UnitIndex) -> bool {
     };
     let mut hosts = firmware.hosts.iter().filter(leads);
     hosts.all(|host| host.limits.no_snoop_is_moot)
-}
-
-/// Refuses a machine that firmware goes on using a device of, which bring-up would stop, or whose word about memory the
-/// memory map contradicts; or says why it might be.
-fn look_at_regions<P: Platform>(
-    platform: &P,
-    coverage: &Coverage,
-    regions: &Regions,
-    functions: &[PciFunction],
-    (policy, keeps): (CoveragePolicy, bool),
-) -> Result<(), BringUpError> {
-    for device in functions.iter().map(|function| function.address) {
-        let Some((unit, stream)) = coverage.unit_of(device) else {
-            continue;
-        };
-        for ReservedRegion { range, kind } in regions.of(unit, stream) {
-            let memory = PhysRange::new(PhysAddr::new(range.start().as_u64()), range.pages())?;
-            if !platform.firmware_may_use(memory) {
-                refuse(policy, BringUpError::RegionNotFirmwares { memory, device })?;
-            }
-            match kind {
-                ReservedKind::Pinned if keeps => {}
-                ReservedKind::Pinned => {
-                    refuse(policy, BringUpError::ReservedRegion { memory, device })?;
-                }
-                _ => info!("SMMUv3: {device} is stopped, which firmware used {memory} with"),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The same for devices that are no PCI functions: nobody claims them here, so what firmware does with them stands still.
-fn look_at_platform_devices(
-    coverage: &Coverage,
-    regions: &Regions,
-    policy: CoveragePolicy,
-) -> Result<(), BringUpError> {
-    for device in &coverage.firmware().devices {
-        for &(unit, first, last) in &device.streams {
-            for region in regions.between(unit, first, last) {
-                if region.kind == ReservedKind::Pinned {
-                    let memory = region.range;
-                    refuse(
-                        policy,
-                        BringUpError::ReservedForOther {
-                            memory,
-                            unit,
-                            stream: first,
-                        },
-                    )?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Refuses the machine, or only says why it might be.
-fn refuse(policy: CoveragePolicy, problem: BringUpError) -> Result<(), BringUpError> {
-    match policy {
-        CoveragePolicy::Strict => Err(problem),
-        CoveragePolicy::Lenient => {
-            warn!("SMMUv3: {problem}");
-            Ok(())
-        }
-    }
 }

@@ -45,6 +45,37 @@ pub enum BringUpError {
         /// Its first stream.
         stream: StreamId,
     },
+    /// Firmware goes on using memory with streams that are nobody's.
+    #[error(
+        "firmware goes on using {memory} with {first} to {last} of {unit} (RMR), and bring-up would stop that: expected \
+         streams of a listed PCI function, found ones of nobody; list the function whose they are, or accept by a lenient \
+         policy that it stands still"
+    )]
+    ReservedForNobody {
+        /// The addresses, which are the memory's.
+        memory: IovaRange,
+        /// The streams' unit.
+        unit: UnitIndex,
+        /// The first of them.
+        first: StreamId,
+        /// The last.
+        last: StreamId,
+    },
+    /// A function's stream has no place in its unit's table: nobody could claim it.
+    #[error(
+        "{device} is {stream} of {unit}: expected a stream of {bits} bits at most, which the unit's table has room for; a \
+         lenient policy would leave it unclaimable"
+    )]
+    StreamBeyondTable {
+        /// The requester.
+        device: PciAddress,
+        /// Its unit.
+        unit: UnitIndex,
+        /// Its stream.
+        stream: StreamId,
+        /// Bits of the streams that there is room for.
+        bits: u8,
+    },
     /// A unit that firmware left translating cannot go from its tables to others without a gap.
     #[error(
         "{device} is to be kept running, and firmware left {unit} translating, whose stream table changes only while it \

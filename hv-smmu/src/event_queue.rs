@@ -1,13 +1,16 @@
 //! The event queue of one unit: what it records of requests that it refused, or that stand still.
 //!
 //! A unit may let a request that it cannot translate stand still until software answers (IDR0.STALL_MODEL); one of model 2
-//! always does. Nobody here pages, so each such request is aborted when its event is taken, whosever it is.
+//! always does. Nobody here pages, so each such request is aborted when its event is taken, whosever it is. Of a unit that
+//! cannot let any stand still (model 1) the answer would be illegal, and stop its commands (4.7.1): a record that says so all
+//! the same is its device's fault as any other, and counted.
 
 use hv_core::fault::Fault;
 use hv_core::platform::Platform;
+use hv_core::sync::{AtomicU64, Ordering};
 use hv_core::{Access, Iova, PageSize, Pasid};
 use hv_iommu::{FaultClass, FaultDetail, FaultEvent, FaultStage, FaultStep, RawFault, StrayFault};
-use log::warn;
+use log::{error, warn};
 
 use crate::StreamId;
 use crate::error::BringUpError;
@@ -27,36 +30,60 @@ pub(crate) const fn entries(most: u8) -> u32 {
 }
 
 /// An event queue.
-pub(crate) struct Events(RecordQueue<WORDS>);
+pub(crate) struct Events {
+    queue: RecordQueue<WORDS>,
+    /// Whether requests may stand still.
+    may_stall: bool,
+    /// How many records said so where none may.
+    false_stalls: AtomicU64,
+}
 
 impl Events {
     /// Takes all that there is, which is nobody's.
     pub(crate) fn forget_all<P: Platform>(&self, reach: &Reach<'_, P>, regs: &Regs<P::Block>) {
-        self.0.forget_all(reach, regs, Records::Events);
+        self.queue.forget_all(reach, regs, Records::Events);
     }
 
-    /// A queue for a unit that takes 2^`most` entries.
-    pub(crate) fn new<P: Platform>(reach: &Reach<'_, P>, most: u8) -> Result<Self, BringUpError> {
-        RecordQueue::new(reach, most.min(LOG2)).map(Self)
+    /// A queue for a unit that takes 2^`most` entries, and whose requests may stand still or not.
+    pub(crate) fn new<P: Platform>(
+        reach: &Reach<'_, P>,
+        most: u8,
+        may_stall: bool,
+    ) -> Result<Self, BringUpError> {
+        Ok(Self {
+            queue: RecordQueue::new(reach, most.min(LOG2))?,
+            may_stall,
+            false_stalls: AtomicU64::new(0),
+        })
+    }
+
+    /// How many records said of a request that it stands still, of a unit that lets none.
+    pub(crate) fn false_stalls(&self) -> u64 {
+        // ORDERING: Relaxed, a number and nothing else.
+        self.false_stalls.load(Ordering::Relaxed)
     }
 
     /// What the unit's register says of the ring.
     pub(crate) fn base(&self) -> QueueBase {
-        self.0.base()
+        self.queue.base()
     }
 
     /// Takes one event: the oldest record, else the note that some were lost. `requester_of` names the function that
     /// sends as a stream, `tell` gives the unit a command and says whether it took that. `aborted` says what it comes to
-    /// that events could not be written, or were dropped.
+    /// that events could not be written, or were dropped. `passes_first` tells
+    /// whether a stream's requests without a substream pass the first stage over.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
         regs: &Regs<P::Block>,
         requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
+        passes_first: impl Fn(StreamId) -> bool,
         tell: impl Fn(Command) -> bool,
         aborted: impl FnOnce() -> FaultEvent,
     ) -> Option<FaultEvent> {
-        let taken = self.0.take(reach, regs, Records::Events, answer, tell)?;
+        let answer = |words: &[u64; WORDS]| self.answer(EventRecord::from_words(*words));
+        let queue = &self.queue;
+        let taken = queue.take(reach, regs, Records::Events, answer, tell)?;
         Some(match taken {
             Taken::Withheld => FaultEvent::Withheld,
             Taken::Lost => FaultEvent::Overflow,
@@ -65,33 +92,47 @@ impl Events {
                 FaultEvent::Failed => FaultEvent::Failed,
                 _ => FaultEvent::BadLog(bad),
             },
-            Taken::Record(words) => attribute(EventRecord::from_words(words), requester_of),
+            Taken::Record(words) => {
+                attribute(EventRecord::from_words(words), requester_of, passes_first)
+            }
         })
     }
-}
 
-/// What becomes of a request that stands still: it is aborted.
-fn answer(words: &[u64; WORDS]) -> Option<Command> {
-    let record = EventRecord::from_words(*words);
-    let tag = record.transaction()?.stalled?;
-    if Fault::SkipResume.is_on() {
-        return None;
+    /// What becomes of a request that stands still: it is aborted.
+    fn answer(&self, record: EventRecord) -> Option<Command> {
+        let tag = record.transaction()?.stalled?;
+        if !self.may_stall {
+            // ORDERING: Relaxed, a number and nothing else.
+            let before = self.false_stalls.fetch_add(1, Ordering::Relaxed);
+            if (before + 1).is_power_of_two() {
+                let stream = record.stream();
+                error!(
+                    "SMMUv3: a request of {stream} is said to stand still, of a unit that lets none (IDR0.STALL_MODEL): \
+                     expected one that is over; it is not answered"
+                );
+            }
+            return None;
+        }
+        if Fault::SkipResume.is_on() {
+            return None;
+        }
+        Some(Command::resume(record.stream(), tag, Resume::Abort))
     }
-    Some(Command::resume(record.stream(), tag, Resume::Abort))
 }
 
 /// Whose event it is, in the words that all vendors share.
 fn attribute(
     record: EventRecord,
     requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
+    passes_first: impl Fn(StreamId) -> bool,
 ) -> FaultEvent {
     let (kind, stream) = (record.kind(), record.stream());
     let [word0, ..] = record.words();
     let address = record.address().unwrap_or(Iova::new(0));
     let page = address.align_down(PageSize::Size4K);
     let transaction = record.transaction();
-    let reads = transaction.is_none_or(|transaction| transaction.is_read);
-    let stage = transaction.map(|transaction| match transaction.second_stage {
+    let reads = record.is_read().unwrap_or(true);
+    let mut stage = transaction.map(|transaction| match transaction.second_stage {
         true => FaultStage::Second,
         false => FaultStage::First,
     });
@@ -101,6 +142,14 @@ fn attribute(
     if kind == EventKind::BadContext && pasid.is_some() {
         // A descriptor that is not valid is how a PASID that nobody bound looks.
         class = FaultClass::NotBound;
+    }
+    // Where the first stage is passed over, an address that no second stage takes is told as one that the first put out
+    // (IHI 0070, 3.4, 7.3.14). It is the device's mistake: neither stage has come to look at it.
+    let is_input = transaction
+        .is_some_and(|told| !told.second_stage && told.step == event::FaultStep::Input)
+        && kind == EventKind::AddressSize;
+    if is_input && record.substream().is_none() && passes_first(stream) {
+        (class, stage) = (FaultClass::AddressTooWide, None);
     }
     if let Some(at) = record.fetch_address() {
         warn!("SMMUv3: {kind:?} of {stream}: what it read is at {at}");
@@ -153,7 +202,7 @@ mod tests {
 
     fn told(words: [u64; WORDS]) -> RawFault {
         let who = |_| Some(PciAddress::from_requester(Segment(0), 8));
-        match attribute(EventRecord::from_words(words), who) {
+        match attribute(EventRecord::from_words(words), who, |_| false) {
             FaultEvent::Fault(fault) => fault,
             other => panic!("{other:?}"),
         }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use hv_core::{OutOfMemory, PhysAddr, PhysRange, Segment};
 pub use hv_iommu::InterruptId;
-use hv_iommu::{ReservedKind, UnitIndex};
+use hv_iommu::{Coherency, ReservedKind, UnitIndex};
 use thiserror::Error;
 
 use crate::spec::quirks::Quirks;
@@ -91,6 +91,15 @@ pub struct MessageServices {
     pub base: Option<PhysAddr>,
 }
 
+impl MessageServices {
+    /// Whether some of the services are the same, so that a writer of the one may be a writer of the other.
+    pub(crate) fn share(&self, other: &Self) -> bool {
+        let mut numbers = self.numbers.iter();
+        numbers.any(|number| other.numbers.contains(number))
+            || self.base.is_some() && self.base == other.base
+    }
+}
+
 /// Services that know who writes, and that nobody placed: no domain leads messages to them.
 ///
 /// Its `Display` says what that comes to, and what to do about it; [`Smmu::discover`](crate::Smmu::discover) logs it.
@@ -157,8 +166,10 @@ pub enum RequestTarget {
 }
 
 /// What the devices behind a bridge, or a device, may do. What an SMMU can do counts too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequesterLimits {
+    /// Whether what they send to memory is coherent with the CPU's caches.
+    pub coherency: Coherency,
     /// They may ask for translations (ATS).
     pub translation_requests: bool,
     /// They may ask for pages (PRI).
@@ -171,6 +182,21 @@ pub struct RequesterLimits {
     pub may_stall: bool,
     /// What they send to memory is coherent whatever it says, so that asking not to snoop makes no difference.
     pub no_snoop_is_moot: bool,
+}
+
+impl RequesterLimits {
+    /// Nothing but that, which no limit decides.
+    pub const fn none(coherency: Coherency) -> Self {
+        Self {
+            coherency,
+            translation_requests: false,
+            page_requests: false,
+            pasid_bits: 0,
+            address_bits: 0,
+            may_stall: false,
+            no_snoop_is_moot: false,
+        }
+    }
 }
 
 /// A PCI host bridge.

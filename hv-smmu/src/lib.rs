@@ -35,6 +35,7 @@ mod nested;
 mod owed;
 mod page_queue;
 mod pasid;
+mod pinned;
 mod record_queue;
 mod regions;
 mod root;

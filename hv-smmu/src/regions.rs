@@ -77,6 +77,15 @@ impl Regions {
         self.0.iter().filter(mine).map(|wish| wish.region)
     }
 
+    /// The regions that firmware goes on using, and the streams that it uses each with: unit, first and last.
+    pub(crate) fn pinned(
+        &self,
+    ) -> impl Iterator<Item = (IovaRange, UnitIndex, StreamId, StreamId)> {
+        let pinned = |wish: &&Wish| wish.region.kind == ReservedKind::Pinned;
+        let wishes = self.0.iter().filter(pinned);
+        wishes.map(|wish| (wish.region.range, wish.unit, wish.first, wish.last))
+    }
+
     /// Whether firmware goes on using a stream: bring-up would stop that.
     pub fn is_pinned(&self, unit: UnitIndex, stream: StreamId) -> bool {
         let mut regions = self.of(unit, stream);

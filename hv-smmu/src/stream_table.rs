@@ -64,17 +64,30 @@ pub(crate) struct EntryWords<'a, C> {
 }
 
 impl StreamTable {
+    /// Bits of the streams that a table has room for, at most, of a unit that knows `bits` bits.
+    pub(crate) const fn most_bits(bits: u8, two_levels: bool) -> u8 {
+        let most = match Self::shape(bits, two_levels) {
+            Shape::TwoLevel => TWO_LEVEL_BITS_MOST,
+            Shape::Linear => LINEAR_BITS_MOST,
+        };
+        if bits < most { bits } else { most }
+    }
+
+    const fn shape(bits: u8, two_levels: bool) -> Shape {
+        match two_levels && bits > SPLIT_BY_BUS {
+            true => Shape::TwoLevel,
+            false => Shape::Linear,
+        }
+    }
+
     /// A table for streams of `bits` bits in which every stream is aborted, or bad.
     pub(crate) fn new<P: Platform>(
         reach: &Reach<'_, P>,
         bits: u8,
         two_levels: bool,
     ) -> Result<Self, UnitError> {
-        let (shape, log2) = if two_levels && bits > SPLIT_BY_BUS {
-            (Shape::TwoLevel, bits.min(TWO_LEVEL_BITS_MOST))
-        } else {
-            (Shape::Linear, bits.min(LINEAR_BITS_MOST))
-        };
+        let shape = Self::shape(bits, two_levels);
+        let log2 = Self::most_bits(bits, two_levels);
         Self::filled_with(reach, shape, log2, StreamTableEntry::ABORT.words())
     }
 

@@ -185,6 +185,15 @@ impl PciFunction {
         Some(PciAddress::from_requester(self.address.segment(), id))
     }
 
+    /// The ids with which it sends what comes from `function`, if it is a bridge that does so: its own, and that of the first
+    /// function of the bus behind it.
+    pub fn ids_for(&self, function: PciAddress) -> impl Iterator<Item = PciAddress> + use<> {
+        let is_above = self.is_above(function.segment(), function.bus());
+        let alias = self.alias().filter(|_| is_above);
+        let own = alias.map(|_| self.address);
+        own.into_iter().chain(alias)
+    }
+
     /// Whether it is a bridge on the way to functions on that bus.
     fn is_above(&self, segment: Segment, bus: u8) -> bool {
         let behind = self.kind.buses().is_some_and(|buses| buses.contains(bus));

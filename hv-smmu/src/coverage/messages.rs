@@ -6,12 +6,15 @@
 //! [`Firmware::place_services`](crate::firmware::Firmware::place_services) was told what [`madt::parse`](crate::madt::parse) says, nothing is mapped for messages and
 //! devices send none.
 
+use alloc::vec::Vec;
+
 use hv_core::fault::Fault;
-use hv_core::{Iova, IovaRange, PageCount, PciAddress};
+use hv_core::list::push;
+use hv_core::{Iova, IovaRange, OutOfMemory, PageCount, PciAddress};
 use hv_iommu::{MessageSource, NotIsolated, ReservedKind, ReservedRegion};
 
 use super::Coverage;
-use crate::firmware::MessageWriter;
+use crate::firmware::{MessageServices, MessageWriter, ServicesIndex};
 use crate::spec::granule::Granule;
 use crate::spec::message::TRANSLATER;
 
@@ -47,7 +50,7 @@ impl Coverage {
             return Err(NotIsolated::NotRemapped { requester });
         }
         let source_id = MessageSource {
-            controller: writer.services.0 as u32,
+            controller: self.controller(writer.services) as u32,
             id: match Fault::WriterByRequester.is_on() {
                 true => requester.requester().into(),
                 false => writer.device.get(),
@@ -62,14 +65,29 @@ impl Coverage {
         }
     }
 
+    /// Which controller services are: the same number for all that share one.
+    fn controller(&self, services: ServicesIndex) -> usize {
+        let known = self.controllers.get(services.0);
+        known.copied().unwrap_or(services.0)
+    }
+
+    /// Whether two are one and the same to the services that take their messages.
+    pub(super) fn is_one_writer(&self, one: MessageWriter, other: MessageWriter) -> bool {
+        let of = |writer: MessageWriter| (self.controller(writer.services), writer.device);
+        of(one) == of(other)
+    }
+
     /// Whether a unit, or a device that is no PCI function, may write messages as this device.
     fn is_used_outside(&self, writer: MessageWriter) -> bool {
         let units = &self.firmware.units;
-        let by_unit = units.iter().any(|unit| unit.own_messages == Some(writer));
+        let is_it = |other: Option<MessageWriter>| {
+            other.is_some_and(|other| self.is_one_writer(other, writer))
+        };
+        let by_unit = units.iter().any(|unit| is_it(unit.own_messages));
         let mut devices = self.firmware.devices.iter();
         by_unit
             || devices.any(|device| {
-                device.messages == Some(writer)
+                is_it(device.messages)
                     || device.streams.iter().any(|&(unit, first, last)| {
                         let through = units.get(unit.index());
                         let mut routes = through.into_iter().flat_map(|unit| &unit.messages);
@@ -77,10 +95,40 @@ impl Coverage {
                             let streams = (first.get(), last.get());
                             let becomes = route.window.outputs_of(streams);
                             let id = writer.device.get();
-                            route.to == writer.services
+                            self.controller(route.to) == self.controller(writer.services)
                                 && becomes.is_some_and(|(low, high)| (low..=high).contains(&id))
                         })
                     })
             })
     }
+}
+
+/// Which controller each of the services is: the first of those that it has some in common with, over others too. Firmware
+/// may name one of them in several places, and who writes to it is one writer all the same.
+pub(super) fn controllers(services: &[MessageServices]) -> Result<Vec<usize>, OutOfMemory> {
+    let mut controllers = Vec::new();
+    for number in 0..services.len() {
+        push(&mut controllers, number)?;
+    }
+    let pairs = || {
+        let ones = services.iter().enumerate();
+        ones.flat_map(|(number, one)| {
+            let others = services.iter().enumerate().take(number);
+            let shared = others.filter(move |(_, other)| one.share(other));
+            shared.map(move |(other, _)| (number, other))
+        })
+    };
+    // Numbers only fall, so this ends.
+    while let Some((number, other)) =
+        pairs().find(|(number, other)| controllers.get(*number) != controllers.get(*other))
+    {
+        let of = |number: usize| controllers.get(number).copied().unwrap_or(number);
+        let lowest = of(number).min(of(other));
+        for number in [number, other] {
+            if let Some(controller) = controllers.get_mut(number) {
+                *controller = lowest;
+            }
+        }
+    }
+    Ok(controllers)
 }

@@ -171,6 +171,8 @@ pub struct Coverage {
     /// Sorted.
     barred: Vec<Barred>,
     problems: Vec<CoverageProblem>,
+    /// Which controller each of the services is.
+    controllers: Vec<usize>,
 }
 
 /// What firmware says about a requester.
@@ -187,7 +189,9 @@ impl Coverage {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(firmware: Firmware, functions: &[PciFunction]) -> Result<Self, OutOfMemory> {
+        let controllers = messages::controllers(&firmware.services)?;
         let mut map = Self {
+            controllers,
             firmware,
             listed: Vec::new(),
             barred: Vec::new(),
@@ -381,6 +385,28 @@ impl Coverage {
             && windows.count() == 1
     }
 
+    /// The requesters of listed functions that may be bound to a stream of this unit, and as which.
+    pub(crate) fn listed_behind(
+        &self,
+        unit: UnitIndex,
+    ) -> impl Iterator<Item = (PciAddress, StreamId)> {
+        let listed = self.listed.iter();
+        let behind = listed.filter(move |listed| listed.unit == unit && !listed.is_port);
+        behind.map(|listed| (listed.requester, listed.stream))
+    }
+
+    /// Whether a listed function, or a device that is none, has one of these streams.
+    pub(crate) fn has_any(&self, unit: UnitIndex, first: StreamId, last: StreamId) -> bool {
+        let within =
+            |listed: &Listed| listed.unit == unit && (first..=last).contains(&listed.stream);
+        let mut devices = self.firmware.devices.iter();
+        self.listed.iter().any(within)
+            || devices.any(|device| {
+                let mut streams = device.streams.iter();
+                streams.any(|&(own, low, high)| own == unit && low <= last && first <= high)
+            })
+    }
+
     /// The requester of a listed function that sends as this stream: of several the first that is no port, if there is one.
     fn listed_as(&self, unit: UnitIndex, stream: StreamId) -> Option<PciAddress> {
         let at = self
@@ -470,7 +496,7 @@ impl Coverage {
         let by_own = writer(&host.messages, own)?;
         let by_stream = writer(through, stream.get())?;
         match (by_own, by_stream) {
-            (Some(one), Some(other)) => (one == other).then_some(one),
+            (Some(one), Some(other)) => self.is_one_writer(one, other).then_some(one),
             (one, other) => one.or(other),
         }
     }

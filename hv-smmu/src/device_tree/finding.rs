@@ -101,7 +101,7 @@ impl fmt::Display for Defect {
             }
             Self::DuplicateRegisters => "registers: expected ones that no other unit has",
             Self::StreamCells => "#iommu-cells: expected 1",
-            Self::Interrupts => "interrupts: expected names, and three cells each",
+            Self::Interrupts => "interrupts: expected names, and of each as many cells as its controller says, three or four",
             Self::IdMap => "map of ids: expected whole entries of nodes that are there",
             Self::IdMapOverlap => "map of ids: expected one entry for each id",
             Self::Reference => "reference: expected that of a node",

@@ -226,6 +226,38 @@ impl<'a> Tree<'a> {
         true
     }
 
+    /// Who takes a node's interrupts where it does not say that for each: the first node with interrupts of its own on the way
+    /// up, which goes by `interrupt-parent` where there is one (Devicetree Specification 0.4, 2.4).
+    pub(super) fn interrupt_parent(&self, id: NodeId) -> Option<NodeId> {
+        let mut at = id;
+        // No more than there are: nodes may name each other.
+        for _ in 0..self.nodes.len() {
+            at = match self.number(at, "interrupt-parent") {
+                Some(phandle) => self.by_phandle(phandle)?,
+                None => self.parent(at)?,
+            };
+            if self.property(at, "#interrupt-cells").is_some() {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// Whether what a device sends to memory is coherent, as it or the nearest node above it says; not, where none does
+    /// (Linux `of_dma_is_coherent`, on arm64).
+    pub(super) fn is_coherent(&self, id: NodeId) -> bool {
+        let mut at = Some(id);
+        while let Some(id) = at {
+            let says = |word| self.property(id, word).is_some();
+            match (says("dma-coherent"), says("dma-noncoherent")) {
+                (true, _) => return true,
+                (false, true) => return false,
+                (false, false) => at = self.parent(id),
+            }
+        }
+        false
+    }
+
     /// The node that a phandle names. Of several the first.
     pub(super) fn by_phandle(&self, phandle: u32) -> Option<NodeId> {
         let at = self.phandles.partition_point(|entry| entry.0 < phandle);

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use hv_core::Segment;
 use hv_core::list::push;
-use hv_iommu::UnitIndex;
+use hv_iommu::{Coherency, UnitIndex};
 
 pub use finding::{Defect, Finding, NodeName, TreeError};
 
@@ -66,6 +66,15 @@ impl Reader<'_> {
         let node = self.tree.short_name(node);
         let finding = Finding { node, what, found };
         Ok(push(&mut self.firmware.findings, finding.into())?)
+    }
+
+    fn coherency(&self, node: NodeId) -> Coherency {
+        match self.tree.is_coherent(node) {
+            true => Coherency::Coherent,
+            false => Coherency::NotCoherent {
+                said: "no `dma-coherent` in the device tree",
+            },
+        }
     }
 
     fn is_pci(&self, node: NodeId) -> bool {
@@ -142,7 +151,7 @@ impl Reader<'_> {
             translation_requests: self.tree.property(node, "ats-supported").is_some(),
             // A tree has no word for a host's: what units and functions say decides (Linux).
             pasid_bits: hv_core::Pasid::BITS,
-            ..RequesterLimits::default()
+            ..RequesterLimits::none(self.coherency(node))
         };
         let mask = |wanted| self.tree.number(node, wanted).unwrap_or(u32::MAX);
         let (stream_mask, message_mask) = (mask("iommu-map-mask"), mask("msi-map-mask"));
@@ -307,7 +316,7 @@ impl Reader<'_> {
         let limits = RequesterLimits {
             pasid_bits: pasid_bits.min(hv_core::Pasid::BITS.into()) as u8,
             may_stall: self.tree.property(node, "dma-can-stall").is_some(),
-            ..RequesterLimits::default()
+            ..RequesterLimits::none(self.coherency(node))
         };
         let device = PlatformDevice {
             name,

@@ -74,7 +74,7 @@ impl Reader<'_> {
         }
         Ok(SmmuUnit {
             registers,
-            coherent: self.tree.property(node, "dma-coherent").is_some(),
+            coherent: self.tree.is_coherent(node),
             leaf_notes: None,
             quirks,
             interrupts,
@@ -105,11 +105,16 @@ impl Reader<'_> {
         Ok(device.map(writer))
     }
 
-    /// The wired interrupts, three cells each, in the order of their names.
+    /// The wired interrupts, in the order of their names: of one controller, or each of its own. What cannot be read counts
+    /// as none.
     fn interrupts(&mut self, node: NodeId) -> Result<Interrupts, TreeError> {
-        let mut interrupts = Interrupts::default();
-        let Some(value) = self.tree.property(node, "interrupts") else {
-            return Ok(interrupts);
+        let extended = self.tree.property(node, "interrupts-extended");
+        let Some(value) = extended.or_else(|| self.tree.property(node, "interrupts")) else {
+            return Ok(Interrupts::default());
+        };
+        let parent = match extended {
+            Some(_) => None,
+            None => self.tree.interrupt_parent(node),
         };
         let names = self
             .tree
@@ -118,13 +123,23 @@ impl Reader<'_> {
         let mut names = names
             .split(|&byte| byte == 0)
             .filter(|name| !name.is_empty());
+        let mut interrupts = Interrupts::default();
         let mut cells = Cells::new(value);
         while !cells.is_empty() {
             let name = names.next();
-            let (Some(kind), Some(number), Some(_)) = (cells.next(), cells.next(), cells.next())
-            else {
-                self.note(node, Defect::Interrupts, value.len() as u64)?;
-                return Ok(Interrupts::default());
+            let controller = match extended {
+                Some(_) => cells
+                    .next()
+                    .and_then(|phandle| self.tree.by_phandle(phandle)),
+                None => parent,
+            };
+            let (kind, number) = match self.interrupt(controller, &mut cells) {
+                Ok(interrupt) => interrupt,
+                Err(cells) => {
+                    let found = cells.map_or(value.len() as u64, u64::from);
+                    self.note(node, Defect::Interrupts, found)?;
+                    return Ok(Interrupts::default());
+                }
             };
             let base = match kind {
                 spec::GIC_SHARED => Some(spec::GIC_SHARED_BASE),
@@ -152,5 +167,29 @@ impl Reader<'_> {
             }
         }
         Ok(interrupts)
+    }
+
+    /// The next interrupt, in as many cells as its controller says: its kind, and its number of that kind.
+    ///
+    /// # Errors
+    /// How many cells those would be, where a GIC does not have that many; `None` where they are not there, or of nobody.
+    fn interrupt(
+        &self,
+        controller: Option<NodeId>,
+        cells: &mut Cells<'_>,
+    ) -> Result<(u32, u32), Option<u32>> {
+        let count = controller.and_then(|node| self.tree.number(node, "#interrupt-cells"));
+        let count = count.ok_or(None)?;
+        if !spec::GIC_CELLS.contains(&count) {
+            return Err(Some(count));
+        }
+        let (Some(kind), Some(number)) = (cells.next(), cells.next()) else {
+            return Err(None);
+        };
+        // The rest say how it is triggered, and for which CPUs it is if it is none of the shared ones.
+        for _ in 2..count {
+            cells.next().ok_or(None)?;
+        }
+        Ok((kind, number))
     }
 }

@@ -45,6 +45,7 @@ impl Iort {
         }
         for root in &self.root_complexes {
             let limits = RequesterLimits {
+                coherency: root.memory.coherency(),
                 translation_requests: root.ats & spec::ROOT_ATS != 0,
                 page_requests: root.ats & spec::ROOT_PRI != 0,
                 pasid_bits: if root.ats & spec::ROOT_PASID != 0 {
@@ -76,7 +77,7 @@ impl Iort {
                 pasid_bits: spec::named_pasid_bits(component.flags.into()),
                 address_bits: component.address_bits,
                 may_stall: component.flags & spec::NAMED_STALL != 0,
-                ..RequesterLimits::default()
+                ..RequesterLimits::none(component.memory.coherency())
             };
             let mut streams = Vec::new();
             for (unit, first, last) in self.streams(&component.mappings) {

@@ -13,6 +13,7 @@ mod show;
 use alloc::vec::Vec;
 
 use hv_core::{PhysAddr, PhysRange, Segment};
+use hv_iommu::Coherency;
 
 pub use finding::{Defect, Expected, Finding, IortError, NodeKind, Place};
 pub use parse::parse;
@@ -133,6 +134,18 @@ pub struct MemoryAccess {
     pub hints: u8,
     /// Memory access flags as they stand.
     pub flags: u8,
+}
+
+impl MemoryAccess {
+    /// What the table says of it in all: a path that is coherent is not enough, where a device's attributes are not.
+    pub const fn coherency(&self) -> Coherency {
+        match self.coherent {
+            true => Coherency::Coherent,
+            false => Coherency::NotCoherent {
+                said: "CCA is not 1 in the IORT",
+            },
+        }
+    }
 }
 
 impl From<spec::MemoryProperties> for MemoryAccess {

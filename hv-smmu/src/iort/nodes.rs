@@ -92,7 +92,8 @@ impl Iort {
 
     fn take_unit(&mut self, node: &Node<'_>, nodes: &[Node<'_>]) -> Result<(), IortError> {
         let place = node.place();
-        let (raw, parts) = node.fixed::<spec::SmmuV3Body>()?;
+        let (raw, places, parts) =
+            node.fixed_and::<spec::SmmuV3Body, spec::SmmuV3Places>(spec::SMMU_REVISION_PLACES)?;
         self.account(node, parts.start, None)?;
         let (base, model) = (raw.base.get(), raw.model.get());
         let quirks = quirks::by_model(model);
@@ -129,7 +130,7 @@ impl Iort {
             return Err(finding(place, Defect::DuplicateBase, expected, base).into());
         }
         let mut mappings = self.mappings(node, nodes)?;
-        let index = raw.device_id_mapping.get();
+        let index = places.device_id_mapping.get();
         let own_messages = if has_own_messages(node.info.revision, &raw) && !mappings.is_empty() {
             self.own_messages(place, index, &mut mappings)?
         } else {
@@ -154,7 +155,9 @@ impl Iort {
             model,
             interrupts: [raw.event_gsiv, raw.pri_gsiv, raw.gerror_gsiv, raw.sync_gsiv]
                 .map(U32::get),
-            proximity: (flags & spec::SMMU_PXM_VALID != 0).then(|| raw.proximity.get()),
+            proximity: (flags & spec::SMMU_PXM_VALID != 0
+                && node.info.revision >= spec::SMMU_REVISION_PLACES)
+                .then(|| places.proximity.get()),
             device_id_mapping: index,
             own_messages,
             mappings,
@@ -319,7 +322,8 @@ impl Iort {
     }
 
     fn take_counters(&mut self, node: &Node<'_>, nodes: &[Node<'_>]) -> Result<(), IortError> {
-        let (raw, parts) = node.fixed::<spec::PmcgBody>()?;
+        let (raw, _, parts) =
+            node.fixed_and::<spec::PmcgBody, spec::PmcgPage>(spec::PMCG_REVISION_PAGE)?;
         self.account(node, parts.start, None)?;
         let group = CounterGroup {
             node: node.info,
@@ -404,6 +408,9 @@ impl Iort {
 fn has_own_messages(revision: u8, raw: &spec::SmmuV3Body) -> bool {
     if revision >= spec::SMMU_REVISION_DEVICE_ID_FLAG {
         return raw.flags.get() & spec::SMMU_DEVICE_ID_VALID != 0;
+    }
+    if revision < spec::SMMU_REVISION_PLACES {
+        return false;
     }
     let wires = [raw.event_gsiv, raw.pri_gsiv, raw.gerror_gsiv, raw.sync_gsiv];
     wires.iter().any(|wire| wire.get() == 0)

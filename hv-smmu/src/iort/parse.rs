@@ -216,6 +216,20 @@ impl<'a> Node<'a> {
         Ok((raw, Parts { behind, start }))
     }
 
+    /// The same of a node whose fixed part has grown: `T`, and from revision `since` on what follows it.
+    pub(super) fn fixed_and<T, More>(&self, since: u8) -> Result<(T, More, Parts<'a>), Finding>
+    where
+        T: FromBytes + KnownLayout + Immutable + Unaligned,
+        More: FromBytes + KnownLayout + Immutable + Unaligned + Default,
+    {
+        if self.info.revision < since {
+            let (raw, parts) = self.fixed()?;
+            return Ok((raw, More::default(), parts));
+        }
+        let (both, parts) = self.fixed::<spec::Grown<T, More>>()?;
+        Ok((both.first, both.more, parts))
+    }
+
     /// Part of the node: `count` things of `size` bytes from `offset` on, in bytes from the start of the node.
     pub(super) fn part(&self, offset: u32, count: u32, size: usize) -> Result<&'a [u8], Finding> {
         let start = offset as usize;

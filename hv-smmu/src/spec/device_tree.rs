@@ -70,6 +70,8 @@ pub const ADDRESS_CELLS: u32 = 2;
 /// Cells of a size where a node does not say how many.
 pub const SIZE_CELLS: u32 = 1;
 
+/// How many cells an interrupt at a GIC has: its kind, its number and how it is triggered; with four, for which CPUs.
+pub const GIC_CELLS: core::ops::RangeInclusive<u32> = 3..=4;
 /// First cell of an interrupt at a GIC: shared between CPUs.
 pub const GIC_SHARED: u32 = 0;
 /// First cell of an interrupt at a GIC: of the extended range.

@@ -167,7 +167,30 @@ impl EventKind {
         )
     }
 
-    /// Whether it is about one transaction, whose kind and stall are told.
+    /// Whether it comes to pass before the stream's entry is looked at, whatever that says (IHI 0070, 3.12, 7.3.22).
+    pub const fn precedes_entry(self) -> bool {
+        matches!(self, Self::UnsupportedTransaction)
+    }
+
+    /// Whether it tells that its transaction stands still, where it does; of any other event the transaction is over (IHI 0070,
+    /// 7.3.22).
+    const fn has_stall(self) -> bool {
+        matches!(
+            self,
+            Self::Translation | Self::AddressSize | Self::Access | Self::Permission
+        )
+    }
+
+    /// Whether it tells what the transaction was to do (IHI 0070, 7.3.2, 7.3.8, 7.3.17 beside those of translation).
+    const fn has_access(self) -> bool {
+        self.has_transaction()
+            || matches!(
+                self,
+                Self::UnsupportedTransaction | Self::TranslatedForbidden | Self::TlbConflict
+            )
+    }
+
+    /// Whether it is about one transaction, at a stage that is told.
     const fn has_transaction(self) -> bool {
         matches!(
             self,
@@ -217,7 +240,8 @@ pub enum FaultStep {
 /// A transaction that met a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultedTransaction {
-    /// Names it while it waits for [`Command::resume`](super::command::Command::resume); `None` if it is over.
+    /// Names it while it waits for [`Command::resume`](super::command::Command::resume); `None` if it is over, as it is
+    /// whatever the record's bits say for an event whose transaction cannot stand still.
     pub stalled: Option<StallTag>,
     /// It reads; otherwise it writes.
     pub is_read: bool,
@@ -282,7 +306,7 @@ impl EventRecord {
         let [_, word1, ..] = self.0;
         let word1 = Word1::from_bits(word1);
         Some(FaultedTransaction {
-            stalled: if word1.stall() {
+            stalled: if word1.stall() && self.kind().has_stall() {
                 Some(StallTag::new(word1.stag()))
             } else {
                 None
@@ -298,6 +322,16 @@ impl EventRecord {
                 _ => FaultStep::Unknown,
             },
         })
+    }
+
+    /// Whether it read, where the event tells: otherwise it wrote.
+    pub const fn is_read(&self) -> Option<bool> {
+        let [_, word1, ..] = self.0;
+        if self.kind().has_access() {
+            Some(Word1::from_bits(word1).rnw())
+        } else {
+            None
+        }
     }
 
     /// The address that was asked for, where the event tells it.
@@ -376,6 +410,43 @@ mod tests {
         assert_eq!(decode(1 << 40).step, FaultStep::TableFetch);
         assert_eq!(decode(3 << 40).step, FaultStep::Unknown);
         assert_eq!(Word1::new().with_ttrnw(true).into_bits(), 1 << 44);
+    }
+
+    /// Of all others the bit is reserved (IHI 0070, 7.3.12, 7.3.22): whoever answered them would have the unit stop.
+    #[test]
+    fn only_faults_of_translation_stand_still() {
+        let stands = |number: u64| {
+            let record = EventRecord::from_words([number, 0xbeef | 1 << 31, 0, 0]);
+            record.transaction().and_then(|told| told.stalled)
+        };
+        for number in 0..=0xff {
+            let may = matches!(number, 0x10..=0x13);
+            assert_eq!(
+                stands(number),
+                may.then(|| StallTag::new(0xbeef)),
+                "{number:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_entry_stops_what_is_refused_before_it_is_looked_at() {
+        let before = |number: &u8| EventKind::from_number(*number).precedes_entry();
+        assert_eq!((0..=u8::MAX).filter(before).collect::<Vec<_>>(), [0x01]);
+    }
+
+    #[test]
+    fn what_was_to_be_done_is_told_by_more_events_than_those_of_translation() {
+        let reads = |number: u64, word1| EventRecord::from_words([number, word1, 0, 0]).is_read();
+        for number in 0..=0xff {
+            let tells = matches!(number, 0x01 | 0x07 | 0x0b | 0x10..=0x13 | 0x20);
+            assert_eq!(reads(number, 1 << 35), tells.then_some(true), "{number:#x}");
+            assert_eq!(
+                reads(number, !(1 << 35)),
+                tells.then_some(false),
+                "{number:#x}"
+            );
+        }
     }
 
     #[test]

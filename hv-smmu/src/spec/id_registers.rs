@@ -22,7 +22,8 @@ pub struct Idr0 {
     pub cohacc: bool,
     /// Takes part in invalidations that CPUs broadcast (bit 5).
     pub btm: bool,
-    /// Notes accesses (1) and writes (2) in leaves (bits 7:6), see [`Self::writes_dirty`].
+    /// Notes accesses (1), and writes (2), in leaves, and accesses in what leads to them too (3) (bits 7:6; IHI 0070, 6.3.1),
+    /// see [`Self::writes_dirty`].
     #[bits(2)]
     pub httu: u8,
     /// Dormant hint (bit 8).
@@ -84,7 +85,7 @@ pub(super) const STALL_NEVER: u8 = 1;
 pub(super) const STALL_FORCED: u8 = 2;
 /// ST_LEVEL: linear and two levels.
 const ST_LEVEL_TWO: u8 = 1;
-/// HTTU: accesses and writes.
+/// HTTU: accesses and writes, and from there on.
 const HTTU_DIRTY: u8 = 2;
 
 impl Idr0 {
@@ -110,7 +111,7 @@ impl Idr0 {
 
     /// That the unit can note in leaves what devices write.
     pub const fn writes_dirty(self) -> Option<WritesDirty> {
-        if self.httu() == HTTU_DIRTY {
+        if self.httu() >= HTTU_DIRTY {
             Some(WritesDirty(()))
         } else {
             None

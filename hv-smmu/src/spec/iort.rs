@@ -77,6 +77,16 @@ pub const TYPE_RMR: u8 = 6;
 /// Node: an interrupt wire bridge.
 pub const TYPE_IWB: u8 = 7;
 
+/// The fixed part of a node to which a revision has added something.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Grown<T, More> {
+    /// What it had before.
+    pub first: T,
+    /// What was added.
+    pub more: More,
+}
+
 /// An id mapping: from what a node receives to what it sends on.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
@@ -184,7 +194,8 @@ pub const ROOT_PRI: u32 = 1 << 1;
 pub const ROOT_PASID: u32 = 1 << 2;
 /// Root complex, PASID capabilities: the width.
 pub const ROOT_PASID_BITS: u16 = 0x1f;
-/// The fixed part of an SMMUv3.
+
+/// The fixed part of an SMMUv3, in node revision 0 all of it: there is nothing about messages of its own.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SmmuV3Body {
@@ -206,19 +217,30 @@ pub struct SmmuV3Body {
     pub gerror_gsiv: U32,
     /// Interrupt of CMD_SYNC, 0 for none.
     pub sync_gsiv: U32,
+}
+const_assert_eq!(size_of::<SmmuV3Body>(), 44);
+
+/// What node revision 1 adds to an SMMUv3. Source: Linux `drivers/acpi/arm64/iort.c` (`iort_get_id_mapping_index`); tables
+/// of revision 0 without it: QEMU before 6.2 (`AcpiIortSmmu3`).
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct SmmuV3Places {
     /// Proximity domain, with [`SMMU_PXM_VALID`].
     pub proximity: U32,
     /// The mapping that gives the DeviceID of its own messages, see [`SMMU_DEVICE_ID_VALID`].
     pub device_id_mapping: U32,
 }
-const_assert_eq!(size_of::<SmmuV3Body>(), 52);
+const_assert_eq!(size_of::<SmmuV3Places>(), 8);
+
+/// The revision of the node of an SMMUv3 from which [`SmmuV3Places`] are there.
+pub const SMMU_REVISION_PLACES: u8 = 1;
 
 /// SMMUv3 flag: it snoops the CPU's caches, whatever IDR0.COHACC says; without it, it does not.
 pub const SMMU_COHACC_OVERRIDE: u32 = 1 << 0;
 /// SMMUv3 flag: the proximity domain is one.
 pub const SMMU_PXM_VALID: u32 = 1 << 3;
-/// SMMUv3 flag: the DeviceID mapping index is one (node revision 5 and later; before, it is one if some interrupt is
-/// none of the wires).
+/// SMMUv3 flag: the DeviceID mapping index is one (node revision 5 and later; from revision 1 on, it is one if some interrupt
+/// is none of the wires).
 pub const SMMU_DEVICE_ID_VALID: u32 = 1 << 4;
 /// SMMUv3 flags that are known (4:0).
 pub const SMMU_FLAGS: u32 = 0x1f;
@@ -262,10 +284,21 @@ pub struct PmcgBody {
     pub overflow_gsiv: U32,
     /// The node whose events it counts: its offset from the start of the table.
     pub reference: U32,
-    /// Address of page 1, in node revision 1 and later.
+}
+const_assert_eq!(size_of::<PmcgBody>(), 16);
+
+/// What node revision 1 adds to a performance counter group. Source: Linux `drivers/acpi/arm64/iort.c`
+/// (`arm_smmu_v3_pmcg_init_resources`).
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct PmcgPage {
+    /// Address of page 1.
     pub page_1: U64,
 }
-const_assert_eq!(size_of::<PmcgBody>(), 24);
+const_assert_eq!(size_of::<PmcgPage>(), 8);
+
+/// The revision of the node of a performance counter group from which [`PmcgPage`] is there.
+pub const PMCG_REVISION_PAGE: u8 = 1;
 
 /// The fixed part of a node of reserved memory ranges.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
@@ -317,7 +350,8 @@ mod tests {
         node[24] = 2;
         node[28..44].copy_from_slice(&[106, 0, 0, 0, 107, 0, 0, 0, 109, 0, 0, 0, 108, 0, 0, 0]);
         node[48] = 3;
-        let node = SmmuV3Body::read_from_bytes(&node).unwrap();
+        let (node, places) = SmmuV3Body::read_from_prefix(&node).unwrap();
+        let places = SmmuV3Places::read_from_bytes(places).unwrap();
         assert_eq!((node.base.get(), node.model.get()), (0x905_0000, 2));
         let flags = node.flags.get();
         assert_eq!(
@@ -332,7 +366,7 @@ mod tests {
             node.sync_gsiv,
         ];
         assert_eq!(interrupts.map(U32::get), [106, 107, 109, 108]);
-        assert_eq!(node.device_id_mapping.get(), 3);
+        assert_eq!(places.device_id_mapping.get(), 3);
     }
 
     #[test]

@@ -209,7 +209,11 @@ impl<P: Platform> Unit<P, Ready> {
 impl<P: Platform> Unit<P, Flushed> {
     /// Starts the event queue, and the queue of page requests where there is one: devices that send some are answered.
     pub(crate) fn listen(self, platform: &P) -> Result<Unit<P, Listening>, BringUpError> {
-        let events = Events::new(&self.reach(platform), self.info.idr1.eventqs())?;
+        let events = Events::new(
+            &self.reach(platform),
+            self.info.idr1.eventqs(),
+            self.info.may_stall(),
+        )?;
         let start = QueuePointer::default().into_bits();
         self.regs
             .write64(registers::EVENTQ_BASE, events.base().into_bits());

@@ -24,8 +24,20 @@ use crate::device_tlbs::{MOST, Noted};
 use crate::frames::Reach;
 use crate::invalidate::{Batch, Filed};
 use crate::spec::command::{AtcScope, AtcSpan, Command, SyncSignal};
+use crate::spec::id_registers::Idr5;
 use crate::spec::stream_entry::{Config, WORDS, asking, is_asking};
 use crate::stream_table::EntryWords;
+
+/// Whether the smallest pages that a unit knows are those that devices are set to ask for, all over the machine: 4 KiB. Of
+/// others devices would have to ask for more at once, and be told to forget as much (IHI 0070, 3.9.1, 4.5.1).
+fn asks_by_pages(idr5: Idr5) -> Result<(), Unmet> {
+    match idr5.gran4k() {
+        true => Ok(()),
+        false => Err(Unmet::absent(
+            "translation requests of 4 KiB pages (IDR5.GRAN4K)",
+        )),
+    }
+}
 
 impl<P: Platform> Unit<P, Enabled> {
     /// Whether the unit translates ahead for devices, and looks at what they send by that.
@@ -33,6 +45,7 @@ impl<P: Platform> Unit<P, Enabled> {
         if self.info.idr0.translation_requests().is_none() {
             return Err(Unmet::absent("translation requests (IDR0.ATS)"));
         }
+        asks_by_pages(self.info.idr5)?;
         if self.info.always_stalls() {
             // IHI 0070, 5.2, EATS: illegal beside S2S.
             return Err(Unmet::absent(
@@ -265,4 +278,18 @@ pub(super) fn forget_in(stream: StreamId, span: FlushSpan) -> Command {
         FlushSpan::Pages(range) => AtcSpan::around(range.start(), range.last()),
     };
     Command::atc_invalidate(stream, AtcScope::WithoutSubstream, &span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_ask_where_the_unit_has_the_pages_that_they_ask_for() {
+        assert_eq!(asks_by_pages(Idr5::from_bits(0x74)), Ok(()));
+        let large = Idr5::from_bits(0x64);
+        assert!(large.gran16k() && large.gran64k());
+        let refused = asks_by_pages(large).unwrap_err();
+        assert!(refused.what.contains("IDR5.GRAN4K"));
+    }
 }

@@ -10,6 +10,7 @@ use crate::caps::FirmwareSays;
 use crate::firmware::{Interrupts, LeafNotes};
 use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, Iidr, StallModel};
 use crate::spec::quirks::{Quirk, Quirks};
+use crate::stream_table::StreamTable;
 
 /// A unit as discovery found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,12 @@ impl UnitInfo {
         }
     }
 
+    /// How many bits a StreamID may have to be in the stream table that the unit is given: those that it knows, or fewer where
+    /// a table for all of them would take more memory than it is given (`stream_table`).
+    pub fn stream_bits(&self) -> u8 {
+        StreamTable::most_bits(self.idr1.sidsize(), self.idr0.has_two_levels())
+    }
+
     /// Whether a stream may go through both stages.
     pub const fn nests(&self) -> bool {
         self.idr0.s1p() && self.idr0.s2p() && !self.quirks.has(Quirk::NoNesting)
@@ -76,6 +83,14 @@ impl UnitInfo {
     /// Whether each fault of translation makes its transaction stand still until software answers.
     pub const fn always_stalls(&self) -> bool {
         matches!(self.idr0.stall_model(), Some(StallModel::Forced))
+    }
+
+    /// Whether a fault of translation may make its transaction stand still.
+    pub const fn may_stall(&self) -> bool {
+        matches!(
+            self.idr0.stall_model(),
+            Some(StallModel::Optional | StallModel::Forced)
+        )
     }
 
     /// The names of what it can do or needs, in the order of the registers.

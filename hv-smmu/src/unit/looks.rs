@@ -13,7 +13,7 @@ use log::{error, warn};
 use super::regs::Switch;
 use super::{Enabled, Standing, Unit};
 use crate::StreamId;
-use crate::spec::stream_entry::Config;
+use crate::spec::stream_entry::{Config, WORDS, passes_first};
 
 /// Every how many looks the unit's own errors come first, then requests for pages. A look at events alone costs two accesses
 /// to registers (four where the unit does not snoop) and one at errors two more, so that is a thirtieth of a storm's cost.
@@ -68,8 +68,12 @@ impl<P: Platform> Unit<P, Enabled> {
         let seen = self.state.commands.alive();
         let events = || {
             let aborted = || self.events_aborted(seen);
+            let passes = |stream| {
+                let words = self.entry_of(platform, stream);
+                words.is_some_and(|words| passes_first(&words))
+            };
             let events = &self.state.events;
-            events.take(&reach, &self.regs, &requester_of, tell, aborted)
+            events.take(&reach, &self.regs, &requester_of, passes, tell, aborted)
         };
         let pages = || {
             let pages = self.state.pages.as_ref()?;
@@ -95,14 +99,19 @@ impl<P: Platform> Unit<P, Enabled> {
         event
     }
 
+    /// A stream's entry as it stands; `None` where there is none.
+    fn entry_of(&self, platform: &P, stream: StreamId) -> Option<[u64; WORDS]> {
+        let entry = self.state.streams.entry(&self.reach(platform), stream);
+        entry.ok().flatten().map(|entry| entry.read())
+    }
+
     /// Turns the queue of requests for pages off for good where a device asks whose entry aborts: no entry keeps it from
     /// asking (IHI 0070, 8.2), so looks would never come to an end, nor answers. Without the queue the unit itself tells each
     /// device that asks that it may not, as is done here; what is lost is that they are told of and counted.
     fn hear_no_more_of(&self, platform: &P, stream: StreamId) {
-        let entry = self.state.streams.entry(&self.reach(platform), stream);
-        let entry = entry.ok().flatten().map(|entry| entry.read());
+        let words = self.entry_of(platform, stream);
         let aborts =
-            entry.is_none_or(|words| matches!(Config::of(&words), None | Some(Config::Abort)));
+            words.is_none_or(|words| matches!(Config::of(&words), None | Some(Config::Abort)));
         if !aborts || !self.regs.control().priqen() {
             return;
         }

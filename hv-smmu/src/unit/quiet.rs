@@ -3,7 +3,9 @@
 //! Nothing else is quiet. The bits that keep faults from being recorded are for translation faults alone; a PASID that
 //! nobody bound, a translated request where there should be none, or a request for a translation is recorded whatever
 //! they say (IHI 0070, 5.5), and a device that is cut off because it went astray may send any of these. Of a stream whose
-//! entry aborts nothing is recorded (5.2, Config).
+//! entry aborts nothing is recorded that takes a look at the entry (5.2, Config). What a unit refuses before it looks is
+//! recorded all the same: transactions of kinds that it does not take (F_UUT; 3.12, 7.3.2, 7.3.22). No entry stops those, nor
+//! that it is read anew, which is not asked for on their account.
 //!
 //! Entries change under their owners' hands here, so by comparing, and only to less.
 

@@ -145,6 +145,7 @@ impl<P: Platform> Unit<P, Enabled> {
             commands_read_again,
             commands_refused,
             answered_alone: self.state.devices.times_alone(),
+            false_stalls: self.state.events.false_stalls(),
         }
     }
 

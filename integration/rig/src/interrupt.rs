@@ -95,6 +95,8 @@ pub enum Trouble {
         /// How often it is read so: it goes there for good, if never.
         reads: u32,
     },
+    /// The next fault record of translation says that its request waits for an answer, whether it does or not.
+    SaysStalled,
     /// The next interrupt message is taken by nobody.
     MessageAborts,
     /// The unit fails for good, and says so.

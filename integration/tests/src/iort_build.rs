@@ -176,7 +176,7 @@ impl Table {
         self.node(3, 3, &body, &[])
     }
 
-    /// Adds an SMMUv3.
+    /// Adds an SMMUv3. One of revision 0 ends behind its interrupts.
     #[must_use]
     pub fn smmu(self, smmu: Smmu, maps: &[Map]) -> Self {
         let mut body = smmu.base.to_le_bytes().to_vec();
@@ -184,8 +184,10 @@ impl Table {
         body.extend([0; 12]);
         body.extend(smmu.model.to_le_bytes());
         body.extend(smmu.interrupts.iter().flat_map(|wire| wire.to_le_bytes()));
-        body.extend(5u32.to_le_bytes());
-        body.extend(smmu.device_id_mapping.to_le_bytes());
+        if smmu.revision > 0 {
+            body.extend(5u32.to_le_bytes());
+            body.extend(smmu.device_id_mapping.to_le_bytes());
+        }
         self.node(4, smmu.revision, &body, maps)
     }
 

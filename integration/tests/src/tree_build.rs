@@ -5,15 +5,34 @@
 pub struct Tree {
     structure: Vec<u8>,
     strings: Vec<u8>,
+    has_controller: bool,
 }
 
+/// The phandle of the interrupt controller that all nodes have unless they say otherwise.
+pub const CONTROLLER: u32 = 0x8002;
+
 impl Tree {
-    /// A tree whose root is open, with cells of 64 bits.
+    /// A tree whose root is open, with cells of 64 bits. Interrupts are those of [`CONTROLLER`], a GIC that
+    /// [`finish`](Self::finish) adds where there is none by then.
     pub fn new() -> Self {
         Self::default()
             .begin("")
             .cells("#address-cells", &[2])
             .cells("#size-cells", &[2])
+            .cells("interrupt-parent", &[CONTROLLER])
+    }
+
+    /// The interrupt controller, whose interrupts are of `cells` cells. Left open.
+    #[must_use]
+    pub fn controller(mut self, cells: u32) -> Self {
+        self.has_controller = true;
+        self.begin("intc@8000000")
+            .text("compatible", "arm,gic-v3")
+            .cells("#interrupt-cells", &[cells])
+            .cells("#address-cells", &[2])
+            .cells("#size-cells", &[2])
+            .property("ranges", &[])
+            .cells("phandle", &[CONTROLLER])
     }
 
     fn word(&mut self, word: u32) {
@@ -81,6 +100,9 @@ impl Tree {
 
     /// The bytes, the root closed.
     pub fn finish(mut self) -> Vec<u8> {
+        if !self.has_controller {
+            self = self.controller(3).end();
+        }
         self.word(2);
         self.word(9);
         let (header, reservations) = (40u32, 16u32);
@@ -153,19 +175,14 @@ pub fn virt() -> Tree {
         .text("device_type", "memory")
         .cells("reg", &[0, 0x4000_0000, 0, 0x4000_0000])
         .end()
-        .begin("intc@8000000")
-        .text("compatible", "arm,gic-v3")
-        .cells("#interrupt-cells", &[3])
-        .cells("#address-cells", &[2])
-        .cells("#size-cells", &[2])
-        .property("ranges", &[])
-        .cells("phandle", &[0x8002])
+        .controller(3)
         .its(0x8003, 0x808_0000)
         .end()
         // The host bridge stands before the SMMU.
         .host(0x40_1000_0000)
         .cells("iommu-map", &[0, 0x8004, 0, 0x1_0000])
         .cells("msi-map", &[0, 0x8003, 0, 0x1_0000])
+        .property("dma-coherent", &[])
         .end()
         .smmu(0x8004, 0x905_0000)
         .property("dma-coherent", &[])

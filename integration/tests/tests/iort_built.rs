@@ -304,7 +304,7 @@ fn what_could_lose_a_unit_is_an_error_that_names_it() {
     let firmware = iort.describe().unwrap();
     assert!(firmware.units[0].quirks.has(Quirk::OnePage));
     assert!(!firmware.units[1].quirks.has(Quirk::OnePage));
-    let short = Table::new().node(4, 0, &[0; 51], &[]);
+    let short = Table::new().node(4, 1, &[0; 51], &[]);
     assert_eq!(refused(short).1, Defect::NodeLength);
     let mut bytes = with(Smmu::at(0x905_0000)).finish();
     bytes[..4].copy_from_slice(b"DMAR");

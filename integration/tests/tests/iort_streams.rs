@@ -2,8 +2,8 @@
 //! way of a message's services from the MADT to a doorbell.
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{BusRange, FunctionKind, PciFunction, UnitIndex};
-use hv_smmu::firmware::Firmware;
+use hv_iommu::{BusRange, Coherency, FunctionKind, NotIsolated, PciFunction, UnitIndex};
+use hv_smmu::firmware::{Firmware, RequesterLimits};
 use hv_smmu::iort::{Defect, parse};
 use hv_smmu::madt::ServicesPlace;
 use hv_smmu::spec::granule::Granule;
@@ -135,4 +135,91 @@ fn bc19_faults_of_a_shared_stream_are_those_of_who_can_be_bound() {
     assert_eq!(coverage.unit_of(at(0x100)), Some(place));
     let (unit, stream) = place;
     assert_eq!(coverage.requester_of(unit, stream), Some(at(0x100)));
+}
+
+/// Two host bridges whose devices write to the services of two nodes, and the units' own messages.
+fn two_services(first: &[u32], second: &[u32], own: bool) -> Coverage {
+    let table = Table::new().its(first);
+    let other = table.next();
+    let table = table.its(second);
+    let smmu = table.next();
+    let unit = Smmu {
+        interrupts: [0; 4],
+        device_id_mapping: 0,
+        ..Smmu::at(0x905_0000)
+    };
+    let maps = [
+        single(if own { 0x10 } else { 0x999 }, other),
+        map(0, 0xffff, 0, ITS),
+    ];
+    let table = table.smmu(unit, &maps);
+    let plain = table.next();
+    let table = table
+        .smmu(Smmu::at(0x907_0000), &[map(0, 0xffff, 0, other)])
+        .root(0, 0, &[map(0, 0xffff, 0, smmu)])
+        .root(1, 0, &[map(0, 0xffff, 0, plain)]);
+    let functions = [0, 1].map(|segment| {
+        let at = PciAddress::from_requester(Segment(segment), 0x10);
+        PciFunction::new(at, FunctionKind::Endpoint)
+    });
+    Coverage::new(described(table), &functions).unwrap()
+}
+
+/// Who a device writes messages as is one of an ITS's writers. Which node of the table names that ITS tells nobody apart.
+#[test]
+fn bc10_two_nodes_of_one_its_do_not_hide_that_two_devices_are_one_writer() {
+    let at = |segment| PciAddress::from_requester(Segment(segment), 0x10);
+    let senders = |first: &[u32], second: &[u32]| {
+        let coverage = two_services(first, second, false);
+        [0, 1].map(|segment| coverage.message_source(at(segment)).unwrap())
+    };
+    let is_one = |first: &[u32], second: &[u32]| {
+        let [one, other] = senders(first, second);
+        one == other
+    };
+    assert!(is_one(&[3], &[3]));
+    assert!(is_one(&[3, 4], &[4]) && is_one(&[4], &[3, 4]) && is_one(&[3, 4], &[5, 4]));
+    assert!(!is_one(&[3], &[4]) && !is_one(&[3, 4], &[5, 6]));
+    // The unit's own messages are a writer's as well.
+    let of = |second: &[u32], own| two_services(&[3], second, own).message_source(at(0));
+    assert!(of(&[3], false).is_ok() && of(&[4], true).is_ok());
+    let shared = of(&[3], true);
+    assert!(
+        matches!(shared, Err(NotIsolated::SharedOutside { .. })),
+        "{shared:?}"
+    );
+}
+
+/// The CCA of root complexes and named components; a path that is coherent (CPM) does not make their devices so.
+#[test]
+fn devices_are_coherent_where_the_table_says_so() {
+    let table = Table::new().its(&[0]);
+    let smmu = table.next();
+    let mut table = table.smmu(Smmu::at(0x905_0000), &[map(0, 0xffff, 0, ITS)]);
+    for (segment, (cca, flags)) in (0..).zip([(1_u32, 3), (0, 3), (0, 0), (2, 3)]) {
+        let mut body = cca.to_le_bytes().to_vec();
+        body.extend([0, 0, 0, flags, 0, 0, 0, 0]);
+        body.extend(u32::to_le_bytes(segment));
+        body.extend([48, 0, 0, 0]);
+        let mut device = vec![0; 4];
+        device.extend(cca.to_le_bytes());
+        device.extend([0, 0, 0, flags, 40]);
+        device.extend(b"\\_SB.DEV\0");
+        table = table
+            .node(2, 4, &body, &[map(0, 0xff, segment << 8, smmu)])
+            .node(1, 4, &device, &[single(0x8000 + segment, smmu)]);
+    }
+    let firmware = described(table);
+    let is_coherent = |limits: &RequesterLimits| limits.coherency == Coherency::Coherent;
+    let hosts: Vec<_> = firmware
+        .hosts
+        .iter()
+        .map(|host| is_coherent(&host.limits))
+        .collect();
+    let devices = firmware.devices.iter();
+    let devices: Vec<_> = devices.map(|device| is_coherent(&device.limits)).collect();
+    assert_eq!(
+        (&hosts[..], &devices[..]),
+        (&[true, false, false, false][..], &hosts[..])
+    );
 }

@@ -65,7 +65,10 @@ impl Unit {
                 request.access, request.requester, request.address
             )
         });
-        if let Some(step) = self.stall(bus, request, code, at) {
+        // What passes the first stage over and is too wide is over at once (IHI 0070, 3.12).
+        if at != event::At::Neither
+            && let Some(step) = self.stall(bus, request, code, at)
+        {
             return step;
         }
         let wanted = match code {
@@ -130,6 +133,8 @@ impl Unit {
             return index_moves;
         }
         let who = (stream, request.substream);
+        let lies = event::has_stage(code) && std::mem::take(&mut self.ills.says_stalled);
+        let tag = tag.or(lies.then_some(!0));
         let words = event::record(code, who, (request.address, read), stage, tag);
         for (at, word) in (at..).step_by(8).zip(words) {
             bus.memory.write_bytes(at, &word.to_le_bytes());
@@ -144,10 +149,11 @@ impl Unit {
             self.events.recorded.pop_front();
         }
         let refused_by = match stage {
-            event::At::First => FaultStage::First,
-            event::At::Second { .. } => FaultStage::Second,
+            event::At::Neither => None,
+            event::At::First => Some(FaultStage::First),
+            event::At::Second { .. } => Some(FaultStage::Second),
         };
-        let what = (code, told.then_some(refused_by));
+        let what = (code, refused_by.filter(|_| event::has_stage(code)));
         let entry = (what, request.requester, page, read || !told);
         self.events.recorded.push_back(entry);
         true

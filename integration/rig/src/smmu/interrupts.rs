@@ -12,6 +12,8 @@ pub(super) struct Ills {
     /// A record aborts, and whether the index moves all the same.
     pub(super) record: Option<bool>,
     message: bool,
+    /// The next record says that its request stands still.
+    pub(super) says_stalled: bool,
     /// The next change of SMMUEN is late.
     pub(super) switch: bool,
     /// An index that is read as something else, which, and how often still.
@@ -125,6 +127,7 @@ impl Unit {
                     _ => self.ills.astray = Some((log, beyond, reads)),
                 }
             }
+            Trouble::SaysStalled => self.ills.says_stalled = true,
             Trouble::MessageAborts => self.ills.message = true,
             Trouble::SwitchesLate => self.ills.switch = true,
             Trouble::Fails => {

@@ -48,6 +48,8 @@ pub(crate) const fn name(code: u8) -> &'static str {
 /// At which stage a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum At {
+    /// Before both, at the first one by the record: it was passed over, and the address is too wide for the second.
+    Neither,
     /// Before both, or at the first one.
     First,
     /// At the second one, with an address of the guest that was to be read or reached there.
@@ -67,6 +69,11 @@ pub(crate) enum Class {
 
 /// Whether a record of this event says which address was asked for, and how.
 pub(crate) const fn has_address(code: u8) -> bool {
+    code == TRANSLATED_FORBIDDEN || has_stage(code)
+}
+
+/// Whether it says at which stage that was refused.
+pub(crate) const fn has_stage(code: u8) -> bool {
     code >= WALK_ABORT
 }
 
@@ -92,9 +99,12 @@ pub(crate) fn record(
     if !has_address(code) {
         return [first, 0, 0, 0];
     }
+    if !has_stage(code) {
+        return [first, at(read as u64, 35), address, 0];
+    }
     // RnW, S2, and CLASS. A table that is not there is one of class 1, whatever stage it is of.
     let (is_second, guests, class) = match stage {
-        At::First => (0, 0, Class::Input),
+        At::Neither | At::First => (0, 0, Class::Input),
         At::Second { address, class } => (1, address, class),
     };
     let class = if code == WALK_ABORT {
@@ -128,6 +138,16 @@ mod tests {
         assert_eq!(
             record(BAD_STE, (1, None), (2, true), At::First, None),
             [0x1_0000_0004, 0, 0, 0]
+        );
+        assert_eq!(
+            record(
+                TRANSLATED_FORBIDDEN,
+                (1, None),
+                (0x2345, true),
+                At::First,
+                None
+            ),
+            [0x1_0000_0007, 1 << 35, 0x2345, 0]
         );
         let who = (1, Some(0x12345));
         let [first, ..] = record(BAD_SUBSTREAM, who, (2, true), At::First, None);

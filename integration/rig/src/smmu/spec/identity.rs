@@ -33,7 +33,7 @@ pub struct Identity {
     pub second_stage: bool,
     /// Tables of AArch32 too (IDR0.TTF).
     pub aarch32: bool,
-    /// IDR0.HTTU: 0, 1 or 2.
+    /// IDR0.HTTU: 0 to 3.
     pub httu: u8,
     /// IDR0.HYP.
     pub hyp: bool,
@@ -137,7 +137,11 @@ impl Identity {
         let large_granules = (chance(2), chance(2));
         // A linear table of more than 2^16 streams takes more memory than drivers give it.
         let moved = two_level && chance(3);
-        let httu = pick(3) as u8;
+        // Where there are two, some note accesses in what leads to leaves too (IHI 0070, 6.3.1).
+        let httu = match pick(3) as u8 {
+            2 if xnx => 3,
+            other => other,
+        };
         let stream_bits = if moved { 17 + pick(6) as u8 } else { 16 };
         let first_stream = if moved { 0x1_0000 } else { 0 };
         // Eight commands at the least: shorter queues have tests of their own.
@@ -200,7 +204,7 @@ impl Identity {
     /// Refuses what no hardware is, or what the rig does not play.
     pub(crate) fn check(&self) -> Result<(), String> {
         let rule = |kept: bool, what: &str| if kept { Ok(()) } else { Err(what.to_owned()) };
-        rule(self.httu <= 2, "expected IDR0.HTTU of 0 to 2")?;
+        rule(self.httu <= 3, "expected IDR0.HTTU of 0 to 3")?;
         rule(self.bbml <= 2, "expected IDR3.BBML of 0 to 2")?;
         rule(self.stall_model <= 2, "expected IDR0.STALL_MODEL of 0 to 2")?;
         rule(self.model <= CN99XX, "expected a model of 0 to 2")?;
@@ -313,6 +317,12 @@ impl Identity {
     /// Significant bits of an address.
     pub const fn address_bits(&self) -> u8 {
         size_bits(self.oas)
+    }
+
+    /// Significant bits of an address between the stages (IAS; IHI 0070, 3.4).
+    pub(crate) const fn intermediate_bits(&self) -> u8 {
+        let bits = self.address_bits();
+        if self.aarch32 && bits < 40 { 40 } else { bits }
     }
 
     const fn asid_bits(&self) -> u8 {

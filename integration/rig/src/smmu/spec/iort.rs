@@ -29,7 +29,7 @@ const FIRST_WIRE: u32 = 64;
 pub(crate) struct SmmuNode {
     pub(crate) base: u64,
     pub(crate) coherent: bool,
-    /// What it notes in leaves, as IDR0.HTTU has it.
+    /// What it notes in leaves, as IDR0.HTTU has it: more than that the table has no word for.
     pub(crate) httu: u8,
     /// Which model it is.
     pub(crate) model: u32,
@@ -118,7 +118,7 @@ pub(crate) fn table(
     for (number, smmu) in smmus.iter().enumerate() {
         node(&mut bytes, 4, 4, SMMU_BYTES, number, smmu.writers.len());
         bytes.extend(smmu.base.to_le_bytes());
-        let flags = u32::from(smmu.coherent) | u32::from(smmu.httu) << 1;
+        let flags = u32::from(smmu.coherent) | u32::from(smmu.httu.min(2)) << 1;
         bytes.extend(flags.to_le_bytes());
         // Reserved, no VATOS.
         bytes.extend([0; 4 + 8]);

@@ -323,10 +323,15 @@ impl Unit {
     /// The same for one that may carry what it likes.
     fn past_first(&mut self, bus: &mut Bus, request: &mut Request, stages: Option<Stages>) -> Step {
         let address = request.address;
-        let Some(stages) = stages.filter(|stages| stages.second.is_some()) else {
-            if address >> self.identity.address_bits() != 0 {
-                return self.refuse(bus, request, event::ADDRESS_SIZE, true, At::First);
-            }
+        let stages = stages.filter(|stages| stages.second.is_some());
+        let bits = match stages {
+            None => self.identity.address_bits(),
+            Some(_) => self.identity.intermediate_bits(),
+        };
+        if address >> bits != 0 {
+            return self.refuse(bus, request, event::ADDRESS_SIZE, true, At::Neither);
+        }
+        let Some(stages) = stages else {
             return untagged(request, address);
         };
         let first = None;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hv_core::{Access, Iova, IovaRange, PageCount, PageSize, PhysAddr, PhysRange};
-use hv_iommu::{Domain, ReservedKind, TrustedDevice, UnitIndex};
+use hv_iommu::{Coherency, Domain, ReservedKind, TrustedDevice, UnitIndex};
 use hv_rig::{Identity, Machine, Outcome, Rig, Vendor};
 use hv_smmu::firmware::{PlatformDevice, RequesterLimits, ReservedStreams};
 use hv_smmu::{BringUpError, CoveragePolicy, Smmu, StreamId, iort};
@@ -200,7 +200,7 @@ fn bc06_a_region_of_a_device_that_nobody_can_bind_refuses_the_machine() {
             name: b"\\_SB.DMA0".to_vec(),
             streams: vec![(unit, first, last)],
             messages: None,
-            limits: RequesterLimits::default(),
+            limits: RequesterLimits::none(Coherency::Coherent),
         });
         let memory = PhysRange::new(PhysAddr::new(0x8800_0000), PageCount::ONE).unwrap();
         firmware.reserved.push(ReservedStreams {
