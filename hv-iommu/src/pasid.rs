@@ -1,7 +1,8 @@
 //! PASIDs: further domains for the requests of one function, told apart by the number that they carry.
 //!
 //! A group opens its PASIDs once it is attached, and closes them before it is detached: while they are
-//! open there is no `detach` to call. Around a reset it is parked with them (`pasid_park`).
+//! open there is no `detach` to call. Around a reset it is parked with them (`pasid_park`). Whoever has a PASID may give it
+//! up meanwhile: the loom model `bc07_a_pasid_is_given_up_before_or_after_its_entry_is_taken_down` pins how those meet.
 
 #![expect(unsafe_code, reason = "binds devices to tables")]
 
@@ -48,10 +49,15 @@ pub(crate) struct Slot<B: Backend> {
 }
 
 /// How the entry of a PASID stands.
+///
+/// Its group moves it on: by `&mut`, or by a call that has the attachment. Whoever else has the attachment can only end it
+/// ([`PasidAttachment::give_up`]), and only where nobody waits for the unit with it in hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// In place.
     Live,
+    /// Being taken down: whoever does that waits for the unit, and says how it ended.
+    Moving,
     /// Taken down; the unit, which is wedged since, may have it cached.
     Down,
     /// Taken down and forgotten, around a reset of the group.
@@ -423,10 +429,16 @@ impl<B: PasidBackend> System<B> {
 
 /// Takes an entry down, if it is not, and waits until the unit has forgotten it; the domain's reach no longer counts it.
 pub(crate) fn forget<B: PasidBackend>(slot: &Slot<B>) -> Result<(), UnitError> {
-    let before = *slot.entry.lock();
-    if matches!(before, Entry::Parked | Entry::Ended) {
-        return Ok(());
-    }
+    let before = {
+        let mut entry = slot.entry.lock();
+        let before = *entry;
+        if matches!(before, Entry::Parked | Entry::Ended) {
+            return Ok(());
+        }
+        // What is stored below counts: nobody ends it in between.
+        *entry = Entry::Moving;
+        before
+    };
     match take_down(slot) {
         Ok(()) => {}
         // It was taken down before the unit was wedged, and is forgotten since the reset.
@@ -437,8 +449,8 @@ pub(crate) fn forget<B: PasidBackend>(slot: &Slot<B>) -> Result<(), UnitError> {
             return Err(error);
         }
     }
-    *slot.entry.lock() = Entry::Parked;
     slot.anchor().leave(slot.unit);
+    *slot.entry.lock() = Entry::Parked;
     Ok(())
 }
 

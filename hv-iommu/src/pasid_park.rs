@@ -255,7 +255,8 @@ impl<O: Owner, B: Backend> PasidAttachment<O, B> {
     /// detached or wedged around a reset. It is not put back then, and its domain is free of it.
     ///
     /// # Errors
-    /// The attachment, while its entry is live, or may be cached behind a unit that was not reset.
+    /// The attachment, while its entry is live, is being taken down by whoever parks its group, or may be cached behind a
+    /// unit that was not reset.
     pub fn give_up(self) -> Result<(), Self> {
         let slot = &self.slot;
         let mut entry = slot.entry.lock();

@@ -172,7 +172,10 @@ impl<T> Fake<T> {
         domain: HwDomainId,
     ) -> Result<FlushTicket, UnitError> {
         let (requester, _) = who;
-        let bound = self.unit(index)?.bindings.get(&who).copied();
+        let bound = {
+            let unit = self.interrupted(index, Call::Unbind)?;
+            unit.bindings.get(&who).copied()
+        };
         if bound.is_none_or(|bound| bound.domain() != domain) {
             return Err(UnitError::NotBound { requester, domain });
         }

@@ -7,7 +7,7 @@ use hv_iommu::{
 };
 use hv_tests::fake::{Answer, Call, Completion, DmaFault, Fake, Features};
 
-use super::machine::{FAR, Machine, PLAIN, TWIN, end_domain, full_unit, iovas, vm};
+use super::machine::{FAR, Machine, NIC, PLAIN, TWIN, end_domain, full_unit, iovas, vm};
 
 pub(super) const AT: Iova = Iova::new(0x4000);
 
@@ -475,4 +475,52 @@ fn bc19_a_group_that_was_cut_off_gets_no_further_pasid() {
     };
     assert_eq!(cut_off, group.id());
     let _group = group.close_pasids().unwrap();
+}
+
+/// A group whose unit hung when it was parked is parked again after the reset, and whoever has one of its PASIDs gives that
+/// up in the middle of it. Its domain is counted out once, so flushes for another device in it still reach the unit.
+///
+/// Shows: bc07.
+#[test]
+fn bc07_a_pasid_that_is_given_up_while_its_group_is_parked_is_counted_out_once() {
+    let (mut machine, group, _own, [one, two], [first, second, third]) = busy();
+    let other = machine.take(NIC).claim_for_hypervisor();
+    let other = other.attach(&one).unwrap();
+    other.enable_bus_mastering(NIC).unwrap();
+    let range = one.reserve(iovas(0x9000, 1)).unwrap();
+    let range = range.map(machine.host().frames(1), Perms::Read).unwrap();
+    machine.fake.plan(0, Call::Unbind, 0, Answer::Refuses);
+    let Err(PasidParkFailed::Open { group, .. }) = group.park() else {
+        panic!("it is parked");
+    };
+    machine.iommu.reset_unit(group.unit()).unwrap();
+    other.enable_bus_mastering(NIC).unwrap();
+    let at = Iova::new(0x9000);
+    let dma = || machine.fake.dma(NIC, at, Access::Read);
+    assert!(dma().is_ok());
+    // Its entry is down and forgotten, which the group finds out just now.
+    let (say, given) = std::sync::mpsc::channel();
+    let give_up = move || say.send(first.give_up()).unwrap();
+    machine.fake.during_call(0, Call::Unbind, give_up);
+    let parked = group.park().unwrap();
+    let given = given.try_recv().unwrap();
+    let _ = range.unmap().flush().unwrap();
+    assert_eq!(
+        dma(),
+        Err(DmaFault::NotMapped),
+        "a flush that skipped its unit"
+    );
+    // Whoever was too early tries again.
+    if let Err(first) = given {
+        first.give_up().unwrap();
+    }
+    let group = parked.unpark().unwrap();
+    assert_eq!(machine.fake.bound_pasid(TWIN[0], pasid(1)), None);
+    assert!(machine.fake.bound_pasid(TWIN[0], pasid(2)).is_some());
+    group.detach_pasid(second).unwrap();
+    group.detach_pasid(third).unwrap();
+    drop(other.detach().unwrap());
+    assert_eq!(end_domain(one, machine.host()), 1);
+    assert_eq!(end_domain(two, machine.host()), 1);
+    drop(group);
 }

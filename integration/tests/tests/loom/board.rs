@@ -7,7 +7,7 @@
     reason = "promises what the backend and platform traits demand"
 )]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use hv_core::platform::{
 };
 use hv_core::sync::{AtomicU64, Ordering};
 use hv_core::{
-    Access, CpuId, FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, PciAddress,
+    Access, CpuId, FrameRun, Hypervisor, Iova, IovaRange, PageCount, PageSize, Pasid, PciAddress,
     PhysAddr, PhysRange, Segment,
 };
 use hv_iommu::{
     AtRest, Backend, Binding, Config, FaultClass, FaultDetail, FaultEvent, FlushRequest,
-    FlushTicket, FunctionKind, HwDomainId, Iommu, LeafNeeds, Level, LevelSet, PciFunction,
-    RawFault, ReservedRegion, RootTables, UnitCaps, UnitError, UnitIndex,
+    FlushTicket, FunctionKind, HwDomainId, Iommu, LeafNeeds, Level, LevelSet, PasidBackend,
+    PciFunction, RawFault, ReservedRegion, RootTables, UnitCaps, UnitError, UnitIndex,
 };
 use hv_rig::NoRegisters;
 use hv_vtd::SecondStage;
@@ -36,6 +36,10 @@ pub(crate) const DEVICES: [PciAddress; 2] = [
     PciAddress::from_requester(Segment(0), 2 << 3),
 ];
 
+/// Where each has its capability for PASIDs, and the setting of it.
+const PASIDS: u16 = 0x100;
+const PASID_SETTING: u16 = 0x104;
+
 /// The platform and the unit.
 pub(crate) struct Board {
     arena: Arena,
@@ -45,6 +49,18 @@ pub(crate) struct Board {
     faults: Mutex<VecDeque<RawFault>>,
     /// How many entries were taken down. Loading it says who has noticed that.
     unbound: AtomicU64,
+    pasids_on: Mutex<HashSet<PciAddress>>,
+    pasids: Mutex<HashMap<(PciAddress, Pasid), HwDomainId>>,
+    unit: Mutex<Unit>,
+}
+
+/// What becomes of the unit, in models where it does not always do what it is asked.
+#[derive(Default)]
+struct Unit {
+    /// It does not forget the next PASID that is taken from it.
+    hangs: bool,
+    wedged: bool,
+    flushes: u64,
 }
 
 /// The subsystem on a board whose CPU 0 has `frames` frames, and the group of each device.
@@ -55,6 +71,9 @@ pub(crate) fn machine(frames: usize) -> (Iommu<Board>, Vec<AtRest<Board>>) {
         bound: Mutex::new(HashMap::new()),
         faults: Mutex::new(VecDeque::new()),
         unbound: AtomicU64::new(0),
+        pasids_on: Mutex::new(HashSet::new()),
+        pasids: Mutex::new(HashMap::new()),
+        unit: Mutex::default(),
     };
     let functions = DEVICES.map(|device| PciFunction::new(device, FunctionKind::Endpoint));
     let wait = Duration::from_secs(1);
@@ -82,6 +101,16 @@ impl Board {
             detail: FaultDetail::default(),
             code: 6,
         });
+    }
+
+    /// The unit does not forget the next PASID that is taken from it.
+    pub(crate) fn hang(&self) {
+        self.unit.lock().unwrap().hangs = true;
+    }
+
+    /// How many flushes the unit was asked for.
+    pub(crate) fn flushes(&self) -> u64 {
+        self.unit.lock().unwrap().flushes
     }
 
     /// How many entries were taken down, as far as this CPU has noticed.
@@ -122,6 +151,10 @@ unsafe impl Backend for Board {
             nested: false,
             dirty: false,
         })
+    }
+
+    fn pasid_caps(&self, unit: UnitIndex) -> Option<UnitCaps> {
+        self.unit_caps(unit)
     }
 
     fn unit_of(&self, _requester: PciAddress) -> Option<UnitIndex> {
@@ -165,6 +198,7 @@ unsafe impl Backend for Board {
     }
 
     fn submit(&self, _unit: UnitIndex, _request: FlushRequest) -> Result<FlushTicket, UnitError> {
+        self.unit.lock().unwrap().flushes += 1;
         Ok(FlushTicket::alone(1))
     }
 
@@ -173,15 +207,20 @@ unsafe impl Backend for Board {
     }
 
     fn wedge(&self, unit: UnitIndex) {
-        panic!("{unit} is well");
+        let mut state = self.unit.lock().unwrap();
+        assert!(std::mem::take(&mut state.hangs), "{unit} is well");
+        state.wedged = true;
     }
 
     fn is_wedged(&self, _unit: UnitIndex) -> bool {
-        false
+        self.unit.lock().unwrap().wedged
     }
 
     fn reset(&self, unit: UnitIndex) -> Result<(), UnitError> {
-        Err(UnitError::NotWedged { unit })
+        match std::mem::take(&mut self.unit.lock().unwrap().wedged) {
+            true => Ok(()),
+            false => Err(UnitError::NotWedged { unit }),
+        }
     }
 
     fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError> {
@@ -199,6 +238,45 @@ unsafe impl Backend for Board {
     fn take_fault(&self, _unit: UnitIndex) -> Option<FaultEvent> {
         let fault = self.faults.lock().unwrap().pop_front();
         fault.map(FaultEvent::Fault)
+    }
+}
+
+// SAFETY: as above, with a map of its own.
+unsafe impl PasidBackend for Board {
+    fn pasid_bits(&self, _unit: UnitIndex, _requester: PciAddress) -> u8 {
+        8
+    }
+
+    unsafe fn bind_pasid(
+        &self,
+        _unit: UnitIndex,
+        requester: PciAddress,
+        pasid: Pasid,
+        binding: Binding,
+    ) -> Result<Option<FlushTicket>, UnitError> {
+        let mut pasids = self.pasids.lock().unwrap();
+        let before = pasids.insert((requester, pasid), binding.domain);
+        assert_eq!(before, None, "{pasid} of {requester} is bound twice");
+        Ok(None)
+    }
+
+    fn unbind_pasid(
+        &self,
+        unit: UnitIndex,
+        requester: PciAddress,
+        pasid: Pasid,
+        domain: HwDomainId,
+    ) -> Result<FlushTicket, UnitError> {
+        // ORDERING: Relaxed, as in `unbound`; here it lets the other CPU run.
+        self.unbound.fetch_add(1, Ordering::Relaxed);
+        let bound = self.pasids.lock().unwrap().remove(&(requester, pasid));
+        if bound.is_none() {
+            return Err(UnitError::NotBound { requester, domain });
+        }
+        match self.unit.lock().unwrap().hangs {
+            true => Err(UnitError::Wedged { unit }),
+            false => Ok(FlushTicket::alone(1)),
+        }
     }
 }
 
@@ -254,12 +332,29 @@ impl Registers for Board {
 }
 
 impl PciConfig for Board {
-    fn config_read32(&self, function: PciAddress, _offset: u16) -> u32 {
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
+        // A capability for PASIDs of 8 bits, whose setting holds.
+        match offset {
+            PASIDS => return 0x0001_001b,
+            PASID_SETTING => {
+                let on = self.pasids_on.lock().unwrap().contains(&function);
+                return u32::from(on) << 16 | 8 << 8;
+            }
+            _ => {}
+        }
         let commands = self.commands.lock().unwrap();
         commands.get(&function).copied().unwrap_or(u32::MAX)
     }
 
-    fn config_write32(&self, function: PciAddress, _offset: u16, value: u32) {
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
+        if offset == PASID_SETTING {
+            let mut on = self.pasids_on.lock().unwrap();
+            match value >> 16 & 1 {
+                0 => on.remove(&function),
+                _ => on.insert(function),
+            };
+            return;
+        }
         self.commands.lock().unwrap().insert(function, value);
     }
 }

@@ -43,6 +43,7 @@ mod hardware;
 mod ids;
 mod lending;
 mod mapping;
+mod parking;
 mod queueing;
 mod quiescence;
 mod reclaiming;
