@@ -23,7 +23,7 @@ use crate::iova::SpaceError;
 use crate::pending::{PendingUnmap, RedeemRefusal};
 use crate::range::{Free, MapError, MapRefusal, Mapped, Range};
 
-/// Why there is no buffer. Everything taken for it was given back.
+/// Why there is no buffer. Everything taken for it was given back, unless it is [`Stuck`](DmaError::Stuck).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DmaError {
     /// The frame source has no such run.
@@ -35,10 +35,13 @@ pub enum DmaError {
     /// The mapping was refused.
     #[error(transparent)]
     Map(#[from] MapRefusal),
-    /// A unit did not take the mapping: it is wedged, or was busy. The buffer's frames stay with the
-    /// domain.
-    #[error(transparent)]
-    NotVisible(#[from] FlushError),
+    /// A unit was not told of the mapping: it is wedged, or was busy. It has forgotten that there was one.
+    #[error("no buffer, since a unit did not take its mapping: {0}")]
+    NotVisible(FlushError),
+    /// The same, and not every unit has forgotten the mapping: the buffer's frames and addresses stay with the domain until
+    /// its end. This is what a unit did not do.
+    #[error("no buffer, and what was mapped for it stays with its domain until the end: {0}")]
+    Stuck(FlushError),
     /// The device cannot have such a buffer.
     #[error(transparent)]
     Device(DmaRefusal),
@@ -85,7 +88,7 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     /// address of the domain and snoop. For others, [`dma_device`](Self::dma_device).
     ///
     /// # Errors
-    /// [`DmaError`]; nothing is taken then.
+    /// [`DmaError`]; nothing is taken then, but for what is [`Stuck`](DmaError::Stuck).
     pub fn alloc_coherent(&self, request: BufferRequest) -> Result<CoherentBuffer<B>, DmaError>
     where
         O: DmaOwner,
@@ -123,7 +126,19 @@ pub(super) fn alloc<B: Backend>(
             core.free_iova(span);
             Err(reason.into())
         }
-        Err(MapError::NotVisible { reason, .. }) => Err(reason.into()),
+        Err(MapError::NotVisible { range, reason }) => {
+            let pending = range.unmap();
+            let why = RedeemRefusal::StillWalked;
+            let freed = FreeError {
+                pending,
+                reason: why,
+            };
+            match freed.retry() {
+                Ok(()) => Err(DmaError::NotVisible(reason)),
+                // The table is the record of what it holds, for the domain's end.
+                Err(_) => Err(DmaError::Stuck(reason)),
+            }
+        }
     }
 }
 

@@ -84,7 +84,7 @@ impl<B: Backend> DmaDevice<B> {
     /// A zeroed buffer that the CPU and the domain's devices see at once.
     ///
     /// # Errors
-    /// [`DmaError`]; nothing is taken then.
+    /// [`DmaError`]; nothing is taken then, but for what is [`Stuck`](DmaError::Stuck).
     pub fn alloc_coherent(&self, request: BufferRequest) -> Result<CoherentBuffer<B>, DmaError> {
         if self.config.snooping == Snooping::DoesNotSnoop {
             return Err(DmaRefusal::DoesNotSnoop.into());

@@ -49,6 +49,10 @@ impl<B: Lives> World<B> {
         let buffer = match made {
             Ok(buffer) => buffer,
             Err(DmaError::NotVisible(FlushError::Unit(error))) => {
+                self.failed(error);
+                return;
+            }
+            Err(DmaError::Stuck(FlushError::Unit(error))) => {
                 space.forgot = true;
                 self.failed(error);
                 return;

@@ -3,7 +3,7 @@
 use hv_core::{Access, Iova, OutOfBounds, PageSize, Perms};
 use hv_iommu::table::TableError;
 use hv_iommu::{BufferRequest, DmaError, Domain, IovaAlign, MapRefusal, SpaceError};
-use hv_tests::fake::{Completion, DmaFault};
+use hv_tests::fake::{Answer, Call, Completion, DmaFault};
 
 use super::machine::{Machine, NIC, PLAIN, full_unit, iovas, pages};
 
@@ -163,4 +163,34 @@ fn a_buffer_that_cannot_be_flushed_stays_with_its_domain() {
     assert!(buffer.free().is_err());
     assert!(machine.host().is_out(phys));
     assert!(driver.domain.reserve(iovas(at.as_u64(), 1)).is_err());
+}
+
+/// A unit that keeps what is absent does not take the flush that a new mapping needs. The buffer is unmapped again, and all
+/// of it is back; but where the unit does not forget that either, it stays with the domain.
+///
+/// Shows: bc18.
+#[test]
+fn bc18_a_buffer_that_no_unit_is_told_of_is_given_back() {
+    let caching = hv_iommu::UnitCaps {
+        sync_on_map: true,
+        ..full_unit()
+    };
+    let mut machine = Machine::with_units(caching, full_unit());
+    let driver = machine.driver(NIC);
+    // The tables are there from now on.
+    let buffer = driver.domain.alloc_coherent(request(2)).unwrap();
+    buffer.free().unwrap();
+    let (out, free) = (machine.host().frames_out(), driver.domain.free_pages());
+    machine.fake.plan(0, Call::Submit, 0, Answer::Busy);
+    let error = driver.domain.alloc_coherent(request(2)).unwrap_err();
+    assert!(matches!(error, DmaError::NotVisible(_)), "{error}");
+    assert_eq!(machine.host().frames_out(), out);
+    assert_eq!(driver.domain.free_pages(), free);
+
+    machine.fake.plan(0, Call::Submit, 0, Answer::Busy);
+    machine.fake.plan(0, Call::Submit, 1, Answer::Busy);
+    let error = driver.domain.alloc_coherent(request(2)).unwrap_err();
+    assert!(matches!(error, DmaError::Stuck(_)), "{error}");
+    assert_eq!(machine.host().frames_out(), out + 2);
+    assert_eq!(driver.end(machine.host()), 2, "the end gives them back");
 }
