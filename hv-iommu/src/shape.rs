@@ -19,6 +19,14 @@ use crate::ids::IdLease;
 use crate::nested::NestedCore;
 use crate::reserved::{ReservedKind, ReservedRegion};
 
+mod sealed {
+    //! Keeps shapes from being let do more than below by the crate of a backend: the backend is a parameter of these traits, so
+    //! the compiler would take such an `impl` for its own.
+    pub trait Confines<O, B> {}
+    pub trait Switches<O, B> {}
+    pub trait LetsThrough<O, B> {}
+}
+
 /// What a request of a device goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stages {
@@ -80,22 +88,22 @@ pub trait Pages<O: Owner, B: Backend>:
 {
 }
 
-/// Shapes that a claimed group is attached to without naming a bypass: all but [`Identity`].
+/// Shapes that a claimed group is attached to without naming a bypass: all but [`Identity`]. Closed.
 #[diagnostic::on_unimplemented(
     message = "a group is not attached to an `{Self}` domain like to any other",
     label = "this domain lets the device reach all memory",
     note = "use `attach_untranslated`, with a `TrustedDevice` of this very group"
 )]
-pub trait Confines<O: Owner, B: Backend>: Shape<O, B> {}
+pub trait Confines<O: Owner, B: Backend>: Shape<O, B> + sealed::Confines<O, B> {}
 
 /// Shapes between which a live entry can be switched, if its unit can ([`GaplessReplace`](crate::GaplessReplace)):
-/// [`Paging`], [`ParentPaging`], and [`Nested`] where the backend switches to that too.
+/// [`Paging`], [`ParentPaging`], and [`Nested`] where the backend switches to that too. Closed.
 #[diagnostic::on_unimplemented(
     message = "no live entry is switched to or from a `{Self}` domain",
     label = "the entry of such a domain is made and taken down",
     note = "accept the gap by name: `replace_with_gap`"
 )]
-pub trait Switches<O: Owner, B: ReplaceBackend>: Confines<O, B> {
+pub trait Switches<O: Owner, B: ReplaceBackend>: Confines<O, B> + sealed::Switches<O, B> {
     /// Under which id units file what its devices use.
     fn id(core: &Self::Core) -> HwDomainId;
 
@@ -115,13 +123,13 @@ pub trait Switches<O: Owner, B: ReplaceBackend>: Confines<O, B> {
     ) -> Result<FlushTicket, UnitError>;
 }
 
-/// Shapes through which a device reaches memory: all but [`Blocked`].
+/// Shapes through which a device reaches memory: all but [`Blocked`]. Closed.
 #[diagnostic::on_unimplemented(
     message = "devices of a group that is attached to a `{Self}` domain send nothing",
     label = "this domain refuses all requests",
     note = "`replace_with_gap` it by a `Paging` domain first"
 )]
-pub trait LetsThrough<O: Owner, B: Backend>: Shape<O, B> {}
+pub trait LetsThrough<O: Owner, B: Backend>: Shape<O, B> + sealed::LetsThrough<O, B> {}
 
 impl<O: Owner, B: Backend> Shape<O, B> for Paging {
     const STAGES: Stages = Stages::Second;
@@ -132,7 +140,9 @@ impl<O: Owner, B: Backend> Shape<O, B> for Paging {
     }
 }
 impl<O: Owner, B: Backend> Pages<O, B> for Paging {}
+impl<O: Owner, B: Backend> sealed::Confines<O, B> for Paging {}
 impl<O: Owner, B: Backend> Confines<O, B> for Paging {}
+impl<O: Owner, B: Backend> sealed::LetsThrough<O, B> for Paging {}
 impl<O: Owner, B: Backend> LetsThrough<O, B> for Paging {}
 
 impl<B: Backend> Shape<UserManaged, B> for ParentPaging {
@@ -146,7 +156,9 @@ impl<B: Backend> Shape<UserManaged, B> for ParentPaging {
     }
 }
 impl<B: Backend> Pages<UserManaged, B> for ParentPaging {}
+impl<B: Backend> sealed::Confines<UserManaged, B> for ParentPaging {}
 impl<B: Backend> Confines<UserManaged, B> for ParentPaging {}
+impl<B: Backend> sealed::LetsThrough<UserManaged, B> for ParentPaging {}
 impl<B: Backend> LetsThrough<UserManaged, B> for ParentPaging {}
 
 impl<B: NestedBackend> Shape<UserManaged, B> for Nested {
@@ -159,7 +171,9 @@ impl<B: NestedBackend> Shape<UserManaged, B> for Nested {
         crate::nested::end(domain)
     }
 }
+impl<B: NestedBackend> sealed::Confines<UserManaged, B> for Nested {}
 impl<B: NestedBackend> Confines<UserManaged, B> for Nested {}
+impl<B: NestedBackend> sealed::LetsThrough<UserManaged, B> for Nested {}
 impl<B: NestedBackend> LetsThrough<UserManaged, B> for Nested {}
 
 impl<B: IdentityBackend> Shape<KernelPaging, B> for Identity {
@@ -172,6 +186,7 @@ impl<B: IdentityBackend> Shape<KernelPaging, B> for Identity {
         crate::identity::end(domain)
     }
 }
+impl<B: IdentityBackend> sealed::LetsThrough<KernelPaging, B> for Identity {}
 impl<B: IdentityBackend> LetsThrough<KernelPaging, B> for Identity {}
 
 impl<O: Owner, B: Backend> Shape<O, B> for Blocked {
@@ -183,6 +198,7 @@ impl<O: Owner, B: Backend> Shape<O, B> for Blocked {
         Ok(())
     }
 }
+impl<O: Owner, B: Backend> sealed::Confines<O, B> for Blocked {}
 impl<O: Owner, B: Backend> Confines<O, B> for Blocked {}
 
 /// The binding of a requester to a domain's tables; `None` once the domain has ended.
@@ -249,6 +265,8 @@ tables!(ParentPaging, UserManaged, [B: Backend]);
 /// What [`Switches`] is for them.
 macro_rules! switches {
     ($shape:ty, $owner:ident, [$($generic:tt)*]) => {
+        impl<$($generic)*> sealed::Switches<$owner, B> for $shape {}
+
         impl<$($generic)*> Switches<$owner, B> for $shape {
             fn id(core: &Self::Core) -> HwDomainId {
                 core.id
@@ -274,6 +292,8 @@ macro_rules! switches {
 
 switches!(Paging, O, [O: Owner, B: ReplaceBackend]);
 switches!(ParentPaging, UserManaged, [B: ReplaceBackend]);
+
+impl<B: ReplaceNestedBackend> sealed::Switches<UserManaged, B> for Nested {}
 
 impl<B: ReplaceNestedBackend> Switches<UserManaged, B> for Nested {
     fn id(core: &Self::Core) -> HwDomainId {
