@@ -168,8 +168,8 @@ impl<B: Backend> System<B> {
                 Ok(false) if expired && Fault::TimeoutIsSuccess.is_on() => return Ok(()),
                 Ok(false) if expired => {
                     let waited: Duration = clock.now().since(start);
-                    self.cut_off(unit);
-                    return Err(UnitError::Timeout { unit, what, waited });
+                    let late = UnitError::Timeout { unit, what, waited };
+                    return self.given_up(unit, ticket, late, resets);
                 }
                 Ok(false) => {
                     self.backend.pause(unit);
@@ -181,10 +181,36 @@ impl<B: Backend> System<B> {
                 Err(error @ UnitError::Refused { .. }) if !self.backend.is_wedged(unit) => {
                     return Err(error);
                 }
-                Err(error) => {
-                    self.request_failed(unit, error, resets);
-                    return Err(error);
-                }
+                Err(error) => return self.given_up(unit, ticket, error, resets),
+            }
+        }
+    }
+
+    /// What a wait that has failed comes to. Where the unit was reset since it was looked at, that look says nothing of it any
+    /// more, and what was waited for is done by the reset, or fails now.
+    fn given_up(
+        &self,
+        unit: UnitIndex,
+        ticket: FlushTicket,
+        error: UnitError,
+        resets: u64,
+    ) -> Result<(), UnitError> {
+        if self.request_failed(unit, error, resets) {
+            return Err(error);
+        }
+        let resets = self.wedged.resets(unit);
+        match self.away(|| self.backend.poll(unit, ticket)) {
+            Ok(true) => {
+                self.hear_of_silent(unit);
+                Ok(())
+            }
+            Ok(false) => {
+                self.cut_off(unit);
+                Err(error)
+            }
+            Err(later) => {
+                self.request_failed(unit, later, resets);
+                Err(later)
             }
         }
     }

@@ -136,20 +136,19 @@ impl<B: Backend> System<B> {
     }
 
     /// Cuts a unit off because a request failed, unless that says nothing new about it. `resets` of it were
-    /// counted before the request.
+    /// counted before the request. Says whether the failure counts: `false` where it is of before a reset that has succeeded
+    /// meanwhile.
     ///
     /// Only for requests whose failure leaves nothing behind that a reset under way might miss: no
     /// entry that was just taken down.
-    pub(crate) fn request_failed(&self, unit: UnitIndex, error: UnitError, resets: u64) {
-        let known = match error {
+    pub(crate) fn request_failed(&self, unit: UnitIndex, error: UnitError, resets: u64) -> bool {
+        match error {
             UnitError::Busy { .. } | UnitError::NoAnswer { .. } => true,
             // Refused because the unit is wedged, or was before a reset that has succeeded meanwhile:
             // callers that keep trying must neither spoil a reset nor wedge the unit again after it.
-            UnitError::Wedged { .. } => self.wedged.has(unit) || self.wedged.resets(unit) != resets,
-            _ => false,
-        };
-        if !known {
-            self.cut_off(unit);
+            UnitError::Wedged { .. } if self.wedged.has(unit) => true,
+            // Under the lock that a reset ends under. One that has failed again by itself since is found by the next request.
+            _ => self.cut_off_if(unit, |_| self.wedged.resets(unit) == resets),
         }
     }
 

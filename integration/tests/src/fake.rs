@@ -507,7 +507,7 @@ unsafe impl<T: 'static> Backend for Fake<T> {
                     *left -= 1;
                     return Ok(false);
                 }
-                Completion::Never => return Ok(false),
+                Completion::Never => return Self::in_vain(unit),
                 Completion::Fails => return Err(broken(index)),
             }
             if let Some(request) = unit.queue.pop_front() {

@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use hv_core::PciAddress;
-use hv_iommu::{FaultEvent, HwDomainId, UnitError, UnitIndex};
+use hv_iommu::{FaultEvent, UnitError, UnitIndex};
 
 use super::unit::Unit;
 use super::{Call, Fake, heap};
@@ -31,6 +31,21 @@ impl<T> Fake<T> {
     /// What another CPU does in the middle of the next look at what the unit was asked for.
     pub fn during_poll(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
         self.lock_unit(unit).during_poll = Some(Box::new(job));
+    }
+
+    /// What another CPU does after the next look that finds a request which is never completed, before who looked goes on.
+    pub fn after_look(&self, unit: usize, job: impl FnOnce() + Send + 'static) {
+        self.lock_unit(unit).after_look = Some(Box::new(job));
+    }
+
+    /// A look that was in vain.
+    pub(super) fn in_vain(mut unit: MutexGuard<'_, Unit>) -> Result<bool, UnitError> {
+        let job = unit.after_look.take();
+        drop(unit);
+        if let Some(job) = job {
+            job();
+        }
+        Ok(false)
     }
 
     /// What another CPU does in the middle of the next such call.
@@ -73,6 +88,11 @@ impl<T> Fake<T> {
         self.lock_unit(unit).too_busy_to_reread = count;
     }
 
+    /// The next request to read an entry anew finds the unit's queue full, waits for it too long, and wedges the unit.
+    pub fn fails_at_reread(&self, unit: usize) {
+        self.lock_unit(unit).fails_at_reread = true;
+    }
+
     /// See [`hv_iommu::Backend::reread`].
     pub(super) fn reread_asked(
         &self,
@@ -84,6 +104,14 @@ impl<T> Fake<T> {
             unit.too_busy_to_reread = less;
             return Err(UnitError::Busy {
                 unit: index,
+                waited: Duration::ZERO,
+            });
+        }
+        if std::mem::take(&mut unit.fails_at_reread) {
+            unit.wedged = true;
+            return Err(UnitError::Timeout {
+                unit: index,
+                what: "a deliberate wait for room",
                 waited: Duration::ZERO,
             });
         }
@@ -103,12 +131,7 @@ impl<T> Fake<T> {
         requester: PciAddress,
     ) -> Result<(), UnitError> {
         let _exempt = heap::exempt();
-        let mut unit = self.unit(index)?;
-        if !unit.bindings.contains_key(&(requester, None)) {
-            let domain = HwDomainId::new(0);
-            return Err(UnitError::NotBound { requester, domain });
-        }
-        unit.quiet.insert(requester);
+        self.unit(index)?.quiet.insert(requester);
         Ok(())
     }
 

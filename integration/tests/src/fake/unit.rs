@@ -78,6 +78,8 @@ pub(super) struct Unit {
     pub(super) fails_again: bool,
     /// What another CPU does in the middle of a look at what was asked.
     pub(super) during_poll: Option<Job>,
+    /// What another CPU does after a look in vain.
+    pub(super) after_look: Option<Job>,
     /// What another CPU does in the middle of a call.
     pub(super) during_call: Option<(Call, Job)>,
     /// What another CPU does once a requester was bound.
@@ -95,6 +97,8 @@ pub(super) struct Unit {
     pub(super) reread: Vec<PciAddress>,
     /// How many of these requests find the queue busy.
     pub(super) too_busy_to_reread: u32,
+    /// Whether the next of them wedges the unit.
+    pub(super) fails_at_reread: bool,
     contexts: HashMap<Who, Cached<Option<Bound>>>,
     leaves: HashMap<Place, Cached<Leaf>>,
     links: HashMap<Place, Cached<PhysAddr>>,
@@ -119,6 +123,7 @@ impl Unit {
             bindings: HashMap::new(),
             queue: VecDeque::new(),
             during_poll: None,
+            after_look: None,
             during_call: None,
             after_bind: None,
             finds_out: None,
@@ -138,6 +143,7 @@ impl Unit {
             quiet: HashSet::new(),
             reread: Vec::new(),
             too_busy_to_reread: 0,
+            fails_at_reread: false,
             contexts: HashMap::new(),
             leaves: HashMap::new(),
             links: HashMap::new(),

@@ -6,8 +6,11 @@ use std::time::Duration;
 use hv_core::{Pasid, Perms};
 use hv_iommu::{Domain, FlushError, RedeemRefusal, UnitError};
 use hv_tests::fake::{Call, Completion, UserStage};
+use hv_tests::host::Time;
 
-use super::machine::{Driver, FAR, Machine, NIC, PLAIN, TWIN, end_domain, iovas, isolated, vm};
+use super::machine::{
+    Driver, FAR, Machine, NIC, PLAIN, TWIN, end_domain, full_unit, iovas, isolated, vm,
+};
 
 /// One page, unmapped and pending.
 fn flush(machine: &Machine, driver: &Driver) -> Result<(), UnitError> {
@@ -43,6 +46,39 @@ fn bc01_who_waits_while_it_is_found_out_who_does_not_answer_begins_anew_with_eac
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Somebody looks for the last time whether a flush is done, and is held up before it says that it was not. Meanwhile the
+/// unit fails, is wedged for that, and is reset. What was seen before says nothing of the unit as it is now, and the flush
+/// is done.
+///
+/// Shows: bc01.
+#[test]
+fn bc01_a_time_out_of_before_a_reset_wedges_nothing_after_it() {
+    // The first look is the last: the wait is over by the time of it.
+    let time = Time::PerLook(Duration::from_millis(2));
+    let mut machine = Machine::build([full_unit(), full_unit()], time, |_| ());
+    let driver = machine.driver(NIC);
+    let unit = driver.group.unit();
+    machine.fake.completes(0, Completion::Never);
+    let (iommu, fake) = (machine.iommu.clone(), machine.fake.clone());
+    machine.fake.after_look(0, move || {
+        let other = std::thread::spawn(move || {
+            fake.fails(0, || ());
+            iommu.take_faults(|_| ());
+            assert!(iommu.wedged_units().eq([unit]));
+            fake.completes(0, Completion::AfterPolls(0));
+            iommu.reset_unit(unit).unwrap();
+        });
+        other.join().unwrap();
+    });
+    assert_eq!(flush(&machine, &driver), Ok(()));
+    assert_eq!(machine.iommu.wedged_units().count(), 0);
+    // One that is not reset meanwhile is wedged.
+    machine.fake.completes(0, Completion::Never);
+    let late = flush(&machine, &driver);
+    assert!(matches!(late, Err(UnitError::Timeout { .. })), "{late:?}");
+    assert!(machine.iommu.wedged_units().eq([unit]));
 }
 
 /// A driver of another unit, in whose domain are tables that nothing needs any more.
