@@ -540,9 +540,9 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// unit did not do: it may go on then.
     fn shut_down(&self, unit: UnitIndex) -> Result<(), UnitError>;
 
-    /// Notes in the entry of a bound requester that no more faults of it are recorded, until it is bound anew. Its
-    /// requests reach no more than before; the unit may abort them all. Called under a lock: it waits for nothing and
-    /// asks the unit for nothing.
+    /// Notes in the entry of a requester that no more faults of it are recorded, until it is bound anew: also where it is
+    /// unbound meanwhile, or is bound to nothing now. Its requests reach no more than before; the unit may abort them all.
+    /// Called under a lock: it waits for nothing and asks the unit for nothing.
     ///
     /// # Errors
     /// [`UnitError`]: faults of it may go on being recorded.
@@ -551,7 +551,7 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
     /// Asks a unit to read the entry of a requester anew. Does not wait for its completion.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit).
+    /// As [`submit`](Self::submit); [`UnitError::NotBound`] where it has none.
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError>;
 
     /// Whether what a requester sends is coherent with the CPU's caches, by firmware's word, or by the platform's nature.

@@ -9,6 +9,7 @@ use hv_core::{OutOfMemory, Owner, PciAddress};
 use crate::anchor::Anchor;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitError};
+use crate::faults::Gap;
 use crate::group::{Group, Hold, Inner, Wedged};
 use crate::shape::Shape;
 use crate::system::Bound;
@@ -76,6 +77,8 @@ pub(crate) fn register<B: Backend>(
         OutOfMemory { bytes }
     })?;
     anchor.hold(inner)?;
+    // What they sent while they were bound to nothing does not count any more, and they are quiet no longer.
+    registry.strangers.forget(&inner.requesters);
     let caches = caches.into_iter().chain(core::iter::repeat(None));
     registry.bound.extend(
         inner
@@ -89,6 +92,7 @@ pub(crate) fn register<B: Backend>(
                 domain: anchor.uid(),
                 owner,
                 meter,
+                gap: Gap::None,
                 ats: None,
                 cxl_cache,
                 is_untold: false,

@@ -4,11 +4,14 @@
 //! `bc19_a_fault_is_told_while_its_device_goes` and
 //! `bc19_cve_2024_35843_a_fault_names_one_domain_while_its_device_moves` pin.
 
+mod owed;
 mod raw;
 mod show;
+mod strangers;
 
 use core::time::Duration;
 
+use arrayvec::ArrayVec;
 use hv_core::fault::Fault;
 use hv_core::platform::{Clock, Instant};
 use hv_core::{OwnerId, PciAddress};
@@ -16,13 +19,15 @@ use hv_core::{OwnerId, PciAddress};
 pub use self::raw::{
     BadLog, FaultClass, FaultDetail, FaultEvent, FaultStage, FaultStep, RawFault, StrayFault,
 };
+pub(crate) use self::strangers::Strangers;
 use crate::attach::AttachError;
 use crate::backend::{Backend, UnitIndex};
 use crate::domain::DomainUid;
 use crate::group::{GroupId, Inner, clear_bus_mastering};
 use crate::system::{Bound, Iommu, Registry, System};
 
-/// How many faults a group of devices may cause in a time before it is cut off.
+/// How many faults a group of devices may cause in a time before it is cut off. A requester that is bound to nothing may
+/// cause as many before its unit records no more of them, until it is bound.
 ///
 /// A device that faults again and again fills the log that it shares with others, and costs time on each look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +81,36 @@ impl Meter {
             }
         }
         self.faults > budget.faults
+    }
+}
+
+/// Whether the entries of a requester are down for a move of the hypervisor's own
+/// ([`replace_with_gap`](crate::Group::replace_with_gap)): what is refused for that is not the device's fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gap {
+    /// They are not, and were not lately.
+    None,
+    /// They are.
+    Open,
+    /// They were, and what was recorded then may be told until then. Not for ever: a device may bring about the same kind of
+    /// fault in other ways.
+    Until(Instant),
+}
+
+impl Gap {
+    /// What becomes of a gap that ends now. A budget's time is long enough for a look.
+    pub(crate) fn ends(now: Instant, budget: FaultBudget) -> Self {
+        Self::Until(now.after(budget.within))
+    }
+
+    /// Whether a fault that is told now is of the gap.
+    fn explains(self, class: FaultClass, now: Instant) -> bool {
+        let lately = match self {
+            Self::None => false,
+            Self::Open => true,
+            Self::Until(end) => now <= end,
+        };
+        lately && class == FaultClass::NotBound
     }
 }
 
@@ -158,11 +193,13 @@ pub struct CutOff {
 enum Counted {
     /// Of nobody.
     Unbound,
+    /// Of nobody, and the last of it that is told before it is bound.
+    UnboundNoMore,
     /// Of a group that goes on.
     Within(GroupId, DomainUid, OwnerId),
     /// Of a group that was cut off by this fault.
     OneTooMany(GroupId, DomainUid, OwnerId),
-    /// Of a group that was cut off before.
+    /// Of a group that was cut off before, or of a requester that is bound to nothing and was made quiet.
     Late,
 }
 
@@ -174,7 +211,8 @@ impl<B: Backend> Iommu<B> {
     /// Empties the units' fault logs, at most [`FAULTS_PER_CALL`](Self::FAULTS_PER_CALL) events of
     /// each, and tells `report` of every event. A group that exceeds its [`FaultBudget`] is cut off, which is told
     /// once; what it leaves in the log is dropped. So is one of which a device does not forget what it keeps (ATS), as
-    /// soon as that is known. A unit that says that it has failed is wedged.
+    /// soon as that is known. Of a requester that is bound to nothing, and exceeds the same budget, no more is told until it
+    /// is bound, nor recorded, where its unit can do without. A unit that says that it has failed is wedged.
     ///
     /// Says whether there may be more, which matters to those who rely on [interrupts](crate::RoutedInterrupts).
     ///
@@ -228,8 +266,19 @@ impl<B: Backend> System<B> {
                 bound_to,
             })
         };
-        match self.count(fault.requester, fault.code) {
+        match self.count(unit, &fault) {
             Counted::Unbound => report(told(None)),
+            Counted::UnboundNoMore => {
+                self.reread_owed();
+                report(told(None));
+                let (who, budget) = (fault.requester, self.budget);
+                log::error!(
+                    "{who}, which is bound to nothing, caused more than {} faults within {:?}: it is told of no more until it is \
+                     attached",
+                    budget.faults,
+                    budget.within
+                );
+            }
             Counted::Within(group, domain, owner) => report(told(Some((group, domain, owner)))),
             Counted::Late => {}
             Counted::OneTooMany(group, domain, owner) => {
@@ -254,13 +303,14 @@ impl<B: Backend> System<B> {
         }
     }
 
-    /// Counts a fault of `requester` under the budget of its group. The `code` is the vendor's.
-    fn count(&self, requester: PciAddress, code: u16) -> Counted {
+    /// Counts a fault under the budget of its requester's group, or of the requester itself if it is bound to nothing.
+    fn count(&self, unit: UnitIndex, fault: &RawFault) -> Counted {
+        let requester = fault.requester;
         let now = self.backend.platform().now();
         let mut registry = self.registry.lock();
         let bound = |entry: &&Bound| entry.requester == requester;
         let Some(bound) = registry.bound.iter().find(bound) else {
-            return Counted::Unbound;
+            return self.count_stranger(&mut registry, unit, fault, now);
         };
         let (group, domain, owner) = (bound.group, bound.domain, bound.owner);
         let mut meter = bound.meter;
@@ -270,7 +320,7 @@ impl<B: Backend> System<B> {
             }
             // Recorded before it was cut off, or its entry went live once more: it was being bound just then.
             let again = self.backend.quiet(bound.unit, bound.requester).is_ok()
-                && self.backend.heeds_quiet(code);
+                && self.backend.heeds_quiet(fault.code);
             for bound in registry.bound.iter_mut() {
                 bound.owes_reread |= again && bound.group == group;
             }
@@ -279,6 +329,9 @@ impl<B: Backend> System<B> {
                 self.reread_owed();
             }
             return Counted::Late;
+        }
+        if bound.gap.explains(fault.class, now) {
+            return Counted::Within(group, domain, owner);
         }
         let too_many = meter.count(now, self.budget);
         let ours = registry.bound.iter_mut();
@@ -297,6 +350,7 @@ impl<B: Backend> System<B> {
         if !self.backend.has_silent(unit) {
             return;
         }
+        let mut silent = ArrayVec::<PciAddress, SILENT_AT_ONCE>::new();
         {
             let mut registry = self.registry.lock();
             // Taken under the lock that each unbinding takes, behind its wait: whoever has the device next is not meant.
@@ -304,7 +358,7 @@ impl<B: Backend> System<B> {
                 let Some(requester) = self.backend.take_silent(unit) else {
                     break;
                 };
-                log::error!("{requester} does not answer invalidations (ATS) and is cut off");
+                let _ = silent.try_push(requester);
                 let mut bound = registry.bound.iter_mut();
                 let its = |bound: &&mut Bound| bound.requester == requester && bound.unit == unit;
                 let Some(bound) = bound.find(its) else {
@@ -315,6 +369,9 @@ impl<B: Backend> System<B> {
                 let group = bound.group;
                 self.silence_group(&mut registry, group);
             }
+        }
+        for requester in silent {
+            log::error!("{requester} does not answer invalidations (ATS) and is cut off");
         }
         self.reread_owed();
     }
@@ -350,40 +407,6 @@ impl<B: Backend> System<B> {
             bound.owes_reread = true;
         }
     }
-
-    /// Has units read the entries anew that were made quiet. Without the lock: a full queue, and who mends it, is waited for.
-    ///
-    /// What a unit does not take is owed still, and asked for again at the next look: until it has read the entry, its device
-    /// is recorded for ever.
-    fn reread_owed(&self) {
-        let mut refused = 0;
-        loop {
-            let entry = {
-                let mut registry = self.registry.lock();
-                let mut owed = registry.bound.iter_mut().filter(|bound| bound.owes_reread);
-                owed.nth(refused).map(|bound| {
-                    bound.owes_reread = false;
-                    (bound.unit, bound.requester)
-                })
-            };
-            let Some((unit, requester)) = entry else {
-                return;
-            };
-            // Nobody waits for its end: until then a few more faults are recorded.
-            if self.away(|| self.backend.reread(unit, requester)).is_ok()
-                || Fault::RereadOnce.is_on()
-            {
-                continue;
-            }
-            let mut registry = self.registry.lock();
-            let mut bound = registry.bound.iter_mut();
-            let its = |bound: &&mut Bound| bound.requester == requester && bound.unit == unit;
-            if let Some(bound) = bound.find(its) {
-                bound.owes_reread = true;
-                refused += 1;
-            }
-        }
-    }
 }
 
 impl<B: Backend> Registry<B> {
@@ -395,6 +418,18 @@ impl<B: Backend> Registry<B> {
 }
 
 impl<B: Backend> Inner<B> {
+    /// Notes what becomes of the gap in which the group's entries are down.
+    pub(crate) fn note_gap(&self, gap: impl FnOnce(Instant, FaultBudget) -> Gap) {
+        let system = &self.system;
+        let gap = gap(system.backend.platform().now(), system.budget);
+        let mut registry = system.registry.lock();
+        for bound in registry.bound.iter_mut() {
+            if bound.group == self.id {
+                bound.gap = gap;
+            }
+        }
+    }
+
     /// Refuses if the group was cut off.
     pub(crate) fn check_not_cut_off(&self) -> Result<(), AttachError> {
         if self.system.registry.lock().meter_of(self.id).cut_off {

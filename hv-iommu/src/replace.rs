@@ -15,6 +15,7 @@ use crate::bind::{
 };
 use crate::capability::ReplaceBackend;
 use crate::domain::Domain;
+use crate::faults::Gap;
 use crate::group::{Attached, AttachedGroup, Claimed, Group, Hold, Inner, Wedged};
 use crate::shape::{Confines, Shape, Switches};
 use crate::system::System;
@@ -88,8 +89,8 @@ pub type Replaced<O, B, S, T> = Result<AttachedGroup<O, B, T>, ReplaceFailed<O, 
 
 impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
     /// Moves the group to `domain`, with a gap: for a moment its requests are refused, and each such one
-    /// is a fault. Never does a request go through both domains, or through somebody else's. Bus mastering
-    /// stays as it is, but is taken when `domain` is the blocked one.
+    /// is a fault, which is told and counts against no budget. Never does a request go through both domains, or through
+    /// somebody else's. Bus mastering stays as it is, but is taken when `domain` is the blocked one.
     ///
     /// The domain that it is in already is no move: nothing happens.
     ///
@@ -115,7 +116,9 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
         if new.entries().is_none() {
             inner.silence();
         }
+        inner.note_gap(|_, _| Gap::Open);
         if let Err(stuck) = unbind_all(&inner, &old, bound_requesters(&inner)) {
+            inner.note_gap(Gap::ends);
             unregister(&inner, &new);
             let bound = inner.requesters.len();
             let group = wedged(inner, old, stuck, bound);
@@ -123,6 +126,7 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
         }
         let error = match bind_all::<O, B, T>(&inner, &domain.core) {
             Ok(()) => {
+                inner.note_gap(Gap::ends);
                 unregister(&inner, &old);
                 let core = domain.core.clone();
                 let state = Attached { owner, core };
@@ -130,13 +134,16 @@ impl<O: Owner, B: Backend, S: Shape<O, B>> Group<B, Attached<O, B, S>> {
             }
             Err(BindFailed::TakenBack(error)) => error,
             Err(BindFailed::Wedged { stuck, bound }) => {
+                inner.note_gap(Gap::ends);
                 unregister(&inner, &old);
                 let group = wedged(inner, new, stuck, bound);
                 return Err(ReplaceFailed::Wedged { group });
             }
         };
         unregister(&inner, &new);
-        Err(match bind_all::<O, B, S>(&inner, &core) {
+        let back = bind_all::<O, B, S>(&inner, &core);
+        inner.note_gap(Gap::ends);
+        Err(match back {
             Ok(()) => {
                 let state = Attached { owner, core };
                 let group = Group { inner, state };

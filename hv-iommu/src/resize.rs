@@ -128,7 +128,8 @@ impl<O: Owner, B: Backend> Range<O, B, Mapped> {
     }
 
     /// As [`split_large_at`](Self::split_large_at), for units that cannot follow a change of page size:
-    /// the range is unmapped, flushed and mapped again in two parts. **Meanwhile devices fault on it.** Pages that a
+    /// the range is unmapped, flushed and mapped again in two parts. **Meanwhile devices fault on it**, and are
+    /// charged with that (`FaultBudget`), since such a fault looks like any other. Pages that a
     /// device had written are noted as written again, and so are those between them.
     ///
     /// # Errors

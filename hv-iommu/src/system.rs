@@ -12,7 +12,7 @@ use crate::backend::{Backend, UnitCaps, UnitIndex};
 use crate::cxl_cache::CxlCache;
 use crate::device_tlb::AtsPlace;
 use crate::domain::{DomainCore, DomainUid};
-use crate::faults::{FaultBudget, Meter};
+use crate::faults::{FaultBudget, Gap, Meter, Strangers};
 use crate::group::GroupId;
 use crate::ids::DomainIds;
 use crate::quiesce::{Guard, Quiescence, RetireEpoch, Stay};
@@ -66,6 +66,8 @@ pub(crate) struct Bound {
     pub(crate) owner: OwnerId,
     /// The faults that it has caused.
     pub(crate) meter: Meter,
+    /// Whether requests of it are, or were lately, refused for a move that the hypervisor made.
+    pub(crate) gap: Gap,
     /// Where its setting for ATS is, while that is on.
     pub(crate) ats: Option<AtsPlace>,
     /// Its cache of memory that no unit looks at, where it may have one on.
@@ -83,6 +85,8 @@ pub(crate) struct Bound {
 /// in a core.
 pub(crate) struct Registry<B: Backend> {
     pub(crate) bound: Vec<Bound>,
+    /// What requesters that are not among them have used up of a budget.
+    pub(crate) strangers: Strangers,
     pub(crate) domains: Vec<Shared<DomainCore<B>>>,
     pub(crate) resets: Resets,
 }
@@ -190,6 +194,7 @@ impl<B: Backend> Iommu<B> {
             budget: config.faults,
             registry: Mutex::new(Registry {
                 bound: Vec::new(),
+                strangers: Strangers::default(),
                 domains: Vec::new(),
                 resets: Resets::default(),
             }),

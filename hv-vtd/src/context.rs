@@ -263,24 +263,27 @@ impl ContextTables {
             entry.high.store(0, Ordering::Release);
             context.publish(entry.at, 2 * WORD_BYTES);
         }
+        // What went astray while it was bound does so now.
+        let down = ContextLow::new().with_fpd(low.fpd());
         // ORDERING: Release, nothing that was done while the device was bound moves behind this.
-        entry.low.store(0, Ordering::Release);
+        entry.low.store(down.into_bits(), Ordering::Release);
         context.publish(entry.at, WORD_BYTES);
         Ok(())
     }
 }
 
 impl ContextTables {
-    /// Stops faults of a bound requester from being recorded.
+    /// Stops faults of a requester from being recorded, until it is bound anew. Of one that is bound to nothing too, if its bus
+    /// has a table: units look at this bit of the last entry that they reach, present or not.
     pub(crate) fn quiet<P: Platform>(
         &self,
         context: &TableContext<'_, P>,
         requester: PciAddress,
     ) -> Result<(), UnitError> {
         let _edit = self.edit.lock();
-        let (entry, low) = self.present(context, requester)?;
+        let (entry, low) = self.found(context, requester)?;
         // ORDERING: Relaxed, one store that changes one bit, which decides what is recorded and nothing about where
-        // requests go: whichever value the unit reads, the entry is the same binding.
+        // requests go: whichever value the unit reads, the entry is the same binding, or none.
         entry
             .low
             .store(low.with_fpd(true).into_bits(), Ordering::Relaxed);
@@ -288,21 +291,21 @@ impl ContextTables {
         Ok(())
     }
 
-    /// Under which id the entry of a bound requester may be cached.
+    /// Under which id the entry of a requester may be cached; `None` if it is not present.
     pub(crate) fn domain_of<P: Platform>(
         &self,
         context: &TableContext<'_, P>,
         requester: PciAddress,
-    ) -> Result<HwDomainId, UnitError> {
+    ) -> Result<Option<HwDomainId>, UnitError> {
         let _edit = self.edit.lock();
-        let (entry, _) = self.present(context, requester)?;
+        let (entry, low) = self.found(context, requester)?;
         // ORDERING: Relaxed, the edit lock orders all writers of the entry.
         let high = ContextHigh::from_bits(entry.high.load(Ordering::Relaxed));
-        Ok(HwDomainId::new(high.did()))
+        Ok(low.p().then(|| HwDomainId::new(high.did())))
     }
 
-    /// The entry of a bound requester and its low word. The caller holds the edit lock.
-    fn present<'a, P: Platform>(
+    /// The entry of a requester whose bus has a table, and its low word. The caller holds the edit lock.
+    fn found<'a, P: Platform>(
         &'a self,
         context: &'a TableContext<'_, P>,
         requester: PciAddress,
@@ -314,9 +317,6 @@ impl ContextTables {
         let entry = self.context_entry(context, requester)?.ok_or(not_bound)?;
         // ORDERING: Relaxed, the edit lock orders all writers of the entry.
         let low = ContextLow::from_bits(entry.low.load(Ordering::Relaxed));
-        if !low.p() {
-            return Err(not_bound);
-        }
         Ok((entry, low))
     }
 }

@@ -35,7 +35,8 @@ pub struct RootLow {
 pub struct ContextLow {
     /// The device is bound (bit 0).
     pub p: bool,
-    /// Its faults are not recorded (bit 1).
+    /// Its faults are not recorded (bit 1), also that the entry is not present. That a root entry is not is recorded always:
+    /// QEMU `intel_iommu.c` (`vtd_qualified_faults`, and where it looks at the bit before it looks at P).
     pub fpd: bool,
     /// [`TT_TABLES`] and its neighbours (bits 3:2).
     #[bits(2)]

@@ -120,7 +120,7 @@ impl<P: Platform> Unit<P, Enabled> {
         queue.submit_patiently(&self.queue_with(platform), &batch)
     }
 
-    /// Stops faults of a bound requester from being recorded. See [`hv_iommu::Backend::quiet`].
+    /// Stops faults of a requester from being recorded. See [`hv_iommu::Backend::quiet`].
     pub(crate) fn quiet(&self, platform: &P, requester: PciAddress) -> Result<(), UnitError> {
         let tables = self.tables_with(platform);
         self.state.tables.quiet(&tables, requester)
@@ -131,7 +131,12 @@ impl<P: Platform> Unit<P, Enabled> {
         let tables = self.tables_with(platform);
         let domain = self.state.tables.domain_of(&tables, requester)?;
         let mut batch = Batch::new();
-        batch.push(Descriptor::context_device(domain, requester.requester()));
+        let id = domain.unwrap_or(NO_DOMAIN);
+        batch.push(Descriptor::context_device(id, requester.requester()));
+        if domain.is_none() && self.info.cap.cm() {
+            // As in `bind`, and as unsettled: that it was bound to nothing may be kept with translations as well.
+            batch.push(self.iotlb().domain(NO_DOMAIN));
+        }
         self.state
             .queue
             .submit(&self.queue_with(platform), &batch)?;

@@ -17,6 +17,8 @@ pub(crate) struct CachedContext {
     /// The domain that it is filed under: 0 for one that was absent.
     pub(crate) domain: u16,
     pub(crate) entry: Option<Context>,
+    /// Of one that was absent: whether it said that its faults are not recorded.
+    pub(crate) is_quiet: bool,
 }
 
 /// A link to a table or a translation, or that there was none.
@@ -39,8 +41,9 @@ type Key = (u16, u8, u64);
 #[derive(Default)]
 pub(crate) struct Caches {
     contexts: BTreeMap<u16, Vec<CachedContext>>,
-    /// Requesters of which the IOTLB knows that they were bound to nothing, filed under domain 0.
-    unbound: Vec<u16>,
+    /// Requesters of which the IOTLB knows that they were bound to nothing, filed under domain 0, and whether their entries
+    /// said that their faults are not recorded.
+    unbound: BTreeMap<u16, bool>,
     leaves: BTreeMap<Key, Vec<Cached>>,
     links: BTreeMap<Key, Vec<Cached>>,
     /// How many leaves and links lead into each frame; larger leaves by their first.
@@ -69,15 +72,14 @@ impl Caches {
     }
 
     /// Keeps in the IOTLB that a requester was bound to nothing.
-    pub(crate) fn keep_unbound(&mut self, requester: u16) {
-        if !self.unbound.contains(&requester) {
-            self.unbound.push(requester);
-        }
+    pub(crate) fn keep_unbound(&mut self, requester: u16, is_quiet: bool) {
+        self.unbound.entry(requester).or_insert(is_quiet);
     }
 
-    /// Whether the IOTLB knows that a requester is bound to nothing.
-    pub(crate) fn is_unbound(&self, requester: u16) -> bool {
-        self.unbound.contains(&requester)
+    /// Whether its entry said that its faults are not recorded, of a requester of which the IOTLB knows that it is bound to
+    /// nothing.
+    pub(crate) fn unbound(&self, requester: u16) -> Option<bool> {
+        self.unbound.get(&requester).copied()
     }
 
     fn keep(map: &mut BTreeMap<Key, Vec<Cached>>, key: Key, entry: Cached) -> bool {
@@ -498,6 +500,7 @@ mod tests {
         let mut rng = Rng::new(1);
         let mut caches = Caches::default();
         let absent = |domain| CachedContext {
+            is_quiet: false,
             domain,
             entry: None,
         };

@@ -220,8 +220,12 @@ impl FrontEnd for Unit {
                 domain,
             };
             let entry = (!rng.one_in(3)).then_some(entry);
-            self.caches
-                .keep_context(requester, CachedContext { domain, entry });
+            let left = CachedContext {
+                domain,
+                entry,
+                is_quiet: false,
+            };
+            self.caches.keep_context(requester, left);
         }
         for domain in 0..4 {
             for page in 0..32 {

@@ -7,7 +7,7 @@ use hv_iommu::{
     AttachError, CutOffReason, Domain, FaultBudget, FaultClass, FaultNotice, FaultReport,
     ReplaceFailed,
 };
-use hv_tests::fake::{DmaFault, FAULT_LOG};
+use hv_tests::fake::{Call, DmaFault, FAULT_LOG};
 use hv_tests::host::Time;
 
 use super::machine::{
@@ -354,4 +354,112 @@ fn bc19_a_unit_that_was_busy_is_asked_again_to_read_what_was_made_quiet() {
     notices(&machine);
     assert_eq!(machine.fake.take_reread(0), [], "once is enough");
     drop(group);
+}
+
+/// A unit that fails in the middle of a look is wedged for everybody, not for that look alone: its devices are cut off, and
+/// it can be reset.
+///
+/// Shows: bc01.
+#[test]
+fn bc01_a_unit_that_fails_while_an_entry_is_read_anew_is_wedged_for_all() {
+    let most = u64::from(FaultBudget::default().faults);
+    let mut machine = Machine::new();
+    let loose = machine.driver(TWIN[0]);
+    let well = machine.driver(NIC);
+    machine.fake.fails_at_reread(0);
+    storm(&machine, TWIN[0], most + 1);
+    let unit = well.group.unit();
+    assert!(machine.iommu.wedged_units().eq([unit]));
+    assert!(!sends(&machine, NIC), "what is behind it is cut off");
+    machine.iommu.reset_unit(unit).unwrap();
+    well.group.enable_bus_mastering(NIC).unwrap();
+    // What it was not told is owed still.
+    notices(&machine);
+    let mut reread = machine.fake.take_reread(0);
+    reread.sort_unstable();
+    assert_eq!(reread, TWIN);
+    drop(loose);
+}
+
+/// What a device sends while its entries are down for a replacement is refused by nobody's fault.
+#[test]
+fn bc19_a_gap_of_the_hypervisors_own_is_charged_to_nobody() {
+    let budget = FaultBudget::default().faults;
+    for look_in_the_gap in [true, false] {
+        let mut machine = Machine::new();
+        let driver = machine.driver(NIC);
+        let other = Domain::paging_domain_alloc(&driver.group, PLAIN).unwrap();
+        // One more is one too many.
+        storm(&machine, NIC, budget.into());
+        let (fake, iommu) = (machine.fake.clone(), machine.iommu.clone());
+        let (say, told) = std::sync::mpsc::channel();
+        machine.fake.during_call(0, Call::Bind, move || {
+            let sent = fake.dma(NIC, Iova::new(0x1000), Access::Read);
+            assert_eq!(sent, Err(DmaFault::NotBound));
+            if look_in_the_gap {
+                iommu.take_faults(|notice| say.send(notice).unwrap());
+            }
+        });
+        let group = driver.group.replace_with_gap(&other).unwrap();
+        let mut found: Vec<_> = told.try_iter().collect();
+        found.extend(notices(&machine));
+        let [FaultNotice::Fault(report)] = found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(report.fault.class, FaultClass::NotBound);
+        assert!(report.bound_to.is_some(), "it is told whose it was");
+        assert!(sends(&machine, NIC));
+        // Its own are.
+        let after = storm(&machine, NIC, 1);
+        let [FaultNotice::Fault(_), FaultNotice::CutOff(_)] = after[..] else {
+            panic!("{after:?}");
+        };
+        drop(group);
+    }
+}
+
+/// A device that ignores its bus master bit and faults without end is made quiet whatever becomes of its group: claimed by
+/// nobody, in the middle of a reset, or detached after it was cut off for exactly that.
+///
+/// Shows: bc19.
+#[test]
+fn bc19_a_device_that_is_bound_to_nothing_is_made_quiet_too() {
+    let most = u64::from(FaultBudget::default().faults);
+    let machine = Machine::new();
+    machine.host().leave_bus_mastering_on(NIC);
+    let told = storm(&machine, NIC, most);
+    assert_eq!(told.len() as u64, most, "within the budget all are told");
+    assert_eq!(machine.fake.take_reread(0), []);
+    let told = storm(&machine, NIC, 100);
+    assert_eq!(told.len(), 1, "the one too many is the last");
+    assert_eq!(machine.fake.take_reread(0), [NIC]);
+    assert_eq!(machine.fake.logged_faults(0), 0);
+    assert_eq!(notices(&machine), []);
+    assert_eq!(machine.fake.take_reread(0), [], "once is enough");
+    // Another has a budget of its own.
+    machine.host().leave_bus_mastering_on(TWIN[0]);
+    assert_eq!(storm(&machine, TWIN[0], 3).len(), 3);
+
+    // A group that is parked has the budget that it had attached, and is not told of as nobody's.
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let parked = driver.group.park().unwrap();
+    machine.host().leave_bus_mastering_on(NIC);
+    let told = storm(&machine, NIC, most + 100);
+    let cut = |notice: &&FaultNotice| matches!(notice, FaultNotice::CutOff(_));
+    assert_eq!(
+        (told.len() as u64, told.iter().filter(cut).count()),
+        (most + 2, 1)
+    );
+    assert_eq!(machine.fake.logged_faults(0), 0);
+    machine.fake.take_reread(0);
+    notices(&machine);
+    assert_eq!(machine.fake.take_reread(0), [], "once is enough");
+    // It has no budget left, and is told of no more, until it is attached anew.
+    let group = parked.unpark().unwrap();
+    let refused = group.enable_bus_mastering(NIC);
+    assert_eq!(refused, Err(AttachError::CutOff { group: group.id() }));
+    let group = group.detach().unwrap().attach(&driver.domain).unwrap();
+    group.enable_bus_mastering(NIC).unwrap();
+    assert_eq!(storm(&machine, NIC, 3).len(), 3);
 }

@@ -40,6 +40,7 @@ mod units;
 
 mod interrupts;
 mod only;
+mod strangers;
 
 /// The machine, as the contract wants it.
 pub(crate) fn suited(machine: hv_rig::Machine) -> hv_rig::Machine {
