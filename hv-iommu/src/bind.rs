@@ -97,6 +97,7 @@ pub(crate) fn register<B: Backend>(
                 cxl_cache,
                 is_untold: false,
                 owes_reread: false,
+                is_quiet: false,
             }),
     );
     Ok(())

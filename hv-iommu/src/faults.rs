@@ -92,8 +92,7 @@ pub(crate) enum Gap {
     None,
     /// They are.
     Open,
-    /// They were, and what was recorded then may be told until then. Not for ever: a device may bring about the same kind of
-    /// fault in other ways.
+    /// They were, and what was recorded then may be told until then.
     Until(Instant),
 }
 
@@ -104,13 +103,13 @@ impl Gap {
     }
 
     /// Whether a fault that is told now is of the gap.
-    fn explains(self, class: FaultClass, now: Instant) -> bool {
+    fn explains(self, is_of_gap: bool, now: Instant) -> bool {
         let lately = match self {
             Self::None => false,
             Self::Open => true,
             Self::Until(end) => now <= end,
         };
-        lately && class == FaultClass::NotBound
+        lately && is_of_gap
     }
 }
 
@@ -319,10 +318,11 @@ impl<B: Backend> System<B> {
                 return Counted::Late;
             }
             // Recorded before it was cut off, or its entry went live once more: it was being bound just then.
-            let again = self.backend.quiet(bound.unit, bound.requester).is_ok()
-                && self.backend.heeds_quiet(fault.code);
+            let quiet = self.backend.quiet(bound.unit, bound.requester).is_ok();
+            let again = quiet && (!bound.is_quiet || self.backend.heeds_quiet(fault.code));
             for bound in registry.bound.iter_mut() {
                 bound.owes_reread |= again && bound.group == group;
+                bound.is_quiet |= quiet && bound.requester == requester;
             }
             drop(registry);
             if Fault::RereadForEachRecord.is_on() {
@@ -330,7 +330,7 @@ impl<B: Backend> System<B> {
             }
             return Counted::Late;
         }
-        if bound.gap.explains(fault.class, now) {
+        if bound.gap.explains(self.backend.is_of_gap(fault.code), now) {
             return Counted::Within(group, domain, owner);
         }
         let too_many = meter.count(now, self.budget);
@@ -403,7 +403,7 @@ impl<B: Backend> System<B> {
             clear_bus_mastering(self.backend.platform(), bound.requester);
             bound.stop_asking(self.backend.platform());
             // What cannot be noted costs others room in the log, no more.
-            let _ = self.backend.quiet(bound.unit, bound.requester);
+            bound.is_quiet = self.backend.quiet(bound.unit, bound.requester).is_ok();
             bound.owes_reread = true;
         }
     }

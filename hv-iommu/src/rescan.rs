@@ -207,6 +207,13 @@ fn rescan<B: Backend>(
     let old = core::mem::replace(&mut *topology, new);
     drop(topology);
     drop(old);
+    {
+        // What somebody else did under the same id is not charged to them.
+        let mut registry = system.registry.lock();
+        for group in &fresh {
+            registry.strangers.forget(&group.inner().requesters);
+        }
+    }
     // Within what was reserved: nothing fails from here on.
     let is_touched = |group: &AtRest<B>| touched.contains(&group.id());
     ended.extend(

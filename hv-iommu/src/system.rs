@@ -76,6 +76,8 @@ pub(crate) struct Bound {
     pub(crate) is_untold: bool,
     /// Whether its entry was made quiet, and its unit was not asked to read that yet.
     pub(crate) owes_reread: bool,
+    /// Whether its entry was there to be made quiet, since it was cut off.
+    pub(crate) is_quiet: bool,
 }
 
 /// What has to be found without its value at hand.

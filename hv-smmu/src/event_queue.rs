@@ -34,6 +34,8 @@ pub(crate) struct Events {
     queue: RecordQueue<WORDS>,
     /// Whether requests may stand still.
     may_stall: bool,
+    /// Significant bits of an address that a second stage takes (IAS; IHI 0070, 3.4).
+    intermediate_bits: u8,
     /// How many records said so where none may.
     false_stalls: AtomicU64,
 }
@@ -44,15 +46,18 @@ impl Events {
         self.queue.forget_all(reach, regs, Records::Events);
     }
 
-    /// A queue for a unit that takes 2^`most` entries, and whose requests may stand still or not.
+    /// A queue for a unit that takes 2^`most` entries, whose requests may stand still or not, and whose second stages take
+    /// addresses of so many bits.
     pub(crate) fn new<P: Platform>(
         reach: &Reach<'_, P>,
         most: u8,
         may_stall: bool,
+        intermediate_bits: u8,
     ) -> Result<Self, BringUpError> {
         Ok(Self {
             queue: RecordQueue::new(reach, most.min(LOG2))?,
             may_stall,
+            intermediate_bits,
             false_stalls: AtomicU64::new(0),
         })
     }
@@ -70,14 +75,12 @@ impl Events {
 
     /// Takes one event: the oldest record, else the note that some were lost. `requester_of` names the function that
     /// sends as a stream, `tell` gives the unit a command and says whether it took that. `aborted` says what it comes to
-    /// that events could not be written, or were dropped. `passes_first` tells
-    /// whether a stream's requests without a substream pass the first stage over.
+    /// that events could not be written, or were dropped.
     pub(crate) fn take<P: Platform>(
         &self,
         reach: &Reach<'_, P>,
         regs: &Regs<P::Block>,
         requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
-        passes_first: impl Fn(StreamId) -> bool,
         tell: impl Fn(Command) -> bool,
         aborted: impl FnOnce() -> FaultEvent,
     ) -> Option<FaultEvent> {
@@ -93,7 +96,8 @@ impl Events {
                 _ => FaultEvent::BadLog(bad),
             },
             Taken::Record(words) => {
-                attribute(EventRecord::from_words(words), requester_of, passes_first)
+                let record = EventRecord::from_words(words);
+                attribute(record, requester_of, self.intermediate_bits)
             }
         })
     }
@@ -124,7 +128,7 @@ impl Events {
 fn attribute(
     record: EventRecord,
     requester_of: impl Fn(StreamId) -> Option<hv_core::PciAddress>,
-    passes_first: impl Fn(StreamId) -> bool,
+    intermediate_bits: u8,
 ) -> FaultEvent {
     let (kind, stream) = (record.kind(), record.stream());
     let [word0, ..] = record.words();
@@ -144,11 +148,13 @@ fn attribute(
         class = FaultClass::NotBound;
     }
     // Where the first stage is passed over, an address that no second stage takes is told as one that the first put out
-    // (IHI 0070, 3.4, 7.3.14). It is the device's mistake: neither stage has come to look at it.
+    // (IHI 0070, 3.4, 7.3.14). It is the device's mistake: neither stage has come to look at it. By the address alone, since the
+    // stream may have another entry by now, or none.
     let is_input = transaction
         .is_some_and(|told| !told.second_stage && told.step == event::FaultStep::Input)
         && kind == EventKind::AddressSize;
-    if is_input && record.substream().is_none() && passes_first(stream) {
+    let is_wide = address.as_u64() >> intermediate_bits != 0;
+    if is_input && is_wide && record.substream().is_none() {
         (class, stage) = (FaultClass::AddressTooWide, None);
     }
     if let Some(at) = record.fetch_address() {
@@ -202,7 +208,7 @@ mod tests {
 
     fn told(words: [u64; WORDS]) -> RawFault {
         let who = |_| Some(PciAddress::from_requester(Segment(0), 8));
-        match attribute(EventRecord::from_words(words), who, |_| false) {
+        match attribute(EventRecord::from_words(words), who, 48) {
             FaultEvent::Fault(fault) => fault,
             other => panic!("{other:?}"),
         }

@@ -65,7 +65,8 @@ pub type UserEventWords = [u64; crate::spec::event::WORDS];
 /// stage put where its parent has nothing: contexts (F_CD_FETCH) and tables (F_WALK_EABT).
 ///
 /// `None` where a unit of a first stage alone records nothing: the stage led the request itself to where the parent has
-/// nothing, which ends like any access to no memory, or the fault is of something that no user decides.
+/// nothing, which ends like any access to no memory, or the fault is of something that no user decides; and where a request
+/// that passed the first stage over was wider than the unit takes, since the record does not tell whose entry let it pass.
 pub fn user_event(fault: &RawFault, stream: StreamId) -> Option<UserEventWords> {
     let detail = &fault.detail;
     let place = match (fault.stage, detail.step, detail.second_stage_page) {

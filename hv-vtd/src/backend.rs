@@ -8,9 +8,9 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Iova, IovaRange, PageCount, PciAddress, RangeError};
 use hv_iommu::{
-    Backend, Binding, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId, InterruptId,
-    InterruptRoute, InterruptSource, LeafNeeds, PciFunction, ReservedRegion, RouteError,
-    RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex, UnitTroubles,
+    Backend, Binding, FaultClass, FaultEvent, FirmwareKept, FlushRequest, FlushTicket, HwDomainId,
+    InterruptId, InterruptRoute, InterruptSource, LeafNeeds, PciFunction, ReservedRegion,
+    RouteError, RoutedInterrupts, Snoop, UnitCaps, UnitError, UnitIndex, UnitTroubles,
 };
 
 use crate::SecondStage;
@@ -19,6 +19,7 @@ use crate::discovery::{Discovery, KeepingDiscovery};
 use crate::dmar::Dmar;
 use crate::error::BringUpError;
 use crate::regions::Regions;
+use crate::spec::fault::class as fault_class;
 use crate::spec::second_stage::{INTERRUPT_WINDOW, INTERRUPT_WINDOW_BYTES};
 use crate::unit::{Enabled, Unit, UnitInfo};
 
@@ -216,6 +217,10 @@ unsafe impl<P: Platform> Backend for Vtd<P> {
 
     fn reread(&self, unit: UnitIndex, requester: PciAddress) -> Result<(), UnitError> {
         self.unit(unit)?.reread(&self.platform, requester)
+    }
+
+    fn is_of_gap(&self, code: u16) -> bool {
+        u8::try_from(code).is_ok_and(|reason| fault_class(reason) == FaultClass::NotBound)
     }
 
     fn troubles(&self, unit: UnitIndex) -> UnitTroubles {

@@ -38,8 +38,8 @@ pub enum DmaError {
     /// A unit was not told of the mapping: it is wedged, or was busy. It has forgotten that there was one.
     #[error("no buffer, since a unit did not take its mapping: {0}")]
     NotVisible(FlushError),
-    /// The same, and not every unit has forgotten the mapping: the buffer's frames and addresses stay with the domain until
-    /// its end. This is what a unit did not do.
+    /// The same, and what was mapped was not given back, since a unit did not forget it either, or a CPU walked there for too
+    /// long: the buffer's frames and addresses stay with the domain until its end. This is why the unit was not told.
     #[error("no buffer, and what was mapped for it stays with its domain until the end: {0}")]
     Stuck(FlushError),
     /// The device cannot have such a buffer.

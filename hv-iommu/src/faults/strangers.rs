@@ -34,7 +34,9 @@ impl Strangers {
         let its = |known: &Stranger| (known.unit, known.requester) == (unit, requester);
         if !self.0.iter().any(its) {
             if self.0.is_full() {
-                self.0.pop_at(0);
+                // One that owes nothing first.
+                let done = self.0.iter().position(|known| !known.owes_reread);
+                self.0.pop_at(done.unwrap_or_default());
             }
             let new = Stranger {
                 unit,
@@ -47,7 +49,7 @@ impl Strangers {
         self.0.iter_mut().find(|known| its(known))
     }
 
-    /// Forgets those that are bound from now on: their entries are made anew.
+    /// Forgets those that are bound from now on, whose entries are made anew, and those that are others' now.
     pub(crate) fn forget(&mut self, requesters: &[PciAddress]) {
         self.0
             .retain(|known| !requesters.contains(&known.requester));

@@ -106,7 +106,7 @@ impl CommandQueue {
         let restarted = all && tail.is_wedged();
         if restarted {
             let position = self.shape.next_start(tail.position().max(past));
-            // ORDERING: Release, all four: in place before anybody is admitted again. Who waits for a sync of the
+            // ORDERING: Release, all five: in place before anybody is admitted again. Who waits for a sync of the
             // old ring finds it covered, and its ticket done once the unit is revived.
             self.head.0.store(position, Ordering::Release);
             // ORDERING: as above.
@@ -115,9 +115,11 @@ impl CommandQueue {
             self.told.rung.store(position, Ordering::Release);
             // ORDERING: as above.
             self.told.covered.store(position, Ordering::Release);
+            // ORDERING: as above. A unit that is turned on again needs nobody to ring for the old ring.
+            self.told.again.store(false, Ordering::Release);
             // INVARIANT: everything is at `position`, nothing from there on is published: no turn word names a
             // position that was never reserved.
-            // ORDERING: Release: the four above, to who is admitted. A store: whoever changes a wedged tail meanwhile wedges
+            // ORDERING: Release: the five above, to who is admitted. A store: whoever changes a wedged tail meanwhile wedges
             // it once more, or leaves what the old ring had. It gives the bell up as well.
             self.tail
                 .0

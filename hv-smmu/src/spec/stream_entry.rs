@@ -21,8 +21,8 @@ mod user;
 mod words;
 
 pub use user::BadUserEntry;
+pub use words::used_bits;
 use words::{Word0, Word1, Word2};
-pub use words::{passes_first, used_bits};
 
 /// 64-bit words of an entry.
 pub const WORDS: usize = 8;

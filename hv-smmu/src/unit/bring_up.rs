@@ -213,6 +213,7 @@ impl<P: Platform> Unit<P, Flushed> {
             &self.reach(platform),
             self.info.idr1.eventqs(),
             self.info.may_stall(),
+            self.info.intermediate_bits(),
         )?;
         let start = QueuePointer::default().into_bits();
         self.regs

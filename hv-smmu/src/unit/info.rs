@@ -54,6 +54,16 @@ impl UnitInfo {
         self.registers.start()
     }
 
+    /// Significant bits of an address that its second stages take (IAS; IHI 0070, 3.4).
+    pub(crate) const fn intermediate_bits(&self) -> u8 {
+        let bits = self.idr5.output_size().bits();
+        // Of AArch32's tables addresses have 40 in any case.
+        match self.idr0.has_aarch32() && bits < 40 {
+            true => 40,
+            false => bits,
+        }
+    }
+
     /// How many events the unit can hold in the queue that it is given.
     pub const fn event_records(&self) -> u32 {
         crate::event_queue::entries(self.idr1.eventqs())

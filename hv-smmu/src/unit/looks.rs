@@ -13,7 +13,7 @@ use log::{error, warn};
 use super::regs::Switch;
 use super::{Enabled, Standing, Unit};
 use crate::StreamId;
-use crate::spec::stream_entry::{Config, WORDS, passes_first};
+use crate::spec::stream_entry::{Config, WORDS};
 
 /// Every how many looks the unit's own errors come first, then requests for pages. A look at events alone costs two accesses
 /// to registers (four where the unit does not snoop) and one at errors two more, so that is a thirtieth of a storm's cost.
@@ -68,12 +68,8 @@ impl<P: Platform> Unit<P, Enabled> {
         let seen = self.state.commands.alive();
         let events = || {
             let aborted = || self.events_aborted(seen);
-            let passes = |stream| {
-                let words = self.entry_of(platform, stream);
-                words.is_some_and(|words| passes_first(&words))
-            };
             let events = &self.state.events;
-            events.take(&reach, &self.regs, &requester_of, passes, tell, aborted)
+            events.take(&reach, &self.regs, &requester_of, tell, aborted)
         };
         let pages = || {
             let pages = self.state.pages.as_ref()?;

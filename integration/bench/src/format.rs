@@ -72,8 +72,8 @@ mod chosen {
         link: 0b11,
     };
     /// Beside an address: write-back (5:2), readable and writable (7:6), inner shareable (9:8), accessed (10), never
-    /// executed (54:53).
-    const LEAF: u64 = 0b1111 << 2 | 0b11 << 6 | 0b11 << 8 | 1 << 10 | EXECUTE_NEVER | 1;
+    /// executed (54:53), and software's mark of a leaf (56).
+    const LEAF: u64 = 0b1111 << 2 | 0b11 << 6 | 0b11 << 8 | 1 << 10 | EXECUTE_NEVER | 1 << 56 | 1;
     const EXECUTE_NEVER: u64 = 1 << 54;
     /// A leaf of 4 KiB.
     pub const PAGE: u64 = LEAF | 0b10;

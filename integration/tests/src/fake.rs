@@ -518,6 +518,10 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         Ok(true)
     }
 
+    fn is_of_gap(&self, code: u16) -> bool {
+        code == hv_iommu::FaultClass::NotBound as u16
+    }
+
     fn waits_for_devices(&self, index: UnitIndex) -> bool {
         self.unit(index).is_ok_and(|unit| unit.finds_out.is_some())
     }

@@ -154,19 +154,6 @@ impl Config {
     }
 }
 
-/// Whether a request without a substream passes the first stage over, by an entry of these words (IHI 0070, 3.4; 5.2, S1DSS).
-pub const fn passes_first(words: &[u64; WORDS]) -> bool {
-    let [word0, word1, ..] = *words;
-    match Config::of(words) {
-        None | Some(Config::Abort) => false,
-        Some(Config::Bypass | Config::Second) => true,
-        Some(Config::First | Config::Nested) => {
-            let passes = Word1::from_bits(word1).s1dss() == WithoutSubstream::Bypass as u8;
-            passes && Word0::from_bits(word0).s1cdmax() > 0
-        }
-    }
-}
-
 /// The bits that the unit looks at in an entry of these words: while it is in use, others may change at any time.
 /// A word of which only unused bits change, and then one word at once, is what makes an update hitless.
 pub const fn used_bits(words: &[u64; WORDS]) -> [u64; WORDS] {

@@ -19,6 +19,8 @@ use crate::host::Host;
 
 /// How many faults a unit keeps before it loses some.
 pub const FAULT_LOG: usize = 8;
+/// What is added to the number of a fault with a PASID.
+const PASID_FAULT: u16 = 0x100;
 
 /// A cached item and when it was read.
 struct Cached<V> {
@@ -288,7 +290,8 @@ impl Unit {
                 class,
                 stage: None,
                 detail: FaultDetail::default(),
-                code: class as u16,
+                // That a PASID is bound to nothing has a number of its own.
+                code: class as u16 + if pasid.is_some() { PASID_FAULT } else { 0 },
             };
             if self.quiet.contains(&requester) {
                 return result;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hv_core::{Access, Iova, KernelPaging, Owner, PciAddress, Perms, UserManaged};
+use hv_core::{Access, Iova, KernelPaging, Owner, Pasid, PciAddress, Perms, UserManaged};
 use hv_iommu::{
     AttachError, CutOffReason, Domain, FaultBudget, FaultClass, FaultNotice, FaultReport,
     ReplaceFailed,
@@ -416,6 +416,29 @@ fn bc19_a_gap_of_the_hypervisors_own_is_charged_to_nobody() {
         };
         drop(group);
     }
+}
+
+/// What a device can bring about behind a live entry counts, whoever asked for a gap, and however lately.
+#[test]
+fn bc19_no_gap_buys_a_device_more_than_its_budget() {
+    let budget = FaultBudget::default().faults;
+    let mut machine = Machine::new();
+    let driver = machine.driver(NIC);
+    let other = Domain::paging_domain_alloc(&driver.group, PLAIN).unwrap();
+    storm(&machine, NIC, budget.into());
+    let group = driver.group.replace_with_gap(&other).unwrap();
+    let pasid = Pasid::new(5).unwrap();
+    let sent = machine
+        .fake
+        .dma_with(NIC, pasid, Iova::new(0x1000), Access::Read);
+    assert_eq!(sent, Err(DmaFault::NotBound));
+    let found = notices(&machine);
+    let [FaultNotice::Fault(report), FaultNotice::CutOff(_)] = found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(report.fault.class, FaultClass::NotBound);
+    assert!(!sends(&machine, NIC));
+    drop(group);
 }
 
 /// A device that ignores its bus master bit and faults without end is made quiet whatever becomes of its group: claimed by

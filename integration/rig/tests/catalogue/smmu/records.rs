@@ -106,7 +106,17 @@ fn bc19_an_address_wider_than_the_unit_is_the_devices_mistake_and_of_no_stage() 
                 let faults = told(stand);
                 assert_eq!(faults[0].stage, Some(FaultStage::Second));
                 stand.rig.idle(20_000);
+                // Whose entry it was is not to be seen any more when it is told.
+                stand.rig.access(DEVICE, Iova::new(1 << 60), Access::Read);
                 drop(one.end());
+                let faults = told(stand);
+                let [fault] = faults[..] else {
+                    panic!("{faults:?}");
+                };
+                assert_eq!(
+                    (fault.class, fault.stage),
+                    (FaultClass::AddressTooWide, None)
+                );
             },
         );
     }
