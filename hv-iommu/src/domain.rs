@@ -180,6 +180,8 @@ pub struct DomainCore<B: Backend> {
     pub(crate) attachments: Users,
     /// Nested domains that stand on this one.
     pub(crate) children: Users,
+    /// Whether the devices that it was made for are coherent with the CPU's caches.
+    pub(crate) was_for_coherent: bool,
     /// Bounce pages, and what waits for a deferred flush.
     pub(crate) dma: DmaState,
     /// From how many table pages on unmaps help to reclaim empty ones.
@@ -476,6 +478,7 @@ impl<O: Owner, B: Backend, S: Pages<O, B>> Domain<O, B, S> {
             flushes: FlushOrder::new(),
             attachments: Users::none(),
             children: Users::none(),
+            was_for_coherent: group.check_coherent().is_ok(),
             dma: DmaState::new(),
             reclaim_from: MachineU64::new(RECLAIM_FROM),
             assist: TryLock::new(()),

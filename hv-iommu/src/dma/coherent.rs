@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::error::DmaRefusal;
 use super::mask::DmaMask;
-use super::{DmaOwner, Hold, device};
+use super::{DmaOwner, Hold, Snooping, device};
 use crate::backend::Backend;
 use crate::domain::{Domain, DomainCore};
 use crate::flush::FlushError;
@@ -93,6 +93,9 @@ impl<O: Owner, B: Backend> Domain<O, B> {
     where
         O: DmaOwner,
     {
+        if self.core.snooping() == Snooping::DoesNotSnoop {
+            return Err(DmaRefusal::DoesNotSnoop.into());
+        }
         alloc(&self.core, DmaMask::ALL, request)
     }
 }

@@ -16,7 +16,8 @@ use crate::iova::{IovaAlign, SpaceError};
 /// Whether a device's requests see what is in the CPU's caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Snooping {
-    /// They do, as on PCI Express unless it is told otherwise.
+    /// They do, as on PCI Express unless it is told otherwise. Where firmware says that the domain's devices do not, this is
+    /// taken for [`DoesNotSnoop`](Self::DoesNotSnoop).
     #[default]
     Snoops,
     /// They go past the caches: streaming mappings write lines back and drop them.
@@ -45,7 +46,8 @@ pub struct DmaDevice<B: Backend> {
 
 impl<O: Owner, B: Backend> Domain<O, B> {
     /// The DMA API for a device of this domain that is not trusted: it sees no byte beside its buffers, nor any after
-    /// its receipt. [`trusting_dma_device`](Self::trusting_dma_device) is for others.
+    /// its receipt. Made once its device is attached, or where the domain was made for it, it does not count on a snoop that
+    /// firmware denies. [`trusting_dma_device`](Self::trusting_dma_device) is for others.
     pub fn dma_device(&self, config: DmaConfig) -> DmaDevice<B>
     where
         O: DmaOwner,
@@ -58,9 +60,13 @@ impl<B: Backend> DmaDevice<B> {
     /// For callers that hold the domain, and know whether its devices are trusted.
     pub(super) fn new(core: &Shared<DomainCore<B>>, config: DmaConfig, trust: Trust) -> Self {
         let hold = Hold::new(core);
+        let snooping = match core.snooping() {
+            Snooping::Snoops => config.snooping,
+            Snooping::DoesNotSnoop => Snooping::DoesNotSnoop,
+        };
         Self {
             core: core.clone(),
-            config,
+            config: DmaConfig { snooping, ..config },
             trust,
             _hold: hold,
         }

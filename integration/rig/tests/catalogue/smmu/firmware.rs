@@ -4,8 +4,9 @@
 use hv_core::platform::PciConfig;
 use hv_core::{IovaRange, PageCount, PageSize, PciAddress, Perms, PhysAddr, PhysRange, VmId};
 use hv_iommu::{
-    AttachError, AttachFailed, BusRange, Coherency, Config, Domain, DomainConfig, FirmwareKept,
-    FunctionKind, InterruptsIsolated, Iommu, KeptSetup, ReservedKind, Snooping, UnitIndex,
+    AttachError, AttachFailed, BufferRequest, BusRange, Coherency, Config, DmaConfig, DmaError,
+    DmaRefusal, Domain, DomainConfig, FirmwareKept, FunctionKind, InterruptsIsolated, Iommu,
+    KeptSetup, ReservedKind, Snooping, UnitIndex,
 };
 use hv_rig::{FunctionModel, Machine, RegionModel, Rig, Tenant, Vendor};
 use hv_smmu::firmware::{Firmware, ReservedStreams};
@@ -196,6 +197,25 @@ fn bc13_a_stream_that_a_units_table_has_no_room_for_refuses_the_machine() {
     }
 }
 
+/// A driver's domain gives no buffer that only seems to be seen by its device at once, whatever its configuration says.
+fn lends_by_streams_alone(stand: &mut Stand, but: PciAddress) {
+    let other = stand.rig.endpoints().into_iter().find(|at| *at != but);
+    let group = stand.take(other.unwrap()).claim_for_hypervisor();
+    let domain = Domain::paging_domain_alloc(&group, small()).unwrap();
+    let request = BufferRequest {
+        pages: PageCount::ONE,
+        align: PageSize::Size4K,
+        perms: Perms::ReadWrite,
+    };
+    let no = DmaError::Device(DmaRefusal::DoesNotSnoop);
+    assert_eq!(domain.alloc_coherent(request).err(), Some(no));
+    let device = domain.dma_device(DmaConfig::default());
+    assert_eq!(device.config().snooping, Snooping::DoesNotSnoop);
+    assert_eq!(device.alloc_coherent(request).err(), Some(no));
+    drop(device);
+    assert_eq!(domain.destroy().unwrap().count(), 0);
+}
+
 /// A guest takes its device for coherent. One that firmware says is not goes to a driver, or to a guest by name.
 ///
 /// Shows: T18.
@@ -227,6 +247,7 @@ fn bc05_a_device_that_is_not_coherent_is_no_guests_unless_somebody_says_so() {
         let (device, vm) = (pci(0, 1, 0), VmId::new(1).unwrap());
         let group = stand.take(device);
         assert_eq!(group.snooping(), Snooping::DoesNotSnoop);
+        lends_by_streams_alone(&mut stand, device);
         let group = group.claim_for_guest(vm);
         let domain = Domain::user_domain_alloc(&group, small()).unwrap();
         let anyhow = InterruptsIsolated::override_unsafe_interrupts("a test");
