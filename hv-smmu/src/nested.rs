@@ -10,9 +10,9 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Access, PciAddress};
 use hv_iommu::{
-    BadRequest, Binding, FaultStage, FaultStep, FlushTicket, HwDomainId, IdentityBackend,
-    NestedBackend, NotTaken, RawFault, ReplaceBackend, ReplaceNestedBackend, UnitError, UnitIndex,
-    Unmet,
+    BadRequest, Binding, FaultClass, FaultStage, FaultStep, FlushTicket, HwDomainId,
+    IdentityBackend, NestedBackend, NotTaken, RawFault, ReplaceBackend, ReplaceNestedBackend,
+    UnitError, UnitIndex, Unmet,
 };
 
 use crate::backend::Smmu;
@@ -66,8 +66,9 @@ pub type UserEventWords = [u64; crate::spec::event::WORDS];
 /// stage put where its parent has nothing: contexts (F_CD_FETCH) and tables (F_WALK_EABT).
 ///
 /// `None` where a unit of a first stage alone records nothing: the stage led the request itself to where the parent has
-/// nothing, which ends like any access to no memory, or the fault is of something that no user decides; and where a request
-/// that passed the first stage over was wider than the unit takes, since the record does not tell whose entry let it pass.
+/// nothing, which ends like any access to no memory, or the fault is of something that no user decides. A request without a
+/// substream that is wider than the unit takes is told (F_ADDR_SIZE), whether the user's entry let it pass the first stage over
+/// or that stage gave out such an address, or the user had no first stage yet: its own unit tells of all three (IHI 0070, 3.4).
 pub fn user_event(fault: &RawFault, stream: StreamId) -> Option<UserEventWords> {
     let detail = &fault.detail;
     let place = match (fault.stage, detail.step, detail.second_stage_page) {
@@ -76,6 +77,9 @@ pub fn user_event(fault: &RawFault, stream: StreamId) -> Option<UserEventWords> 
         }
         (Some(FaultStage::Second), Some(FaultStep::Table), Some(page)) => {
             UserPlace::TableOutOfReach(page)
+        }
+        (None, Some(FaultStep::Input), _) if fault.class == FaultClass::AddressTooWide => {
+            UserPlace::FirstStage
         }
         _ if fault.is_of_users_stage() => UserPlace::FirstStage,
         _ => return None,

@@ -137,6 +137,31 @@ fn bc19_a_guest_is_told_of_its_own_faults_as_its_own_unit_would_tell_it() {
     });
 }
 
+/// Where a guest lets requests pass its first stage, one wider than that takes is told by it (IHI 0070, 5.2, S1DSS 0b01).
+#[test]
+fn bc19_an_address_too_wide_for_a_guests_stage_that_is_passed_over_is_told_to_it() {
+    let quiet = |machine: &mut Machine| {
+        nesting(machine);
+        machine.temper.background = false;
+    };
+    on_machines(20, quiet, |stand| {
+        let mut nest = nest(stand, 2);
+        let mut entry = nest.stage.entry(2);
+        entry[1] = entry[1] & !3 | 1;
+        nest.to_other(&entry).unwrap();
+        let wide = Iova::new(1 << 60);
+        for (access, word1) in [(Access::Read, READ | INPUT), (Access::Write, INPUT)] {
+            let (fault, found) = told(stand, None, wide, access);
+            assert_eq!(found, event(0x11, None, [word1, 1 << 60, 0]), "{fault}");
+        }
+        // What the parent has not is of no stage of the guest's.
+        let (fault, found) = told(stand, None, page(BEYOND), Access::Read);
+        assert!(!fault.is_of_users_stage(), "{fault}");
+        assert_eq!(found, None, "{fault}");
+        drop(nest.end().unwrap());
+    });
+}
+
 /// What a guest asks of all its devices goes to its parent, once; so does that everything is forgotten.
 #[test]
 fn bc03_a_guests_first_stages_are_forgotten_all_at_once() {
