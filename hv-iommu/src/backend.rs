@@ -328,6 +328,13 @@ pub unsafe trait Backend: Send + Sync + Sized + 'static {
         Err(NotIsolated::NotRemapped { requester })
     }
 
+    /// Whether `requester` may be that sender, where it is not told who it is ([`NotIsolated::NotTold`]): by any of the ways in
+    /// which firmware speaks of it. A backend that does not look says that it may.
+    fn may_send_as(&self, requester: PciAddress, source: MessageSource) -> bool {
+        let _ = (requester, source);
+        true
+    }
+
     /// The format of domains' tables on a unit with such capabilities, of the stage that [`UnitCaps::second_stage`] says,
     /// whose leaves are made for that.
     fn format(&self, caps: &UnitCaps, leaves: LeafNeeds) -> Self::Format;

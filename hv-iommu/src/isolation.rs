@@ -65,6 +65,19 @@ pub enum NotIsolated {
         /// The other one.
         other: PciAddress,
     },
+    /// A requester of another group may be the same: firmware does not say who that is, or says so twice, and once it is.
+    #[error(
+        "expected {requester} to be a sender of its own, found {source_id}, which {other} may be too, as firmware tells it: \
+         look whether all tables about that were read, and keep both for the hypervisor until it is one"
+    )]
+    MayBeShared {
+        /// The requester.
+        requester: PciAddress,
+        /// Who it is.
+        source_id: MessageSource,
+        /// The other one.
+        other: PciAddress,
+    },
     /// Something that is no PCI function is the same: another device, or a unit.
     #[error(
         "expected {requester} to be a sender of its own, found {source_id}, which something beside PCI functions is too: \
@@ -176,18 +189,35 @@ impl<B: Backend> Inner<B> {
             let others = plan.requesters.iter().chain(&plan.ports).copied();
             let is_own = |id: &PciAddress| self.requesters.contains(id) || self.ports.contains(id);
             for other in others.filter(|id| !is_own(id)) {
-                let Ok(source) = backend.message_source(other) else {
-                    continue;
-                };
                 if Fault::SharedWriterIsolated.is_on() {
                     continue;
                 }
-                if let Some(&(source_id, requester)) = own.iter().find(|(own, _)| *own == source) {
-                    return Err(NotIsolated::Shared {
-                        requester,
-                        source_id,
-                        other,
-                    });
+                match backend.message_source(other) {
+                    Ok(source) => {
+                        let same = own.iter().find(|(own, _)| *own == source);
+                        if let Some(&(source_id, requester)) = same {
+                            return Err(NotIsolated::Shared {
+                                requester,
+                                source_id,
+                                other,
+                            });
+                        }
+                    }
+                    // Any of its ways may be the one that is so.
+                    Err(NotIsolated::NotTold { .. }) => {
+                        let mut own = own.iter();
+                        let same = own.find(|(own, _)| backend.may_send_as(other, *own));
+                        if let Some(&(source_id, requester)) = same {
+                            return Err(NotIsolated::MayBeShared {
+                                requester,
+                                source_id,
+                                other,
+                            });
+                        }
+                    }
+                    Err(NotIsolated::OutOfMemory(error)) => return Err(error.into()),
+                    // It writes to nobody who tells senders apart, or as something that would have been found with ours.
+                    Err(_) => {}
                 }
             }
         }

@@ -18,7 +18,7 @@ use crate::cxl_cache::stop_caching;
 use crate::device_tlb::stop_leftover;
 use crate::dma::Trust;
 use crate::group::{GroupId, Inner, clear_bus_mastering};
-use crate::reserved::ReservedRegion;
+use crate::reserved::{ReservedKind, ReservedRegion};
 use crate::rest::AtRest;
 use crate::system::{Iommu, System};
 use crate::topology::{GroupPlan, Known, PciFunction, Placed, Senders, Topology, group_plans};
@@ -253,8 +253,11 @@ fn prepare<B: Backend>(
     let (was, is) = (group_plans(&then)?, group_plans(&now)?);
     let senders = Senders::new(&now)?;
     let stays = |at: PciAddress| {
-        let mut through = now.iter().flat_map(|bridge| bridge.ids_for(at));
-        keeps && (system.is_pinned(senders.of(at)) || through.any(|id| system.is_pinned(id)))
+        let of_its_own = now.iter().filter(|function| function.address == at);
+        let phantoms = of_its_own.flat_map(PciFunction::phantom_ids);
+        let through = now.iter().flat_map(|bridge| bridge.ids_for(at));
+        let ids = [at, senders.of(at)].into_iter();
+        keeps && (ids.chain(phantoms).chain(through)).any(|id| system.is_pinned(id))
     };
     silence_new(system, (&was, &is), (&then, &now), stays);
     let mut new = Topology {
@@ -467,7 +470,13 @@ fn group<B: Backend>(
     };
     let mut regions: Vec<ReservedRegion> = Vec::new();
     for requester in &requesters {
-        for region in system.backend.reserved_for(senders.of(*requester)) {
+        let own = || system.backend.reserved_for(*requester);
+        let is_doorbell = |region: &ReservedRegion| region.kind == ReservedKind::Doorbell;
+        let has_doorbell = own().any(|region| is_doorbell(&region));
+        // Firmware may name an id, or its function and mean the id too. Messages go where the id's own do.
+        let functions = system.backend.reserved_for(senders.of(*requester));
+        let functions = functions.filter(|region| !(has_doorbell && is_doorbell(region)));
+        for region in own().chain(functions) {
             // Firmware names a region once for each device that shares it.
             if !regions.contains(&region) {
                 push(&mut regions, region)?;

@@ -228,6 +228,10 @@ unsafe impl<P: Platform, F: Tables> Backend for Smmu<P, F> {
         self.coverage.message_source(requester)
     }
 
+    fn may_send_as(&self, requester: PciAddress, source: MessageSource) -> bool {
+        self.coverage.may_be_source(requester, source)
+    }
+
     fn format(&self, caps: &UnitCaps, leaves: LeafNeeds) -> F {
         let stage = match caps.second_stage {
             true => Stage::Second,

@@ -136,15 +136,14 @@ impl<P: Platform, F: Tables> Discovery<P, F> {
             pinned,
             format,
         } = self;
-        let pinned = |function: &PciFunction| pinned.has(function.address);
-        let leads_to = |port: &PciFunction, function: &PciFunction| {
-            let (at, buses) = (function.address, port.kind.buses());
+        let leads_to = |port: &PciFunction, at: PciAddress| {
+            let buses = port.kind.buses();
             let behind = buses.is_some_and(|buses| buses.contains(at.bus()));
             behind && at.segment() == port.address.segment()
         };
         turn_off_bus_mastering(&platform, &functions, |function| {
-            let mut others = functions.iter().filter(|other| pinned(other));
-            keeps && (pinned(function) || others.any(|other| leads_to(function, other)))
+            let is_kept = |at: PciAddress| at == function.address || leads_to(function, at);
+            keeps && pinned.iter().any(is_kept)
         })?;
         let units = on_all(units, |unit| unit.close(&platform))?;
         let units = on_all(units, |unit| unit.start(&platform))?;

@@ -10,15 +10,15 @@ use hv_core::fault::Fault;
 use hv_core::platform::Platform;
 use hv_core::{Access, PciAddress};
 use hv_iommu::{
-    BadRequest, Binding, FaultStage, FaultStep, FlushTicket, HwDomainId, IdentityBackend,
-    NestedBackend, NotTaken, RawFault, ReplaceBackend, ReplaceNestedBackend, UnitError, UnitIndex,
-    Unmet,
+    BadRequest, Binding, FaultClass, FaultStage, FaultStep, FlushTicket, HwDomainId,
+    IdentityBackend, NestedBackend, NotTaken, RawFault, ReplaceBackend, ReplaceNestedBackend,
+    UnitError, UnitIndex, Unmet,
 };
 
 use crate::backend::Smmu;
 use crate::caps::output_size;
 use crate::invalidate::vmid;
-use crate::spec::command::{BadCommand, Command, UserCommand};
+use crate::spec::command::{BadCommand, Command, Takes, UserCommand};
 use crate::spec::event::EventKind;
 use crate::spec::event::user::{UserFault, UserPlace};
 use crate::spec::quirks::Quirk;
@@ -51,7 +51,8 @@ pub type UserEntryWords = [u64; WORDS];
 /// ([`InvalidateRefusal::Embedders`](hv_iommu::InvalidateRefusal::Embedders)): CMD_SYNC is done when
 /// [`invalidate`](hv_iommu::Domain::invalidate) is back; behind CFGI_STE and CFGI_ALL the user's entries are looked at again,
 /// and what became another one is [replaced](hv_iommu::Group::replace); TLBI_NSNH_ALL of a user is TLBI_NH_ALL;
-/// PREFETCH_CONFIG and PREFETCH_ADDR are hints. The rest is malformed: a unit of the user's own would stop at it (CERROR_ILL).
+/// PREFETCH_CONFIG and PREFETCH_ADDR are hints; RESUME and STALL_TERM, of a user that is shown a unit whose faults stall, answer
+/// nothing, since each request was aborted before the user was told of it. The rest is malformed: a unit of the user's own would stop at it (CERROR_ILL).
 ///
 /// A user is to be shown an SMMU that takes no more than all of the machine's, which is
 /// [`Iommu::user_unit`](hv_iommu::Iommu::user_unit), and [`Discovery::user_unit`](crate::Discovery::user_unit) before bring-up.
@@ -65,8 +66,9 @@ pub type UserEventWords = [u64; crate::spec::event::WORDS];
 /// stage put where its parent has nothing: contexts (F_CD_FETCH) and tables (F_WALK_EABT).
 ///
 /// `None` where a unit of a first stage alone records nothing: the stage led the request itself to where the parent has
-/// nothing, which ends like any access to no memory, or the fault is of something that no user decides; and where a request
-/// that passed the first stage over was wider than the unit takes, since the record does not tell whose entry let it pass.
+/// nothing, which ends like any access to no memory, or the fault is of something that no user decides. A request without a
+/// substream that is wider than the unit takes is told (F_ADDR_SIZE), whether the user's entry let it pass the first stage over
+/// or that stage gave out such an address, or the user had no first stage yet: its own unit tells of all three (IHI 0070, 3.4).
 pub fn user_event(fault: &RawFault, stream: StreamId) -> Option<UserEventWords> {
     let detail = &fault.detail;
     let place = match (fault.stage, detail.step, detail.second_stage_page) {
@@ -75,6 +77,9 @@ pub fn user_event(fault: &RawFault, stream: StreamId) -> Option<UserEventWords> 
         }
         (Some(FaultStage::Second), Some(FaultStep::Table), Some(page)) => {
             UserPlace::TableOutOfReach(page)
+        }
+        (None, Some(FaultStep::Input), _) if fault.class == FaultClass::AddressTooWide => {
+            UserPlace::FirstStage
         }
         _ if fault.is_of_users_stage() => UserPlace::FirstStage,
         _ => return None,
@@ -121,7 +126,7 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
 
     fn check_stage(&self, user: &UserEntryWords) -> Result<UserStage, NotTaken> {
         // How descriptors are read is each unit's; see `bind_nested`.
-        FirstStageContexts::of_user(user, Walk::Coherent)
+        FirstStageContexts::of_user(user, self.user_unit().as_ref(), Walk::Coherent)
             .map(UserStage)
             .map_err(entry_refused)
     }
@@ -170,9 +175,12 @@ unsafe impl<P: Platform, F: Tables> NestedBackend for Smmu<P, F> {
     fn check_invalidation(&self, user: &UserCommandWords) -> Result<UserCommand, NotTaken> {
         // As the user was shown, if it was shown anything.
         let shown = self.user_unit();
-        let ranges = shown.is_some_and(|unit| unit.idr3.range_invalidation().is_some());
-        let asid_bits = shown.map_or(8, |unit| unit.idr0.asid_bits());
-        UserCommand::decode(user, ranges, asid_bits).map_err(command_refused)
+        let takes = Takes {
+            ranges: shown.is_some_and(|unit| unit.idr3.range_invalidation().is_some()),
+            asid_bits: shown.map_or(8, |unit| unit.idr0.asid_bits()),
+            stalls: shown.is_some_and(|unit| unit.stalls()),
+        };
+        UserCommand::decode(user, takes).map_err(command_refused)
     }
 
     fn submit_nested(
@@ -290,15 +298,10 @@ fn entry_refused(bad: BadUserEntry) -> NotTaken {
             expected: "zero in these bits",
             found: bits,
         },
-        BadUserEntry::Format(code) => BadRequest {
-            what: "S1FMT of the stream table entry",
-            expected: "0, or 2 with more than one context descriptor",
-            found: code.into(),
-        },
-        BadUserEntry::WithoutSubstream(code) => BadRequest {
-            what: "S1DSS of the stream table entry",
-            expected: "0, 1 or 2",
-            found: code.into(),
+        BadUserEntry::Pointer(address) => BadRequest {
+            what: "S1ContextPtr of the stream table entry",
+            expected: "an address of as many bits as the user is shown (OAS)",
+            found: address,
         },
         BadUserEntry::Contexts(code) => BadRequest {
             what: "S1CDMAX of the stream table entry",

@@ -43,10 +43,6 @@ impl PinnedFunctions {
         Ok(Self(pinned))
     }
 
-    pub(crate) fn has(&self, function: PciAddress) -> bool {
-        self.0.contains(&function)
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = PciAddress> {
         self.0.iter().copied()
     }

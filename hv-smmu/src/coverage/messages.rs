@@ -14,7 +14,7 @@ use hv_core::{Iova, IovaRange, OutOfMemory, PageCount, PciAddress};
 use hv_iommu::{MessageSource, NotIsolated, ReservedKind, ReservedRegion};
 
 use super::Coverage;
-use crate::firmware::{MessageServices, MessageWriter, ServicesIndex};
+use crate::firmware::{MessageServices, MessageWriter, RequestTarget, Route, ServicesIndex};
 use crate::spec::granule::Granule;
 use crate::spec::message::TRANSLATER;
 
@@ -63,6 +63,34 @@ impl Coverage {
             }),
             false => Ok(source_id),
         }
+    }
+
+    /// Whether a requester is this source by any way that firmware gives it: by its own id, or by a stream that it may have. For
+    /// one that firmware tells of in several ways; what goes through an IOMMU that is not driven here sends nothing.
+    pub fn may_be_source(&self, requester: PciAddress, source: MessageSource) -> bool {
+        let id = u32::from(requester.requester());
+        let leads = |routes: &[Route<ServicesIndex>], id: u32| {
+            routes.iter().any(|route| {
+                let is_here = self.controller(route.to) as u32 == source.controller;
+                let becomes = route.window.outputs_of((id, id));
+                is_here && becomes.is_some_and(|(low, high)| (low..=high).contains(&source.id))
+            })
+        };
+        self.hosts_of(requester).any(|host| {
+            let mut streams = host.streams.iter();
+            leads(&host.messages, id & host.message_mask)
+                || streams.any(|route| {
+                    let through = match route.to {
+                        RequestTarget::Unit(unit) => self.firmware.units.get(unit.index()),
+                        RequestTarget::Foreign | RequestTarget::Memory => None,
+                    };
+                    let id = id & host.stream_mask;
+                    let stream = route.window.outputs_of((id, id));
+                    through
+                        .zip(stream)
+                        .is_some_and(|(unit, (stream, _))| leads(&unit.messages, stream))
+                })
+        })
     }
 
     /// Which controller services are: the same number for all that share one.

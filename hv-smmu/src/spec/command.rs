@@ -18,7 +18,7 @@ use crate::{Asid, StallTag, StreamId, SubstreamId, Vmid};
 mod user;
 mod words;
 
-pub use user::{BadCommand, UserCommand};
+pub use user::{BadCommand, Takes, UserCommand};
 use words::{ResponseWord, SizeWord, StreamWord, SyncWord, TlbWord0, TlbWord1};
 
 /// 64-bit words of a command.

@@ -76,6 +76,11 @@ impl UserUnit {
         }
     }
 
+    /// Whether its requests may stand still.
+    pub const fn stalls(&self) -> bool {
+        self.idr0.stall() != STALL_NEVER
+    }
+
     /// One that stands for both: with what either has. `None` where one has to have contexts that stall, and the other
     /// must not.
     pub const fn and(self, other: Self) -> Option<Self> {
@@ -214,6 +219,7 @@ mod tests {
         for (model, shown, most) in [(0, 1, 0), (1, 1, 0), (2, 2, 16)] {
             let unit = with(model);
             assert_eq!((unit.idr0.stall(), unit.idr5.stall_max()), (shown, most));
+            assert_eq!(unit.stalls(), model == 2);
         }
         assert_eq!(with(0).and(with(1)), Some(with(1)));
         assert_eq!(with(2).and(with(1)), None);

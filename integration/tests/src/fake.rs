@@ -440,6 +440,10 @@ unsafe impl<T: 'static> Backend for Fake<T> {
         self.source_of(requester)
     }
 
+    fn may_send_as(&self, requester: PciAddress, source: MessageSource) -> bool {
+        self.is_told_as(requester, source)
+    }
+
     fn format(&self, _caps: &UnitCaps, LeafNeeds { snoop, .. }: LeafNeeds) -> FakeFormat {
         FakeFormat::with(snoop)
     }

@@ -2,7 +2,9 @@
 //! way of a message's services from the MADT to a doorbell.
 
 use hv_core::{PciAddress, PhysAddr, Segment};
-use hv_iommu::{BusRange, Coherency, FunctionKind, NotIsolated, PciFunction, UnitIndex};
+use hv_iommu::{
+    BusRange, Coherency, FunctionKind, MessageSource, NotIsolated, PciFunction, UnitIndex,
+};
 use hv_smmu::firmware::{Firmware, RequesterLimits};
 use hv_smmu::iort::{Defect, parse};
 use hv_smmu::madt::ServicesPlace;
@@ -188,6 +190,37 @@ fn bc10_two_nodes_of_one_its_do_not_hide_that_two_devices_are_one_writer() {
         matches!(shared, Err(NotIsolated::SharedOutside { .. })),
         "{shared:?}"
     );
+}
+
+/// A root complex is mapped to an ITS at once and through the SMMU: which of its two ids a device has there, nobody knows.
+#[test]
+fn bc10_a_device_that_is_told_twice_may_be_either_sender() {
+    let table = Table::new().its(&[3]);
+    let smmu = table.next();
+    let maps = [map(0, 0xffff, 0, smmu), map(0x10, 0, 0x20, ITS)];
+    let table = table
+        .smmu(Smmu::at(0x905_0000), &[map(0, 0xffff, 0, ITS)])
+        .root(0, 0, &maps);
+    let at = |id| PciAddress::from_requester(Segment(0), id);
+    let functions = [0x10, 0x20, 0x30].map(|id| PciFunction::new(at(id), FunctionKind::Endpoint));
+    let iort = parse(&table.finish()).unwrap();
+    let found: Vec<_> = iort.findings.iter().map(|finding| finding.what).collect();
+    assert_eq!(found, [Defect::MappingOverlap]);
+    let coverage = Coverage::new(iort.describe().unwrap(), &functions).unwrap();
+    let source = |id| MessageSource { controller: 0, id };
+    let requester = at(0x10);
+    let untold = NotIsolated::NotTold { requester };
+    assert_eq!(coverage.message_source(requester), Err(untold));
+    assert_eq!(coverage.message_source(at(0x20)), Ok(source(0x20)));
+    let may_be = |of| coverage.may_be_source(requester, of);
+    assert!(may_be(source(0x10)) && may_be(source(0x20)));
+    assert!(!may_be(source(0x30)));
+    let elsewhere = MessageSource {
+        controller: 1,
+        id: 0x20,
+    };
+    assert!(!may_be(elsewhere));
+    assert!(!coverage.may_be_source(at(0x30), source(0x20)));
 }
 
 /// The CCA of root complexes and named components; a path that is coherent (CPM) does not make their devices so.

@@ -23,13 +23,24 @@ pub enum UserCommand {
     AnyAsid(TlbSpan, Depth),
 }
 
+/// What commands the unit that a user sees takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takes {
+    /// Ranges of addresses (IDR3.RIL).
+    pub ranges: bool,
+    /// How many bits its ASIDs have: those above are reserved (IHI 0070, 4.4), and a unit may stop at them.
+    pub asid_bits: u8,
+    /// Whether its requests may stand still, so that their answers are commands and not illegal (IHI 0070, 4.7.1 and 4.7.2).
+    pub stalls: bool,
+}
+
 /// Why a user's command is not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadCommand {
     /// Its kind is not one that a unit takes which is shown to users (word 0, bits 7:0).
     Opcode(u8),
-    /// It is for whoever plays the user's unit: a sync, entries of the stream table, hints, all translations of everybody (word
-    /// 0, bits 7:0).
+    /// It is for whoever plays the user's unit: a sync, entries of the stream table, hints, all translations of everybody, answers
+    /// to requests that stand still (word 0, bits 7:0).
     Embedders(u8),
     /// A bit is set that means nothing, or that is not the user's to set. The bits, and in which word.
     Reserved(usize, u64),
@@ -38,16 +49,16 @@ pub enum BadCommand {
 }
 
 impl UserCommand {
-    /// What the words mean. `ranges` says whether the unit that the user sees takes ranges, `asid_bits` how many bits its
-    /// ASIDs have: those above are reserved (IHI 0070, 4.4), and a unit may stop at them.
+    /// What the words mean to the unit that the user sees.
     ///
     /// # Errors
     /// [`BadCommand`].
-    pub const fn decode(
-        words: &[u64; WORDS],
-        ranges: bool,
-        asid_bits: u8,
-    ) -> Result<Self, BadCommand> {
+    pub const fn decode(words: &[u64; WORDS], takes: Takes) -> Result<Self, BadCommand> {
+        let Takes {
+            ranges,
+            asid_bits,
+            stalls,
+        } = takes;
         let [word0, word1] = *words;
         let opcode = TlbWord0::from_bits(word0).opcode();
         match opcode {
@@ -102,7 +113,9 @@ impl UserCommand {
                     None => Err(BadCommand::Range(word1)),
                 }
             }
-            other if is_embedders(other) => Err(BadCommand::Embedders(other)),
+            other if is_embedders(other) || stalls && is_answer(other) => {
+                Err(BadCommand::Embedders(other))
+            }
             other => Err(BadCommand::Opcode(other)),
         }
     }
@@ -140,6 +153,11 @@ const fn is_embedders(opcode: u8) -> bool {
         left = others;
     }
     false
+}
+
+/// Kinds that answer a request which stands still.
+const fn is_answer(opcode: u8) -> bool {
+    opcode == Opcode::Resume as u8 || opcode == Opcode::StallTerminate as u8
 }
 
 /// Opcode and VMID, which the user may set to whatever it thinks is its own.
@@ -227,8 +245,14 @@ mod tests {
 
     const OURS: Vmid = Vmid::new(0x77);
 
+    const ALL: Takes = Takes {
+        ranges: true,
+        asid_bits: 16,
+        stalls: false,
+    };
+
     fn decode(words: [u64; 2]) -> Result<UserCommand, BadCommand> {
-        UserCommand::decode(&words, true, 16)
+        UserCommand::decode(&words, ALL)
     }
 
     #[test]
@@ -317,6 +341,19 @@ mod tests {
         for opcode in [0x00, 0x07, 0x14, 0x18, 0x1a, 0x40, 0x41, 0x44, 0x45, 0xff] {
             assert_eq!(decode([opcode, 0]), Err(BadCommand::Opcode(opcode as u8)));
         }
+        // CMD_RESUME and CMD_STALL_TERM, where requests may stand still.
+        let stalls = Takes {
+            stalls: true,
+            ..ALL
+        };
+        for command in [[0x44 | 9 << 32, 1], [0x45 | 9 << 32, 0]] {
+            let embedders = BadCommand::Embedders(command[0] as u8);
+            assert_eq!(UserCommand::decode(&command, stalls), Err(embedders));
+        }
+        for opcode in [0x40, 0x41, 0xff] {
+            let refused = UserCommand::decode(&[opcode, 0], stalls);
+            assert_eq!(refused, Err(BadCommand::Opcode(opcode as u8)));
+        }
     }
 
     #[test]
@@ -345,19 +382,27 @@ mod tests {
         );
         // An ASID that the unit does not have.
         let wide = [0x11 | 0x100 << 48, 0];
+        let narrow = Takes {
+            asid_bits: 8,
+            ..ALL
+        };
         assert_eq!(
-            UserCommand::decode(&wide, true, 8),
+            UserCommand::decode(&wide, narrow),
             Err(BadCommand::Reserved(0, 0x100 << 48))
         );
         assert_eq!(
-            UserCommand::decode(&[0x12 | 0x8000 << 48, 0], true, 8),
+            UserCommand::decode(&[0x12 | 0x8000 << 48, 0], narrow),
             Err(BadCommand::Reserved(0, 0x8000 << 48))
         );
-        assert!(UserCommand::decode(&wide, true, 16).is_ok());
+        assert!(UserCommand::decode(&wide, ALL).is_ok());
         // A user that sees no ranges may not give them.
         let ranged = [0x13 | 1 << 12, 1 << 10 | 3 << 8];
+        let unranged = Takes {
+            ranges: false,
+            ..ALL
+        };
         assert_eq!(
-            UserCommand::decode(&ranged, false, 16),
+            UserCommand::decode(&ranged, unranged),
             Err(BadCommand::Reserved(0, 1 << 12))
         );
     }

@@ -6,8 +6,10 @@
 
 use super::words::{Word0, Word1};
 use super::{
-    CONFIG_FIRST, CONFIG_PASS, ContextTableFormat, FirstStageContexts, WORDS, WithoutSubstream,
+    CONFIG_FIRST, CONFIG_PASS, ContextTableFormat, FirstStageContexts, POINTER_BITS, WORDS,
+    WithoutSubstream,
 };
+use crate::spec::user_unit::UserUnit;
 use crate::spec::walk::Walk;
 
 /// Why a user's entry is not taken.
@@ -19,20 +21,26 @@ pub enum BadUserEntry {
     Config(u64),
     /// A bit is set that means nothing, or that is not the user's to set. In which word, and the bits.
     Reserved(usize, u64),
-    /// S1FMT is reserved, or needs another size. The code.
-    Format(u8),
-    /// S1DSS is reserved. The code.
-    WithoutSubstream(u8),
+    /// S1ContextPtr is wider than the addresses that the user is shown. The address.
+    Pointer(u64),
     /// S1CDMAX is larger than substreams go. The code.
     Contexts(u8),
 }
 
 impl FirstStageContexts {
-    /// The first stage that a user's entry describes; its context descriptors are at an address of the user's.
+    /// The first stage that a user's entry describes; its context descriptors are at an address of the user's. `shown` is what
+    /// the user sees as its unit, if it is shown one.
+    ///
+    /// What its unit ignores is ignored, and reserved codes are what they behave as (IHI 0070, 5.2: S1Fmt, S1CDMax, S1DSS, and
+    /// `SteIllegal`): S1CDMax where there are no substreams, the other two with one descriptor.
     ///
     /// # Errors
     /// [`BadUserEntry`].
-    pub const fn of_user(words: &[u64; WORDS], walk: Walk) -> Result<Self, BadUserEntry> {
+    pub const fn of_user(
+        words: &[u64; WORDS],
+        shown: Option<&UserUnit>,
+        walk: Walk,
+    ) -> Result<Self, BadUserEntry> {
         let [word0, word1, rest @ ..] = words;
         let (word0, word1) = (*word0, *word1);
         let entry = Word0::from_bits(word0);
@@ -69,22 +77,29 @@ impl FirstStageContexts {
             }
             (left, number) = (others, number + 1);
         }
+        let (log2, bits) = match shown {
+            Some(shown) if shown.idr1.ssidsize() == 0 => (0, shown.idr5.output_size().bits()),
+            Some(shown) => (entry.s1cdmax(), shown.idr5.output_size().bits()),
+            None => (entry.s1cdmax(), POINTER_BITS as u8),
+        };
+        let several = log2 != 0;
         let format = match entry.s1fmt() {
-            0 => ContextTableFormat::Linear,
-            // One descriptor needs no second level.
-            2 if entry.s1cdmax() != 0 => ContextTableFormat::TwoLevel,
-            other => return Err(BadUserEntry::Format(other)),
+            1 if several => ContextTableFormat::TwoLevelsOfPages,
+            2 if several => ContextTableFormat::TwoLevel,
+            _ => ContextTableFormat::Linear,
         };
         let without = match Word1::from_bits(word1).s1dss() {
-            0 => WithoutSubstream::Terminate,
-            1 => WithoutSubstream::Bypass,
-            2 => WithoutSubstream::UseZero,
-            other => return Err(BadUserEntry::WithoutSubstream(other)),
+            1 if several => WithoutSubstream::Bypass,
+            2 if several => WithoutSubstream::UseZero,
+            _ => WithoutSubstream::Terminate,
         };
         let table = entry.s1contextptr() << super::S1CONTEXTPTR_SHIFT;
-        match Self::new(table, format, entry.s1cdmax(), without, walk) {
+        if table >> bits != 0 {
+            return Err(BadUserEntry::Pointer(table));
+        }
+        match Self::new(table, format, log2, without, walk) {
             Some(contexts) => Ok(contexts),
-            None => Err(BadUserEntry::Contexts(entry.s1cdmax())),
+            None => Err(BadUserEntry::Contexts(log2)),
         }
     }
 }
@@ -94,7 +109,7 @@ mod tests {
     use super::super::{Regime, StreamOptions, StreamTableEntry};
     use super::*;
     use crate::Vmid;
-    use crate::spec::id_registers::StallModel;
+    use crate::spec::id_registers::{Aidr, Idr0, Idr1, Idr3, Idr5, StallModel};
 
     /// A guest's entry: valid, first stage, 2^4 descriptors at 0x1_2345_6000, substream 0 for requests without one.
     const WORDS_OF_A_GUEST: [u64; WORDS] = [
@@ -109,7 +124,7 @@ mod tests {
     ];
 
     fn of(words: [u64; WORDS]) -> Result<FirstStageContexts, BadUserEntry> {
-        FirstStageContexts::of_user(&words, Walk::Coherent)
+        FirstStageContexts::of_user(&words, None, Walk::Coherent)
     }
 
     #[test]
@@ -156,10 +171,61 @@ mod tests {
         for word in 2..WORDS {
             assert_eq!(with(word, 1), BadUserEntry::Reserved(word, 1));
         }
-        assert_eq!(with(0, 3 << 4), BadUserEntry::Format(3));
-        assert_eq!(with(0, 1 << 4), BadUserEntry::Format(1));
-        assert_eq!(with(1, 1), BadUserEntry::WithoutSubstream(3));
         // 2^21 descriptors.
         assert_eq!(with(0, (4 ^ 21) << 59), BadUserEntry::Contexts(21));
+    }
+
+    /// What a unit ignores, and what its reserved codes are to it (IHI 0070, 5.2).
+    #[test]
+    fn what_a_users_unit_would_take_is_taken() {
+        let shown = |ssidsize, output| {
+            let (idr1, idr5) = (
+                Idr1::new().with_ssidsize(ssidsize),
+                Idr5::new().with_oas(output),
+            );
+            let registers = (Idr0::new(), idr1, Idr3::new(), idr5);
+            UserUnit::of_unit(registers, Aidr::from_bits(0), true, idr5.output_size())
+        };
+        let of = |shown: Option<&UserUnit>, log2: u64, format: u64, without: u64| {
+            let mut words = WORDS_OF_A_GUEST;
+            words[0] = 0x1_2345_6000 | 0xb | log2 << 59 | format << 4;
+            words[1] = without | 1 << 2 | 1 << 4;
+            FirstStageContexts::of_user(&words, shown, Walk::Coherent)
+        };
+        let expect = |log2, format, without| {
+            FirstStageContexts::new(0x1_2345_6000, format, log2, without, Walk::Coherent).unwrap()
+        };
+        let (linear, none) = (ContextTableFormat::Linear, WithoutSubstream::Terminate);
+        let eight = shown(8, 5);
+        let formats = [
+            linear,
+            ContextTableFormat::TwoLevelsOfPages,
+            ContextTableFormat::TwoLevel,
+            linear,
+        ];
+        let withouts = [
+            none,
+            WithoutSubstream::Bypass,
+            WithoutSubstream::UseZero,
+            none,
+        ];
+        for shown in [None, Some(&eight)] {
+            for (format, expected) in (0..).zip(formats) {
+                assert_eq!(of(shown, 7, format, 0), Ok(expect(7, expected, none)));
+                assert_eq!(of(shown, 0, format, format), Ok(expect(0, linear, none)));
+            }
+            for (without, expected) in (0..).zip(withouts) {
+                assert_eq!(of(shown, 7, 0, without), Ok(expect(7, linear, expected)));
+            }
+        }
+        // Without substreams, nor is their number looked at.
+        assert_eq!(
+            of(Some(&shown(0, 5)), 31, 2, 1),
+            Ok(expect(0, linear, none))
+        );
+        // The pointer is below 2^33: 36 bits take it, 32 do not.
+        assert!(of(Some(&shown(8, 1)), 4, 0, 0).is_ok());
+        let refused = Err(BadUserEntry::Pointer(0x1_2345_6000));
+        assert_eq!(of(Some(&shown(8, 0)), 4, 0, 0), refused);
     }
 }

@@ -13,12 +13,23 @@ impl<T> Fake<T> {
         sources.push((requester, source));
     }
 
+    /// Firmware says of `requester` that it is that sender, whatever else it says.
+    pub fn also_tells_as(&self, requester: PciAddress, source: MessageSource) {
+        lock(&self.inner.sources).push((requester, source));
+    }
+
     pub(super) fn source_of(&self, requester: PciAddress) -> Result<MessageSource, NotIsolated> {
         let sources = lock(&self.inner.sources);
-        let known = sources.iter().find(|(other, _)| *other == requester);
-        known
-            .map(|(_, source)| *source)
-            .ok_or(NotIsolated::NotRemapped { requester })
+        let mut known = sources.iter().filter(|(other, _)| *other == requester);
+        match (known.next(), known.next()) {
+            (Some((_, source)), None) => Ok(*source),
+            (None, _) => Err(NotIsolated::NotRemapped { requester }),
+            (Some(_), Some(_)) => Err(NotIsolated::NotTold { requester }),
+        }
+    }
+
+    pub(super) fn is_told_as(&self, requester: PciAddress, source: MessageSource) -> bool {
+        lock(&self.inner.sources).contains(&(requester, source))
     }
 
     /// Whether a device's write to `at` is told to be none to memory.

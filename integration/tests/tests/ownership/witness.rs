@@ -79,6 +79,26 @@ fn a_sender_that_is_of_two_groups_is_no_witness_for_either() {
     assert!(nic.interrupts_isolated().is_ok());
 }
 
+/// Firmware tells of another device twice, once as this group's sender.
+#[test]
+fn bc10_a_sender_that_another_may_be_is_no_witness() {
+    let mut machine = told_apart();
+    let nic = machine.take(NIC);
+    machine.fake.also_tells_as(DISK, source(8));
+    let refused = nic.interrupts_isolated().unwrap_err();
+    let expected = NotIsolated::MayBeShared {
+        requester: NIC,
+        source_id: source(8),
+        other: DISK,
+    };
+    assert_eq!(refused, expected);
+    // Told twice, and as none of the twins' either time.
+    assert!(machine.take(TWIN[0]).interrupts_isolated().is_ok());
+    let requester = DISK;
+    let own = machine.take(DISK).interrupts_isolated().unwrap_err();
+    assert_eq!(own, NotIsolated::NotTold { requester });
+}
+
 #[test]
 fn a_witness_is_for_its_own_group_in_its_own_subsystem() {
     let (mut machine, mut other) = (told_apart(), told_apart());

@@ -4,9 +4,9 @@
 use hv_core::platform::PciConfig;
 use hv_core::{IovaRange, PageCount, PageSize, PciAddress, Perms, PhysAddr, PhysRange, VmId};
 use hv_iommu::{
-    AttachError, AttachFailed, BufferRequest, BusRange, Coherency, Config, DmaConfig, DmaError,
-    DmaRefusal, Domain, DomainConfig, FirmwareKept, FunctionKind, InterruptsIsolated, Iommu,
-    KeptSetup, ReservedKind, Snooping, UnitIndex,
+    AccessControl, AttachError, AttachFailed, BufferRequest, BusRange, Coherency, Config,
+    DmaConfig, DmaError, DmaRefusal, Domain, DomainConfig, FirmwareKept, FunctionKind,
+    InterruptsIsolated, Iommu, KeptSetup, ReservedKind, Snooping, UnitIndex, VirtualFunctions,
 };
 use hv_rig::{FunctionModel, Machine, RegionModel, Rig, Tenant, Vendor};
 use hv_smmu::firmware::{Firmware, ReservedStreams};
@@ -118,6 +118,73 @@ fn bc06_what_firmware_uses_through_a_bridges_alias_runs_on() {
     assert_eq!(kept.len(), 1);
     assert_eq!(kept[0].group.members(), BEHIND);
     check("after it");
+    drop((kept, groups));
+}
+
+/// Firmware uses one virtual function, by a stream that its physical one has not: that one runs on, and the port above it.
+#[test]
+fn bc06_what_firmware_uses_through_a_virtual_functions_stream_runs_on() {
+    let (port, physical, of_firmware) = (pci(0, 0x1d, 0), pci(3, 0, 0), pci(3, 0, 1));
+    let mut machine = Machine::calm_of(Vendor::Smmu);
+    let buses = BusRange {
+        secondary: 3,
+        subordinate: 3,
+    };
+    let root = FunctionModel::new(port, FunctionKind::RootPort(buses));
+    machine.functions.push(root);
+    for function in [physical, of_firmware] {
+        let endpoint = FunctionModel::new(function, FunctionKind::Endpoint);
+        machine.functions.push(endpoint);
+    }
+    for function in &mut machine.functions {
+        function.left_on = true;
+    }
+    machine.regions.push(RegionModel {
+        memory: memory(),
+        functions: vec![of_firmware],
+    });
+    let rig = Rig::new(machine).unwrap();
+    let _retires = Retires(rig.clone());
+    let tenant = Tenant(1);
+    let range = iovas(memory().start().as_u64(), 1);
+    rig.mapping(tenant, range, memory(), Perms::ReadWrite);
+    rig.mapped(tenant, range, Perms::ReadWrite);
+    rig.keep_running(&[of_firmware], tenant);
+    // The list has the second as the first's virtual one, apart from it.
+    let apart = AccessControl::from_registers(0b0001_1101, 0b0001_1101);
+    let mut functions = rig.functions();
+    functions.retain(|function| function.address != of_firmware);
+    for function in &mut functions {
+        if function.address == physical || function.address == port {
+            function.access_control = apart;
+        }
+        if function.address == physical {
+            function.virtual_functions = Some(VirtualFunctions {
+                first_offset: 1,
+                stride: 1,
+                count: 1,
+            });
+        }
+    }
+    let policy = FirmwareKept::keep_pinned_devices_running("a test").accepting_gap();
+    let (firmware, strict) = (rig.smmu_firmware().unwrap(), CoveragePolicy::Strict);
+    let found = Smmu::discover_keeping(rig.clone(), firmware, &functions, strict, &policy);
+    let dormant = found.unwrap().bring_up().unwrap();
+    assert!(masters(&rig, port) && masters(&rig, of_firmware));
+    assert!(!masters(&rig, physical));
+    let config = Config {
+        wait: WAIT,
+        ..Config::default()
+    };
+    let wide = DomainConfig {
+        address_bits: 34,
+        largest_page: PageSize::Size1G,
+    };
+    let made = Iommu::new_keeping(dormant, &functions, config, wide, &policy);
+    let KeptSetup { kept, groups, .. } = made.unwrap();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].group.members(), [of_firmware]);
+    assert!(masters(&rig, port) && masters(&rig, of_firmware));
     drop((kept, groups));
 }
 

@@ -137,6 +137,31 @@ fn bc19_a_guest_is_told_of_its_own_faults_as_its_own_unit_would_tell_it() {
     });
 }
 
+/// Where a guest lets requests pass its first stage, one wider than that takes is told by it (IHI 0070, 5.2, S1DSS 0b01).
+#[test]
+fn bc19_an_address_too_wide_for_a_guests_stage_that_is_passed_over_is_told_to_it() {
+    let quiet = |machine: &mut Machine| {
+        nesting(machine);
+        machine.temper.background = false;
+    };
+    on_machines(20, quiet, |stand| {
+        let mut nest = nest(stand, 2);
+        let mut entry = nest.stage.entry(2);
+        entry[1] = entry[1] & !3 | 1;
+        nest.to_other(&entry).unwrap();
+        let wide = Iova::new(1 << 60);
+        for (access, word1) in [(Access::Read, READ | INPUT), (Access::Write, INPUT)] {
+            let (fault, found) = told(stand, None, wide, access);
+            assert_eq!(found, event(0x11, None, [word1, 1 << 60, 0]), "{fault}");
+        }
+        // What the parent has not is of no stage of the guest's.
+        let (fault, found) = told(stand, None, page(BEYOND), Access::Read);
+        assert!(!fault.is_of_users_stage(), "{fault}");
+        assert_eq!(found, None, "{fault}");
+        drop(nest.end().unwrap());
+    });
+}
+
 /// What a guest asks of all its devices goes to its parent, once; so does that everything is forgotten.
 #[test]
 fn bc03_a_guests_first_stages_are_forgotten_all_at_once() {
@@ -176,22 +201,27 @@ const fn forget_range(asid: u16) -> [u64; 2] {
     ]
 }
 
-/// The entries of a guest that goes to the limit of what it is shown, on contexts at address 0.
+/// The entries of a guest that goes to the limit of what it is shown, on contexts at address 0: IHI 0070, 5.2 (`SteIllegal`).
 fn entries(shown: &UserUnit, entry: [u64; 8]) -> Vec<[u64; 8]> {
     let bits = u64::from(shown.idr1.ssidsize());
+    let with = |log2: u64, format: u64, without: u64| {
+        let mut words = entry;
+        words[0] = words[0] & !(0x1f << 59) | log2 << 59 | format << 4;
+        words[1] |= without;
+        words
+    };
     let mut all = Vec::new();
     for log2 in 0..=bits {
-        // Linear; in two levels, of 4 KiB or 64 KiB. One context alone has no levels.
-        let formats = if shown.idr0.cd2l() && log2 > 0 {
-            &[0_u64, 2][..]
-        } else {
-            &[0][..]
-        };
-        for format in formats {
-            let mut words = entry;
-            words[0] = words[0] & !(0x1f << 59) | log2 << 59 | format << 4;
-            all.push(words);
+        for format in 0..4 {
+            // Levels of 4 KiB or 64 KiB are illegal where there are none; the rest is an array, and one context alone has no levels.
+            if shown.idr0.cd2l() || log2 == 0 || format % 3 == 0 {
+                all.push(with(log2, format, format));
+            }
         }
+    }
+    if bits == 0 {
+        // A unit without substreams does not look at how many contexts there are.
+        all.push(with(5, 2, 3));
     }
     all
 }
@@ -281,7 +311,14 @@ fn bc12_what_a_guest_is_shown_is_never_refused() {
 /// An embedder can tell a guest's mistake, which the guest is told of, from what is its own to do.
 #[test]
 fn a_guests_mistakes_are_told_from_what_the_embedder_does() {
-    on_machines(2, nesting, |stand| {
+    let machine = |machine: &mut Machine| {
+        nesting(machine);
+        let model = 1 + (machine.seed % 2) as u8;
+        for unit in &mut machine.units {
+            unit.smmu().unwrap().stall_model = model;
+        }
+    };
+    on_machines(2, machine, |stand| {
         let group = stand.take(pci(0, 2, 0));
         let claimed = group.claim_for_guest(VmId::new(1).unwrap());
         let parent = Domain::user_parent_alloc(&claimed, small()).unwrap();
@@ -294,8 +331,9 @@ fn a_guests_mistakes_are_told_from_what_the_embedder_does() {
                 "{refused:?}"
             );
         }
-        // Both stages; a reserved format; more contexts than there are numbers for.
-        for word0 in [0b1111, 0b1011 | 3 << 4, 0b1011 | 21 << 59] {
+        // Both stages; contexts past the widest address that the guest is shown; more of them than there are numbers for.
+        let output = stand.iommu.user_unit().unwrap().idr5.output_size().bits();
+        for word0 in [0b1111, 0b1011 | 1 << output, 0b1011 | 21 << 59] {
             let refused = of(word0);
             assert!(
                 matches!(refused, Some(NestedError::Stage(_))),
@@ -317,6 +355,13 @@ fn a_guests_mistakes_are_told_from_what_the_embedder_does() {
                 matches!(refused.reason, InvalidateRefusal::Malformed(_)),
                 "{refused}"
             );
+        }
+        // RESUME and STALL_TERM, where the guest is shown a unit that stalls.
+        let stalls = stand.iommu.user_unit().unwrap().idr0.stall() == 2;
+        for opcode in [0x44, 0x45] {
+            let refused = of(opcode).reason;
+            let is_embedders = matches!(refused, InvalidateRefusal::Embedders(_));
+            assert_eq!(is_embedders, stalls, "{opcode:#x}: {refused:?}");
         }
         drop(parent.destroy().unwrap());
         drop(claimed.release());
