@@ -11,7 +11,7 @@ use crate::qemu_run::serial::{Event, Fault, Outcome, ScenarioEnd};
 use crate::qemu_run::tables;
 use crate::scenarios::{ALL, DISCOVER};
 
-/// How many faults of a scenario are printed; the JSON report has all.
+/// How many different faults of a scenario are printed; the JSON report has all.
 const FAULTS_SHOWN: usize = 6;
 
 /// Collects the run's record and prints it as it grows.
@@ -75,16 +75,8 @@ impl Live {
         for note in self.record.notes_of(&end.name).collect::<Vec<_>>() {
             self.progress.print(format_args!("           {note}"));
         }
-        let faults: Vec<&Fault> = self.record.faults_of(&end.name).collect();
-        for fault in faults.iter().take(FAULTS_SHOWN) {
-            self.progress
-                .print(format_args!("           {}", fault_line(fault)));
-        }
-        if faults.len() > FAULTS_SHOWN {
-            self.progress.print(format_args!(
-                "           and {} more faults",
-                faults.len() - FAULTS_SHOWN
-            ));
+        for line in fault_lines(self.record.faults_of(&end.name)) {
+            self.progress.print(format_args!("           {line}"));
         }
         if end.name == DISCOVER {
             self.progress.print(tables::units(&self.record.units));
@@ -111,6 +103,33 @@ fn scenario_line(end: &ScenarioEnd) -> String {
         milliseconds(end.micros),
         end.detail
     )
+}
+
+/// The faults of a scenario, each that came again once, with how often. A device that tries again and again causes thousands.
+fn fault_lines<'f>(faults: impl Iterator<Item = &'f Fault>) -> Vec<String> {
+    let mut found: Vec<(String, usize)> = Vec::new();
+    for line in faults.map(fault_line) {
+        match found.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, times)) => *times += 1,
+            None => found.push((line, 1)),
+        }
+    }
+    let others = found.split_off(found.len().min(FAULTS_SHOWN));
+    let mut lines: Vec<String> = found
+        .into_iter()
+        .map(|(line, times)| match times {
+            1 => line,
+            _ => format!("{line}, {times} times"),
+        })
+        .collect();
+    if !others.is_empty() {
+        let more: usize = others.iter().map(|(_, times)| times).sum();
+        lines.push(format!(
+            "and {more} more faults, {} different ones",
+            others.len()
+        ));
+    }
+    lines
 }
 
 fn fault_line(fault: &Fault) -> String {
@@ -151,19 +170,37 @@ mod tests {
         assert_eq!(long, "  pass concurrent  1234.57 ms  detail");
     }
 
-    #[test]
-    fn a_fault_names_requester_reason_and_owner() {
-        let fault = Fault {
+    fn fault(address: &str) -> Fault {
+        Fault {
             scenario: "blocked".into(),
             requester: "0000:00:03.0".into(),
-            address: "0x1000".into(),
+            address: address.into(),
             access: "write".into(),
             reason: "no write permission".into(),
             code: 5,
             domain: None,
             owner: Some("hypervisor".into()),
-        };
+        }
+    }
+
+    #[test]
+    fn a_fault_names_requester_reason_and_owner() {
         let text = "fault: 0000:00:03.0 write 0x1000: no write permission (code 0x5, no domain, owner hypervisor)";
-        assert_eq!(fault_line(&fault), text);
+        assert_eq!(fault_line(&fault("0x1000")), text);
+    }
+
+    #[test]
+    fn what_comes_again_and_again_is_one_line() {
+        let addresses = ["0x1000", "0x2000", "0x1000", "0x1000"];
+        let faults = addresses.map(fault);
+        let [first, second] = &fault_lines(faults.iter())[..] else {
+            panic!("two lines");
+        };
+        assert_eq!(*first, format!("{}, 3 times", fault_line(&faults[0])));
+        assert_eq!(*second, fault_line(&faults[1]));
+        let many: Vec<Fault> = (0..9).map(|page| fault(&format!("{page}"))).collect();
+        let lines = fault_lines(many.iter().chain(&many[8..]));
+        assert_eq!(lines.len(), FAULTS_SHOWN + 1);
+        assert_eq!(lines[FAULTS_SHOWN], "and 4 more faults, 3 different ones");
     }
 }
