@@ -34,10 +34,12 @@ mod chosen {
         link_mask: 0b1000_0011,
         link: 0b11,
     };
+    /// Software's mark of a leaf, which hardware ignores.
+    const MARK: u64 = 1 << 56;
     /// A leaf of 4 KiB, beside its address.
-    pub const PAGE: u64 = 0b11;
+    pub const PAGE: u64 = MARK | 0b11;
     /// A larger one.
-    pub const BLOCK: u64 = 0b1000_0011;
+    pub const BLOCK: u64 = MARK | 0b1000_0011;
 }
 
 #[cfg(feature = "vmsa")]
