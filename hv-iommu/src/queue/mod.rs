@@ -189,7 +189,8 @@ enum Caller {
 /// for good until the head is past them, but for what is spared in a held queue, and what hardware refuses. The tail register was last written with
 /// `given`, or is about to be, by the holder of the bell; `rung` follows. Head ≤ `given` ≤ tail, and tail − head is at most
 /// the shape's capacity, one less while a
-/// sync is owed. Where each batch has a sync, each that is published ends in one, and none is owed. Places of positions from the tail on hold what hardware has read.
+/// sync is owed. Where each batch has a sync, each that is published ends in one, and none is owed. Places of positions from
+/// the tail on hold what hardware has read.
 pub struct CommandQueue {
     shape: QueueShape,
     tail: Apart<AtomicU64>,
